@@ -1,0 +1,60 @@
+"""LongRoPE as a complete system: find rescale factors, compare them with PI, NTK and YaRN, export the model."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from longrope.data.documents import Document as Document
+    from longrope.data.documents import load_documents as load_documents
+    from longrope.data.split import draw as draw
+    from longrope.data.split import split as split
+    from longrope.embedding import LongRoPE as LongRoPE
+    from longrope.errors import LongRopeError as LongRopeError
+    from longrope.evaluation.loss import token_losses as token_losses
+    from longrope.evaluation.objective import perplexity_objective as perplexity_objective
+    from longrope.evaluation.perplexity import compare as compare
+    from longrope.evaluation.perplexity import perplexity as perplexity
+    from longrope.export.check import check_parity as check_parity
+    from longrope.export.huggingface import export_huggingface as export_huggingface
+    from longrope.extension.factors import find_factors as find_factors
+    from longrope.files import load_factors as load_factors
+    from longrope.models.load import load as load
+    from longrope.models.patch import attach as attach
+    from longrope.models.patch import patch as patch
+    from longrope.rope import Extension as Extension
+    from longrope.rope import Rope as Rope
+    from longrope.rope import Scaling as Scaling
+    from longrope.schemes import SCHEMES as SCHEMES
+    from longrope.schemes import attention_factor as attention_factor
+    from longrope.schemes import scheme as scheme
+
+_HOMES = {
+    "data.documents": ("Document", "load_documents"),
+    "data.split": ("draw", "split"),
+    "embedding": ("LongRoPE",),
+    "errors": ("LongRopeError",),
+    "evaluation.loss": ("token_losses",),
+    "evaluation.objective": ("perplexity_objective",),
+    "evaluation.perplexity": ("compare", "perplexity"),
+    "export.check": ("check_parity",),
+    "export.huggingface": ("export_huggingface",),
+    "extension.factors": ("find_factors",),
+    "files": ("load_factors",),
+    "models.load": ("load",),
+    "models.patch": ("attach", "patch"),
+    "rope": ("Extension", "Rope", "Scaling"),
+    "schemes": ("SCHEMES", "attention_factor", "scheme"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for when it is asked for: torch only with the first name that needs it."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'longrope' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"longrope.{_HOME_OF[name]}"), name)

@@ -1,0 +1,66 @@
+"""``longrope inspect``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longrope.cli import options
+
+if TYPE_CHECKING:
+    from longrope.rope import Rope, Scaling
+
+
+def run(
+    model: options.Model,
+    length: Annotated[str | None, typer.Option("--length", "-l", help="Target length [default: 8 times L0].")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """A model's rotary pairs: wavelength, trained through or not, and the factors that each scheme gives them."""
+    target = None if length is None else options.parse_length(length)
+
+    from longrope.models.load import load_config
+    from longrope.rope import Rope
+    from longrope.schemes import SCHEMES, scheme
+
+    rope = Rope.of(load_config(model))
+    target = target or 8 * rope.original_length
+    scalings = {name: scheme(name, rope, target) for name in SCHEMES}
+    record = {
+        "dim": rope.dim,
+        "rope_theta": rope.base,
+        "original_length": rope.original_length,
+        "critical_pair": rope.critical_pair,
+        "length": target,
+        "wavelengths": rope.wavelengths.tolist(),
+        "factors": {name: list(scaling.factors) for name, scaling in scalings.items()},
+        "attention_factors": {name: scaling.attention_factor for name, scaling in scalings.items()},
+    }
+    options.tell(record, as_json=as_json, text=lambda: show(model, rope, scalings, target))
+
+
+def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int) -> None:
+    """Print the table of pairs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(
+        f"{model}: {rope.dim} rotated dimensions, rope_theta {rope.base:,.0f}, L0 = {rope.original_length:,} tokens; "
+        f"factors for {length:,} tokens (s = {rope.scale(length):g})"
+    )
+    table = Table("pair", "wavelength", "turns in L0", "trained", *scalings)
+    for i, wavelength in enumerate(rope.wavelengths):
+        turns = rope.original_length / wavelength
+        trained = "through" if i < rope.critical_pair else "[yellow]under-trained[/]"
+        factors = [f"{scaling.factors[i]:.3f}" for scaling in scalings.values()]
+        table.add_row(str(i), f"{wavelength:,.1f}", f"{turns:,.2f}", trained, *factors)
+    table.add_section()
+    factors = [f"{scaling.attention_factor:.3f}" for scaling in scalings.values()]
+    table.add_row("", "", "", "attention", *factors)
+    console.print(table)
+    console.print(
+        f"Pairs from {rope.critical_pair} on never finished a turn in training (critical pair {rope.critical_pair}): "
+        "positions beyond L0 show the model angles that it has not seen."
+    )

@@ -1,0 +1,96 @@
+"""What several commands share: the options, and reading lengths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longrope.rope import Extension, Scaling
+
+Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a built-in name: tiny, smollm2.")]
+Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Folder, text file, .jsonl, .parquet, or stdlib (the default: this Python's own library)."),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as the checkpoint.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto.")]
+Batch = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the split of the documents into search, held-out and test.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokens from one run to the next.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Attention = Annotated[str, typer.Option(help="Attention factor: su, yarn, none, or a number.")]
+
+
+def parse_length(text: str, name: str = "length") -> int:
+    """A number of tokens: k is 1024, m is 1024².
+
+    >>> parse_length("16k"), parse_length("2m"), parse_length("1.5K"), parse_length("16384")
+    (16384, 2097152, 1536, 16384)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.strip().lower())
+    tokens = float(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2]] if match else 0
+    if tokens < 2 or tokens != int(tokens):
+        raise LongRopeError(f"{name} = {text!r} is no number of tokens; write 16384, 16k or 2m")
+    return int(tokens)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Several numbers of tokens, by commas, in ascending order."""
+    return sorted({parse_length(part, "lengths") for part in text.split(",")})
+
+
+def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model with transformers' own progress bars off."""
+    import torch
+    from transformers.utils import logging
+
+    from longrope.models.load import load
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
+    return load(name, dtype=dtype, device=device)
+
+
+def default_data(model: str, data: str | None) -> str:
+    """The running Python's library unless told otherwise; for ``tiny``, the part that it was not trained on."""
+    return data or ("stdlib:unseen" if model == "tiny" else "stdlib")
+
+
+def claim(path: Path, *, overwrite: bool) -> None:
+    """Make sure that an output may be written.
+
+    Raises:
+        LongRopeError: if it exists and ``overwrite`` is False.
+    """
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise LongRopeError(f"{path} exists; choose another output with -o or replace it with --overwrite")
+
+
+def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
+    """Print a record as JSON, or call what prints it for people."""
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+    else:
+        text()
+
+
+def read_factors(path: str) -> Scaling | Extension:
+    """A factors file, or the ``extension.json`` of a run folder."""
+    from longrope.files import load_factors
+
+    return load_factors(Path(path) / "extension.json" if Path(path).is_dir() else path)

@@ -1,0 +1,38 @@
+"""Live progress on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from longrope.search.run import Progress as Standing
+
+
+@contextmanager
+def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar on standard error; the function given takes what is done and what to say of it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda done, note: progress.update(task, completed=done, note=note)
+
+
+@contextmanager
+def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, float, Standing], None]]:
+    """What `find_factors` takes as ``watch``: generation, best perplexity, YaRN's, evaluations per second, time left."""
+    with bar("search", total, quiet=quiet) as update:
+
+        def watch(seed: int, yarn: float, standing: Standing) -> None:
+            rate = standing.evaluations / max(standing.seconds, 1e-9)
+            speed = f"{rate:.1f}/s" if rate > 0.1 else f"{1 / rate:.0f} s each"
+            note = f"seed {seed}, generation {standing.generation}: perplexity {math.exp(standing.loss):.3f} "
+            update(standing.evaluations, f"{note}(YaRN {math.exp(yarn):.3f}), {speed}")
+
+        yield watch

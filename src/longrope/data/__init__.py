@@ -1,0 +1,1 @@
+"""Long documents: load, tokenize, cut, split."""

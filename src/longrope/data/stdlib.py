@@ -1,0 +1,50 @@
+"""Long documents that every machine with a Python has: the standard library's own source."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+from pathlib import Path
+
+# `encodings` is mostly generated charmap tables; `_sysconfigdata*` holds one machine's build flags.
+SKIPPED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip", "encodings"}
+)
+SKIPPED_MODULES = ("_sysconfigdata", "sitecustomize", "usercustomize")
+# The salt was picked among the first few hundred so that both sides get documents of every size.
+UNSEEN_SALT, UNSEEN_PERCENT = "longrope-40:", 30
+
+
+def stdlib_documents(*, unseen: bool = False) -> list[tuple[str, str]]:
+    """(name, text) of each package and each top-level module of the running Python, sorted by name.
+
+    A package is one document: its modules joined in path order. `unseen=True` gives only the documents
+    that the reference model `tiny` was not trained on (see `is_unseen`). Files that are not UTF-8 are left out.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*.py")):
+        inner = path.relative_to(root)
+        name = inner.parts[0].removesuffix(".py")
+        if _is_library(inner, name):
+            files.setdefault(name, []).append(path)
+    names = sorted(name for name in files if is_unseen(name) or not unseen)
+    documents = [(name, "\n".join(filter(None, map(_read, files[name])))) for name in names]
+    return [(name, text) for name, text in documents if text]
+
+
+def is_unseen(name: str) -> bool:
+    """Whether a document is reserved for evaluation: a hash of its name, so it holds on every Python version."""
+    digest = hashlib.sha256((UNSEEN_SALT + name).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 100 < UNSEEN_PERCENT
+
+
+def _is_library(inner: Path, name: str) -> bool:
+    return name.isidentifier() and not name.startswith(SKIPPED_MODULES) and SKIPPED_FOLDERS.isdisjoint(inner.parts)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError):
+        return ""

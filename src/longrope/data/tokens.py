@@ -1,0 +1,53 @@
+"""Text to token ids, kept on disk from one call to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE = "The 3 tokenizers, été\n\tdef f(x): return {x}"
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache: Path | None = None) -> np.ndarray:
+    """The first ``length`` tokens of a text, or all if it has fewer, int64.
+
+    Args:
+        text: any.
+        tokenizer: its special tokens are added as for the model's own inputs.
+        length: in tokens.
+        cache: a folder that keeps tokens from one call to the next.
+    """
+    if len(text) > 24 * length:  # so long a head has more than enough tokens in nearly every language
+        head = _cached(text[: 12 * length], tokenizer, cache)
+        if len(head) > length:
+            return head[:length]
+    return _cached(text, tokenizer, cache)[:length]
+
+
+def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> np.ndarray:
+    if cache is None:
+        return _encode(text, tokenizer)
+    state = f"{type(tokenizer).__name__} {len(tokenizer)} {tokenizer.encode(SAMPLE)}"
+    key = hashlib.sha256(f"{state}\0{text}".encode()).hexdigest()
+    path = cache / f"{key[:32]}.npy"
+    if path.is_file():
+        return np.load(path, allow_pickle=False).astype(np.int64)
+    tokens, buffer = _encode(text, tokenizer), io.BytesIO()
+    np.save(buffer, tokens.astype(np.int32), allow_pickle=False)
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
+    return tokens
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    return np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Perplexity by length, and what a search minimises."""

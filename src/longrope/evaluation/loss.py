@@ -1,0 +1,87 @@
+"""Negative log-likelihood by token in memory that does not grow with vocabulary times length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from longrope.errors import LongRopeError
+
+LOGITS_AT_ONCE = 2**24
+
+
+def token_losses(
+    model: PreTrainedModel, tokens: np.ndarray, *, batch: int = 1, done: Callable[[int], None] | None = None
+) -> np.ndarray:
+    """The loss of every token but the first given those before it, in nats, float32 ``(documents, length - 1)``.
+
+    The backbone runs once a batch; the head runs on chunks of `LOGITS_AT_ONCE` logits (64 MiB in float32).
+
+    Args:
+        model: a causal language model, patched or not.
+        tokens: ``(documents, length)`` token ids.
+        batch: documents in one forward pass.
+        done: called with the number of finished documents after each pass.
+
+    Raises:
+        LongRopeError: if memory runs out; says at which length.
+    """
+    losses = []
+    for start in range(0, len(tokens), batch):
+        try:
+            losses.append(_batch_losses(model, torch.from_numpy(tokens[start : start + batch])))
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            raise LongRopeError(
+                f"out of memory at length {tokens.shape[1]} with batch {min(batch, len(tokens))} on {model.device}; "
+                "lower the length or the batch, or use dtype bfloat16"
+            ) from error
+        if done is not None:
+            done(start + len(tokens[start : start + batch]))
+    return np.concatenate(losses)
+
+
+@torch.inference_mode()
+def _batch_losses(model: PreTrainedModel, tokens: Tensor) -> np.ndarray:
+    tokens = tokens.to(model.device)
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    size = max(1, LOGITS_AT_ONCE // (len(tokens) * model.config.get_text_config().vocab_size))
+    losses = torch.empty(len(tokens), tokens.shape[1] - 1)
+    with _head_only(model) as logits_of:
+        for start in range(0, losses.shape[1], size):
+            end = min(start + size, losses.shape[1])
+            logits = logits_of(tokens[:, start:end], hidden[:, start:end])
+            targets = tokens[:, start + 1 : end + 1]
+            losses[:, start:end] = cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    return losses.numpy()
+
+
+@contextmanager
+def _head_only(model: PreTrainedModel) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """A function (tokens, hidden states) -> logits that runs the model's own head, soft caps and scales included."""
+    backbone = model.base_model
+    given: list[Tensor] = []
+
+    def forward(*_: object, **__: object) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=given[0])  # pyright: ignore[reportArgumentType]
+
+    def logits_of(tokens: Tensor, hidden: Tensor) -> Tensor:
+        given[:] = [hidden]
+        return model(input_ids=tokens, use_cache=False).logits
+
+    replaced = vars(backbone).get("forward")
+    backbone.forward = forward
+    try:
+        yield logits_of
+    finally:
+        del backbone.forward
+        if replaced is not None:
+            backbone.forward = replaced

@@ -1,0 +1,87 @@
+"""Perplexity by length of several factors side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from longrope.evaluation.loss import token_losses
+from longrope.models.patch import patch
+from longrope.rope import Extension, Rope, Scaling
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Token-weighted perplexity of the first ``length`` tokens of some documents, and how sure it is.
+
+    ``standard_error`` is of the mean over documents (0 for a single one); ``losses`` is the mean loss of each.
+    """
+
+    length: int
+    perplexity: float
+    standard_error: float
+    losses: tuple[float, ...]
+
+
+def perplexity(losses: np.ndarray, length: int) -> Perplexity:
+    """Of the first ``length`` tokens, from the losses by token ``(documents, at least length - 1)``.
+
+    >>> perplexity(np.log([[2.0, 2.0, 8.0]]), 3).perplexity.__round__(6)
+    2.0
+    """
+    each = losses[:, : length - 1].mean(axis=1, dtype=np.float64)
+    value = float(np.exp(each.mean()))
+    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else 0.0
+    return Perplexity(length, value, value * error, tuple(each.tolist()))
+
+
+def model_losses(
+    model: PreTrainedModel,
+    factors: Scaling | Extension | None,
+    tokens: np.ndarray,
+    *,
+    batch: int = 1,
+    done: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """`token_losses` of a model with some factors; None is the model as it is."""
+    if factors is None:
+        return token_losses(model, tokens, batch=batch, done=done)
+    with patch(model, factors):
+        return token_losses(model, tokens, batch=batch, done=done)
+
+
+def compare(
+    model: PreTrainedModel,
+    candidates: Mapping[str, Scaling | Extension | None],
+    tokens: np.ndarray,
+    lengths: Sequence[int],
+    *,
+    batch: int = 1,
+    done: Callable[[str, int], None] | None = None,
+) -> dict[str, list[Perplexity]]:
+    """Perplexity at every length of every candidate, on the same documents.
+
+    One forward pass of the longest length gives all lengths, as the factors do not depend on it; an `Extension` has
+    two sets and takes a second pass, of the original length.
+
+    Args:
+        model: a causal language model.
+        candidates: factors by name; None is the model as it is.
+        tokens: ``(documents, at least the longest length)``.
+        lengths: in tokens.
+        batch: documents in one forward pass.
+        done: called with the candidate's name and its number of finished documents.
+    """
+    tokens, table = tokens[:, : max(lengths)], {}
+    for name, factors in candidates.items():
+        report = None if done is None else (lambda count, name=name: done(name, count))
+        losses = model_losses(model, factors, tokens, batch=batch, done=report)
+        short = losses
+        if isinstance(factors, Extension):
+            short = model_losses(model, factors, tokens[:, : factors.rope.original_length], batch=batch)
+        limit = Rope.of(model).original_length if factors is not None else 0
+        table[name] = [perplexity(short if length <= limit else losses, length) for length in lengths]
+    return table

@@ -1,0 +1,1 @@
+"""Checkpoints that others load with the same numbers."""

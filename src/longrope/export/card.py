@@ -1,0 +1,38 @@
+"""The model card of an exported checkpoint."""
+
+from __future__ import annotations
+
+from longrope.rope import Extension
+
+SETS = {
+    "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose between "
+    "them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`); export with "
+    "`--mode static` for the same numbers everywhere.",
+    "static": "One set of factors at every length, so that every engine computes the same.",
+}
+
+
+def card(extension: Extension, mode: str, name: str) -> str:
+    """Markdown: what the checkpoint is, its factors, and where they come from."""
+    long, rope = extension.long, extension.rope
+    rows = [f"| {i} | {w:,.1f} | {s:.4g} | {f:.4g} |" for i, (w, s, f) in enumerate(
+        zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))]
+    found = [f"- {key}: {value}" for key, value in long.provenance.items()]
+    return "\n".join(
+        [
+            "---",
+            "tags: [longrope, long-context]",
+            "library_name: transformers",
+            "---",
+            f"# {name}, extended from {rope.original_length:,} to {extension.length:,} tokens",
+            "",
+            f"The weights of {name} with LongRoPE factors (scheme: {long.scheme}, s = {extension.scale:g}, "
+            f"attention factor {long.attention_factor:g}). {SETS[mode].format(original=rope.original_length)}",
+            "",
+            *(["How the factors were found:", "", *found, ""] if found else []),
+            "| pair | wavelength (tokens) | short factor | long factor |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

@@ -1,0 +1,76 @@
+"""The fields of an exported ``config.json``, as each reader wants them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from longrope.errors import LongRopeError
+from longrope.rope import Extension
+from longrope.schemes import attention_factor
+
+MODES = ("dual", "static")
+THREE_KEYS = ("phi3",)
+
+
+def for_mode(extension: Extension, mode: str) -> Extension:
+    """The extension that a checkpoint of a mode holds: ``dual`` keeps both sets, ``static`` has the long one twice.
+
+    Raises:
+        LongRopeError: if configs cannot express it: start tokens, or attention factors that differ.
+    """
+    if mode not in MODES:
+        raise LongRopeError(f"mode = {mode!r} is unknown; choose dual or static")
+    short = extension.short if mode == "dual" else extension.long
+    for name, scaling in (("short", short), ("long", extension.long)):
+        if scaling.start_tokens:
+            raise LongRopeError(
+                f"{name}.start_tokens = {scaling.start_tokens}: no config can hold start tokens; search without them"
+            )
+    if short.attention_factor != extension.long.attention_factor:
+        raise LongRopeError(
+            f"attention_factor = {short.attention_factor:g} (short) and {extension.long.attention_factor:g} (long): "
+            "engines apply one to both; export with --mode static, or search with --attention none"
+        )
+    return Extension(rope=extension.rope, short=short, long=extension.long, length=extension.length)
+
+
+def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, Any]:
+    """A checkpoint's config with the extension in it, from the config of the plain model as transformers 5 writes it.
+
+    ``rope_scaling`` is what transformers 4, vLLM, SGLang, mlx-lm and ExLlama read (transformers 5 prefers it too);
+    ``rope_parameters`` is transformers 5's own form of the same.
+
+    Raises:
+        LongRopeError: if this model type has no field for what the extension needs.
+    """
+    kind, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
+    parameters = config["rope_parameters"]
+    if "rope_theta" not in parameters:
+        raise LongRopeError(f"model type {kind!r} has a rope for each layer type; its export is not supported yet")
+    formula = attention_factor("su", rope, extension.length)
+    on_formula = math.isclose(attention, formula, rel_tol=1e-6)
+    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
+    full = {"rope_type": "longrope", **sets, "factor": extension.scale}
+    full |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
+    partial = parameters.get("partial_rotary_factor")
+    fields = {
+        "max_position_embeddings": extension.length,
+        "original_max_position_embeddings": rope.original_length,
+        "rope_theta": rope.base,
+        "rope_parameters": {**parameters, **full},
+        "rope_scaling": full if on_formula else {**full, "short_mscale": attention, "long_mscale": attention},
+    }
+    if partial is not None:
+        fields["partial_rotary_factor"] = partial
+    if kind in THREE_KEYS:
+        if not on_formula:
+            raise LongRopeError(
+                f"attention_factor = {attention:g}: a {kind} config holds none, and readers take {formula:.6g} "
+                "(sqrt(1 + ln s / ln L0)); use --attention su and --mode static"
+            )
+        fields["rope_scaling"] = {"type": "longrope", **sets}
+    else:
+        fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return {**config, **fields}

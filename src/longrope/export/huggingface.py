@@ -1,0 +1,62 @@
+"""Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with the factors in place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longrope.errors import LongRopeError
+from longrope.export.card import card
+from longrope.export.config import config_fields, for_mode
+from longrope.files import write_json, write_text
+from longrope.models.rotary import find_rotary
+from longrope.rope import Extension
+
+
+def export_huggingface(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    extension: Extension,
+    folder: Path,
+    *,
+    mode: str = "dual",
+    name: str = "model",
+) -> Extension:
+    """Write weights, tokenizer, generation config, ``config.json``, ``extension.json`` and a model card.
+
+    Args:
+        model: the plain model, unpatched.
+        tokenizer: its tokenizer.
+        extension: what it is extended with.
+        folder: made whole or not at all; must not exist.
+        mode: ``dual`` (short and long factors) or ``static`` (the long ones always: alike in every engine).
+        name: of the model, for the card.
+
+    Returns:
+        The extension as the checkpoint holds it.
+
+    Raises:
+        LongRopeError: if a config cannot express the extension, or the folder cannot be written.
+    """
+    held = for_mode(extension, mode)
+    if find_rotary(model).rope != held.rope:
+        raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        config_fields(model.config.to_dict(), held)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
+        write_json(temporary / "config.json", config_fields(config, held))
+        write_text(temporary / "extension.json", held.to_json())
+        write_text(temporary / "README.md", card(held, mode, name))
+        temporary.rename(folder)
+    except OSError as error:
+        raise LongRopeError(f"cannot write {folder}: {error.strerror or error}; choose another output with -o") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return held

@@ -1,0 +1,1 @@
+"""Take a model further: find factors for a length."""

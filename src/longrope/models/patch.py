@@ -1,0 +1,88 @@
+"""Put factors into a transformers model, for the length of a ``with`` block or for keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longrope.embedding import LongRoPE
+from longrope.errors import LongRopeError
+from longrope.models.rotary import Rescaled, find_rotary
+from longrope.rope import Extension, Rope, Scaling
+
+
+@contextmanager
+def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> Iterator[PreTrainedModel]:
+    """Run a model with other factors inside a ``with`` block; afterwards it is bit for bit what it was.
+
+    Args:
+        model: a causal language model whose checkpoint carries no rope scaling of its own.
+        factors: a `Scaling` (whatever the sequence length), an `Extension` (short or long by each row's length), or
+            one `Scaling` for each row of the batches to come.
+
+    Raises:
+        LongRopeError: if the model's rotary embedding is not one that these factors describe, if they do not
+            fit it, or if the model's logits did not change.
+    """
+    rotary = find_rotary(model)
+    attach(model, factors)
+    try:
+        yield model
+    finally:
+        rotary.install(rotary.module)
+
+
+def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
+    """Like `patch`, but for keeps; returns the model."""
+    rotary = find_rotary(model)
+    embedding = _embedding(rotary.rope, factors)
+    rows = 1 if isinstance(factors, (Scaling, Extension)) else len(factors)
+    rotary.install(rotary.original)
+    before = _probe(model, rotary.rope, rows)
+    rotary.install(Rescaled(rotary.original, embedding))
+    try:
+        _guard(model, before, _probe(model, rotary.rope, rows), unchanged=embedding is None)
+    except BaseException:
+        rotary.install(rotary.module)
+        raise
+    return model
+
+
+def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling]) -> LongRoPE | None:
+    if isinstance(factors, Extension):
+        if factors.rope != rope:
+            raise LongRopeError(f"this extension is made for {factors.rope}, but the model has {rope}")
+        return LongRoPE.of(factors)
+    if isinstance(factors, Scaling):
+        factors.inv_freq(rope)
+        return None if factors.is_identity else LongRoPE.static(rope, [factors])
+    longest = max((scaling.length or 0 for scaling in factors), default=0)
+    return LongRoPE.static(rope, factors, **({"reach": longest} if longest else {}))
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, rope: Rope, rows: int) -> Tensor:
+    """Logits of a few tokens spread over twice the original length."""
+    device = model.get_input_embeddings().weight.device
+    positions = torch.linspace(0, 2 * rope.original_length - 1, 9, device=device).long()[None]
+    tokens = torch.arange(1, 10, device=device)[None].expand(rows, -1) % model.config.vocab_size
+    training = model.training
+    model.eval()
+    try:
+        # without a mask, transformers takes gaps between positions for borders between packed documents
+        mask = torch.ones_like(tokens)
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    finally:
+        model.train(training)
+
+
+def _guard(model: PreTrainedModel, before: Tensor, after: Tensor, *, unchanged: bool) -> None:
+    if torch.equal(before, after) != unchanged:
+        what = "changed the logits, though its factors are all 1" if unchanged else "did not change the logits"
+        raise LongRopeError(
+            f"patching model type {model.config.model_type!r} {what}: it computes its rotary embedding elsewhere"
+        )

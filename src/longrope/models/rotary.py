@@ -1,0 +1,104 @@
+"""Find the rotary module of a transformers model and the module that stands in for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from longrope.embedding import LongRoPE
+from longrope.errors import LongRopeError
+from longrope.rope import Rope
+
+FULL = "full_attention"
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Where a model computes its cos and sin: ``parent.name`` is ``module``, ``original`` is transformers' own."""
+
+    parent: nn.Module
+    name: str
+    module: nn.Module
+    rope: Rope
+
+    @property
+    def original(self) -> nn.Module:
+        """The model's own module, also while another stands in for it."""
+        return self.module.original if isinstance(self.module, Rescaled) else self.module
+
+    def install(self, module: nn.Module) -> None:
+        """Let another module compute cos and sin."""
+        setattr(self.parent, self.name, module)
+
+
+class Rescaled(nn.Module):
+    """Stands where the model's rotary module stood; layer types other than full attention still use that one.
+
+    Args:
+        original: the model's own rotary module.
+        embedding: computes cos and sin instead; None leaves the model as it was.
+    """
+
+    def __init__(self, original: nn.Module, embedding: LongRoPE | None) -> None:
+        super().__init__()
+        self.original, self.embedding = original, embedding
+        self.interleaved, self.keeps_float32 = _layout(original)
+
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
+        """As the original's: cos and sin, ``(batch, sequence, dim)``."""
+        if self.embedding is None or layer_type not in (None, FULL):
+            return self.original(x, position_ids, *([layer_type] if layer_type else []))
+        like = x[..., :1].float() if self.keeps_float32 else x
+        cos, sin = self.embedding(like, position_ids)
+        if self.interleaved:
+            cos, sin = (half.chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for half in (cos, sin))
+        return cos, sin
+
+
+def find_rotary(model: PreTrainedModel) -> Rotary:
+    """The one rotary module of a model.
+
+    Raises:
+        LongRopeError: if there is none, if there are several, if it is per layer, or if its frequencies are not
+            base^(-2i/dim): the checkpoint then carries a scaling already.
+    """
+    rope = Rope.of(model)
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        if not isinstance(parent, Rescaled)
+        for name, child in parent.named_children()
+        if isinstance(child, Rescaled) or _inv_freq(child) is not None
+    ]
+    if len(found) != 1:
+        kind = model.config.model_type
+        raise LongRopeError(f"model type {kind!r} has {len(found)} rotary modules where one is expected: not supported")
+    rotary = Rotary(*found[0], rope=rope)
+    own = _inv_freq(rotary.original)
+    expected = torch.from_numpy(rope.inv_freq).float()
+    if own is None or own.shape != expected.shape or not torch.allclose(own.float().cpu(), expected, rtol=1e-2):
+        raise LongRopeError(
+            f"model type {model.config.model_type!r} already carries a rope scaling ({model.config.rope_parameters}); "
+            "factors are relative to plain RoPE, so load the checkpoint that it was made from"
+        )
+    return rotary
+
+
+def _inv_freq(module: nn.Module) -> Tensor | None:
+    buffers = dict(module.named_buffers(recurse=False))
+    return buffers.get("inv_freq", buffers.get(f"{FULL}_inv_freq"))
+
+
+@torch.no_grad()
+def _layout(original: nn.Module) -> tuple[bool, bool]:
+    """Whether the two entries of a pair lie side by side, and whether cos and sin stay float32 in a bf16 model."""
+    inv_freq = _inv_freq(original)
+    device = None if inv_freq is None else inv_freq.device
+    x = torch.zeros(1, 2, 1, dtype=torch.bfloat16, device=device)
+    layer_type = [FULL] if hasattr(original, "layer_types") else []
+    cos, _ = original(x, torch.arange(2, device=device)[None], *layer_type)
+    first, second = cos.chunk(2, dim=-1)
+    return not torch.equal(first, second), cos.dtype == torch.float32

@@ -1,0 +1,30 @@
+"""Where numbers come from: command, versions, machine, date."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+
+
+def provenance() -> dict[str, object]:
+    """The command line (without folders), versions, machine in general words and the date, as JSON values."""
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {name: importlib.metadata.version(name) for name in ("longrope", "torch", "transformers", "numpy")}
+        | {"python": platform.python_version()},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "device": cuda or "cpu",
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }

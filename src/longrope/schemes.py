@@ -1,0 +1,141 @@
+"""The closed-form schemes: each chooses the factors of a `Scaling` from the geometry and the target length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.rope import Rope, Scaling
+
+
+def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
+    """What multiplies cos and sin at a target length.
+
+    Args:
+        policy: ``"su"`` for sqrt(1 + ln s / ln L0) (LongRoPE's published models), ``"yarn"`` for 0.1·ln s + 1
+            (YaRN eq. 22), ``"none"`` for 1, or a number as it is (also in text).
+        rope: the model's geometry.
+        length: the target length in tokens.
+
+    Raises:
+        LongRopeError: if the policy is unknown.
+
+    >>> attention_factor("yarn", Rope(dim=8, base=1e4, original_length=256), 2048).__round__(4)
+    1.2079
+    """
+    log_s = math.log(rope.scale(length))
+    if policy == "su":
+        return math.sqrt(1 + log_s / math.log(rope.original_length))
+    if policy == "yarn":
+        return 0.1 * log_s + 1
+    if policy == "none":
+        return 1.0
+    try:
+        return Scaling([1.0], attention_factor=float(policy)).attention_factor
+    except (ValueError, LongRopeError):
+        raise LongRopeError(f"attention = {policy!r}: choose su, yarn, none or a number above 0") from None
+
+
+def linear(rope: Rope, length: int) -> Scaling:
+    """Position interpolation (PI): λ_i = s (Chen et al. 2023, arXiv 2306.15595, eq. 4)."""
+    return Scaling([rope.scale(length)] * (rope.dim // 2), scheme="pi", length=length)
+
+
+def ntk(rope: Rope, length: int) -> Scaling:
+    """NTK-aware: the base grows so that the last pair is interpolated by s, λ_i = s^(2i/(dim-2)) (YaRN eq. 16)."""
+    return Scaling(_base_growth(rope, rope.scale(length)), scheme="ntk", length=length)
+
+
+def dynamic_ntk(rope: Rope, length: int, *, factor: float | None = None) -> Scaling:
+    """Dynamic NTK at a sequence of ``length`` tokens: NTK-aware with s := factor·length/L0 - (factor - 1).
+
+    Args:
+        rope: the model's geometry.
+        length: the length in tokens of the sequence.
+        factor: the ``factor`` of transformers' ``dynamic`` rope type; ``length / L0`` if not given.
+    """
+    scale = rope.scale(length)
+    factor = scale if factor is None else factor
+    return Scaling(_base_growth(rope, factor * scale - (factor - 1)), scheme="dynamic_ntk", length=length)
+
+
+def yarn(rope: Rope, length: int, *, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Scaling:
+    """YaRN, "NTK-by-parts": λ_i = 1/((1-γ_i)/s + γ_i), attention factor 0.1·ln s + 1 (Peng et al. 2023, eq. 17-22).
+
+    Args:
+        rope: the model's geometry.
+        length: the target length in tokens.
+        beta_fast: pairs with more turns than this within L0 are left alone (γ = 1).
+        beta_slow: pairs with fewer turns than this are interpolated by s (γ = 0).
+    """
+
+    def pair_of(turns: float) -> float:
+        return rope.dim * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
+
+    s = rope.scale(length)
+    low, high = max(math.floor(pair_of(beta_fast)), 0), min(math.ceil(pair_of(beta_slow)), rope.dim - 1)
+    ramp = (np.arange(rope.dim // 2) - low) / ((high - low) or 0.001)
+    gamma = 1 - np.clip(ramp, 0, 1)
+    factors = 1 / ((1 - gamma) / s + gamma)
+    return Scaling(
+        factors.tolist(), attention_factor=attention_factor("yarn", rope, length), scheme="yarn", length=length
+    )
+
+
+def llama3(rope: Rope, length: int, *, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0) -> Scaling:
+    """Llama 3.1's rule: YaRN's idea with a ramp in turns within L0 (as in transformers' ``llama3`` rope type).
+
+    Args:
+        rope: the model's geometry.
+        length: the target length in tokens.
+        low_freq_factor: pairs with fewer turns within L0 are interpolated by s.
+        high_freq_factor: pairs with more turns within L0 are left alone.
+    """
+    turns = rope.original_length / rope.wavelengths
+    gamma = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    factors = 1 / ((1 - gamma) / rope.scale(length) + gamma)
+    return Scaling(factors.tolist(), scheme="llama3", length=length)
+
+
+def heuristic(rope: Rope, length: int) -> Scaling:
+    """For those who skip the search: λ_i = 1 + sigmoid(4·(ln r_i / ln s - 1/2))·(s - 1), r_i = wavelength_i / L0.
+
+    Near 1 for wavelengths well inside L0, near s for those beyond the target; the attention factor is ``su``.
+    """
+    s = rope.scale(length)
+    if s == 1:
+        return Scaling([1.0] * (rope.dim // 2), scheme="heuristic", length=length)
+    ratio = np.log(rope.wavelengths / rope.original_length) / math.log(s)
+    factors = 1 + (s - 1) / (1 + np.exp(-4 * (ratio - 0.5)))
+    return Scaling(
+        factors.tolist(), attention_factor=attention_factor("su", rope, length), scheme="heuristic", length=length
+    )
+
+
+SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
+    "pi": linear,
+    "ntk": ntk,
+    "dynamic_ntk": dynamic_ntk,
+    "yarn": yarn,
+    "llama3": llama3,
+    "heuristic": heuristic,
+}
+
+
+def scheme(name: str, rope: Rope, length: int) -> Scaling:
+    """The scaling that a scheme of `SCHEMES` chooses; ``linear`` is another name for ``pi``.
+
+    Raises:
+        LongRopeError: if the name is unknown or ``length`` is below L0.
+    """
+    name = "pi" if name == "linear" else name
+    if name not in SCHEMES:
+        raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    return SCHEMES[name](rope, length)
+
+
+def _base_growth(rope: Rope, alpha: float) -> list[float]:
+    return (alpha ** (np.arange(0, rope.dim, 2) / max(rope.dim - 2, 1))).tolist()

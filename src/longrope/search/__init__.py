@@ -1,0 +1,1 @@
+"""Search for factors: spaces, methods, journal."""
