@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import torch
-import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longrope.data.recalls import make_recall
@@ -50,6 +50,7 @@ class Run:
 
 
 def main() -> None:
+    """Train, write the model, measure what was written and put that on its card."""
     args = _arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def _schedule(step: int, steps: int) -> float:
 def _losses(model: LlamaForCausalLM, ids: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted loss of a batch and the plain loss of its answer tokens, in nats a token."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     asked = answers[:, 1:].flatten().float()
     weights = 1 + (ANSWER_WEIGHT - 1) * asked
     return (losses * weights).sum() / weights.sum(), (losses * asked).sum().detach() / asked.sum()

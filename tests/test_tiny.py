@@ -65,12 +65,14 @@ def test_recall_is_exact_inside_the_window(
 
 def test_the_config_is_readable_by_old_and_new_readers() -> None:
     config = json.loads((FOLDER / "config.json").read_text())
-    assert config["model_type"] == "llama" and config["architectures"] == ["LlamaForCausalLM"]
+    assert config["model_type"] == "llama"
+    assert config["architectures"] == ["LlamaForCausalLM"]
     assert (config["head_dim"], config["max_position_embeddings"], config["rope_theta"]) == (64, 256, 10000.0)
     assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def test_the_tokenizer_gives_text_back(tokenizer: PreTrainedTokenizerFast) -> None:
     text = 'def f(x):\n    """Ünïcode ✓"""\n\treturn  x ** 2\n'
-    assert len(tokenizer) == 2048 and tokenizer.eos_token_id == tokenizer.bos_token_id == 0
+    assert len(tokenizer) == 2048
+    assert tokenizer.eos_token_id == tokenizer.bos_token_id == 0
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text

@@ -60,7 +60,7 @@ class Rope:
         return int(np.searchsorted(self.wavelengths, self.original_length, side="right"))
 
     def scale(self, length: int) -> float:
-        """s = length / L0, at least 1.
+        """The scale s = length / L0, at least 1.
 
         Raises:
             LongRopeError: if length is below L0.
@@ -193,7 +193,7 @@ class Extension:
 
     @property
     def scale(self) -> float:
-        """s = L / L0."""
+        """The scale s = L / L0."""
         return self.rope.scale(self.length)
 
     @classmethod
@@ -237,7 +237,7 @@ def _loads(text: str, kind: str) -> dict[str, Any]:
     except ValueError as error:
         raise LongRopeError(f"not JSON: {error}") from None
     if not isinstance(data, dict) or data.pop("kind", None) != kind:
-        raise LongRopeError(f"not a longrope {kind}: its \"kind\" field must say so")
+        raise LongRopeError(f'not a longrope {kind}: its "kind" field must say so')
     version = data.pop("version", None)
     if not isinstance(version, int) or version > VERSION:
         raise LongRopeError(f"version = {version!r}, but this longrope reads up to {VERSION}: upgrade longrope")

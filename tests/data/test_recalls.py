@@ -33,7 +33,7 @@ def runs(recall: Recall) -> list[np.ndarray]:
     return [recall.tokens[first:last] for first, last in edges.reshape(-1, 2)]
 
 
-@pytest.mark.parametrize("needles,asked", [(1, 1), (3, 1), (3, 2), (5, 5)])
+@pytest.mark.parametrize(("needles", "asked"), [(1, 1), (3, 1), (3, 2), (5, 5)])
 @pytest.mark.parametrize("seed", range(4))
 def test_length_lines_and_answers(
     tokenizer: PreTrainedTokenizerFast, background: np.ndarray, needles: int, asked: int, seed: int
@@ -41,11 +41,13 @@ def test_length_lines_and_answers(
     rng = np.random.default_rng(seed)
     recall = make_recall(background, tokenizer, rng=rng, length=500, needles=needles, asked=asked)
     assert recall.tokens.shape == recall.answers.shape == (500,)
-    assert recall.tokens.dtype == np.int64 and recall.answers.dtype == bool
+    assert recall.tokens.dtype == np.int64
+    assert recall.answers.dtype == bool
     lines = LINE.findall(tokenizer.decode(recall.tokens))
     planted, repeated = lines[:needles], lines[needles:]
     assert len({key for key, _ in planted}) == needles
-    assert len(repeated) == asked and set(repeated) <= set(planted)
+    assert len(repeated) == asked
+    assert set(repeated) <= set(planted)
     assert [tokenizer.decode(run) for run in runs(recall)] == [f" {words}" for _, words in repeated]
 
 
@@ -82,7 +84,8 @@ def test_the_seed_decides(tokenizer: PreTrainedTokenizerFast, background: np.nda
         make_recall(background, tokenizer, rng=np.random.default_rng(seed), length=300, needles=3).tokens
         for seed in (5, 5, 6)
     )
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_the_shortest_length_works_and_one_less_raises(
@@ -98,7 +101,7 @@ def test_the_shortest_length_works_and_one_less_raises(
 
 
 @pytest.mark.parametrize(
-    "wrong,message",
+    ("wrong", "message"),
     [
         ({"asked": 3, "needles": 2}, "asked=3 must lie between 1 and needles=2"),
         ({"depth": 1.5}, "depth=1.5"),

@@ -15,7 +15,8 @@ def documents() -> dict[str, str]:
 
 
 def test_documents_are_sorted_distinct_and_not_empty(documents: dict[str, str]) -> None:
-    assert list(documents) == sorted(documents) and len(documents) > 100
+    assert list(documents) == sorted(documents)
+    assert len(documents) > 100
     assert all(documents.values())
 
 

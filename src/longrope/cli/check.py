@@ -18,7 +18,7 @@ def run(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Open a checkpoint in plain transformers and compare its logits with the patched model's; exit code 1 if unlike."""
+    """Open a checkpoint in plain transformers; exit code 1 if its logits are not those of the patched model."""
     wanted = None if lengths is None else options.parse_lengths(lengths)
 
     import json

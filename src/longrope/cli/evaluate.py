@@ -19,10 +19,10 @@ SCHEMES = "pi,ntk,yarn,heuristic"
 
 def run(
     model: options.Model,
-    lengths: Annotated[str, typer.Option(help="Lengths in tokens by commas: 8k,16k; factors are made for the longest.")],
+    lengths: Annotated[str, typer.Option(help="Lengths by commas: 8k,16k; schemes aim at the longest.")],
     scaling: Annotated[list[str] | None, typer.Option(help="Factors file or run folder; may be repeated.")] = None,
     schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = SCHEMES,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the results to this JSON file.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the results to this file.")] = None,
     data: options.Data = None,
     documents: Annotated[int, typer.Option(min=1, help="Test documents.")] = 4,
     data_seed: options.Seed = 0,

@@ -26,7 +26,7 @@ def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int,
 
 @contextmanager
 def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, float, Standing], None]]:
-    """What `find_factors` takes as ``watch``: generation, best perplexity, YaRN's, evaluations per second, time left."""
+    """What `find_factors` takes as ``watch``: best perplexity, YaRN's, evaluations per second, time left."""
     with bar("search", total, quiet=quiet) as update:
 
         def watch(seed: int, yarn: float, standing: Standing) -> None:

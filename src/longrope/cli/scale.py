@@ -15,7 +15,7 @@ def run(
     length: options.Length,
     scheme: Annotated[str, typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic.")] = "heuristic",
     attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number [default: the scheme's].")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors here, not to the screen.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors to this file.")] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """The factors of a closed-form scheme, as a factors file (no search)."""

@@ -92,5 +92,5 @@ def _parquet(path: Path) -> Iterator[Document]:
     try:
         column = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
     except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
-        raise LongRopeError(f"data = {str(path)!r} is no parquet file with a column \"text\": {error}") from None
+        raise LongRopeError(f'data = {str(path)!r} is no parquet file with a column "text": {error}') from None
     yield from (Document(f"{path}:{row}", str(text)) for row, text in enumerate(column, start=1) if text)

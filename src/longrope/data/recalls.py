@@ -19,7 +19,7 @@ WORDS = (
     "leaf lemon light lion maple marble moon moss music night north ocean olive orange paper pearl pine plum "
     "queen rain red river road rose salt sand sea shell ship silver sky snow song south star stone storm sugar "
     "summer sun swan tea tiger tower train tree violet wall water west wheat white wind winter wolf wood yellow"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: 
     while len(keys) < count:
         keys[_key(rng)] = None
     heads = [f"\n{key} =" for key in keys]
-    tails = [f" {WORDS[first]} {WORDS[second]}" for first, second in rng.integers(0, len(WORDS), size=(count, 2))]
+    tails = [f" {first} {second}" for first, second in rng.choice(WORDS.split(), size=(count, 2))]
     ids = tokenizer([*heads, *tails, "\n"], add_special_tokens=False)["input_ids"]
     return [_line(ids[i], ids[count + i], ids[-1]) for i in range(count)]
 

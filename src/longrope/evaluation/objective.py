@@ -11,9 +11,7 @@ from longrope.evaluation.perplexity import model_losses
 from longrope.rope import Scaling
 
 
-def perplexity_objective(
-    model: PreTrainedModel, tokens: np.ndarray, *, batch: int = 1
-) -> Callable[[Scaling], float]:
+def perplexity_objective(model: PreTrainedModel, tokens: np.ndarray, *, batch: int = 1) -> Callable[[Scaling], float]:
     """The mean loss in nats (log perplexity) of some documents under given factors.
 
     Args:

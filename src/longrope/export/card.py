@@ -5,8 +5,8 @@ from __future__ import annotations
 from longrope.rope import Extension
 
 SETS = {
-    "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose between "
-    "them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`); export with "
+    "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose "
+    "between them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`); export with "
     "`--mode static` for the same numbers everywhere.",
     "static": "One set of factors at every length, so that every engine computes the same.",
 }
@@ -15,8 +15,10 @@ SETS = {
 def card(extension: Extension, mode: str, name: str) -> str:
     """Markdown: what the checkpoint is, its factors, and where they come from."""
     long, rope = extension.long, extension.rope
-    rows = [f"| {i} | {w:,.1f} | {s:.4g} | {f:.4g} |" for i, (w, s, f) in enumerate(
-        zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))]
+    rows = [
+        f"| {i} | {w:,.1f} | {s:.4g} | {f:.4g} |"
+        for i, (w, s, f) in enumerate(zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))
+    ]
     found = [f"- {key}: {value}" for key, value in long.provenance.items()]
     return "\n".join(
         [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ def check_parity(folder: Path, model: PreTrainedModel, lengths: Sequence[int] | 
     original = extension.rope.original_length
     lengths = lengths or (original - 1, original, original + 1, extension.length - 1)
     try:
-        exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(model.device)
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        exported = opened.to(model.device).eval()
     except (OSError, ValueError) as error:
         raise LongRopeError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     generator = torch.Generator().manual_seed(0)

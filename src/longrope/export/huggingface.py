@@ -56,7 +56,8 @@ def export_huggingface(
         write_text(temporary / "README.md", card(held, mode, name))
         temporary.rename(folder)
     except OSError as error:
-        raise LongRopeError(f"cannot write {folder}: {error.strerror or error}; choose another output with -o") from None
+        reason = error.strerror or error
+        raise LongRopeError(f"cannot write {folder}: {reason}; choose another output with -o") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return held

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from longrope.search.journal import Journal
 from longrope.search.run import Outcome, Progress, search
 from longrope.search.space import Space
 
-STARTS = ("pi", "ntk", "yarn")
+SCHEMES = ("pi", "ntk", "yarn", "heuristic")
 FINALISTS = 4
 
 
@@ -49,6 +51,7 @@ def find_factors(
     run: Path,
     *,
     method: Paper | Simple,
+    starts: Sequence[str] = ("pi", "ntk", "yarn"),
     seeds: Sequence[int] = (0,),
     attention: str | float = "su",
     start_tokens: tuple[int, ...] = (0,),
@@ -70,6 +73,7 @@ def find_factors(
         held_out_tokens: ``(documents, length)``, other documents.
         run: the folder.
         method: one of ``PRESETS``.
+        starts: schemes that the first generation is made from.
         seeds: one search each.
         attention: policy of `attention_factor`.
         start_tokens: the numbers of start tokens that may be chosen.
@@ -85,32 +89,42 @@ def find_factors(
     rope, length, budget = Rope.of(model), search_tokens.shape[1], budget or Budget()
     factor = attention_factor(attention, rope, length)
     space = Space(rope, length, attention_factor=factor, start_tokens=start_tokens, ceiling=method.ceiling)
-    schemes = {name: scheme(name, rope, length) for name in ("pi", "ntk", "yarn", "heuristic")}
-    objective = perplexity_objective(model, search_tokens, batch=batch)
+    schemes = {name: scheme(name, rope, length) for name in {*SCHEMES, *starts}}
     common = {**(settings or {}), "space": asdict(space), "method": {type(method).__name__: asdict(method)}}
+    common["starts"] = list(starts)
+    objective, minimised = perplexity_objective(model, search_tokens, batch=batch), data_hash(search_tokens)
     outcomes: list[Outcome] = []
     for seed in seeds:
-        fixed = {**common, "seed": seed, "data": data_hash(search_tokens)}
-        journal = Journal(run / f"search-{seed}.jsonl", fixed, resume=resume)
-        against, _ = journal.evaluate(schemes["yarn"], objective)
-        lowest = min((outcome.ranked[0][0] for outcome in outcomes), default=np.inf)
-
-        def told(progress: Progress, seed: int = seed, against: float = against, lowest: float = lowest) -> None:
-            if progress.loss < lowest:
-                write_text(run / "best.json", progress.best.to_json())
-            if watch is not None:
-                watch(seed, against, progress)
-
-        rng = np.random.default_rng(seed)
-        candidates = method.candidates(space, [schemes[name] for name in STARTS], rng)
-        outcomes.append(search(objective, candidates, rng, journal, **asdict(budget), watch=told))
-        journal.close()
-    fixed = {**common, "seeds": list(seeds), "data": data_hash(held_out_tokens)}
-    journal = Journal(run / "held-out.jsonl", fixed, resume=resume)
+        fixed = {**common, "data": minimised, "seed": seed}
+        with closing(Journal(run / f"search-{seed}.jsonl", fixed, resume=resume)) as journal:
+            against, _ = journal.evaluate(schemes["yarn"], objective)
+            told = _keep_best(run, outcomes, partial(watch, seed, against) if watch else None)
+            rng = np.random.default_rng(seed)
+            candidates = method.candidates(space, [schemes[name] for name in starts], rng)
+            outcomes.append(search(objective, candidates, rng, journal, **asdict(budget), watch=told))
+    fixed = {**common, "data": data_hash(held_out_tokens), "seeds": list(seeds)}
+    compared = [*_finalists(outcomes), *(schemes[name] for name in SCHEMES)]
     objective = perplexity_objective(model, held_out_tokens, batch=batch)
-    held_out = [(journal.evaluate(one, objective)[0], one) for one in [*_finalists(outcomes), *schemes.values()]]
-    journal.close()
-    return _decide(rope, held_out, outcomes, run, {"seeds": list(seeds), **(settings or {})})
+    with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
+        held_out = [(journal.evaluate(scaling, objective)[0], scaling) for scaling in compared]
+    return _decide(rope, held_out, outcomes, run, {**(settings or {}), "seeds": list(seeds)})
+
+
+def _keep_best(
+    run: Path, before: Sequence[Outcome], watch: Callable[[Progress], None] | None
+) -> Callable[[Progress], None]:
+    """What writes ``best.json`` whenever a candidate is better than all others, those of earlier seeds included."""
+    lowest = min((outcome.ranked[0][0] for outcome in before), default=np.inf)
+
+    def told(progress: Progress) -> None:
+        nonlocal lowest
+        if progress.loss < lowest:
+            lowest = progress.loss
+            write_text(run / "best.json", progress.best.to_json())
+        if watch is not None:
+            watch(progress)
+
+    return told
 
 
 def data_hash(tokens: np.ndarray) -> str:

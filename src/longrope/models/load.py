@@ -22,9 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load(
-    name: str, *, dtype: str = "auto", device: str = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
@@ -41,8 +39,8 @@ def load(
     folder, options = _locate(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
-        model = model.to(torch.device(device)).eval()
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+        model = opened.to(device).eval()
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise _not_loaded(name, error) from error
     if options:
@@ -91,9 +89,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
 
 def _forget_quantization(model: PreTrainedModel) -> None:
     """A model dequantised from GGUF is a plain one, but refuses ``save_pretrained`` until told so."""
-    for attribute in ("hf_quantizer", "quantization_method"):
+    for attribute, plain in (("hf_quantizer", None), ("quantization_method", None), ("is_quantized", False)):
         if hasattr(model, attribute):
-            setattr(model, attribute, None)
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+            setattr(model, attribute, plain)
+    vars(model.config).pop("quantization_config", None)

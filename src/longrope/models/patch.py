@@ -67,9 +67,8 @@ def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling]) -> 
 @torch.no_grad()
 def _probe(model: PreTrainedModel, rope: Rope, rows: int) -> Tensor:
     """Logits of a few tokens spread over twice the original length."""
-    device = model.get_input_embeddings().weight.device
-    positions = torch.linspace(0, 2 * rope.original_length - 1, 9, device=device).long()[None]
-    tokens = torch.arange(1, 10, device=device)[None].expand(rows, -1) % model.config.vocab_size
+    positions = torch.linspace(0, 2 * rope.original_length - 1, 9, device=model.device).long()[None]
+    tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.vocab_size
     training = model.training
     model.eval()
     try:

@@ -64,8 +64,10 @@ class Journal:
             loss = objective(scaling)
             seconds = round(time.perf_counter() - started, 3)
             written = loss if math.isfinite(loss) else None
-            self._append({"loss": written, "seconds": seconds, "start_tokens": key[1], "attention_factor": key[2]}
-                         | {"factors": list(key[0])})
+            self._append(
+                {"loss": written, "seconds": seconds, "start_tokens": key[1], "attention_factor": key[2]}
+                | {"factors": list(key[0])}
+            )
             self.known[key] = (_number(written), seconds)
         return self.known[key]
 
@@ -110,8 +112,11 @@ class Journal:
         if found.get("version") != VERSION:
             raise LongRopeError(f"{self.path}: version = {found.get('version')!r} where {VERSION} is expected")
         old, new = found["settings"], header["settings"]
-        changed = [f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in {**old, **new}
-                   if old.get(key) != new.get(key)]
+        changed = [
+            f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
         if changed:
             raise LongRopeError(
                 f"{self.path} was begun with other settings: {'; '.join(changed)}; "

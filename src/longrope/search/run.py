@@ -73,7 +73,7 @@ def search(
     if budget is not None and budget < 1:
         raise LongRopeError(f"budget = {budget} allows no evaluation; use at least 1")
     seen: dict[Scaling, float] = {}
-    spent, best, improved = 0.0, (math.inf, None), 0
+    spent, best, improved, stopped = 0.0, (math.inf, None), 0, "all generations are done"
 
     def loss_of(scaling: Scaling, number: int) -> float:
         nonlocal spent, best, improved
@@ -100,7 +100,7 @@ def search(
                 raise _Stop(f"no better candidate in {patience} generations")
             generation = candidates.send(losses)
     except StopIteration:
-        stopped = "all generations are done"
+        pass
     except _Stop as stop:
         stopped = str(stop)
     if best[1] is None:

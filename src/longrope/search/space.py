@@ -60,5 +60,5 @@ class Space:
         """The nearest factors that do not decrease and keep the bounds, ``(dim // 2,)``."""
         factors = np.asarray(scaling.factors)
         if len(factors) != self.pairs:
-            raise LongRopeError(f"a start of the search has {len(factors)} factors, but the rope has {self.pairs} pairs")
+            raise LongRopeError(f"a start of the search has {len(factors)} factors, the rope {self.pairs} pairs")
         return np.maximum.accumulate(np.clip(factors, 1.0, self.largest))

