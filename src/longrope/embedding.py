@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, heuristic
 
-BLOCK = 2**12
-REACH = BLOCK**2
+BLOCK = 2**12  # two tables of this size reach position 2^24
 
 
 class LongRoPE(nn.Module):
@@ -70,20 +69,19 @@ class LongRoPE(nn.Module):
         return module
 
     @classmethod
-    def static(cls, rope: Rope, scalings: Sequence[Scaling], *, reach: int = REACH) -> LongRoPE:
+    def static(cls, rope: Rope, scalings: Sequence[Scaling]) -> LongRoPE:
         """The module of one scaling at every length, or of one scaling for each row of a batch.
 
         Args:
             rope: the model's geometry.
             scalings: one for all rows, or as many as the batch has rows.
-            reach: positions from here on are out of range; smaller tables are quicker to make.
         """
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module._build(rope, scalings, by_length=False, reach=reach)
+        module._build(rope, scalings, by_length=False)
         return module
 
-    def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool, reach: int = REACH) -> None:
+    def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool) -> None:
         self.rope, self.by_length, self.sets = rope, by_length, len(scalings)
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)
         first = torch.tensor([scaling.start_tokens for scaling in scalings])
@@ -93,8 +91,8 @@ class LongRoPE(nn.Module):
         if self.any_start_tokens:  # as many sets again, with the original rotation
             inv_freq = np.concatenate([inv_freq, np.broadcast_to(rope.inv_freq, inv_freq.shape)])
             attention = np.tile(attention, 2)
-        coarse, fine = np.arange(0, reach, BLOCK), np.arange(min(reach, BLOCK))
-        self.register_buffer("coarse", _table(coarse, inv_freq, attention), persistent=False)
+        fine = np.arange(BLOCK)
+        self.register_buffer("coarse", _table(BLOCK * fine, inv_freq, attention), persistent=False)
         self.register_buffer("fine", _table(fine, inv_freq, np.ones_like(attention)), persistent=False)
 
     def forward(
@@ -109,7 +107,7 @@ class LongRoPE(nn.Module):
                 row's largest position + 1.
 
         Raises:
-            IndexError: if a position is beyond the tables (2^24 unless `static` was given less).
+            IndexError: if a position is 2^24 or more, where the tables end.
         """
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from longrope.errors import LongRopeError
 from longrope.rope import Extension, Scaling
+
+
+def claim(path: Path, *, overwrite: bool, also: str = "") -> None:
+    """Make sure, before any work, that an output may be written.
+
+    Raises:
+        LongRopeError: if it exists and ``overwrite`` is False, or its folder cannot be written; ``also`` is one
+            more remedy to name.
+    """
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another output with -o") from None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -37,14 +37,14 @@ def run(
     from longrope.export.check import check_parity
     from longrope.export.huggingface import export_huggingface
     from longrope.extension.factors import Budget, find_factors
-    from longrope.files import write_json
+    from longrope.files import claim, write_json
     from longrope.report.plots import plot_factors, plot_perplexity
     from longrope.report.provenance import provenance
     from longrope.schemes import scheme
     from longrope.search.evolution import PRESETS
 
     console = Console(stderr=True, soft_wrap=True)
-    options.claim(output, overwrite=(output / "search-0.jsonl").exists())
+    claim(output, overwrite=(output / "search-0.jsonl").exists())
     shutil.rmtree(output, ignore_errors=True)
     model, tokenizer = options.open_model("tiny", "float32", "cpu")
     parts = split(load_documents("stdlib:unseen"), seed=0)
@@ -60,7 +60,7 @@ def run(
             drawn["held_out"],
             output,
             method=PRESETS["paper"].sized(32),
-            attention="none",
+            attention="su",
             budget=Budget(budget),
             batch=4,
             settings={"model": "tiny", "dtype": "float32"},
@@ -81,7 +81,7 @@ def run(
             done=lambda name, _: update(order.index(name) + 1, name),
         )
     console.print("3. Export and check in plain transformers")
-    export_huggingface(model, tokenizer, found.extension, output / "checkpoint", name="tiny")
+    export_huggingface(model, tokenizer, found.extension, output / "checkpoint", mode="static", name="tiny")
     parity = check_parity(output / "checkpoint", model)
     plot_factors(rope, {**schemes, "searched": found.extension.long}, output / "factors.png")
     plot_perplexity(table, rope.original_length, output / "perplexity.png")

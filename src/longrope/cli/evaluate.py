@@ -34,14 +34,15 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Perplexity by length of the model as it is, of schemes and of factors, on test documents no search has seen."""
+    from longrope.files import claim, write_json
+
     wanted = options.parse_lengths(lengths)
     if output is not None:
-        options.claim(output, overwrite=overwrite)
+        claim(output, overwrite=overwrite)
 
     from longrope.data.documents import load_documents
     from longrope.data.split import draw, split
     from longrope.evaluation.perplexity import compare
-    from longrope.files import write_json
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
 

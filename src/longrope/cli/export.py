@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +14,17 @@ def run(
     model: options.Model,
     factors: Annotated[str, typer.Argument(help="Run folder of a search, or a factors file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint.")],
-    mode: Annotated[str, typer.Option(help="dual (short and long factors) or static (the long ones always).")] = "dual",
+    mode: Annotated[
+        str, typer.Option(help="static (the long factors at every length) or dual (short ones up to L0).")
+    ] = "static",
     dtype: options.Dtype = "auto",
     overwrite: options.Overwrite = False,
 ) -> None:
     """A Hugging Face checkpoint with the factors in its config: weights, tokenizer, generation config, model card."""
-    options.claim(output, overwrite=overwrite)
+    from longrope.files import claim
 
-    from longrope.export.config import for_mode
+    claim(output, overwrite=overwrite)
+
     from longrope.export.huggingface import export_huggingface
     from longrope.rope import Extension, Rope
 
@@ -30,8 +32,6 @@ def run(
     loaded, tokenizer = options.open_model(model, dtype, "cpu")
     if not isinstance(extension, Extension):
         extension = Extension.of(Rope.of(loaded), extension)
-    for_mode(extension, mode)
-    if output.exists():
-        shutil.rmtree(output)
-    export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=Path(model).stem)
+    name = Path(model).stem
+    export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=name, overwrite=overwrite)
     typer.echo(f"Checkpoint: {output}   (compare it: longrope check {output} {model})", err=True)

@@ -71,16 +71,6 @@ def default_data(model: str, data: str | None) -> str:
     return data or ("stdlib:unseen" if model == "tiny" else "stdlib")
 
 
-def claim(path: Path, *, overwrite: bool) -> None:
-    """Make sure that an output may be written.
-
-    Raises:
-        LongRopeError: if it exists and ``overwrite`` is False.
-    """
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise LongRopeError(f"{path} exists; choose another output with -o or replace it with --overwrite")
-
-
 def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
     """Print a record as JSON, or call what prints it for people."""
     if as_json:

@@ -19,13 +19,14 @@ def run(
     overwrite: options.Overwrite = False,
 ) -> None:
     """The factors of a closed-form scheme, as a factors file (no search)."""
+    from longrope.files import claim, write_text
+
     tokens = options.parse_length(length)
     if output is not None:
-        options.claim(output, overwrite=overwrite)
+        claim(output, overwrite=overwrite)
 
     from dataclasses import replace
 
-    from longrope.files import write_text
     from longrope.models.load import load_config
     from longrope.rope import Extension, Rope
     from longrope.schemes import attention_factor

@@ -30,7 +30,7 @@ def run(
     minutes: Annotated[float | None, typer.Option(help="At most so many minutes of evaluation for each seed.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many idle generations.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="So many searches, seeds 0, 1, …; the best one counts.")] = 1,
-    attention: options.Attention = "none",
+    attention: options.Attention = "su",
     start_tokens: Annotated[bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.")] = False,
     search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
     held_out_documents: Annotated[int, typer.Option(min=1, help="Other documents, which choose the winner.")] = 4,
@@ -44,18 +44,16 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Find the factors of a length by evolutionary search; they are in OUTPUT/extension.json."""
+    from longrope.files import claim, write_json
+
     tokens = options.parse_length(length)
     method = choose(preset, population, tokens)
     output = output or Path(f"{Path(model).stem}-{length}")
-    if not resume:
-        options.claim(output, overwrite=overwrite)
-        for old in (path for pattern in OUTPUTS for path in output.glob(pattern)):
-            old.unlink()
+    claim(output, overwrite=overwrite or resume, also="continue it with --resume, ")
 
     from longrope.data.documents import load_documents
     from longrope.data.split import draw, split
     from longrope.extension.factors import Budget, find_factors
-    from longrope.files import write_json
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
     from longrope.search.space import START_TOKENS
@@ -66,6 +64,9 @@ def run(
     parts = split(load_documents(source), seed=data_seed)
     minimised = draw(parts["search"], tokenizer, length=tokens, count=search_documents, cache=cache)
     held_out = draw(parts["held_out"], tokenizer, length=tokens, count=held_out_documents, cache=cache)
+    if overwrite and not resume:
+        for old in (path for pattern in OUTPUTS for path in output.glob(pattern)):
+            old.unlink()
     limits = Budget(budget, None if minutes is None else 60 * minutes, patience)
     with search_bar(limits.budget or method.evaluations, quiet=as_json) as watch:
         found = find_factors(

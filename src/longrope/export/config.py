@@ -31,7 +31,7 @@ def for_mode(extension: Extension, mode: str) -> Extension:
     if short.attention_factor != extension.long.attention_factor:
         raise LongRopeError(
             f"attention_factor = {short.attention_factor:g} (short) and {extension.long.attention_factor:g} (long): "
-            "engines apply one to both; export with --mode static, or search with --attention none"
+            "transformers applies one to both; use --mode static, or search with --attention none"
         )
     return Extension(rope=extension.rope, short=short, long=extension.long, length=extension.length)
 

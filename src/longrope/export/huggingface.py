@@ -6,12 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
 from longrope.export.card import card
 from longrope.export.config import config_fields, for_mode
-from longrope.files import write_json, write_text
+from longrope.files import claim, write_json, write_text
 from longrope.models.rotary import find_rotary
 from longrope.rope import Extension
 
@@ -22,8 +23,9 @@ def export_huggingface(
     extension: Extension,
     folder: Path,
     *,
-    mode: str = "dual",
+    mode: str = "static",
     name: str = "model",
+    overwrite: bool = False,
 ) -> Extension:
     """Write weights, tokenizer, generation config, ``config.json``, ``extension.json`` and a model card.
 
@@ -31,9 +33,10 @@ def export_huggingface(
         model: the plain model, unpatched.
         tokenizer: its tokenizer.
         extension: what it is extended with.
-        folder: made whole or not at all; must not exist.
-        mode: ``dual`` (short and long factors) or ``static`` (the long ones always: alike in every engine).
+        folder: made whole or not at all.
+        mode: ``static`` (the long factors at every length: alike in every engine) or ``dual`` (short ones up to L0).
         name: of the model, for the card.
+        overwrite: replace the folder if it exists, once the new one is whole.
 
     Returns:
         The extension as the checkpoint holds it.
@@ -44,6 +47,7 @@ def export_huggingface(
     held = for_mode(extension, mode)
     if find_rotary(model).rope != held.rope:
         raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
+    claim(folder, overwrite=overwrite)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -54,9 +58,10 @@ def export_huggingface(
         write_json(temporary / "config.json", config_fields(config, held))
         write_text(temporary / "extension.json", held.to_json())
         write_text(temporary / "README.md", card(held, mode, name))
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
         temporary.rename(folder)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise LongRopeError(f"cannot write {folder}: {reason}; choose another output with -o") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,7 +23,7 @@ from longrope.search.run import Outcome, Progress, search
 from longrope.search.space import Space
 
 SCHEMES = ("pi", "ntk", "yarn", "heuristic")
-FINALISTS = 4
+FINALISTS = 3
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,7 @@ def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling]) -> 
     if isinstance(factors, Scaling):
         factors.inv_freq(rope)
         return None if factors.is_identity else LongRoPE.static(rope, [factors])
-    longest = max((scaling.length or 0 for scaling in factors), default=0)
-    return LongRoPE.static(rope, factors, **({"reach": longest} if longest else {}))
+    return LongRoPE.static(rope, factors)
 
 
 @torch.no_grad()

@@ -1,0 +1,233 @@
+"""What the commands do when all is well."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from longrope.data.documents import load_documents
+from longrope.data.split import draw, split
+from longrope.evaluation.perplexity import compare
+from longrope.files import load_factors
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import SCHEMES, attention_factor, scheme
+
+ROPE = Rope(dim=16, base=10000.0, original_length=64)
+
+
+def test_inspect_json_holds_the_numbers(cli, model: Path) -> None:
+    record = cli("inspect", model, "-l", "1k", "--json").json
+    assert (record["dim"], record["rope_theta"], record["original_length"], record["length"]) == (16, 10000, 64, 1024)
+    assert record["critical_pair"] == ROPE.critical_pair == 3
+    assert record["wavelengths"] == pytest.approx([2 * math.pi * 10 ** (i / 2) for i in range(8)])
+    assert set(record["factors"]) == set(SCHEMES)
+    for name in SCHEMES:
+        expected = scheme(name, ROPE, 1024)
+        assert record["factors"][name] == pytest.approx(expected.factors)
+        assert record["attention_factors"][name] == pytest.approx(expected.attention_factor)
+
+
+def test_inspect_prints_a_row_a_pair(cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    result = cli("inspect", model)
+    assert result.code == 0 and not result.err
+    assert "L0 = 64" in result.out and "512 tokens (s = 8)" in result.out  # eight times L0 unless told
+    assert result.out.count("through") == 3 and result.out.count("under-trained") == 5
+    for name in SCHEMES:
+        assert name in result.out
+
+
+@pytest.mark.parametrize(
+    "text,length", [("512", 512), ("1k", 1024), ("1.5k", 1536), ("1.5K", 1536), ("2m", 2**21), (" 2M ", 2**21)]
+)
+def test_forms_of_lengths(cli, model: Path, text: str, length: int) -> None:
+    assert cli("inspect", model, "-l", text, "--json").json["length"] == length
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, "linear"])
+def test_scale_writes_the_scheme(cli, model: Path, name: str, tmp_path: Path) -> None:
+    result = cli("scale", model, "--scheme", name, "--length", "1k", "-o", tmp_path / "new" / "f.json")
+    assert result.code == 0 and "f.json" in result.err and not result.out
+    written = load_factors(tmp_path / "new" / "f.json")
+    expected = Extension.of(ROPE, scheme(name, ROPE, 1024))
+    assert written == expected
+    assert cli("scale", model, "--scheme", name, "-l", "1k").json == json.loads(expected.to_json())
+
+
+@pytest.mark.parametrize("policy", ["su", "yarn", "none", "1.25"])
+def test_scale_with_another_attention_factor(cli, model: Path, policy: str) -> None:
+    record = cli("scale", model, "--scheme", "pi", "-l", 1024, "--attention", policy).json
+    assert record["long"]["attention_factor"] == pytest.approx(attention_factor(policy, ROPE, 1024))
+
+
+def test_search_tells_what_its_files_hold(searched, model: Path, texts: Path) -> None:
+    output, result = searched
+    assert result.code == 0
+    files = {"search-0.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json"}
+    assert {path.name for path in output.iterdir()} == files
+    record, extension = result.json, load_factors(output / "extension.json")
+    assert record == json.loads((output / "run.json").read_text()) or record == {
+        key: value for key, value in json.loads((output / "run.json").read_text()).items() if key != "provenance"
+    }
+    assert isinstance(extension, Extension) and extension.rope == ROPE and extension.length == 160
+    assert record["factors"] == list(extension.long.factors) and record["winner"] == extension.long.scheme
+    assert record["length"] == 160 and record["evaluations"] == 10 and record["data"] == str(texts)
+    assert record["stopped"] == ["the budget of 10 evaluations is spent"]
+    assert record["model"] == str(model) and extension.long.attention_factor in (1.0, attention_factor("yarn", ROPE, 160))
+    parts = split(load_documents(str(texts)), seed=0)
+    for part, names in record["documents"].items():
+        assert names == [document.name for document in parts[part][:2]]
+    lowest = min(record["held_out_perplexity"], key=record["held_out_perplexity"].__getitem__)
+    assert lowest == record["winner"]
+
+
+def test_search_prints_the_comparison(cli, model: Path, few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    result = cli("search", model, "-l", "160", *few, "--budget", 3)
+    assert result.code == 0, result.err
+    for word in ("searched", "pi", "ntk", "yarn", "heuristic", "budget of 3", "random-llama-160/extension.json"):
+        assert word in result.out
+    assert (tmp_path / "random-llama-160" / "extension.json").exists()  # the folder's name when none is given
+
+
+def test_a_larger_budget_continues_a_smaller_one(cli, model: Path, few, run: Path, tmp_path: Path) -> None:
+    common = ("search", model, "-l", 160, *few, "--budget", 16)
+    assert cli(*common, "-o", run, "--resume").code == 0
+    assert cli(*common, "-o", tmp_path / "whole").code == 0
+    for name in ("extension.json", "best.json"):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    journals = [(folder / "search-0.jsonl").read_text().splitlines() for folder in (run, tmp_path / "whole")]
+    losses = [[json.loads(line).get("loss") for line in journal] for journal in journals]
+    assert losses[0] == losses[1]
+
+
+def test_overwrite_begins_anew(cli, model: Path, few, run: Path) -> None:
+    (run / "notes.txt").write_text("mine")
+    result = cli("search", model, "-l", 200, *few, "--budget", 4, "-o", run, "--overwrite", "--preset", "simple")
+    assert result.code == 0, result.err
+    assert load_factors(run / "extension.json").length == 200
+    assert "Simple" in (run / "search-0.jsonl").read_text().splitlines()[0]
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_several_seeds_and_start_tokens(cli, model: Path, few, tmp_path: Path) -> None:
+    more = ("--seeds", 2, "--start-tokens", "--attention", "1.1", "--budget", 9, "--batch", 2, "--dtype", "bfloat16")
+    record = cli("search", model, "-l", 160, *few, *more, "-o", tmp_path / "r", "--cache", tmp_path / "c", "--json").json
+    assert record["seeds"] == [0, 1] and record["evaluations"] == 18 and record["dtype"] == "torch.bfloat16"
+    lines = [json.loads(line) for line in (tmp_path / "r" / "search-1.jsonl").read_text().splitlines()]
+    searched = [line for line in lines if line.get("attention_factor") == 1.1]
+    assert len(searched) == 9 and len({line["start_tokens"] for line in searched}) > 1
+    assert len(list((tmp_path / "c").iterdir())) >= 4
+
+
+def table(cli, model: Path, texts: Path, *more: object) -> dict[str, list[dict[str, float]]]:
+    result = cli("eval", model, "--lengths", "32,64,65,160", "--data", texts, "--documents", 3, "--json", *more)
+    assert result.code == 0, result.err
+    return result.json["perplexity"]
+
+
+def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> None:
+    found = table(cli, model, texts, "--scaling", run, "--scaling", run / "best.json")
+    assert list(found) == ["original", "pi", "ntk", "yarn", "heuristic", str(run), str(run / "best.json")]
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    drawn = draw(
+        split(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3
+    )
+    candidates = {"original": None, "yarn": scheme("yarn", ROPE, 160), str(run): load_factors(run / "extension.json")}
+    for name, row in compare(loaded, candidates, drawn.tokens, [32, 64, 65, 160]).items():
+        assert [cell["length"] for cell in found[name]] == [32, 64, 65, 160]
+        for cell, expected in zip(found[name], row, strict=True):
+            assert cell["perplexity"] == pytest.approx(expected.perplexity, rel=1e-5)
+            assert cell["standard_error"] == pytest.approx(expected.standard_error, rel=1e-4)
+            assert cell["losses"] == pytest.approx(expected.losses, rel=1e-5)
+
+
+def test_eval_documents_are_none_that_the_search_saw(cli, model: Path, texts: Path, searched) -> None:
+    command = ("eval", model, "--lengths", "160", "--data", texts, "--documents", 4, "--schemes", "none", "--json")
+    first = cli(*command).json["documents"]
+    seen = [name for names in searched[1].json["documents"].values() for name in names]
+    assert len(set(first)) == 4 and not set(first) & set(seen)
+    assert cli(*command, "--data-seed", 1).json["documents"] != first
+
+
+def test_eval_prints_and_writes_a_table(cli, model: Path, texts: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    output = tmp_path / "new" / "table.json"
+    result = cli("eval", model, "--lengths", "0.125k,64", "--schemes", "pi, yarn", "--data", texts, "-o", output)
+    assert result.code == 0, result.err
+    record = json.loads(output.read_text())
+    assert list(record["perplexity"]) == ["original", "pi", "yarn"] and record["lengths"] == [64, 128]
+    assert "64 (L0)" in result.out
+    for row in record["perplexity"].values():
+        for cell in row:
+            assert f"{cell['perplexity']:.2f} ± {cell['standard_error']:.2f}" in result.out
+
+
+def test_an_exported_checkpoint_evaluates_like_the_run(
+    cli, model: Path, texts: Path, searched, exported: Path
+) -> None:
+    ours = table(cli, model, texts, "--schemes", "none", "--scaling", searched[0])
+    theirs = table(cli, exported, texts, "--schemes", "none")
+    for a, b in zip(ours[str(searched[0])], theirs["original"], strict=True):
+        assert a["perplexity"] == pytest.approx(b["perplexity"], rel=1e-4), a["length"]
+    assert ours["original"][3]["perplexity"] != pytest.approx(theirs["original"][3]["perplexity"], rel=1e-4)
+
+
+def test_export_and_check(cli, model: Path, exported: Path, searched) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    extension = load_factors(searched[0] / "extension.json")
+    assert config["rope_scaling"]["long_factor"] == list(extension.long.factors)
+    assert load_factors(exported / "extension.json") == extension
+    assert list(extension.long.provenance) and "held_out_perplexity" in (exported / "README.md").read_text()
+    result = cli("check", exported, model, "--json")
+    assert result.code == 0, result.err
+    assert [row["length"] for row in result.json] == [63, 64, 65, 159]
+    assert all(row["ok"] and 0 <= row["difference"] < 1e-4 for row in result.json)
+    assert cli("check", exported, model, "--lengths", "100").out.count("same") == 1
+
+
+def test_export_of_a_scheme_and_static(cli, model: Path, tmp_path: Path) -> None:
+    assert cli("scale", model, "--scheme", "yarn", "-l", 256, "-o", tmp_path / "yarn.json").code == 0
+    result = cli("export", model, tmp_path / "yarn.json", "-o", tmp_path / "static", "--mode", "static")
+    assert result.code == 0, result.err
+    sets = json.loads((tmp_path / "static" / "config.json").read_text())["rope_scaling"]
+    assert sets["short_factor"] == sets["long_factor"] == pytest.approx(scheme("yarn", ROPE, 256).factors)
+    assert cli("check", tmp_path / "static", model).code == 0
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters", "weights"])
+def test_check_sees_a_checkpoint_that_was_tampered_with(cli, model: Path, exported: Path, tmp_path: Path, field: str):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(exported, tmp_path / "tampered"))
+    if field == "weights":
+        weights = load_file(folder / "model.safetensors")
+        weights["model.norm.weight"] *= -1
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        for name in ("rope_scaling", "rope_parameters"):  # transformers 5 may read either
+            config[name]["long_factor"] = [1.0] * 8
+        (folder / "config.json").write_text(json.dumps(config))
+    result = cli("check", folder, model)
+    assert result.code == 1 and "DIFFERENT" in result.out
+    rows = cli("check", folder, model, "--json").json
+    assert not rows[3]["ok"] and rows[3]["difference"] > 0.01
+    assert [row["ok"] for row in rows[:2]] == [field != "weights"] * 2
+
+
+def test_a_plain_factors_file_is_made_an_extension(cli, model: Path, tmp_path: Path) -> None:
+    scaling = Scaling(np.linspace(1, 4, 8).tolist(), length=256)
+    (tmp_path / "mine.json").write_text(scaling.to_json())
+    result = cli("export", model, tmp_path / "mine.json", "-o", tmp_path / "long")
+    assert result.code == 0, result.err
+    assert load_factors(tmp_path / "long" / "extension.json") == Extension.of(ROPE, scaling)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from longrope.data.documents import Document, load_documents
+from longrope.errors import LongRopeError
+
+
+def texts(source: Path | str) -> list[str]:
+    return [document.text for document in load_documents(str(source))]
+
+
+def write_parquet(path: Path, **columns: list[object]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def test_a_folder_is_searched_through_in_a_fixed_order(tmp_path: Path) -> None:
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "z.txt").write_text("zed")
+    (tmp_path / "b" / "deep" / "x.md").write_text("ex")
+    (tmp_path / "a.py").write_text("a = 1")
+    (tmp_path / ".hidden").write_text("no")
+    (tmp_path / ".git" / "config.txt").write_text("no")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff\xfe\x00")
+    (tmp_path / "zeros.txt").write_bytes(b"valid UTF-8 \0 but binary")
+    (tmp_path / "more.jsonl").write_text('{"text": "one"}\n{"text": "two", "id": 3}\n')
+    write_parquet(tmp_path / "p.parquet", text=["three"], id=[1])
+    assert texts(tmp_path) == ["a = 1", "ex", "one", "two", "three", "zed"]
+    names = [document.name for document in load_documents(str(tmp_path))]
+    assert len(set(names)) == 6 and all(str(tmp_path) in name for name in names)
+
+
+def test_a_hidden_folder_itself_may_be_given(tmp_path: Path) -> None:
+    (tmp_path / ".texts").mkdir()
+    (tmp_path / ".texts" / "a.txt").write_text("a")
+    assert texts(tmp_path / ".texts") == ["a"]
+
+
+def test_a_file_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "été.txt").write_text("naïve ✓\n", encoding="utf-8")
+    path = str(tmp_path / "été.txt")
+    assert load_documents(path) == [Document(path, "naïve ✓\n")]
+
+
+def test_the_same_text_counts_once(tmp_path: Path) -> None:
+    for name, text in {"a": "same", "b": "other", "c": "same", "d": " \n"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert texts(tmp_path) == ["same", "other"]
+
+
+@pytest.mark.parametrize("text", ["plain", "line\nbreak", "form\x0cfeed", "next\x85line", "line\u2028separator", "\x1e"])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_jsonl_gives_back_any_text(tmp_path: Path, text: str, ascii_only: bool) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = [json.dumps({"text": one}, ensure_ascii=ascii_only) for one in (text + ".", "after")]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert texts(path) == [text + ".", "after"]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '"text"', "3", '{"content": "x"}', '{"text": 3}', '{"text": null}'])
+def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n{line}\n{{"text": "fine too"}}\n')
+    with pytest.raises(LongRopeError, match=r'x\.jsonl, line 2: .*"text"'):
+        load_documents(str(path))
+    with pytest.raises(LongRopeError, match="line 2"):  # also in a folder: it is no file to pass over
+        load_documents(str(tmp_path))
+
+
+def test_parquet_rows_are_documents_and_nulls_are_none(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", id=[1, 2, 3], text=["one", None, "three"])
+    assert load_documents(str(path)) == [Document(f"{path}:1", "one"), Document(f"{path}:3", "three")]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("broken", ["column", "bytes"])
+def test_a_parquet_that_cannot_be_used(tmp_path: Path, folder: bool, broken: str) -> None:
+    path = tmp_path / "x.parquet"
+    if broken == "column":
+        write_parquet(path, content=["one"])
+    else:
+        path.write_bytes(b"PAR1 not really")
+    with pytest.raises(LongRopeError, match=r'x\.parquet.*column "text"'):
+        load_documents(str(tmp_path if folder else path))
+
+
+def test_the_standard_library_and_its_unseen_part() -> None:
+    everything, unseen = texts("stdlib"), texts("stdlib:unseen")
+    assert set(unseen) < set(everything)
+    assert 10 < len(unseen) < len(everything) / 2
+    assert load_documents("stdlib:unseen") == load_documents("stdlib:unseen")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "no/where.jsonl", "stdlib:seen"])
+def test_what_is_not_there(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LongRopeError, match=f"data = '{name}'.*no such file or folder"):
+        load_documents(name)
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n\t\n", b"\xff\xfe\x00\x01", b"nul\0"])
+def test_nothing_to_read_in_a_folder(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(LongRopeError, match=r"data = .* holds no text"):
+        load_documents(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"nul\0"])
+def test_binary_given_as_text(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(LongRopeError, match=r"x\.txt' is no UTF-8 text"):
+        load_documents(str(tmp_path / "x.txt"))
+
+
+@pytest.mark.parametrize("content", ["", "  \n"])
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_a_file_without_text(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content if name == "x.txt" else json.dumps({"text": content}) + "\n")
+    with pytest.raises(LongRopeError, match="holds no text"):
+        load_documents(str(tmp_path / name))

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+
+import families
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.loss import token_losses
+from longrope.evaluation.perplexity import compare, model_losses, perplexity
+from longrope.models.patch import patch
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import scheme
+
+LOSSES = arrays(np.float32, (4, 9), elements=st.floats(0, 12, width=32))
+L0, LENGTHS = families.L0, [16, 64, 65, 128]
+
+
+def test_by_hand() -> None:
+    losses = np.log(np.array([[2.0, 8.0, 4.0], [4.0, 4.0, 32.0]]))
+    assert perplexity(losses, 2).perplexity == pytest.approx(math.sqrt(2 * 4))
+    found = perplexity(losses, 4)
+    assert found.length == 4
+    assert found.perplexity == pytest.approx((2 * 8 * 4 * 4 * 4 * 32) ** (1 / 6))
+    assert found.losses == pytest.approx((math.log(4), math.log(8)))
+    # the mean of two has the standard error |a - b| / 2, and exp stretches it by the perplexity
+    assert found.standard_error == pytest.approx(found.perplexity * math.log(2) / 2)
+
+
+@given(LOSSES, st.integers(2, 10))
+def test_token_weighted_over_the_prefix(losses: np.ndarray, length: int) -> None:
+    found = perplexity(losses, length)
+    prefix = losses[:, : length - 1].astype(np.float64)
+    assert found.perplexity == pytest.approx(np.exp(prefix.mean()), rel=1e-9)
+    error = prefix.mean(axis=1).std(ddof=1) / 2 * found.perplexity
+    assert found.standard_error == pytest.approx(error, rel=1e-9, abs=1e-9)
+    assert found.losses == pytest.approx(tuple(prefix.mean(axis=1)))
+
+
+@given(LOSSES, st.permutations(range(4)))
+def test_the_order_of_documents_does_not_matter(losses: np.ndarray, order: list[int]) -> None:
+    one, two = perplexity(losses, 10), perplexity(losses[order], 10)
+    assert (one.perplexity, one.standard_error) == pytest.approx((two.perplexity, two.standard_error))
+
+
+def test_one_document_has_no_standard_error() -> None:
+    assert perplexity(np.ones((1, 5), dtype=np.float32), 6).standard_error == 0.0
+
+
+@pytest.fixture(scope="module")
+def rope(llama: PreTrainedModel) -> Rope:
+    return Rope.of(llama)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> np.ndarray:
+    return families.tokens(3, 150).numpy()
+
+
+def test_static_factors_take_one_forward_for_all_lengths(
+    llama: PreTrainedModel, rope: Rope, tokens: np.ndarray
+) -> None:
+    candidates = {"original": None, "pi": scheme("pi", rope, 128), "yarn": scheme("yarn", rope, 128)}
+    shapes: list[tuple[int, ...]] = []
+    with llama.model.layers[0].register_forward_hook(lambda *made: shapes.append(tuple(made[1][0].shape[:2]))):
+        table = compare(llama, candidates, tokens, LENGTHS, batch=3)
+    assert [shape for shape in shapes if shape[0] == 3] == [(3, 128)] * 3  # the guard's probes have a single row
+    assert list(table) == list(candidates)
+    for name, factors in candidates.items():
+        for cell, length in zip(table[name], LENGTHS, strict=True):
+            alone = perplexity(model_losses(llama, factors, tokens[:, :length]), length)
+            assert cell.length == length
+            assert cell.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
+            assert cell.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert table["pi"][3].perplexity != pytest.approx(table["yarn"][3].perplexity, rel=1e-3)
+
+
+def test_none_is_the_model_unpatched(llama: PreTrainedModel, tokens: np.ndarray) -> None:
+    cells = compare(llama, {"original": None}, tokens, [150])["original"]
+    assert cells == [perplexity(token_losses(llama, tokens), 150)]
+
+
+@pytest.mark.parametrize("short", [1.0, 1.3])
+def test_an_extension_uses_its_short_factors_up_to_l0(
+    llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, short: float
+) -> None:
+    sets = Scaling([short] * (rope.dim // 2)), scheme("ntk", rope, 128)
+    extension = Extension(rope=rope, short=sets[0], long=sets[1], length=128)
+    rows = compare(llama, {"ours": extension, "short": sets[0], "long": sets[1], "none": None}, tokens, LENGTHS)
+    values = {name: [cell.perplexity for cell in row] for name, row in rows.items()}
+    assert values["ours"][:2] == pytest.approx(values["short"][:2], rel=1e-6)
+    assert values["ours"][2:] == pytest.approx(values["long"][2:], rel=1e-6)
+    assert values["ours"][1] != pytest.approx(values["long"][1], rel=1e-4)
+    assert (values["ours"][:2] == pytest.approx(values["none"][:2], rel=1e-6)) == (short == 1.0)
+
+
+def test_an_extension_at_short_lengths_only(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray) -> None:
+    extension = Extension.of(rope, scheme("ntk", rope, 128))
+    rows = compare(llama, {"ours": extension, "none": None}, tokens, [16, L0])
+    assert [cell.perplexity for cell in rows["ours"]] == pytest.approx([cell.perplexity for cell in rows["none"]])
+
+
+@pytest.mark.parametrize("lengths,passes", [([96, 128], [128]), ([16, 64], [64]), ([16, 128], [64, 128])])
+def test_an_extension_takes_no_pass_in_vain(
+    llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, lengths: list[int], passes: list[int]
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    with llama.model.layers[0].register_forward_hook(lambda *made: shapes.append(tuple(made[1][0].shape[:2]))):
+        compare(llama, {"ours": Extension.of(rope, scheme("ntk", rope, 128))}, tokens, lengths, batch=3)
+    assert sorted(length for rows, length in shapes if rows == 3) == passes
+
+
+def test_a_model_with_two_sets_of_its_own(rope: Rope, tokens: np.ndarray) -> None:
+    """An exported checkpoint, as it is, changes its factors with the length: what is said of L0 must hold at L0."""
+    ntk = list(scheme("ntk", rope, 128).factors)
+    sets = {"short_factor": [1.0] * len(ntk), "long_factor": ntk, "factor": 2.0, "attention_factor": 1.0}
+    parameters = {"rope_type": "longrope", "rope_theta": rope.base, "original_max_position_embeddings": L0, **sets}
+    exported = families.build("llama", max_position_embeddings=128, rope_parameters=parameters)
+    cells = compare(exported, {"original": None}, tokens, [L0, 128])["original"]
+    for cell in cells:
+        alone = perplexity(token_losses(exported, tokens[:, : cell.length]), cell.length)
+        assert cell.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_done_names_the_candidate(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, batch: int) -> None:
+    told: list[tuple[str, int]] = []
+    candidates = {"none": None, "ours": Extension.of(rope, scheme("pi", rope, 128))}
+    compare(llama, candidates, tokens, [64, 128], batch=batch, done=lambda *what: told.append(what))
+    counts = [1, 2, 3] if batch == 1 else [2, 3]
+    assert told == [(name, count) for name in candidates for count in counts]
+
+
+def test_factors_of_another_model_are_refused_and_nothing_stays(llama: PreTrainedModel, tokens: np.ndarray) -> None:
+    rotary = llama.model.rotary_emb
+    with pytest.raises(LongRopeError, match="factors: 3 values"):
+        compare(llama, {"wrong": Scaling([1, 2, 3])}, tokens, [16])
+    assert llama.model.rotary_emb is rotary
+
+
+def test_model_losses_patch_and_undo(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray) -> None:
+    factors, before = scheme("pi", rope, 128), token_losses(llama, tokens)
+    inside = model_losses(llama, factors, tokens)
+    with patch(llama, factors):
+        assert np.array_equal(token_losses(llama, tokens), inside)
+    assert np.array_equal(token_losses(llama, tokens), before) and not np.array_equal(inside, before)

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from searching import LENGTH, ROPE, STARTS, TARGET, quadratic, run_search
+
+from longrope.errors import LongRopeError
+from longrope.rope import Rope, Scaling
+from longrope.schemes import scheme
+from longrope.search.evolution import PRESETS, Paper, Simple, draw_start
+from longrope.search.space import START_TOKENS, Space
+
+SMALL = [Paper(generations=4).sized(12), Simple(generations=4).sized(12)]
+KINDS = pytest.mark.parametrize("method", SMALL, ids=["paper", "simple"])
+
+
+def generations(
+    method: Paper | Simple,
+    space: Space,
+    *,
+    loss: Callable[[Scaling], float] = quadratic,
+    starts: list[Scaling] = STARTS,
+    seed: int = 0,
+) -> list[list[Scaling]]:
+    """All that a method asks for when it is told the losses."""
+    asked, source = [], method.candidates(space, starts, np.random.default_rng(seed))
+    generation = next(source)
+    while True:
+        asked.append(generation)
+        try:
+            generation = source.send([loss(scaling) for scaling in generation])
+        except StopIteration:
+            return asked
+
+
+def space_of(method: Paper | Simple, rope: Rope = ROPE, length: int = LENGTH, **fields: object) -> Space:
+    return Space(rope, length, ceiling=method.ceiling, **fields)
+
+
+def test_the_presets_have_the_published_numbers() -> None:
+    paper, simple = PRESETS["paper"], PRESETS["simple"]
+    assert isinstance(paper, Paper) and isinstance(simple, Simple)
+    assert (paper.population, paper.mutations, paper.crossovers, paper.parents) == (64, 16, 16, 32)
+    assert (paper.probability, paper.generations, paper.ceiling) == (0.3, 40, 1.25)
+    assert (simple.population, simple.generations, simple.kept, simple.sigma) == (50, 100, 0.2, 0.1)
+    assert (simple.ceiling, simple.elite) == (1.0, 10)
+
+
+@pytest.mark.parametrize("name,count", [("paper", 1344), ("simple", 50 + 100 * 40)])
+def test_the_number_of_candidates(name: str, count: int) -> None:
+    method = PRESETS[name]
+    asked = generations(method, space_of(method))
+    assert sum(map(len, asked)) == method.evaluations == count
+    assert len(asked) == method.generations + 1
+
+
+@pytest.mark.parametrize("population", [4, 5, 7, 32, 33])
+@KINDS
+def test_another_population(method: Paper | Simple, population: int) -> None:
+    sized = method.sized(population)
+    asked = generations(sized, space_of(sized))
+    assert len(asked[0]) == population and sum(map(len, asked)) == sized.evaluations
+
+
+def test_the_paper_halves_everything() -> None:
+    half = Paper().sized(32)
+    assert (half.population, half.mutations, half.crossovers, half.parents, half.generations) == (32, 8, 8, 16, 40)
+
+
+@pytest.mark.parametrize("population", [3, 1, 0, -8])
+@KINDS
+def test_too_small_a_population(method: Paper | Simple, population: int) -> None:
+    with pytest.raises(LongRopeError, match=f"population = {population} is too small"):
+        method.sized(population)
+
+
+def assert_inside(scaling: Scaling, method: Paper | Simple, space: Space) -> None:
+    factors = np.array(scaling.factors)
+    assert len(factors) == space.pairs
+    assert factors.min() >= 1 and factors.max() <= space.largest and (np.diff(factors) >= 0).all()
+    if isinstance(method, Paper):
+        assert np.abs(factors * 100 - np.rint(factors * 100)).max() < 1e-9
+        assert all(factor == round(factor, 2) for factor in scaling.factors)
+    assert scaling.start_tokens in space.start_tokens
+    assert (scaling.attention_factor, scaling.length, scaling.scheme) == (1.25, space.length, "searched")
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(SMALL),
+    st.integers(1, 40),
+    st.integers(16, 300),
+    st.floats(1, 40),
+    st.sampled_from(["pi", "ntk", "yarn", "heuristic", "llama3"]),
+    st.integers(0, 99),
+)
+def test_all_candidates_are_in_the_space(
+    method: Paper | Simple, pairs: int, original: int, scale: float, name: str, seed: int
+) -> None:
+    rope, length = Rope(dim=2 * pairs, base=10000.0, original_length=original), int(original * scale)
+    space = space_of(method, rope, length, attention_factor=1.25, start_tokens=(0, 3, 9))
+    starts = [scheme(one, rope, length) for one in ("pi", "ntk", "yarn", name)]
+    rng = np.random.default_rng(seed)
+    for generation in generations(method, space, loss=lambda _: rng.random(), starts=starts, seed=seed):
+        for scaling in generation:
+            assert_inside(scaling, method, space)
+
+
+@pytest.mark.parametrize("original", [33, 64, 100, 77])
+@KINDS
+def test_starts_beyond_the_ceiling_are_moved_into_the_space(method: Paper | Simple, original: int) -> None:
+    rope = Rope(dim=16, base=10000.0, original_length=original)
+    space = space_of(method, rope, 1000, attention_factor=1.25)
+    for generation in generations(method, space, loss=sum_of_factors, starts=[Scaling([99.0] * 8)]):
+        for scaling in generation:
+            assert_inside(scaling, method, space)
+
+
+def sum_of_factors(scaling: Scaling) -> float:
+    return sum(scaling.factors)
+
+
+@KINDS
+def test_the_starts_are_asked_for_first(method: Paper | Simple) -> None:
+    first = generations(method, space_of(method))[0]
+    for start, asked in zip(STARTS, first, strict=False):
+        np.testing.assert_allclose(asked.factors, start.factors, atol=0.005 if isinstance(method, Paper) else 1e-12)
+        assert asked.start_tokens == 0
+    assert len(set(first)) > len(STARTS)
+
+
+@pytest.mark.parametrize("offered", [(0,), (4,), (0, 8), START_TOKENS])
+@KINDS
+def test_start_tokens_are_searched_when_offered(method: Paper | Simple, offered: tuple[int, ...]) -> None:
+    asked = generations(method, space_of(method, start_tokens=offered))
+    chosen = {scaling.start_tokens for generation in asked for scaling in generation}
+    assert chosen <= set(offered)
+    assert len(chosen) >= min(len(offered), 4)
+
+
+def test_draw_start_is_uniform_with_its_probability() -> None:
+    space, rng = Space(ROPE, LENGTH, start_tokens=(0, 1, 2, 4)), np.random.default_rng(0)
+    counts = np.bincount([draw_start(space, 1, rng, probability=0.4) for _ in range(20_000)], minlength=4) / 20_000
+    np.testing.assert_allclose(counts, [0.1, 0.7, 0.1, 0.1], atol=0.015)
+    state = rng.bit_generator.state
+    assert draw_start(Space(ROPE, LENGTH), 0, rng, probability=1.0) == 0
+    assert rng.bit_generator.state == state  # nothing to choose, nothing drawn
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_best_of_what_is_kept_never_gets_worse(name: str, seed: int, tmp_path: Path) -> None:
+    seen: list[float] = []
+    outcome = run_search(tmp_path / "j", PRESETS[name], seed=seed, budget=600, watch=lambda progress: seen.append(progress.loss))
+    assert seen == sorted(seen, reverse=True) and len(seen) == len(outcome.ranked) == 600
+    assert outcome.ranked[0][0] == seen[-1] == quadratic(outcome.best)
+    assert list(outcome.ranked) == sorted(outcome.ranked, key=lambda one: one[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_paper_preset_comes_near_the_optimum_and_beats_yarn(seed: int, tmp_path: Path) -> None:
+    def distance(scaling: Scaling) -> float:
+        return float(((np.log(scaling.factors) - np.log(TARGET)) ** 2).mean())
+
+    best = run_search(tmp_path / "j", Paper(), objective=distance, seed=seed).ranked[0][0]
+    losses = [distance(start) for start in STARTS]
+    assert best < 0.003 < 0.2 * min(losses)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_simple_preset_beats_its_starts(seed: int, tmp_path: Path) -> None:
+    best = run_search(tmp_path / "j", Simple(), seed=seed, budget=1500).ranked[0][0]
+    assert best < 0.5 * min(quadratic(start) for start in STARTS)
+
+
+def test_start_tokens_are_found(tmp_path: Path) -> None:
+    assert run_search(tmp_path / "j", Paper(), start_tokens=START_TOKENS).best.start_tokens == 8
+
+
+def still(method: Paper | Simple) -> Paper | Simple:
+    """The same without any change from parent to child."""
+    if isinstance(method, Paper):
+        return Paper(12, 3, 3, 6, probability=0.0, generations=4)
+    return Simple(12, sigma=0.0, generations=4)
+
+
+@KINDS
+def test_children_come_from_the_best(method: Paper | Simple) -> None:
+    """Without mutation, and of one candidate that is far better, there are only copies of it and mixtures."""
+    asked = generations(still(method), space_of(method), loss=lambda scaling: scaling.factors[3])
+    best = min(asked[0], key=lambda scaling: scaling.factors[3])
+    assert best in [scaling for generation in asked[1:] for scaling in generation]
+
+
+@KINDS
+def test_what_is_not_finite_has_no_children(method: Paper | Simple) -> None:
+    """As long as anything is finite: here one of twelve candidates."""
+    starts = [Scaling([1.0 + i / 2] * 8) for i in range(12)]
+
+    def only_the_seventh(scaling: Scaling) -> float:
+        return 1.0 if scaling.factors == starts[6].factors else math.inf
+
+    for seed in range(5):
+        asked = generations(still(method), space_of(method), loss=only_the_seventh, starts=starts, seed=seed)
+        assert {scaling.factors for generation in asked[1:] for scaling in generation} == {starts[6].factors}
+
+
+@KINDS
+def test_the_same_seed_asks_the_same(method: Paper | Simple) -> None:
+    one, again, other = (generations(method, space_of(method), seed=seed) for seed in (3, 3, 4))
+    assert one == again and one != other
+
+
+def test_any_number_of_starts() -> None:
+    for starts in (STARTS[:1], STARTS * 2):
+        for method in SMALL:
+            first = generations(method, space_of(method), starts=starts)[0]
+            assert len(first) == 12
