@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.data.documents import load_documents
@@ -203,11 +205,7 @@ def test_export_of_a_scheme_and_static(cli, model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters", "weights"])
-def test_check_sees_a_checkpoint_that_was_tampered_with(cli, model: Path, exported: Path, tmp_path: Path, field: str):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
+def test_check_sees_a_changed_checkpoint(cli, model: Path, exported: Path, tmp_path: Path, field: str) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "tampered"))
     if field == "weights":
         weights = load_file(folder / "model.safetensors")

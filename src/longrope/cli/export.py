@@ -15,7 +15,7 @@ def run(
     factors: Annotated[str, typer.Argument(help="Run folder of a search, or a factors file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint.")],
     mode: Annotated[
-        str, typer.Option(help="static (the long factors at every length) or dual (short ones up to L0).")
+        str, typer.Option(help="static (long factors at every length) or dual (short up to L0).")
     ] = "static",
     dtype: options.Dtype = "auto",
     overwrite: options.Overwrite = False,

@@ -58,9 +58,9 @@ def _batch_losses(model: PreTrainedModel, tokens: Tensor) -> np.ndarray:
     with _head_only(model) as logits_of:
         for start in range(0, losses.shape[1], size):
             end = min(start + size, losses.shape[1])
-            logits = logits_of(tokens[:, start:end], hidden[:, start:end])
-            targets = tokens[:, start + 1 : end + 1]
-            losses[:, start:end] = cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+            logits = logits_of(tokens[:, start:end], hidden[:, start:end]).flatten(0, 1)
+            targets = tokens[:, start + 1 : end + 1].flatten()
+            losses[:, start:end] = cross_entropy(logits.float(), targets, reduction="none").view(len(tokens), -1)
     return losses.numpy()
 
 

@@ -1,0 +1,101 @@
+"""How the command line starts and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longrope.cli.main import COMMANDS
+from longrope.files import load_factors
+
+LONGROPE = [sys.executable, "-c", "from longrope.cli.main import main; main()"]
+
+
+@pytest.mark.parametrize("wrong", [("inspect", "x", "--bogus"), ("bogus",), ("inspect",), ("eval", "x", "--batch", "0")])
+def test_what_typer_refuses(cli, wrong: tuple[str, ...]) -> None:
+    result = cli(*wrong)
+    assert result.code == 2 and "Usage" in result.err
+
+
+def test_help_names_every_command(cli) -> None:
+    text = cli("--help").out
+    for name in COMMANDS:
+        assert f" {name} " in text
+        assert cli(name, "-h").code == 0
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = """
+import sys
+from longrope.cli.main import COMMANDS, main
+for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
+    sys.argv = ["longrope", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code
+heavy = {"torch", "transformers", "numpy", "pyarrow", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_importing_longrope_loads_nothing_heavy() -> None:
+    script = "import sys, longrope; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.slow
+def test_help_takes_less_than_a_third_of_a_second_of_cpu_time() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([*LONGROPE, "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.3
+
+
+def test_an_error_leaves_no_traceback(tmp_path: Path) -> None:
+    done = subprocess.run([*LONGROPE, "inspect", str(tmp_path / "nowhere")], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: model = ") and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_leaves_the_best_so_far_and_a_resume_goes_on(
+    cli, model: Path, few: tuple[object, ...], tmp_path: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = ("search", model, "-l", 300, *few, "--seeds", 3, "--preset", "simple")
+    process = subprocess.Popen(
+        [*LONGROPE, *map(str, command), "-o", str(run)], stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "best.json").exists() or (run / "search-0.jsonl").read_bytes().count(b"\n") < 20:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors and "--resume" in errors and "Traceback" not in errors
+    assert not (run / "extension.json").exists()
+    load_factors(run / "best.json")
+    known = [line for line in (run / "search-0.jsonl").read_text().splitlines() if line.endswith("}")]
+    limited = ("--budget", len(known) + 10)
+    assert cli(*command, *limited, "-o", run, "--resume").code == 0
+    assert cli(*command, *limited, "-o", whole).code == 0
+    losses = []
+    for folder in (run, whole):
+        lines = [json.loads(line) for line in (folder / "search-0.jsonl").read_text().splitlines()]
+        losses.append([(line["loss"], line["factors"]) for line in lines if "loss" in line])
+    assert len(losses[0]) > len(known) and losses[0] == losses[1]
+    assert (run / "extension.json").read_bytes() == (whole / "extension.json").read_bytes()

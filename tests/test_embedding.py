@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longrope import LongRoPE
+from longrope.errors import LongRopeError
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import heuristic
+
+ROPE = Rope(dim=8, base=10000.0, original_length=64)
+SHORT, LONG = [1.0, 1.1, 1.2, 1.3], [1.0, 2.0, 4.0, 8.0]
+FAR = (2**21 - 1, 2**21, 2**21 + 1, 3_141_592, 2**24 - 4096, 2**24 - 1)
+EDGES = (0, 1, 4095, 4096, 4097)
+
+
+def reference(inv_freq: np.ndarray, positions: np.ndarray, attention: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Cos and sin in float64, ``(…, sequence, dim)``, both halves alike."""
+    phases = np.asarray(positions, dtype=np.float64)[..., None] * inv_freq
+    phases = np.concatenate([phases, phases], axis=-1)
+    return torch.from_numpy(attention * np.cos(phases)), torch.from_numpy(attention * np.sin(phases))
+
+
+def assert_close(made: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], atol: float = 1e-6) -> None:
+    for one, other in zip(made, expected, strict=True):
+        torch.testing.assert_close(one.double(), other.expand_as(one), rtol=0, atol=atol)
+
+
+def module(**changed: object) -> LongRoPE:
+    fields = {"search_factors": LONG, "short_factors": SHORT, "original_max_position": 64, "max_position": 512}
+    return LongRoPE(8, **{**fields, **changed})
+
+
+def test_usage_with_searched_factors() -> None:
+    factors = [1.0] * 20 + np.linspace(1, 512, 44).tolist()
+    long_rope = LongRoPE(dim=128, max_position=2097152, original_max_position=4096, search_factors=factors)
+    cos, sin = long_rope(torch.zeros(2, 4097, 16))
+    assert cos.shape == sin.shape == (1, 4097, 128)
+    rope = Rope(dim=128, base=10000.0, original_length=4096)
+    expected = reference(rope.inv_freq / np.array(factors), np.arange(4097)[None], 0.1 * math.log(512) + 1)
+    assert_close((cos, sin), expected, 2e-6)
+
+
+def test_usage_without_searched_factors() -> None:
+    long_rope = LongRoPE(dim=128, max_position=2097152, original_max_position=4096)
+    rope = Rope(dim=128, base=10000.0, original_length=4096)
+    expected = reference(heuristic(rope, 2097152).inv_freq(rope), np.arange(4097)[None], 0.1 * math.log(512) + 1)
+    assert_close(long_rope(torch.zeros(1, 4097, 16)), expected, 2e-6)
+    expected = reference(rope.inv_freq, np.arange(4096)[None], 0.1 * math.log(512) + 1)
+    assert_close(long_rope(torch.zeros(1, 4096, 16)), expected, 2e-6)
+
+
+@pytest.mark.parametrize("mscale", [1.0, 0.5])
+def test_attention_of_the_constructor(mscale: float) -> None:
+    for length in (10, 100):
+        cos, _ = module(mscale=mscale)(torch.zeros(1, length, 1))
+        assert torch.allclose(cos[0, 0], torch.full((8,), mscale * (0.1 * math.log(8) + 1)))
+
+
+@pytest.mark.parametrize(("length", "factors"), [(1, SHORT), (64, SHORT), (65, LONG), (512, LONG)])
+def test_the_length_of_x_decides(length: int, factors: list[float]) -> None:
+    expected = reference(ROPE.inv_freq / np.array(factors), np.arange(length)[None], 0.1 * math.log(8) + 1)
+    assert_close(module()(torch.zeros(2, length, 3)), expected)
+
+
+@pytest.mark.parametrize(("seq_len", "factors"), [(64, SHORT), (65, LONG)])
+@pytest.mark.parametrize("given_positions", [False, True])
+def test_seq_len_decides_when_given(seq_len: int, factors: list[float], given_positions: bool) -> None:
+    positions = torch.arange(70)[None] if given_positions else None
+    expected = reference(ROPE.inv_freq / np.array(factors), np.arange(70)[None], 0.1 * math.log(8) + 1)
+    assert_close(module()(torch.zeros(1, 70, 3), positions, seq_len), expected)
+
+
+def test_each_row_decides_by_its_largest_position() -> None:
+    positions = torch.stack([torch.arange(8), torch.arange(56, 64), torch.arange(57, 65), torch.arange(8).flip(0) * 20])
+    made = module()(torch.zeros(4, 8, 3), positions)
+    for row, factors in enumerate([SHORT, SHORT, LONG, LONG]):
+        expected = reference(ROPE.inv_freq / np.array(factors), positions[row].numpy(), 0.1 * math.log(8) + 1)
+        assert_close((made[0][row], made[1][row]), expected)
+
+
+def test_an_extension_has_an_attention_factor_for_each_set() -> None:
+    short, long = Scaling(SHORT, attention_factor=0.9), Scaling(LONG, attention_factor=1.3)
+    embedding = LongRoPE.of(Extension(rope=ROPE, short=short, long=long, length=512))
+    for length, scaling in ((64, short), (65, long)):
+        expected = reference(scaling.inv_freq(ROPE), np.arange(length)[None], scaling.attention_factor)
+        assert_close(embedding(torch.zeros(1, length, 1)), expected)
+
+
+@pytest.mark.parametrize("start", [1, 3, 64])
+def test_start_tokens_keep_the_original_rotation(start: int) -> None:
+    scaling = Scaling(LONG, attention_factor=1.5, start_tokens=start)
+    made = LongRoPE.static(ROPE, [scaling])(torch.zeros(1, 100, 1))
+    inv_freq = np.where(np.arange(100)[:, None] < start, ROPE.inv_freq, scaling.inv_freq(ROPE))
+    phases = np.tile(np.arange(100)[:, None] * inv_freq, 2)[None]
+    assert_close(made, (torch.from_numpy(1.5 * np.cos(phases)), torch.from_numpy(1.5 * np.sin(phases))))
+
+
+def test_start_tokens_of_one_set_leave_the_other_alone() -> None:
+    short, long = Scaling(SHORT), Scaling(LONG, start_tokens=4)
+    embedding = LongRoPE.of(Extension(rope=ROPE, short=short, long=long, length=512))
+    assert_close(embedding(torch.zeros(1, 10, 1)), reference(short.inv_freq(ROPE), np.arange(10)[None]))
+    cos, _ = embedding(torch.zeros(1, 100, 1))
+    assert_close((cos[:, :4],), reference(ROPE.inv_freq, np.arange(4)[None])[:1])
+    assert_close((cos[:, 4:],), reference(long.inv_freq(ROPE), np.arange(4, 100)[None])[:1])
+
+
+def test_each_row_has_its_own_start_tokens() -> None:
+    scalings = [Scaling(LONG, start_tokens=0), Scaling(SHORT, start_tokens=5), Scaling(LONG, start_tokens=9)]
+    together = LongRoPE.static(ROPE, scalings)(torch.zeros(3, 20, 1))
+    for row, scaling in enumerate(scalings):
+        alone = LongRoPE.static(ROPE, [scaling])(torch.zeros(1, 20, 1))
+        assert all(torch.equal(both[row], one[0]) for both, one in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("dim", [2, 8, 64, 128])
+@pytest.mark.parametrize("base", [1e4, 5e5])
+def test_phases_are_exact_at_two_million_tokens_and_beyond(dim: int, base: float) -> None:
+    rope = Rope(dim=dim, base=base, original_length=4096)
+    scaling = Scaling(np.geomspace(1, 77.7, dim // 2).tolist())
+    positions = [*EDGES, *FAR]
+    made = LongRoPE.static(rope, [scaling])(torch.zeros(1, len(positions), 1), torch.tensor([positions]))
+    with mpmath.workdps(40):
+        pairs = [mpmath.mpf(lam) * mpmath.mpf(base) ** (mpmath.mpf(2 * i) / dim) for i, lam in enumerate(scaling.factors)]
+        phases = [[p / pair for pair in pairs * 2] for p in positions]
+        expected = [[[float(turn(one)) for one in row] for row in phases] for turn in (mpmath.cos, mpmath.sin)]
+    assert_close(made, tuple(torch.tensor([one], dtype=torch.float64) for one in expected))
+
+
+@given(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=8), st.floats(1, 600))
+def test_phases_are_exact_anywhere(positions: list[int], factor: float) -> None:
+    made = LongRoPE.static(ROPE, [Scaling([factor] * 4)])(torch.zeros(1, 1, 1), torch.tensor([positions]))
+    phases = np.tile(np.outer(positions, ROPE.inv_freq.astype(np.longdouble) / factor), 2)[None]
+    expected = tuple(torch.from_numpy(turn(phases).astype(np.float64)) for turn in (np.cos, np.sin))
+    assert_close(made, expected)
+
+
+SETS = {
+    "one": LongRoPE.static(ROPE, [Scaling(LONG)]),
+    "start tokens": LongRoPE.static(ROPE, [Scaling(LONG, start_tokens=4)]),
+    "short and long": module(),
+    "rows": LongRoPE.static(ROPE, [Scaling(SHORT), Scaling(LONG)]),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("position", [2**24, 2**24 + 5000, 2**25, -1])
+@pytest.mark.parametrize("seq_len", [None, 64])
+def test_positions_out_of_range_raise(name: str, position: int, seq_len: int | None) -> None:
+    with pytest.raises(IndexError):
+        SETS[name](torch.zeros(1, 2, 1), torch.tensor([[position, 0]]), seq_len)
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "double", "float"])
+def test_casting_the_module_leaves_the_numbers_exact(cast: str) -> None:
+    positions = torch.tensor([[5, 63, 4097, 2**21 + 3]])
+    plain = module()
+    cast_ = getattr(copy.deepcopy(plain), cast)()
+    x = torch.zeros(1, 4, 1)
+    assert all(torch.equal(one, other) for one, other in zip(plain(x, positions), cast_(x, positions), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_output_has_the_dtype_of_x_and_is_rounded_once(dtype: torch.dtype) -> None:
+    exact = module()(torch.zeros(1, 100, 1))
+    made = module()(torch.zeros(1, 100, 1, dtype=dtype))
+    for one, other in zip(made, exact, strict=True):
+        assert one.dtype == dtype
+        assert torch.equal(one, other.to(dtype))
+
+
+def test_a_checkpoint_holds_none_of_it() -> None:
+    assert module().state_dict() == {}
+    assert not list(module().parameters())
+
+
+@pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_it_computes_the_same(name: str, backend: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(SETS[name], backend=backend, fullgraph=True)
+    for length in (64, 65):
+        x = torch.zeros(SETS[name].sets if name == "rows" else 1, length, 1)
+        positions = torch.arange(length)[None]
+        assert_close(compiled(x, positions), tuple(one.double() for one in SETS[name](x, positions)))
+
+
+def test_static_rows_equal_one_by_one() -> None:
+    scalings = [Scaling(LONG, attention_factor=1.1), Scaling(SHORT, attention_factor=1.2), Scaling([3.0] * 4)]
+    positions = torch.tensor([0, 7, 5000, 2**23])[None]
+    together = LongRoPE.static(ROPE, scalings)(torch.zeros(3, 4, 1), positions)
+    for row, scaling in enumerate(scalings):
+        alone = LongRoPE.static(ROPE, [scaling])(torch.zeros(1, 4, 1), positions)
+        assert all(torch.equal(both[row], one[0]) for both, one in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"search_factors": [1.0] * 3}, "factors: 3 values"),
+        ({"short_factors": [1.0] * 8}, "factors: 8 values"),
+        ({"search_factors": [1.0, math.nan, 1.0, 1.0]}, r"factors\[1\] = nan"),
+        ({"max_position": 63}, "length = 63"),
+        ({"base": 0.0}, "base = 0.0"),
+        ({"original_max_position": 0}, "original_length = 0"),
+        ({"mscale": 0.0}, "attention_factor = 0.0"),
+        ({"mscale": math.inf}, "attention_factor = inf"),
+    ],
+)
+def test_bad_arguments(fields: dict, message: str) -> None:
+    with pytest.raises(LongRopeError, match=message):
+        module(**fields)
+
+
+@pytest.mark.parametrize("dim", [7, 0, -2])
+def test_bad_dims(dim: int) -> None:
+    with pytest.raises(LongRopeError, match=f"dim = {dim}"):
+        LongRoPE(dim)
+
+
+def test_an_empty_list_of_scalings_is_refused() -> None:
+    with pytest.raises(LongRopeError):
+        LongRoPE.static(ROPE, [])

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from longrope import schemes
+from longrope.errors import LongRopeError
+from longrope.rope import Rope, Scaling
+from longrope.schemes import SCHEMES, attention_factor, scheme
+
+# head_dim, partial rotary, rope_theta, L0, s
+SETUPS = [
+    (128, 1.0, 1e4, 4096, 8),
+    (128, 1.0, 5e5, 8192, 32),
+    (64, 1.0, 1e5, 8192, 2),
+    (96, 1.0, 1e4, 2048, 512),
+    (80, 0.4, 1e4, 2048, 4),
+    (64, 0.25, 1e6, 512, 16),
+    (16, 1.0, 1e4, 64, 8),
+]
+ROPE = Rope(dim=64, base=10000.0, original_length=256)
+
+ropes = st.builds(
+    Rope,
+    dim=st.integers(2, 64).map(lambda half: 2 * half),
+    base=st.floats(100, 1e8),
+    original_length=st.integers(16, 2**17),
+)
+scales = st.floats(1, 1024)
+
+
+def theirs(kind: str, setup: tuple, seq_len: int | None = None, **fields: float) -> tuple[np.ndarray, float]:
+    """Inverse frequencies and attention factor as transformers computes them."""
+    head_dim, partial, base, original, scale = setup
+    parameters = {"rope_type": kind, "rope_theta": base, "factor": float(scale), "partial_rotary_factor": partial}
+    reach = original if kind == "dynamic" else original * scale
+    config = LlamaConfig(
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        head_dim=head_dim,
+        max_position_embeddings=reach,
+        rope_parameters={**parameters, **fields},
+    )
+    inv_freq, attention = ROPE_INIT_FUNCTIONS[kind](config, device="cpu", seq_len=seq_len)
+    return inv_freq.double().numpy(), attention
+
+
+def ours(setup: tuple) -> tuple[Rope, int]:
+    head_dim, partial, base, original, scale = setup
+    return Rope(dim=int(head_dim * partial), base=base, original_length=original), original * scale
+
+
+def assert_same(scaling: Scaling, rope: Rope, reference: tuple[np.ndarray, float]) -> None:
+    inv_freq, attention = reference
+    np.testing.assert_allclose(scaling.inv_freq(rope), inv_freq, rtol=1e-6)
+    assert scaling.attention_factor == pytest.approx(attention, rel=1e-12)
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_pi_is_transformers_linear(setup: tuple) -> None:
+    rope, length = ours(setup)
+    assert_same(schemes.linear(rope, length), rope, theirs("linear", setup))
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("fields", [{}, {"beta_fast": 16.0, "beta_slow": 2.0}])
+def test_yarn_is_transformers_yarn(setup: tuple, fields: dict) -> None:
+    rope, length = ours(setup)
+    reference = theirs("yarn", setup, original_max_position_embeddings=setup[3], **fields)
+    assert_same(schemes.yarn(rope, length, **fields), rope, reference)
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("edges", [(1.0, 4.0), (2.0, 16.0)])
+def test_llama3_is_transformers_llama3(setup: tuple, edges: tuple[float, float]) -> None:
+    rope, length = ours(setup)
+    fields = dict(zip(("low_freq_factor", "high_freq_factor"), edges, strict=True))
+    reference = theirs("llama3", setup, original_max_position_embeddings=setup[3], **fields)
+    assert_same(schemes.llama3(rope, length, **fields), rope, reference)
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("factor", [1.0, 2.0, 3.5])
+def test_dynamic_ntk_is_transformers_dynamic(setup: tuple, factor: float) -> None:
+    rope, length = ours(setup)
+    reference = theirs("dynamic", setup, seq_len=length, factor=factor)
+    assert_same(schemes.dynamic_ntk(rope, length, factor=factor), rope, reference)
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_dynamic_ntk_takes_s_for_its_factor(setup: tuple) -> None:
+    rope, length = ours(setup)
+    assert_same(scheme("dynamic_ntk", rope, length), rope, theirs("dynamic", setup, seq_len=length))
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_ntk_is_a_larger_base(setup: tuple) -> None:
+    rope, length = ours(setup)
+    s = length / rope.original_length
+    larger = rope.base * s ** (rope.dim / (rope.dim - 2))
+    expected = [larger ** (-2 * i / rope.dim) for i in range(rope.dim // 2)]
+    scaling = scheme("ntk", rope, length)
+    np.testing.assert_allclose(scaling.inv_freq(rope), expected, rtol=1e-12)
+    assert scaling.factors[-1] == pytest.approx(s, rel=1e-12)
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_heuristic_formula(setup: tuple) -> None:
+    rope, length = ours(setup)
+    s = length / rope.original_length
+    expected = []
+    for i in range(rope.dim // 2):
+        ratio = 2 * math.pi * rope.base ** (2 * i / rope.dim) / rope.original_length
+        expected.append(1 + (s - 1) / (1 + math.exp(-4 * (math.log(ratio) / math.log(s) - 0.5))))
+    scaling = scheme("heuristic", rope, length)
+    np.testing.assert_allclose(scaling.factors, expected, rtol=1e-10)
+    assert scaling.attention_factor == pytest.approx(math.sqrt(1 + math.log(s) / math.log(rope.original_length)))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@given(rope=ropes)
+def test_no_scheme_changes_a_model_at_its_own_length(name: str, rope: Rope) -> None:
+    scaling = scheme(name, rope, rope.original_length)
+    assert set(scaling.factors) == {1.0}
+    assert scaling.attention_factor == 1.0
+    assert scaling.is_identity
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@given(rope=ropes, scale=scales)
+@example(rope=Rope(dim=128, base=1e4, original_length=4096), scale=4097 / 4096)
+@example(rope=Rope(dim=2, base=1e4, original_length=16), scale=8)
+@example(rope=Rope(dim=4, base=1e4, original_length=5), scale=8)
+def test_factors_lie_between_1_and_s_and_rise(name: str, rope: Rope, scale: float) -> None:
+    length = math.ceil(rope.original_length * scale)
+    scaling = scheme(name, rope, length)
+    s = length / rope.original_length
+    ceiling = s * s - (s - 1) if name == "dynamic_ntk" else s  # factor·L/L0 - (factor - 1) at factor = s
+    lam = np.array(scaling.factors)
+    assert lam.shape == (rope.dim // 2,)
+    assert lam.min() >= 1 - 1e-12
+    assert lam.max() <= ceiling * (1 + 1e-9)
+    assert (np.diff(lam) >= -1e-12 * s).all()
+    assert scaling.attention_factor >= 1
+    assert scaling.start_tokens == 0
+    assert (scaling.scheme, scaling.length) == (name, length)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_length_below_the_original_is_refused(name: str) -> None:
+    with pytest.raises(LongRopeError, match="length = 255 .* 256"):
+        scheme(name, ROPE, 255)
+
+
+def test_linear_is_another_name_for_pi() -> None:
+    assert scheme("linear", ROPE, 1024) == scheme("pi", ROPE, 1024)
+
+
+@pytest.mark.parametrize("name", ["su", "NTK", ""])
+def test_an_unknown_scheme_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(LongRopeError) as error:
+        scheme(name, ROPE, 1024)
+    assert all(text in str(error.value) for text in (repr(name), *SCHEMES))
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("su", math.sqrt(1 + math.log(8) / math.log(256))),
+        ("yarn", 1 + 0.1 * math.log(8)),
+        ("none", 1.0),
+        (1.25, 1.25),
+        (2, 2.0),
+        ("1.25", 1.25),
+    ],
+)
+def test_attention_policies(policy: str | float, expected: float) -> None:
+    assert attention_factor(policy, ROPE, 2048) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("policy", ["su", "yarn", "none"])
+def test_attention_is_1_at_the_original_length(policy: str) -> None:
+    assert attention_factor(policy, ROPE, 256) == 1.0
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_su_is_the_attention_factor_of_transformers_longrope(setup: tuple) -> None:
+    rope, length = ours(setup)
+    ones = [1.0] * (rope.dim // 2)
+    fields = {"short_factor": ones, "long_factor": ones, "original_max_position_embeddings": rope.original_length}
+    _, attention = theirs("longrope", setup, **fields)
+    assert attention_factor("su", rope, length) == pytest.approx(attention, rel=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["sue", "", "nan", "inf", "0", -1, 0.0, math.nan, None, [1.0]])
+def test_a_bad_attention_policy_is_refused(policy: object) -> None:
+    with pytest.raises(LongRopeError, match="attention = .*su, yarn, none or a number"):
+        attention_factor(policy, ROPE, 2048)
