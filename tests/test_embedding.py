@@ -155,8 +155,9 @@ SETS = {
 @pytest.mark.parametrize("position", [2**24, 2**24 + 5000, 2**25, -1])
 @pytest.mark.parametrize("seq_len", [None, 64])
 def test_positions_out_of_range_raise(name: str, position: int, seq_len: int | None) -> None:
+    positions = torch.tensor([[position, 0], [0, 0]])
     with pytest.raises(IndexError):
-        SETS[name](torch.zeros(1, 2, 1), torch.tensor([[position, 0]]), seq_len)
+        SETS[name](torch.zeros(2, 2, 1), positions, seq_len)
 
 
 @pytest.mark.parametrize("cast", ["bfloat16", "half", "double", "float"])

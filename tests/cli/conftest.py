@@ -20,6 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.cli.main import main
 
+collect_ignore = ["conftest.py"]  # no doctests in it, and its name is that of others
+
 WORDS = "the cat sat on a mat and def return if else import x y z = + 1 2 3 été\n".split(" ")
 
 
@@ -95,13 +97,22 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def few(texts: Path) -> tuple[object, ...]:
     """Options that make a search short."""
-    return ("--data", texts, "--search-documents", 2, "--held-out-documents", 2, "--population", 8)
+    return (
+        "--data",
+        texts,
+        "--search-documents",
+        2,
+        "--held-out-documents",
+        2,
+        "--population",
+        8,
+        "--attention",
+        "none",
+    )
 
 
 @pytest.fixture(scope="session")
-def searched(
-    model: Path, few: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Result]:
+def searched(model: Path, few: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A finished run of 10 evaluations; not to be changed."""
     output = tmp_path_factory.mktemp("runs") / "run"
     return output, longrope("search", model, "-l", 160, *few, "--budget", 10, "-o", output, "--json")
@@ -116,7 +127,7 @@ def run(searched: tuple[Path, Result], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(model: Path, searched: tuple[Path, Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("checkpoints") / "long"
-    result = longrope("export", model, searched[0], "-o", output)
+    result = longrope("export", model, searched[0], "-o", output, "--mode", "dual")
     assert result.code == 0, result.err
     return output
 

@@ -38,15 +38,18 @@ def test_inspect_json_holds_the_numbers(cli, model: Path) -> None:
 def test_inspect_prints_a_row_a_pair(cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     result = cli("inspect", model)
-    assert result.code == 0 and not result.err
-    assert "L0 = 64" in result.out and "512 tokens (s = 8)" in result.out  # eight times L0 unless told
-    assert result.out.count("through") == 3 and result.out.count("under-trained") == 5
+    assert result.code == 0
+    assert not result.err
+    assert "L0 = 64" in result.out
+    assert "512 tokens (s = 8)" in result.out
+    assert result.out.count("through") == 3
+    assert result.out.count("under-trained") == 5
     for name in SCHEMES:
         assert name in result.out
 
 
 @pytest.mark.parametrize(
-    "text,length", [("512", 512), ("1k", 1024), ("1.5k", 1536), ("1.5K", 1536), ("2m", 2**21), (" 2M ", 2**21)]
+    ("text", "length"), [("512", 512), ("1k", 1024), ("1.5k", 1536), ("1.5K", 1536), ("2m", 2**21), (" 2M ", 2**21)]
 )
 def test_forms_of_lengths(cli, model: Path, text: str, length: int) -> None:
     assert cli("inspect", model, "-l", text, "--json").json["length"] == length
@@ -55,7 +58,9 @@ def test_forms_of_lengths(cli, model: Path, text: str, length: int) -> None:
 @pytest.mark.parametrize("name", [*SCHEMES, "linear"])
 def test_scale_writes_the_scheme(cli, model: Path, name: str, tmp_path: Path) -> None:
     result = cli("scale", model, "--scheme", name, "--length", "1k", "-o", tmp_path / "new" / "f.json")
-    assert result.code == 0 and "f.json" in result.err and not result.out
+    assert result.code == 0
+    assert "f.json" in result.err
+    assert not result.out
     written = load_factors(tmp_path / "new" / "f.json")
     expected = Extension.of(ROPE, scheme(name, ROPE, 1024))
     assert written == expected
@@ -77,11 +82,16 @@ def test_search_tells_what_its_files_hold(searched, model: Path, texts: Path) ->
     assert record == json.loads((output / "run.json").read_text()) or record == {
         key: value for key, value in json.loads((output / "run.json").read_text()).items() if key != "provenance"
     }
-    assert isinstance(extension, Extension) and extension.rope == ROPE and extension.length == 160
-    assert record["factors"] == list(extension.long.factors) and record["winner"] == extension.long.scheme
-    assert record["length"] == 160 and record["evaluations"] == 10 and record["data"] == str(texts)
+    assert isinstance(extension, Extension)
+    assert extension.rope == ROPE
+    assert extension.length == 160
+    assert record["factors"] == list(extension.long.factors)
+    assert record["winner"] == extension.long.scheme
+    assert record["length"] == 160
+    assert record["evaluations"] == 10
+    assert record["data"] == str(texts)
     assert record["stopped"] == ["the budget of 10 evaluations is spent"]
-    assert record["model"] == str(model) and extension.long.attention_factor in (1.0, attention_factor("yarn", ROPE, 160))
+    assert record["model"] == str(model)
     parts = split(load_documents(str(texts)), seed=0)
     for part, names in record["documents"].items():
         assert names == [document.name for document in parts[part][:2]]
@@ -120,12 +130,17 @@ def test_overwrite_begins_anew(cli, model: Path, few, run: Path) -> None:
 
 
 def test_several_seeds_and_start_tokens(cli, model: Path, few, tmp_path: Path) -> None:
-    more = ("--seeds", 2, "--start-tokens", "--attention", "1.1", "--budget", 9, "--batch", 2, "--dtype", "bfloat16")
-    record = cli("search", model, "-l", 160, *few, *more, "-o", tmp_path / "r", "--cache", tmp_path / "c", "--json").json
-    assert record["seeds"] == [0, 1] and record["evaluations"] == 18 and record["dtype"] == "torch.bfloat16"
+    more = ("--seeds", 2, "--start-tokens", "--attention", 1.1, "--budget", 9, "--batch", 2, "--dtype", "bfloat16")
+    record = cli(
+        "search", model, "-l", 160, *few, *more, "-o", tmp_path / "r", "--cache", tmp_path / "c", "--json"
+    ).json
+    assert record["seeds"] == [0, 1]
+    assert record["evaluations"] == 18
+    assert record["dtype"] == "torch.bfloat16"
     lines = [json.loads(line) for line in (tmp_path / "r" / "search-1.jsonl").read_text().splitlines()]
     searched = [line for line in lines if line.get("attention_factor") == 1.1]
-    assert len(searched) == 9 and len({line["start_tokens"] for line in searched}) > 1
+    assert len(searched) == 9
+    assert len({line["start_tokens"] for line in searched}) > 1
     assert len(list((tmp_path / "c").iterdir())) >= 4
 
 
@@ -139,9 +154,7 @@ def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> No
     found = table(cli, model, texts, "--scaling", run, "--scaling", run / "best.json")
     assert list(found) == ["original", "pi", "ntk", "yarn", "heuristic", str(run), str(run / "best.json")]
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    drawn = draw(
-        split(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3
-    )
+    drawn = draw(split(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3)
     candidates = {"original": None, "yarn": scheme("yarn", ROPE, 160), str(run): load_factors(run / "extension.json")}
     for name, row in compare(loaded, candidates, drawn.tokens, [32, 64, 65, 160]).items():
         assert [cell["length"] for cell in found[name]] == [32, 64, 65, 160]
@@ -155,7 +168,8 @@ def test_eval_documents_are_none_that_the_search_saw(cli, model: Path, texts: Pa
     command = ("eval", model, "--lengths", "160", "--data", texts, "--documents", 4, "--schemes", "none", "--json")
     first = cli(*command).json["documents"]
     seen = [name for names in searched[1].json["documents"].values() for name in names]
-    assert len(set(first)) == 4 and not set(first) & set(seen)
+    assert len(set(first)) == 4
+    assert not set(first) & set(seen)
     assert cli(*command, "--data-seed", 1).json["documents"] != first
 
 
@@ -165,16 +179,15 @@ def test_eval_prints_and_writes_a_table(cli, model: Path, texts: Path, tmp_path:
     result = cli("eval", model, "--lengths", "0.125k,64", "--schemes", "pi, yarn", "--data", texts, "-o", output)
     assert result.code == 0, result.err
     record = json.loads(output.read_text())
-    assert list(record["perplexity"]) == ["original", "pi", "yarn"] and record["lengths"] == [64, 128]
+    assert list(record["perplexity"]) == ["original", "pi", "yarn"]
+    assert record["lengths"] == [64, 128]
     assert "64 (L0)" in result.out
     for row in record["perplexity"].values():
         for cell in row:
             assert f"{cell['perplexity']:.2f} ± {cell['standard_error']:.2f}" in result.out
 
 
-def test_an_exported_checkpoint_evaluates_like_the_run(
-    cli, model: Path, texts: Path, searched, exported: Path
-) -> None:
+def test_an_exported_checkpoint_evaluates_like_the_run(cli, model: Path, texts: Path, searched, exported: Path) -> None:
     ours = table(cli, model, texts, "--schemes", "none", "--scaling", searched[0])
     theirs = table(cli, exported, texts, "--schemes", "none")
     for a, b in zip(ours[str(searched[0])], theirs["original"], strict=True):
@@ -187,7 +200,8 @@ def test_export_and_check(cli, model: Path, exported: Path, searched) -> None:
     extension = load_factors(searched[0] / "extension.json")
     assert config["rope_scaling"]["long_factor"] == list(extension.long.factors)
     assert load_factors(exported / "extension.json") == extension
-    assert list(extension.long.provenance) and "held_out_perplexity" in (exported / "README.md").read_text()
+    assert list(extension.long.provenance)
+    assert "held_out_perplexity" in (exported / "README.md").read_text()
     result = cli("check", exported, model, "--json")
     assert result.code == 0, result.err
     assert [row["length"] for row in result.json] == [63, 64, 65, 159]
@@ -197,7 +211,7 @@ def test_export_and_check(cli, model: Path, exported: Path, searched) -> None:
 
 def test_export_of_a_scheme_and_static(cli, model: Path, tmp_path: Path) -> None:
     assert cli("scale", model, "--scheme", "yarn", "-l", 256, "-o", tmp_path / "yarn.json").code == 0
-    result = cli("export", model, tmp_path / "yarn.json", "-o", tmp_path / "static", "--mode", "static")
+    result = cli("export", model, tmp_path / "yarn.json", "-o", tmp_path / "static")  # static unless told
     assert result.code == 0, result.err
     sets = json.loads((tmp_path / "static" / "config.json").read_text())["rope_scaling"]
     assert sets["short_factor"] == sets["long_factor"] == pytest.approx(scheme("yarn", ROPE, 256).factors)
@@ -217,15 +231,32 @@ def test_check_sees_a_changed_checkpoint(cli, model: Path, exported: Path, tmp_p
             config[name]["long_factor"] = [1.0] * 8
         (folder / "config.json").write_text(json.dumps(config))
     result = cli("check", folder, model)
-    assert result.code == 1 and "DIFFERENT" in result.out
+    assert result.code == 1
+    assert "DIFFERENT" in result.out
     rows = cli("check", folder, model, "--json").json
-    assert not rows[3]["ok"] and rows[3]["difference"] > 0.01
+    assert not rows[3]["ok"]
+    assert rows[3]["difference"] > 0.01
     assert [row["ok"] for row in rows[:2]] == [field != "weights"] * 2
 
 
 def test_a_plain_factors_file_is_made_an_extension(cli, model: Path, tmp_path: Path) -> None:
     scaling = Scaling(np.linspace(1, 4, 8).tolist(), length=256)
     (tmp_path / "mine.json").write_text(scaling.to_json())
-    result = cli("export", model, tmp_path / "mine.json", "-o", tmp_path / "long")
+    result = cli("export", model, tmp_path / "mine.json", "-o", tmp_path / "long", "--mode", "dual")
     assert result.code == 0, result.err
     assert load_factors(tmp_path / "long" / "extension.json") == Extension.of(ROPE, scaling)
+
+
+@pytest.mark.parametrize("length", [131, 160, 200])
+@pytest.mark.parametrize("starts", ["heuristic", "yarn, pi", "dynamic_ntk", "pi,ntk,yarn,llama3"])
+def test_search_from_other_starts(cli, model: Path, few, tmp_path: Path, starts: str, length: int) -> None:
+    result = cli("search", model, "-l", length, *few, "--budget", 20, "--starts", starts, "-o", tmp_path / "r")
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in (tmp_path / "r" / "search-0.jsonl").read_text().splitlines()]
+    tried = [line["factors"] for line in lines if "loss" in line][1:]  # the first is YaRN itself
+    assert (
+        tried[0] == pytest.approx(scheme(starts.split(",")[0], ROPE, length).factors, abs=0.005)
+        or max(scheme(starts, ROPE, length).factors) > 1.25 * length / 64
+    )
+    assert max(map(max, tried)) <= 1.25 * length / 64
+    assert min(map(min, tried)) >= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def refused(cli, below, tmp_path: Path) -> Refused:
         before = below(tmp_path)
         result = cli(*args)
         assert (result.code, result.out) == (2, ""), result
-        assert result.err.startswith("error: ") and re.search(said, result.err), result.err
+        assert re.search(f"error: .*{said}", result.err), result.err
         assert below(tmp_path) == before
 
     return check
@@ -72,7 +73,7 @@ def test_lengths_below_the_original(refused: Refused, model: Path, few, length: 
     refused(said, "search", model, "-l", length, *few, "-o", tmp_path / "x")
 
 
-BAD_LENGTHS = ["", "k", "16kk", "16 k", "abc", "-5", "1e3", "0", "1", "0k", "1.3k", "12.5", "nan", "inf", "١k", "9" * 400]
+BAD_LENGTHS = ["", "k", "16kk", "16 k", "abc", "-5", "1e3", "0", "1", "0k", "1.3k", "12.5", "nan", "inf", "9" * 400]
 
 
 @pytest.mark.parametrize("length", BAD_LENGTHS)
@@ -141,20 +142,25 @@ def test_factors_that_are_binary(refused: Refused, model: Path, few, tmp_path: P
 
 
 @pytest.mark.parametrize("command", ["inspect", "scale", "search", "eval", "export"])
-def test_a_model_without_rope(refused: Refused, no_rope: Path, few, factors: Path, tmp_path: Path, command: str) -> None:
+def test_a_model_without_rope(
+    refused: Refused, no_rope: Path, few, factors: Path, tmp_path: Path, command: str
+) -> None:
     refused("model type 'gpt2' has no rotary", *commands(no_rope, few, tmp_path / "x", factors)[command])
 
 
 @pytest.mark.parametrize("command", ["inspect", "scale", "search", "eval", "export"])
 @pytest.mark.parametrize(
-    "name,said", [("nowhere", "no such folder|cannot be loaded"), ("x.gguf", "no such file"), ("", "cannot be loaded")]
+    ("name", "said"),
+    [("nowhere", "no such folder|cannot be loaded"), ("x.gguf", "no such file"), ("", "cannot be loaded")],
 )
 def test_a_model_that_is_not_there(
     refused: Refused, few, factors: Path, tmp_path: Path, command: str, name: str, said: str
 ) -> None:
     """With an empty name the folder is there, and empty."""
     (tmp_path / "models").mkdir()
-    refused(f"model = '.*{name}'.*({said})", *commands(tmp_path / "models" / name, few, tmp_path / "x", factors)[command])
+    refused(
+        f"model = '.*{name}'.*({said})", *commands(tmp_path / "models" / name, few, tmp_path / "x", factors)[command]
+    )
 
 
 def test_a_hub_name_without_a_network(refused: Refused) -> None:
@@ -168,7 +174,7 @@ def test_a_damaged_model(refused: Refused, model: Path, few, tmp_path: Path, dam
     refused("model = .*damaged.* cannot be loaded", "search", folder, "-l", 160, *few, "-o", tmp_path / "x")
 
 
-@pytest.mark.parametrize("option,value", [("--dtype", "float8"), ("--device", "bogus"), ("--device", "cuda:77")])
+@pytest.mark.parametrize(("option", "value"), [("--dtype", "float8"), ("--device", "bogus"), ("--device", "cuda:77")])
 def test_dtypes_and_devices(refused: Refused, model: Path, few, tmp_path: Path, option: str, value: str) -> None:
     refused(value.split(":")[0], *commands(model, few, tmp_path / "x", tmp_path)["search"], option, value)
 
@@ -180,7 +186,10 @@ def test_cuda_where_there_is_none(refused: Refused, model: Path, few, tmp_path: 
 
 def test_factors_that_are_not_there(refused: Refused, model: Path, few, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    for path, said in ((tmp_path / "no.json", "no.json: No such file"), (tmp_path / "run", "run/extension.json: No such")):
+    for path, said in (
+        (tmp_path / "no.json", "no.json: No such file"),
+        (tmp_path / "run", "run/extension.json: No such"),
+    ):
         refused(f"cannot read the factors file .*{said}", "export", model, path, "-o", tmp_path / "x")
         refused(f"cannot read the factors file .*{said}", "eval", model, "--lengths", 128, "--scaling", path)
 
@@ -191,7 +200,7 @@ def data_of(folder: Path, kind: str) -> Path:
         (folder / "x.txt").write_bytes(b"\xff\xfe\x00\x01")
         return folder / "x.txt"
     if kind in ("short", "few"):
-        for i in range(20 if kind == "short" else 3):
+        for i in range(20 if kind == "short" else 1):
             (folder / f"{i}.txt").write_text(f"{i} the cat sat on a mat " * (1 if kind == "short" else 99))
     if kind == "jsonl":
         (folder / "x.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
@@ -203,8 +212,8 @@ BAD_DATA = {
     "missing": "data = '.*nowhere': there is no such file or folder",
     "empty": "data = '.*data' holds no text",
     "garbage": r"data = '.*x.txt' is no UTF-8 text",
-    "short": r"data: 2 documents of 160 tokens are needed, but of the \d+ found .* 0 are that long \(the longest has \d+",
-    "few": r"2 documents of 160 tokens are needed, but of the [0123] found for this part [01] are that long",
+    "short": r"data: 2 documents of 160 tokens are needed, but of the \d+ found .* 0 are .*the longest has \d+",
+    "few": r"2 documents of 160 tokens are needed, but of the [01] found for this part [01] are that long",
     "jsonl": r'x\.jsonl, line 2: expected a JSON object with a string "text"',
 }
 
@@ -229,7 +238,7 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
 
 
 @pytest.mark.parametrize(
-    "wrong,said",
+    ("wrong", "said"),
     [
         (("--budget", 0), "budget = 0"),
         (("--budget", -3), "budget = -3"),
@@ -237,6 +246,8 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
         (("--minutes", -1), "minutes = -1"),
         (("--minutes", "nan"), "minutes = nan"),
         (("--population", 3), "population = 3 is too small; use at least 4"),
+        (("--starts", "pi,bogus"), "scheme = 'bogus' is unknown"),
+        (("--starts", ""), "starts? = ''|scheme = ''"),
         (("--preset", "bogus"), "preset = 'bogus' is unknown; choose one of paper, simple"),
         (("--attention", "bogus"), "attention = 'bogus': choose su, yarn, none or a number above 0"),
         (("--attention", "nan"), "attention = 'nan'"),
@@ -254,7 +265,9 @@ def test_wrong_values_of_search(
 
 @pytest.mark.parametrize("attention", ["bogus", "0", "inf"])
 def test_wrong_attention_of_scale(refused: Refused, model: Path, tmp_path: Path, attention: str) -> None:
-    refused(f"attention = '{attention}'", "scale", model, "-l", 128, "--attention", attention, "-o", tmp_path / "x.json")
+    refused(
+        f"attention = '{attention}'", "scale", model, "-l", 128, "--attention", attention, "-o", tmp_path / "x.json"
+    )
 
 
 @WRITING
@@ -316,25 +329,28 @@ def test_an_export_that_fails_keeps_the_old_checkpoint(
     output = Path(shutil.copytree(exported, tmp_path / "old"))
     other = Rope(dim=16, base=5e5, original_length=64)
     bad = {
-        "rope": Extension.of(other, scheme("pi", other, 128)),
+        "Rope": Extension.of(other, scheme("pi", other, 128)),
         "start_tokens": Scaling([2.0] * 8, start_tokens=4, length=128),
         "attention_factor": Scaling([2.0] * 8, attention_factor=1.2, length=128),
         "factors": Scaling([2.0] * 3, length=128),
     }
     for said, scaling in bad.items():
         (tmp_path / "bad.json").write_text(scaling.to_json())
-        refused(said, "export", model, tmp_path / "bad.json", "-o", output, "--overwrite")
-    refused("mode = 'bogus'", "export", model, exported / "extension.json", "-o", output, "--overwrite", "--mode", "bogus")
+        refused(said, "export", model, tmp_path / "bad.json", "-o", output, "--overwrite", "--mode", "dual")
+    refused(
+        "mode = 'bogus'", "export", model, exported / "extension.json", "-o", output, "--overwrite", "--mode", "bogus"
+    )
 
 
 def test_resume_with_other_settings(refused: Refused, model: Path, no_rope: Path, few, run: Path) -> None:
     again = ("search", model, *few, "--budget", 10, "-o", run, "--resume")
+    refused("starts was .*now .'pi'.", *again, "-l", 160, "--starts", "pi")
     refused("begun with other settings: .*space was", *again, "-l", 200)
     refused("method was .*now", *again, "-l", 160, "--preset", "simple")
     refused("method was .*'population': 8.*now .*'population': 12", *again, "-l", 160, "--population", 12)
     refused("dtype was 'torch.float32', now 'torch.bfloat16'", *again, "-l", 160, "--dtype", "bfloat16")
     refused("data was", *again, "-l", 160, "--data-seed", 1)
-    refused("space was .*'attention_factor': 1.0", *again, "-l", 160, "--attention", "1.5")
+    refused("space was .*'attention_factor': 1.0.*now.*1.5", *again, "-l", 160, "--attention", 1.5)
 
 
 def test_resume_where_there_is_nothing_begins(cli, model: Path, few, tmp_path: Path, searched) -> None:
@@ -376,19 +392,26 @@ def nan_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_model_whose_losses_are_nan(cli, nan_model: Path, few, tmp_path: Path) -> None:
     result = cli("search", nan_model, "-l", 160, *few, "--budget", 5, "-o", tmp_path / "x")
-    assert result.code == 2 and "no candidate has a finite loss" in result.err and "float32" in result.err
+    assert result.code == 2
+    assert "no candidate has a finite loss" in result.err
+    assert "float32" in result.err
     lines = [json.loads(line) for line in (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines if "loss" in line] == [None] * len([line for line in lines if "loss" in line])
+    assert [line["loss"] for line in lines if "loss" in line] == [None] * len(
+        [line for line in lines if "loss" in line]
+    )
 
 
 def test_eval_of_a_model_whose_losses_are_nan(cli, nan_model: Path, few, tmp_path: Path) -> None:
     """Told, not thrown: JSON has no NaN."""
-    result = cli("eval", nan_model, "--lengths", "128", *few[:2], "-o", tmp_path / "x.json", "--json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = cli("eval", nan_model, "--lengths", "128", *few[:2], "-o", tmp_path / "x.json", "--json")
     if result.code == 0:
         assert result.json["perplexity"]["pi"][0]["perplexity"] is None
         assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
     else:
-        assert result.code == 2 and "finite" in result.err
+        assert result.code == 2
+        assert "finite" in result.err
 
 
 def test_out_of_memory_names_the_length_and_loses_nothing(
@@ -406,9 +429,12 @@ def test_out_of_memory_names_the_length_and_loses_nothing(
     monkeypatch.setattr(loss_module, "_batch_losses", greedy)
     command = ("search", model, "-l", 160, *few, "--budget", 10, "-o", tmp_path / "x")
     result = cli(*command, "--batch", 2)
-    assert result.code == 2 and "out of memory at length 160 with batch 2" in result.err and "lower" in result.err
+    assert result.code == 2
+    assert "out of memory at length 160 with batch 2" in result.err
+    assert "lower" in result.err
     known = (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()
-    assert len(known) == 5 and (tmp_path / "x" / "best.json").exists()
+    assert len(known) == 5
+    assert (tmp_path / "x" / "best.json").exists()
     assert cli(*command, "--batch", 1, "--resume").code == 0
     assert (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()[:5] == known
 
@@ -434,15 +460,17 @@ def test_check_against_another_model(refused: Refused, exported: Path, tmp_path:
     refused("made for Rope.*but the model has Rope", "check", exported, tmp_path / "other")
 
 
-def test_check_against_a_model_of_another_vocabulary(refused: Refused, exported: Path, tmp_path: Path, model: Path) -> None:
+def test_check_against_a_model_of_another_vocabulary(
+    refused: Refused, exported: Path, tmp_path: Path, model: Path
+) -> None:
     families.build("llama", num_hidden_layers=1, vocab_size=400).save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "other")
     refused("vocab", "check", exported, tmp_path / "other")
 
 
-def test_a_checkpoint_that_is_extended_already(refused: Refused, exported: Path, few, factors: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_extended_already(
+    refused: Refused, exported: Path, few, factors: Path, tmp_path: Path
+) -> None:
     said = "already carries a rope scaling"
     refused(said, "search", exported, "-l", 200, *few, "--budget", 3, "-o", tmp_path / "x")
     refused(said, "export", exported, factors, "-o", tmp_path / "x")
-
-

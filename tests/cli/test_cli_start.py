@@ -19,10 +19,13 @@ from longrope.files import load_factors
 LONGROPE = [sys.executable, "-c", "from longrope.cli.main import main; main()"]
 
 
-@pytest.mark.parametrize("wrong", [("inspect", "x", "--bogus"), ("bogus",), ("inspect",), ("eval", "x", "--batch", "0")])
+@pytest.mark.parametrize(
+    "wrong", [("inspect", "x", "--bogus"), ("bogus",), ("inspect",), ("eval", "x", "--batch", "0")]
+)
 def test_what_typer_refuses(cli, wrong: tuple[str, ...]) -> None:
     result = cli(*wrong)
-    assert result.code == 2 and "Usage" in result.err
+    assert result.code == 2
+    assert "Usage" in result.err
 
 
 def test_help_names_every_command(cli) -> None:
@@ -67,8 +70,10 @@ def test_help_takes_less_than_a_third_of_a_second_of_cpu_time() -> None:
 
 def test_an_error_leaves_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run([*LONGROPE, "inspect", str(tmp_path / "nowhere")], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: model = ") and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: model = ")
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_leaves_the_best_so_far_and_a_resume_goes_on(
@@ -77,16 +82,22 @@ def test_ctrl_c_leaves_the_best_so_far_and_a_resume_goes_on(
     run, whole = tmp_path / "run", tmp_path / "whole"
     command = ("search", model, "-l", 300, *few, "--seeds", 3, "--preset", "simple")
     process = subprocess.Popen(
-        [*LONGROPE, *map(str, command), "-o", str(run)], stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"}
+        [*LONGROPE, *map(str, command), "-o", str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
     )
     deadline = time.monotonic() + 120
     while not (run / "best.json").exists() or (run / "search-0.jsonl").read_bytes().count(b"\n") < 20:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in errors and "--resume" in errors and "Traceback" not in errors
+    assert "interrupted" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
     assert not (run / "extension.json").exists()
     load_factors(run / "best.json")
     known = [line for line in (run / "search-0.jsonl").read_text().splitlines() if line.endswith("}")]
@@ -97,5 +108,6 @@ def test_ctrl_c_leaves_the_best_so_far_and_a_resume_goes_on(
     for folder in (run, whole):
         lines = [json.loads(line) for line in (folder / "search-0.jsonl").read_text().splitlines()]
         losses.append([(line["loss"], line["factors"]) for line in lines if "loss" in line])
-    assert len(losses[0]) > len(known) and losses[0] == losses[1]
+    assert len(losses[0]) > len(known)
+    assert losses[0] == losses[1]
     assert (run / "extension.json").read_bytes() == (whole / "extension.json").read_bytes()

@@ -34,7 +34,8 @@ def test_a_folder_is_searched_through_in_a_fixed_order(tmp_path: Path) -> None:
     write_parquet(tmp_path / "p.parquet", text=["three"], id=[1])
     assert texts(tmp_path) == ["a = 1", "ex", "one", "two", "three", "zed"]
     names = [document.name for document in load_documents(str(tmp_path))]
-    assert len(set(names)) == 6 and all(str(tmp_path) in name for name in names)
+    assert len(set(names)) == 6
+    assert all(str(tmp_path) in name for name in names)
 
 
 def test_a_hidden_folder_itself_may_be_given(tmp_path: Path) -> None:
@@ -55,7 +56,9 @@ def test_the_same_text_counts_once(tmp_path: Path) -> None:
     assert texts(tmp_path) == ["same", "other"]
 
 
-@pytest.mark.parametrize("text", ["plain", "line\nbreak", "form\x0cfeed", "next\x85line", "line\u2028separator", "\x1e"])
+@pytest.mark.parametrize(
+    "text", ["plain", "line\nbreak", "form\x0cfeed", "next\x85line", "line\u2028separator", "\x1e"]
+)
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_jsonl_gives_back_any_text(tmp_path: Path, text: str, ascii_only: bool) -> None:
     path = tmp_path / "x.jsonl"

@@ -40,7 +40,9 @@ def test_the_order_they_come_in_does_not_matter(sizes: list[int], seed: int) -> 
 
 @given(st.lists(st.integers(1, 10**6), min_size=5, max_size=40, unique=True), st.integers(0, 99))
 def test_every_five_of_like_size_are_shared_two_one_two(sizes: list[int], seed: int) -> None:
-    part_of = {len(one.text): part for part, found in split(documents([s % 997 for s in sizes])).items() for one in found}
+    part_of = {
+        len(one.text): part for part, found in split(documents([s % 997 for s in sizes])).items() for one in found
+    }
     by_size = sorted((size % 997 for size in sizes), reverse=True)
     if len(part_of) == len(by_size):  # distinct sizes: which block a document is in is then certain
         for start in range(0, len(by_size) - 4, 5):
@@ -56,7 +58,9 @@ def test_seeds_differ_in_parts_and_in_order() -> None:
 
 def test_every_document_can_land_in_every_part() -> None:
     given_ = documents([5, 4, 3, 2, 1])
-    landed = {(one.name, part) for seed in range(60) for part, found in split(given_, seed=seed).items() for one in found}
+    landed = {
+        (one.name, part) for seed in range(60) for part, found in split(given_, seed=seed).items() for one in found
+    }
     assert len(landed) == 15
 
 
@@ -75,7 +79,8 @@ def test_draw_cuts_exactly_and_keeps_the_order(
     own = {one.name: bpe(one.text)["input_ids"] for one in prose}
     long_enough = [one.name for one in prose if len(own[one.name]) >= length][:3]
     drawn = draw(prose, bpe, length=length, count=3)
-    assert drawn.tokens.shape == (3, length) and drawn.tokens.dtype == np.int64
+    assert drawn.tokens.shape == (3, length)
+    assert drawn.tokens.dtype == np.int64
     assert list(drawn.names) == long_enough
     assert drawn.tokens.tolist() == [own[name][:length] for name in long_enough]
 
@@ -97,13 +102,16 @@ def test_a_cut_inside_a_word_does_not_show(bpe: PreTrainedTokenizerFast, length:
 def test_special_tokens_come_as_for_the_models_own_input(bpe: PreTrainedTokenizerFast, prose: list[Document]) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    with_ends = PreTrainedTokenizerFast(tokenizer_object=type(bpe.backend_tokenizer).from_str(bpe.backend_tokenizer.to_str()))
+    with_ends = PreTrainedTokenizerFast(
+        tokenizer_object=type(bpe.backend_tokenizer).from_str(bpe.backend_tokenizer.to_str())
+    )
     with_ends.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     ends = [(name, with_ends.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
     with_ends.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     tokens = draw(prose[4:5], with_ends, length=50, count=1).tokens[0].tolist()
     assert tokens == with_ends(prose[4].text)["input_ids"][:50]
-    assert tokens[0] == ends[0][1] and ends[1][1] not in tokens
+    assert tokens[0] == ends[0][1]
+    assert ends[1][1] not in tokens
 
 
 def test_too_few_says_what_was_found_and_what_is_needed(bpe: PreTrainedTokenizerFast, prose: list[Document]) -> None:
@@ -125,7 +133,8 @@ def test_the_cache_is_used_and_gives_the_same(
     plain, cached, again = (
         draw(prose, bpe, length=40, count=3, cache=cache).tokens for cache in (None, tmp_path / "c", tmp_path / "c")
     )
-    assert np.array_equal(plain, cached) and np.array_equal(plain, again)
+    assert np.array_equal(plain, cached)
+    assert np.array_equal(plain, again)
     files = list((tmp_path / "c").iterdir())
     for path in files:
         np.save(path, np.load(path)[::-1])

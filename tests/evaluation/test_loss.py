@@ -43,12 +43,13 @@ def test_equals_the_cross_entropy_of_full_logits(
 ) -> None:
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
     losses = token_losses(model, tokens, batch=batch)
-    assert losses.shape == (5, 49) and losses.dtype == np.float32
+    assert losses.shape == (5, 49)
+    assert losses.dtype == np.float32
     np.testing.assert_allclose(losses, full(model, tokens), atol=1e-5)
     assert losses.std() > 0.1  # else the head's own scale would not show
 
 
-@pytest.mark.parametrize("name,fields", [("gemma2", HEADS["gemma2"]), ("cohere", HEADS["cohere"])])
+@pytest.mark.parametrize(("name", "fields"), [("gemma2", HEADS["gemma2"]), ("cohere", HEADS["cohere"])])
 def test_the_heads_own_cap_and_scale_matter(name: str, fields: dict[str, float], tokens: np.ndarray) -> None:
     plain = families.build(name, **dict.fromkeys(fields, 1.0 if name == "cohere" else None))
     assert np.abs(token_losses(families.build(name, **fields), tokens) - full(plain, tokens)).max() > 0.01
@@ -112,12 +113,13 @@ def test_a_forward_of_the_instance_stays(llama: PreTrainedModel, tokens: np.ndar
     llama.model.forward = hooked
     try:
         assert np.array_equal(token_losses(llama, tokens), expected)
-        assert llama.model.forward is hooked and len(calls) == 5
+        assert llama.model.forward is hooked
+        assert len(calls) == 5
     finally:
         del llama.model.forward
 
 
-@pytest.mark.parametrize("batch,counts", [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+@pytest.mark.parametrize(("batch", "counts"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
 def test_done_is_told_the_finished_documents(
     llama: PreTrainedModel, tokens: np.ndarray, batch: int, counts: list[int]
 ) -> None:
@@ -135,15 +137,21 @@ CPU = "[enforce fail at alloc_cpu.cpp:128] . DefaultCPUAllocator: can't allocate
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), torch.OutOfMemoryError(), MemoryError()]
-    + [RuntimeError(CPU)],
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        torch.OutOfMemoryError(),
+        MemoryError(),
+        RuntimeError(CPU),
+    ],
     ids=["cuda", "bare", "python", "cpu"],
 )
 def test_out_of_memory_says_where_and_what_to_lower(
     llama: PreTrainedModel, tokens: np.ndarray, error: Exception
 ) -> None:
     with llama.model.layers[1].register_forward_hook(partial(failing, error)):
-        with pytest.raises(LongRopeError, match="out of memory at length 50 with batch 2 .*lower the length or the batch"):
+        with pytest.raises(
+            LongRopeError, match=r"out of memory at length 50 with batch 2 .*lower the length or the batch"
+        ):
             token_losses(llama, tokens, batch=2)
         with pytest.raises(LongRopeError, match="batch 5"):
             token_losses(llama, tokens, batch=99)

@@ -105,7 +105,7 @@ def test_an_extension_at_short_lengths_only(llama: PreTrainedModel, rope: Rope, 
     assert [cell.perplexity for cell in rows["ours"]] == pytest.approx([cell.perplexity for cell in rows["none"]])
 
 
-@pytest.mark.parametrize("lengths,passes", [([96, 128], [128]), ([16, 64], [64]), ([16, 128], [64, 128])])
+@pytest.mark.parametrize(("lengths", "passes"), [([96, 128], [128]), ([16, 64], [64]), ([16, 128], [64, 128])])
 def test_an_extension_takes_no_pass_in_vain(
     llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, lengths: list[int], passes: list[int]
 ) -> None:
@@ -148,4 +148,5 @@ def test_model_losses_patch_and_undo(llama: PreTrainedModel, rope: Rope, tokens:
     inside = model_losses(llama, factors, tokens)
     with patch(llama, factors):
         assert np.array_equal(token_losses(llama, tokens), inside)
-    assert np.array_equal(token_losses(llama, tokens), before) and not np.array_equal(inside, before)
+    assert np.array_equal(token_losses(llama, tokens), before)
+    assert not np.array_equal(inside, before)

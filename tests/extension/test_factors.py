@@ -58,8 +58,10 @@ def test_what_the_folder_holds(model: PreTrainedModel, tmp_path: Path, name: str
     names = {"search-0.jsonl", "held-out.jsonl", "best.json", "extension.json"}
     assert {path.name for path in folder.iterdir()} == names
     extension = load_factors(folder / "extension.json")
-    assert extension == found.extension and isinstance(extension, Extension)
-    assert extension.rope == Rope.of(model) and extension.length == LENGTH
+    assert extension == found.extension
+    assert isinstance(extension, Extension)
+    assert extension.rope == Rope.of(model)
+    assert extension.length == LENGTH
     assert extension.short == Scaling.identity(extension.rope)
     assert load_factors(folder / "best.json") == found.outcomes[0].best
 
@@ -88,7 +90,8 @@ def test_the_model_is_what_it_was(model: PreTrainedModel, tmp_path: Path) -> Non
 
 def test_several_seeds(model: PreTrainedModel, tmp_path: Path) -> None:
     found = find(model, tmp_path, seeds=(0, 1, 2))
-    assert len(found.outcomes) == 3 and len({outcome.ranked for outcome in found.outcomes}) == 3
+    assert len(found.outcomes) == 3
+    assert len({outcome.ranked for outcome in found.outcomes}) == 3
     assert sorted(path.name for path in tmp_path.glob("search-*")) == [f"search-{seed}.jsonl" for seed in range(3)]
     alone = find(model, tmp_path / "alone", seeds=(1,))
     assert alone.outcomes[0].ranked == found.outcomes[1].ranked
@@ -168,7 +171,8 @@ def test_watch_is_told_the_seed_and_the_loss_of_yarn(model: PreTrainedModel, tmp
 def test_a_larger_budget_continues_a_smaller_one(model: PreTrainedModel, tmp_path: Path) -> None:
     find(model, tmp_path / "parts", budget=Budget(6))
     parts, whole = (find(model, tmp_path / one, budget=Budget(14), resume=True) for one in ("parts", "whole"))
-    assert parts.extension == whole.extension and parts.outcomes[0].ranked == whole.outcomes[0].ranked
+    assert parts.extension == whole.extension
+    assert parts.outcomes[0].ranked == whole.outcomes[0].ranked
     files = [(tmp_path / one / "extension.json").read_bytes() for one in ("parts", "whole")]
     assert files[0] == files[1]
 
@@ -176,12 +180,12 @@ def test_a_larger_budget_continues_a_smaller_one(model: PreTrainedModel, tmp_pat
 def test_a_second_run_in_the_same_folder_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
     find(model, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(LongRopeError, match="search-0.jsonl exists.*--resume"):
+    with pytest.raises(LongRopeError, match=r"search-0.jsonl exists.*--resume"):
         find(model, tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("fields,said", [({"attention": "su"}, "space"), ({"name": "simple"}, "space|method")])
+@pytest.mark.parametrize(("fields", "said"), [({"attention": "su"}, "space"), ({"name": "simple"}, "space|method")])
 def test_a_resume_with_other_settings_is_refused(
     model: PreTrainedModel, tmp_path: Path, fields: dict[str, object], said: str
 ) -> None:
@@ -198,13 +202,19 @@ def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_pa
     find(model, tmp_path)
     with pytest.raises(LongRopeError, match="data was"):
         find_factors(
-            model, TOKENS["held_out"], TOKENS["search"], tmp_path, method=METHODS["paper"], attention="none", resume=True
+            model,
+            TOKENS["held_out"],
+            TOKENS["search"],
+            tmp_path,
+            method=METHODS["paper"],
+            attention="none",
+            resume=True,
         )
 
 
 @pytest.mark.parametrize("wrong", [{"budget": Budget(0)}, {"attention": "bogus"}, {"budget": Budget(seconds=0.0)}])
 def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(LongRopeError, match="budget|seconds|attention"):
+    with pytest.raises(LongRopeError, match=r"budget|seconds|attention"):
         find(model, tmp_path / "run", **wrong)
     assert not (tmp_path / "run").exists()
 
@@ -219,7 +229,8 @@ def test_a_scheme_whose_loss_is_not_finite_does_not_stop_the_run(
 
     monkeypatch.setattr(module, "perplexity_objective", objective_of)
     found = find(model, tmp_path)
-    assert found.held_out[broken] == math.inf and list(found.held_out)[-1] == broken
+    assert found.held_out[broken] == math.inf
+    assert list(found.held_out)[-1] == broken
     provenance = json.loads((tmp_path / "extension.json").read_text(), parse_constant=pytest.fail)["long"]["provenance"]
     assert provenance["held_out_perplexity"].get(broken) is None
 

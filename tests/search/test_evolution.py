@@ -45,14 +45,15 @@ def space_of(method: Paper | Simple, rope: Rope = ROPE, length: int = LENGTH, **
 
 def test_the_presets_have_the_published_numbers() -> None:
     paper, simple = PRESETS["paper"], PRESETS["simple"]
-    assert isinstance(paper, Paper) and isinstance(simple, Simple)
+    assert isinstance(paper, Paper)
+    assert isinstance(simple, Simple)
     assert (paper.population, paper.mutations, paper.crossovers, paper.parents) == (64, 16, 16, 32)
     assert (paper.probability, paper.generations, paper.ceiling) == (0.3, 40, 1.25)
     assert (simple.population, simple.generations, simple.kept, simple.sigma) == (50, 100, 0.2, 0.1)
     assert (simple.ceiling, simple.elite) == (1.0, 10)
 
 
-@pytest.mark.parametrize("name,count", [("paper", 1344), ("simple", 50 + 100 * 40)])
+@pytest.mark.parametrize(("name", "count"), [("paper", 1344), ("simple", 50 + 100 * 40)])
 def test_the_number_of_candidates(name: str, count: int) -> None:
     method = PRESETS[name]
     asked = generations(method, space_of(method))
@@ -65,7 +66,8 @@ def test_the_number_of_candidates(name: str, count: int) -> None:
 def test_another_population(method: Paper | Simple, population: int) -> None:
     sized = method.sized(population)
     asked = generations(sized, space_of(sized))
-    assert len(asked[0]) == population and sum(map(len, asked)) == sized.evaluations
+    assert len(asked[0]) == population
+    assert sum(map(len, asked)) == sized.evaluations
 
 
 def test_the_paper_halves_everything() -> None:
@@ -83,7 +85,9 @@ def test_too_small_a_population(method: Paper | Simple, population: int) -> None
 def assert_inside(scaling: Scaling, method: Paper | Simple, space: Space) -> None:
     factors = np.array(scaling.factors)
     assert len(factors) == space.pairs
-    assert factors.min() >= 1 and factors.max() <= space.largest and (np.diff(factors) >= 0).all()
+    assert factors.min() >= 1
+    assert factors.max() <= space.largest
+    assert (np.diff(factors) >= 0).all()
     if isinstance(method, Paper):
         assert np.abs(factors * 100 - np.rint(factors * 100)).max() < 1e-9
         assert all(factor == round(factor, 2) for factor in scaling.factors)
@@ -157,8 +161,11 @@ def test_draw_start_is_uniform_with_its_probability() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_best_of_what_is_kept_never_gets_worse(name: str, seed: int, tmp_path: Path) -> None:
     seen: list[float] = []
-    outcome = run_search(tmp_path / "j", PRESETS[name], seed=seed, budget=600, watch=lambda progress: seen.append(progress.loss))
-    assert seen == sorted(seen, reverse=True) and len(seen) == len(outcome.ranked) == 600
+    outcome = run_search(
+        tmp_path / "j", PRESETS[name], seed=seed, budget=600, watch=lambda progress: seen.append(progress.loss)
+    )
+    assert seen == sorted(seen, reverse=True)
+    assert len(seen) == len(outcome.ranked) == 600
     assert outcome.ranked[0][0] == seen[-1] == quadratic(outcome.best)
     assert list(outcome.ranked) == sorted(outcome.ranked, key=lambda one: one[0])
 
@@ -214,7 +221,8 @@ def test_what_is_not_finite_has_no_children(method: Paper | Simple) -> None:
 @KINDS
 def test_the_same_seed_asks_the_same(method: Paper | Simple) -> None:
     one, again, other = (generations(method, space_of(method), seed=seed) for seed in (3, 3, 4))
-    assert one == again and one != other
+    assert one == again
+    assert one != other
 
 
 def test_any_number_of_starts() -> None:

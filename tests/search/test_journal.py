@@ -55,9 +55,12 @@ def test_one_line_each_after_the_settings(path: Path) -> None:
     journal.generation(0, np.random.default_rng(0).bit_generator.state)
     header, one, two, state = map(json.loads, path.read_text().splitlines())  # on disk before it is closed
     assert header == {"version": 1, "settings": json.loads(json.dumps(SETTINGS))}
-    assert one["factors"] == [1.0, 2.0] and one["loss"] == 1.5 and one["seconds"] >= 0
+    assert one["factors"] == [1.0, 2.0]
+    assert one["loss"] == 1.5
+    assert one["seconds"] >= 0
     assert (two["factors"], two["start_tokens"], two["attention_factor"]) == ([1.0, 3.25], 4, 1.5)
-    assert state["generation"] == 0 and state["rng"] == np.random.default_rng(0).bit_generator.state
+    assert state["generation"] == 0
+    assert state["rng"] == np.random.default_rng(0).bit_generator.state
 
 
 def test_nothing_is_evaluated_twice(path: Path) -> None:
@@ -91,7 +94,7 @@ def test_numpy_losses_are_losses(path: Path) -> None:
 def test_an_existing_journal_is_not_touched_without_resume(path: Path) -> None:
     write(path).close()
     before = path.read_bytes()
-    with pytest.raises(LongRopeError, match="search.jsonl exists; continue it with --resume"):
+    with pytest.raises(LongRopeError, match=r"search.jsonl exists; continue it with --resume"):
         Journal(path, SETTINGS)
     assert path.read_bytes() == before
 
@@ -102,7 +105,7 @@ def test_resume_without_a_journal_begins_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed,said",
+    ("changed", "said"),
     [
         ({"length": 4096}, "length was 2048, now 4096"),
         ({"model": "other"}, "model was 'tiny', now 'other'"),
@@ -138,8 +141,18 @@ def test_another_version_is_refused(path: Path, version: object) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"{", b"garbage", b"\xff\xfe\x00", b"5", b"null", b"[1]", b'"loss"', b'{"loss": 1.0}', b'{"generation": 0}']
-    + [b'{"loss": "x", "seconds": 0, "start_tokens": 0, "attention_factor": 1, "factors": 3}'],
+    [
+        b"{",
+        b"garbage",
+        b"\xff\xfe\x00",
+        b"5",
+        b"null",
+        b"[1]",
+        b'"loss"',
+        b'{"loss": 1.0}',
+        b'{"generation": 0}',
+        b'{"loss": "x", "seconds": 0, "start_tokens": 0, "attention_factor": 1, "factors": 3}',
+    ],
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_garbage_in_the_middle_is_an_error_and_stays(path: Path, garbage: bytes, place: int) -> None:
@@ -147,7 +160,7 @@ def test_garbage_in_the_middle_is_an_error_and_stays(path: Path, garbage: bytes,
     lines = path.read_bytes().splitlines(keepends=True)
     lines.insert(place, garbage + b"\n")
     path.write_bytes(b"".join(lines))
-    with pytest.raises(LongRopeError, match="search.jsonl"):
+    with pytest.raises(LongRopeError, match=r"search.jsonl"):
         Journal(path, SETTINGS, resume=True)
     assert path.read_bytes() == b"".join(lines)
 
@@ -155,7 +168,7 @@ def test_garbage_in_the_middle_is_an_error_and_stays(path: Path, garbage: bytes,
 def test_a_file_that_is_none_of_ours_is_not_cut(path: Path) -> None:
     """A resume pointed at another file must not shorten it as if its last line had been cut."""
     path.write_text('{"text": "one"}\n{"text": "two"}')
-    with pytest.raises(LongRopeError, match="search.jsonl"):
+    with pytest.raises(LongRopeError, match=r"search.jsonl"):
         Journal(path, SETTINGS, resume=True)
     assert path.read_text() == '{"text": "one"}\n{"text": "two"}'
 
@@ -166,12 +179,13 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, nested: str, resume: boo
     (tmp_path / "file").write_text("mine")
     with pytest.raises(LongRopeError, match=r"cannot write .*search.jsonl.*-o"):
         Journal(tmp_path / nested, SETTINGS, resume=resume)
-    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_where_the_journal_should_be(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(LongRopeError, match="search.jsonl"):
+    with pytest.raises(LongRopeError, match=r"search.jsonl"):
         Journal(path, SETTINGS, resume=True)
 
 

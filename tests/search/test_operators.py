@@ -62,8 +62,15 @@ def assert_follows(law: Law, draws: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize(
-    "genes,top,probability",
-    [([1, 2, 2], 3, 0.4), ([0, 0], 4, 0.3), ([2], 5, 0.5), ([3, 3, 3], 3, 0.9), ([0, 1, 4, 4], 4, 0.6), ([0, 2], 2, 1.0)],
+    ("genes", "top", "probability"),
+    [
+        ([1, 2, 2], 3, 0.4),
+        ([0, 0], 4, 0.3),
+        ([2], 5, 0.5),
+        ([3, 3, 3], 3, 0.9),
+        ([0, 1, 4, 4], 4, 0.6),
+        ([0, 2], 2, 1.0),
+    ],
 )
 def test_mutation_follows_the_law_of_rejection(genes: list[int], top: int, probability: float) -> None:
     rng = np.random.default_rng(1)
@@ -72,7 +79,7 @@ def test_mutation_follows_the_law_of_rejection(genes: list[int], top: int, proba
 
 
 @pytest.mark.parametrize(
-    "a,b,probability",
+    ("a", "b", "probability"),
     [
         ([0, 1, 5, 6], [2, 2, 3, 7], 0.3),
         ([0, 0, 9], [3, 4, 5], 0.5),
@@ -95,8 +102,11 @@ def test_a_mutant_keeps_order_and_bounds(genes: np.ndarray, probability: float, 
     before = genes.copy()
     child = mutate(genes, np.random.default_rng(seed), probability=probability, top=TOP)
     assert np.array_equal(genes, before)
-    assert child.shape == genes.shape and child.dtype == genes.dtype
-    assert child.min() >= 0 and child.max() <= TOP and (np.diff(child) >= 0).all()
+    assert child.shape == genes.shape
+    assert child.dtype == genes.dtype
+    assert child.min() >= 0
+    assert child.max() <= TOP
+    assert (np.diff(child) >= 0).all()
     chosen = np.random.default_rng(seed).random(len(genes)) < probability
     assert np.array_equal(child[~chosen], genes[~chosen])
 
@@ -107,7 +117,8 @@ def test_a_child_keeps_order_and_has_its_parents_genes(
 ) -> None:
     a, b = parents
     child = crossover(a, b, np.random.default_rng(seed), probability=probability)
-    assert child.shape == a.shape and (np.diff(child) >= 0).all()
+    assert child.shape == a.shape
+    assert (np.diff(child) >= 0).all()
     assert ((child == a) | (child == b)).all()
 
 

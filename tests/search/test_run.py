@@ -112,7 +112,8 @@ def slow(scaling: Scaling) -> float:
 @KINDS
 def test_the_time_budget_counts_what_came_before_a_resume(path: Path, name: str) -> None:
     first = run_search(path, METHODS[name], objective=slow, seconds=0.1)
-    assert first.stopped.startswith("the time budget of") and 0.1 <= first.seconds < 0.5
+    assert first.stopped.startswith("the time budget of")
+    assert 0.1 <= first.seconds < 0.5
     assert 2 <= len(first.ranked) <= 5
     again = run_search(path, METHODS[name], objective=slow, seconds=0.1, resume=True)
     assert again == first
@@ -135,7 +136,8 @@ def test_a_nan_is_the_worst_and_does_not_stop_the_search(path: Path, name: str) 
     written = [loss for loss, *_ in losses_in(path)]
     assert len(calls) == len(written) > 12
     assert 0.4 < written.count(None) / len(written) < 0.6
-    assert math.isfinite(outcome.ranked[0][0]) and outcome.ranked[-1][0] == math.inf
+    assert math.isfinite(outcome.ranked[0][0])
+    assert outcome.ranked[-1][0] == math.inf
     again = run_search(path, METHODS[name], objective=broken, resume=True)
     assert again == outcome
 
@@ -144,9 +146,10 @@ def test_a_nan_is_the_worst_and_does_not_stop_the_search(path: Path, name: str) 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_nothing_finite_is_an_error(path: Path, name: str, loss: float) -> None:
     seen: list[Progress] = []
-    with pytest.raises(LongRopeError, match="no candidate has a finite loss.*float32"):
+    with pytest.raises(LongRopeError, match=r"no candidate has a finite loss.*float32"):
         run_search(path, METHODS[name], objective=lambda _: loss, watch=seen.append)
-    assert not seen and len(losses_in(path)) > 12
+    assert not seen
+    assert len(losses_in(path)) > 12
 
 
 @KINDS
@@ -170,12 +173,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     expected = run_search(whole, METHODS[name], start_tokens=start_tokens, seed=5)
     with pytest.raises(KeyboardInterrupt):
         run_search(cut, METHODS[name], start_tokens=start_tokens, seed=5, objective=counted(first, stop_at))
-    found = run_search(
-        cut, METHODS[name], start_tokens=start_tokens, seed=5, objective=counted(second), resume=True
-    )
-    assert found.ranked == expected.ranked and found.stopped == expected.stopped
+    found = run_search(cut, METHODS[name], start_tokens=start_tokens, seed=5, objective=counted(second), resume=True)
+    assert found.ranked == expected.ranked
+    assert found.stopped == expected.stopped
     assert losses_in(cut) == losses_in(whole)
-    assert len(first) == stop_at - 1 and len(first) + len(second) == len(expected.ranked)
+    assert len(first) == stop_at - 1
+    assert len(first) + len(second) == len(expected.ranked)
 
 
 @KINDS
@@ -188,13 +191,14 @@ def test_interrupted_again_and_again(tmp_path: Path, name: str) -> None:
             break
         except KeyboardInterrupt:
             calls += len(few)
-    assert found.ranked == expected.ranked and calls + len(few) == len(expected.ranked)
+    assert found.ranked == expected.ranked
+    assert calls + len(few) == len(expected.ranked)
     states = [(tmp_path / name).read_text().count("generation") for name in ("whole", "cut")]
     assert states[0] == states[1] == METHODS[name].generations + 1
 
 
 @KINDS
-@pytest.mark.parametrize("patience,budget", [(2, None), (None, 25)])
+@pytest.mark.parametrize(("patience", "budget"), [(2, None), (None, 25)])
 def test_a_larger_budget_continues_a_smaller_one(
     tmp_path: Path, name: str, patience: int | None, budget: int | None
 ) -> None:
@@ -205,7 +209,8 @@ def test_a_larger_budget_continues_a_smaller_one(
     found = run_search(
         tmp_path / "parts", METHODS[name], patience=patience, budget=budget, objective=counted(calls), resume=True
     )
-    assert found.ranked == expected.ranked and len(calls) == len(expected.ranked) - 17
+    assert found.ranked == expected.ranked
+    assert len(calls) == len(expected.ranked) - 17
 
 
 def test_an_error_of_the_objective_passes_through_and_loses_nothing(path: Path) -> None:
@@ -244,7 +249,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> N
         try:
             deadline = time.monotonic() + 60
             while not path.exists() or path.read_bytes().count(b"\n") < lines:
-                assert process.poll() is None and time.monotonic() < deadline
+                assert process.poll() is None
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
         finally:
             process.send_signal(signal.SIGKILL)
@@ -256,4 +262,5 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> N
     expected = run_search(tmp_path / "whole", PRESETS[name], **limits)
     assert found.ranked == expected.ranked
     assert losses_in(path) == losses_in(tmp_path / "whole")
-    assert len(calls) == 300 - killed_at and killed_at > 90
+    assert len(calls) == 300 - killed_at
+    assert killed_at > 90

@@ -18,7 +18,8 @@ def test_inside_keeps_the_bounds_and_does_not_decrease(factors: list[float], cei
     space = Space(ROPE, 2048, ceiling=ceiling)
     inside = space.inside(Scaling(factors))
     assert inside.shape == (4,)
-    assert inside.min() >= 1 and inside.max() <= space.largest == 8 * ceiling
+    assert inside.min() >= 1
+    assert inside.max() <= space.largest == 8 * ceiling
     assert (np.diff(inside) >= 0).all()
     assert np.array_equal(space.inside(Scaling(inside.tolist())), inside)
 
@@ -41,9 +42,9 @@ def test_the_papers_start_tokens() -> None:
 
 
 def test_what_is_no_space() -> None:
-    with pytest.raises(LongRopeError, match="length = 255 is below .* 256"):
+    with pytest.raises(LongRopeError, match=r"length = 255 is below .* 256"):
         Space(ROPE, 255)
     with pytest.raises(LongRopeError, match="start_tokens is empty"):
         Space(ROPE, 2048, start_tokens=())
-    with pytest.raises(LongRopeError, match="3 factors.* 4 pairs"):
+    with pytest.raises(LongRopeError, match=r"3 factors.* 4 pairs"):
         Space(ROPE, 2048).inside(Scaling([1, 2, 3]))
