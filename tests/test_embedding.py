@@ -129,7 +129,8 @@ def test_phases_are_exact_at_two_million_tokens_and_beyond(dim: int, base: float
     positions = [*EDGES, *FAR]
     made = LongRoPE.static(rope, [scaling])(torch.zeros(1, len(positions), 1), torch.tensor([positions]))
     with mpmath.workdps(40):
-        pairs = [mpmath.mpf(lam) * mpmath.mpf(base) ** (mpmath.mpf(2 * i) / dim) for i, lam in enumerate(scaling.factors)]
+        turns = [mpmath.mpf(base) ** (mpmath.mpf(2 * i) / dim) for i in range(dim // 2)]
+        pairs = [lam * turn for lam, turn in zip(scaling.factors, turns, strict=True)]
         phases = [[p / pair for pair in pairs * 2] for p in positions]
         expected = [[[float(turn(one)) for one in row] for row in phases] for turn in (mpmath.cos, mpmath.sin)]
     assert_close(made, tuple(torch.tensor([one], dtype=torch.float64) for one in expected))
@@ -183,9 +184,7 @@ def test_a_checkpoint_holds_none_of_it() -> None:
     assert not list(module().parameters())
 
 
-@pytest.mark.parametrize(
-    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_it_computes_the_same(name: str, backend: str) -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.files import load_factors, write_json, write_text
+from longrope.files import claim, load_factors, write_json, write_text
 from longrope.rope import Extension, Rope, Scaling
 
 SCALING = Scaling([1.0, 2.0, 3.0, 4.0], attention_factor=1.1, length=128, provenance={"seed": 3})
@@ -70,7 +71,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 def test_write_text_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LongRopeError, match="cannot write .*file/text.*-o"):
+    with pytest.raises(LongRopeError, match=r"cannot write .*file/text.*-o"):
         write_text(tmp_path / "file" / "text", "")
 
 
@@ -81,9 +82,22 @@ def test_write_text_over_a_folder_leaves_no_temporary_file(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_write_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "some.json", {"a": [1, 0.1]})
-    assert json.loads((tmp_path / "some.json").read_text()) == {"a": [1, 0.1]}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "other.json", {"a": math.nan})
-    assert not (tmp_path / "other.json").exists()
+def test_write_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    write_json(tmp_path / "some.json", {"a": [1, 0.1, (math.nan, -math.inf)], "b": {"c": math.inf}})
+    assert json.loads((tmp_path / "some.json").read_text()) == {"a": [1, 0.1, [None, None]], "b": {"c": None}}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
+def test_claim(folder: bool, overwrite: bool, tmp_path: Path) -> None:
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("file", "full/file"):
+        (tmp_path / name).write_text("mine")
+    allowed = {"new": True, "deep/new": True, "file": overwrite and not folder, "file/below": False}
+    allowed |= {"full": overwrite and folder, "empty": folder}
+    for name, may in allowed.items():
+        with nullcontext() if may else pytest.raises(LongRopeError, match=f"{name}.*-o"):
+            claim(tmp_path / name, overwrite=overwrite, folder=folder)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"full", "empty", "file", "full/file", "deep"}

@@ -97,7 +97,7 @@ def test_rope_refuses_an_odd_dim() -> None:
 def test_scale_is_the_ratio_of_lengths() -> None:
     assert ROPE.scale(64) == 1
     assert ROPE.scale(96) == 1.5
-    with pytest.raises(LongRopeError, match="length = 63 .* 64"):
+    with pytest.raises(LongRopeError, match=r"length = 63 .* 64"):
         ROPE.scale(63)
 
 
@@ -153,7 +153,7 @@ def test_rope_of_names_the_model_type_it_refuses(family: str, why: str) -> None:
 
 def test_rope_of_refuses_multimodal_sections() -> None:
     mrope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-    with pytest.raises(LongRopeError, match="'qwen2_vl.*mrope_section"):
+    with pytest.raises(LongRopeError, match=r"'qwen2_vl.*mrope_section"):
         Rope.of(Qwen2VLConfig(text_config={"hidden_size": 64, "num_attention_heads": 4, "rope_parameters": mrope}))
 
 
@@ -300,12 +300,12 @@ def test_from_json_names_a_missing_field(missing: str) -> None:
 def test_from_json_refuses_bad_parts(part: str, value: object) -> None:
     fields = json.loads(EXTENSION_JSON)
     fields[part] = fields[part] | value if isinstance(value, dict) else value
-    with pytest.raises(LongRopeError, match="surprise|mapping|missing"):
+    with pytest.raises(LongRopeError, match=r"surprise|mapping|missing"):
         Extension.from_json(json.dumps(fields))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"scaling"'])
 @pytest.mark.parametrize("noun", [Scaling, Extension])
 def test_from_json_refuses_other_texts(noun: type, text: str) -> None:
-    with pytest.raises(LongRopeError, match="not JSON|not a longrope"):
+    with pytest.raises(LongRopeError, match=r"not JSON|not a longrope"):
         noun.from_json(text)

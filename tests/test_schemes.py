@@ -23,6 +23,7 @@ SETUPS = [
     (80, 0.4, 1e4, 2048, 4),
     (64, 0.25, 1e6, 512, 16),
     (16, 1.0, 1e4, 64, 8),
+    (64, 1.0, 20.0, 3000, 8),
 ]
 ROPE = Rope(dim=64, base=10000.0, original_length=256)
 
@@ -155,7 +156,7 @@ def test_factors_lie_between_1_and_s_and_rise(name: str, rope: Rope, scale: floa
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_length_below_the_original_is_refused(name: str) -> None:
-    with pytest.raises(LongRopeError, match="length = 255 .* 256"):
+    with pytest.raises(LongRopeError, match=r"length = 255 .* 256"):
         scheme(name, ROPE, 255)
 
 
@@ -201,5 +202,5 @@ def test_su_is_the_attention_factor_of_transformers_longrope(setup: tuple) -> No
 
 @pytest.mark.parametrize("policy", ["sue", "", "nan", "inf", "0", -1, 0.0, math.nan])
 def test_a_bad_attention_policy_is_refused(policy: object) -> None:
-    with pytest.raises(LongRopeError, match="attention = .*su, yarn, none or a number"):
+    with pytest.raises(LongRopeError, match=r"attention = .*su, yarn, none or a number"):
         attention_factor(policy, ROPE, 2048)

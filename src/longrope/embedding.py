@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longrope.errors import LongRopeError
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, heuristic
 
@@ -82,6 +83,8 @@ class LongRoPE(nn.Module):
         return module
 
     def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool) -> None:
+        if not scalings:
+            raise LongRopeError("scalings is empty; give one, or one for each row of the batch")
         self.rope, self.by_length, self.sets = rope, by_length, len(scalings)
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)
         first = torch.tensor([scaling.start_tokens for scaling in scalings])
@@ -107,7 +110,7 @@ class LongRoPE(nn.Module):
                 row's largest position + 1.
 
         Raises:
-            IndexError: if a position is 2^24 or more, where the tables end.
+            IndexError: if a position is negative, or 2^24 or more, where the tables end.
         """
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
@@ -145,5 +148,6 @@ def _table(positions: np.ndarray, inv_freq: np.ndarray, attention: np.ndarray) -
 def _look_up(table: Tensor, chosen: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Cos and sin of the chosen sets at some positions, each ``(batch, sequence, dim // 2)``."""
     cos, sin = table.view(torch.float32).to(positions.device).flatten(1, 2)
-    rows = chosen * table.shape[2] + positions
+    inside = (positions >= 0) & (positions < table.shape[2])
+    rows = torch.where(inside, chosen * table.shape[2] + positions, len(cos))
     return nn.functional.embedding(rows, cos), nn.functional.embedding(rows, sin)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -11,20 +13,46 @@ from longrope.errors import LongRopeError
 from longrope.rope import Extension, Scaling
 
 
-def claim(path: Path, *, overwrite: bool, also: str = "") -> None:
+def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") -> None:
     """Make sure, before any work, that an output may be written.
 
+    Args:
+        path: of the output.
+        overwrite: whether it may be there already.
+        folder: whether it is a folder or a file; an empty folder may be there.
+        also: one more remedy to name.
+
     Raises:
-        LongRopeError: if it exists and ``overwrite`` is False, or its folder cannot be written; ``also`` is one
-            more remedy to name.
+        LongRopeError: if it exists and may not, is a folder where a file is wanted or the other way round, or its
+            place cannot be written.
     """
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and path.is_dir() != folder:
+        raise LongRopeError(f"{path} is {'no' if folder else 'a'} folder; choose another output with -o")
+    if path.exists() and not overwrite and not (folder and not any(path.iterdir())):
         raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another output with -o") from None
+
+
+def dumps(data: object) -> str:
+    """Indented JSON in which a number that is not finite is null."""
+    return json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def write_json(path: str | os.PathLike[str], data: object) -> None:
+    """`write_text` of `dumps`."""
+    write_text(path, dumps(data))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -41,6 +69,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another output with -o") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
@@ -60,12 +91,3 @@ def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
         return Extension.from_json(text) if kind == "extension" else Scaling.from_json(text)
     except LongRopeError as error:
         raise LongRopeError(f"{path}: {error}") from None
-
-
-def write_json(path: str | os.PathLike[str], data: object) -> None:
-    """`write_text` of indented JSON; NaN is refused.
-
-    Raises:
-        LongRopeError: if the place cannot be written.
-    """
-    write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")

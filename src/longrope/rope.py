@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,9 +16,16 @@ from longrope.errors import LongRopeError
 VERSION = 1
 
 
-def _positive(name: str, value: float) -> None:
+def _positive(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
         raise LongRopeError(f"{name} = {value!r} must be a finite number above 0")
+    return float(value)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,13 @@ class Rope:
     original_length: int
 
     def __post_init__(self) -> None:
-        for name in ("dim", "base", "original_length"):
-            _positive(f"rope {name}", getattr(self, name))
+        object.__setattr__(self, "dim", _whole("rope dim", self.dim, 2))
+        object.__setattr__(self, "base", _positive("rope base", self.base))
+        object.__setattr__(self, "original_length", _whole("rope original_length", self.original_length, 2))
         if self.dim % 2:
             raise LongRopeError(f"rope dim = {self.dim} must be even: RoPE rotates pairs of dimensions")
+        if self.base <= 1:
+            raise LongRopeError(f"rope base = {self.base} must be above 1")
 
     @cached_property
     def inv_freq(self) -> np.ndarray:
@@ -123,15 +133,14 @@ class Scaling:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", tuple(self.factors))
-        for i, value in enumerate(self.factors):
-            _positive(f"factors[{i}]", value)
-        object.__setattr__(self, "factors", tuple(float(value) for value in self.factors))
-        _positive("attention_factor", self.attention_factor)
-        if isinstance(self.start_tokens, bool) or not isinstance(self.start_tokens, int) or self.start_tokens < 0:
-            raise LongRopeError(f"start_tokens = {self.start_tokens!r} must be a whole number, 0 or more")
+        if isinstance(self.factors, str) or not isinstance(self.factors, Iterable):
+            raise LongRopeError(f"factors = {self.factors!r} must be a list of numbers")
+        factors = tuple(_positive(f"factors[{i}]", value) for i, value in enumerate(self.factors))
+        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "attention_factor", _positive("attention_factor", self.attention_factor))
+        object.__setattr__(self, "start_tokens", _whole("start_tokens", self.start_tokens, 0))
         if self.length is not None:
-            _positive("length", self.length)
+            object.__setattr__(self, "length", _whole("length", self.length, 1))
 
     @property
     def is_identity(self) -> bool:
@@ -167,7 +176,10 @@ class Scaling:
         Raises:
             LongRopeError: if the text is no scaling of a known version, or holds a bad value.
         """
-        return _scaling(_loads(text, "scaling"))
+        try:
+            return cls(**_loads(text, "scaling"))
+        except TypeError as error:
+            raise LongRopeError(f"scaling: field missing or unknown: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -187,6 +199,7 @@ class Extension:
     length: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "length", _whole("length", self.length, 1))
         self.rope.scale(self.length)
         self.short.inv_freq(self.rope)
         self.long.inv_freq(self.rope)
@@ -217,10 +230,10 @@ class Extension:
         """
         data = _loads(text, "extension")
         try:
-            rope, short, long = Rope(**data["rope"]), _scaling(data["short"]), _scaling(data["long"])
-            return cls(rope=rope, short=short, long=long, length=data["length"])
+            rope, short, long = Rope(**data.pop("rope")), Scaling(**data.pop("short")), Scaling(**data.pop("long"))
+            return cls(rope=rope, short=short, long=long, **data)
         except (KeyError, TypeError) as error:
-            raise LongRopeError(f"extension file: field missing or unknown: {error}") from None
+            raise LongRopeError(f"extension: field missing or unknown: {error}") from None
 
 
 def _dumps(kind: str, fields: Mapping[str, Any]) -> str:
@@ -242,10 +255,3 @@ def _loads(text: str, kind: str) -> dict[str, Any]:
     if not isinstance(version, int) or version > VERSION:
         raise LongRopeError(f"version = {version!r}, but this longrope reads up to {VERSION}: upgrade longrope")
     return data
-
-
-def _scaling(fields: Any) -> Scaling:
-    try:
-        return Scaling(**fields)
-    except TypeError as error:
-        raise LongRopeError(f"scaling: field missing or unknown: {error}") from None

@@ -109,7 +109,7 @@ def heuristic(rope: Rope, length: int) -> Scaling:
     if s == 1:
         return Scaling([1.0] * (rope.dim // 2), scheme="heuristic", length=length)
     ratio = np.log(rope.wavelengths / rope.original_length) / math.log(s)
-    factors = 1 + (s - 1) / (1 + np.exp(-4 * (ratio - 0.5)))
+    factors = 1 + (s - 1) * (1 + np.tanh(2 * (ratio - 0.5))) / 2  # sigmoid(x) = (1 + tanh(x/2)) / 2
     return Scaling(
         factors.tolist(), attention_factor=attention_factor("su", rope, length), scheme="heuristic", length=length
     )

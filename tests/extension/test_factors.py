@@ -145,7 +145,7 @@ def test_interrupted_and_resumed_gives_the_identical_extension(
     tried = [scaling for _, scaling in ranked]
     assert load_factors(tmp_path / "cut" / "best.json") in tried  # the best so far survives
     assert not (tmp_path / "cut" / "extension.json").exists()
-    resumed = find(model, tmp_path / "cut", resume=True, **fields)
+    resumed = find(model, tmp_path / "cut", existing="resume", **fields)
     assert [outcome.ranked for outcome in resumed.outcomes] == [outcome.ranked for outcome in whole.outcomes]
     for file in ("extension.json", "best.json"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -170,7 +170,7 @@ def test_watch_is_told_the_seed_and_the_loss_of_yarn(model: PreTrainedModel, tmp
 
 def test_a_larger_budget_continues_a_smaller_one(model: PreTrainedModel, tmp_path: Path) -> None:
     find(model, tmp_path / "parts", budget=Budget(6))
-    parts, whole = (find(model, tmp_path / one, budget=Budget(14), resume=True) for one in ("parts", "whole"))
+    parts, whole = (find(model, tmp_path / one, budget=Budget(14), existing="resume") for one in ("parts", "whole"))
     assert parts.extension == whole.extension
     assert parts.outcomes[0].ranked == whole.outcomes[0].ranked
     files = [(tmp_path / one / "extension.json").read_bytes() for one in ("parts", "whole")]
@@ -192,9 +192,9 @@ def test_a_resume_with_other_settings_is_refused(
     find(model, tmp_path, settings={"model": "a"})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(LongRopeError, match=f"other settings: ({said}) was"):
-        find(model, tmp_path, settings={"model": "a"}, resume=True, **fields)
+        find(model, tmp_path, settings={"model": "a"}, existing="resume", **fields)
     with pytest.raises(LongRopeError, match="model was 'a', now 'b'"):
-        find(model, tmp_path, settings={"model": "b"}, resume=True)
+        find(model, tmp_path, settings={"model": "b"}, existing="resume")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -208,13 +208,13 @@ def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_pa
             tmp_path,
             method=METHODS["paper"],
             attention="none",
-            resume=True,
+            existing="resume",
         )
 
 
-@pytest.mark.parametrize("wrong", [{"budget": Budget(0)}, {"attention": "bogus"}, {"budget": Budget(seconds=0.0)}])
+@pytest.mark.parametrize("wrong", [{"starts": ("pi", "bogus")}, {"attention": "bogus"}])
 def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(LongRopeError, match=r"budget|seconds|attention"):
+    with pytest.raises(LongRopeError, match=r"scheme|attention"):
         find(model, tmp_path / "run", **wrong)
     assert not (tmp_path / "run").exists()
 

@@ -48,7 +48,9 @@ def test_perplexity_plot_draws_the_table(tmp_path, figures):
 
 
 def test_every_curve_can_be_told_apart():
-    styles = [plots._style(name, i) for i, name in enumerate(("original", "pi", "ntk", "yarn", "heuristic", "searched"))]
+    styles = [
+        plots._style(name, i) for i, name in enumerate(("original", "pi", "ntk", "yarn", "heuristic", "searched"))
+    ]
     assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 6
 
 

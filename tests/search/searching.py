@@ -11,7 +11,7 @@ from longrope.rope import Rope, Scaling
 from longrope.schemes import scheme
 from longrope.search.evolution import Paper, Simple
 from longrope.search.journal import Journal
-from longrope.search.run import Outcome, search
+from longrope.search.run import Budget, Outcome, Progress, search
 from longrope.search.space import Space
 
 ROPE, LENGTH = Rope(dim=16, base=10000.0, original_length=256), 2048
@@ -33,12 +33,16 @@ def run_search(
     seed: int = 0,
     start_tokens: Sequence[int] = (0,),
     resume: bool = False,
-    **limits: object,
+    watch: Callable[[Progress], None] | None = None,
+    budget: int | None = None,
+    seconds: float | None = None,
+    patience: int | None = None,
 ) -> Outcome:
     rng = np.random.default_rng(seed)
     space = Space(ROPE, LENGTH, start_tokens=tuple(start_tokens), ceiling=method.ceiling)
     journal = Journal(path, {"seed": seed}, resume=resume)
     try:
-        return search(objective, method.candidates(space, STARTS, rng), rng, journal, **limits)
+        candidates = method.candidates(space, STARTS, rng)
+        return search(objective, candidates, rng, journal, budget=Budget(budget, seconds, patience), watch=watch)
     finally:
         journal.close()

@@ -19,7 +19,7 @@ from longrope.errors import LongRopeError
 from longrope.rope import Scaling
 from longrope.search.evolution import PRESETS, Paper, Simple
 from longrope.search.journal import Journal
-from longrope.search.run import Progress, search
+from longrope.search.run import Budget, Progress, search
 
 METHODS = {"paper": Paper(generations=5).sized(12), "simple": Simple(generations=5).sized(12)}
 KINDS = pytest.mark.parametrize("name", METHODS)
@@ -69,7 +69,7 @@ def test_duplicates_are_evaluated_once(path: Path, name: str) -> None:
 @KINDS
 @pytest.mark.parametrize("budget", [0, -1])
 def test_no_budget_at_all(path: Path, name: str, budget: int) -> None:
-    with pytest.raises(LongRopeError, match=f"budget = {budget} allows no evaluation"):
+    with pytest.raises(LongRopeError, match=f"budget evaluations = {budget} allows nothing"):
         run_search(path, METHODS[name], budget=budget)
 
 
@@ -95,7 +95,7 @@ def test_patience(path: Path, patience: int) -> None:
     rng = np.random.default_rng(0)
     losses = scripted({0: 3.0, 1: 2.0, 2: 2.0, 3: 1.0, 5: 1.0})
     journal = Journal(path, {})
-    outcome = search(losses, endless, rng, journal, patience=patience, watch=seen.append)
+    outcome = search(losses, endless, rng, journal, budget=Budget(patience=patience), watch=seen.append)
     journal.close()
     last = 1 if patience == 1 else 3
     assert outcome.stopped == f"no better candidate in {patience} generations"

@@ -27,9 +27,9 @@ def run(
     from longrope.export.check import check_parity
 
     try:
-        dtype = json.loads((folder / "config.json").read_text()).get("dtype", "float32")
-    except (OSError, ValueError) as error:
-        raise LongRopeError(f"{folder} is no checkpoint: config.json cannot be read ({error})") from None
+        dtype = json.loads((folder / "config.json").read_text())["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise LongRopeError(f"{folder} is no checkpoint: it has no config.json that longrope export wrote") from None
     loaded, _ = options.open_model(model, dtype, device)
     rows = check_parity(folder, loaded, wanted)
     record = [{"length": row.length, "difference": row.difference, "ok": row.ok} for row in rows]

@@ -36,15 +36,16 @@ def run(
     from longrope.evaluation.perplexity import compare
     from longrope.export.check import check_parity
     from longrope.export.huggingface import export_huggingface
-    from longrope.extension.factors import Budget, find_factors
+    from longrope.extension.factors import find_factors
     from longrope.files import claim, write_json
     from longrope.report.plots import plot_factors, plot_perplexity
     from longrope.report.provenance import provenance
     from longrope.schemes import scheme
     from longrope.search.evolution import PRESETS
+    from longrope.search.run import Budget
 
     console = Console(stderr=True, soft_wrap=True)
-    claim(output, overwrite=(output / "search-0.jsonl").exists())
+    claim(output, overwrite=(output / "search-0.jsonl").exists(), folder=True)
     shutil.rmtree(output, ignore_errors=True)
     model, tokenizer = options.open_model("tiny", "float32", "cpu")
     parts = split(load_documents("stdlib:unseen"), seed=0)

@@ -46,7 +46,7 @@ def run(
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
 
-    names = [] if schemes == "none" else schemes.split(",")
+    names = [] if schemes == "none" else options.parse_schemes(schemes)
     files = {path: options.read_factors(path) for path in scaling or []}
     loaded, tokenizer = options.open_model(model, dtype, device)
     compared = candidates(Rope.of(loaded), names, files, wanted[-1])
@@ -75,7 +75,7 @@ def candidates(
     """The model as it is, the schemes at a length, and the factors of files, by name."""
     from longrope.schemes import scheme
 
-    chosen = {name: scheme(name.strip(), rope, length) for name in names} if length > rope.original_length else {}
+    chosen = {name: scheme(name, rope, length) for name in names} if length > rope.original_length else {}
     return {"original": None, **chosen, **files}
 
 

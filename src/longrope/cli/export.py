@@ -23,7 +23,7 @@ def run(
     """A Hugging Face checkpoint with the factors in its config: weights, tokenizer, generation config, model card."""
     from longrope.files import claim
 
-    claim(output, overwrite=overwrite)
+    claim(output, overwrite=overwrite, folder=True)
 
     from longrope.export.huggingface import export_huggingface
     from longrope.rope import Extension, Rope

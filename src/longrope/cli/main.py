@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -25,17 +27,30 @@ COMMANDS = {
     "check": check.run,
     "demo": demo.run,
 }
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with bad input ending in one line and exit code 2, and an interrupt in one line and 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        console = Console(stderr=True, soft_wrap=True)
+        try:
+            command(*args, **kwargs)
+        except LongRopeError as error:
+            console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            console.print("interrupted; what was finished is on disk (--resume continues a search)")
+            raise typer.Exit(130) from None
+
+    return run
+
+
 for name, function in COMMANDS.items():
-    app.command(name)(function)
+    app.command(name)(guarded(function))
 
 
 def main() -> None:
-    """Run the command line; bad input ends with one line and exit code 2, an interrupt with 130."""
-    try:
-        app()
-    except LongRopeError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False, highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; what was finished is on disk (--resume continues a search)")
-        sys.exit(130)
+    """Run the command line."""
+    app()

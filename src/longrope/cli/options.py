@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,7 @@ def parse_length(text: str, name: str = "length") -> int:
     >>> parse_length("16k"), parse_length("2m"), parse_length("1.5K"), parse_length("16384")
     (16384, 2097152, 1536, 16384)
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([km]?)", text.strip().lower())
     tokens = float(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2]] if match else 0
     if tokens < 2 or tokens != int(tokens):
         raise LongRopeError(f"{name} = {text!r} is no number of tokens; write 16384, 16k or 2m")
@@ -49,6 +48,21 @@ def parse_length(text: str, name: str = "length") -> int:
 def parse_lengths(text: str) -> list[int]:
     """Several numbers of tokens, by commas, in ascending order."""
     return sorted({parse_length(part, "lengths") for part in text.split(",")})
+
+
+def parse_schemes(text: str) -> list[str]:
+    """Names of schemes by commas.
+
+    Raises:
+        LongRopeError: if there is no such scheme.
+    """
+    from longrope.schemes import SCHEMES
+
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in SCHEMES:
+            raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    return names
 
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -73,8 +87,10 @@ def default_data(model: str, data: str | None) -> str:
 
 def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
     """Print a record as JSON, or call what prints it for people."""
+    from longrope.files import dumps
+
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        typer.echo(dumps(record), nl=False)
     else:
         text()
 

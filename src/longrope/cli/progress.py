@@ -32,7 +32,7 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, float, Sta
         def watch(seed: int, yarn: float, standing: Standing) -> None:
             rate = standing.evaluations / max(standing.seconds, 1e-9)
             speed = f"{rate:.1f}/s" if rate > 0.1 else f"{1 / rate:.0f} s each"
-            note = f"seed {seed}, generation {standing.generation}: perplexity {math.exp(standing.loss):.3f} "
-            update(standing.evaluations, f"{note}(YaRN {math.exp(yarn):.3f}), {speed}")
+            note = f"seed {seed}, generation {standing.generation}: perplexity {math.exp(min(standing.loss, 700)):.3f} "
+            update(standing.evaluations, f"{note}(YaRN {math.exp(min(yarn, 700)):.3f}), {speed}")
 
         yield watch

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from longrope.extension.factors import Found
     from longrope.search.evolution import Paper, Simple
 
-OUTPUTS = ("search-*.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json")
-
 
 def run(
     model: options.Model,
@@ -45,15 +43,17 @@ def run(
 ) -> None:
     """Find the factors of a length by evolutionary search; they are in OUTPUT/extension.json."""
     from longrope.files import claim, write_json
+    from longrope.search.run import Budget
 
     tokens = options.parse_length(length)
     method = choose(preset, population, tokens)
+    limits = Budget(budget, None if minutes is None else 60 * minutes, patience)
     output = output or Path(f"{Path(model).stem}-{length}")
-    claim(output, overwrite=overwrite or resume, also="continue it with --resume, ")
+    claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
     from longrope.data.documents import load_documents
     from longrope.data.split import draw, split
-    from longrope.extension.factors import Budget, find_factors
+    from longrope.extension.factors import find_factors
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
     from longrope.search.space import START_TOKENS
@@ -64,24 +64,20 @@ def run(
     parts = split(load_documents(source), seed=data_seed)
     minimised = draw(parts["search"], tokenizer, length=tokens, count=search_documents, cache=cache)
     held_out = draw(parts["held_out"], tokenizer, length=tokens, count=held_out_documents, cache=cache)
-    if overwrite and not resume:
-        for old in (path for pattern in OUTPUTS for path in output.glob(pattern)):
-            old.unlink()
-    limits = Budget(budget, None if minutes is None else 60 * minutes, patience)
-    with search_bar(limits.budget or method.evaluations, quiet=as_json) as watch:
+    with search_bar(limits.evaluations or method.evaluations, quiet=as_json) as watch:
         found = find_factors(
             loaded,
             minimised.tokens,
             held_out.tokens,
             output,
             method=method,
-            starts=starts.split(","),
+            starts=options.parse_schemes(starts),
             seeds=range(seeds),
             attention=attention,
             start_tokens=START_TOKENS if start_tokens else (0,),
             budget=limits,
             batch=batch,
-            resume=resume,
+            existing="resume" if resume else "overwrite" if overwrite else "refuse",
             settings={"model": model, "dtype": str(loaded.dtype)},
             watch=watch,
         )

@@ -74,7 +74,7 @@ def _file(path: Path) -> Iterator[Document]:
 
 
 def _jsonl(path: Path, text: str) -> Iterator[Document]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         try:
             content = json.loads(line)["text"]
             if not isinstance(content, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,9 +27,12 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache:
         tokenizer: its special tokens are added as for the model's own inputs.
         length: in tokens.
         cache: a folder that keeps tokens from one call to the next.
+
+    Raises:
+        LongRopeError: if the cache cannot be written.
     """
     if len(text) > 24 * length:  # so long a head has more than enough tokens in nearly every language
-        head = _cached(text[: 12 * length], tokenizer, cache)
+        head = _cached(text[: 12 * length].rsplit(None, 1)[0], tokenizer, cache)
         if len(head) > length:
             return head[:length]
     return _cached(text, tokenizer, cache)[:length]
@@ -38,14 +44,17 @@ def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -
     state = f"{type(tokenizer).__name__} {len(tokenizer)} {tokenizer.encode(SAMPLE)}"
     key = hashlib.sha256(f"{state}\0{text}".encode()).hexdigest()
     path = cache / f"{key[:32]}.npy"
-    if path.is_file():
+    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged: make it again
         return np.load(path, allow_pickle=False).astype(np.int64)
     tokens, buffer = _encode(text, tokenizer), io.BytesIO()
     np.save(buffer, tokens.astype(np.int32), allow_pickle=False)
-    cache.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        raise LongRopeError(f"cache = {str(cache)!r} cannot be written: {error.strerror}; choose a folder") from None
     return tokens
 
 

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from longrope.errors import LongRopeError
 
 LOGITS_AT_ONCE = 2**24
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def token_losses(
@@ -38,7 +39,7 @@ def token_losses(
         try:
             losses.append(_batch_losses(model, torch.from_numpy(tokens[start : start + batch])))
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            if type(error) is RuntimeError and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
                 raise
             raise LongRopeError(
                 f"out of memory at length {tokens.shape[1]} with batch {min(batch, len(tokens))} on {model.device}; "

@@ -64,8 +64,8 @@ def compare(
 ) -> dict[str, list[Perplexity]]:
     """Perplexity at every length of every candidate, on the same documents.
 
-    One forward pass of the longest length gives all lengths, as the factors do not depend on it; an `Extension` has
-    two sets and takes a second pass, of the original length.
+    One forward pass of the longest length gives all lengths where the factors do not depend on it; an `Extension`, or a
+    checkpoint with two sets of its own, takes a second pass for the lengths up to the original one.
 
     Args:
         model: a causal language model.
@@ -75,13 +75,24 @@ def compare(
         batch: documents in one forward pass.
         done: called with the candidate's name and its number of finished documents.
     """
-    tokens, table = tokens[:, : max(lengths)], {}
+    table = {}
     for name, factors in candidates.items():
         report = None if done is None else (lambda count, name=name: done(name, count))
-        losses = model_losses(model, factors, tokens, batch=batch, done=report)
-        short = losses
-        if isinstance(factors, Extension):
-            short = model_losses(model, factors, tokens[:, : factors.rope.original_length], batch=batch)
-        limit = Rope.of(model).original_length if factors is not None else 0
-        table[name] = [perplexity(short if length <= limit else losses, length) for length in lengths]
+        border = _border(model, factors)
+        losses = {}
+        for part in ([n for n in lengths if n <= border], [n for n in lengths if n > border]):
+            if part:
+                found = model_losses(model, factors, tokens[:, : max(part)], batch=batch, done=report)
+                losses |= {length: perplexity(found, length) for length in part}
+        table[name] = [losses[length] for length in lengths]
     return table
+
+
+def _border(model: PreTrainedModel, factors: Scaling | Extension | None) -> int:
+    """The length up to which other factors are used than beyond; 0 if they are the same at every length."""
+    if isinstance(factors, Extension):
+        return factors.rope.original_length
+    own = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    own = own.get("full_attention", own)
+    depends = factors is None and own.get("rope_type", "default") in ("longrope", "dynamic")
+    return Rope.of(model).original_length if depends else 0

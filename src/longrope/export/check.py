@@ -54,6 +54,8 @@ def check_parity(folder: Path, model: PreTrainedModel, lengths: Sequence[int] | 
         exported = opened.to(model.device).eval()
     except (OSError, ValueError) as error:
         raise LongRopeError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if exported.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
+        raise LongRopeError(f"{folder} was made from another model: their vocab_size differ")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.config.vocab_size, (1, max(lengths)), generator=generator).to(model.device)
     with patch(model.float(), extension):

@@ -23,7 +23,7 @@ def for_mode(extension: Extension, mode: str) -> Extension:
     if mode not in MODES:
         raise LongRopeError(f"mode = {mode!r} is unknown; choose dual or static")
     short = extension.short if mode == "dual" else extension.long
-    for name, scaling in (("short", short), ("long", extension.long)):
+    for name, scaling in (("long", extension.long), ("short", short)):
         if scaling.start_tokens:
             raise LongRopeError(
                 f"{name}.start_tokens = {scaling.start_tokens}: no config can hold start tokens; search without them"

@@ -47,7 +47,7 @@ def export_huggingface(
     held = for_mode(extension, mode)
     if find_rotary(model).rope != held.rope:
         raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
-    claim(folder, overwrite=overwrite)
+    claim(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -58,7 +58,8 @@ def export_huggingface(
         write_json(temporary / "config.json", config_fields(config, held))
         write_text(temporary / "extension.json", held.to_json())
         write_text(temporary / "README.md", card(held, mode, name))
-        shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -13,26 +13,19 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
+from longrope.errors import LongRopeError
 from longrope.evaluation.objective import perplexity_objective
 from longrope.files import write_text
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.evolution import Paper, Simple
 from longrope.search.journal import Journal
-from longrope.search.run import Outcome, Progress, search
+from longrope.search.run import Budget, Outcome, Progress, search
 from longrope.search.space import Space
 
+OUTPUTS = ("search-*.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json")
 SCHEMES = ("pi", "ntk", "yarn", "heuristic")
 FINALISTS = 3
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a search stops early (see `search`); None is never. Each seed has its own."""
-
-    budget: int | None = None
-    seconds: float | None = None
-    patience: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,7 @@ def find_factors(
     start_tokens: tuple[int, ...] = (0,),
     budget: Budget | None = None,
     batch: int = 1,
-    resume: bool = False,
+    existing: str = "refuse",
     settings: Mapping[str, Any] | None = None,
     watch: Callable[[int, float, Progress], None] | None = None,
 ) -> Found:
@@ -79,20 +72,24 @@ def find_factors(
         start_tokens: the numbers of start tokens that may be chosen.
         budget: when to stop early.
         batch: documents in one forward pass.
-        resume: continue what the folder holds.
+        existing: what to do with a run that the folder holds: ``refuse``, ``resume`` or ``overwrite``.
         settings: what else decides the losses (model name, dtype …), for the journal.
         watch: called with the seed, the search loss of YaRN and the progress.
 
     Raises:
-        LongRopeError: if the folder holds a run already and ``resume`` is False, or one with other settings.
+        LongRopeError: if the folder holds a run that is refused, or one to resume with other settings.
     """
-    rope, length, budget = Rope.of(model), search_tokens.shape[1], budget or Budget()
+    rope, length = Rope.of(model), search_tokens.shape[1]
     factor = attention_factor(attention, rope, length)
     space = Space(rope, length, attention_factor=factor, start_tokens=start_tokens, ceiling=method.ceiling)
     schemes = {name: scheme(name, rope, length) for name in {*SCHEMES, *starts}}
     common = {**(settings or {}), "space": asdict(space), "method": {type(method).__name__: asdict(method)}}
     common["starts"] = list(starts)
     objective, minimised = perplexity_objective(model, search_tokens, batch=batch), data_hash(search_tokens)
+    resume = existing == "resume"
+    if existing == "overwrite":
+        for old in (path for pattern in OUTPUTS for path in run.glob(pattern)):
+            old.unlink()
     outcomes: list[Outcome] = []
     for seed in seeds:
         fixed = {**common, "data": minimised, "seed": seed}
@@ -101,8 +98,8 @@ def find_factors(
             told = _keep_best(run, outcomes, partial(watch, seed, against) if watch else None)
             rng = np.random.default_rng(seed)
             candidates = method.candidates(space, [schemes[name] for name in starts], rng)
-            outcomes.append(search(objective, candidates, rng, journal, **asdict(budget), watch=told))
-    fixed = {**common, "data": data_hash(held_out_tokens), "seeds": list(seeds)}
+            outcomes.append(search(objective, candidates, rng, journal, budget=budget, watch=told))
+    fixed = {**common, "data": data_hash(held_out_tokens)}
     compared = [*_finalists(outcomes), *(schemes[name] for name in SCHEMES)]
     objective = perplexity_objective(model, held_out_tokens, batch=batch)
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
@@ -134,7 +131,8 @@ def data_hash(tokens: np.ndarray) -> str:
 
 def _finalists(outcomes: Sequence[Outcome]) -> list[Scaling]:
     ranked = sorted((one for outcome in outcomes for one in outcome.ranked), key=lambda one: one[0])
-    return [scaling for loss, scaling in ranked[:FINALISTS] if np.isfinite(loss)]
+    distinct = dict.fromkeys(scaling for loss, scaling in ranked if np.isfinite(loss))
+    return list(distinct)[:FINALISTS]
 
 
 def _decide(
@@ -145,15 +143,17 @@ def _decide(
     settings: Mapping[str, Any],
 ) -> Found:
     """The extension with the lowest held-out loss, also written to ``extension.json``."""
-    _, winner = min(held_out, key=lambda one: one[0])
-    best = {}
-    for loss, scaling in sorted(held_out, key=lambda one: one[0]):
+    ranked = sorted(held_out, key=lambda one: one[0])
+    if not np.isfinite(ranked[0][0]):
+        raise LongRopeError("no finalist has a finite loss on the held-out documents; try dtype float32")
+    winner, best = ranked[0][1], {}
+    for loss, scaling in ranked:
         best.setdefault(scaling.scheme, loss)
     provenance = {
         **settings,
         "evaluations": sum(len(outcome.ranked) for outcome in outcomes),
         "search_perplexity": float(np.exp(min(outcome.ranked[0][0] for outcome in outcomes))),
-        "held_out_perplexity": {name: float(np.exp(loss)) for name, loss in best.items()},
+        "held_out_perplexity": {name: float(np.exp(loss)) for name, loss in best.items() if np.isfinite(loss)},
     }
     extension = Extension.of(rope, replace(winner, provenance=provenance))
     write_text(run / "extension.json", extension.to_json())

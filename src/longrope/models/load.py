@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -41,8 +42,8 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
         model = opened.to(device).eval()
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise _not_loaded(name, error) from error
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AssertionError, SafetensorError) as error:
+        raise _not_loaded(f"{name} on {device}", error) from error
     if options:
         _forget_quantization(model)
     return model, tokenizer

@@ -41,10 +41,10 @@ def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scali
     rotary = find_rotary(model)
     embedding = _embedding(rotary.rope, factors)
     rows = 1 if isinstance(factors, (Scaling, Extension)) else len(factors)
-    rotary.install(rotary.original)
-    before = _probe(model, rotary.rope, rows)
-    rotary.install(Rescaled(rotary.original, embedding))
     try:
+        rotary.install(rotary.original)
+        before = _probe(model, rotary.rope, rows)
+        rotary.install(Rescaled(rotary.original, embedding))
         _guard(model, before, _probe(model, rotary.rope, rows), unchanged=embedding is None)
     except BaseException:
         rotary.install(rotary.module)
@@ -53,14 +53,15 @@ def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scali
 
 
 def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling]) -> LongRoPE | None:
+    """The module that computes cos and sin with the factors; None if they are all 1."""
     if isinstance(factors, Extension):
         if factors.rope != rope:
             raise LongRopeError(f"this extension is made for {factors.rope}, but the model has {rope}")
-        return LongRoPE.of(factors)
-    if isinstance(factors, Scaling):
-        factors.inv_freq(rope)
-        return None if factors.is_identity else LongRoPE.static(rope, [factors])
-    return LongRoPE.static(rope, factors)
+        scalings, embedding = [factors.short, factors.long], LongRoPE.of(factors)
+    else:
+        scalings = [factors] if isinstance(factors, Scaling) else factors
+        embedding = LongRoPE.static(rope, scalings)
+    return None if all(scaling.is_identity for scaling in scalings) else embedding
 
 
 @torch.no_grad()
@@ -68,14 +69,15 @@ def _probe(model: PreTrainedModel, rope: Rope, rows: int) -> Tensor:
     """Logits of a few tokens spread over twice the original length."""
     positions = torch.linspace(0, 2 * rope.original_length - 1, 9, device=model.device).long()[None]
     tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.vocab_size
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         # without a mask, transformers takes gaps between positions for borders between packed documents
         mask = torch.ones_like(tokens)
         return model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _guard(model: PreTrainedModel, before: Tensor, after: Tensor, *, unchanged: bool) -> None:

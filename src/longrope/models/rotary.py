@@ -46,6 +46,7 @@ class Rescaled(nn.Module):
         super().__init__()
         self.original, self.embedding = original, embedding
         self.interleaved, self.keeps_float32 = _layout(original)
+        self.train(original.training)
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
         """As the original's: cos and sin, ``(batch, sequence, dim)``."""
@@ -77,9 +78,12 @@ def find_rotary(model: PreTrainedModel) -> Rotary:
         kind = model.config.model_type
         raise LongRopeError(f"model type {kind!r} has {len(found)} rotary modules where one is expected: not supported")
     rotary = Rotary(*found[0], rope=rope)
-    own = _inv_freq(rotary.original)
+    own, parameters = _inv_freq(rotary.original), model.config.get_text_config().rope_parameters
     expected = torch.from_numpy(rope.inv_freq).float()
+    plain = parameters.get(FULL, parameters).get("rope_type", "default") == "default"
     if own is None or own.shape != expected.shape or not torch.allclose(own.float().cpu(), expected, rtol=1e-2):
+        plain = False
+    if not plain:
         raise LongRopeError(
             f"model type {model.config.model_type!r} already carries a rope scaling ({model.config.rope_parameters}); "
             "factors are relative to plain RoPE, so load the checkpoint that it was made from"

@@ -5,6 +5,7 @@ A method is a small dataclass; its ``candidates`` is a generator that yields a g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,21 +53,22 @@ class Paper:
             starts: PI, NTK and YaRN in the paper; moved into the space.
             rng: where all draws come from.
         """
+        top = int((space.largest - 1) / STEP + 1e-6)
 
         def mutant(parent: Genes) -> Genes:
-            genes = mutate(parent[0], rng, probability=self.probability, top=int((space.largest - 1) / STEP + 1e-6))
+            genes = mutate(parent[0], rng, probability=self.probability, top=top)
             return genes, draw_start(space, parent[1], rng, probability=self.probability)
 
         def child() -> Genes:
             a, b = rng.choice(len(best), size=2, replace=False) if len(best) > 1 else (0, 0)
             return crossover(best[a][1][0], best[b][1][0], rng, probability=self.probability), best[a][1][1]
 
-        first = [(np.rint((space.inside(start) - 1) / STEP).astype(np.int64), 0) for start in starts]
+        first = [(np.rint((space.inside(start) - 1) / STEP).astype(np.int64).clip(max=top), 0) for start in starts]
         generation = first + [mutant(first[i % len(first)]) for i in range(self.population - len(first))]
         best: list[tuple[float, Genes]] = []
         for _ in range(self.generations + 1):
             losses = yield [space.scaling(np.round(1 + STEP * genes, 2).tolist(), n) for genes, n in generation]
-            best = sorted([*best, *zip(losses, generation, strict=True)], key=lambda one: one[0])[: self.parents]
+            best = _fittest([*best, *zip(losses, generation, strict=True)], self.parents)
             generation = [mutant(best[rng.integers(len(best))][1]) for _ in range(self.mutations)]
             generation += [child() for _ in range(self.crossovers)]
 
@@ -117,11 +119,17 @@ class Simple:
         best: list[tuple[float, tuple[np.ndarray, int]]] = []
         for _ in range(self.generations + 1):
             losses = yield [space.scaling(factors.tolist(), n) for factors, n in generation]
-            best = sorted([*best, *zip(losses, generation, strict=True)], key=lambda one: one[0])[: self.elite]
+            best = _fittest([*best, *zip(losses, generation, strict=True)], self.elite)
             generation = [child() for _ in range(self.population - self.elite)]
 
 
 PRESETS: dict[str, Paper | Simple] = {"paper": Paper(), "simple": Simple()}
+
+
+def _fittest(pool: list[tuple[float, Genes]], count: int) -> list[tuple[float, Genes]]:
+    """The best of a pool; those without a finite loss only if there are no others."""
+    finite = [one for one in pool if math.isfinite(one[0])]
+    return sorted(finite or pool, key=lambda one: one[0])[:count]
 
 
 def draw_start(space: Space, start: int, rng: np.random.Generator, *, probability: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,22 +36,15 @@ class Journal:
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
         self.path, self.known, self.states = Path(path), {}, {}
         header = {"version": VERSION, "settings": json.loads(json.dumps(settings))}
-        lines = self._read() if resume and self.path.exists() else []
         if self.path.exists() and not resume:
             raise LongRopeError(f"{self.path} exists; continue it with --resume or start anew with --overwrite")
-        if lines:
-            self._check(lines[0], header)
-        for line in lines[1:]:
-            if "generation" in line:
-                self.states[line["generation"]] = line["rng"]
-            elif "loss" in line:
-                self.known[_key_of(line)] = (_number(line["loss"]), line["seconds"])
+        begun = self.path.exists() and self._restore(header)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise LongRopeError(f"cannot write {self.path}: {error.strerror}; choose another output with -o") from None
-        if not lines:
+        if not begun:
             self._append(header)
 
     def evaluate(self, scaling: Scaling, objective: Objective) -> tuple[float, float]:
@@ -61,7 +55,7 @@ class Journal:
         key = _key(scaling)
         if key not in self.known:
             started = time.perf_counter()
-            loss = objective(scaling)
+            loss = float(objective(scaling))
             seconds = round(time.perf_counter() - started, 3)
             written = loss if math.isfinite(loss) else None
             self._append(
@@ -95,18 +89,28 @@ class Journal:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def _read(self) -> list[dict[str, Any]]:
-        """All whole lines; a last one that was cut by a crash is taken off the file."""
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
+    def _restore(self, header: Mapping[str, Any]) -> bool:
+        """Take in all whole lines; a last one that was cut by a crash is then taken off the file."""
         try:
+            data = self.path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
             lines = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise LongRopeError(f"{self.path} is no journal: {error}; start anew with --overwrite") from None
-        if whole != data:
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        return lines
+            if lines:
+                self._check(lines[0], header)
+            for line in lines[1:]:
+                if "generation" in line:
+                    self.states[line["generation"]] = line["rng"]
+                else:
+                    self.known[_key_of(line)] = (_number(line["loss"]), float(line["seconds"]))
+            if whole != data:
+                os.truncate(self.path, len(whole))
+        except OSError as error:
+            raise LongRopeError(
+                f"{self.path} cannot be read: {error.strerror}; choose another output with -o"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise LongRopeError(f"{self.path} is no journal of a search; choose another output with -o") from None
+        return bool(lines)
 
     def _check(self, found: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         if found.get("version") != VERSION:
@@ -129,8 +133,8 @@ def _key(scaling: Scaling) -> tuple[tuple[float, ...], int, float]:
 
 
 def _key_of(line: Mapping[str, Any]) -> tuple[tuple[float, ...], int, float]:
-    return tuple(line["factors"]), line["start_tokens"], line["attention_factor"]
+    return tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
 
 
 def _number(loss: float | None) -> float:
-    return math.inf if loss is None else loss
+    return math.inf if loss is None else float(loss)

@@ -16,6 +16,29 @@ from longrope.search.journal import Journal, Objective
 
 
 @dataclass(frozen=True)
+class Budget:
+    """When a search stops early; None is never. A resumed search counts what its journal holds.
+
+    Args:
+        evaluations: the most distinct candidates.
+        seconds: the most evaluation time.
+        patience: generations without a better candidate.
+
+    Raises:
+        LongRopeError: if one of them allows nothing.
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < math.inf:
+                raise LongRopeError(f"budget {name} = {value} allows nothing; use a number above 0")
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a search stands; ``seconds`` is evaluation time, that before a resume included."""
 
@@ -50,9 +73,7 @@ def search(
     rng: np.random.Generator,
     journal: Journal,
     *,
-    budget: int | None = None,
-    seconds: float | None = None,
-    patience: int | None = None,
+    budget: Budget | None = None,
     watch: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Minimise an objective over the candidates of a method.
@@ -62,16 +83,13 @@ def search(
         candidates: a method's generator.
         rng: the generator's random numbers, so that their state can be written.
         journal: holds what was evaluated before, takes what is evaluated now.
-        budget: the most distinct candidates that are evaluated, those in the journal included.
-        seconds: the most evaluation time, that of the journal included.
-        patience: stop after this many generations without a better candidate.
+        budget: when to stop early.
         watch: called after every distinct candidate once there is a finite loss.
 
     Raises:
-        LongRopeError: if the budget allows no evaluation, or no candidate has a finite loss.
+        LongRopeError: if no candidate has a finite loss.
     """
-    if budget is not None and budget < 1:
-        raise LongRopeError(f"budget = {budget} allows no evaluation; use at least 1")
+    budget = budget or Budget()
     seen: dict[Scaling, float] = {}
     spent, best, improved, stopped = 0.0, (math.inf, None), 0, "all generations are done"
 
@@ -79,10 +97,10 @@ def search(
         nonlocal spent, best, improved
         if scaling in seen:
             return seen[scaling]
-        if budget is not None and len(seen) >= budget:
-            raise _Stop(f"the budget of {budget} evaluations is spent")
-        if seconds is not None and spent >= seconds:
-            raise _Stop(f"the time budget of {seconds:.0f} s is spent")
+        if budget.evaluations is not None and len(seen) >= budget.evaluations:
+            raise _Stop(f"the budget of {budget.evaluations} evaluations is spent")
+        if budget.seconds is not None and spent >= budget.seconds:
+            raise _Stop(f"the time budget of {budget.seconds:g} s is spent")
         seen[scaling], took = journal.evaluate(scaling, objective)
         spent += took
         if seen[scaling] < best[0]:
@@ -96,8 +114,8 @@ def search(
         for number in count():
             losses = [loss_of(scaling, number) for scaling in generation]
             journal.generation(number, rng.bit_generator.state)
-            if patience is not None and number - improved >= patience:
-                raise _Stop(f"no better candidate in {patience} generations")
+            if budget.patience is not None and number - improved >= budget.patience:
+                raise _Stop(f"no better candidate in {budget.patience} generations")
             generation = candidates.send(losses)
     except StopIteration:
         pass

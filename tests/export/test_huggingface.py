@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from families import build, logits, tokens
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.export.check import check_parity
+from longrope.export.huggingface import export_huggingface
+from longrope.files import load_factors
+from longrope.models.load import load
+from longrope.models.patch import patch
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import attention_factor, scheme
+
+LENGTH = 512
+LENGTHS = [63, 64, 65, 511]
+TOKENIZER = families.tokenizer()
+FLAT = sorted(set(families.FAMILIES) - set(families.BY_LAYER))
+
+
+def extension(model: PreTrainedModel, policy: str = "su", **fields: object) -> Extension:
+    rope = Rope.of(model)
+    attention, pairs = attention_factor(policy, rope, LENGTH), rope.dim // 2
+    short = Scaling([1 + 0.2 * i / pairs for i in range(1, pairs + 1)], attention_factor=attention)
+    found = {"attention_factor": attention, "length": LENGTH, "provenance": {"seed": 7}, **fields}
+    long = Scaling(scheme("pi", rope, LENGTH).factors, **found)
+    return Extension(rope=rope, short=short, long=long, length=LENGTH)
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    return build("llama")
+
+
+def same(folder: Path, model: PreTrainedModel, held: Extension, lengths: list[int]) -> bool:
+    """Whether plain transformers computes from the folder what the patched model computes."""
+    exported = AutoModelForCausalLM.from_pretrained(folder).eval()
+    differences = []
+    for length in lengths:
+        x = tokens(1, length)
+        with patch(model, held):
+            ours = logits(model, x)
+        differences.append((logits(exported, x) - ours).abs().max().item())
+    return max(differences) < 1e-4
+
+
+@pytest.mark.parametrize(("mode", "policy"), [("dual", "none"), ("dual", "su"), ("static", "su")])
+@pytest.mark.parametrize("family", FLAT)
+def test_plain_transformers_computes_the_same(family: str, mode: str, policy: str, tmp_path: Path) -> None:
+    model = build(family)
+    if (family, policy) == ("phi3", "none"):
+        with pytest.raises(LongRopeError, match="phi3"):
+            export_huggingface(model, TOKENIZER, extension(model, policy), tmp_path / "made", mode=mode)
+        return
+    export_huggingface(model, TOKENIZER, extension(model, policy), tmp_path / "made", mode=mode)
+    parities = check_parity(tmp_path / "made", model)
+    assert [parity.length for parity in parities] == LENGTHS
+    assert max(parity.difference for parity in parities) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("mode", ["dual", "static"])
+def test_all_logits_are_the_same(family: str, mode: str, tmp_path: Path) -> None:
+    model = build(family)
+    made = extension(model)
+    held = export_huggingface(model, TOKENIZER, made, tmp_path / "made", mode=mode)
+    assert same(tmp_path / "made", model, held, LENGTHS)
+    assert not same(tmp_path / "made", model, Extension.of(held.rope, held.long), [64])
+    assert same(tmp_path / "made", model, made, [64]) == (mode == "dual")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_keep_their_dtype(llama: PreTrainedModel, dtype: torch.dtype, tmp_path: Path) -> None:
+    export_huggingface(llama.to(dtype), TOKENIZER, extension(llama), tmp_path / "made", mode="dual")
+    model, _ = load(str(tmp_path / "made"))
+    assert model.dtype == dtype
+    assert all(parity.ok for parity in check_parity(tmp_path / "made", llama))
+
+
+def test_what_the_folder_holds(llama: PreTrainedModel, tmp_path: Path) -> None:
+    made, folder = extension(llama), tmp_path / "made"
+    held = export_huggingface(llama, TOKENIZER, made, folder, mode="dual", name="my-llama")
+    names = {path.name for path in folder.iterdir()}
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "extension.json", "README.md"}
+    assert wanted | {"tokenizer.json", "tokenizer_config.json"} <= names
+    assert held == made == load_factors(folder / "extension.json")
+    assert held.long.provenance == {"seed": 7}
+    assert AutoTokenizer.from_pretrained(folder)("t7 t8")["input_ids"] == [7, 8]
+    assert all(text in (folder / "README.md").read_text() for text in ("my-llama", "512", "64", "seed: 7"))
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert Rope.of(llama) == made.rope
+
+
+def test_static_is_the_default(llama: PreTrainedModel, tmp_path: Path) -> None:
+    held = export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert held.short == held.long
+    for field in ("rope_scaling", "rope_parameters"):
+        assert config[field]["short_factor"] == config[field]["long_factor"] == list(held.long.factors)
+
+
+def refused(model: PreTrainedModel, made: Extension, folder: Path, message: str, **options: object) -> None:
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(LongRopeError, match=message):
+        export_huggingface(model, TOKENIZER, made, folder, **options)
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_what_a_config_cannot_hold_is_refused(llama: PreTrainedModel, tmp_path: Path) -> None:
+    two = Extension.of(Rope.of(llama), extension(llama).long)
+    refused(llama, two, tmp_path / "made", "attention_factor = 1 ", mode="dual")
+    refused(llama, extension(llama, start_tokens=4), tmp_path / "made", "start_tokens = 4")
+    refused(llama, extension(llama), tmp_path / "made", "mode = 'triple'", mode="triple")
+    refused(llama, extension(build("mixtral")), tmp_path / "made", "made for .*1000000")
+
+
+@pytest.mark.parametrize("family", families.BY_LAYER)
+def test_a_rope_for_each_layer_type_is_refused(family: str, tmp_path: Path) -> None:
+    model = build(family)
+    refused(model, extension(model), tmp_path / "made", f"'{family}'.*layer type")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_existing_folder_is_left_alone_on_failure(llama: PreTrainedModel, overwrite: bool, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "notes.txt").write_text("mine")
+    if not overwrite:
+        refused(llama, extension(llama), tmp_path / "made", "exists.*overwrite")
+    phi3 = build("phi3")
+    refused(phi3, extension(phi3, "none"), tmp_path / "made", "phi3", overwrite=True)
+    assert (tmp_path / "made" / "notes.txt").read_text() == "mine"
+
+
+def test_a_failure_half_way_leaves_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "notes.txt").write_text("mine")
+    broken = build("llama")
+    broken.generation_config.temperature = 0.5  # save_pretrained refuses it without do_sample
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Exception, match=r"temperature|cannot write"):
+        export_huggingface(broken, TOKENIZER, extension(llama), tmp_path / "made", overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_overwrite_replaces_the_folder(llama: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "notes.txt").write_text("mine")
+    export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made", overwrite=True)
+    assert not (tmp_path / "made" / "notes.txt").exists()
+    assert all(parity.ok for parity in check_parity(tmp_path / "made", llama))
+
+
+def test_a_place_that_cannot_be_written(llama: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(llama, extension(llama), tmp_path / "file" / "made", "cannot write")
+
+
+def edit(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wrong"),
+    [("long_factor", [9.0] * 8, [65, 511]), ("short_factor", [2.0] * 8, [63, 64]), ("attention_factor", 1.5, LENGTHS)],
+)
+def test_check_parity_notices_an_edited_config(
+    llama: PreTrainedModel, field: str, value: object, wrong: list[int], tmp_path: Path
+) -> None:
+    export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made", mode="dual")
+    path = tmp_path / "made" / "config.json"
+    config = json.loads(path.read_text())
+    edit(path, **{key: {**config[key], field: value} for key in ("rope_scaling", "rope_parameters")})
+    parities = check_parity(tmp_path / "made", llama)
+    assert [parity.length for parity in parities if not parity.ok] == wrong
+
+
+def test_check_parity_notices_other_weights(llama: PreTrainedModel, tmp_path: Path) -> None:
+    export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
+    llama.model.layers[0].mlp.down_proj.weight.data.mul_(1.2)
+    assert not any(parity.ok for parity in check_parity(tmp_path / "made", llama, [10, 100]))
+
+
+def test_check_parity_of_no_checkpoint(llama: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match=r"extension.json"):
+        check_parity(tmp_path, llama)
+    made = extension(llama)
+    (tmp_path / "extension.json").write_text(made.long.to_json())
+    with pytest.raises(LongRopeError, match="is no extension"):
+        check_parity(tmp_path, llama)
+    (tmp_path / "extension.json").write_text(made.to_json())
+    with pytest.raises(LongRopeError, match="cannot be loaded"):
+        check_parity(tmp_path, llama)

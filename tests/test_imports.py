@@ -1,0 +1,88 @@
+"""The arrows of the design: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "longrope"
+EVERYBODY = {"errors", "rope", "files"}
+MAY_IMPORT = {
+    "errors": set(),
+    "rope": {"errors"},
+    "files": {"errors", "rope"},
+    "schemes": {"errors", "rope"},
+    "embedding": {"errors", "rope", "schemes"},
+    "search": {"errors", "rope"},
+    "data": {"errors", "rope"},
+    "models": EVERYBODY | {"embedding"},
+    "evaluation": EVERYBODY | {"data", "models"},
+    "extension": EVERYBODY | {"search", "schemes", "models", "evaluation", "data"},
+    "report": EVERYBODY | {"schemes", "models", "evaluation"},
+    "export": EVERYBODY | {"schemes", "models"},
+}
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
+FREE = {"__init__", "__main__"}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The dotted names of all imports, wherever they stand."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
+PART_OF = {name: Path(name).parts[0].removesuffix(".py") for name in FILES}
+
+
+def imports(name: str) -> list[str]:
+    return list(imported(ast.parse(FILES[name].read_text(encoding="utf-8"))))
+
+
+def test_every_part_has_a_row() -> None:
+    assert set(PART_OF.values()) - FREE == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_arrows(name: str) -> None:
+    part = PART_OF[name]
+    ours = {one.split(".")[1] for one in imports(name) if one.startswith("longrope.")}
+    allowed = set(MAY_IMPORT) if part in FREE else MAY_IMPORT[part] | {part}
+    assert ours <= allowed
+    assert "longrope" not in imports(name), "import from the module that defines the name"
+
+
+@pytest.mark.parametrize("part", ["search", "rope", "files", "schemes", "errors"])
+def test_no_torch_and_no_transformers(part: str) -> None:
+    for name in (name for name in FILES if PART_OF[name] == part):
+        assert not {"torch", "transformers"} & {one.split(".")[0] for one in imports(name)}, name
+
+
+def test_the_walk_sees_imports() -> None:
+    tree = ast.parse("import torch.nn as n\ndef f():\n    from longrope.cli import main\n")
+    assert list(imported(tree)) == ["torch.nn", "longrope.cli.main"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import longrope",
+        "import longrope.search.run",
+        "from longrope import Rope, Scaling, scheme; scheme('yarn', Rope(8, 1e4, 64), 512)",
+        "from longrope.cli.main import app; app(['--help'], standalone_mode=False)",
+        "from longrope.cli.main import app; app(['search', '--help'], standalone_mode=False)",
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
+    check = "import sys; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import longrope
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert longrope.__all__ == sorted(set(longrope.__all__))
+    assert {"Rope", "Scaling", "Extension", "LongRoPE", "LongRopeError", "SCHEMES", "patch"} <= set(longrope.__all__)
+
+
+@pytest.mark.parametrize("name", longrope.__all__)
+def test_every_name_is_there_and_documented(name: str) -> None:
+    thing = getattr(longrope, name)
+    if callable(thing):
+        assert thing.__name__ == name
+        assert thing.__module__.startswith("longrope.")
+        assert inspect.getdoc(thing)
+
+
+def test_every_name_is_typed_for_those_who_read_the_source() -> None:
+    typed = [line.split(" as ")[1] for line in inspect.getsource(longrope).splitlines() if line.startswith("    from ")]
+    assert sorted(typed) == longrope.__all__
+
+
+def test_import_star() -> None:
+    names: dict[str, object] = {}
+    exec("from longrope import *", names)
+    assert set(longrope.__all__) <= set(names)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(longrope, "Rop")
+    with pytest.raises(AttributeError, match="'longrope' has no attribute 'Rop'"):
+        longrope.Rop  # noqa: B018
