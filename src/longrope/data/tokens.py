@@ -54,7 +54,7 @@ def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -
         temporary.write_bytes(buffer.getvalue())
         temporary.replace(path)
     except OSError as error:
-        raise LongRopeError(f"cache = {str(cache)!r} cannot be written: {error.strerror}; choose a folder") from None
+        raise LongRopeError(f"cannot write the cache {cache}: {error.strerror}; choose another folder") from None
     return tokens
 
 

@@ -82,7 +82,8 @@ def compare(
         losses = {}
         for part in ([n for n in lengths if n <= border], [n for n in lengths if n > border]):
             if part:
-                found = model_losses(model, factors, tokens[:, : max(part)], batch=batch, done=report)
+                told = report if max(part) == max(lengths) else None
+                found = model_losses(model, factors, tokens[:, : max(part)], batch=batch, done=told)
                 losses |= {length: perplexity(found, length) for length in part}
         table[name] = [losses[length] for length in lengths]
     return table

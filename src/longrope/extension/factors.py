@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.evaluation.objective import perplexity_objective
 from longrope.files import write_text
+from longrope.models.rotary import find_rotary
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.evolution import Paper, Simple
@@ -79,7 +80,7 @@ def find_factors(
     Raises:
         LongRopeError: if the folder holds a run that is refused, or one to resume with other settings.
     """
-    rope, length = Rope.of(model), search_tokens.shape[1]
+    rope, length = find_rotary(model).rope, search_tokens.shape[1]
     factor = attention_factor(attention, rope, length)
     space = Space(rope, length, attention_factor=factor, start_tokens=start_tokens, ceiling=method.ceiling)
     schemes = {name: scheme(name, rope, length) for name in {*SCHEMES, *starts}}

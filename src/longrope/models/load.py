@@ -43,7 +43,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
         opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
         model = opened.to(device).eval()
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, AssertionError, SafetensorError) as error:
-        raise _not_loaded(f"{name} on {device}", error) from error
+        raise _not_loaded(name, error, f" on {device}") from error
     if options:
         _forget_quantization(model)
     return model, tokenizer
@@ -62,9 +62,9 @@ def load_config(name: str) -> PreTrainedConfig:
         raise _not_loaded(name, error) from error
 
 
-def _not_loaded(name: str, error: Exception) -> LongRopeError:
+def _not_loaded(name: str, error: Exception, where: str = "") -> LongRopeError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return LongRopeError(f"model = {name!r} cannot be loaded: {reason}")
+    return LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason}")
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
