@@ -51,7 +51,7 @@ def run(
     parts = split(load_documents("stdlib:unseen"), seed=0)
     drawn = {
         part: draw(parts[part], tokenizer, length=LENGTH, count=count).tokens
-        for part, count in (("search", 4), ("held_out", 4), ("test", 8))
+        for part, count in (("search", 2), ("held_out", 2), ("test", 8))
     }
     console.print(f"1. Search: factors for {LENGTH:,} tokens of a model trained on {ORIGINAL}")
     with search_bar(budget, quiet=as_json) as watch:
@@ -60,7 +60,8 @@ def run(
             drawn["search"],
             drawn["held_out"],
             output,
-            method=PRESETS["paper"].sized(32),
+            method=PRESETS["paper"].sized(24),
+            starts=("ntk", "yarn", "heuristic"),
             attention="su",
             budget=Budget(budget),
             batch=4,

@@ -31,8 +31,9 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, float, Sta
 
         def watch(seed: int, yarn: float, standing: Standing) -> None:
             rate = standing.evaluations / max(standing.seconds, 1e-9)
-            speed = f"{rate:.1f}/s" if rate > 0.1 else f"{1 / rate:.0f} s each"
-            note = f"seed {seed}, generation {standing.generation}: perplexity {math.exp(min(standing.loss, 700)):.3f} "
-            update(standing.evaluations, f"{note}(YaRN {math.exp(min(yarn, 700)):.3f}), {speed}")
+            speed = f"{rate:.1f}/s" if rate > 0.1 else f"{1 / rate:.0f} s/each"
+            best, against = (math.exp(min(loss, 700)) for loss in (standing.loss, yarn))
+            where = f"seed {seed} generation {standing.generation}"
+            update(standing.evaluations, f"{best:.2f} (YaRN {against:.2f}) {where} {speed}")
 
         yield watch
