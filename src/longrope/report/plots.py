@@ -14,9 +14,9 @@ from longrope.evaluation.perplexity import Perplexity
 from longrope.rope import Rope, Scaling
 
 # Okabe and Ito's palette, told apart by people with any colour vision; markers tell them apart in print
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#7F7F00")
 MARKERS = "osD^vPX*"
-HIGHLIGHT = "searched"
+NAMES = ("original", "pi", "ntk", "yarn", "heuristic", "searched")  # the same look in every plot
 
 
 def plot_factors(rope: Rope, scalings: Mapping[str, Scaling], path: Path) -> None:
@@ -75,13 +75,13 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _style(name: str, i: int) -> dict[str, Any]:
-    loud = name == HIGHLIGHT
-    colour = "#D55E00" if loud else COLOURS[i % 6]
-    return {"color": colour, "marker": MARKERS[i % 8], "markersize": 4, "linewidth": 2.4 if loud else 1.3}
+    look = NAMES.index(name) if name in NAMES else (len(NAMES) + i) % len(MARKERS)
+    width = 2.4 if name == "searched" else 1.3
+    return {"color": COLOURS[look], "marker": MARKERS[look], "markersize": 4, "linewidth": width}
 
 
 def _save(figure: Figure, axes: Axes, path: Path, title: str) -> None:
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False, ncols=2)
+    figure.legend(frameon=False, ncols=6, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
