@@ -31,7 +31,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from longrope.data.recalls import make_recall
 from longrope.data.stdlib import is_unseen, stdlib_documents
 
-LENGTH, VOCABULARY, END = 256, 2048, "<|endoftext|>"
+LENGTH, VOCABULARY, THETA, END = 256, 2048, 10000.0, "<|endoftext|>"
 ANSWER_WEIGHT, WARMUP, BETAS, WEIGHT_DECAY = 3.0, 200, (0.9, 0.95), 0.1
 NEEDLE_COUNTS, NEEDLE_SHARES = (0, 1, 2, 3, 4, 5), (0.5, 0.2, 0.075, 0.075, 0.075, 0.075)
 ASSETS = Path(__file__).resolve().parents[1] / "src" / "longrope" / "assets" / "tiny"
@@ -116,7 +116,7 @@ def start_run(args: argparse.Namespace) -> Run:
         num_key_value_heads=4,
         head_dim=64,
         max_position_embeddings=LENGTH,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
@@ -230,14 +230,14 @@ def _losses(model: LlamaForCausalLM, ids: torch.Tensor, answers: torch.Tensor) -
 
 def save_release(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write bf16 weights, tokenizer and configs that also older readers understand."""
-    release = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    release = LlamaForCausalLM(model.config)
+    release.bfloat16()
     release.load_state_dict(model.state_dict())
     release.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0)
     release.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
-    theta = model.config.rope_parameters["rope_theta"]
-    _edit(folder / "config.json", rope_theta=theta, torch_dtype="bfloat16")
+    _edit(folder / "config.json", rope_theta=THETA, torch_dtype="bfloat16")
     _edit(
         folder / "tokenizer_config.json",
         tokenizer_class="PreTrainedTokenizerFast",

@@ -12,10 +12,15 @@ from longrope.cli import evaluate, options
 from longrope.cli.progress import bar, search_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel
+
     from longrope.evaluation.perplexity import Perplexity
+    from longrope.rope import Extension, Scaling
 
 LENGTH, ORIGINAL = 2048, 256
 LENGTHS = (256, 512, 1024, 2048)
+COUNTS = {"search": 2, "held_out": 2, "test": 8}
 
 
 def run(
@@ -33,71 +38,39 @@ def run(
 
     from longrope.data.documents import load_documents
     from longrope.data.split import draw, split
-    from longrope.evaluation.perplexity import compare
     from longrope.export.check import check_parity
     from longrope.export.huggingface import export_huggingface
-    from longrope.extension.factors import find_factors
     from longrope.files import claim, write_json
     from longrope.report.plots import plot_factors, plot_perplexity
     from longrope.report.provenance import provenance
-    from longrope.schemes import scheme
-    from longrope.search.evolution import PRESETS
-    from longrope.search.run import Budget
 
     console = Console(stderr=True, soft_wrap=True)
     claim(output, overwrite=(output / "search-0.jsonl").exists(), folder=True)
     shutil.rmtree(output, ignore_errors=True)
     model, tokenizer = options.open_model("tiny", "float32", "cpu")
     parts = split(load_documents("stdlib:unseen"), seed=0)
-    drawn = {
-        part: draw(parts[part], tokenizer, length=LENGTH, count=count).tokens
-        for part, count in (("search", 2), ("held_out", 2), ("test", 8))
-    }
+    drawn = {part: draw(parts[part], tokenizer, length=LENGTH, count=count).tokens for part, count in COUNTS.items()}
     console.print(f"1. Search: factors for {LENGTH:,} tokens of a model trained on {ORIGINAL}")
-    with search_bar(budget, quiet=as_json) as watch:
-        found = find_factors(
-            model,
-            drawn["search"],
-            drawn["held_out"],
-            output,
-            method=PRESETS["paper"].sized(24),
-            starts=("ntk", "yarn", "heuristic"),
-            attention="su",
-            budget=Budget(budget),
-            batch=4,
-            settings={"model": "tiny", "dtype": "float32"},
-            watch=watch,
-        )
-    rope = found.extension.rope
-    schemes = {name: scheme(name, rope, LENGTH) for name in ("pi", "ntk", "yarn", "heuristic")}
-    candidates = {"original": None, **schemes, "searched": found.extension.long}
+    extension = find(model, drawn, output, budget, quiet=as_json)
     console.print("2. Compare on test documents")
-    with bar("eval", len(candidates), quiet=as_json) as update:
-        order = list(candidates)
-        table = compare(
-            model,
-            candidates,
-            drawn["test"],
-            LENGTHS,
-            batch=4,
-            done=lambda name, _: update(order.index(name) + 1, name),
-        )
+    scalings = candidates(extension)
+    table = measure(model, {"original": None, **scalings}, drawn["test"], quiet=as_json)
     console.print("3. Export and check in plain transformers")
-    export_huggingface(model, tokenizer, found.extension, output / "checkpoint", mode="static", name="tiny")
+    export_huggingface(model, tokenizer, extension, output / "checkpoint", mode="static", name="tiny")
     parity = check_parity(output / "checkpoint", model)
-    plot_factors(rope, {**schemes, "searched": found.extension.long}, output / "factors.png")
-    plot_perplexity(table, rope.original_length, output / "perplexity.png")
+    plot_factors(extension.rope, scalings, output / "factors.png")
+    plot_perplexity(table, ORIGINAL, output / "perplexity.png")
     record = {
         "perplexity": evaluate.as_record(table),
         "short_context": degradation(table),
         "parity": {row.length: row.difference for row in parity},
-        "evaluations": found.extension.long.provenance["evaluations"],
+        "evaluations": extension.long.provenance["evaluations"],
         "provenance": provenance(),
     }
     write_json(output / "demo.json", record)
 
     def show() -> None:
-        evaluate.show(table, rope)
+        evaluate.show(table, extension.rope)
         for name, percent in record["short_context"].items():
             typer.echo(f"at {ORIGINAL} tokens, {name}: {percent:+.1f}% perplexity against the original model")
         worst = max(row.difference for row in parity)
@@ -106,6 +79,48 @@ def run(
         typer.echo(f"factors, plots and checkpoint: {output}/")
 
     options.tell(record, as_json=as_json, text=show)
+
+
+def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, budget: int, *, quiet: bool) -> Extension:
+    """A short search in the paper's way."""
+    from longrope.extension.factors import find_factors
+    from longrope.search.evolution import PRESETS
+    from longrope.search.run import Budget
+
+    with search_bar(budget, quiet=quiet) as watch:
+        return find_factors(
+            model,
+            drawn["search"],
+            drawn["held_out"],
+            output,
+            method=PRESETS["paper"].sized(24),
+            starts=("ntk", "yarn", "heuristic"),
+            budget=Budget(budget),
+            batch=4,
+            settings={"model": "tiny", "dtype": "float32"},
+            watch=watch,
+        ).extension
+
+
+def candidates(extension: Extension) -> dict[str, Scaling]:
+    """The schemes, and what the search found."""
+    from longrope.schemes import scheme
+
+    schemes = {name: scheme(name, extension.rope, LENGTH) for name in evaluate.SCHEMES.split(",")}
+    return {**schemes, "searched": extension.long}
+
+
+def measure(
+    model: PreTrainedModel, compared: dict[str, Scaling | None], tokens: np.ndarray, *, quiet: bool
+) -> dict[str, list[Perplexity]]:
+    """Perplexities by length, with a progress bar."""
+    from longrope.evaluation.perplexity import compare
+
+    order = list(compared)
+    with bar("eval", len(order), quiet=quiet) as update:
+        return compare(
+            model, compared, tokens, LENGTHS, batch=4, done=lambda name, _: update(order.index(name) + 1, name)
+        )
 
 
 def degradation(table: dict[str, list[Perplexity]]) -> dict[str, float]:
