@@ -51,4 +51,4 @@ benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare, export (hours on
 	$(BIN)/python benchmarks/smollm2.py
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist demo
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

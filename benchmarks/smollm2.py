@@ -49,7 +49,15 @@ def main() -> None:
     drawn = draw(split(load_documents("stdlib"))["test"], tokenizer, length=LENGTH, count=TEST_DOCUMENTS)
     path = RESULTS / "smollm2-16k.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"perplexity": {}}
-    record |= {"documents": drawn.names, "search": found.long.provenance, "search_command": f"longrope search {SEARCH}"}
+    factors = list(found.long.factors)
+    if record.get("factors", factors) != factors or record.get("documents", [*drawn.names]) != [*drawn.names]:
+        raise SystemExit(f"{path} holds another run: remove it and {CHECKPOINT}")
+    record |= {
+        "factors": factors,
+        "documents": list(drawn.names),
+        "search": found.long.provenance,
+        "search_command": f"longrope search {SEARCH}",
+    }
     for name in [name for name in candidates if name not in record["perplexity"]]:
         losses = model_losses(model, candidates[name], drawn.tokens)
         row = [asdict(perplexity(losses, length)) for length in LENGTHS]

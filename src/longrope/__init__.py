@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from longrope.schemes import SCHEMES as SCHEMES
     from longrope.schemes import attention_factor as attention_factor
     from longrope.schemes import scheme as scheme
+    from longrope.search.evolution import PRESETS as PRESETS
+    from longrope.search.run import Budget as Budget
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
@@ -45,6 +47,8 @@ _HOMES = {
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
     "rope": ("Extension", "Rope", "Scaling"),
+    "search.evolution": ("PRESETS",),
+    "search.run": ("Budget",),
     "schemes": ("SCHEMES", "attention_factor", "scheme"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

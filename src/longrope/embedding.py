@@ -110,11 +110,14 @@ class LongRoPE(nn.Module):
                 row's largest position + 1.
 
         Raises:
-            IndexError: if a position is negative, or 2^24 or more, where the tables end.
+            IndexError: if a position is negative, or 2^24 or more, where the tables end (on CUDA, a device assert).
+            LongRopeError: if there are factors for another number of rows.
         """
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
             seq_len = x.shape[1] if seq_len is None else seq_len
+        if not self.by_length and self.sets > 1 and x.shape[0] != self.sets:
+            raise LongRopeError(f"a batch of {x.shape[0]} rows where there are factors for {self.sets}; give one each")
         chosen = self._choose(position_ids, seq_len)
         if self.any_start_tokens:
             rescaled = position_ids >= self.first_rescaled.to(x.device)[chosen]

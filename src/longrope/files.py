@@ -26,11 +26,11 @@ def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") 
         LongRopeError: if it exists and may not, is a folder where a file is wanted or the other way round, or its
             place cannot be written.
     """
-    if path.exists() and path.is_dir() != folder:
-        raise LongRopeError(f"{path} is {'no' if folder else 'a'} folder; choose another output with -o")
-    if path.exists() and not overwrite and not (folder and not any(path.iterdir())):
-        raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
     try:
+        if path.exists() and path.is_dir() != folder:
+            raise LongRopeError(f"{path} is {'no' if folder else 'a'} folder; choose another output with -o")
+        if path.exists() and not overwrite and not (folder and not any(path.iterdir())):
+            raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:

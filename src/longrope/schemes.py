@@ -125,16 +125,28 @@ SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
 }
 
 
-def scheme(name: str, rope: Rope, length: int) -> Scaling:
-    """The scaling that a scheme of `SCHEMES` chooses; ``linear`` is another name for ``pi``.
+COMPARED = ("pi", "ntk", "yarn", "heuristic")  # what searches and evaluations are held against
+
+
+def canonical(name: str) -> str:
+    """The name in `SCHEMES`; ``linear`` is another one for ``pi``.
 
     Raises:
-        LongRopeError: if the name is unknown or ``length`` is below L0.
+        LongRopeError: if the name is unknown.
     """
     name = "pi" if name == "linear" else name
     if name not in SCHEMES:
         raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
-    return SCHEMES[name](rope, length)
+    return name
+
+
+def scheme(name: str, rope: Rope, length: int) -> Scaling:
+    """The scaling that a scheme of `SCHEMES` chooses.
+
+    Raises:
+        LongRopeError: if the name is unknown or ``length`` is below L0.
+    """
+    return SCHEMES[canonical(name)](rope, length)
 
 
 def _base_growth(rope: Rope, alpha: float) -> list[float]:

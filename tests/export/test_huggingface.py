@@ -130,6 +130,7 @@ def test_a_rope_for_each_layer_type_is_refused(family: str, tmp_path: Path) -> N
 def test_an_existing_folder_is_left_alone_on_failure(llama: PreTrainedModel, overwrite: bool, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "notes.txt").write_text("mine")
+    (tmp_path / "made" / "extension.json").write_text("{}")
     if not overwrite:
         refused(llama, extension(llama), tmp_path / "made", "exists.*overwrite")
     phi3 = build("phi3")
@@ -140,6 +141,7 @@ def test_an_existing_folder_is_left_alone_on_failure(llama: PreTrainedModel, ove
 def test_a_failure_half_way_leaves_nothing(llama: PreTrainedModel, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "notes.txt").write_text("mine")
+    (tmp_path / "made" / "extension.json").write_text("{}")
     broken = build("llama")
     broken.generation_config.temperature = 0.5  # save_pretrained refuses it without do_sample
     before = sorted(tmp_path.rglob("*"))
@@ -151,9 +153,20 @@ def test_a_failure_half_way_leaves_nothing(llama: PreTrainedModel, tmp_path: Pat
 def test_overwrite_replaces_the_folder(llama: PreTrainedModel, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "notes.txt").write_text("mine")
+    (tmp_path / "made" / "extension.json").write_text("{}")
     export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made", overwrite=True)
     assert not (tmp_path / "made" / "notes.txt").exists()
     assert all(parity.ok for parity in check_parity(tmp_path / "made", llama))
+
+
+@pytest.mark.parametrize("file", ["config.json", "search-0.jsonl"])
+def test_overwrite_replaces_only_what_longrope_exported(llama: PreTrainedModel, file: str, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / file).write_text("{}")
+    if file == "search-0.jsonl":
+        (tmp_path / "made" / "extension.json").write_text("{}")
+    refused(llama, extension(llama), tmp_path / "made", "no checkpoint that longrope|run of a search", overwrite=True)
+    assert (tmp_path / "made" / file).exists()
 
 
 def test_a_place_that_cannot_be_written(llama: PreTrainedModel, tmp_path: Path) -> None:

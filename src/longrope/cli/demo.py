@@ -45,8 +45,9 @@ def run(
     from longrope.report.provenance import provenance
 
     console = Console(stderr=True, soft_wrap=True)
-    claim(output, overwrite=(output / "search-0.jsonl").exists(), folder=True)
+    claim(output, overwrite=(output / "demo.json").exists(), folder=True)
     shutil.rmtree(output, ignore_errors=True)
+    write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
     model, tokenizer = options.open_model("tiny", "float32", "cpu")
     parts = split(load_documents("stdlib:unseen"), seed=0)
     drawn = {part: draw(parts[part], tokenizer, length=LENGTH, count=count).tokens for part, count in COUNTS.items()}
@@ -79,6 +80,8 @@ def run(
         typer.echo(f"factors, plots and checkpoint: {output}/")
 
     options.tell(record, as_json=as_json, text=show)
+    if not all(row.ok for row in parity):
+        raise typer.Exit(1)
 
 
 def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, budget: int, *, quiet: bool) -> Extension:
@@ -104,9 +107,9 @@ def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, bud
 
 def candidates(extension: Extension) -> dict[str, Scaling]:
     """The schemes, and what the search found."""
-    from longrope.schemes import scheme
+    from longrope.schemes import COMPARED, scheme
 
-    schemes = {name: scheme(name, extension.rope, LENGTH) for name in evaluate.SCHEMES.split(",")}
+    schemes = {name: scheme(name, extension.rope, LENGTH) for name in COMPARED}
     return {**schemes, "searched": extension.long}
 
 

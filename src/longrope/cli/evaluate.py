@@ -14,14 +14,12 @@ if TYPE_CHECKING:
     from longrope.evaluation.perplexity import Perplexity
     from longrope.rope import Extension, Rope, Scaling
 
-SCHEMES = "pi,ntk,yarn,heuristic"
-
 
 def run(
     model: options.Model,
     lengths: Annotated[str, typer.Option(help="Lengths by commas: 8k,16k; schemes aim at the longest.")],
     scaling: Annotated[list[str] | None, typer.Option(help="Factors file or run folder; may be repeated.")] = None,
-    schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = SCHEMES,
+    schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = "pi,ntk,yarn,heuristic",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the results to this file.")] = None,
     data: options.Data = None,
     documents: Annotated[int, typer.Option(min=1, help="Test documents.")] = 4,
@@ -33,7 +31,10 @@ def run(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Perplexity by length of the model as it is, of schemes and of factors, on test documents no search has seen."""
+    """Perplexity by length of the model as it is, of schemes and of factors, on test documents.
+
+    No search that was given the same --data and --data-seed has seen them.
+    """
     from longrope.files import claim, write_json
 
     wanted = options.parse_lengths(lengths)
@@ -50,6 +51,8 @@ def run(
     files = {path: options.read_factors(path) for path in scaling or []}
     loaded, tokenizer = options.open_model(model, dtype, device)
     compared = candidates(Rope.of(loaded), names, files, wanted[-1])
+    if names and wanted[-1] <= Rope.of(loaded).original_length:
+        typer.echo("Schemes are left out: no length is above the original one.", err=True)
     parts = split(load_documents(options.default_data(model, data)), seed=data_seed)
     drawn = draw(parts["test"], tokenizer, length=wanted[-1], count=documents, cache=cache)
     order = list(compared)
@@ -96,7 +99,7 @@ def show(table: dict[str, list[Perplexity]], rope: Rope) -> None:
     printed = Table("factors", *heads, title="perplexity ± standard error over documents")
     best = [min(row[i].perplexity for row in table.values()) for i in range(len(lengths))]
     for name, row in table.items():
-        cells = [f"{cell.perplexity:.2f} ± {cell.standard_error:.2f}" for cell in row]
+        cells = [f"{c.perplexity:.2f}" + f" ± {c.standard_error:.2f}" * (len(c.losses) > 1) for c in row]
         marked = [f"[bold]{c}[/]" if row[i].perplexity == best[i] else c for i, c in enumerate(cells)]
         printed.add_row(name, *marked)
     Console().print(printed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +27,7 @@ Data = Annotated[
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as the checkpoint.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto.")]
 Batch = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the split of the documents into search, held-out and test.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the split of the documents into search, held-out and test.")]
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokens from one run to the next.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
@@ -45,6 +47,15 @@ def parse_length(text: str, name: str = "length") -> int:
     return int(tokens)
 
 
+def short_name(model: str) -> str:
+    """The last part of a model's name, for folders and titles.
+
+    >>> short_name("meta-llama/Llama-3.2-1B"), short_name("/models/a.gguf")
+    ('Llama-3.2-1B', 'a')
+    """
+    return Path(model).name.removesuffix(".gguf")
+
+
 def parse_lengths(text: str) -> list[int]:
     """Several numbers of tokens, by commas, in ascending order."""
     return sorted({parse_length(part, "lengths") for part in text.split(",")})
@@ -56,13 +67,9 @@ def parse_schemes(text: str) -> list[str]:
     Raises:
         LongRopeError: if there is no such scheme.
     """
-    from longrope.schemes import SCHEMES
+    from longrope.schemes import canonical
 
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in SCHEMES:
-            raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
-    return names
+    return [canonical(name.strip()) for name in text.split(",")]
 
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -78,6 +85,17 @@ def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, Pre
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         device = accelerator.type if accelerator else "cpu"
     return load(name, dtype=dtype, device=device)
+
+
+def command_line() -> str:
+    """This command, without what a run and its resume may differ in: output, --resume, --overwrite, --json."""
+    kept, words = ["longrope"], iter(sys.argv[1:])
+    for word in words:
+        if word in ("-o", "--output"):
+            next(words, None)
+        elif word not in ("--resume", "--overwrite", "--json"):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def default_data(model: str, data: str | None) -> str:
@@ -99,4 +117,6 @@ def read_factors(path: str) -> Scaling | Extension:
     """A factors file, or the ``extension.json`` of a run folder."""
     from longrope.files import load_factors
 
+    if (Path(path) / "best.json").exists() and not (Path(path) / "extension.json").exists():
+        raise LongRopeError(f"{path}: the search is not finished; go on with --resume, or use {path}/best.json")
     return load_factors(Path(path) / "extension.json" if Path(path).is_dir() else path)

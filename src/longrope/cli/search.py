@@ -22,12 +22,14 @@ def run(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder [default: MODEL-LENGTH].")] = None,
     data: options.Data = None,
     preset: Annotated[str, typer.Option(help="paper (LongRoPE's algorithm and numbers) or simple.")] = "paper",
-    population: Annotated[int | None, typer.Option(help="Another population than the preset's.")] = None,
+    population: Annotated[int | None, typer.Option(help="Population, if not the preset's.")] = None,
     starts: Annotated[str, typer.Option(help="Schemes that the search starts from.")] = "pi,ntk,yarn",
-    budget: Annotated[int | None, typer.Option(help="At most so many evaluations for each seed.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="At most so many minutes of evaluation for each seed.")] = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="Stop after so many idle generations.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="So many searches, seeds 0, 1, …; the best one counts.")] = 1,
+    budget: Annotated[int | None, typer.Option(help="Most evaluations per seed.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation per seed.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many generations without progress.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
     attention: options.Attention = "su",
     start_tokens: Annotated[bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.")] = False,
     search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
@@ -46,9 +48,10 @@ def run(
     from longrope.search.run import Budget
 
     tokens = options.parse_length(length)
-    method = choose(preset, population, tokens)
+    method = method_of(preset, population, tokens)
     limits = Budget(budget, None if minutes is None else 60 * minutes, patience)
-    output = output or Path(f"{Path(model).stem}-{length}")
+    output = output or Path(f"{options.short_name(model)}-{length}")
+    names = options.parse_schemes(starts)
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
     from longrope.data.documents import load_documents
@@ -56,10 +59,11 @@ def run(
     from longrope.extension.factors import find_factors
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
+    from longrope.schemes import attention_factor
     from longrope.search.space import START_TOKENS
 
     loaded, tokenizer = options.open_model(model, dtype, device)
-    Rope.of(loaded).scale(tokens)
+    attention_factor(attention, Rope.of(loaded), tokens)
     source = options.default_data(model, data)
     parts = split(load_documents(source), seed=data_seed)
     minimised = draw(parts["search"], tokenizer, length=tokens, count=search_documents, cache=cache)
@@ -71,7 +75,7 @@ def run(
             held_out.tokens,
             output,
             method=method,
-            starts=options.parse_schemes(starts),
+            starts=names,
             seeds=range(seeds),
             attention=attention,
             start_tokens=START_TOKENS if start_tokens else (0,),
@@ -79,6 +83,7 @@ def run(
             batch=batch,
             existing="resume" if resume else "overwrite" if overwrite else "refuse",
             settings={"model": model, "dtype": str(loaded.dtype)},
+            provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
             watch=watch,
         )
     documents = {"search": minimised.names, "held_out": held_out.names}
@@ -87,7 +92,7 @@ def run(
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
 
 
-def choose(preset: str, population: int | None, length: int) -> Paper | Simple:
+def method_of(preset: str, population: int | None, length: int) -> Paper | Simple:
     """The method of a preset; beyond 512K tokens with half its population, as in the paper."""
     from longrope.search.evolution import PRESETS
 

@@ -88,7 +88,7 @@ def _parquet(path: Path) -> Iterator[Document]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise LongRopeError(f"data = {str(path)!r} needs the package pyarrow: pip install 'longrope[data]'") from None
+        raise LongRopeError(f"data = {str(path)!r} needs the package pyarrow: pip install pyarrow") from None
     try:
         column = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
     except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:

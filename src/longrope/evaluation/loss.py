@@ -12,10 +12,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from longrope.errors import LongRopeError
+from longrope.models.memory import explain_out_of_memory
 
 LOGITS_AT_ONCE = 2**24
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def token_losses(
@@ -36,17 +35,12 @@ def token_losses(
     """
     losses = []
     for start in range(0, len(tokens), batch):
-        try:
-            losses.append(_batch_losses(model, torch.from_numpy(tokens[start : start + batch])))
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if type(error) is RuntimeError and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
-                raise
-            raise LongRopeError(
-                f"out of memory at length {tokens.shape[1]} with batch {min(batch, len(tokens))} on {model.device}; "
-                "lower the length or the batch, or use dtype bfloat16"
-            ) from error
+        part = torch.from_numpy(tokens[start : start + batch])
+        where = f"with batch {len(part)} on {model.device}"
+        with explain_out_of_memory(tokens.shape[1], where, "lower the length or the batch, or use dtype bfloat16"):
+            losses.append(_batch_losses(model, part))
         if done is not None:
-            done(start + len(tokens[start : start + batch]))
+            done(start + len(part))
     return np.concatenate(losses)
 
 

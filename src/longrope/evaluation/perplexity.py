@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from longrope.rope import Extension, Rope, Scaling
 class Perplexity:
     """Token-weighted perplexity of the first ``length`` tokens of some documents, and how sure it is.
 
-    ``standard_error`` is of the mean over documents (0 for a single one); ``losses`` is the mean loss of each.
+    ``standard_error`` is of the mean over documents (NaN for a single one); ``losses`` is the mean loss of each.
     """
 
     length: int
@@ -34,7 +35,7 @@ def perplexity(losses: np.ndarray, length: int) -> Perplexity:
     """
     each = losses[:, : length - 1].mean(axis=1, dtype=np.float64)
     value = float(np.exp(each.mean()))
-    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else 0.0
+    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
     return Perplexity(length, value, value * error, tuple(each.tolist()))
 
 
@@ -75,6 +76,10 @@ def compare(
         batch: documents in one forward pass.
         done: called with the candidate's name and its number of finished documents.
     """
+    for factors in candidates.values():
+        if factors is not None:
+            with patch(model, factors):  # refuse what does not fit before the first long pass
+                pass
     table = {}
     for name, factors in candidates.items():
         report = None if done is None else (lambda count, name=name: done(name, count))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from longrope.export.config import on_formula
 from longrope.rope import Extension
 
+OFF_FORMULA = "engines that compute the attention factor from L/L0 will not use the one chosen here."
 SETS = {
     "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose "
     "between them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`); export with "
@@ -31,6 +33,7 @@ def card(extension: Extension, mode: str, name: str) -> str:
             f"The weights of {name} with LongRoPE factors (scheme: {long.scheme}, s = {extension.scale:g}, "
             f"attention factor {long.attention_factor:g}). {SETS[mode].format(original=rope.original_length)}",
             "",
+            *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}", ""]),
             *(["How the factors were found:", "", *found, ""] if found else []),
             "| pair | wavelength (tokens) | short factor | long factor |",
             "|---|---|---|---|",

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.files import load_factors
+from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import patch
 from longrope.rope import Extension
 
@@ -52,12 +54,14 @@ def check_parity(folder: Path, model: PreTrainedModel, lengths: Sequence[int] | 
     try:
         opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         exported = opened.to(model.device).eval()
-    except (OSError, ValueError) as error:
-        raise LongRopeError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise LongRopeError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     if exported.config.get_text_config().vocab_size != model.config.get_text_config().vocab_size:
         raise LongRopeError(f"{folder} was made from another model: their vocab_size differ")
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.config.vocab_size, (1, max(lengths)), generator=generator).to(model.device)
+    tokens = torch.randint(0, model.config.get_text_config().vocab_size, (1, max(lengths)), generator=generator).to(
+        model.device
+    )
     with patch(model.float(), extension):
         ours = [_last_logits(model, tokens[:, :length]) for length in lengths]
     theirs = [_last_logits(exported, tokens[:, :length]) for length in lengths]
@@ -69,4 +73,5 @@ def check_parity(folder: Path, model: PreTrainedModel, lengths: Sequence[int] | 
 
 @torch.inference_mode()
 def _last_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    return model(input_ids=tokens, use_cache=False, logits_to_keep=KEPT).logits[:, -KEPT:].double()
+    with explain_out_of_memory(tokens.shape[1], f"on {model.device}", "give shorter --lengths"):
+        return model(input_ids=tokens, use_cache=False, logits_to_keep=KEPT).logits[:, -KEPT:].double()

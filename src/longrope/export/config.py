@@ -36,6 +36,12 @@ def for_mode(extension: Extension, mode: str) -> Extension:
     return Extension(rope=extension.rope, short=short, long=extension.long, length=extension.length)
 
 
+def on_formula(extension: Extension) -> bool:
+    """Whether the long attention factor is sqrt(1 + ln s / ln L0), which engines compute by themselves."""
+    formula = attention_factor("su", extension.rope, extension.length)
+    return math.isclose(extension.long.attention_factor, formula, rel_tol=1e-6)
+
+
 def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, Any]:
     """A checkpoint's config with the extension in it, from the config of the plain model as transformers 5 writes it.
 
@@ -49,8 +55,8 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     parameters = config["rope_parameters"]
     if "rope_theta" not in parameters:
         raise LongRopeError(f"model type {kind!r} has a rope for each layer type; its export is not supported yet")
-    formula = attention_factor("su", rope, extension.length)
-    on_formula = math.isclose(attention, formula, rel_tol=1e-6)
+    if kind == "phimoe":
+        raise LongRopeError("model type 'phimoe': transformers reads only its short factors; export is not supported")
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
     full = {"rope_type": "longrope", **sets, "factor": extension.scale}
     full |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
@@ -60,15 +66,17 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         "original_max_position_embeddings": rope.original_length,
         "rope_theta": rope.base,
         "rope_parameters": {**parameters, **full},
-        "rope_scaling": full if on_formula else {**full, "short_mscale": attention, "long_mscale": attention},
+        "rope_scaling": full
+        if on_formula(extension)
+        else {**full, "short_mscale": attention, "long_mscale": attention},
     }
     if partial is not None:
         fields["partial_rotary_factor"] = partial
     if kind in THREE_KEYS:
-        if not on_formula:
+        if not on_formula(extension):
             raise LongRopeError(
-                f"attention_factor = {attention:g}: a {kind} config holds none, and readers take {formula:.6g} "
-                "(sqrt(1 + ln s / ln L0)); use --attention su and --mode static"
+                f"attention_factor = {attention:g}: a {kind} config holds none, and readers take "
+                f"{attention_factor('su', rope, extension.length):.6g}; use --attention su and --mode static"
             )
         fields["rope_scaling"] = {"type": "longrope", **sets}
     else:

@@ -47,6 +47,11 @@ def export_huggingface(
     held = for_mode(extension, mode)
     if find_rotary(model).rope != held.rope:
         raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
+    folder = folder.resolve()
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and not (folder / "extension.json").is_file():
+        raise LongRopeError(f"{folder} is no checkpoint that longrope wrote; choose another output with -o")
+    if overwrite and (folder / "search-0.jsonl").exists():
+        raise LongRopeError(f"{folder} is the run of a search; choose another output with -o")
     claim(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -18,14 +18,13 @@ from longrope.evaluation.objective import perplexity_objective
 from longrope.files import write_text
 from longrope.models.rotary import find_rotary
 from longrope.rope import Extension, Rope, Scaling
-from longrope.schemes import attention_factor, scheme
+from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.evolution import Paper, Simple
 from longrope.search.journal import Journal
 from longrope.search.run import Budget, Outcome, Progress, search
 from longrope.search.space import Space
 
 OUTPUTS = ("search-*.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json")
-SCHEMES = ("pi", "ntk", "yarn", "heuristic")
 FINALISTS = 3
 
 
@@ -53,6 +52,7 @@ def find_factors(
     batch: int = 1,
     existing: str = "refuse",
     settings: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
     watch: Callable[[int, float, Progress], None] | None = None,
 ) -> Found:
     """Search factors for the length of the given tokens and keep everything in a folder.
@@ -75,6 +75,7 @@ def find_factors(
         batch: documents in one forward pass.
         existing: what to do with a run that the folder holds: ``refuse``, ``resume`` or ``overwrite``.
         settings: what else decides the losses (model name, dtype …), for the journal.
+        provenance: what else to keep with the factors (command, data …).
         watch: called with the seed, the search loss of YaRN and the progress.
 
     Raises:
@@ -83,9 +84,9 @@ def find_factors(
     rope, length = find_rotary(model).rope, search_tokens.shape[1]
     factor = attention_factor(attention, rope, length)
     space = Space(rope, length, attention_factor=factor, start_tokens=start_tokens, ceiling=method.ceiling)
-    schemes = {name: scheme(name, rope, length) for name in {*SCHEMES, *starts}}
+    schemes = {name: scheme(name, rope, length) for name in {*COMPARED, *starts}}
     common = {**(settings or {}), "space": asdict(space), "method": {type(method).__name__: asdict(method)}}
-    common["starts"] = list(starts)
+    common["starts"] = list(starts)  # not the batch: lowering it is how a run goes on after it was out of memory
     objective, minimised = perplexity_objective(model, search_tokens, batch=batch), data_hash(search_tokens)
     resume = existing == "resume"
     if existing == "overwrite":
@@ -101,11 +102,13 @@ def find_factors(
             candidates = method.candidates(space, [schemes[name] for name in starts], rng)
             outcomes.append(search(objective, candidates, rng, journal, budget=budget, watch=told))
     fixed = {**common, "data": data_hash(held_out_tokens)}
-    compared = [*_finalists(outcomes), *(schemes[name] for name in SCHEMES)]
+    compared = [*_finalists(outcomes), *(schemes[name] for name in COMPARED)]
     objective = perplexity_objective(model, held_out_tokens, batch=batch)
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
         held_out = [(journal.evaluate(scaling, objective)[0], scaling) for scaling in compared]
-    return _decide(rope, held_out, outcomes, run, {**(settings or {}), "seeds": list(seeds)})
+    hashes = {"search": minimised, "held_out": fixed["data"]}
+    kept = {**(settings or {}), **(provenance or {}), "seeds": list(seeds), "data_hash": hashes}
+    return _decide(rope, held_out, outcomes, run, kept)
 
 
 def _keep_best(
@@ -141,7 +144,7 @@ def _decide(
     held_out: Sequence[tuple[float, Scaling]],
     outcomes: Sequence[Outcome],
     run: Path,
-    settings: Mapping[str, Any],
+    kept: Mapping[str, Any],
 ) -> Found:
     """The extension with the lowest held-out loss, also written to ``extension.json``."""
     ranked = sorted(held_out, key=lambda one: one[0])
@@ -151,7 +154,7 @@ def _decide(
     for loss, scaling in ranked:
         best.setdefault(scaling.scheme, loss)
     provenance = {
-        **settings,
+        **kept,
         "evaluations": sum(len(outcome.ranked) for outcome in outcomes),
         "search_perplexity": float(np.exp(min(outcome.ranked[0][0] for outcome in outcomes))),
         "held_out_perplexity": {name: float(np.exp(loss)) for name, loss in best.items() if np.isfinite(loss)},

@@ -81,7 +81,7 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
             raise LongRopeError(f"model = {name!r}: there is no such file")
         for needed in ("gguf", "accelerate"):
             if importlib.util.find_spec(needed) is None:
-                raise LongRopeError(f"model = {name!r} needs the package {needed}: pip install 'longrope[gguf]'")
+                raise LongRopeError(f"model = {name!r} needs the package {needed}: pip install gguf accelerate")
         return str(path.parent), {"gguf_file": path.name}
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise LongRopeError(f"model = {name!r}: there is no such folder")

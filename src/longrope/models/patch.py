@@ -39,20 +39,22 @@ def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scalin
 def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
     """Like `patch`, but for keeps; returns the model."""
     rotary = find_rotary(model)
-    embedding = _embedding(rotary.rope, factors)
+    embedding = _embedding(rotary.rope, factors, model.device)
     rows = 1 if isinstance(factors, (Scaling, Extension)) else len(factors)
+    within = 1 if isinstance(factors, Extension) and factors.long.is_identity else 2
+    longest = within * rotary.rope.original_length
     try:
         rotary.install(rotary.original)
-        before = _probe(model, rotary.rope, rows)
+        before = _probe(model, longest, rows)
         rotary.install(Rescaled(rotary.original, embedding))
-        _guard(model, before, _probe(model, rotary.rope, rows), unchanged=embedding is None)
+        _guard(model, before, _probe(model, longest, rows), unchanged=embedding is None)
     except BaseException:
         rotary.install(rotary.module)
         raise
     return model
 
 
-def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling]) -> LongRoPE | None:
+def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling], device: torch.device) -> LongRoPE | None:
     """The module that computes cos and sin with the factors; None if they are all 1."""
     if isinstance(factors, Extension):
         if factors.rope != rope:
@@ -61,14 +63,14 @@ def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling]) -> 
     else:
         scalings = [factors] if isinstance(factors, Scaling) else factors
         embedding = LongRoPE.static(rope, scalings)
-    return None if all(scaling.is_identity for scaling in scalings) else embedding
+    return None if all(scaling.is_identity for scaling in scalings) else embedding.to(device)
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel, rope: Rope, rows: int) -> Tensor:
-    """Logits of a few tokens spread over twice the original length."""
-    positions = torch.linspace(0, 2 * rope.original_length - 1, 9, device=model.device).long()[None]
-    tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.vocab_size
+def _probe(model: PreTrainedModel, length: int, rows: int) -> Tensor:
+    """Logits of a few tokens spread over a length."""
+    positions = torch.linspace(0, length - 1, 9, device=model.device).long()[None]
+    tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.get_text_config().vocab_size
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

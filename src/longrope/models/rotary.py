@@ -67,6 +67,9 @@ def find_rotary(model: PreTrainedModel) -> Rotary:
             base^(-2i/dim): the checkpoint then carries a scaling already.
     """
     rope = Rope.of(model)
+    if model.config.get_text_config() is not model.config:
+        kind = model.config.model_type
+        raise LongRopeError(f"model type {kind!r} reads more than text: not supported; load its text-only checkpoint")
     found = [
         (parent, name, child)
         for parent in model.modules()
@@ -86,7 +89,8 @@ def find_rotary(model: PreTrainedModel) -> Rotary:
     if not plain:
         raise LongRopeError(
             f"model type {model.config.model_type!r} already carries a rope scaling ({model.config.rope_parameters}); "
-            "factors are relative to plain RoPE, so load the checkpoint that it was made from"
+            "factors are relative to plain RoPE, so load the checkpoint that it was made from "
+            "(to evaluate this one as it is: longrope eval --schemes none)"
         )
     return rotary
 
