@@ -50,17 +50,16 @@ def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int) -> N
         f"{model}: {rope.dim} rotated dimensions, rope_theta {rope.base:,.0f}, L0 = {rope.original_length:,} tokens; "
         f"factors for {length:,} tokens (s = {rope.scale(length):g})"
     )
-    table = Table("pair", "wavelength", "turns in L0", "trained", *scalings)
+    table = Table("pair", "wavelength", "turns", "trained", *scalings, box=None, padding=(0, 1, 0, 0))
     for i, wavelength in enumerate(rope.wavelengths):
         turns = rope.original_length / wavelength
-        trained = "through" if i < rope.critical_pair else "[yellow]under-trained[/]"
+        trained = "yes" if i < rope.critical_pair else "[yellow]no[/]"
         factors = [f"{scaling.factors[i]:.3f}" for scaling in scalings.values()]
         table.add_row(str(i), f"{wavelength:,.1f}", f"{turns:,.2f}", trained, *factors)
-    table.add_section()
-    factors = [f"{scaling.attention_factor:.3f}" for scaling in scalings.values()]
-    table.add_row("", "", "", "attention", *factors)
     console.print(table)
+    attention = [f"{name} {scaling.attention_factor:.3f}" for name, scaling in scalings.items()]
+    console.print(f"Attention factors: {', '.join(attention)}.")
     console.print(
-        f"Pairs from {rope.critical_pair} on never finished a turn in training (critical pair {rope.critical_pair}): "
-        "positions beyond L0 show the model angles that it has not seen."
+        f"Pairs from {rope.critical_pair} on (the critical pair) never finished a turn within L0: "
+        "positions beyond L0 show the model angles that it was not trained on."
     )

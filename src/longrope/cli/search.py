@@ -127,6 +127,7 @@ def describe(found: Found, output: Path) -> None:
     console = Console()
     console.print(table)
     if found.extension.long.scheme != "searched":
-        console.print(f"The search found nothing better than {found.extension.long.scheme}: give it a larger budget.")
+        name = found.extension.long.scheme
+        console.print(f"Nothing better than {name} was found: use a larger budget, or start from it (--starts {name}).")
     console.print(f"Stopped: {'; '.join(outcome.stopped for outcome in found.outcomes)}.")
     console.print(f"Factors: {output / 'extension.json'}", soft_wrap=True)

@@ -87,8 +87,9 @@ def find_rotary(model: PreTrainedModel) -> Rotary:
     if own is None or own.shape != expected.shape or not torch.allclose(own.float().cpu(), expected, rtol=1e-2):
         plain = False
     if not plain:
+        kind = parameters.get(FULL, parameters).get("rope_type")
         raise LongRopeError(
-            f"model type {model.config.model_type!r} already carries a rope scaling ({model.config.rope_parameters}); "
+            f"model type {model.config.model_type!r} already carries a rope scaling ({kind}); "
             "factors are relative to plain RoPE, so load the checkpoint that it was made from "
             "(to evaluate this one as it is: longrope eval --schemes none)"
         )
