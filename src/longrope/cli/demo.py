@@ -65,7 +65,7 @@ def run(
         "perplexity": evaluate.as_record(table),
         "short_context": degradation(table),
         "parity": {row.length: row.difference for row in parity},
-        "evaluations": extension.long.provenance["evaluations"],
+        "search": extension.long.provenance,
         "provenance": provenance(),
     }
     write_json(output / "demo.json", record)
@@ -101,6 +101,7 @@ def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, bud
             budget=Budget(budget),
             batch=4,
             settings={"model": "tiny", "dtype": "float32"},
+            provenance={"command": options.command_line(), "data": "stdlib:unseen", "data_seed": 0},
             watch=watch,
         ).extension
 
