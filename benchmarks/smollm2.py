@@ -3,7 +3,8 @@
     make benchmark-smollm2
 
 Every step is done once: start it again after an interrupt and it goes on. The results are in
-``benchmarks/results/smollm2-16k*.json``; the search itself, with its journal, in ``build/smollm2-16k``.
+``benchmarks/results/smollm2-16k*.json``; the work, with the journal of the search, is in ``build/smollm2-16k*``, and
+without those folders all is measured anew.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
     candidates = {"original": None, **{name: scheme(name, found.rope, LENGTH) for name in names}}
     candidates["searched"] = found.long
     drawn = draw(split(load_documents("stdlib"))["test"], tokenizer, length=LENGTH, count=TEST_DOCUMENTS)
-    path = RESULTS / "smollm2-16k.json"
+    path = RUN / "compared.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"perplexity": {}}
     factors = list(found.long.factors)
     if record.get("factors", factors) != factors or record.get("documents", [*drawn.names]) != [*drawn.names]:
@@ -65,6 +66,7 @@ def main() -> None:
         record["perplexity"][name] = {"lengths": row, "last_quarter": float(np.exp(last.mean(dtype=np.float64)))}
         record["provenance"] = provenance()
         write_json(path, record)
+    write_json(RESULTS / "smollm2-16k.json", record)
     if not CHECKPOINT.exists():
         longrope("export", "smollm2", str(RUN), "-o", str(CHECKPOINT), "--dtype", "bfloat16")
     reloaded(drawn.tokens[:1], record)
@@ -72,17 +74,16 @@ def main() -> None:
 
 def reloaded(tokens: np.ndarray, record: dict[str, Any]) -> None:
     """Perplexity of the first test document from the exported folder alone, and the parity of its logits."""
-    path = RESULTS / "smollm2-16k-reloaded.json"
-    if path.exists():
-        return
-    exported = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
-    alone = perplexity(token_losses(exported, tokens), LENGTH)
-    ours = record["perplexity"]["searched"]["lengths"][-1]["losses"][0]
-    checked = subprocess.run(
-        [sys.executable, "-m", "longrope", "check", str(CHECKPOINT), "smollm2", "--json"], stdout=subprocess.PIPE
-    )
-    both = {"from_pretrained": alone.perplexity, "patched": float(np.exp(ours)), "check": json.loads(checked.stdout)}
-    write_json(path, both | {"document": record["documents"][0], "length": LENGTH, "provenance": provenance()})
+    path = RUN / "reloaded.json"
+    if not path.exists():
+        exported = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
+        alone = perplexity(token_losses(exported, tokens), LENGTH)
+        ours = record["perplexity"]["searched"]["lengths"][-1]["losses"][0]
+        command = [sys.executable, "-m", "longrope", "check", str(CHECKPOINT), "smollm2", "--json"]
+        checked = json.loads(subprocess.run(command, stdout=subprocess.PIPE).stdout)
+        both = {"from_pretrained": alone.perplexity, "patched": float(np.exp(ours)), "check": checked}
+        write_json(path, both | {"document": record["documents"][0], "length": LENGTH, "provenance": provenance()})
+    write_json(RESULTS / "smollm2-16k-reloaded.json", json.loads(path.read_text()))
 
 
 def longrope(*arguments: str) -> None:

@@ -20,8 +20,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.cli.main import main
 
-collect_ignore = ["conftest.py"]  # no doctests in it, and its name is that of others
-
 WORDS = "the cat sat on a mat and def return if else import x y z = + 1 2 3 été\n".split(" ")
 
 

@@ -6,8 +6,6 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-collect_ignore = ["conftest.py"]  # no doctests in it, and its name is that of others
-
 TEXTS = ["the cat sat on the mat, and the dog sat on the cat\n" * 4, "def f(x):\n    return x + 1\n", "a" * 64]
 
 

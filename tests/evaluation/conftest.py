@@ -4,8 +4,6 @@ import families
 import pytest
 from transformers import PreTrainedModel
 
-collect_ignore = ["conftest.py"]  # no doctests in it, and its name is that of others
-
 
 @pytest.fixture(scope="session")
 def llama() -> PreTrainedModel:

@@ -92,6 +92,7 @@ def as_record(table: dict[str, list[Perplexity]]) -> dict[str, list[dict[str, ob
 def show(table: dict[str, list[Perplexity]], rope: Rope) -> None:
     """Print perplexities by length, the best of each in bold."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     lengths = [cell.length for cell in next(iter(table.values()))]
@@ -101,5 +102,5 @@ def show(table: dict[str, list[Perplexity]], rope: Rope) -> None:
     for name, row in table.items():
         cells = [f"{c.perplexity:.2f}" + f" ± {c.standard_error:.2f}" * (len(c.losses) > 1) for c in row]
         marked = [f"[bold]{c}[/]" if row[i].perplexity == best[i] else c for i, c in enumerate(cells)]
-        printed.add_row(name, *marked)
+        printed.add_row(escape(name), *marked)
     Console().print(printed)

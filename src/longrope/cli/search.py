@@ -130,4 +130,4 @@ def describe(found: Found, output: Path) -> None:
         name = found.extension.long.scheme
         console.print(f"Nothing better than {name} was found: use a larger budget, or start from it (--starts {name}).")
     console.print(f"Stopped: {'; '.join(outcome.stopped for outcome in found.outcomes)}.")
-    console.print(f"Factors: {output / 'extension.json'}", soft_wrap=True)
+    console.print(f"Factors: {output / 'extension.json'}", soft_wrap=True, markup=False)
