@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from longrope.data.split import split as split
     from longrope.embedding import LongRoPE as LongRoPE
     from longrope.errors import LongRopeError as LongRopeError
+    from longrope.evaluation.items import Item as Item
+    from longrope.evaluation.items import mixed as mixed
+    from longrope.evaluation.items import needle_items as needle_items
+    from longrope.evaluation.items import perplexity_items as perplexity_items
     from longrope.evaluation.loss import token_losses as token_losses
-    from longrope.evaluation.objective import perplexity_objective as perplexity_objective
+    from longrope.evaluation.objective import ModelObjective as ModelObjective
     from longrope.evaluation.perplexity import compare as compare
     from longrope.evaluation.perplexity import perplexity as perplexity
     from longrope.export.check import check_parity as check_parity
@@ -29,8 +33,9 @@ if TYPE_CHECKING:
     from longrope.schemes import SCHEMES as SCHEMES
     from longrope.schemes import attention_factor as attention_factor
     from longrope.schemes import scheme as scheme
-    from longrope.search.evolution import PRESETS as PRESETS
+    from longrope.search.methods import METHODS as METHODS
     from longrope.search.run import Budget as Budget
+    from longrope.search.space import Space as Space
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
@@ -38,7 +43,8 @@ _HOMES = {
     "embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
     "evaluation.loss": ("token_losses",),
-    "evaluation.objective": ("perplexity_objective",),
+    "evaluation.items": ("Item", "mixed", "needle_items", "perplexity_items"),
+    "evaluation.objective": ("ModelObjective",),
     "evaluation.perplexity": ("compare", "perplexity"),
     "export.check": ("check_parity",),
     "export.huggingface": ("export_huggingface",),
@@ -47,8 +53,9 @@ _HOMES = {
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
     "rope": ("Extension", "Rope", "Scaling"),
-    "search.evolution": ("PRESETS",),
+    "search.methods": ("METHODS",),
     "search.run": ("Budget",),
+    "search.space": ("Space",),
     "schemes": ("SCHEMES", "attention_factor", "scheme"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

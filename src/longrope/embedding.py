@@ -70,22 +70,23 @@ class LongRoPE(nn.Module):
         return module
 
     @classmethod
-    def static(cls, rope: Rope, scalings: Sequence[Scaling]) -> LongRoPE:
+    def static(cls, rope: Rope, scalings: Sequence[Scaling], *, reach: int = BLOCK**2) -> LongRoPE:
         """The module of one scaling at every length, or of one scaling for each row of a batch.
 
         Args:
             rope: the model's geometry.
             scalings: one for all rows, or as many as the batch has rows.
+            reach: positions that it is made for; for few of them, it is made sooner.
         """
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module._build(rope, scalings, by_length=False)
+        module._build(rope, scalings, by_length=False, reach=reach)
         return module
 
-    def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool) -> None:
+    def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool, reach: int = BLOCK**2) -> None:
         if not scalings:
             raise LongRopeError("scalings is empty; give one, or one for each row of the batch")
-        self.rope, self.by_length, self.sets = rope, by_length, len(scalings)
+        self.rope, self.scalings, self.by_length, self.sets = rope, tuple(scalings), by_length, len(scalings)
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)
         first = torch.tensor([scaling.start_tokens for scaling in scalings])
         self.register_buffer("first_rescaled", first, persistent=False)
@@ -94,8 +95,8 @@ class LongRoPE(nn.Module):
         if self.any_start_tokens:  # as many sets again, with the original rotation
             inv_freq = np.concatenate([inv_freq, np.broadcast_to(rope.inv_freq, inv_freq.shape)])
             attention = np.tile(attention, 2)
-        fine = np.arange(BLOCK)
-        self.register_buffer("coarse", _table(BLOCK * fine, inv_freq, attention), persistent=False)
+        fine, coarse = np.arange(min(BLOCK, reach)), BLOCK * np.arange(-(-reach // BLOCK))
+        self.register_buffer("coarse", _table(coarse, inv_freq, attention), persistent=False)
         self.register_buffer("fine", _table(fine, inv_freq, np.ones_like(attention)), persistent=False)
 
     def forward(
@@ -110,7 +111,8 @@ class LongRoPE(nn.Module):
                 row's largest position + 1.
 
         Raises:
-            IndexError: if a position is negative, or 2^24 or more, where the tables end (on CUDA, a device assert).
+            IndexError: if a position is negative, or where the tables end (2^24, or ``reach``; on CUDA, a device
+                assert).
             LongRopeError: if there are factors for another number of rows.
         """
         if position_ids is None:

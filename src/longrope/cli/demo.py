@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 LENGTH, ORIGINAL = 2048, 256
 LENGTHS = (256, 512, 1024, 2048)
-COUNTS = {"search": 2, "held_out": 2, "test": 8}
+COUNTS = {"search": 4, "held_out": 4, "test": 8}
 
 
 def run(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for factors, plots and checkpoint.")] = Path(
         "demo"
     ),
-    budget: Annotated[int, typer.Option(min=8, help="Evaluations of the search.")] = 160,
     as_json: options.Json = False,
 ) -> None:
     """The whole job in about two minutes: extend the built-in model ``tiny`` from 256 to 2,048 tokens.
@@ -52,7 +51,7 @@ def run(
     parts = split(load_documents("stdlib:unseen"), seed=0)
     drawn = {part: draw(parts[part], tokenizer, length=LENGTH, count=count).tokens for part, count in COUNTS.items()}
     console.print(f"1. Search: factors for {LENGTH:,} tokens of a model trained on {ORIGINAL}")
-    extension = find(model, drawn, output, budget, quiet=as_json)
+    extension = find(model, drawn, output, quiet=as_json)
     console.print("2. Compare on test documents")
     scalings = candidates(extension)
     table = measure(model, {"original": None, **scalings}, drawn["test"], quiet=as_json)
@@ -84,22 +83,30 @@ def run(
         raise typer.Exit(1)
 
 
-def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, budget: int, *, quiet: bool) -> Extension:
-    """A short search in the paper's way."""
-    from longrope.extension.factors import find_factors
-    from longrope.search.evolution import PRESETS
-    from longrope.search.run import Budget
+def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, *, quiet: bool) -> Extension:
+    """A search as ``longrope search`` does it."""
+    from functools import partial
 
-    with search_bar(budget, quiet=quiet) as watch:
+    from longrope.evaluation.items import perplexity_items
+    from longrope.evaluation.objective import ModelObjective
+    from longrope.extension.factors import find_factors
+    from longrope.rope import Rope
+    from longrope.schemes import attention_factor
+    from longrope.search.methods import METHODS
+    from longrope.search.space import Space
+
+    method, rope = METHODS["auto"], Rope.of(model)
+    factor = attention_factor("su", rope, LENGTH)
+    items = {part: perplexity_items(tokens) for part, tokens in drawn.items()}
+    with search_bar(method.evaluations * drawn["search"].size, quiet=quiet) as watch:
         return find_factors(
-            model,
-            drawn["search"],
-            drawn["held_out"],
+            Space(rope, LENGTH, attention_factor=factor, ceiling=method.ceiling, form=method.form),
+            partial(ModelObjective, model),
+            items["search"],
+            items["held_out"],
             output,
-            method=PRESETS["paper"].sized(24),
-            starts=("ntk", "yarn", "heuristic"),
-            budget=Budget(budget),
-            batch=4,
+            method=method,
+            starts=method.starts,
             settings={"model": "tiny", "dtype": "float32"},
             provenance={"command": options.command_line(), "data": "stdlib:unseen", "data_seed": 0},
             watch=watch,

@@ -74,17 +74,20 @@ def parse_schemes(text: str) -> list[str]:
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model with transformers' own progress bars off."""
+    from longrope.models.load import load
+
+    return load(name, dtype=dtype, device=choose_device(device))
+
+
+def choose_device(device: str) -> str:
+    """The device of a name, ``auto`` being an accelerator if there is one; also quietens transformers."""
     import torch
     from transformers.utils import logging
 
-    from longrope.models.load import load
-
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        device = accelerator.type if accelerator else "cpu"
-    return load(name, dtype=dtype, device=device)
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
+    return device if device != "auto" else accelerator.type if accelerator else "cpu"
 
 
 def command_line() -> str:

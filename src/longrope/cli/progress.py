@@ -25,15 +25,16 @@ def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int,
 
 
 @contextmanager
-def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, float, Standing], None]]:
-    """What `find_factors` takes as ``watch``: best perplexity, YaRN's, evaluations per second, time left."""
+def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, Standing], None]]:
+    """What `find_factors` takes as ``watch``; counts token-evaluations."""
     with bar("search", total, quiet=quiet) as update:
+        first: dict[int, float] = {}
 
-        def watch(seed: int, yarn: float, standing: Standing) -> None:
-            rate = standing.evaluations / max(standing.seconds, 1e-9)
-            speed = f"{rate:.1f}/s" if rate > 0.1 else f"{1 / rate:.0f} s/each"
-            best, against = (math.exp(min(loss, 700)) for loss in (standing.loss, yarn))
-            where = f"seed {seed} generation {standing.generation}"
-            update(standing.evaluations, f"{best:.2f} (YaRN {against:.2f}) {where} {speed}")
+        def watch(seed: int, standing: Standing) -> None:
+            rate = (standing.generation + 1) / max(standing.seconds, 1e-9)
+            speed = f"{rate:.1f} steps/s" if rate > 1 else f"{1 / rate:.1f} s/step"
+            begun = first.setdefault(seed, standing.loss)
+            best, from_ = (math.exp(min(loss, 700)) for loss in (standing.loss, begun))
+            update(standing.tokens, f"{best:.2f} (from {from_:.2f}) seed {seed} step {standing.generation} {speed}")
 
         yield watch

@@ -9,11 +9,10 @@ import typer
 
 from longrope.cli import options
 from longrope.cli.progress import search_bar
-from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
-    from longrope.search.evolution import Paper, Simple
+    from longrope.search.methods import Method
 
 
 def run(
@@ -21,21 +20,40 @@ def run(
     length: options.Length,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder [default: MODEL-LENGTH].")] = None,
     data: options.Data = None,
-    preset: Annotated[str, typer.Option(help="paper (LongRoPE's algorithm and numbers) or simple.")] = "paper",
-    population: Annotated[int | None, typer.Option(help="Population, if not the preset's.")] = None,
-    starts: Annotated[str, typer.Option(help="Schemes that the search starts from.")] = "pi,ntk,yarn",
-    budget: Annotated[int | None, typer.Option(help="Most evaluations per seed.")] = None,
+    method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Most token-evaluations per seed, such as 2m: forward 1 a token, with backward 3."),
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation per seed.")] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many generations without progress.")
+        int | None, typer.Option(min=1, help="Stop after this many generations (or steps) without progress.")
+    ] = None,
+    population: Annotated[
+        int | None, typer.Option(help="Population, or steps of the gradient, if not the method's.")
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="free, monotone, spline, ramp or critical (cma, gradient).")] = None,
+    starts: Annotated[
+        str | None, typer.Option(help="Schemes to start from [default: the method's, such as yarn,heuristic].")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
-    attention: options.Attention = "su",
+    attention: Annotated[str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.")] = "su",
     start_tokens: Annotated[bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.")] = False,
+    needles: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of the loss of needles planted in the documents.")
+    ] = 0.0,
+    also: Annotated[str | None, typer.Option(help="Shorter lengths whose loss counts as much, such as 4k,8k.")] = None,
+    tail: Annotated[str | None, typer.Option(help="Score only this many tokens at the end, such as 2k.")] = None,
     search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
     held_out_documents: Annotated[int, typer.Option(min=1, help="Other documents, which choose the winner.")] = 4,
     data_seed: options.Seed = 0,
-    batch: options.Batch = 1,
+    rows: Annotated[
+        int, typer.Option("--batch", min=1, help="Rows of one forward pass: candidates and documents mixed.")
+    ] = 1,
+    racing: Annotated[bool, typer.Option("--racing", help="Drop candidates that are clearly worse early.")] = False,
+    workers: Annotated[
+        str, typer.Option(help="Processes that evaluate, or ray, or ray://HOST:PORT (pip install 'longrope[ray]').")
+    ] = "1",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     cache: options.Cache = None,
@@ -43,65 +61,92 @@ def run(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Find the factors of a length by evolutionary search; they are in OUTPUT/extension.json."""
+    """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.files import claim, write_json
     from longrope.search.run import Budget
 
     tokens = options.parse_length(length)
-    method = method_of(preset, population, tokens)
-    limits = Budget(budget, None if minutes is None else 60 * minutes, patience)
+    limits = Budget(
+        None if budget is None else options.parse_length(budget, "budget"),
+        None if minutes is None else 60 * minutes,
+        patience,
+    )
+    chosen = method_of(method, population, tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
-    names = options.parse_schemes(starts)
+    names = chosen.starts if starts is None else options.parse_schemes(starts)
+    lengths = [tokens, *(options.parse_lengths(also) if also else [])]
+    scored = None if tail is None else options.parse_length(tail, "tail")
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
     from longrope.data.documents import load_documents
-    from longrope.data.split import draw, split
+    from longrope.data.split import split
+    from longrope.evaluation.items import make_items
+    from longrope.extension.connect import connected
     from longrope.extension.factors import find_factors
     from longrope.report.provenance import provenance
-    from longrope.rope import Rope
     from longrope.schemes import attention_factor
-    from longrope.search.space import START_TOKENS
+    from longrope.search.space import START_TOKENS, Space
 
-    loaded, tokenizer = options.open_model(model, dtype, device)
-    attention_factor(attention, Rope.of(loaded), tokens)
-    source = options.default_data(model, data)
-    parts = split(load_documents(source), seed=data_seed)
-    minimised = draw(parts["search"], tokenizer, length=tokens, count=search_documents, cache=cache)
-    held_out = draw(parts["held_out"], tokenizer, length=tokens, count=held_out_documents, cache=cache)
-    with search_bar(limits.evaluations or method.evaluations, quiet=as_json) as watch:
-        found = find_factors(
-            loaded,
-            minimised.tokens,
-            held_out.tokens,
-            output,
-            method=method,
-            starts=names,
-            seeds=range(seeds),
-            attention=attention,
+    with connected(model, dtype=dtype, device=options.choose_device(device), workers=workers) as there:
+        searched = Space(
+            there.rope,
+            tokens,
+            attention_factor=attention_factor("su" if attention == "search" else attention, there.rope, tokens),
+            attention=attention == "search",
             start_tokens=START_TOKENS if start_tokens else (0,),
-            budget=limits,
-            batch=batch,
-            existing="resume" if resume else "overwrite" if overwrite else "refuse",
-            settings={"model": model, "dtype": str(loaded.dtype)},
-            provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
-            watch=watch,
+            ceiling=chosen.ceiling,
+            form=space or chosen.form,
         )
-    documents = {"search": minimised.names, "held_out": held_out.names}
+        source = options.default_data(model, data)
+        parts = split(load_documents(source), seed=data_seed)
+        counts = {"search": search_documents, "held_out": held_out_documents}
+        items, documents = {}, {}
+        for part, count in counts.items():
+            items[part], documents[part] = make_items(
+                parts[part],
+                there.tokenizer,
+                lengths=lengths,
+                count=count,
+                needles=needles,
+                tail=scored,
+                cache=cache,
+            )
+        per_evaluation = sum(len(item.tokens) for item in items["search"])
+        if limits.tokens is not None:
+            chosen = chosen.within(limits.tokens // per_evaluation)
+        total = limits.tokens or chosen.evaluations * per_evaluation
+        with search_bar(total, quiet=as_json) as watch:
+            found = find_factors(
+                searched,
+                there.connect,
+                items["search"],
+                items["held_out"],
+                output,
+                method=chosen,
+                starts=names,
+                seeds=range(seeds),
+                budget=limits,
+                rows=rows,
+                racing=racing,
+                existing="resume" if resume else "overwrite" if overwrite else "refuse",
+                settings={"model": model, "dtype": there.dtype},
+                provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
+                watch=watch,
+            )
     record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
     write_json(output / "run.json", record | {"provenance": provenance()})
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
 
 
-def method_of(preset: str, population: int | None, length: int) -> Paper | Simple:
-    """The method of a preset; beyond 512K tokens with half its population, as in the paper."""
-    from longrope.search.evolution import PRESETS
+def method_of(name: str, population: int | None, length: int) -> Method:
+    """The method of a name; beyond 512K tokens the paper's with half its population, as in the paper."""
+    from longrope.search.evolution import Paper
+    from longrope.search.methods import method
 
-    if preset not in PRESETS:
-        raise LongRopeError(f"preset = {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
-    method = PRESETS[preset]
-    if population is None and length > 512 * 1024:
-        population = method.population // 2
-    return method if population is None else method.sized(population)
+    chosen = method(name)
+    if population is None and length > 512 * 1024 and isinstance(chosen, Paper):
+        population = chosen.population // 2
+    return chosen if population is None else chosen.sized(population)
 
 
 def summary(found: Found) -> dict[str, object]:

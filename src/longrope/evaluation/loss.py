@@ -18,7 +18,12 @@ LOGITS_AT_ONCE = 2**24
 
 
 def token_losses(
-    model: PreTrainedModel, tokens: np.ndarray, *, batch: int = 1, done: Callable[[int], None] | None = None
+    model: PreTrainedModel,
+    tokens: np.ndarray,
+    *,
+    batch: int = 1,
+    skip: int = 0,
+    done: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """The loss of every token but the first given those before it, in nats, float32 ``(documents, length - 1)``.
 
@@ -28,6 +33,7 @@ def token_losses(
         model: a causal language model, patched or not.
         tokens: ``(documents, length)`` token ids.
         batch: documents in one forward pass.
+        skip: how many losses at the beginning are not wanted; they are 0, and the head does not run on them.
         done: called with the number of finished documents after each pass.
 
     Raises:
@@ -38,25 +44,40 @@ def token_losses(
         part = torch.from_numpy(tokens[start : start + batch])
         where = f"with batch {len(part)} on {model.device}"
         with explain_out_of_memory(tokens.shape[1], where, "lower the length or the batch, or use dtype bfloat16"):
-            losses.append(_batch_losses(model, part))
+            losses.append(_batch_losses(model, part, skip))
         if done is not None:
             done(start + len(part))
     return np.concatenate(losses)
 
 
 @torch.inference_mode()
-def _batch_losses(model: PreTrainedModel, tokens: Tensor) -> np.ndarray:
+def _batch_losses(model: PreTrainedModel, tokens: Tensor, skip: int) -> np.ndarray:
     tokens = tokens.to(model.device)
     hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    losses = torch.zeros(len(tokens), tokens.shape[1] - 1)
+    for start, end, found in head_losses(model, tokens, hidden, skip):
+        losses[:, start:end] = found
+    return losses.numpy()
+
+
+def head_losses(
+    model: PreTrainedModel, tokens: Tensor, hidden: Tensor, skip: int = 0
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Losses by token from the last hidden states, in chunks: (start, end, losses ``(documents, end - start)``).
+
+    Args:
+        model: whose head it is.
+        tokens: ``(documents, length)``.
+        hidden: ``(documents, length, hidden)``.
+        skip: how many losses at the beginning are left out.
+    """
     size = max(1, LOGITS_AT_ONCE // (len(tokens) * model.config.get_text_config().vocab_size))
-    losses = torch.empty(len(tokens), tokens.shape[1] - 1)
     with _head_only(model) as logits_of:
-        for start in range(0, losses.shape[1], size):
-            end = min(start + size, losses.shape[1])
+        for start in range(skip, tokens.shape[1] - 1, size):
+            end = min(start + size, tokens.shape[1] - 1)
             logits = logits_of(tokens[:, start:end], hidden[:, start:end]).flatten(0, 1)
             targets = tokens[:, start + 1 : end + 1].flatten()
-            losses[:, start:end] = cross_entropy(logits.float(), targets, reduction="none").view(len(tokens), -1)
-    return losses.numpy()
+            yield start, end, cross_entropy(logits.float(), targets, reduction="none").view(len(tokens), -1)
 
 
 @contextmanager

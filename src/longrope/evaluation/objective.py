@@ -1,26 +1,86 @@
-"""What a search minimises: plain functions from a `Scaling` to a loss."""
+"""The objective of a search on a model: the losses of candidates on items, and their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from longrope.evaluation.perplexity import model_losses
+from longrope.embedding import LongRoPE
+from longrope.evaluation.items import Item
+from longrope.evaluation.loss import head_losses, token_losses
+from longrope.models.differentiable import Differentiable, frozen
+from longrope.models.memory import explain_out_of_memory
+from longrope.models.patch import patch
+from longrope.models.rotary import Rescaled, find_rotary
 from longrope.rope import Scaling
+from longrope.search.objective import Answer, Batch
 
 
-def perplexity_objective(model: PreTrainedModel, tokens: np.ndarray, *, batch: int = 1) -> Callable[[Scaling], float]:
-    """The mean loss in nats (log perplexity) of some documents under given factors.
+class ModelObjective:
+    """The mean over items of a model's loss under given factors; see `longrope.search.objective.Objective`.
+
+    The model's weights and mode stay as they are, and its own rotary module comes back after every call.
 
     Args:
         model: a causal language model.
-        tokens: ``(documents, length)``.
-        batch: documents in one forward pass.
+        items: what counts.
+
+    Raises:
+        LongRopeError: if the model's rotary embedding is not one that factors describe.
     """
 
-    def loss(scaling: Scaling) -> float:
-        return float(model_losses(model, scaling, tokens, batch=batch).mean(dtype=np.float64))
+    def __init__(self, model: PreTrainedModel, items: Sequence[Item]) -> None:
+        self.model, self.items, self.rotary = model, items, find_rotary(model)
+        self.tokens = tuple(len(item.tokens) for item in items)
+        with patch(model, Scaling([2.0] * (self.rotary.rope.dim // 2))):  # refuses a model that factors do not reach
+            pass
 
-    return loss
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        """The answers to each batch in turn."""
+        for index, batch in enumerate(batches):
+            yield index, [self._slope(*pair) for pair in batch] if gradient else self._losses(batch)
+
+    def _losses(self, batch: Batch) -> list[Answer]:
+        items = [self.items[item] for _, item in batch]
+        scalings = [scaling for scaling, _ in batch]
+        tokens, skip = np.stack([item.tokens for item in items]), min(item.skip for item in items)
+        with self._installed(self._embedding(scalings if len(set(scalings)) > 1 else scalings[:1], tokens.shape[1])):
+            losses = token_losses(self.model, tokens, batch=len(tokens), skip=skip)
+        return [Answer(float(row.astype(np.float64) @ item.weights)) for row, item in zip(losses, items, strict=True)]
+
+    def _slope(self, scaling: Scaling, index: int) -> Answer:
+        """One document forwards and backwards, the head in chunks."""
+        item, model = self.items[index], self.model
+        module = Differentiable(self._embedding([scaling], len(item.tokens)))
+        tokens = torch.from_numpy(item.tokens)[None].to(model.device)
+        weights = torch.from_numpy(item.weights).float().to(model.device)
+        where = f"for a gradient on {model.device}"
+        remedy = "lower the length, use dtype bfloat16, or a method without gradients (--method cma)"
+        total = 0.0
+        with frozen(model), self._installed(module), explain_out_of_memory(len(item.tokens), where, remedy):
+            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            leaf = hidden.detach().requires_grad_()
+            for start, end, losses in head_losses(model, tokens, leaf, item.skip):
+                part = (losses[0] * weights[start:end]).sum()
+                part.backward()
+                total += float(part.detach())
+            hidden.backward(leaf.grad)
+        slopes = module.offset.grad
+        assert slopes is not None
+        return Answer(total, tuple(slopes.double().tolist()))
+
+    def _embedding(self, scalings: Sequence[Scaling], length: int) -> LongRoPE:
+        return LongRoPE.static(self.rotary.rope, scalings, reach=length).to(self.model.device)
+
+    @contextmanager
+    def _installed(self, module: nn.Module) -> Iterator[None]:
+        self.rotary.install(Rescaled(self.rotary.original, module))
+        try:
+            yield
+        finally:
+            self.rotary.install(self.rotary.module)

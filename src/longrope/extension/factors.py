@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.objective import perplexity_objective
+from longrope.evaluation.items import Item
 from longrope.files import write_text
-from longrope.models.rotary import find_rotary
 from longrope.rope import Extension, Rope, Scaling
-from longrope.schemes import COMPARED, attention_factor, scheme
-from longrope.search.evolution import Paper, Simple
+from longrope.schemes import COMPARED, scheme
+from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
+from longrope.search.methods import Method
+from longrope.search.objective import Ask, Objective
 from longrope.search.run import Budget, Outcome, Progress, search
 from longrope.search.space import Space
 
@@ -38,77 +38,76 @@ class Found:
 
 
 def find_factors(
-    model: PreTrainedModel,
-    search_tokens: np.ndarray,
-    held_out_tokens: np.ndarray,
+    space: Space,
+    connect: Callable[[Sequence[Item]], Objective],
+    search_items: Sequence[Item],
+    held_out_items: Sequence[Item],
     run: Path,
     *,
-    method: Paper | Simple,
+    method: Method,
     starts: Sequence[str] = ("pi", "ntk", "yarn"),
     seeds: Sequence[int] = (0,),
-    attention: str | float = "su",
-    start_tokens: tuple[int, ...] = (0,),
     budget: Budget | None = None,
-    batch: int = 1,
+    rows: int = 1,
+    racing: bool = False,
     existing: str = "refuse",
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    watch: Callable[[int, float, Progress], None] | None = None,
+    watch: Callable[[int, Progress], None] | None = None,
 ) -> Found:
-    """Search factors for the length of the given tokens and keep everything in a folder.
+    """Search a space and keep everything in a folder.
 
-    The finalists of all seeds and the closed-form schemes are then compared on the held-out documents; the best there
-    is the winner. The folder gets one journal a seed, ``best.json`` (the best candidate so far, at any time),
-    and in the end ``extension.json``.
+    The finalists of all seeds (the best candidates, and the best of each search's first half, in case the second half
+    only learnt the search documents by heart) and the closed-form schemes are then compared on the held-out items; the
+    best there is the winner. The folder gets one journal a seed, ``best.json`` (the best candidate so far, at
+    any time), and in the end ``extension.json``.
 
     Args:
-        model: a causal language model.
-        search_tokens: ``(documents, length)``, what the search minimises the loss of.
-        held_out_tokens: ``(documents, length)``, other documents.
+        space: what may be chosen.
+        connect: makes the objective of some items: on a model in this process, or on `Workers`.
+        search_items: what the search minimises the mean loss of.
+        held_out_items: the same from other documents.
         run: the folder.
-        method: one of ``PRESETS``.
-        starts: schemes that the first generation is made from.
+        method: one of `METHODS`.
+        starts: schemes that the search starts from.
         seeds: one search each.
-        attention: policy of `attention_factor`.
-        start_tokens: the numbers of start tokens that may be chosen.
-        budget: when to stop early.
-        batch: documents in one forward pass.
+        budget: when to stop early, each.
+        rows: (candidate, item) pairs in one forward pass.
+        racing: whether candidates that are clearly worse after some items are dropped.
         existing: what to do with a run that the folder holds: ``refuse``, ``resume`` or ``overwrite``.
         settings: what else decides the losses (model name, dtype …), for the journal.
         provenance: what else to keep with the factors (command, data …).
-        watch: called with the seed, the search loss of YaRN and the progress.
+        watch: called with the seed and the progress.
 
     Raises:
         LongRopeError: if the folder holds a run that is refused, or one to resume with other settings.
     """
-    rope, length = find_rotary(model).rope, search_tokens.shape[1]
-    factor = attention_factor(attention, rope, length)
-    space = Space(rope, length, attention_factor=factor, start_tokens=start_tokens, ceiling=method.ceiling)
-    schemes = {name: scheme(name, rope, length) for name in {*COMPARED, *starts}}
-    common = {**(settings or {}), "space": asdict(space), "method": {type(method).__name__: asdict(method)}}
-    common["starts"] = list(starts)  # not the batch: lowering it is how a run goes on after it was out of memory
-    objective, minimised = perplexity_objective(model, search_tokens, batch=batch), data_hash(search_tokens)
+    schemes = {name: scheme(name, space.rope, space.length) for name in {*COMPARED, *starts}}
+    kind = {type(method).__name__: asdict(method)}  # pyright: ignore[reportArgumentType]
+    # not the rows: lowering them is how a run goes on after it was out of memory
+    common = {**(settings or {}), "space": asdict(space), "method": kind, "starts": list(starts), "racing": racing}
+    hashes = {"search": data_hash(search_items), "held_out": data_hash(held_out_items)}
     resume = existing == "resume"
     if existing == "overwrite":
         for old in (path for pattern in OUTPUTS for path in run.glob(pattern)):
             old.unlink()
     outcomes: list[Outcome] = []
+    objective = connect(search_items)
     for seed in seeds:
-        fixed = {**common, "data": minimised, "seed": seed}
+        fixed = {**common, "data": hashes["search"], "seed": seed}
         with closing(Journal(run / f"search-{seed}.jsonl", fixed, resume=resume)) as journal:
-            against, _ = journal.evaluate(schemes["yarn"], objective)
-            told = _keep_best(run, outcomes, partial(watch, seed, against) if watch else None)
-            rng = np.random.default_rng(seed)
-            candidates = method.candidates(space, [schemes[name] for name in starts], rng)
-            outcomes.append(search(objective, candidates, rng, journal, budget=budget, watch=told))
-    fixed = {**common, "data": data_hash(held_out_tokens)}
-    compared = [*_finalists(outcomes), *(schemes[name] for name in COMPARED)]
-    objective = perplexity_objective(model, held_out_tokens, batch=batch)
+            told = _keep_best(run, outcomes, partial(watch, seed) if watch else None)
+            conversation = method.converse(space, [schemes[name] for name in starts], np.random.default_rng(seed))
+            outcomes.append(
+                search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=told)
+            )
+    fixed = {**common, "data": hashes["held_out"]}
+    compared = list(dict.fromkeys([*_finalists(outcomes), *(schemes[name] for name in COMPARED)]))
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
-        held_out = [(journal.evaluate(scaling, objective)[0], scaling) for scaling in compared]
-    hashes = {"search": minimised, "held_out": fixed["data"]}
-    kept = {**(settings or {}), **(provenance or {}), "seeds": list(seeds), "data_hash": hashes}
-    return _decide(rope, held_out, outcomes, run, kept)
+        evaluator = Evaluator(connect(held_out_items), journal, limits=Budget(), rows=rows)
+        losses = [answer.loss for answer in evaluator.answers(Ask(compared))]
+    kept = {**(settings or {}), **(provenance or {}), "method": kind, "seeds": list(seeds), "data_hash": hashes}
+    return _decide(space.rope, list(zip(losses, compared, strict=True)), outcomes, run, kept)
 
 
 def _keep_best(
@@ -128,15 +127,24 @@ def _keep_best(
     return told
 
 
-def data_hash(tokens: np.ndarray) -> str:
-    """A fingerprint of token ids."""
-    return hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()[:16]
+def data_hash(items: Sequence[Item]) -> str:
+    """A fingerprint of token ids and weights."""
+    found = hashlib.sha256()
+    for item in items:
+        found.update(np.ascontiguousarray(item.tokens).tobytes())
+        found.update(np.ascontiguousarray(item.weights).tobytes())
+    return found.hexdigest()[:16]
 
 
 def _finalists(outcomes: Sequence[Outcome]) -> list[Scaling]:
+    """The best of all searches, and the best that each had after half of its token-evaluations."""
     ranked = sorted((one for outcome in outcomes for one in outcome.ranked), key=lambda one: one[0])
-    distinct = dict.fromkeys(scaling for loss, scaling in ranked if np.isfinite(loss))
-    return list(distinct)[:FINALISTS]
+    best = list(dict.fromkeys(scaling for loss, scaling in ranked if np.isfinite(loss)))[:FINALISTS]
+    early = [
+        [record.scaling for record in outcome.records if 2 * record.tokens <= outcome.tokens][-1:]
+        for outcome in outcomes
+    ]
+    return list(dict.fromkeys([*best, *(one for found in early for one in found)]))
 
 
 def _decide(
@@ -156,8 +164,9 @@ def _decide(
     provenance = {
         **kept,
         "evaluations": sum(len(outcome.ranked) for outcome in outcomes),
-        "search_perplexity": float(np.exp(min(outcome.ranked[0][0] for outcome in outcomes))),
-        "held_out_perplexity": {name: float(np.exp(loss)) for name, loss in best.items() if np.isfinite(loss)},
+        "token_evaluations": sum(outcome.tokens for outcome in outcomes),
+        "search_loss": min(outcome.ranked[0][0] for outcome in outcomes),
+        "held_out_loss": {name: loss for name, loss in best.items() if np.isfinite(loss)},
     }
     extension = Extension.of(rope, replace(winner, provenance=provenance))
     write_text(run / "extension.json", extension.to_json())

@@ -62,6 +62,19 @@ def load_config(name: str) -> PreTrainedConfig:
         raise _not_loaded(name, error) from error
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer alone; the name is as for `load`.
+
+    Raises:
+        LongRopeError: if there is no such model.
+    """
+    folder, options = _locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(folder, **options)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise _not_loaded(name, error) from error
+
+
 def _not_loaded(name: str, error: Exception, where: str = "") -> LongRopeError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason}")

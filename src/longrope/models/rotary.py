@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longrope.embedding import LongRoPE
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 
@@ -42,7 +41,7 @@ class Rescaled(nn.Module):
         embedding: computes cos and sin instead; None leaves the model as it was.
     """
 
-    def __init__(self, original: nn.Module, embedding: LongRoPE | None) -> None:
+    def __init__(self, original: nn.Module, embedding: nn.Module | None) -> None:
         super().__init__()
         self.original, self.embedding = original, embedding
         self.interleaved, self.keeps_float32 = _layout(original)

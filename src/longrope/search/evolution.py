@@ -1,24 +1,33 @@
 """The two evolutionary searches: the paper's algorithm and the simple recipe.
 
-A method is a small dataclass; its ``candidates`` is a generator that yields a generation and is sent its losses.
+A method is a small dataclass; its ``converse`` is a generator that yields an `Ask` and is sent the answers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
+from longrope.search.objective import Ask, Conversation
 from longrope.search.operators import STEP, crossover, mutate
 from longrope.search.space import Space
 
-Candidates = Generator[list[Scaling], list[float], None]
-Genes = tuple[np.ndarray, int]
+
+class Genes(NamedTuple):
+    """An individual: factors (or whole numbers that stand for them), index of n̂, attention factor."""
+
+    factors: np.ndarray
+    start: int
+    attention: float
+
+
+Pool = list[tuple[float, Genes]]
 
 
 @dataclass(frozen=True)
@@ -32,43 +41,52 @@ class Paper:
     probability: float = 0.3
     generations: int = 40
     ceiling: ClassVar[float] = 1.25
+    form: ClassVar[str] = "free"
+    starts: ClassVar[tuple[str, ...]] = ("pi", "ntk", "yarn")
 
     def sized(self, population: int) -> Paper:
         """The same in other proportions: the paper halves its 64 beyond 512K tokens."""
-        if population < 4:
-            raise LongRopeError(f"population = {population} is too small; use at least 4")
-        quarter = population // 4
+        quarter = sized(population) // 4
         return Paper(population, quarter, quarter, population // 2, self.probability, self.generations)
+
+    def within(self, evaluations: int) -> Paper:
+        """Itself: a smaller budget only ends it earlier."""
+        return self
 
     @property
     def evaluations(self) -> int:
         """The most candidates that it asks for."""
         return self.population + self.generations * (self.mutations + self.crossovers)
 
-    def candidates(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Candidates:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
         """Generations of candidates: the starts and mutants of them, then mutants and crossovers of the best.
 
         Args:
-            space: bounds, attention factor and start tokens.
+            space: bounds, attention factors and start tokens.
             starts: PI, NTK and YaRN in the paper; moved into the space.
             rng: where all draws come from.
         """
         top = int((space.largest - 1) / STEP + 1e-6)
 
+        def first(start: Scaling) -> Genes:
+            genes = np.rint((np.maximum.accumulate(space.inside(start)) - 1) / STEP).astype(np.int64)
+            return Genes(genes.clip(max=top), 0, space.attention_factor)
+
         def mutant(parent: Genes) -> Genes:
-            genes = mutate(parent[0], rng, probability=self.probability, top=top)
-            return genes, draw_start(space, parent[1], rng, probability=self.probability)
+            genes = mutate(parent.factors, rng, probability=self.probability, top=top)
+            return _redrawn(parent._replace(factors=genes), space, rng, self.probability)
 
         def child() -> Genes:
-            a, b = rng.choice(len(best), size=2, replace=False) if len(best) > 1 else (0, 0)
-            return crossover(best[a][1][0], best[b][1][0], rng, probability=self.probability), best[a][1][1]
+            a, b = _parents(best, rng)
+            return a._replace(factors=crossover(a.factors, b.factors, rng, probability=self.probability))
 
-        first = [(np.rint((space.inside(start) - 1) / STEP).astype(np.int64).clip(max=top), 0) for start in starts]
-        generation = first + [mutant(first[i % len(first)]) for i in range(self.population - len(first))]
-        best: list[tuple[float, Genes]] = []
+        generation = [first(start) for start in starts]
+        generation += [mutant(generation[i % len(starts)]) for i in range(self.population - len(starts))]
+        best: Pool = []
         for _ in range(self.generations + 1):
-            losses = yield [space.scaling(np.round(1 + STEP * genes, 2).tolist(), n) for genes, n in generation]
-            best = _fittest([*best, *zip(losses, generation, strict=True)], self.parents)
+            found = [space.scaling(np.round(1 + STEP * one.factors, 2).tolist(), *one[1:]) for one in generation]
+            answers = yield Ask(found, rng.bit_generator.state)
+            best = _fittest([*best, *zip([one.loss for one in answers], generation, strict=True)], self.parents)
             generation = [mutant(best[rng.integers(len(best))][1]) for _ in range(self.mutations)]
             generation += [child() for _ in range(self.crossovers)]
 
@@ -82,12 +100,16 @@ class Simple:
     sigma: float = 0.1
     generations: int = 100
     ceiling: ClassVar[float] = 1.0
+    form: ClassVar[str] = "free"
+    starts: ClassVar[tuple[str, ...]] = ("pi", "ntk", "yarn")
 
     def sized(self, population: int) -> Simple:
         """The same with another population."""
-        if population < 4:
-            raise LongRopeError(f"population = {population} is too small; use at least 4")
-        return Simple(population, self.kept, self.sigma, self.generations)
+        return Simple(sized(population), self.kept, self.sigma, self.generations)
+
+    def within(self, evaluations: int) -> Simple:
+        """Itself: a smaller budget only ends it earlier."""
+        return self
 
     @property
     def evaluations(self) -> int:
@@ -99,41 +121,60 @@ class Simple:
         """How many are kept."""
         return max(2, round(self.kept * self.population))
 
-    def candidates(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Candidates:
-        """Generations of candidates; arguments as for `Paper.candidates`."""
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+        """Generations of candidates; arguments as for `Paper.converse`."""
 
         def noisy(factors: np.ndarray) -> np.ndarray:
             moved = np.clip(factors + rng.normal(0, self.sigma, space.pairs), 1.0, space.largest)
             return np.maximum.accumulate(moved)
 
-        def child() -> Genes:
-            a, b = rng.choice(len(best), size=2, replace=False) if len(best) > 1 else (0, 0)
-            start = draw_start(space, best[a][1][1], rng, probability=0.3)
-            return noisy((best[a][1][0] + best[b][1][0]) / 2), start
+        def mutant(parent: Genes) -> Genes:
+            moved = parent._replace(factors=noisy(parent.factors))
+            return _redrawn(moved, space, rng, 0.3)
 
-        first = [(space.inside(start), 0) for start in starts]
-        rest = self.population - len(first)
-        generation = first + [
-            (noisy(first[i % len(first)][0]), draw_start(space, 0, rng, probability=0.3)) for i in range(rest)
-        ]
-        best: list[tuple[float, tuple[np.ndarray, int]]] = []
+        def child() -> Genes:
+            a, b = _parents(best, rng)
+            a = _redrawn(a, space, rng, 0.3)
+            return a._replace(factors=noisy((a.factors + b.factors) / 2))
+
+        first = [Genes(np.maximum.accumulate(space.inside(one)), 0, space.attention_factor) for one in starts]
+        generation = first + [mutant(first[i % len(first)]) for i in range(self.population - len(first))]
+        best: Pool = []
         for _ in range(self.generations + 1):
-            losses = yield [space.scaling(factors.tolist(), n) for factors, n in generation]
-            best = _fittest([*best, *zip(losses, generation, strict=True)], self.elite)
+            answers = yield Ask(
+                [space.scaling(one.factors.tolist(), *one[1:]) for one in generation], rng.bit_generator.state
+            )
+            best = _fittest([*best, *zip([one.loss for one in answers], generation, strict=True)], self.elite)
             generation = [child() for _ in range(self.population - self.elite)]
 
 
-PRESETS: dict[str, Paper | Simple] = {"paper": Paper(), "simple": Simple()}
+def sized(population: int) -> int:
+    """The population, if it is one.
+
+    Raises:
+        LongRopeError: if it is smaller than 4.
+    """
+    if population < 4:
+        raise LongRopeError(f"population = {population} is too small; use at least 4")
+    return population
 
 
-def _fittest(pool: list[tuple[float, Genes]], count: int) -> list[tuple[float, Genes]]:
+def _fittest(pool: Pool, count: int) -> Pool:
     """The best of a pool; those without a finite loss only if there are no others."""
     finite = [one for one in pool if math.isfinite(one[0])]
     return sorted(finite or pool, key=lambda one: one[0])[:count]
 
 
-def draw_start(space: Space, start: int, rng: np.random.Generator, *, probability: float) -> int:
-    """Another index of the space's start tokens with some probability, else the same."""
+def _parents(best: Pool, rng: np.random.Generator) -> tuple[Genes, Genes]:
+    """Two different ones of the best, if there are two."""
+    a, b = rng.choice(len(best), size=2, replace=False) if len(best) > 1 else (0, 0)
+    return best[a][1], best[b][1]
+
+
+def _redrawn(genes: Genes, space: Space, rng: np.random.Generator, probability: float) -> Genes:
+    """Another n̂ and another attention factor, each with some probability where it is searched."""
     if len(space.start_tokens) > 1 and rng.random() < probability:
-        return int(rng.integers(len(space.start_tokens)))
-    return start
+        genes = genes._replace(start=int(rng.integers(len(space.start_tokens))))
+    if space.attention and rng.random() < probability:
+        genes = genes._replace(attention=float(rng.uniform(1.0, space.largest_attention)))
+    return genes

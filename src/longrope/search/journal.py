@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.search.objective import Answer, Pair
 
-Objective = Callable[[Scaling], float]
+Key = tuple[tuple[float, ...], int, float, int, bool]
 VERSION = 1
 
 
 class Journal:
-    """Evaluations by candidate, one JSON line each, after a first line with the settings.
+    """Evaluations by candidate and item, one JSON line each, after a first line with the settings.
 
     A search is a function of its seed and of the losses it was told. So a resumed one runs again from the start, is
-    told what the journal holds, and goes on exactly where it was; the generator's state is written with every
+    told what the journal holds, and goes on exactly where it was; the state of the method is written with every
     generation and compared on the way.
 
     Args:
@@ -34,7 +33,9 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
-        self.path, self.known, self.states = Path(path), {}, {}
+        self.path = Path(path)
+        self.known: dict[Key, tuple[Answer, float]] = {}
+        self.states: dict[int, Any] = {}
         header = {"version": VERSION, "settings": json.loads(json.dumps(settings))}
         if self.path.exists() and not resume:
             raise LongRopeError(f"{self.path} exists; continue it with --resume or start anew with --overwrite")
@@ -47,33 +48,29 @@ class Journal:
         if not begun:
             self._append(header)
 
-    def evaluate(self, scaling: Scaling, objective: Objective) -> tuple[float, float]:
-        """The loss of a candidate and the seconds it took, from the journal if it was evaluated before.
+    def get(self, pair: Pair, *, gradient: bool) -> tuple[Answer, float] | None:
+        """What a candidate was worth on an item, and the seconds it took; None if it was not evaluated."""
+        return self.known.get(_key(pair, gradient=gradient))
 
-        A loss that is no finite number is written as null and counts as infinite.
-        """
-        key = _key(scaling)
-        if key not in self.known:
-            started = time.perf_counter()
-            loss = float(objective(scaling))
-            seconds = round(time.perf_counter() - started, 3)
-            written = loss if math.isfinite(loss) else None
-            self._append(
-                {"loss": written, "seconds": seconds, "start_tokens": key[1], "attention_factor": key[2]}
-                | {"factors": list(key[0])}
-            )
-            self.known[key] = (_number(written), seconds)
-        return self.known[key]
+    def add(self, pair: Pair, answer: Answer, seconds: float, *, gradient: bool) -> None:
+        """Write what an evaluation gave; a loss or slope that is no finite number is written as null."""
+        scaling, item = pair
+        line = {"item": item, "loss": _written(answer.loss), "seconds": round(seconds, 3)}
+        if gradient:
+            line["gradient"] = [_written(value) for value in answer.gradient or ()]
+        line |= {"start_tokens": scaling.start_tokens, "attention_factor": scaling.attention_factor}
+        self._append(line | {"factors": list(scaling.factors)})
+        self._take(line | {"factors": list(scaling.factors)})
 
-    def generation(self, number: int, rng: Mapping[str, Any]) -> None:
-        """Write the random generator's state after a generation, or compare it with what was written.
+    def state(self, number: int, state: Mapping[str, Any]) -> None:
+        """Write the method's state after its ``number``-th ask, or compare it with what was written.
 
         Raises:
             LongRopeError: if they differ: the journal was written by another version of the software.
         """
-        state = json.loads(json.dumps(rng))
+        state = json.loads(json.dumps(state))
         if number not in self.states:
-            self._append({"generation": number, "rng": state})
+            self._append({"generation": number, "state": state})
             self.states[number] = state
         elif self.states[number] != state:
             raise LongRopeError(
@@ -99,9 +96,9 @@ class Journal:
                 self._check(lines[0], header)
             for line in lines[1:]:
                 if "generation" in line:
-                    self.states[line["generation"]] = line["rng"]
+                    self.states[line["generation"]] = line["state"]
                 else:
-                    self.known[_key_of(line)] = (_number(line["loss"]), float(line["seconds"]))
+                    self._take(line)
             if whole != data:
                 os.truncate(self.path, len(whole))
         except OSError as error:
@@ -111,6 +108,12 @@ class Journal:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise LongRopeError(f"{self.path} is no journal of a search; choose another output with -o") from None
         return bool(lines)
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        scaling = tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
+        slopes = tuple(map(_number, line["gradient"])) if "gradient" in line else None
+        known = (Answer(_number(line["loss"]), slopes), float(line["seconds"]))
+        self.known[(*scaling, int(line["item"]), slopes is not None)] = known
 
     def _check(self, found: Mapping[str, Any], header: Mapping[str, Any]) -> None:
         if found.get("version") != VERSION:
@@ -128,13 +131,14 @@ class Journal:
             )
 
 
-def _key(scaling: Scaling) -> tuple[tuple[float, ...], int, float]:
-    return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor
+def _key(pair: Pair, *, gradient: bool) -> Key:
+    scaling, item = pair
+    return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor, item, gradient
 
 
-def _key_of(line: Mapping[str, Any]) -> tuple[tuple[float, ...], int, float]:
-    return tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
+def _written(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _number(loss: float | None) -> float:
-    return math.inf if loss is None else float(loss)
+def _number(value: float | None) -> float:
+    return math.inf if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Run a search: evaluate generation after generation until it ends, stands still or has spent its budget."""
+"""Run a search: answer what its method asks until it ends, stands still or has spent its budget."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-import numpy as np
-
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
-from longrope.search.evolution import Candidates
-from longrope.search.journal import Journal, Objective
+from longrope.search.evaluator import Evaluator, Record, Stop
+from longrope.search.journal import Journal
+from longrope.search.objective import Conversation, Objective
 
 
 @dataclass(frozen=True)
@@ -20,15 +19,15 @@ class Budget:
     """When a search stops early; None is never. A resumed search counts what its journal holds.
 
     Args:
-        evaluations: the most distinct candidates.
+        tokens: the most token-evaluations: 1 for every token of a forward pass, 3 with the backward pass.
         seconds: the most evaluation time.
-        patience: generations without a better candidate.
+        patience: generations (asks of the method) without a better candidate.
 
     Raises:
         LongRopeError: if one of them allows nothing.
     """
 
-    evaluations: int | None = None
+    tokens: int | None = None
     seconds: float | None = None
     patience: int | None = None
 
@@ -44,6 +43,7 @@ class Progress:
 
     generation: int
     evaluations: int
+    tokens: int
     best: Scaling
     loss: float
     seconds: float
@@ -51,10 +51,20 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended: why it stopped, and every candidate with its loss, best first."""
+    """How a search ended.
+
+    Args:
+        stopped: why.
+        ranked: every candidate that was evaluated on all items, with its loss, best first.
+        records: every candidate that was the best when it was evaluated, in that order.
+        tokens: spent token-evaluations.
+        seconds: spent evaluation time.
+    """
 
     stopped: str
     ranked: tuple[tuple[float, Scaling], ...]
+    records: tuple[Record, ...]
+    tokens: int
     seconds: float
 
     @property
@@ -63,65 +73,53 @@ class Outcome:
         return self.ranked[0][1]
 
 
-class _Stop(Exception):  # noqa: N818
-    """Ends a search for the reason in its message."""
-
-
 def search(
     objective: Objective,
-    candidates: Candidates,
-    rng: np.random.Generator,
+    conversation: Conversation,
     journal: Journal,
     *,
     budget: Budget | None = None,
+    rows: int = 1,
+    racing: bool = False,
     watch: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Minimise an objective over the candidates of a method.
 
     Args:
-        objective: from a `Scaling` to a loss; one that is not finite counts as the worst.
-        candidates: a method's generator.
-        rng: the generator's random numbers, so that their state can be written.
+        objective: the losses; one that is not finite counts as the worst.
+        conversation: a method's, not begun.
         journal: holds what was evaluated before, takes what is evaluated now.
         budget: when to stop early.
-        watch: called after every distinct candidate once there is a finite loss.
+        rows: (candidate, item) pairs in one forward pass.
+        racing: take the items in turn and drop candidates that are clearly worse than the best (see `racing`).
+        watch: called after every evaluation once there is a finite loss.
 
     Raises:
-        LongRopeError: if no candidate has a finite loss.
+        LongRopeError: if no candidate has a finite loss, or the budget is smaller than the first step.
     """
-    budget = budget or Budget()
-    seen: dict[Scaling, float] = {}
-    spent, best, improved, stopped = 0.0, (math.inf, None), 0, "all generations are done"
+    budget, stopped, number, improved = budget or Budget(), "the method is done", 0, 0
 
-    def loss_of(scaling: Scaling, number: int) -> float:
-        nonlocal spent, best, improved
-        if scaling in seen:
-            return seen[scaling]
-        if budget.evaluations is not None and len(seen) >= budget.evaluations:
-            raise _Stop(f"the budget of {budget.evaluations} evaluations is spent")
-        if budget.seconds is not None and spent >= budget.seconds:
-            raise _Stop(f"the time budget of {budget.seconds:g} s is spent")
-        seen[scaling], took = journal.evaluate(scaling, objective)
-        spent += took
-        if seen[scaling] < best[0]:
-            best, improved = (seen[scaling], scaling), number
-        if watch is not None and best[1] is not None:
-            watch(Progress(number, len(seen), best[1], best[0], spent))
-        return seen[scaling]
+    def told() -> None:
+        if watch is not None and evaluator.leading is not None:
+            loss, best = evaluator.leading
+            watch(Progress(number, len(evaluator.complete), evaluator.tokens, best, loss, evaluator.seconds))
 
+    evaluator = Evaluator(objective, journal, limits=budget, rows=rows, racing=racing, told=told)
     try:
-        generation = next(candidates)
+        ask = next(conversation)
         for number in count():
-            losses = [loss_of(scaling, number) for scaling in generation]
-            journal.generation(number, rng.bit_generator.state)
+            before = len(evaluator.records)
+            answers = evaluator.answers(ask)
+            journal.state(number, ask.state)
+            improved = number if len(evaluator.records) > before else improved
             if budget.patience is not None and number - improved >= budget.patience:
-                raise _Stop(f"no better candidate in {budget.patience} generations")
-            generation = candidates.send(losses)
+                raise Stop(f"no better candidate in {budget.patience} generations")
+            ask = conversation.send(answers)
     except StopIteration:
         pass
-    except _Stop as stop:
+    except Stop as stop:
         stopped = str(stop)
-    if best[1] is None:
+    if not evaluator.records:
         raise LongRopeError("no candidate has a finite loss; check the model's dtype (try float32) and the data")
-    ranked = sorted(((loss, scaling) for scaling, loss in seen.items()), key=lambda one: one[0])
-    return Outcome(stopped, tuple(ranked), spent)
+    ranked = sorted(((answer.loss, one) for one, answer in evaluator.complete.items()), key=lambda one: one[0])
+    return Outcome(stopped, tuple(ranked), tuple(evaluator.records), evaluator.tokens, evaluator.seconds)

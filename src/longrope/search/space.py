@@ -1,40 +1,55 @@
-"""What a search may choose: factors on a grid, not decreasing, within bounds, and the number of start tokens."""
+"""What a search may choose: factors within bounds and a shape, the attention factor, the number of start tokens."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope, Scaling
+from longrope.search.shapes import Shape, shape
 
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Candidates 1 ≤ λ_0 ≤ λ_1 ≤ … ≤ ceiling·s for one rope and target length (LongRoPE section 3.3, table 4).
+    """Candidates 1 ≤ λ ≤ ceiling·s for one rope and target length (LongRoPE section 3.3, table 4).
 
     Args:
         rope: the model's geometry.
         length: the target length in tokens.
-        attention_factor: of every candidate.
+        attention_factor: of every candidate, or where its search starts.
+        attention: whether it is searched, from 1 to twice as far from it as YaRN's.
         start_tokens: the numbers of start tokens n̂ that may be chosen; `START_TOKENS` are the paper's.
         ceiling: the largest factor, in units of s.
+        form: one of `SHAPES`, for the methods that move through coordinates.
+
+    Raises:
+        LongRopeError: if the length is below L0, the form unknown, or there is nothing to choose.
     """
 
     rope: Rope
     length: int
     attention_factor: float = 1.0
+    attention: bool = False
     start_tokens: tuple[int, ...] = (0,)
     ceiling: float = 1.25
+    form: str = "free"
 
     def __post_init__(self) -> None:
         if not self.start_tokens:
             raise LongRopeError("start_tokens is empty; (0,) searches without start tokens")
-        self.rope.scale(self.length)
+        if self.largest <= 1:
+            raise LongRopeError(
+                f"length = {self.length} with ceiling = {self.ceiling} leaves no factor to choose but 1; "
+                f"search a length above the original {self.rope.original_length}"
+            )
+        _ = self.shape
 
     @property
     def pairs(self) -> int:
@@ -46,19 +61,71 @@ class Space:
         """The largest factor."""
         return self.ceiling * self.rope.scale(self.length)
 
-    def scaling(self, factors: Sequence[float], start: int = 0, *, scheme: str = "searched") -> Scaling:
-        """The candidate with these factors and the ``start``-th number of start tokens."""
+    @property
+    def largest_attention(self) -> float:
+        """The largest attention factor, 1 + 0.2·ln s; YaRN's is 1 + 0.1·ln s (YaRN eq. 22)."""
+        return max(1 + 0.2 * math.log(self.rope.scale(self.length)), self.attention_factor)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The coordinates of the factors."""
+        return shape(self.form, self.rope, self.rope.scale(self.length), self.ceiling)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Least and largest value of each coordinate: those of the shape, log attention factor, index of n̂."""
+        attention = [(math.log(min(1.0, self.attention_factor)), math.log(self.largest_attention))] * self.attention
+        start = [(0, len(self.start_tokens) - 1)] * (len(self.start_tokens) > 1)
+        lower, upper = np.array([*attention, *start], dtype=float).reshape(-1, 2).T
+        return np.concatenate([self.shape.lower, lower]), np.concatenate([self.shape.upper, upper])
+
+    @property
+    def spread(self) -> np.ndarray:
+        """What counts as one unit of change of each coordinate."""
+        lower, upper = self.bounds
+        shaped = len(self.shape.spread)
+        return np.concatenate([self.shape.spread, (upper - lower)[shaped:]])
+
+    def at(self, x: np.ndarray) -> Scaling:
+        """The candidate with these coordinates, ``(coordinates,)``."""
+        shaped = len(self.shape.lower)
+        factors = np.exp(self.shape.log_factors(x[:shaped]))
+        attention = math.exp(x[shaped]) if self.attention else self.attention_factor
+        start = round(float(x[-1])) if len(self.start_tokens) > 1 else 0
+        return self.scaling(np.maximum(factors, 1.0).tolist(), start, attention)
+
+    def coordinates(self, scaling: Scaling) -> np.ndarray:
+        """Coordinates within the bounds that come close to a scaling, ``(coordinates,)``."""
+        x = self.shape.nearest(np.log(self.inside(scaling)))
+        lower, upper = (bound[len(x) :] for bound in self.bounds)
+        extra = [math.log(self.attention_factor)] * self.attention + [0.0] * (len(self.start_tokens) > 1)
+        return np.concatenate([x, np.clip(extra, lower, upper)])
+
+    def slope(self, x: np.ndarray, gradient: Sequence[float]) -> np.ndarray:
+        """The gradient by coordinate, ``(coordinates,)``, from an `Answer`'s; 0 for n̂, which is a whole number."""
+        by_factor, by_attention = np.asarray(gradient[:-1]), gradient[-1]
+        shaped = self.shape.jacobian(x[: len(self.shape.lower)]).T @ by_factor
+        return np.concatenate([shaped, [by_attention] * self.attention, [0.0] * (len(self.start_tokens) > 1)])
+
+    def scaling(self, factors: Sequence[float], start: int = 0, attention: float | None = None) -> Scaling:
+        """The candidate with these factors, the ``start``-th number of start tokens, and an attention factor."""
         return Scaling(
             [float(factor) for factor in factors],
-            attention_factor=self.attention_factor,
+            attention_factor=self.attention_factor if attention is None else attention,
             start_tokens=self.start_tokens[start],
-            scheme=scheme,
+            scheme="searched",
             length=self.length,
         )
 
     def inside(self, scaling: Scaling) -> np.ndarray:
-        """The nearest factors that do not decrease and keep the bounds, ``(dim // 2,)``."""
+        """The nearest factors that keep the bounds, ``(dim // 2,)``.
+
+        Raises:
+            LongRopeError: if they belong to another rope.
+        """
         factors = np.asarray(scaling.factors)
         if len(factors) != self.pairs:
-            raise LongRopeError(f"a start of the search has {len(factors)} factors, the rope {self.pairs} pairs")
-        return np.maximum.accumulate(np.clip(factors, 1.0, self.largest))
+            raise LongRopeError(
+                f"a start of the search has {len(factors)} factors, the rope {self.pairs} pairs: it is another rope's"
+            )
+        return np.clip(factors, 1.0, self.largest)

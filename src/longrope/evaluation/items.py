@@ -1,0 +1,140 @@
+"""What a search can minimise: items, each a text of exact length and a weight for every token's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longrope.data.documents import Document
+from longrope.data.recalls import make_recall
+from longrope.data.split import draw
+from longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A text and what of it counts: its loss is the sum over tokens of weight times negative log-likelihood.
+
+    Args:
+        tokens: int64 ``(length,)``.
+        weights: of the losses of tokens 1, 2 …, float64 ``(length - 1,)``; they sum to 1 for a mean.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.tokens) - 1 or not np.isfinite(self.weights).all() or not self.weights.any():
+            raise LongRopeError(
+                f"an item of {len(self.tokens)} tokens needs {len(self.tokens) - 1} finite weights, not all 0"
+            )
+
+    @property
+    def skip(self) -> int:
+        """How many losses at the beginning do not count."""
+        return int(np.flatnonzero(self.weights)[0])
+
+
+def perplexity_items(tokens: np.ndarray, *, tail: int | None = None) -> list[Item]:
+    """The mean loss of each document, or of its last tokens only.
+
+    Args:
+        tokens: ``(documents, length)``.
+        tail: how many tokens at the end count; all if None.
+    """
+    scored = tokens.shape[1] - 1
+    if tail is not None and not 1 <= tail <= scored:
+        raise LongRopeError(f"tail = {tail} must lie between 1 and {scored}, the length less 1")
+    weights = np.zeros(scored)
+    weights[scored - (tail or scored) :] = 1 / (tail or scored)
+    return [Item(row, weights) for row in tokens]
+
+
+def needle_items(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int = 1, each: int = 1, seed: int = 0
+) -> list[Item]:
+    """Needle perplexity (LongRoPE2 section 3.2): the loss of answers whose needles lie in real documents.
+
+    Every item has the length of its document. Its needles lie at seeded random places, one of them is asked for at
+    the end, and only the answer's tokens count.
+
+    Args:
+        tokens: ``(documents, length)``.
+        tokenizer: of the model.
+        needles: lines planted in an item.
+        each: items made from each document.
+        seed: of needles and places.
+    """
+    rng, items = np.random.default_rng(seed), []
+    for row in tokens:
+        for _ in range(each):
+            recall = make_recall(row, tokenizer, rng=rng, length=len(row), needles=needles)
+            answers = recall.answers[1:].astype(float)
+            items.append(Item(recall.tokens, answers / answers.sum()))
+    return items
+
+
+def mixed(parts: Sequence[tuple[float, Sequence[Item]]]) -> list[Item]:
+    """Several objectives in one: the weighted sum of the means over each part's items.
+
+    Perplexity with needles, or one set of factors for several lengths.
+
+    Args:
+        parts: the weight and the items of each.
+
+    Raises:
+        LongRopeError: if a weight is not above 0, or a part is empty.
+    """
+    count = sum(len(items) for _, items in parts)
+    for weight, items in parts:
+        if not weight > 0 or not items:
+            raise LongRopeError(
+                f"a part of weight {weight} with {len(items)} items: use a weight above 0 and some items"
+            )
+    return [
+        replace(item, weights=item.weights * (weight * count / len(items))) for weight, items in parts for item in items
+    ]
+
+
+def make_items(
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lengths: Sequence[int],
+    count: int,
+    needles: float = 0.0,
+    tail: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> tuple[list[Item], tuple[str, ...]]:
+    """Items of some documents for `longrope search`, and the documents' names.
+
+    Args:
+        documents: in the order in which they are tried.
+        tokenizer: of the model.
+        lengths: in tokens; each counts as much as the others.
+        count: documents.
+        needles: weight of the needle loss, from 0 (perplexity alone) to 1 (needles alone).
+        tail: how many tokens at the end of each length count for perplexity; all if None.
+        seed: of the needles.
+        cache: a folder that keeps tokens from one call to the next.
+
+    Raises:
+        LongRopeError: if there are too few documents that are long enough.
+    """
+    drawn = draw(documents, tokenizer, length=max(lengths), count=count, cache=cache)
+    parts: list[tuple[float, list[Item]]] = []
+    for length in sorted(set(lengths)):
+        tokens = drawn.tokens[:, :length]
+        if needles < 1:
+            parts.append((1 - needles, perplexity_items(tokens, tail=tail)))
+        if needles > 0:
+            parts.append((needles, needle_items(tokens, tokenizer, seed=seed)))
+    return mixed([(weight / len(set(lengths)), items) for weight, items in parts]), drawn.names

@@ -1,0 +1,72 @@
+"""Where candidates are evaluated: on a model in this process, on local processes, or on Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.items import Item
+from longrope.evaluation.objective import ModelObjective
+from longrope.models.load import load, load_config, load_tokenizer
+from longrope.rope import Rope
+from longrope.search.objective import Objective
+from longrope.search.workers import Engine, LocalEngine, RayEngine, Shared
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A model somewhere: its geometry, tokenizer and dtype, and what makes an objective of items on it."""
+
+    rope: Rope
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    connect: Callable[[Sequence[Item]], Objective]
+
+
+@contextmanager
+def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1") -> Iterator[Connection]:
+    """Load a model here, or once in every worker.
+
+    Args:
+        name: of the model.
+        dtype: a key of `DTYPES`.
+        device: a torch device; with local workers ``cuda`` becomes one device each.
+        workers: a number of local processes (1: in this process), ``ray`` or ``ray://HOST:PORT``.
+
+    Raises:
+        LongRopeError: if the model or the workers cannot be had.
+    """
+    if workers == "1":
+        model, tokenizer = load(name, dtype=dtype, device=device)
+        yield Connection(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
+        return
+    rope, tokenizer = Rope.of(load_config(name)), load_tokenizer(name)
+    if workers == "ray" or workers.startswith("ray://"):
+        engine: Engine = RayEngine(partial(_build, name, dtype, device, 0), workers)
+    elif workers.isdigit() and int(workers) > 0:
+        engine = LocalEngine(partial(_build, name, dtype, device, int(workers)), int(workers))
+    else:
+        raise LongRopeError(f"workers = {workers!r}: use a number of processes, ray, or ray://HOST:PORT")
+    try:
+        yield Connection(
+            rope, tokenizer, dtype, lambda items: Shared(engine, items, [len(item.tokens) for item in items])
+        )
+    finally:
+        engine.close()
+
+
+def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[Item]], Objective]:
+    """In a worker: load the model and give what makes objectives on it."""
+    if device == "cuda" and count:
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    if device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count) if count else 1)
+    model, _ = load(name, dtype=dtype, device=device)
+    return partial(ModelObjective, model)

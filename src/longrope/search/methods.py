@@ -1,0 +1,65 @@
+"""The table of search methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.rope import Scaling
+from longrope.search.auto import Auto
+from longrope.search.cma import Cma
+from longrope.search.evolution import Paper, Simple
+from longrope.search.gradient import Gradient
+from longrope.search.objective import Conversation
+from longrope.search.space import Space
+
+
+class Method(Protocol):
+    """A small dataclass; ``ceiling`` and ``form`` of the space, and ``starts``, are those that it is best used with."""
+
+    @property
+    def ceiling(self) -> float: ...  # noqa: D102
+    @property
+    def form(self) -> str: ...  # noqa: D102
+    @property
+    def starts(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def evaluations(self) -> int:
+        """About how many forward passes over all items it costs."""
+        ...
+
+    def within(self, evaluations: int) -> Method:
+        """The same, for a budget of that many forward passes over all items."""
+        ...
+
+    def sized(self, population: int) -> Method:
+        """The same with another population (of the gradient: another number of steps)."""
+        ...
+
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+        """Ask for candidates until the search is over."""
+        ...
+
+
+METHODS: dict[str, Method] = {
+    "auto": Auto(),
+    "gradient": Gradient(),
+    "cma": Cma(),
+    "paper": Paper(),
+    "simple": Simple(),
+}
+
+
+def method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        LongRopeError: if there is none.
+    """
+    if name not in METHODS:
+        raise LongRopeError(f"method = {name!r} is unknown; choose one of {', '.join(METHODS)}")
+    return METHODS[name]

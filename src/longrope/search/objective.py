@@ -1,0 +1,87 @@
+"""What a search minimises, and what a method and its objective say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from longrope.rope import Scaling
+
+BACKWARD = 3  # a forward and backward pass counts as three forward passes
+
+Pair = tuple[Scaling, int]
+Batch = Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a candidate is worth: its loss in nats and, if asked for, the gradient of it.
+
+    ``gradient`` is ``(dim // 2 + 1,)``: by the log of each factor, then by the log of the attention factor.
+    """
+
+    loss: float
+    gradient: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Candidates that a method wants to know the worth of.
+
+    Args:
+        candidates: in the order in which the answers are wanted.
+        state: of the method, JSON values; written to the journal, and compared with it when a search is resumed.
+        gradient: whether the gradients are wanted too.
+    """
+
+    candidates: Sequence[Scaling]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    gradient: bool = False
+
+
+Conversation = Generator[Ask, list[Answer], None]
+
+
+class Objective(Protocol):
+    """The mean of a loss over some items: documents, or texts with needles.
+
+    ``tokens`` is the length of each item: what one forward pass over it costs, in token-evaluations.
+    """
+
+    tokens: Sequence[int]
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        """The answers to each batch of (candidate, item) pairs, with its index, as they come.
+
+        The items of a batch have one length, and an answer depends on its own batch only.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Function:
+    """A plain function from a `Scaling` to a loss as an objective of one item of one token."""
+
+    loss: Callable[[Scaling], float]
+    slope: Callable[[Scaling], Sequence[float]] | None = None
+    tokens: Sequence[int] = (1,)
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        """One call for each pair."""
+        for index, batch in enumerate(batches):
+            yield index, [Answer(self.loss(one), self._slope(one) if gradient else None) for one, _ in batch]
+
+    def _slope(self, scaling: Scaling) -> tuple[float, ...]:
+        assert self.slope is not None, "this function has no gradient"
+        return tuple(map(float, self.slope(scaling)))
+
+
+def mean(answers: Sequence[Answer]) -> Answer:
+    """The answer of all items together."""
+    gradients = [answer.gradient for answer in answers]
+    known = [gradient for gradient in gradients if gradient is not None]
+    both = tuple(np.mean(known, axis=0).tolist()) if len(known) == len(answers) else None
+    return Answer(float(np.mean([answer.loss for answer in answers])), both)

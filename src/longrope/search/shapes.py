@@ -1,0 +1,126 @@
+"""Shapes: ways to write the log factors of all pairs as a vector of coordinates within bounds.
+
+Whatever the shape, the factors stay within 1 … ceiling·s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.rope import Rope
+
+KNOTS = 6
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Coordinates and what they mean.
+
+    Args:
+        log_factors: from coordinates ``(n,)`` to log factors ``(dim // 2,)``.
+        lower: least value of each coordinate, ``(n,)``.
+        upper: largest value of each coordinate, ``(n,)``.
+        spread: what counts as one unit of change of each coordinate, ``(n,)``.
+        middle: where `nearest` begins, ``(n,)``.
+    """
+
+    log_factors: Callable[[np.ndarray], np.ndarray]
+    lower: np.ndarray
+    upper: np.ndarray
+    spread: np.ndarray
+    middle: np.ndarray
+
+    def jacobian(self, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+        """How the log factors change with the coordinates, ``(dim // 2, n)``, by central differences."""
+        moves = step * np.diag(self.spread)
+        slopes = [(self.log_factors(x + move) - self.log_factors(x - move)) / (2 * step) for move in moves]
+        return np.stack(slopes, axis=1) / self.spread
+
+    def nearest(self, log_factors: np.ndarray, steps: int = 200) -> np.ndarray:
+        """Coordinates within the bounds whose log factors come close to the given ones (Gauss-Newton, damped)."""
+        x, best = self.middle, self.middle
+        for _ in range(steps):
+            rest = log_factors - self.log_factors(x)
+            slopes = self.jacobian(x) * self.spread
+            move = np.linalg.solve(slopes.T @ slopes + 1e-4 * np.eye(len(x)), slopes.T @ rest)
+            x = np.clip(x + 0.5 * self.spread * move, self.lower, self.upper)
+            if np.linalg.norm(log_factors - self.log_factors(x)) < np.linalg.norm(log_factors - self.log_factors(best)):
+                best = x
+        return best
+
+
+def free(rope: Rope, scale: float, ceiling: float) -> Shape:
+    """Every log factor for itself."""
+    return _linear(np.eye(rope.dim // 2), np.log(ceiling * scale))
+
+
+def monotone(rope: Rope, scale: float, ceiling: float) -> Shape:
+    """The increments of the log factors, none below 0."""
+    return _linear(np.tril(np.ones((rope.dim // 2, rope.dim // 2))), np.log(ceiling * scale))
+
+
+def spline(rope: Rope, scale: float, ceiling: float) -> Shape:
+    """A monotone linear spline: the increments between `KNOTS` evenly spread pairs."""
+    pairs = rope.dim // 2
+    knots = min(KNOTS, pairs)
+    hats = [np.interp(np.arange(pairs), np.linspace(0, pairs - 1, knots), hat) for hat in np.eye(knots)]
+    return _linear(np.stack(hats, axis=1) @ np.tril(np.ones((knots, knots))), np.log(ceiling * scale))
+
+
+def ramp(rope: Rope, scale: float, ceiling: float) -> Shape:
+    """YaRN's form with three numbers: the first pair of the ramp, its width in pairs, the log factor after it."""
+    pairs, top = rope.dim // 2, np.log(ceiling * scale)
+
+    def log_factors(x: np.ndarray) -> np.ndarray:
+        return np.clip(x[2] * np.clip((np.arange(pairs) - x[0]) / max(x[1], 0.25), 0, 1), 0, top)
+
+    return Shape(
+        log_factors,
+        lower=np.array([-pairs / 4, 0.5, 0.0]),
+        upper=np.array([pairs - 1.0, pairs, top]),
+        spread=np.array([pairs / 8, pairs / 8, np.log(scale)]),
+        middle=np.array([0.0, max(rope.critical_pair, 1), np.log(scale)]),
+    )
+
+
+def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
+    """LongRoPE2's: the critical pair κ, NTK-like factors λ_κ^(i/κ) below it, not decreasing in s … 2s from it on."""
+    pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
+
+    def log_factors(x: np.ndarray) -> np.ndarray:
+        kappa = float(np.clip(x[0], 1, pairs - 1))
+        tail = np.maximum.accumulate(np.clip(x[1:], low, top))
+        return np.minimum(np.arange(pairs) / kappa, 1) * tail
+
+    return Shape(
+        log_factors,
+        lower=np.array([1.0, *[low] * pairs]),
+        upper=np.array([pairs - 1.0, *[top] * pairs]),
+        spread=np.array([pairs / 8, *[max(top - low, 1e-3)] * pairs]),
+        middle=np.array([float(np.clip(rope.critical_pair, 1, pairs - 1)), *[low] * pairs]),
+    )
+
+
+SHAPES = {"free": free, "monotone": monotone, "spline": spline, "ramp": ramp, "critical": critical}
+
+
+def shape(name: str, rope: Rope, scale: float, ceiling: float) -> Shape:
+    """The shape of a name, for factors of 1 … ceiling·scale.
+
+    Raises:
+        LongRopeError: if there is no such shape.
+    """
+    if name not in SHAPES:
+        raise LongRopeError(f"space = {name!r} is unknown; choose one of {', '.join(SHAPES)}")
+    return SHAPES[name](rope, scale, ceiling)
+
+
+def _linear(columns: np.ndarray, top: float) -> Shape:
+    """Log factors that are sums of columns ``(dim // 2, n)`` with weights 0 … top."""
+    low, high = np.zeros(columns.shape[1]), np.full(columns.shape[1], top)
+    unit = np.maximum(high, 1e-3)
+    return Shape(lambda x: np.clip(columns @ x, 0, top), lower=low, upper=high, spread=unit, middle=high / 2)
