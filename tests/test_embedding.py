@@ -232,3 +232,25 @@ def test_bad_dims(dim: int) -> None:
 def test_an_empty_list_of_scalings_is_refused() -> None:
     with pytest.raises(LongRopeError):
         LongRoPE.static(ROPE, [])
+
+
+@pytest.mark.parametrize("reach", [1, 100, 4095, 4096, 4097, 9000])
+@pytest.mark.parametrize("start_tokens", [0, 4])
+def test_reach_changes_nothing_within_it(reach: int, start_tokens: int) -> None:
+    scalings = [Scaling(LONG, attention_factor=1.1, start_tokens=start_tokens), Scaling(SHORT)]
+    near = LongRoPE.static(ROPE, scalings, reach=reach)
+    positions = torch.tensor([[0, reach // 2, reach - 1]])
+    x = torch.zeros(2, 3, 1)
+    far = LongRoPE.static(ROPE, scalings)(x, positions)
+    assert all(torch.equal(one, other) for one, other in zip(near(x, positions), far, strict=True))
+
+
+@pytest.mark.parametrize("reach", [1, 100, 4096, 9000])
+@pytest.mark.parametrize("start_tokens", [0, 4])
+def test_positions_beyond_reach_raise(reach: int, start_tokens: int) -> None:
+    """Not only those beyond the table, which is made in whole blocks."""
+    scalings = [Scaling(LONG, start_tokens=start_tokens), Scaling(SHORT)]
+    embedding = LongRoPE.static(ROPE, scalings, reach=reach)
+    for beyond in (reach, reach + 1, reach + 5000, 2**24, -1):
+        with pytest.raises(IndexError):
+            embedding(torch.zeros(2, 2, 1), torch.tensor([[0, beyond]]))

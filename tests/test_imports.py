@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "search": {"errors", "rope"},
     "data": {"errors", "rope"},
     "models": EVERYBODY | {"embedding"},
-    "evaluation": EVERYBODY | {"data", "models"},
+    "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
     "extension": EVERYBODY | {"search", "schemes", "models", "evaluation", "data"},
     "report": EVERYBODY | {"schemes", "models", "evaluation"},
     "export": EVERYBODY | {"schemes", "models"},
@@ -67,6 +67,31 @@ def test_no_torch_and_no_transformers(part: str) -> None:
         assert not {"torch", "transformers"} & {one.split(".")[0] for one in imports(name)}, name
 
 
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """The tree without the bodies of functions."""
+    for child in ast.iter_child_nodes(tree):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from at_import(child)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_is_imported_by_those_who_use_it_only(name: str) -> None:
+    """It is an extra, and slow to import."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    nodes = [node for node in at_import(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert "ray" not in {one.split(".")[0] for node in nodes for one in imported(node)}
+
+
+def test_every_other_package_is_a_dependency() -> None:
+    """What is imported and not in Python itself is what pip installs, extras included."""
+    project = (SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    used = {one.split(".")[0] for name in FILES for one in imports(name)} - sys.stdlib_module_names - {"longrope"}
+    missing = {one for one in used if f'"{one.replace("_", "-")}' not in project}
+    assert used >= {"torch", "numpy", "cmaes", "ray"}
+    assert not missing
+
+
 def test_the_walk_sees_imports() -> None:
     tree = ast.parse("import torch.nn as n\ndef f():\n    from longrope.cli import main\n")
     assert list(imported(tree)) == ["torch.nn", "longrope.cli.main"]
@@ -77,12 +102,14 @@ def test_the_walk_sees_imports() -> None:
     [
         "import longrope",
         "import longrope.search.run",
+        "import longrope.search.methods, longrope.search.workers",
+        "from longrope import METHODS, Budget, Space, Rope; Space(Rope(8, 1e4, 64), 512)",
         "from longrope import Rope, Scaling, scheme; scheme('yarn', Rope(8, 1e4, 64), 512)",
         "from longrope.cli.main import app; app(['--help'], standalone_mode=False)",
         "from longrope.cli.main import app; app(['search', '--help'], standalone_mode=False)",
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
-    check = "import sys; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    check = "import sys; print(sorted({'torch', 'transformers', 'matplotlib', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

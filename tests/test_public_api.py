@@ -9,7 +9,9 @@ import longrope
 
 def test_all_is_sorted_and_complete() -> None:
     assert longrope.__all__ == sorted(set(longrope.__all__))
-    assert {"Rope", "Scaling", "Extension", "LongRoPE", "LongRopeError", "SCHEMES", "patch"} <= set(longrope.__all__)
+    assert {"Rope", "Scaling", "Extension", "LongRoPE", "LongRopeError", "SCHEMES", "METHODS", "patch"} <= set(
+        longrope.__all__
+    )
 
 
 @pytest.mark.parametrize("name", longrope.__all__)
@@ -19,6 +21,10 @@ def test_every_name_is_there_and_documented(name: str) -> None:
         assert thing.__name__ == name
         assert thing.__module__.startswith("longrope.")
         assert inspect.getdoc(thing)
+
+
+def test_the_methods_are_the_ones_of_the_command_line() -> None:
+    assert list(longrope.METHODS) == ["auto", "gradient", "cma", "paper", "simple"]
 
 
 def test_every_name_is_typed_for_those_who_read_the_source() -> None:

@@ -94,10 +94,12 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def few(texts: Path) -> tuple[object, ...]:
-    """Options that make a search short."""
+    """Options that make a search short; at 160 tokens, one evaluation is 320 token-evaluations."""
     return (
         "--data",
         texts,
+        "--method",
+        "paper",
         "--search-documents",
         2,
         "--held-out-documents",
@@ -113,7 +115,7 @@ def few(texts: Path) -> tuple[object, ...]:
 def searched(model: Path, few: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A finished run of 10 evaluations; not to be changed."""
     output = tmp_path_factory.mktemp("runs") / "run"
-    return output, longrope("search", model, "-l", 160, *few, "--budget", 10, "-o", output, "--json")
+    return output, longrope("search", model, "-l", 160, *few, "--budget", 3200, "-o", output, "--json")
 
 
 @pytest.fixture

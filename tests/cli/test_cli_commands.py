@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.evaluation.perplexity import compare
+from longrope.evaluation.items import make_items
+from longrope.evaluation.perplexity import compare, model_losses
 from longrope.files import load_factors
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import SCHEMES, attention_factor, scheme
+from longrope.search.methods import METHODS
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)
 
@@ -89,28 +91,29 @@ def test_search_tells_what_its_files_hold(searched, model: Path, texts: Path) ->
     assert record["winner"] == extension.long.scheme
     assert record["length"] == 160
     assert record["evaluations"] == 10
+    assert record["token_evaluations"] == 3200
     assert record["data"] == str(texts)
-    assert record["stopped"] == ["the budget of 10 evaluations is spent"]
+    assert record["stopped"] == ["the budget of 3,200 token-evaluations is spent"]
     assert record["model"] == str(model)
     parts = split(load_documents(str(texts)), seed=0)
     for part, names in record["documents"].items():
         assert names == [document.name for document in parts[part][:2]]
-    lowest = min(record["held_out_perplexity"], key=record["held_out_perplexity"].__getitem__)
+    lowest = min(record["held_out_loss"], key=record["held_out_loss"].__getitem__)
     assert lowest == record["winner"]
 
 
 def test_search_prints_the_comparison(cli, model: Path, few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-    result = cli("search", model, "-l", "160", *few, "--budget", 3)
+    result = cli("search", model, "-l", "160", *few, "--budget", 960)
     assert result.code == 0, result.err
-    for word in ("searched", "pi", "ntk", "yarn", "heuristic", "budget of 3", "random-llama-160/extension.json"):
+    for word in ("searched", "pi", "ntk", "yarn", "heuristic", "budget of 960", "random-llama-160/extension.json"):
         assert word in result.out
     assert (tmp_path / "random-llama-160" / "extension.json").exists()  # the folder's name when none is given
 
 
 def test_a_larger_budget_continues_a_smaller_one(cli, model: Path, few, run: Path, tmp_path: Path) -> None:
-    common = ("search", model, "-l", 160, *few, "--budget", 16)
+    common = ("search", model, "-l", 160, *few, "--budget", "5k")
     assert cli(*common, "-o", run, "--resume").code == 0
     assert cli(*common, "-o", tmp_path / "whole").code == 0
     for name in ("extension.json", "best.json"):
@@ -122,7 +125,7 @@ def test_a_larger_budget_continues_a_smaller_one(cli, model: Path, few, run: Pat
 
 def test_overwrite_begins_anew(cli, model: Path, few, run: Path) -> None:
     (run / "notes.txt").write_text("mine")
-    result = cli("search", model, "-l", 200, *few, "--budget", 4, "-o", run, "--overwrite", "--preset", "simple")
+    result = cli("search", model, "-l", 200, *few, "--budget", "4k", "-o", run, "--overwrite", "--method", "simple")
     assert result.code == 0, result.err
     assert load_factors(run / "extension.json").length == 200
     assert "Simple" in (run / "search-0.jsonl").read_text().splitlines()[0]
@@ -130,7 +133,7 @@ def test_overwrite_begins_anew(cli, model: Path, few, run: Path) -> None:
 
 
 def test_several_seeds_and_start_tokens(cli, model: Path, few, tmp_path: Path) -> None:
-    more = ("--seeds", 2, "--start-tokens", "--attention", 1.1, "--budget", 9, "--batch", 2, "--dtype", "bfloat16")
+    more = ("--seeds", 2, "--start-tokens", "--attention", 1.1, "--budget", 2880, "--batch", 2, "--dtype", "bfloat16")
     record = cli(
         "search", model, "-l", 160, *few, *more, "-o", tmp_path / "r", "--cache", tmp_path / "c", "--json"
     ).json
@@ -139,7 +142,7 @@ def test_several_seeds_and_start_tokens(cli, model: Path, few, tmp_path: Path) -
     assert record["dtype"] == "torch.bfloat16"
     lines = [json.loads(line) for line in (tmp_path / "r" / "search-1.jsonl").read_text().splitlines()]
     searched = [line for line in lines if line.get("attention_factor") == 1.1]
-    assert len(searched) == 9
+    assert len(searched) == 18  # a line for each document
     assert len({line["start_tokens"] for line in searched}) > 1
     assert len(list((tmp_path / "c").iterdir())) >= 4
 
@@ -201,7 +204,7 @@ def test_export_and_check(cli, model: Path, exported: Path, searched) -> None:
     assert config["rope_scaling"]["long_factor"] == list(extension.long.factors)
     assert load_factors(exported / "extension.json") == extension
     assert list(extension.long.provenance)
-    assert "held_out_perplexity" in (exported / "README.md").read_text()
+    assert "held_out_loss" in (exported / "README.md").read_text()
     result = cli("check", exported, model, "--json")
     assert result.code == 0, result.err
     assert [row["length"] for row in result.json] == [63, 64, 65, 159]
@@ -250,13 +253,87 @@ def test_a_plain_factors_file_is_made_an_extension(cli, model: Path, tmp_path: P
 @pytest.mark.parametrize("length", [131, 160, 200])
 @pytest.mark.parametrize("starts", ["heuristic", "yarn, pi", "dynamic_ntk", "pi,ntk,yarn,llama3"])
 def test_search_from_other_starts(cli, model: Path, few, tmp_path: Path, starts: str, length: int) -> None:
-    result = cli("search", model, "-l", length, *few, "--budget", 20, "--starts", starts, "-o", tmp_path / "r")
+    result = cli(
+        "search", model, "-l", length, *few, "--budget", 20 * 2 * length, "--starts", starts, "-o", tmp_path / "r"
+    )
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in (tmp_path / "r" / "search-0.jsonl").read_text().splitlines()]
-    tried = [line["factors"] for line in lines if "loss" in line][1:]  # the first is YaRN itself
+    tried = [line["factors"] for line in lines if "loss" in line]
     assert (
         tried[0] == pytest.approx(scheme(starts.split(",")[0], ROPE, length).factors, abs=0.005)
         or max(scheme(starts, ROPE, length).factors) > 1.25 * length / 64
     )
     assert max(map(max, tried)) <= 1.25 * length / 64
     assert min(map(min, tried)) >= 1
+
+
+def header(run: Path) -> dict:
+    return json.loads((run / "search-0.jsonl").read_text().splitlines()[0])["settings"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_finds_what_it_says(cli, model: Path, few, tmp_path: Path, name: str) -> None:
+    """The losses that it tells are those of its winner, computed anew."""
+    result = cli("search", model, "-l", 160, *few, "--method", name, "--budget", 24 * 320, "-o", tmp_path, "--json")
+    assert result.code == 0, result.err
+    record, best = result.json, load_factors(tmp_path / "best.json")
+    assert list(header(tmp_path)["method"]) == [type(METHODS[name]).__name__]
+    assert header(tmp_path)["starts"] == list(METHODS[name].starts)
+    assert header(tmp_path)["space"]["form"] == METHODS[name].form
+    assert record["token_evaluations"] <= 24 * 320
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    tokenizer, parts = AutoTokenizer.from_pretrained(model), split(load_documents(record["data"]))
+    tokens = {part: draw(parts[part], tokenizer, length=160, count=2).tokens for part in ("search", "held_out")}
+    assert record["search_loss"] == pytest.approx(model_losses(loaded, best, tokens["search"]).mean(), abs=1e-5)
+    winner = load_factors(tmp_path / "extension.json").long
+    held_out = model_losses(loaded, winner, tokens["held_out"]).mean()
+    assert record["held_out_loss"][record["winner"]] == pytest.approx(held_out, abs=1e-5)
+    assert min(record["held_out_loss"].values()) == record["held_out_loss"][record["winner"]]
+
+
+def test_auto_is_the_default(cli, model: Path, few, tmp_path: Path) -> None:
+    assert few[2:4] == ("--method", "paper")
+    common = ("search", model, "-l", 160, *few[:2], *few[4:8], "--budget", "6k", "--json")
+    found = [cli(*common, *more, "-o", tmp_path / f"{i}") for i, more in enumerate([(), ("--method", "auto")])]
+    assert found[0].code == 0, found[0].err
+    assert found[0].json["factors"] == found[1].json["factors"]
+    assert list(header(tmp_path / "0")["method"]) == ["Auto"]
+    lines = (tmp_path / "0" / "search-0.jsonl").read_text().splitlines()
+    assert any("gradient" in json.loads(line) for line in lines)
+
+
+def test_needles_tails_and_other_lengths(cli, model: Path, few, texts: Path, tmp_path: Path) -> None:
+    """The search minimises what `make_items` makes."""
+    more = ("--needles", 0.25, "--also", "450,400", "--tail", 100, "--budget", "30k", "--batch", 2)
+    result = cli("search", model, "-l", 500, *few, *more, "-o", tmp_path, "--json")
+    assert result.code == 0, result.err
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    items, names = make_items(
+        split(load_documents(str(texts)))["search"],
+        AutoTokenizer.from_pretrained(model),
+        lengths=[500, 450, 400],
+        count=2,
+        needles=0.25,
+        tail=100,
+    )
+    assert result.json["documents"]["search"] == list(names)
+    best = load_factors(tmp_path / "best.json")
+    losses = [float(model_losses(loaded, best, item.tokens[None])[0] @ item.weights) for item in items]
+    assert result.json["search_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_the_attention_factor_is_searched(cli, model: Path, few, tmp_path: Path) -> None:
+    more = ("--attention", "search", "--space", "monotone", "--method", "cma", "--population", 4)
+    assert cli("search", model, "-l", 160, *few, *more, "--budget", "5k", "-o", tmp_path).code == 0
+    lines = [json.loads(line) for line in (tmp_path / "search-0.jsonl").read_text().splitlines()]
+    tried = [line for line in lines if "loss" in line]
+    assert len({line["attention_factor"] for line in tried}) > 4
+    assert tried[0]["attention_factor"] == pytest.approx(attention_factor("su", ROPE, 160))
+    assert header(tmp_path)["space"]["form"] == "monotone"
+    assert all((np.diff(line["factors"]) >= -1e-9).all() for line in tried)
+
+
+def test_a_number_of_steps_is_heeded_also_with_a_budget(cli, model: Path, few, tmp_path: Path) -> None:
+    more = ("--method", "gradient", "--population", 5, "--budget", "64k")
+    assert cli("search", model, "-l", 160, *few, *more, "-o", tmp_path).code == 0
+    assert header(tmp_path)["method"]["Gradient"]["steps"] == 5

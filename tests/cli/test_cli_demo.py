@@ -1,29 +1,35 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from longrope.cli import demo as module
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
 from longrope.evaluation.perplexity import model_losses, perplexity
 from longrope.files import load_factors
 from longrope.models.load import load
 from longrope.rope import Extension
+from longrope.search.auto import Auto
+from longrope.search.gradient import Gradient
+from longrope.search.methods import METHODS
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-
+def demo(cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a search that is as short as can be."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    subprocess.run([sys.executable, "-m", "longrope", "demo", "--budget", "8", "-o", folder], check=True)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setitem(METHODS, "auto", Auto(ramps=1, gradient=Gradient(steps=1)))
+        changed.setattr(module, "COUNTS", {"search": 1, "held_out": 1, "test": 8})
+        result = cli("demo", "-o", folder)
+    assert result.code == 0, result.err
     return folder
 
 
-def test_its_numbers_can_be_recomputed(demo: Path):
+def test_its_numbers_can_be_recomputed(demo: Path) -> None:
     record = json.loads((demo / "demo.json").read_text())
     extension = load_factors(demo / "extension.json")
     assert isinstance(extension, Extension)
@@ -35,7 +41,7 @@ def test_its_numbers_can_be_recomputed(demo: Path):
         assert cell["standard_error"] == pytest.approx(expected.standard_error, rel=1e-3)
 
 
-def test_what_it_leaves(demo: Path):
+def test_what_it_leaves(demo: Path) -> None:
     names = {path.name for path in demo.iterdir()}
     assert names >= {"extension.json", "factors.png", "perplexity.png", "checkpoint", "search-0.jsonl", "demo.json"}
     record = json.loads((demo / "demo.json").read_text())
@@ -45,9 +51,19 @@ def test_what_it_leaves(demo: Path):
     assert long["original"] > 2 * min(long["yarn"], long["searched"])
 
 
-def test_it_leaves_a_folder_of_others_alone(cli, tmp_path: Path):
+def test_it_leaves_a_folder_of_others_alone(cli, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     result = cli("demo", "-o", tmp_path)
     assert result.code == 2
     assert "exists" in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+def test_the_whole_demo_finds_better_factors_than_every_scheme(cli, tmp_path: Path) -> None:
+    result = cli("demo", "-o", tmp_path / "demo", "--json")
+    assert result.code == 0, result.err
+    held_out = result.json["search"]["held_out_loss"]
+    assert min(held_out, key=held_out.__getitem__) == "searched"
+    long = {name: row[-1]["perplexity"] for name, row in result.json["perplexity"].items()}
+    assert min(long, key=long.__getitem__) == "searched"

@@ -42,7 +42,7 @@ def commands(model: Path, few: tuple[object, ...], output: Path, factors: Path) 
     return {
         "inspect": ("inspect", model),
         "scale": ("scale", model, "-l", 128, "-o", output),
-        "search": ("search", model, "-l", 160, *few, "--budget", 3, "-o", output),
+        "search": ("search", model, "-l", 160, *few, "--budget", 960, "-o", output),
         "eval": ("eval", model, "--lengths", "128", *few[:2], "-o", output),
         "export": ("export", model, factors, "-o", output),
     }
@@ -240,15 +240,31 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (("--budget", 0), "budget evaluations = 0"),
-        (("--budget", -3), "budget evaluations = -3"),
+        (("--budget", 0), "budget = '0' is no number of tokens; write 16384, 16k or 2m"),
+        (("--budget", -3), "budget = '-3' is no number of tokens"),
+        (("--budget", "many"), "budget = 'many' is no number of tokens"),
+        (("--budget", 319), "budget = 319 token-evaluations is less than one step of this search, 320; raise it"),
         (("--minutes", 0), "budget seconds = 0"),
         (("--minutes", -1), "budget seconds = -60"),
         (("--minutes", "nan"), "budget seconds = nan"),
         (("--population", 3), "population = 3 is too small; use at least 4"),
         (("--starts", "pi,bogus"), "scheme = 'bogus' is unknown"),
         (("--starts", ""), "starts? = ''|scheme = ''"),
-        (("--preset", "bogus"), "preset = 'bogus' is unknown; choose one of paper, simple"),
+        (("--method", "bogus"), "method = 'bogus' is unknown; choose one of auto, gradient, cma, paper, simple"),
+        (("--method", "gradient", "--population", 3), "population = 3 is too small; use at least 4"),
+        (("--space", "bogus"), "space = 'bogus' is unknown; choose one of free, monotone, spline, ramp, critical"),
+        (("--tail", 160), "tail = 160 must lie between 1 and 159, the length less 1"),
+        (("--tail", "4k"), "tail = 4096 must lie between 1 and 159"),
+        (("--tail", "end"), "tail = 'end' is no number of tokens"),
+        (("--also", "100", "--tail", 120), "tail = 120 must lie between 1 and 99"),
+        (("--also", "some"), "also = 'some' is no number of tokens"),
+        (("--also", "100,300"), "also = .*300.*160"),
+        (("--needles", 0.5), "length=160 is too short for needles=8"),
+        (("--workers", "0"), "workers = '0': use a number of processes, ray, or ray://HOST:PORT"),
+        (("--workers", "many"), "workers = 'many': use a number"),
+        (("--workers", "1.5"), "workers = '1.5': use a number"),
+        (("--workers", "²"), "workers = '²': use a number"),
+        (("--workers=-1",), "workers = '-1': use a number"),
         (("--attention", "bogus"), "attention = 'bogus': choose su, yarn, none or a number above 0"),
         (("--attention", "nan"), "attention = 'nan'"),
         (("--attention=-1",), "attention = '-1'"),
@@ -342,19 +358,42 @@ def test_an_export_that_fails_keeps_the_old_checkpoint(
     )
 
 
-def test_resume_with_other_settings(refused: Refused, model: Path, no_rope: Path, few, run: Path) -> None:
-    again = ("search", model, *few, "--budget", 10, "-o", run, "--resume")
+def test_resume_with_other_settings(refused: Refused, model: Path, few, run: Path) -> None:
+    again = ("search", model, *few, "--budget", 3200, "-o", run, "--resume")
     refused("starts was .*now .'pi'.", *again, "-l", 160, "--starts", "pi")
     refused("begun with other settings: .*space was", *again, "-l", 200)
-    refused("method was .*now", *again, "-l", 160, "--preset", "simple")
+    refused("method was .*now", *again, "-l", 160, "--method", "simple")
+    for other in ("auto", "gradient", "cma", "simple"):
+        refused(f"method was .*Paper.*now .*{other.title()}", *again, "-l", 160, "--method", other)
+    refused("space was .*'free'.*now.*'ramp'", *again, "-l", 160, "--space", "ramp")
+    refused("racing was False, now True", *again, "-l", 160, "--racing")
+    refused("data was", *again, "-l", 160, "--tail", 50)
+    refused("data was", *again, "-l", 160, "--also", 100)
     refused("method was .*'population': 8.*now .*'population': 12", *again, "-l", 160, "--population", 12)
     refused("dtype was 'torch.float32', now 'torch.bfloat16'", *again, "-l", 160, "--dtype", "bfloat16")
     refused("data was", *again, "-l", 160, "--data-seed", 1)
     refused("space was .*'attention_factor': 1.0.*now.*1.5", *again, "-l", 160, "--attention", 1.5)
 
 
+@pytest.mark.parametrize("value", [2, -0.5, "some"])
+def test_a_weight_of_needles_that_is_none(cli, model: Path, few, tmp_path: Path, value: object) -> None:
+    result = cli("search", model, "-l", 160, *few, f"--needles={value}", "-o", tmp_path / "x")
+    assert (result.code, result.out) == (2, "")
+    assert "--needles" in result.err
+    assert str(value) in result.err
+    assert not (tmp_path / "x").exists()
+
+
+def test_resume_with_other_workers(cli, model: Path, few, run: Path) -> None:
+    """Who computes does not matter; a finished run starts none of them."""
+    before = json.loads((run / "extension.json").read_text())["long"]["factors"]
+    result = cli("search", model, "-l", 160, *few, "--budget", 3200, "-o", run, "--resume", "--workers", 2)
+    assert result.code == 0, result.err
+    assert json.loads((run / "extension.json").read_text())["long"]["factors"] == before
+
+
 def test_resume_where_there_is_nothing_begins(cli, model: Path, few, tmp_path: Path, searched) -> None:
-    result = cli("search", model, "-l", 160, *few, "--budget", 10, "-o", tmp_path / "new", "--resume")
+    result = cli("search", model, "-l", 160, *few, "--budget", 3200, "-o", tmp_path / "new", "--resume")
     assert result.code == 0
     assert (tmp_path / "new" / "best.json").read_bytes() == (searched[0] / "best.json").read_bytes()
 
@@ -365,14 +404,14 @@ def test_a_cut_journal_is_resumed(cli, model: Path, few, run: Path, journal: str
     before = (run / "extension.json").read_bytes()
     (run / journal).write_bytes((run / journal).read_bytes()[:-cut])
     (run / "extension.json").unlink()
-    result = cli("search", model, "-l", 160, *few, "--budget", 10, "-o", run, "--resume")
+    result = cli("search", model, "-l", 160, *few, "--budget", 3200, "-o", run, "--resume")
     assert result.code == 0, result.err
     assert (run / "extension.json").read_bytes() == before
 
 
 def test_a_broken_journal_is_refused(refused: Refused, model: Path, few, run: Path) -> None:
     lines = (run / "search-0.jsonl").read_text().splitlines(keepends=True)
-    again = ("search", model, "-l", 160, *few, "--budget", 10, "-o", run, "--resume")
+    again = ("search", model, "-l", 160, *few, "--budget", 3200, "-o", run, "--resume")
     for said, middle in (("search-0.jsonl is no journal", "garbage\n"), ("search-0.jsonl is no journal", "3\n")):
         (run / "search-0.jsonl").write_text("".join([*lines[:2], middle, *lines[2:]]))
         refused(said, *again)
@@ -390,11 +429,14 @@ def nan_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_whose_losses_are_nan(cli, nan_model: Path, few, tmp_path: Path) -> None:
-    result = cli("search", nan_model, "-l", 160, *few, "--budget", 5, "-o", tmp_path / "x")
+@pytest.mark.parametrize("method", ["auto", "gradient", "cma", "paper", "simple"])
+def test_a_model_whose_losses_are_nan(cli, nan_model: Path, few, tmp_path: Path, method: str) -> None:
+    more = ("--method", method, "--budget", 12 * 320, "-o", tmp_path / "x")
+    result = cli("search", nan_model, "-l", 160, *few, *more)
     assert result.code == 2
     assert "no candidate has a finite loss" in result.err
     assert "float32" in result.err
+    assert not (tmp_path / "x" / "extension.json").exists()
     lines = [json.loads(line) for line in (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines if "loss" in line] == [None] * len(
         [line for line in lines if "loss" in line]
@@ -420,23 +462,23 @@ def test_out_of_memory_names_the_length_and_loses_nothing(
     """What fitted is kept: the same command with a smaller batch goes on."""
     plain, calls = loss_module._batch_losses, []
 
-    def greedy(loaded: torch.nn.Module, tokens: torch.Tensor) -> np.ndarray:
+    def greedy(loaded: torch.nn.Module, tokens: torch.Tensor, skip: int) -> np.ndarray:
         calls.append(len(tokens))
         if len(calls) > 4 and len(tokens) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
-        return plain(loaded, tokens)
+        return plain(loaded, tokens, skip)
 
     monkeypatch.setattr(loss_module, "_batch_losses", greedy)
-    command = ("search", model, "-l", 160, *few, "--budget", 10, "-o", tmp_path / "x")
+    command = ("search", model, "-l", 160, *few, "--budget", 3200, "-o", tmp_path / "x")
     result = cli(*command, "--batch", 2)
     assert result.code == 2
     assert "out of memory at length 160 with batch 2" in result.err
     assert "lower" in result.err
     known = (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()
-    assert len(known) == 5
+    assert len(known) == 9  # the settings, and four batches of two documents
     assert (tmp_path / "x" / "best.json").exists()
     assert cli(*command, "--batch", 1, "--resume").code == 0
-    assert (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()[:5] == known
+    assert (tmp_path / "x" / "search-0.jsonl").read_text().splitlines()[:9] == known
 
 
 @pytest.mark.parametrize("folder", ["missing", "empty", "model"])
@@ -472,5 +514,5 @@ def test_a_checkpoint_that_is_extended_already(
     refused: Refused, exported: Path, few, factors: Path, tmp_path: Path
 ) -> None:
     said = "already carries a rope scaling"
-    refused(said, "search", exported, "-l", 200, *few, "--budget", 3, "-o", tmp_path / "x")
+    refused(said, "search", exported, "-l", 200, *few, "--budget", 960, "-o", tmp_path / "x")
     refused(said, "export", exported, factors, "-o", tmp_path / "x")

@@ -16,7 +16,7 @@ from longrope.evaluation.loss import token_losses
 
 # final soft cap, logit scale, logits scaling; gpt_neox calls its head another name
 HEADS = {"llama": {}, "gemma2": {"final_logit_softcapping": 5.0}, "cohere": {"logit_scale": 0.3}, "gpt_neox": {}}
-HEADS |= {"granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0}}
+HEADS |= {"granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0}, "mixtral": {}}
 
 
 @pytest.fixture(scope="module", params=HEADS)
@@ -64,6 +64,26 @@ def test_float16_and_bfloat16_losses_are_float32(tokens: np.ndarray) -> None:
     losses = token_losses(model, tokens)
     assert losses.dtype == np.float32
     np.testing.assert_allclose(losses, full(model, tokens), atol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [families.VOCABULARY * 7, 2**24])
+@pytest.mark.parametrize("skip", [0, 1, 20, 48])
+def test_what_is_skipped_is_0_and_the_rest_the_same(
+    model: PreTrainedModel, tokens: np.ndarray, at_once: int, skip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+    losses = token_losses(model, tokens, batch=2, skip=skip)
+    assert losses.shape == (5, 49)
+    assert not losses[:, :skip].any()
+    np.testing.assert_allclose(losses[:, skip:], full(model, tokens)[:, skip:], atol=1e-5)
+
+
+def test_the_head_does_not_run_on_what_is_skipped(model: PreTrainedModel, tokens: np.ndarray) -> None:
+    positions: list[int] = []
+    head = model.get_output_embeddings()
+    with head.register_forward_hook(lambda *made: positions.append(made[2].shape[:-1].numel())):
+        token_losses(model, tokens, batch=2, skip=40)
+    assert sum(positions) == 5 * 9
 
 
 @pytest.mark.parametrize("at_once", [families.VOCABULARY, families.VOCABULARY * 30])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import families
@@ -10,17 +12,38 @@ import pytest
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.objective import perplexity_objective
+from longrope.evaluation.items import Item, mixed, perplexity_items
+from longrope.evaluation.objective import ModelObjective
+from longrope.evaluation.perplexity import model_losses
 from longrope.extension import factors as module
-from longrope.extension.factors import FINALISTS, Budget, Found, data_hash, find_factors
+from longrope.extension.factors import FINALISTS, Found, data_hash, find_factors
 from longrope.files import load_factors
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, scheme
+from longrope.search.auto import Auto
+from longrope.search.cma import Cma
+from longrope.search.evaluator import Record
 from longrope.search.evolution import Paper, Simple
-from longrope.search.run import Outcome, Progress
+from longrope.search.gradient import Gradient
+from longrope.search.methods import METHODS as ALL
+from longrope.search.methods import Method
+from longrope.search.objective import Answer, Batch, Objective
+from longrope.search.run import Budget, Outcome, Progress
+from longrope.search.space import Space
 
 LENGTH, SCHEMES = 160, ("pi", "ntk", "yarn", "heuristic")
-METHODS = {"paper": Paper(generations=3).sized(8), "simple": Simple(generations=2).sized(8)}
+ROPE = Rope(dim=16, base=10000.0, original_length=64)
+METHODS: dict[str, Method] = {
+    "auto": Auto(ramps=2, gradient=Gradient(steps=3)),
+    "gradient": Gradient(steps=4),
+    "cma": Cma(population=4, generations=3),
+    "paper": Paper(generations=3).sized(8),
+    "simple": Simple(generations=2).sized(8),
+}
+TOKENS = {"search": families.tokens(5, LENGTH)[:2].numpy(), "held_out": families.tokens(5, LENGTH)[2:].numpy()}
+ITEMS = {part: perplexity_items(tokens) for part, tokens in TOKENS.items()}
+ONCE = TOKENS["search"].size  # token-evaluations of one candidate
+Connect = Callable[[Sequence[Item]], Objective]
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +51,79 @@ def model() -> PreTrainedModel:
     return families.build("llama", num_hidden_layers=1)
 
 
-TOKENS = {"search": families.tokens(5, LENGTH)[:2].numpy(), "held_out": families.tokens(5, LENGTH)[2:].numpy()}
+def space_of(name: str, **fields: object) -> Space:
+    return Space(ROPE, LENGTH, **{"ceiling": METHODS[name].ceiling, "form": METHODS[name].form, **fields})
 
 
-def find(model: PreTrainedModel, run: Path, *, name: str = "paper", **fields: object) -> Found:
-    fields = {"budget": Budget(14), "attention": "none", **fields}
-    return find_factors(model, TOKENS["search"], TOKENS["held_out"], run, method=METHODS[name], **fields)
+def find(
+    model: PreTrainedModel,
+    run: Path,
+    *,
+    name: str = "paper",
+    space: dict[str, object] | None = None,
+    connect: Connect | None = None,
+    items: dict[str, list[Item]] = ITEMS,
+    **fields: object,
+) -> Found:
+    """A search of 14 evaluations, a forward and backward pass being three."""
+    fields = {"budget": Budget(14 * ONCE), "starts": METHODS[name].starts, **fields}
+    searched, connect = space_of(name, **(space or {})), connect or partial(ModelObjective, model)
+    return find_factors(searched, connect, items["search"], items["held_out"], run, method=METHODS[name], **fields)
+
+
+def loss_of(model: PreTrainedModel, part: str, scaling: Scaling) -> float:
+    return float(model_losses(model, scaling, TOKENS[part]).mean(dtype=np.float64))
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()][1:]
+
+
+def scaling_of(line: dict) -> Scaling:
+    return Scaling(line["factors"], attention_factor=line["attention_factor"], start_tokens=line["start_tokens"])
+
+
+def key(scaling: Scaling) -> tuple[object, ...]:
+    return tuple(scaling.factors), scaling.attention_factor, scaling.start_tokens
+
+
+Standing = tuple[float, tuple[object, ...]]
+
+
+def replayed(journal: Path) -> tuple[list[Standing], list[tuple[object, ...]]]:
+    """From a journal alone: candidates by loss, and the best when half of the token-evaluations were spent."""
+    spent, losses, whole, standings = 0, {}, [], []
+    for line in lines_of(journal):
+        if "generation" in line:
+            standings.append((spent, whole[:1]))
+            continue
+        spent += LENGTH * (3 if "gradient" in line else 1)
+        losses.setdefault((key(scaling_of(line)), "gradient" in line), {})[line["item"]] = line["loss"]
+        found = [(float(np.mean(list(one.values()))), name) for (name, _), one in losses.items() if len(one) == 2]
+        whole = sorted(found, key=lambda one: one[0])
+    early = [best for at, best in standings if 2 * at <= spent]
+    return whole, [name for _, name in early[-1]] if early else []
+
+
+def test_the_methods_are_all_there() -> None:
+    assert {name: type(method) for name, method in METHODS.items()} == {name: type(ALL[name]) for name in ALL}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_winner_has_the_lowest_held_out_loss(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    found, rope = find(model, tmp_path, name=name), Rope.of(model)
-    held_out = perplexity_objective(model, TOKENS["held_out"])
-    finalists = [scaling for _, scaling in found.outcomes[0].ranked[:FINALISTS]]
-    losses = {scaling: held_out(scaling) for scaling in [*finalists, *(scheme(one, rope, LENGTH) for one in SCHEMES)]}
-    winner = min(losses, key=losses.__getitem__)
-    assert found.extension.long == winner
+    found = find(model, tmp_path, name=name)
+    ranked, early = replayed(tmp_path / "search-0.jsonl")
+    finalists = {*list(dict.fromkeys(name for _, name in ranked))[:FINALISTS], *early}
+    schemes = {one: scheme(one, ROPE, LENGTH) for one in SCHEMES}
+    compared = {key(scaling_of(line)) for line in lines_of(tmp_path / "held-out.jsonl") if "loss" in line}
+    assert compared == finalists | {key(one) for one in schemes.values()}
+    losses = {one: loss_of(model, "held_out", Scaling(one[0], attention_factor=one[1])) for one in compared}
+    assert key(found.extension.long) == min(losses, key=losses.__getitem__)
     assert list(found.held_out.values()) == sorted(found.held_out.values())
     assert set(found.held_out) == {"searched", *SCHEMES}
     for one in SCHEMES:
-        assert found.held_out[one] == pytest.approx(losses[scheme(one, rope, LENGTH)])
-    assert found.held_out["searched"] == pytest.approx(min(losses[scaling] for scaling in finalists))
+        assert found.held_out[one] == pytest.approx(losses[key(schemes[one])], abs=1e-6)
+    assert found.held_out["searched"] == pytest.approx(min(losses[one] for one in finalists), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -66,111 +141,233 @@ def test_what_the_folder_holds(model: PreTrainedModel, tmp_path: Path, name: str
     assert load_factors(folder / "best.json") == found.outcomes[0].best
 
 
-def test_provenance_can_be_recomputed(model: PreTrainedModel, tmp_path: Path) -> None:
-    found = find(model, tmp_path, settings={"model": "llama", "dtype": "torch.float32"})
+@pytest.mark.parametrize("name", ["auto", "paper"])
+def test_provenance_can_be_recomputed(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    found = find(model, tmp_path, name=name, settings={"model": "llama", "dtype": "torch.float32"})
     provenance = json.loads((tmp_path / "extension.json").read_text())["long"]["provenance"]
-    assert provenance == found.extension.long.provenance
+    assert provenance == json.loads(json.dumps(found.extension.long.provenance))
     assert (provenance["model"], provenance["dtype"], provenance["seeds"]) == ("llama", "torch.float32", [0])
-    assert provenance["evaluations"] == 14
-    searched, held_out = (perplexity_objective(model, TOKENS[part]) for part in ("search", "held_out"))
-    best = found.outcomes[0].best
-    assert provenance["search_perplexity"] == pytest.approx(math.exp(searched(best)), rel=1e-6)
-    for name, perplexity in provenance["held_out_perplexity"].items():
-        assert perplexity == pytest.approx(math.exp(found.held_out[name]))
-    assert provenance["held_out_perplexity"]["yarn"] == pytest.approx(
-        math.exp(held_out(scheme("yarn", Rope.of(model), LENGTH))), rel=1e-6
-    )
+    assert list(provenance["method"]) == [type(METHODS[name]).__name__]
+    lines = [line for line in lines_of(tmp_path / "search-0.jsonl") if "loss" in line]
+    assert provenance["token_evaluations"] == LENGTH * sum(3 if "gradient" in line else 1 for line in lines)
+    assert provenance["evaluations"] == len({key(scaling_of(line)) for line in lines})
+    assert provenance["search_loss"] == pytest.approx(loss_of(model, "search", found.outcomes[0].best), abs=1e-6)
+    assert provenance["held_out_loss"] == pytest.approx(dict(found.held_out))
+    yarn = loss_of(model, "held_out", scheme("yarn", ROPE, LENGTH))
+    assert provenance["held_out_loss"]["yarn"] == pytest.approx(yarn, abs=1e-6)
 
 
-def test_the_model_is_what_it_was(model: PreTrainedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_the_budget_is_not_exceeded(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    for i, tokens in enumerate((4 * ONCE, 6 * ONCE + 100, 9 * ONCE - 1)):
+        (outcome,) = find(model, tmp_path / str(i), name=name, budget=Budget(tokens)).outcomes
+        assert tokens - 3 * LENGTH < outcome.tokens <= tokens
+        assert outcome.stopped == f"the budget of {tokens:,} token-evaluations is spent"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_below_one_candidate_is_refused(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    with pytest.raises(LongRopeError, match=f"budget = {ONCE - 1} token-evaluations is less than .* {ONCE}; raise it"):
+        find(model, tmp_path, name=name, budget=Budget(ONCE - 1))
+
+
+@pytest.mark.parametrize("name", ["auto", "paper"])
+def test_the_model_is_what_it_was(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
     before = families.logits(model, families.tokens(1, LENGTH))
-    find(model, tmp_path)
+    find(model, tmp_path, name=name)
     assert (families.logits(model, families.tokens(1, LENGTH)) == before).all()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_several_seeds(model: PreTrainedModel, tmp_path: Path) -> None:
-    found = find(model, tmp_path, seeds=(0, 1, 2))
+@pytest.mark.parametrize("name", ["cma", "paper", "simple"])
+def test_several_seeds(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    found = find(model, tmp_path, name=name, seeds=(0, 1, 2))
     assert len(found.outcomes) == 3
     assert len({outcome.ranked for outcome in found.outcomes}) == 3
     assert sorted(path.name for path in tmp_path.glob("search-*")) == [f"search-{seed}.jsonl" for seed in range(3)]
-    alone = find(model, tmp_path / "alone", seeds=(1,))
+    alone = find(model, tmp_path / "alone", name=name, seeds=(1,))
     assert alone.outcomes[0].ranked == found.outcomes[1].ranked
     best = min((outcome.ranked[0] for outcome in found.outcomes), key=lambda one: one[0])
     assert load_factors(tmp_path / "best.json") == best[1]
-    assert found.extension.long.provenance["evaluations"] == sum(len(outcome.ranked) for outcome in found.outcomes)
+    provenance = found.extension.long.provenance
+    assert provenance["evaluations"] == sum(len(outcome.ranked) for outcome in found.outcomes)
+    assert provenance["token_evaluations"] == sum(outcome.tokens for outcome in found.outcomes)
+    assert provenance["search_loss"] == best[0]
+
+
+OURS = [Scaling([1.0 + i / 8] * 8) for i in range(8)]
+
+
+def outcome(losses: Sequence[tuple[float, int]], records: Sequence[tuple[int, int]] = (), tokens: int = 100) -> Outcome:
+    ranked = tuple((loss, OURS[i]) for loss, i in losses)
+    return Outcome("", ranked, tuple(Record(at, 9.0 - at, OURS[i]) for at, i in records), tokens, 0.0)
 
 
 def test_the_finalists_are_distinct_though_all_seeds_begin_alike() -> None:
-    ours = [Scaling([1.0 + i / 8] * 8) for i in range(6)]
-    outcomes = [Outcome("", tuple((float(i), ours[i]) for i in chosen), 0.0) for chosen in ((0, 1, 2, 5), (0, 1, 3, 4))]
-    assert module._finalists(outcomes) == ours[:FINALISTS]
-    broken = Outcome("", ((1.0, ours[0]), (math.inf, ours[1])), 0.0)
-    assert module._finalists([broken]) == ours[:1]
+    outcomes = [outcome([(float(i), i) for i in chosen]) for chosen in ((0, 1, 2, 5), (0, 1, 3, 4))]
+    assert module._finalists(outcomes) == OURS[:FINALISTS]
+    assert module._finalists([outcome([(1.0, 0), (math.inf, 1)])]) == OURS[:1]
+
+
+@pytest.mark.parametrize(
+    ("records", "early"),
+    [
+        ([(10, 7), (40, 6), (90, 0)], [6]),
+        ([(10, 7), (50, 6), (51, 5)], [6]),
+        ([(51, 7), (90, 0)], []),
+        ([(10, 1), (90, 0)], []),
+        ([], []),
+    ],
+)
+def test_the_best_of_each_searchs_first_half_is_a_finalist(records: list[tuple[int, int]], early: list[int]) -> None:
+    ranked = [(float(i), i) for i in range(8)]
+    expected = [*OURS[:FINALISTS], *(OURS[i] for i in early)]
+    assert module._finalists([outcome(ranked, records)]) == expected
+    other = outcome(ranked, [(2, 4)], tokens=4)
+    assert module._finalists([outcome(ranked, records), other]) == [*expected, OURS[4]]
 
 
 @pytest.mark.parametrize("policy", ["none", "su", "yarn", 1.05])
-def test_the_attention_factor_of_all_candidates(model: PreTrainedModel, tmp_path: Path, policy: str | float) -> None:
-    found = find(model, tmp_path, attention=policy, budget=Budget(4))
-    expected = attention_factor(policy, Rope.of(model), LENGTH)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_attention_factor_of_all_candidates(
+    model: PreTrainedModel, tmp_path: Path, policy: str | float, name: str
+) -> None:
+    expected = attention_factor(policy, ROPE, LENGTH)
+    found = find(model, tmp_path, name=name, space={"attention_factor": expected}, budget=Budget(7 * ONCE))
     assert {scaling.attention_factor for _, scaling in found.outcomes[0].ranked} == {expected}
 
 
-def test_start_tokens_are_searched_when_offered(model: PreTrainedModel, tmp_path: Path) -> None:
-    found = find(model, tmp_path, start_tokens=(0, 4, 16), budget=Budget(20))
-    assert {scaling.start_tokens for _, scaling in found.outcomes[0].ranked} == {0, 4, 16}
+@pytest.mark.parametrize("name", METHODS)
+def test_the_attention_factor_is_searched_when_offered(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    found = find(model, tmp_path, name=name, space={"attention_factor": 1.1, "attention": True})
+    tried = {scaling.attention_factor for _, scaling in found.outcomes[0].ranked}
+    assert len(tried) > 1
+    assert min(tried) >= 1 - 1e-12
+    assert max(tried) <= 1 + 0.2 * math.log(LENGTH / 64) + 1e-12
 
 
-class Interruption:
-    """Stops a search after so many candidates, as Ctrl-C does."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def __call__(self, seed: int, yarn: float, progress: Progress) -> None:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("name", METHODS)
+def test_start_tokens_are_searched_when_offered(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    found = find(model, tmp_path, name=name, space={"start_tokens": (0, 4, 16)}, budget=Budget(24 * ONCE))
+    tried = {scaling.start_tokens for _, scaling in found.outcomes[0].ranked}
+    assert tried <= {0, 4, 16}
+    assert len(tried) > 1
 
 
-@pytest.mark.parametrize("after", [1, 7, 14, 15, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_candidates_keep_the_bounds(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    found = find(model, tmp_path, name=name)
+    factors = np.array([scaling.factors for _, scaling in found.outcomes[0].ranked])
+    assert factors.min() >= 1
+    assert factors.max() <= METHODS[name].ceiling * LENGTH / 64 * (1 + 1e-9)
+
+
+def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -> None:
+    both = {
+        part: mixed([(0.5, perplexity_items(tokens)), (0.5, perplexity_items(tokens[:, :100]))])
+        for part, tokens in TOKENS.items()
+    }
+    found = find(model, tmp_path, name="auto", items=both, rows=3, budget=None)
+    best = found.outcomes[0].best
+    long, short = (model_losses(model, best, TOKENS["search"][:, :length]).mean() for length in (LENGTH, 100))
+    assert found.outcomes[0].ranked[0][0] == pytest.approx((long + short) / 2, abs=1e-5)
+    assert found.outcomes[0].tokens == (4 + 3 * 3) * 2 * (LENGTH + 100)
+
+
+def test_rows_change_nothing_but_the_last_digits(model: PreTrainedModel, tmp_path: Path) -> None:
+    outcomes = []
+    for rows in (1, 2, 4):
+        run = find(model, tmp_path / str(rows), name="simple", rows=rows, budget=Budget(8 * ONCE))
+        outcomes.append({scaling: loss for loss, scaling in run.outcomes[0].ranked})
+    assert outcomes[0].keys() == outcomes[1].keys() == outcomes[2].keys()
+    for scaling, loss in outcomes[0].items():
+        assert [other[scaling] for other in outcomes[1:]] == pytest.approx([loss, loss], abs=1e-5)
+
+
+class Interrupted:
+    """An objective during whose n-th evaluation, counted over all objectives, Ctrl-C is pressed."""
+
+    def __init__(self, inner: Objective, left: list[int]) -> None:
+        self.inner, self.left, self.tokens = inner, left, inner.tokens
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        for answer in self.inner.evaluate(batches, gradient=gradient):
+            self.left[0] -= 1
+            if self.left[0] < 0:
+                raise KeyboardInterrupt
+            yield answer
+
+
+def journals(run: Path) -> dict[str, list[dict]]:
+    """All journals, without the times."""
+    lines = {path.name: lines_of(path) for path in run.glob("*.jsonl")}
+    return {name: [{k: v for k, v in line.items() if k != "seconds"} for line in lines[name]] for name in sorted(lines)}
+
+
+@pytest.mark.parametrize("after", [0, 3, 9, 13, 27, 35, 45])
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_and_resumed_gives_the_identical_extension(
     model: PreTrainedModel, tmp_path: Path, after: int, name: str
 ) -> None:
-    fields = {"seeds": (0, 1), "name": name, "start_tokens": (0, 8)}
+    space = {"start_tokens": (0, 8), "attention": True, "attention_factor": 1.1}
+    fields = {"seeds": (0, 1), "name": name, "space": space, "budget": Budget(17 * ONCE)}
     whole = find(model, tmp_path / "whole", **fields)
+    left = [after]
     with pytest.raises(KeyboardInterrupt):
-        find(model, tmp_path / "cut", watch=Interruption(after), **fields)
-    ranked = [one for outcome in whole.outcomes for one in outcome.ranked]
-    tried = [scaling for _, scaling in ranked]
-    assert load_factors(tmp_path / "cut" / "best.json") in tried  # the best so far survives
+        find(model, tmp_path / "cut", connect=lambda items: Interrupted(ModelObjective(model, items), left), **fields)
+    tried = [scaling for outcome in whole.outcomes for _, scaling in outcome.ranked]
+    assert (tmp_path / "cut" / "best.json").exists() == (after > 1)
+    if after > 1:
+        assert load_factors(tmp_path / "cut" / "best.json") in tried  # the best so far survives
     assert not (tmp_path / "cut" / "extension.json").exists()
     resumed = find(model, tmp_path / "cut", existing="resume", **fields)
     assert [outcome.ranked for outcome in resumed.outcomes] == [outcome.ranked for outcome in whole.outcomes]
     for file in ("extension.json", "best.json"):
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert journals(tmp_path / "cut") == journals(tmp_path / "whole")
+
+
+def test_a_finished_run_is_resumed_without_an_evaluation(model: PreTrainedModel, tmp_path: Path) -> None:
+    before = find(model, tmp_path, name="auto")
+    left = [0]
+    again = find(
+        model,
+        tmp_path,
+        name="auto",
+        existing="resume",
+        connect=lambda items: Interrupted(ModelObjective(model, items), left),
+    )
+    assert (again.extension, again.held_out) == (before.extension, before.held_out)
+    assert again.outcomes[0].ranked == before.outcomes[0].ranked
+    assert again.outcomes[0].records == before.outcomes[0].records
 
 
 def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None:
     seen: list[bool] = []
 
-    def watch(seed: int, yarn: float, progress: Progress) -> None:
+    def watch(seed: int, progress: Progress) -> None:
         seen.append(load_factors(tmp_path / "best.json") == progress.best)
 
     find(model, tmp_path, watch=watch)
-    assert seen == [True] * 14
+    assert seen == [True] * 27  # one for each of the 28 evaluations of a document but the first
 
 
-def test_watch_is_told_the_seed_and_the_loss_of_yarn(model: PreTrainedModel, tmp_path: Path) -> None:
-    told: list[tuple[int, float]] = []
-    find(model, tmp_path, seeds=(3, 4), watch=lambda seed, yarn, _: told.append((seed, yarn)))
-    yarn = perplexity_objective(model, TOKENS["search"])(scheme("yarn", Rope.of(model), LENGTH))
-    assert told == [(seed, pytest.approx(yarn)) for seed in (3, 4) for _ in range(14)]
+@pytest.mark.parametrize("name", METHODS)
+def test_watch_is_told_the_seed_and_how_it_stands(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    told: dict[int, list[Progress]] = {3: [], 4: []}
+    found = find(model, tmp_path, name=name, seeds=(3, 4), watch=lambda seed, progress: told[seed].append(progress))
+    for outcome, standings in zip(found.outcomes, told.values(), strict=True):
+        spent = [one.tokens for one in standings]
+        assert spent == sorted(spent)
+        assert spent[-1] == outcome.tokens
+        assert (standings[-1].loss, standings[-1].best) == outcome.ranked[0]
+        assert [one.loss for one in standings] == sorted((one.loss for one in standings), reverse=True)
 
 
-def test_a_larger_budget_continues_a_smaller_one(model: PreTrainedModel, tmp_path: Path) -> None:
-    find(model, tmp_path / "parts", budget=Budget(6))
-    parts, whole = (find(model, tmp_path / one, budget=Budget(14), existing="resume") for one in ("parts", "whole"))
+@pytest.mark.parametrize("name", METHODS)
+def test_a_larger_budget_continues_a_smaller_one(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    find(model, tmp_path / "parts", name=name, budget=Budget(6 * ONCE))
+    parts, whole = (find(model, tmp_path / one, name=name, existing="resume") for one in ("parts", "whole"))
     assert parts.extension == whole.extension
     assert parts.outcomes[0].ranked == whole.outcomes[0].ranked
     files = [(tmp_path / one / "extension.json").read_bytes() for one in ("parts", "whole")]
@@ -185,13 +382,33 @@ def test_a_second_run_in_the_same_folder_is_refused(model: PreTrainedModel, tmp_
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize(("fields", "said"), [({"attention": "su"}, "space"), ({"name": "simple"}, "space|method")])
+def test_overwrite_begins_anew(model: PreTrainedModel, tmp_path: Path) -> None:
+    find(model, tmp_path / "old", name="simple", seeds=(0, 1))
+    (tmp_path / "old" / "notes.txt").write_text("mine")
+    over, fresh = (find(model, tmp_path / one, existing="overwrite") for one in ("old", "new"))
+    assert over.extension == fresh.extension
+    assert {path.name for path in (tmp_path / "old").iterdir()} == {
+        "notes.txt",
+        *(path.name for path in (tmp_path / "new").iterdir()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"space": {"attention_factor": 1.2}}, "space was .*'attention_factor': 1.0.*now .*1.2"),
+        ({"space": {"form": "monotone"}}, "space was .*'free'.*now .*'monotone'"),
+        ({"starts": ("pi",)}, r"starts was \['pi', 'ntk', 'yarn'\], now \['pi'\]"),
+        ({"racing": True}, "racing was False, now True"),
+        *(({"name": name}, f"method was .*Paper.*now .*{name.title()}") for name in METHODS if name != "paper"),
+    ],
+)
 def test_a_resume_with_other_settings_is_refused(
     model: PreTrainedModel, tmp_path: Path, fields: dict[str, object], said: str
 ) -> None:
     find(model, tmp_path, settings={"model": "a"})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(LongRopeError, match=f"other settings: ({said}) was"):
+    with pytest.raises(LongRopeError, match=f"other settings: .*{said}.*--overwrite"):
         find(model, tmp_path, settings={"model": "a"}, existing="resume", **fields)
     with pytest.raises(LongRopeError, match="model was 'a', now 'b'"):
         find(model, tmp_path, settings={"model": "b"}, existing="resume")
@@ -200,45 +417,92 @@ def test_a_resume_with_other_settings_is_refused(
 
 def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
     find(model, tmp_path)
-    with pytest.raises(LongRopeError, match="data was"):
-        find_factors(
-            model,
-            TOKENS["held_out"],
-            TOKENS["search"],
-            tmp_path,
-            method=METHODS["paper"],
-            attention="none",
-            existing="resume",
-        )
+    swapped = {"search": ITEMS["held_out"], "held_out": ITEMS["search"]}
+    tails = {part: perplexity_items(tokens, tail=50) for part, tokens in TOKENS.items()}
+    for items in (swapped, tails):
+        with pytest.raises(LongRopeError, match="data was"):
+            find(model, tmp_path, items=items, existing="resume")
 
 
-@pytest.mark.parametrize("wrong", [{"starts": ("pi", "bogus")}, {"attention": "bogus"}])
-def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path, wrong: dict[str, object]) -> None:
-    with pytest.raises(LongRopeError, match=r"scheme|attention"):
-        find(model, tmp_path / "run", **wrong)
+def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="scheme = 'bogus' is unknown"):
+        find(model, tmp_path / "run", starts=("pi", "bogus"))
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("broken", ["pi", "yarn"])
+class Broken:
+    """An objective that gives no number for the candidates of a scheme."""
+
+    def __init__(self, inner: Objective, name: str) -> None:
+        self.inner, self.name, self.tokens = inner, name, inner.tokens
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        for index, answers in self.inner.evaluate(batches, gradient=gradient):
+            schemes = [one.scheme for one, _ in batches[index]]
+            yield index, [Answer(math.nan) if n == self.name else a for n, a in zip(schemes, answers, strict=True)]
+
+
+@pytest.mark.parametrize("broken", ["pi", "yarn", "searched"])
 def test_a_scheme_whose_loss_is_not_finite_does_not_stop_the_run(
-    model: PreTrainedModel, tmp_path: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+    model: PreTrainedModel, tmp_path: Path, broken: str
 ) -> None:
-    def objective_of(*args: object, **fields: object):
-        plain = perplexity_objective(*args, **fields)
-        return lambda scaling: math.nan if scaling.scheme == broken else plain(scaling)
+    def connect(items: Sequence[Item]) -> Objective:
+        held_out = len(items) == len(ITEMS["held_out"])
+        return Broken(ModelObjective(model, items), broken) if held_out else ModelObjective(model, items)
 
-    monkeypatch.setattr(module, "perplexity_objective", objective_of)
-    found = find(model, tmp_path)
-    assert found.held_out[broken] == math.inf
+    found = find(model, tmp_path, connect=connect)
+    assert not math.isfinite(found.held_out[broken])
     assert list(found.held_out)[-1] == broken
+    assert found.extension.long.scheme != broken
     provenance = json.loads((tmp_path / "extension.json").read_text(), parse_constant=pytest.fail)["long"]["provenance"]
-    assert provenance["held_out_perplexity"].get(broken) is None
+    assert provenance["held_out_loss"].get(broken) is None
 
 
-def test_the_hash_tells_documents_apart() -> None:
+class WithoutNumber:
+    """An objective that gives no number for the first start."""
+
+    def __init__(self, inner: Objective, first: Scaling) -> None:
+        self.inner, self.first, self.tokens = inner, first, inner.tokens
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        for index, answers in self.inner.evaluate(batches, gradient=gradient):
+            broken = [one.factors == self.first.factors for one, _ in batches[index]]
+            yield index, [Answer(math.nan) if bad else answer for bad, answer in zip(broken, answers, strict=True)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_start_without_a_number_is_the_worst_candidate(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    find(model, tmp_path / "plain", name=name)
+    first = scaling_of(lines_of(tmp_path / "plain" / "search-0.jsonl")[0])
+
+    def broken(items: Sequence[Item]) -> Objective:
+        return WithoutNumber(ModelObjective(model, items), first)
+
+    found = find(model, tmp_path / "whole", name=name, connect=broken)
+    losses = [loss for loss, _ in found.outcomes[0].ranked]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    assert losses[: len(finite)] == sorted(finite)
+    assert key(found.outcomes[0].ranked[-1][1]) == key(first)
+    left = [6]
+    with pytest.raises(KeyboardInterrupt):
+        find(model, tmp_path / "cut", name=name, connect=lambda items: Interrupted(broken(items), left))
+    find(model, tmp_path / "cut", name=name, connect=broken, existing="resume")
+    assert journals(tmp_path / "cut") == journals(tmp_path / "whole")
+    files = [(tmp_path / one / "extension.json").read_bytes() for one in ("cut", "whole")]
+    assert files[0] == files[1]
+
+
+def test_the_hash_tells_items_apart() -> None:
     tokens = TOKENS["search"]
-    assert data_hash(tokens) == data_hash(tokens.copy()) == data_hash(np.asfortranarray(tokens))
-    assert len({data_hash(tokens), data_hash(tokens[::-1]), data_hash(tokens[:, ::-1]), data_hash(tokens[:1])}) == 4
+    variants = (tokens, tokens[::-1], tokens[:, ::-1], tokens[:1])
+    hashes = [data_hash(perplexity_items(one)) for one in variants]
+    hashes.append(data_hash(perplexity_items(tokens, tail=20)))
+    assert len(set(hashes)) == 5
+    assert (
+        hashes[0]
+        == data_hash(perplexity_items(tokens.copy()))
+        == data_hash(perplexity_items(np.asfortranarray(tokens)))
+    )
     changed = tokens.copy()
     changed[0, 0] += 1
-    assert data_hash(changed) != data_hash(tokens)
+    assert data_hash(perplexity_items(changed)) != hashes[0]

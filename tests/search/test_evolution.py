@@ -1,52 +1,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searching import LENGTH, ROPE, STARTS, TARGET, quadratic, run_search
+from searching import LENGTH, ROPE, STARTS, TARGET, generations, quadratic, run_search, space_of
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope, Scaling
 from longrope.schemes import scheme
-from longrope.search.evolution import PRESETS, Paper, Simple, draw_start
+from longrope.search.evolution import Genes, Paper, Simple, _redrawn
 from longrope.search.space import START_TOKENS, Space
 
+FULL = {"paper": Paper(), "simple": Simple()}
 SMALL = [Paper(generations=4).sized(12), Simple(generations=4).sized(12)]
 KINDS = pytest.mark.parametrize("method", SMALL, ids=["paper", "simple"])
 
 
-def generations(
-    method: Paper | Simple,
-    space: Space,
-    *,
-    loss: Callable[[Scaling], float] = quadratic,
-    starts: list[Scaling] = STARTS,
-    seed: int = 0,
-) -> list[list[Scaling]]:
-    """All that a method asks for when it is told the losses."""
-    asked, source = [], method.candidates(space, starts, np.random.default_rng(seed))
-    generation = next(source)
-    while True:
-        asked.append(generation)
-        try:
-            generation = source.send([loss(scaling) for scaling in generation])
-        except StopIteration:
-            return asked
-
-
-def space_of(method: Paper | Simple, rope: Rope = ROPE, length: int = LENGTH, **fields: object) -> Space:
-    return Space(rope, length, ceiling=method.ceiling, **fields)
-
-
 def test_the_presets_have_the_published_numbers() -> None:
-    paper, simple = PRESETS["paper"], PRESETS["simple"]
-    assert isinstance(paper, Paper)
-    assert isinstance(simple, Simple)
+    paper, simple = Paper(), Simple()
     assert (paper.population, paper.mutations, paper.crossovers, paper.parents) == (64, 16, 16, 32)
     assert (paper.probability, paper.generations, paper.ceiling) == (0.3, 40, 1.25)
     assert (simple.population, simple.generations, simple.kept, simple.sigma) == (50, 100, 0.2, 0.1)
@@ -55,7 +30,7 @@ def test_the_presets_have_the_published_numbers() -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("paper", 1344), ("simple", 50 + 100 * 40)])
 def test_the_number_of_candidates(name: str, count: int) -> None:
-    method = PRESETS[name]
+    method = FULL[name]
     asked = generations(method, space_of(method))
     assert sum(map(len, asked)) == method.evaluations == count
     assert len(asked) == method.generations + 1
@@ -100,7 +75,7 @@ def assert_inside(scaling: Scaling, method: Paper | Simple, space: Space) -> Non
     st.sampled_from(SMALL),
     st.integers(1, 40),
     st.integers(16, 300),
-    st.floats(1, 40),
+    st.floats(1.1, 40),
     st.sampled_from(["pi", "ntk", "yarn", "heuristic", "llama3"]),
     st.integers(0, 99),
 )
@@ -148,21 +123,49 @@ def test_start_tokens_are_searched_when_offered(method: Paper | Simple, offered:
     assert len(chosen) >= min(len(offered), 4)
 
 
-def test_draw_start_is_uniform_with_its_probability() -> None:
+def redrawn(space: Space, rng: np.random.Generator, probability: float) -> Genes:
+    return _redrawn(Genes(np.ones(8), 1, 1.1), space, rng, probability)
+
+
+def test_start_tokens_are_drawn_uniformly_with_their_probability() -> None:
     space, rng = Space(ROPE, LENGTH, start_tokens=(0, 1, 2, 4)), np.random.default_rng(0)
-    counts = np.bincount([draw_start(space, 1, rng, probability=0.4) for _ in range(20_000)], minlength=4) / 20_000
+    counts = np.bincount([redrawn(space, rng, 0.4).start for _ in range(20_000)], minlength=4) / 20_000
     np.testing.assert_allclose(counts, [0.1, 0.7, 0.1, 0.1], atol=0.015)
+
+
+def test_attention_factors_are_drawn_uniformly_with_their_probability() -> None:
+    space, rng = Space(ROPE, LENGTH, attention=True), np.random.default_rng(0)
+    drawn = np.array([redrawn(space, rng, 0.4).attention for _ in range(20_000)])
+    new = drawn[drawn != 1.1]
+    assert len(new) / 20_000 == pytest.approx(0.4, abs=0.015)
+    top = 1 + 0.2 * math.log(8)
+    np.testing.assert_allclose(np.quantile(new, [0, 0.25, 0.5, 0.75, 1]), np.linspace(1, top, 5), atol=0.012)
+
+
+def test_where_there_is_nothing_to_choose_nothing_is_drawn() -> None:
+    rng = np.random.default_rng(0)
     state = rng.bit_generator.state
-    assert draw_start(Space(ROPE, LENGTH), 0, rng, probability=1.0) == 0
-    assert rng.bit_generator.state == state  # nothing to choose, nothing drawn
+    assert redrawn(Space(ROPE, LENGTH), rng, 1.0)[1:] == (1, 1.1)
+    assert rng.bit_generator.state == state
+
+
+@pytest.mark.parametrize("offered", [False, True])
+@KINDS
+def test_attention_factors_are_searched_when_offered(method: Paper | Simple, offered: bool) -> None:
+    space = space_of(method, attention_factor=1.1, attention=offered)
+    asked = generations(method, space)
+    chosen = {scaling.attention_factor for generation in asked for scaling in generation}
+    assert {scaling.attention_factor for scaling in asked[0][:3]} == {1.1}
+    assert all(1 <= one <= space.largest_attention for one in chosen)
+    assert len(chosen) > 5 if offered else chosen == {1.1}
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", FULL)
 def test_the_best_of_what_is_kept_never_gets_worse(name: str, seed: int, tmp_path: Path) -> None:
     seen: list[float] = []
     outcome = run_search(
-        tmp_path / "j", PRESETS[name], seed=seed, budget=600, watch=lambda progress: seen.append(progress.loss)
+        tmp_path / "j", FULL[name], seed=seed, tokens=600, watch=lambda progress: seen.append(progress.loss)
     )
     assert seen == sorted(seen, reverse=True)
     assert len(seen) == len(outcome.ranked) == 600
@@ -182,7 +185,7 @@ def test_the_paper_preset_comes_near_the_optimum_and_beats_yarn(seed: int, tmp_p
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_simple_preset_beats_its_starts(seed: int, tmp_path: Path) -> None:
-    best = run_search(tmp_path / "j", Simple(), seed=seed, budget=1500).ranked[0][0]
+    best = run_search(tmp_path / "j", Simple(), seed=seed, tokens=1500).ranked[0][0]
     assert best < 0.5 * min(quadratic(start) for start in STARTS)
 
 

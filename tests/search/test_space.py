@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,24 +9,38 @@ from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope, Scaling
+from longrope.search.shapes import SHAPES
 from longrope.search.space import START_TOKENS, Space
 
 ROPE = Rope(dim=8, base=10000.0, original_length=256)
 FACTORS = st.lists(st.floats(0.01, 100), min_size=4, max_size=4)
+EVERY = pytest.mark.parametrize("form", SHAPES)
+
+
+def inner(space: Space, part: float = 0.4) -> np.ndarray:
+    """Coordinates well inside the bounds, where no factor is at its limit."""
+    lower, upper = space.bounds
+    x = lower + part * (upper - lower) * (1 + 0.1 * np.sin(np.arange(len(lower))))
+    if space.form in ("monotone", "spline"):
+        x[: len(space.shape.lower)] /= 3
+    if space.form == "ramp":
+        x[:2] = -0.5, 6.25
+    if space.form == "critical":
+        x[:5] = 2.6, *np.sort(x[1:5])
+    return x
 
 
 @given(FACTORS, st.floats(1.0, 2.0))
-def test_inside_keeps_the_bounds_and_does_not_decrease(factors: list[float], ceiling: float) -> None:
+def test_inside_keeps_the_bounds(factors: list[float], ceiling: float) -> None:
     space = Space(ROPE, 2048, ceiling=ceiling)
     inside = space.inside(Scaling(factors))
     assert inside.shape == (4,)
     assert inside.min() >= 1
     assert inside.max() <= space.largest == 8 * ceiling
-    assert (np.diff(inside) >= 0).all()
     assert np.array_equal(space.inside(Scaling(inside.tolist())), inside)
 
 
-@given(st.lists(st.floats(1, 10), min_size=4, max_size=4).map(sorted))
+@given(st.lists(st.floats(1, 10), min_size=4, max_size=4))
 def test_what_is_inside_stays(factors: list[float]) -> None:
     assert Space(ROPE, 2048).inside(Scaling(factors)).tolist() == factors
 
@@ -33,6 +49,7 @@ def test_a_candidate_carries_what_the_space_says() -> None:
     space = Space(ROPE, 2048, attention_factor=1.1, start_tokens=START_TOKENS)
     found = space.scaling([1, 2, 3, 4], 5)
     assert found == Scaling([1, 2, 3, 4], attention_factor=1.1, start_tokens=12, scheme="searched", length=2048)
+    assert space.scaling([1, 2, 3, 4], attention=1.3).attention_factor == 1.3
     assert Space(ROPE, 2048).scaling([1, 1, 1, 1]).start_tokens == 0
     assert (space.pairs, space.largest) == (4, 10.0)
 
@@ -41,10 +58,104 @@ def test_the_papers_start_tokens() -> None:
     assert START_TOKENS == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 
 
+@given(st.lists(st.floats(1, 10), min_size=4, max_size=4))
+def test_free_factors_come_back_from_their_coordinates(factors: list[float]) -> None:
+    space = Space(ROPE, 2048, attention_factor=1.2)
+    found = space.at(space.coordinates(Scaling(factors)))
+    np.testing.assert_allclose(found.factors, factors, rtol=1e-12)
+    assert (found.attention_factor, found.start_tokens, found.length) == (1.2, 0, 2048)
+
+
+@EVERY
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("start_tokens", [(0,), (3,), (0, 4, 8)])
+def test_candidates_come_back_from_their_coordinates(form: str, attention: bool, start_tokens: tuple[int, ...]) -> None:
+    space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, form=form)
+    one = space.at(inner(space))
+    again = space.at(space.coordinates(one))
+    np.testing.assert_allclose(np.log(again.factors), np.log(one.factors), atol=0.1 if form == "ramp" else 0.02)
+    assert again.attention_factor == pytest.approx(1.1)  # a search begins at the space's own
+    assert again.start_tokens == start_tokens[0]
+
+
+@EVERY
+def test_coordinates_for_the_attention_factor_and_start_tokens_come_and_go(form: str) -> None:
+    def count(attention: bool, start_tokens: tuple[int, ...]) -> int:
+        space = Space(ROPE, 2048, 1.1, attention, start_tokens, form=form)
+        lower, upper = space.bounds
+        assert lower.shape == upper.shape == space.spread.shape == space.coordinates(Scaling([2.0] * 4)).shape
+        assert (lower <= upper).all()
+        return len(lower)
+
+    plain = count(False, (0,))
+    assert count(False, (8,)) == plain
+    assert count(True, (0,)) == count(False, (0, 8)) == plain + 1
+    assert count(True, (0, 8, 9)) == plain + 2
+
+
+@EVERY
+def test_the_bounds_are_reached_and_not_passed(form: str) -> None:
+    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), ceiling=2.0, form=form)
+    lowest, highest = map(space.at, space.bounds)
+    assert (lowest.attention_factor, lowest.start_tokens) == (1.0, 0)
+    assert highest.attention_factor == pytest.approx(1 + 0.2 * math.log(8))
+    assert highest.start_tokens == 5
+    assert min(lowest.factors) == 1.0
+    assert max(highest.factors) <= 16 * (1 + 1e-12)
+
+
+def test_an_attention_factor_outside_the_usual_range_is_inside_its_own() -> None:
+    for factor in (0.7, 3.0):
+        space = Space(ROPE, 2048, attention_factor=factor, attention=True)
+        lower, upper = space.bounds
+        assert lower[-1] <= math.log(factor) <= upper[-1]
+        assert space.at(space.coordinates(Scaling([1.0] * 4))).attention_factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("start", range(3))
+@pytest.mark.parametrize("off", [-0.49, 0.0, 0.49])
+def test_start_tokens_are_the_nearest_index(start: int, off: float) -> None:
+    space = Space(ROPE, 2048, start_tokens=(1, 4, 9))
+    x = np.append(np.zeros(4), np.clip(start + off, 0, 2))
+    assert space.at(x).start_tokens == (1, 4, 9)[start]
+
+
+@EVERY
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("start_tokens", [(0,), (0, 4, 8)])
+@pytest.mark.parametrize("part", [0.3, 0.5])
+def test_the_slope_is_the_derivative(form: str, attention: bool, start_tokens: tuple[int, ...], part: float) -> None:
+    """Of a quadratic of the log factors and the log attention factor, by central differences."""
+    space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, form=form)
+    target = np.array([0.3, 0.1, 1.2, 2.0, 0.05])
+
+    def off(scaling: Scaling) -> np.ndarray:
+        return np.log([*scaling.factors, scaling.attention_factor]) - target
+
+    x = inner(space, part)
+    found = space.slope(x, 2 * off(space.at(x)))
+    moves = 1e-6 * np.eye(len(x))[: len(x) - (len(start_tokens) > 1)]
+    wanted = [(sum(off(space.at(x + d)) ** 2) - sum(off(space.at(x - d)) ** 2)) / 2e-6 for d in moves]
+    assert found.shape == x.shape
+    np.testing.assert_allclose(found[: len(wanted)], wanted, atol=1e-4)
+    assert not found[len(wanted) :].any()
+    assert np.abs(found).max() > 0.1
+
+
+@EVERY
+def test_a_start_of_another_rope_is_refused(form: str) -> None:
+    space = Space(ROPE, 2048, form=form)
+    for act in (space.inside, space.coordinates):
+        with pytest.raises(LongRopeError, match=r"3 factors.* 4 pairs"):
+            act(Scaling([1, 2, 3]))
+
+
 def test_what_is_no_space() -> None:
     with pytest.raises(LongRopeError, match=r"length = 255 is below .* 256"):
         Space(ROPE, 255)
     with pytest.raises(LongRopeError, match="start_tokens is empty"):
         Space(ROPE, 2048, start_tokens=())
-    with pytest.raises(LongRopeError, match=r"3 factors.* 4 pairs"):
-        Space(ROPE, 2048).inside(Scaling([1, 2, 3]))
+    with pytest.raises(LongRopeError, match=r"no factor to choose but 1.* above the original 256"):
+        Space(ROPE, 256, ceiling=1.0)
+    with pytest.raises(LongRopeError, match="space = 'wavy' is unknown"):
+        Space(ROPE, 2048, form="wavy")

@@ -58,12 +58,12 @@ def perplexity_items(tokens: np.ndarray, *, tail: int | None = None) -> list[Ite
 
 
 def needle_items(
-    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int = 1, each: int = 1, seed: int = 0
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int = 8, each: int = 1, seed: int = 0
 ) -> list[Item]:
     """Needle perplexity (LongRoPE2 section 3.2): the loss of answers whose needles lie in real documents.
 
-    Every item has the length of its document. Its needles lie at seeded random places, one of them is asked for at
-    the end, and only the answer's tokens count.
+    Every item has the length of its document. Its needles lie at seeded random places, all of them are asked for at
+    the end, and only the tokens of the answers count.
 
     Args:
         tokens: ``(documents, length)``.
@@ -75,7 +75,7 @@ def needle_items(
     rng, items = np.random.default_rng(seed), []
     for row in tokens:
         for _ in range(each):
-            recall = make_recall(row, tokenizer, rng=rng, length=len(row), needles=needles)
+            recall = make_recall(row, tokenizer, rng=rng, length=len(row), needles=needles, asked=needles)
             answers = recall.answers[1:].astype(float)
             items.append(Item(recall.tokens, answers / answers.sum()))
     return items

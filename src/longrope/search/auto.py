@@ -14,7 +14,7 @@ from longrope.search.gradient import STARTS, Gradient
 from longrope.search.objective import Ask, Conversation
 from longrope.search.space import Space
 
-RAMPS = ((32, 0.3, 1.15), (10, 0.3, 1.15), (3, 0.3, 1.15), (10, 1, 1.0), (3, 1, 1.0))
+RAMPS = ((10, 0.3, 1.15), (10, 1, 1.0), (32, 0.3, 1.15), (3, 0.3, 1.15), (3, 1, 1.0))
 
 
 @dataclass(frozen=True)

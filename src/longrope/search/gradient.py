@@ -28,13 +28,13 @@ class Gradient:
 
     Args:
         steps: forward and backward passes over all items.
-        rate: first step size, in log factors, as a part of ln s.
+        rate: first step size, in log factors, as a part of ln s / sqrt(steps).
         betas: Adam's.
         frozen: pairs that turn more often than that within L0 keep their factors (free space only).
     """
 
     steps: int = 30
-    rate: float = 0.05
+    rate: float = 0.2
     betas: tuple[float, float] = (0.9, 0.99)
     frozen: float = math.inf
     ceiling: ClassVar[float] = 2.0
@@ -72,7 +72,7 @@ class Gradient:
         unit[:shaped] = 1.0 / (np.abs(space.shape.jacobian(x[:shaped])) / damping[:, None]).max(axis=0).clip(min=1e-6)
         if space.attention:
             unit[shaped] = 0.25
-        first, second, best, rate = np.zeros(len(x)), np.zeros(len(x)), (math.inf, x), self.rate
+        first, second, best, rate = np.zeros(len(x)), np.zeros(len(x)), (math.inf, x), self.rate / math.sqrt(self.steps)
         since = 0
         for step in range(self.steps):
             state = {"step": step, "x": x.tolist(), "first": first.tolist(), "second": second.tolist(), "rate": rate}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -20,12 +20,9 @@ from longrope.search.space import Space
 class Method(Protocol):
     """A small dataclass; ``ceiling`` and ``form`` of the space, and ``starts``, are those that it is best used with."""
 
-    @property
-    def ceiling(self) -> float: ...  # noqa: D102
-    @property
-    def form(self) -> str: ...  # noqa: D102
-    @property
-    def starts(self) -> tuple[str, ...]: ...  # noqa: D102
+    ceiling: ClassVar[float]
+    form: ClassVar[str]
+    starts: ClassVar[tuple[str, ...]]
 
     @property
     def evaluations(self) -> int:

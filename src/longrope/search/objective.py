@@ -46,12 +46,12 @@ Conversation = Generator[Ask, list[Answer], None]
 
 
 class Objective(Protocol):
-    """The mean of a loss over some items: documents, or texts with needles.
+    """The mean of a loss over some items: documents, or texts with needles."""
 
-    ``tokens`` is the length of each item: what one forward pass over it costs, in token-evaluations.
-    """
-
-    tokens: Sequence[int]
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The length of each item: what one forward pass over it costs, in token-evaluations."""
+        ...
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
         """The answers to each batch of (candidate, item) pairs, with its index, as they come.

@@ -40,16 +40,18 @@ class Shape:
         slopes = [(self.log_factors(x + move) - self.log_factors(x - move)) / (2 * step) for move in moves]
         return np.stack(slopes, axis=1) / self.spread
 
-    def nearest(self, log_factors: np.ndarray, steps: int = 200) -> np.ndarray:
-        """Coordinates within the bounds whose log factors come close to the given ones (Gauss-Newton, damped)."""
-        x, best = self.middle, self.middle
+    def nearest(self, log_factors: np.ndarray, steps: int = 100) -> np.ndarray:
+        """Coordinates within the bounds whose log factors come close to the given ones (Gauss-Newton, active set)."""
+        x = best = self.middle
         for _ in range(steps):
             rest = log_factors - self.log_factors(x)
             slopes = self.jacobian(x) * self.spread
-            move = np.linalg.solve(slopes.T @ slopes + 1e-4 * np.eye(len(x)), slopes.T @ rest)
+            uphill = slopes.T @ rest
+            held = ((x <= self.lower) & (uphill < 0)) | ((x >= self.upper) & (uphill > 0))
+            slopes[:, held] = 0
+            move = np.linalg.solve(slopes.T @ slopes + 1e-6 * np.eye(len(x)), slopes.T @ rest)
             x = np.clip(x + 0.5 * self.spread * move, self.lower, self.upper)
-            if np.linalg.norm(log_factors - self.log_factors(x)) < np.linalg.norm(log_factors - self.log_factors(best)):
-                best = x
+            best = min(best, x, key=lambda one: float(np.sum((log_factors - self.log_factors(one)) ** 2)))
         return best
 
 
@@ -121,6 +123,6 @@ def shape(name: str, rope: Rope, scale: float, ceiling: float) -> Shape:
 
 def _linear(columns: np.ndarray, top: float) -> Shape:
     """Log factors that are sums of columns ``(dim // 2, n)`` with weights 0 … top."""
-    low, high = np.zeros(columns.shape[1]), np.full(columns.shape[1], top)
-    unit = np.maximum(high, 1e-3)
-    return Shape(lambda x: np.clip(columns @ x, 0, top), lower=low, upper=high, spread=unit, middle=high / 2)
+    low, high, sums = np.zeros(columns.shape[1]), np.full(columns.shape[1], top), columns.sum(axis=1).max()
+    unit = np.maximum(high / np.sqrt(sums), 1e-3)
+    return Shape(lambda x: np.clip(columns @ x, 0, top), low, high, spread=unit, middle=high / (2 * sums))

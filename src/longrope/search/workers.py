@@ -7,6 +7,7 @@ replaced and its batch computed again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +145,7 @@ class RayEngine:
         except ImportError:
             raise LongRopeError(f"workers = {address!r} needs Ray: pip install 'longrope[ray]'") from None
         try:
-            ray.init(address=None if address == "ray" else address, logging_level="error", log_to_driver=False)
+            ray.init(address=None if address == "ray" else address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise LongRopeError(
@@ -157,7 +158,7 @@ class RayEngine:
         actor = ray.remote(Worker).options(
             num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=RETRIES
         )
-        self.actors = [actor.remote(build, 0 if gpus else rank) for rank in range(count)]
+        self.actors: list[Any] = [actor.remote(build, 0 if gpus else rank) for rank in range(count)]
 
     def share(self, items: bytes) -> Any:
         """A reference into Ray's object store."""

@@ -1,0 +1,104 @@
+"""Which objective and space give the best retrieval? Perplexity, needles or both; free factors or LongRoPE2's κ.
+
+    make benchmark-objectives
+
+The default method searches on ``tiny`` at 8x, three seeds with search documents of their own. Then, on test documents:
+perplexity, the loss of the recalled words, and exact recall of one planted line at a random depth (greedy, all tokens
+of the answer right). Results in ``benchmarks/results/objectives.json``.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from search import BUILD, Bench
+from tqdm import tqdm
+
+from longrope.data.recalls import Recall, make_recall
+from longrope.data.split import draw
+from longrope.evaluation.items import make_items
+from longrope.evaluation.objective import ModelObjective
+from longrope.files import write_json
+from longrope.models.patch import patch
+from longrope.report.provenance import provenance
+from longrope.rope import Scaling
+from longrope.schemes import attention_factor
+from longrope.search.journal import Journal
+from longrope.search.methods import METHODS
+from longrope.search.run import search
+from longrope.search.space import Space
+
+RESULTS = Path(__file__).parent / "results" / "objectives.json"
+WEIGHTS, FORMS, SEEDS, TRIALS = {"perplexity": 0.0, "needles": 1.0, "both": 0.5}, ("free", "critical"), 3, 100
+
+
+def main() -> None:
+    """Search, then measure; what the journals hold is not searched again."""
+    bench = Bench("tiny-8x")
+    length = bench.case.length
+    test = draw(bench.parts["test"], bench.tokenizer, length=length, count=bench.case.test).tokens
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name in ("yarn", "heuristic"):
+        rows[name] = [measure(bench, bench.schemes[name], test, seed) for seed in range(SEEDS)]
+    for form in FORMS:
+        for name, weight in WEIGHTS.items():
+            rows[f"{name}, {form}"] = []
+            for seed in range(SEEDS):
+                scaling = find(bench, weight, form, seed)
+                found = measure(bench, scaling, test, seed) | {"factors": list(scaling.factors)}
+                rows[f"{name}, {form}"].append(found)
+            write_json(RESULTS, {"length": length, "trials": TRIALS, "runs": rows, "provenance": provenance()})
+    for name, runs in rows.items():
+        means = {key: float(np.mean([run[key] for run in runs])) for key in ("perplexity", "recall_loss", "recall")}
+        print(f"{name:20}", {key: round(value, 3) for key, value in means.items()})
+
+
+def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
+    """The best of one search."""
+    count, length = bench.case.search, bench.case.length
+    documents = bench.parts["search"]
+    names = draw(documents, bench.tokenizer, length=length, count=count * (seed + 1)).names
+    own = [document for document in documents if document.name in names[count * seed :]]
+    items, _ = make_items(own, bench.tokenizer, lengths=[length], count=count, needles=weight, seed=seed)
+    method, factor = METHODS["auto"], attention_factor("su", bench.rope, length)
+    space = Space(bench.rope, length, attention_factor=factor, ceiling=method.ceiling, form=form)
+    conversation = method.converse(space, [bench.schemes[one] for one in method.starts], np.random.default_rng(seed))
+    path = BUILD / f"objectives-{weight}-{form}-{seed}.jsonl"
+    with closing(Journal(path, {"weight": weight, "form": form, "seed": seed}, resume=True)) as journal:
+        return search(ModelObjective(bench.model, items), conversation, journal).best
+
+
+@torch.inference_mode()
+def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict[str, Any]:
+    """Test perplexity; loss of the answers and exact recall over `TRIALS` texts with one needle."""
+    rng, losses, right = np.random.default_rng(1000 + seed), [], []
+    with patch(bench.model, scaling):
+        for trial in tqdm(range(TRIALS), desc=scaling.scheme):
+            recall = make_recall(test[trial % len(test)], bench.tokenizer, rng=rng, length=test.shape[1])
+            losses_of, correct = answers(bench, recall)
+            losses.append(losses_of)
+            right.append(correct)
+    (perplexity,) = bench.tested([scaling])
+    return {"perplexity": math.exp(perplexity), "recall_loss": float(np.mean(losses)), "recall": float(np.mean(right))}
+
+
+def answers(bench: Bench, recall: Recall) -> tuple[float, bool]:
+    """The mean loss of the answer's tokens, and whether each is the most likely one."""
+    tokens = torch.from_numpy(recall.tokens)[None]
+    wanted = torch.from_numpy(np.flatnonzero(recall.answers))
+    hidden = bench.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, wanted - 1]
+    head = bench.model.get_output_embeddings()
+    assert head is not None
+    logits = head(hidden).float()
+    targets = tokens[0, wanted]
+    loss = torch.nn.functional.cross_entropy(logits, targets)
+    return float(loss), bool((logits.argmax(-1) == targets).all())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Search methods side by side: loss and test perplexity against token-evaluations, three seeds, on the model ``tiny``.
+
+    make benchmark-search                  # all of it; hours on a CPU; continues where it stopped
+    python benchmarks/search.py tiny-8x auto gradient
+
+Every seed has search and test documents of its own kind: seed k minimises the loss of its own search documents, all
+are judged on the same test documents, which no search saw. Journals are in ``build/search``, results in
+``benchmarks/results/search-CASE.json``, the plot in ``docs/images/search-CASE.png``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from longrope.data.documents import load_documents
+from longrope.data.split import draw, split
+from longrope.evaluation.items import perplexity_items
+from longrope.evaluation.objective import ModelObjective
+from longrope.files import write_json
+from longrope.models.load import load
+from longrope.report.provenance import provenance
+from longrope.rope import Rope, Scaling
+from longrope.schemes import COMPARED, attention_factor, scheme
+from longrope.search.evaluator import Evaluator
+from longrope.search.journal import Journal
+from longrope.search.methods import METHODS
+from longrope.search.objective import Ask
+from longrope.search.run import Budget, Outcome, Progress, search
+from longrope.search.space import Space
+
+BUILD, RESULTS, IMAGES = Path("build/search"), Path(__file__).parent / "results", Path("docs/images")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A length, how many documents each seed searches on and all are tested on, and the seeds of each method."""
+
+    length: int
+    search: int
+    test: int
+    seeds: dict[str, int]
+
+
+CASES = {
+    "tiny-8x": Case(2048, 2, 8, {"paper": 3, "simple": 1, "cma": 3, "gradient": 3, "auto": 3}),
+    "tiny-32x": Case(8192, 1, 4, {"paper": 1, "cma": 3, "gradient": 3, "auto": 3}),
+}
+POINTS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Bench:
+    """A case with its model, documents and closed forms."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.case = name, CASES[name]
+        self.model, self.tokenizer = load("tiny")
+        self.rope = Rope.of(self.model)
+        self.parts = split(load_documents("stdlib:unseen"))
+        self.schemes = {one: scheme(one, self.rope, self.case.length) for one in COMPARED}
+        test = draw(self.parts["test"], self.tokenizer, length=self.case.length, count=self.case.test)
+        self.test, self.test_names = ModelObjective(self.model, perplexity_items(test.tokens)), test.names
+
+    def objective(self, seed: int) -> tuple[ModelObjective, list[str]]:
+        """The search documents of a seed."""
+        count = self.case.search
+        drawn = draw(self.parts["search"], self.tokenizer, length=self.case.length, count=count * (seed + 1))
+        items = perplexity_items(drawn.tokens[count * seed :])
+        return ModelObjective(self.model, items), list(drawn.names[count * seed :])
+
+    def run(self, method: str, seed: int) -> tuple[Outcome, int, list[str]]:
+        """One search; what its journal holds is not computed again."""
+        objective, names = self.objective(seed)
+        chosen, cost = METHODS[method], sum(objective.tokens)
+        factor = attention_factor("su", self.rope, self.case.length)
+        space = Space(self.rope, self.case.length, attention_factor=factor, ceiling=chosen.ceiling, form=chosen.form)
+        settings = {"case": self.name, "method": method, "seed": seed, "documents": names}
+        starts = [self.schemes[one] for one in chosen.starts]
+        conversation = chosen.converse(space, starts, np.random.default_rng(seed))
+        with (
+            closing(Journal(BUILD / f"{self.name}-{method}-{seed}.jsonl", settings, resume=True)) as journal,
+            tqdm(desc=f"{self.name} {method} {seed}", total=chosen.evaluations) as bar,
+        ):
+
+            def watch(standing: Progress) -> None:
+                bar.update(standing.tokens / cost - bar.n)
+
+            return search(objective, conversation, journal, watch=watch), cost, names
+
+    def tested(self, scalings: list[Scaling]) -> list[float]:
+        """Test losses, kept in a journal too."""
+        settings = {"case": self.name, "documents": list(self.test_names)}
+        with closing(Journal(BUILD / f"{self.name}-test.jsonl", settings, resume=True)) as journal:
+            answers = Evaluator(self.test, journal, limits=Budget()).answers(Ask(scalings))
+        return [answer.loss for answer in answers]
+
+    def measure(self, method: str, seed: int) -> dict[str, Any]:
+        """The curve of one search; everything in evaluations, which are token-evaluations over the search tokens."""
+        outcome, cost, names = self.run(method, seed)
+        at = lambda evaluations: [one for one in outcome.records if one.tokens <= evaluations * cost][-1:]  # noqa: E731
+        spent = outcome.tokens / cost
+        points = [point for point in (*POINTS, METHODS["auto"].evaluations, spent) if point <= spent]
+        points = [point for point in sorted(set(points)) if at(point)]
+        losses = self.tested([at(point)[0].scaling for point in points])
+        return {
+            "documents": names,
+            "tokens_per_evaluation": cost,
+            "evaluations": spent,
+            "seconds": round(outcome.seconds, 1),
+            "search": [[record.tokens / cost, math.exp(record.loss)] for record in outcome.records],
+            "test": [[point, math.exp(loss)] for point, loss in zip(points, losses, strict=True)],
+            "factors": list(outcome.best.factors),
+        }
+
+
+def reached(run: dict[str, Any], perplexity: float) -> float:
+    """After how many evaluations a search was at or below a search perplexity; infinite if never."""
+    return next((evaluations for evaluations, value in run["search"] if value <= perplexity), math.inf)
+
+
+def at(curve: list[list[float]], evaluations: float) -> float:
+    """A curve's last value at or before that many evaluations."""
+    return [value for point, value in curve if point <= evaluations][-1]
+
+
+def bars(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """How many times cheaper ``auto`` reaches the others' final search loss, and its test perplexity at equal cost."""
+    found: dict[str, Any] = {}
+    for other in [name for name in runs if name != "auto"]:
+        pairs = list(zip(runs["auto"], runs[other], strict=False))
+        cheaper = [theirs["evaluations"] / reached(ours, theirs["search"][-1][1]) for ours, theirs in pairs]
+        equal = [at(ours["test"], 1e9) / at(theirs["test"], ours["evaluations"]) for ours, theirs in pairs]
+        final = [at(ours["test"], 1e9) / at(theirs["test"], 1e9) for ours, theirs in pairs]
+        found[other] = {
+            "times_cheaper": cheaper,
+            "test_perplexity_at_equal_cost": equal,
+            "test_perplexity_at_the_end": final,
+            "median": {"times_cheaper": median(cheaper), "at_equal_cost": median(equal), "at_the_end": median(final)},
+        }
+    return found
+
+
+def plot(name: str, record: dict[str, Any], path: Path) -> None:
+    """Perplexity relative to YaRN's against evaluations: the median over seeds, and their range."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
+    styles = {"paper": "-", "simple": (0, (5, 1)), "cma": (0, (3, 1, 1, 1)), "gradient": ":", "auto": "-"}
+    colors = {"paper": "#4477aa", "simple": "#66ccee", "cma": "#228833", "gradient": "#ccbb44", "auto": "#ee6677"}
+    for axis, kind, reference in ((axes[0], "search", record["yarn_search"]), (axes[1], "test", None)):
+        for method, runs in record["runs"].items():
+            end = max(run["evaluations"] for run in runs)
+            grid = np.geomspace(4, end, 60)
+            rows = []
+            for seed, run in enumerate(runs):
+                against = record["schemes_test"]["yarn"] if reference is None else reference[seed]
+                rows.append([at([[0, math.nan], *run[kind]], point) / against for point in grid])
+            middle = np.nanmedian(rows, axis=0)
+            axis.plot(grid, middle, label=method, ls=styles[method], color=colors[method], lw=2)
+            if len(rows) > 1:
+                axis.fill_between(grid, np.nanmin(rows, 0), np.nanmax(rows, 0), color=colors[method], alpha=0.12, lw=0)
+        axis.axhline(1, color="grey", lw=0.8)
+        axis.set(xscale="log", xlabel="evaluations (token-evaluations / search tokens)", title=f"{kind} documents")
+        axis.set_ylabel("perplexity relative to YaRN")
+        axis.grid(alpha=0.25)
+    axes[0].legend()
+    figure.suptitle(f"{name}: best candidate so far, median and range over seeds")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main(names: list[str], methods: list[str]) -> None:
+    """Run what is not done yet; write results and plot of each case."""
+    for name in names or list(CASES):
+        bench = Bench(name)
+        path = RESULTS / f"search-{name}.json"
+        chosen = [method for method in bench.case.seeds if not methods or method in methods]
+        runs = {method: [bench.measure(method, seed) for seed in range(bench.case.seeds[method])] for method in chosen}
+        yarn = []
+        for seed in range(3):
+            objective, _ = bench.objective(seed)
+            with closing(Journal(BUILD / f"{name}-yarn-{seed}.jsonl", {"case": name}, resume=True)) as journal:
+                evaluator = Evaluator(objective, journal, limits=Budget())
+                yarn.append(math.exp(evaluator.answers(Ask([bench.schemes["yarn"]]))[0].loss))
+        tested = dict(zip(bench.schemes, np.exp(bench.tested(list(bench.schemes.values()))).tolist(), strict=True))
+        record = {
+            "length": bench.case.length,
+            "test_documents": list(bench.test_names),
+            "schemes_test": tested,
+            "yarn_search": yarn,
+            "runs": runs,
+            "auto_against": bars(runs) if "auto" in runs else {},
+            "provenance": provenance(),
+        }
+        write_json(path, record)
+        print(json.dumps(record["auto_against"], indent=1))
+        plot(name, record, IMAGES / f"search-{name}.png")
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    main([word for word in words if word in CASES], [word for word in words if word in METHODS])

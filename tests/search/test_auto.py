@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from searching import LENGTH, ROPE, STARTS, TARGET, Documents, asks, quadratic, run_search, space_of
+
+from longrope.errors import LongRopeError
+from longrope.rope import Rope
+from longrope.search.auto import RAMPS, Auto, ramps
+from longrope.search.gradient import Gradient
+
+METHOD = Auto(ramps=3, gradient=Gradient(steps=8))
+
+
+@pytest.mark.parametrize(("dim", "base", "original", "scale"), [(16, 1e4, 256, 8), (128, 5e5, 8192, 16)])
+def test_ramps_are_straight_between_two_numbers_of_turns(dim: int, base: float, original: int, scale: int) -> None:
+    rope = Rope(dim, base, original)
+    space = space_of(METHOD, rope, original * scale)
+    turns = original * base ** (-2 * np.arange(dim // 2) / dim) / (2 * np.pi)
+    found = ramps(space)
+    assert len(found) == len(RAMPS)
+    for (first, last, top), one in zip(RAMPS, found, strict=True):
+        logs = np.log(one.factors)
+        assert (logs[turns > first] == 0).all()
+        np.testing.assert_allclose(logs[turns < last], np.log(top * scale), rtol=1e-12)
+        slopes = np.diff(logs)[(turns[:-1] <= first) & (turns[1:] >= last)]
+        assert (slopes > 0).all()
+        np.testing.assert_allclose(slopes, slopes[:1].repeat(len(slopes)), rtol=1e-9)
+
+
+def test_ramps_keep_to_the_ceiling() -> None:
+    for one in ramps(space_of(METHOD, ceiling=1.0)):
+        assert 1 <= min(one.factors) <= max(one.factors) <= 8.0
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_starts_and_ramps_come_first_and_the_best_of_them_is_gone_on_from(count: int) -> None:
+    method = Auto(ramps=count, gradient=Gradient(steps=4))
+    space = space_of(method)
+    asked = asks(method, space)
+    assert [len(ask.candidates) for ask in asked] == [3 + count] + [1] * 4
+    assert [ask.gradient for ask in asked] == [False] + [True] * 4
+    for wanted, found in zip([*STARTS, *ramps(space)], asked[0].candidates, strict=False):
+        np.testing.assert_allclose(found.factors, wanted.factors, rtol=1e-9)
+    best = min(asked[0].candidates, key=quadratic)
+    np.testing.assert_allclose(asked[1].candidates[0].factors, best.factors, rtol=1e-9)
+
+
+def test_it_comes_close_to_the_target(tmp_path: Path) -> None:
+    best = run_search(tmp_path / "j", Auto(gradient=Gradient(steps=120))).best
+    np.testing.assert_allclose(np.log(best.factors), np.log(TARGET), atol=0.1)
+
+
+@given(st.integers(8, 300))
+def test_within_a_budget_it_costs_no_more(evaluations: int) -> None:
+    found = Auto().within(evaluations)
+    assert evaluations - 3 < found.evaluations <= evaluations
+
+
+@pytest.mark.parametrize("evaluations", [8, 13, 20, 33, 64])
+def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, evaluations: int) -> None:
+    method = Auto().within(evaluations)
+    outcome = run_search(tmp_path / "j", method, objective=Documents((7, 7)), starts=STARTS[1:])
+    assert outcome.stopped == "the method is done"
+    assert outcome.tokens == method.evaluations * 14 <= evaluations * 14
+
+
+def test_a_larger_budget_has_more_of_both() -> None:
+    found = [Auto().within(evaluations) for evaluations in range(8, 120, 6)]
+    for one, more in pairwise(found):
+        assert one.ramps <= more.ramps
+        assert one.gradient.steps <= more.gradient.steps
+    assert found[-1].ramps == len(RAMPS)
+
+
+def test_other_numbers_of_steps() -> None:
+    assert Auto(ramps=2).sized(9) == Auto(ramps=2, gradient=Gradient(steps=9))
+    with pytest.raises(LongRopeError, match="population = 0 is too small"):
+        Auto().sized(0)
+
+
+def test_start_tokens_and_length_are_the_spaces() -> None:
+    for ask in asks(METHOD, space_of(METHOD, start_tokens=(5,), attention_factor=1.1)):
+        for one in ask.candidates:
+            assert (one.start_tokens, one.attention_factor, one.length) == (5, 1.1, LENGTH)
+            assert len(one.factors) == ROPE.dim // 2

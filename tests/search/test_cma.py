@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cmaes import CMA
+from searching import STARTS, TARGET, asks, generations, quadratic, run_search, space_of
+
+from longrope.errors import LongRopeError
+from longrope.rope import Rope, Scaling
+from longrope.schemes import scheme
+from longrope.search.cma import Cma, _state
+from longrope.search.shapes import SHAPES
+
+METHOD = Cma(population=6, generations=6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_comes_much_nearer_than_its_start(tmp_path: Path, seed: int) -> None:
+    outcome = run_search(tmp_path / "j", Cma(), seed=seed, form="free")
+    assert outcome.ranked[0][0] - 0.008 < 0.1 * (min(map(quadratic, STARTS)) - 0.008)  # 0.008 is that of n̂ = 0
+
+
+def test_a_target_of_its_form_is_found(tmp_path: Path) -> None:
+    def distance(scaling: Scaling) -> float:
+        return float(np.abs(np.log(scaling.factors) - np.log(TARGET)).max())
+
+    found = run_search(tmp_path / "j", Cma(generations=80), objective=distance, starts=STARTS[:1]).best
+    np.testing.assert_allclose(np.log(found.factors), np.log(TARGET), atol=0.1)
+
+
+def test_the_starts_are_asked_for_first_and_the_best_of_them_is_the_middle() -> None:
+    """With hardly any spread, all samples are the best start."""
+    space = space_of(METHOD, form="free")
+    asked = generations(Cma(population=6, sigma=1e-6, generations=1), space)
+    assert len(asked) == 2
+    for start, first in zip(STARTS, asked[0], strict=True):
+        np.testing.assert_allclose(first.factors, start.factors, rtol=1e-9)
+    best = min(STARTS, key=quadratic)
+    for sample in asked[1]:
+        np.testing.assert_allclose(sample.factors, best.factors, rtol=1e-3)
+
+
+def test_a_bad_start_is_not_the_middle() -> None:
+    space = space_of(METHOD, form="free")
+    bad = {STARTS[0].factors[3]: math.inf}
+    asked = generations(
+        Cma(population=6, sigma=1e-6, generations=1), space, loss=lambda one: bad.get(round(one.factors[3], 9), 1.0)
+    )
+    for sample in asked[1]:
+        np.testing.assert_allclose(sample.factors, STARTS[1].factors, rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", SHAPES)
+@pytest.mark.parametrize("dim", [4, 16, 64])
+def test_all_candidates_are_in_the_space(form: str, dim: int) -> None:
+    rope = Rope(dim=dim, base=10000.0, original_length=128)
+    starts = [scheme(name, rope, 1024) for name in ("pi", "yarn", "heuristic")]
+    space = space_of(METHOD, rope, 1024, form=form, attention=True, start_tokens=(0, 4, 9))
+    for generation in generations(METHOD, space, starts=starts, loss=lambda one: -sum(one.factors)):
+        for one in generation:
+            assert 1 <= min(one.factors) <= max(one.factors) <= space.largest * (1 + 1e-12)
+            assert 1 <= one.attention_factor <= space.largest_attention * (1 + 1e-12)
+            assert one.start_tokens in space.start_tokens
+
+
+@pytest.mark.parametrize(("population", "generations_"), [(5, 3), (9, 2), (None, 4)])
+def test_the_number_of_candidates(population: int | None, generations_: int) -> None:
+    asked = generations(Cma(population=population, generations=generations_), space_of(METHOD))
+    size = population or 4 + int(3 * math.log(6))  # a spline has six coordinates
+    assert [len(generation) for generation in asked] == [3] + [size] * generations_
+
+
+def test_another_population() -> None:
+    assert Cma().sized(20) == Cma(population=20)
+    assert Cma().sized(20).evaluations == 20 * 40
+    assert METHOD.within(10) == METHOD
+    with pytest.raises(LongRopeError, match="population = 3 is too small"):
+        Cma().sized(3)
+
+
+def test_the_state_is_that_of_a_fresh_run(tmp_path: Path) -> None:
+    """What the journal holds equals what the method says when it is told the losses again."""
+    run_search(tmp_path / "j", METHOD, seed=7)
+    written = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
+    states = [line["state"] for line in written if "generation" in line]
+    assert states == [json.loads(json.dumps(ask.state)) for ask in asks(METHOD, space_of(METHOD), seed=7)]
+    assert len({json.dumps(state) for state in states}) == len(states) == 7
+
+
+def test_the_state_decides_the_next_generation() -> None:
+    """Another CMA in this state, by way of JSON, draws the same samples."""
+    one = CMA(mean=np.zeros(4), sigma=0.5, seed=1, population_size=6)
+    for _ in range(5):
+        one.tell([(x, float(((x - 0.3) ** 2 * [1, 2, 3, 4]).sum())) for x in [one.ask() for _ in range(6)]])
+    state, other = json.loads(json.dumps(_state(one))), CMA(mean=np.ones(4), sigma=0.1, seed=2, population_size=6)
+    for name in ("mean", "p_sigma", "pc", "C"):
+        setattr(other, f"_{name}", np.array(state[name]))
+    other._sigma, other._g = state["sigma"], state["g"]
+    kind, keys, *rest = state["rng"]
+    other._rng.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    for x, y in [(one.ask(), other.ask()) for _ in range(6)]:
+        np.testing.assert_allclose(x, y, rtol=1e-9)
+
+
+def test_bad_losses_count_as_worse_than_every_good_one() -> None:
+    """Samples with a bad loss steer the search as those with a very large one do."""
+
+    def walled(wall: float) -> list[list[Scaling]]:
+        space = space_of(METHOD)
+        return generations(METHOD, space, loss=lambda one: wall if one.factors[4] > 4.2 else quadratic(one))
+
+    assert walled(math.inf) == walled(1e6)
+    assert walled(math.inf) != walled(0.0)
+
+
+def test_what_the_seed_is() -> None:
+    one, again, other = (generations(METHOD, space_of(METHOD), seed=seed) for seed in (3, 3, 4))
+    assert one == again
+    assert one[0] == other[0]
+    assert one[1] != other[1]
