@@ -136,7 +136,7 @@ def test_adam_by_hand() -> None:
         assert x == pytest.approx(path[step + 1], rel=1e-6)
 
 
-@pytest.mark.parametrize("frozen", [0.5, 5.0, math.inf])
+@pytest.mark.parametrize("frozen", [0.5, 5.0])
 def test_frozen_pairs_keep_their_factors(frozen: float) -> None:
     method, start = Gradient(steps=6, frozen=frozen), Scaling([3.0] * 8)
     found = generations(method, space_of(method), starts=[start])

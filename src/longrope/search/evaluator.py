@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Protocol
 
 from longrope.errors import LongRopeError
@@ -62,116 +63,111 @@ class Evaluator:
         self.objective, self.journal, self.limits = objective, journal, limits
         self.rows, self.racing, self.told = rows, racing, told
         self.tokens, self.seconds = 0, 0.0
-        self.answered: dict[tuple[Scaling, bool], dict[int, Answer]] = {}
-        self.complete: dict[Scaling, Answer] = {}
+        self.answered: dict[Scaling, dict[int, Answer]] = {}  # by item
+        self.complete: dict[Scaling, Answer] = {}  # the mean, of those that know all items
+        self.lost: dict[Scaling, Answer] = {}  # an estimate, of those that lost a race
         self.records: list[Record] = []
         self.leading: tuple[float, Scaling] | None = None
 
     def answers(self, ask: Ask) -> list[Answer]:
         """One answer a candidate; of those that lost a race, an estimate."""
         items = range(len(self.objective.tokens))
-        alive = [one for one in dict.fromkeys(ask.candidates) if not self._is_complete(one, ask.gradient)]
-        race = self.racing and not ask.gradient and bool(self.records)
-        for turn in [[item] for item in items] if race else [items]:
-            pairs = [(one, item) for one in alive for item in turn]
-            try:
-                self._evaluate(pairs, gradient=ask.gradient)
-            finally:
-                self._settle(alive, gradient=ask.gradient)
-            alive = [one for one in alive if not (race and self._is_lost(one))]
-        return [self._answer(one, gradient=ask.gradient) for one in ask.candidates]
+        wanted = [one for one in dict.fromkeys(ask.candidates) if not self._is_known(one, gradient=ask.gradient)]
+        if ask.gradient:
+            for one in wanted:
+                self.answered.pop(one, None)
+        if self.racing and self.records and not ask.gradient:
+            self._race(wanted, items)
+        else:
+            self._evaluate([(one, item) for one in wanted for item in items], gradient=ask.gradient)
+        if ask.gradient:
+            return [self._mean(one) for one in ask.candidates]
+        return [self.complete.get(one) or self.lost[one] for one in ask.candidates]
+
+    def _is_known(self, one: Scaling, *, gradient: bool) -> bool:
+        if gradient:
+            return one in self.complete and self._mean(one).gradient is not None
+        return one in self.complete or one in self.lost
+
+    def _race(self, alive: Sequence[Scaling], items: Sequence[int]) -> None:
+        """The items in turn; who is clearly worse than the best so far is left behind."""
+        for item in items:
+            self._evaluate([(one, item) for one in alive], gradient=False)
+            for one in [one for one in alive if one not in self.complete]:
+                against = self.answered[self.records[-1].scaling]
+                differences = [answer.loss - against[i].loss for i, answer in sorted(self.answered[one].items())]
+                if clearly_worse(differences):
+                    self.lost[one] = Answer(self.records[-1].loss + sum(differences) / len(differences))
+            alive = [one for one in alive if one not in self.lost]
 
     def _evaluate(self, pairs: Sequence[Pair], *, gradient: bool) -> None:
+        """All pairs, or as many batches as the budget allows, and then `Stop`."""
         batches, price = list(self._batches(pairs, 1 if gradient else self.rows)), BACKWARD if gradient else 1
         costs = [price * sum(self.objective.tokens[item] for _, item in batch) for batch in batches]
-        room, affordable = math.inf if self.limits.tokens is None else self.limits.tokens - self.tokens, 0
-        while affordable < len(batches) and sum(costs[: affordable + 1]) <= room:
-            affordable += 1
-        known = [[self.journal.get(pair, gradient=gradient) for pair in batch] for batch in batches[:affordable]]
-        todo = []
-        for index, found in enumerate(known):
-            whole = [one for one in found if one is not None]
-            if len(whole) < len(found):
-                todo.append(index)
-            else:
-                self._take(batches[index], [answer for answer, _ in whole], costs[index], gradient=gradient)
-                self._pass_time(sum(seconds for _, seconds in whole))
-        started = time.perf_counter()
-        for position, answers in self.objective.evaluate([batches[index] for index in todo], gradient=gradient):
-            index, took = todo[position], time.perf_counter() - started
-            for pair, answer in zip(batches[index], answers, strict=True):
-                self.journal.add(pair, answer, took / len(answers), gradient=gradient)
-            self._take(batches[index], answers, costs[index], gradient=gradient)
-            self._pass_time(took)
-            started = time.perf_counter()
-        if affordable < len(batches):
-            if not self.complete:
+        room = math.inf if self.limits.tokens is None else self.limits.tokens - self.tokens
+        affordable = sum(total <= room for total in accumulate(costs))
+        if affordable < len(batches) and not self.complete:
+            if sum(map(len, batches[:affordable])) < len(self.objective.tokens):
                 step = price * sum(self.objective.tokens)
                 raise LongRopeError(
                     f"budget = {self.limits.tokens} token-evaluations is less than one step of this search, {step}; "
                     "raise it, or use fewer or shorter documents"
                 )
+        try:
+            for index, answers, seconds in self._known_or_new(batches[:affordable], gradient=gradient):
+                self._take(batches[index], answers, costs[index], seconds)
+        finally:
+            self._record(dict.fromkeys(one for one, _ in pairs))
+        if affordable < len(batches):
             raise Stop(f"the budget of {self.limits.tokens:,} token-evaluations is spent")
 
     def _batches(self, pairs: Sequence[Pair], rows: int) -> Iterator[Batch]:
         """Pairs of items of one length, in order, up to ``rows`` together."""
-        batch: list[Pair] = []
-        for pair in pairs:
-            same = batch and self.objective.tokens[batch[0][1]] == self.objective.tokens[pair[1]]
-            if batch and (len(batch) == rows or not same):
-                yield batch
-                batch = []
-            batch.append(pair)
-        if batch:
-            yield batch
+        for _, same in groupby(pairs, key=lambda pair: self.objective.tokens[pair[1]]):
+            together = list(same)
+            yield from (together[start : start + rows] for start in range(0, len(together), rows))
 
-    def _take(self, batch: Batch, answers: Sequence[Answer], cost: int, *, gradient: bool) -> None:
+    def _known_or_new(
+        self, batches: Sequence[Batch], *, gradient: bool
+    ) -> Iterator[tuple[int, Sequence[Answer], Sequence[float]]]:
+        """(index, answers, seconds) of each batch, from the journal if it holds all of it, else evaluated."""
+        todo: list[int] = []
+        for index, batch in enumerate(batches):
+            found = [self.journal.get(pair, gradient=gradient) for pair in batch]
+            known = [one for one in found if one is not None]
+            if len(known) == len(found):
+                yield index, [answer for answer, _ in known], [seconds for _, seconds in known]
+            else:
+                todo.append(index)
+        started = time.perf_counter()
+        for position, answers in self.objective.evaluate([batches[index] for index in todo], gradient=gradient):
+            index, took = todo[position], time.perf_counter() - started
+            seconds = [round(took / len(answers), 6)] * len(answers)
+            for pair, answer, second in zip(batches[index], answers, seconds, strict=True):
+                self.journal.add(pair, answer, second, gradient=gradient)
+            yield index, answers, seconds
+            started = time.perf_counter()
+
+    def _take(self, batch: Batch, answers: Sequence[Answer], cost: int, seconds: Sequence[float]) -> None:
         self.tokens += cost
-        for (one, item), answer in zip(batch, answers, strict=True):
-            self.answered.setdefault((one, gradient), {})[item] = answer
-            found = self._whole(one, gradient=gradient)
-            if found and math.isfinite(found.loss) and (self.leading is None or found.loss < self.leading[0]):
-                self.leading = (found.loss, one)
+        for (one, item), answer, second in zip(batch, answers, seconds, strict=True):
+            self.seconds += second
+            found = self.answered.setdefault(one, {})
+            found[item] = answer
+            if len(found) == len(self.objective.tokens) and one not in self.complete:
+                self.complete[one] = self._mean(one)
+                if self.complete[one].loss < (self.leading[0] if self.leading else math.inf):
+                    self.leading = (self.complete[one].loss, one)
         self.told()
-
-    def _pass_time(self, seconds: float) -> None:
-        self.seconds += seconds
         if self.limits.seconds is not None and self.seconds >= self.limits.seconds:
             raise Stop(f"the time budget of {self.limits.seconds:g} s is spent")
 
-    def _settle(self, candidates: Sequence[Scaling], *, gradient: bool) -> None:
-        """Enter what is now complete, in the order of the ask, so that nothing depends on who answered first."""
+    def _mean(self, one: Scaling) -> Answer:
+        return mean([answer for _, answer in sorted(self.answered[one].items())])
+
+    def _record(self, candidates: Iterable[Scaling]) -> None:
+        """In the order of the ask, so that nothing depends on who answered first."""
         for one in candidates:
-            found = self._whole(one, gradient=gradient)
-            if found is None or one in self.complete:
-                continue
-            self.complete[one] = found
-            if math.isfinite(found.loss) and (not self.records or found.loss < self.records[-1].loss):
-                self.records.append(Record(self.tokens, found.loss, one))
-
-    def _is_complete(self, one: Scaling, gradient: bool) -> bool:
-        return ((one, gradient) in self.answered and self._whole(one, gradient=gradient) is not None) or (
-            not gradient and one in self.complete
-        )
-
-    def _whole(self, one: Scaling, *, gradient: bool) -> Answer | None:
-        found = self.answered.get((one, gradient), {})
-        if len(found) < len(self.objective.tokens):
-            return None
-        return mean([found[item] for item in sorted(found)])
-
-    def _is_lost(self, one: Scaling) -> bool:
-        return one not in self.complete and clearly_worse(self._differences(one))
-
-    def _differences(self, one: Scaling) -> list[float]:
-        """How much worse it is than the best, on each item that it was evaluated on."""
-        best = self.records[-1].scaling
-        against = self.answered.get((best, False)) or self.answered[best, True]
-        return [answer.loss - against[item].loss for item, answer in sorted(self.answered[one, False].items())]
-
-    def _answer(self, one: Scaling, *, gradient: bool) -> Answer:
-        whole = self._whole(one, gradient=gradient) or self.complete.get(one)
-        if whole is not None:
-            return whole
-        differences = self._differences(one)
-        return Answer(self.records[-1].loss + sum(differences) / len(differences))
+            loss = self.complete[one].loss if one in self.complete else math.inf
+            if loss < (self.records[-1].loss if self.records else math.inf):
+                self.records.append(Record(self.tokens, loss, one))

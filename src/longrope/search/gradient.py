@@ -30,13 +30,13 @@ class Gradient:
         steps: forward and backward passes over all items.
         rate: first step size, in log factors, as a part of ln s / sqrt(steps).
         betas: Adam's.
-        frozen: pairs that turn more often than that within L0 keep their factors (free space only).
+        frozen: pairs that turn more often than that within L0 keep their factors (free space only); none if None.
     """
 
     steps: int = 30
     rate: float = 0.2
     betas: tuple[float, float] = (0.9, 0.99)
-    frozen: float = math.inf
+    frozen: float | None = None
     ceiling: ClassVar[float] = 2.0
     form: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
@@ -56,18 +56,18 @@ class Gradient:
 
     def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
         """The starts, then one candidate a step; arguments as for `Paper.converse`."""
-        candidates = [space.at(space.coordinates(start)) for start in starts]
+        candidates, best = [space.at(space.coordinates(start)) for start in starts], 0
         if len(candidates) > 1:
             answers = yield Ask(candidates)
-            candidates.sort(key=lambda one: answers[candidates.index(one)].loss)
-        yield from self.descend(space, space.coordinates(candidates[0]))
+            best = min(range(len(answers)), key=lambda i: answers[i].loss)
+        yield from self.descend(space, space.coordinates(candidates[best]))
 
     def descend(self, space: Space, x: np.ndarray) -> Conversation:
         """One candidate a step from coordinates on; in the end, every n̂ for the best, if n̂ is searched."""
         (lower, upper), shaped = space.bounds, len(space.shape.lower)
         rope = space.rope
         damping = np.minimum(1.0, 1.0 / (REACH * rope.inv_freq))
-        moves = rope.original_length / rope.wavelengths <= self.frozen
+        moves = self.frozen is None or rope.original_length / rope.wavelengths <= self.frozen
         unit = np.zeros(len(x))
         unit[:shaped] = 1.0 / (np.abs(space.shape.jacobian(x[:shaped])) / damping[:, None]).max(axis=0).clip(min=1e-6)
         if space.attention:
@@ -78,12 +78,12 @@ class Gradient:
             state = {"step": step, "x": x.tolist(), "first": first.tolist(), "second": second.tolist(), "rate": rate}
             (answer,) = yield Ask([space.at(x)], state, gradient=True)
             gradient = np.array(answer.gradient)
-            if answer.loss < best[0]:
-                best = (answer.loss, x)
             if not (math.isfinite(answer.loss) and np.isfinite(gradient).all()):  # half as far, from the best
                 x, rate, since = best[1], rate / 2, 0
                 first, second = np.zeros(len(x)), np.zeros(len(x))
                 continue
+            if answer.loss < best[0]:
+                best = (answer.loss, x)
             since += 1
             slope = space.slope(x, [*(gradient[:-1] * damping * moves), gradient[-1]]) * unit
             first = self.betas[0] * first + (1 - self.betas[0]) * slope

@@ -55,7 +55,7 @@ class Journal:
     def add(self, pair: Pair, answer: Answer, seconds: float, *, gradient: bool) -> None:
         """Write what an evaluation gave; a loss or slope that is no finite number is written as null."""
         scaling, item = pair
-        line = {"item": item, "loss": _written(answer.loss), "seconds": round(seconds, 3)}
+        line = {"item": item, "loss": _written(answer.loss), "seconds": seconds}
         if gradient:
             line["gradient"] = [_written(value) for value in answer.gradient or ()]
         line |= {"start_tokens": scaling.start_tokens, "attention_factor": scaling.attention_factor}

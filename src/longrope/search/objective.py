@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,11 +21,17 @@ Batch = Sequence[Pair]
 class Answer:
     """What a candidate is worth: its loss in nats and, if asked for, the gradient of it.
 
-    ``gradient`` is ``(dim // 2 + 1,)``: by the log of each factor, then by the log of the attention factor.
+    ``gradient`` is ``(dim // 2 + 1,)``: by the log of each factor, then by the log of the attention factor. Numbers
+    that are not finite become infinity: the worst.
     """
 
     loss: float
     gradient: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", _finite_or_worst(self.loss))
+        if self.gradient is not None:
+            object.__setattr__(self, "gradient", tuple(map(_finite_or_worst, self.gradient)))
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,11 @@ class Function:
 
     def _slope(self, scaling: Scaling) -> tuple[float, ...]:
         assert self.slope is not None, "this function has no gradient"
-        return tuple(map(float, self.slope(scaling)))
+        return tuple(self.slope(scaling))
+
+
+def _finite_or_worst(value: float) -> float:
+    return float(value) if math.isfinite(value) else math.inf
 
 
 def mean(answers: Sequence[Answer]) -> Answer:

@@ -121,5 +121,5 @@ def search(
         stopped = str(stop)
     if not evaluator.records:
         raise LongRopeError("no candidate has a finite loss; check the model's dtype (try float32) and the data")
-    ranked = sorted(((answer.loss, one) for one, answer in evaluator.complete.items()), key=lambda one: one[0])
+    ranked = sorted(((answer.loss, one) for one, answer in evaluator.complete.items()), key=lambda one: (one[0], one[1].factors))
     return Outcome(stopped, tuple(ranked), tuple(evaluator.records), evaluator.tokens, evaluator.seconds)

@@ -6,7 +6,7 @@ Whatever the shape, the factors stay within 1 … ceiling·s.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -57,7 +57,8 @@ class Shape:
 
 def free(rope: Rope, scale: float, ceiling: float) -> Shape:
     """Every log factor for itself."""
-    return _linear(np.eye(rope.dim // 2), np.log(ceiling * scale))
+    sums = _linear(np.eye(rope.dim // 2), np.log(ceiling * scale))
+    return replace(sums, log_factors=lambda x: x)  # the bounds are enough: not clipped, its slope is 1 on them too
 
 
 def monotone(rope: Rope, scale: float, ceiling: float) -> Shape:
@@ -94,9 +95,10 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
     pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
 
     def log_factors(x: np.ndarray) -> np.ndarray:
-        kappa = float(np.clip(x[0], 1, pairs - 1))
-        tail = np.maximum.accumulate(np.clip(x[1:], low, top))
-        return np.minimum(np.arange(pairs) / kappa, 1) * tail
+        kappa, pair = float(np.clip(x[0], 1, pairs - 1)), np.arange(pairs)
+        first = int(kappa)
+        tail = np.maximum.accumulate(np.clip(x[1 + first :], low, top))
+        return np.minimum(pair / kappa, 1) * tail[np.maximum(pair - first, 0)]
 
     return Shape(
         log_factors,

@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
 from typing import Any, Protocol
 
 from longrope.errors import LongRopeError
@@ -188,17 +189,17 @@ class RayEngine:
         self.ray.shutdown()
 
 
-_worker: Worker | None = None
+_begun: Callable[[], Worker] | None = None
 
 
 def _begin(build: Callable[[int], Connect], begun: Any) -> None:
-    """In a new local process: load the model."""
-    global _worker
+    """In a new local process; the model is loaded by the first task, so that a refusal to load is its answer."""
+    global _begun
     with begun.get_lock():
         rank, begun.value = begun.value, begun.value + 1
-    _worker = Worker(build, rank)
+    _begun = cache(partial(Worker, build, rank))
 
 
 def _evaluate(key: str, items: bytes, batch: Batch, gradient: bool) -> list[Answer]:
-    assert _worker is not None
-    return _worker.evaluate(key, items, batch, gradient)
+    assert _begun is not None
+    return _begun().evaluate(key, items, batch, gradient)
