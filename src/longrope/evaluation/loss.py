@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from longrope.models.memory import explain_out_of_memory
 
@@ -86,8 +86,8 @@ def _head_only(model: PreTrainedModel) -> Iterator[Callable[[Tensor, Tensor], Te
     backbone = model.base_model
     given: list[Tensor] = []
 
-    def forward(*_: object, **__: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=given[0])  # pyright: ignore[reportArgumentType]
+    def forward(*_: object, **__: object) -> MoeModelOutputWithPast:  # has the fields of all backbones' outputs
+        return MoeModelOutputWithPast(last_hidden_state=given[0])  # pyright: ignore[reportArgumentType]
 
     def logits_of(tokens: Tensor, hidden: Tensor) -> Tensor:
         given[:] = [hidden]

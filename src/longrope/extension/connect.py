@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from longrope.errors import LongRopeError
 from longrope.evaluation.items import Item
 from longrope.evaluation.objective import ModelObjective
-from longrope.models.load import load, load_config, load_tokenizer
+from longrope.models.load import DTYPES, load, load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.search.objective import Objective
 from longrope.search.workers import Engine, LocalEngine, RayEngine, Shared
@@ -47,17 +47,22 @@ def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: s
         model, tokenizer = load(name, dtype=dtype, device=device)
         yield Connection(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
         return
-    rope, tokenizer = Rope.of(load_config(name)), load_tokenizer(name)
+    config, tokenizer = load_config(name), load_tokenizer(name)
+    if dtype not in DTYPES:
+        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if workers == "ray" or workers.startswith("ray://"):
         engine: Engine = RayEngine(partial(_build, name, dtype, device, 0), workers)
-    elif workers.isdigit() and int(workers) > 0:
+    elif workers.isdecimal() and int(workers) > 0:
         engine = LocalEngine(partial(_build, name, dtype, device, int(workers)), int(workers))
     else:
         raise LongRopeError(f"workers = {workers!r}: use a number of processes, ray, or ray://HOST:PORT")
+    loaded = (config.dtype or torch.float32) if dtype == "auto" else DTYPES[dtype]
+
+    def connect(items: Sequence[Item]) -> Objective:
+        return Shared(engine, items, [len(item.tokens) for item in items])
+
     try:
-        yield Connection(
-            rope, tokenizer, dtype, lambda items: Shared(engine, items, [len(item.tokens) for item in items])
-        )
+        yield Connection(Rope.of(config), tokenizer, str(loaded), connect)
     finally:
         engine.close()
 
