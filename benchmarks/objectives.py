@@ -83,7 +83,7 @@ def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict
             losses_of, correct = answers(bench, recall)
             losses.append(losses_of)
             right.append(correct)
-    (perplexity,) = bench.tested([scaling])
+    (perplexity,) = bench.judged("test", [scaling])
     return {"perplexity": math.exp(perplexity), "recall_loss": float(np.mean(losses)), "recall": float(np.mean(right))}
 
 

@@ -3,9 +3,9 @@
     make benchmark-search                  # all of it; hours on a CPU; continues where it stopped
     python benchmarks/search.py tiny-8x auto gradient
 
-Every seed has search and test documents of its own kind: seed k minimises the loss of its own search documents, all
-are judged on the same test documents, which no search saw. Journals are in ``build/search``, results in
-``benchmarks/results/search-CASE.json``, the plot in ``docs/images/search-CASE.png``.
+Seed k minimises the loss of search documents of its own. The validation documents choose among the three best
+candidates of a search; all are judged on the same test documents. The three kinds are disjoint. Journals are in
+``build/search``, results in ``benchmarks/results/search-CASE.json``, the plot in ``docs/images/search-CASE.png``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +26,7 @@ from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
 from longrope.evaluation.items import perplexity_items
 from longrope.evaluation.objective import ModelObjective
+from longrope.extension.factors import FINALISTS
 from longrope.files import write_json
 from longrope.models.load import load
 from longrope.report.provenance import provenance
@@ -43,17 +44,19 @@ BUILD, RESULTS, IMAGES = Path("build/search"), Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Case:
-    """A length, how many documents each seed searches on and all are tested on, and the seeds of each method."""
+    """A length, numbers of documents (those to search on are each seed's own), and the seeds of each method."""
 
     length: int
     search: int
+    validation: int
     test: int
     seeds: dict[str, int]
+    budget: dict[str, int] = field(default_factory=dict)  # evaluations, where it is less than the method's
 
 
 CASES = {
-    "tiny-8x": Case(2048, 2, 8, {"paper": 3, "simple": 1, "cma": 3, "gradient": 3, "auto": 3}),
-    "tiny-32x": Case(8192, 1, 4, {"paper": 1, "cma": 3, "gradient": 3, "auto": 3}),
+    "tiny-8x": Case(2048, 2, 4, 8, {"paper": 3, "simple": 1, "cma": 3, "gradient": 3, "auto": 3}),
+    "tiny-32x": Case(8192, 1, 2, 4, {"paper": 1, "cma": 1, "gradient": 1, "auto": 3}, {"paper": 448, "cma": 224}),
 }
 POINTS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -67,15 +70,19 @@ class Bench:
         self.rope = Rope.of(self.model)
         self.parts = split(load_documents("stdlib:unseen"))
         self.schemes = {one: scheme(one, self.rope, self.case.length) for one in COMPARED}
-        test = draw(self.parts["test"], self.tokenizer, length=self.case.length, count=self.case.test)
-        self.test, self.test_names = ModelObjective(self.model, perplexity_items(test.tokens)), test.names
+        self.judges = {
+            part: self.drawn(part, count)
+            for part, count in (("held_out", self.case.validation), ("test", self.case.test))
+        }
+
+    def drawn(self, part: str, count: int, skip: int = 0) -> tuple[ModelObjective, list[str]]:
+        """Perplexity on some documents of a part, and their names."""
+        found = draw(self.parts[part], self.tokenizer, length=self.case.length, count=skip + count)
+        return ModelObjective(self.model, perplexity_items(found.tokens[skip:])), list(found.names[skip:])
 
     def objective(self, seed: int) -> tuple[ModelObjective, list[str]]:
         """The search documents of a seed."""
-        count = self.case.search
-        drawn = draw(self.parts["search"], self.tokenizer, length=self.case.length, count=count * (seed + 1))
-        items = perplexity_items(drawn.tokens[count * seed :])
-        return ModelObjective(self.model, items), list(drawn.names[count * seed :])
+        return self.drawn("search", self.case.search, self.case.search * seed)
 
     def run(self, method: str, seed: int) -> tuple[Outcome, int, list[str]]:
         """One search; what its journal holds is not computed again."""
@@ -88,37 +95,42 @@ class Bench:
         conversation = chosen.converse(space, starts, np.random.default_rng(seed))
         with (
             closing(Journal(BUILD / f"{self.name}-{method}-{seed}.jsonl", settings, resume=True)) as journal,
-            tqdm(desc=f"{self.name} {method} {seed}", total=chosen.evaluations) as bar,
+            tqdm(desc=f"{self.name} {method} {seed}", total=chosen.passes(self.case.search) / self.case.search) as bar,
         ):
 
             def watch(standing: Progress) -> None:
                 bar.update(standing.tokens / cost - bar.n)
 
-            return search(objective, conversation, journal, watch=watch), cost, names
+            budget = Budget(cost * self.case.budget[method]) if method in self.case.budget else None
+            return search(objective, conversation, journal, budget=budget, watch=watch), cost, names
 
-    def tested(self, scalings: list[Scaling]) -> list[float]:
-        """Test losses, kept in a journal too."""
-        settings = {"case": self.name, "documents": list(self.test_names)}
-        with closing(Journal(BUILD / f"{self.name}-test.jsonl", settings, resume=True)) as journal:
-            answers = Evaluator(self.test, journal, limits=Budget()).answers(Ask(scalings))
+    def judged(self, part: str, scalings: list[Scaling]) -> list[float]:
+        """Losses on the validation (``held_out``) or test documents, kept in a journal too."""
+        objective, names = self.judges[part]
+        settings = {"case": self.name, "documents": names}
+        with closing(Journal(BUILD / f"{self.name}-{part}.jsonl", settings, resume=True)) as journal:
+            answers = Evaluator(objective, journal, limits=Budget()).answers(Ask(scalings))
         return [answer.loss for answer in answers]
 
     def measure(self, method: str, seed: int) -> dict[str, Any]:
         """The curve of one search; everything in evaluations, which are token-evaluations over the search tokens."""
         outcome, cost, names = self.run(method, seed)
-        at = lambda evaluations: [one for one in outcome.records if one.tokens <= evaluations * cost][-1:]  # noqa: E731
-        spent = outcome.tokens / cost
-        points = [point for point in (*POINTS, METHODS["auto"].evaluations, spent) if point <= spent]
-        points = [point for point in sorted(set(points)) if at(point)]
-        losses = self.tested([at(point)[0].scaling for point in points])
+        spent, auto = outcome.tokens / cost, METHODS["auto"].passes(self.case.search) / self.case.search
+        points = {point for point in (*POINTS, auto, spent) if outcome.records[0].tokens / cost <= point <= spent}
+        best = {point: [one for one in outcome.records if one.tokens <= point * cost][-1] for point in sorted(points)}
+        losses = self.judged("test", [record.scaling for record in best.values()])
+        finalists = [scaling for _, scaling in outcome.ranked[:FINALISTS]]
+        validation = self.judged("held_out", finalists)
+        winner = finalists[int(np.argmin(validation))]
         return {
             "documents": names,
             "tokens_per_evaluation": cost,
             "evaluations": spent,
             "seconds": round(outcome.seconds, 1),
             "search": [[record.tokens / cost, math.exp(record.loss)] for record in outcome.records],
-            "test": [[point, math.exp(loss)] for point, loss in zip(points, losses, strict=True)],
-            "factors": list(outcome.best.factors),
+            "test": [[point, math.exp(loss)] for point, loss in zip(best, losses, strict=True)],
+            "chosen_on_validation": math.exp(self.judged("test", [winner])[0]),
+            "factors": list(winner.factors),
         }
 
 
@@ -185,26 +197,27 @@ def main(names: list[str], methods: list[str]) -> None:
     """Run what is not done yet; write results and plot of each case."""
     for name in names or list(CASES):
         bench = Bench(name)
-        path = RESULTS / f"search-{name}.json"
         chosen = [method for method in bench.case.seeds if not methods or method in methods]
         runs = {method: [bench.measure(method, seed) for seed in range(bench.case.seeds[method])] for method in chosen}
         yarn = []
-        for seed in range(3):
-            objective, _ = bench.objective(seed)
-            with closing(Journal(BUILD / f"{name}-yarn-{seed}.jsonl", {"case": name}, resume=True)) as journal:
-                evaluator = Evaluator(objective, journal, limits=Budget())
-                yarn.append(math.exp(evaluator.answers(Ask([bench.schemes["yarn"]]))[0].loss))
-        tested = dict(zip(bench.schemes, np.exp(bench.tested(list(bench.schemes.values()))).tolist(), strict=True))
+        for seed in range(max(bench.case.seeds.values())):
+            pairs = [[(bench.schemes["yarn"], item)] for item in range(bench.case.search)]
+            answers = [found[0].loss for _, found in bench.objective(seed)[0].evaluate(pairs, gradient=False)]
+            yarn.append(math.exp(np.mean(answers)))
+        tested = dict(
+            zip(bench.schemes, np.exp(bench.judged("test", list(bench.schemes.values()))).tolist(), strict=True)
+        )
         record = {
             "length": bench.case.length,
-            "test_documents": list(bench.test_names),
-            "schemes_test": tested,
+            "validation_documents": bench.judges["held_out"][1],
+            "test_documents": bench.judges["test"][1],
+            "schemes_test": dict(zip(bench.schemes, tested, strict=True)),
             "yarn_search": yarn,
             "runs": runs,
             "auto_against": bars(runs) if "auto" in runs else {},
             "provenance": provenance(),
         }
-        write_json(path, record)
+        write_json(RESULTS / f"search-{name}.json", record)
         print(json.dumps(record["auto_against"], indent=1))
         plot(name, record, IMAGES / f"search-{name}.png")
 

@@ -98,7 +98,7 @@ def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, *, 
     method, rope = METHODS["auto"], Rope.of(model)
     factor = attention_factor("su", rope, LENGTH)
     items = {part: perplexity_items(tokens) for part, tokens in drawn.items()}
-    with search_bar(method.evaluations * drawn["search"].size, quiet=quiet) as watch:
+    with search_bar(method.passes(COUNTS["search"]) * LENGTH, quiet=quiet) as watch:
         return find_factors(
             Space(rope, LENGTH, attention_factor=factor, ceiling=method.ceiling, form=method.form),
             partial(ModelObjective, model),

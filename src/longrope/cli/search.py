@@ -78,6 +78,8 @@ def run(
     scored = None if tail is None else options.parse_length(tail, "tail")
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
+    import numpy as np
+
     from longrope.data.documents import load_documents
     from longrope.data.split import split
     from longrope.evaluation.items import make_items
@@ -111,10 +113,10 @@ def run(
                 tail=scored,
                 cache=cache,
             )
-        per_evaluation = sum(len(item.tokens) for item in items["search"])
+        count, mean = len(items["search"]), np.mean([len(item.tokens) for item in items["search"]])
         if limits.tokens is not None:
-            chosen = chosen.within(limits.tokens // per_evaluation)
-        total = limits.tokens or chosen.evaluations * per_evaluation
+            chosen = chosen.within(int(limits.tokens // mean), count)
+        total = limits.tokens or int(chosen.passes(count) * mean)
         with search_bar(total, quiet=as_json) as watch:
             found = find_factors(
                 searched,

@@ -1,4 +1,4 @@
-"""The default method: the best closed form, then the gradient, then what is left of the budget for CMA-ES."""
+"""The default method: the best of some closed forms, then the gradient from there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Auto:
     """
 
     ramps: int = len(RAMPS)
-    gradient: Gradient = field(default_factory=lambda: Gradient(steps=15))
+    gradient: Gradient = field(default_factory=lambda: Gradient(steps=40))
     ceiling: ClassVar[float] = 2.0
     form: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
@@ -36,15 +36,14 @@ class Auto:
         """The same with another number of gradient steps."""
         return replace(self, gradient=replace(self.gradient, steps=sized(population)))
 
-    def within(self, evaluations: int) -> Auto:
-        """As many ramps as a quarter of that many forward passes over all items pay for, and steps for the rest."""
-        count = min(len(RAMPS), max(1, evaluations // 4 - STARTS))
-        return replace(self, ramps=count, gradient=self.gradient.within(evaluations - count))
+    def within(self, passes: int, items: int) -> Auto:
+        """As many ramps as a quarter of that many forward passes over one item pay for, and steps for the rest."""
+        count = min(len(RAMPS), max(1, passes // (4 * items) - STARTS))
+        return replace(self, ramps=count, gradient=self.gradient.within(passes - count * items, items))
 
-    @property
-    def evaluations(self) -> int:
-        """About how many forward passes over all items it costs."""
-        return self.ramps + self.gradient.evaluations
+    def passes(self, items: int) -> int:
+        """About how many forward passes over one item it costs."""
+        return self.ramps * items + self.gradient.passes(items)
 
     def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
         """All closed forms, then one candidate a step; arguments as for `Paper.converse`."""

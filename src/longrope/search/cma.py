@@ -37,14 +37,13 @@ class Cma:
         """The same with another population."""
         return replace(self, population=sized(population))
 
-    def within(self, evaluations: int) -> Cma:
+    def within(self, passes: int, items: int) -> Cma:
         """Itself: a smaller budget only ends it earlier."""
         return self
 
-    @property
-    def evaluations(self) -> int:
-        """About how many candidates it asks for."""
-        return self.generations * (self.population or 12)
+    def passes(self, items: int) -> int:
+        """About how many forward passes over one item it costs."""
+        return items * self.generations * (self.population or 12)
 
     def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
         """The starts, then generations of samples; arguments as for `Paper.converse`."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
 from longrope.search.journal import Journal
-from longrope.search.objective import BACKWARD, Answer, Ask, Batch, Objective, Pair, mean
+from longrope.search.objective import BACKWARD, Answer, Ask, Batch, Objective, Pair
 from longrope.search.racing import clearly_worse
 
 
@@ -64,40 +64,41 @@ class Evaluator:
         self.rows, self.racing, self.told = rows, racing, told
         self.tokens, self.seconds = 0, 0.0
         self.answered: dict[Scaling, dict[int, Answer]] = {}  # by item
-        self.complete: dict[Scaling, Answer] = {}  # the mean, of those that know all items
-        self.lost: dict[Scaling, Answer] = {}  # an estimate, of those that lost a race
+        self.complete: dict[Scaling, float] = {}  # the mean loss of those that were evaluated on all items
+        self.lost: dict[Scaling, float] = {}  # an estimate of it, of those that lost a race
         self.records: list[Record] = []
         self.leading: tuple[float, Scaling] | None = None
 
     def answers(self, ask: Ask) -> list[Answer]:
         """One answer a candidate; of those that lost a race, an estimate."""
-        items = range(len(self.objective.tokens))
-        wanted = [one for one in dict.fromkeys(ask.candidates) if not self._is_known(one, gradient=ask.gradient)]
-        if ask.gradient:
-            for one in wanted:
-                self.answered.pop(one, None)
-        if self.racing and self.records and not ask.gradient:
-            self._race(wanted, items)
+        count, candidates = len(self.objective.tokens), dict.fromkeys(ask.candidates)
+        if ask.turn is not None:
+            item = ask.turn % count
+            self._evaluate([(one, item) for one in candidates if not self._has_slope(one, item)], gradient=True)
+            return [self.answered[one][item] for one in ask.candidates]
+        wanted = [one for one in candidates if one not in self.complete and one not in self.lost]
+        if self.racing and self.records:
+            self._race(wanted, range(count))
         else:
-            self._evaluate([(one, item) for one in wanted for item in items], gradient=ask.gradient)
-        if ask.gradient:
-            return [self._mean(one) for one in ask.candidates]
-        return [self.complete.get(one) or self.lost[one] for one in ask.candidates]
+            self._evaluate(self._missing(wanted, range(count)), gradient=False)
+        return [Answer(self.complete[one] if one in self.complete else self.lost[one]) for one in ask.candidates]
 
-    def _is_known(self, one: Scaling, *, gradient: bool) -> bool:
-        if gradient:
-            return one in self.complete and self._mean(one).gradient is not None
-        return one in self.complete or one in self.lost
+    def _has_slope(self, one: Scaling, item: int) -> bool:
+        answer = self.answered.get(one, {}).get(item)
+        return answer is not None and answer.gradient is not None
+
+    def _missing(self, candidates: Iterable[Scaling], items: Iterable[int]) -> list[Pair]:
+        return [(one, item) for one in candidates for item in items if item not in self.answered.get(one, {})]
 
     def _race(self, alive: Sequence[Scaling], items: Sequence[int]) -> None:
         """The items in turn; who is clearly worse than the best so far is left behind."""
         for item in items:
-            self._evaluate([(one, item) for one in alive], gradient=False)
+            self._evaluate(self._missing(alive, [item]), gradient=False)
             for one in [one for one in alive if one not in self.complete]:
                 against = self.answered[self.records[-1].scaling]
                 differences = [answer.loss - against[i].loss for i, answer in sorted(self.answered[one].items())]
                 if clearly_worse(differences):
-                    self.lost[one] = Answer(self.records[-1].loss + sum(differences) / len(differences))
+                    self.lost[one] = self.records[-1].loss + sum(differences) / len(differences)
             alive = [one for one in alive if one not in self.lost]
 
     def _evaluate(self, pairs: Sequence[Pair], *, gradient: bool) -> None:
@@ -106,13 +107,13 @@ class Evaluator:
         costs = [price * sum(self.objective.tokens[item] for _, item in batch) for batch in batches]
         room = math.inf if self.limits.tokens is None else self.limits.tokens - self.tokens
         affordable = sum(total <= room for total in accumulate(costs))
-        if affordable < len(batches) and not self.complete:
-            if sum(map(len, batches[:affordable])) < len(self.objective.tokens):
-                step = price * sum(self.objective.tokens)
-                raise LongRopeError(
-                    f"budget = {self.limits.tokens} token-evaluations is less than one step of this search, {step}; "
-                    "raise it, or use fewer or shorter documents"
-                )
+        finished = bool(self.complete) or sum(map(len, batches[:affordable])) >= len(self.objective.tokens)
+        if affordable < len(batches) and not finished:
+            step = price * sum(self.objective.tokens)
+            raise LongRopeError(
+                f"budget = {self.limits.tokens} token-evaluations is less than one step of this search, {step}; "
+                "raise it, or use fewer or shorter documents"
+            )
         try:
             for index, answers, seconds in self._known_or_new(batches[:affordable], gradient=gradient):
                 self._take(batches[index], answers, costs[index], seconds)
@@ -155,19 +156,16 @@ class Evaluator:
             found = self.answered.setdefault(one, {})
             found[item] = answer
             if len(found) == len(self.objective.tokens) and one not in self.complete:
-                self.complete[one] = self._mean(one)
-                if self.complete[one].loss < (self.leading[0] if self.leading else math.inf):
-                    self.leading = (self.complete[one].loss, one)
+                loss = self.complete[one] = sum(answer.loss for _, answer in sorted(found.items())) / len(found)
+                if loss < (self.leading[0] if self.leading else math.inf):
+                    self.leading = (loss, one)
         self.told()
         if self.limits.seconds is not None and self.seconds >= self.limits.seconds:
             raise Stop(f"the time budget of {self.limits.seconds:g} s is spent")
 
-    def _mean(self, one: Scaling) -> Answer:
-        return mean([answer for _, answer in sorted(self.answered[one].items())])
-
     def _record(self, candidates: Iterable[Scaling]) -> None:
         """In the order of the ask, so that nothing depends on who answered first."""
         for one in candidates:
-            loss = self.complete[one].loss if one in self.complete else math.inf
+            loss = self.complete.get(one, math.inf)
             if loss < (self.records[-1].loss if self.records else math.inf):
                 self.records.append(Record(self.tokens, loss, one))

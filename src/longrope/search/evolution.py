@@ -49,14 +49,13 @@ class Paper:
         quarter = sized(population) // 4
         return Paper(population, quarter, quarter, population // 2, self.probability, self.generations)
 
-    def within(self, evaluations: int) -> Paper:
+    def within(self, passes: int, items: int) -> Paper:
         """Itself: a smaller budget only ends it earlier."""
         return self
 
-    @property
-    def evaluations(self) -> int:
-        """The most candidates that it asks for."""
-        return self.population + self.generations * (self.mutations + self.crossovers)
+    def passes(self, items: int) -> int:
+        """The most forward passes over one item: 1,344 candidates on all items with the published numbers."""
+        return items * (self.population + self.generations * (self.mutations + self.crossovers))
 
     def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
         """Generations of candidates: the starts and mutants of them, then mutants and crossovers of the best.
@@ -107,14 +106,13 @@ class Simple:
         """The same with another population."""
         return Simple(sized(population), self.kept, self.sigma, self.generations)
 
-    def within(self, evaluations: int) -> Simple:
+    def within(self, passes: int, items: int) -> Simple:
         """Itself: a smaller budget only ends it earlier."""
         return self
 
-    @property
-    def evaluations(self) -> int:
-        """The most candidates that it asks for."""
-        return self.population + self.generations * (self.population - self.elite)
+    def passes(self, items: int) -> int:
+        """The most forward passes over one item."""
+        return items * (self.population + self.generations * (self.population - self.elite))
 
     @property
     def elite(self) -> int:

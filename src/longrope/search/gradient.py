@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,25 +15,28 @@ from longrope.search.objective import BACKWARD, Ask, Conversation
 from longrope.search.space import Space
 
 REACH = 8  # tokens
+EVERY = 10  # steps from one comparison on all items to the next
 STARTS = 2  # as many schemes does it start from unless told otherwise
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """Adam (Kingma and Ba 2015) from the best of the starts, the step size falling as a cosine.
+    """Adam (Kingma and Ba 2015) from the best of the starts: one item a step, the step size falling as a cosine.
 
     The loss is rough in the fast pairs: at a distance of d tokens a change of log λ turns pair i by d·inv_freq_i. So
     each pair's step is that of its log factor times min(1, 1 / (REACH·inv_freq_i)): no step turns a pair further, at
     a distance of `REACH` tokens, than it changes the log factor of the slow ones.
 
+    A candidate on all items is the mean of the last `EVERY` steps: single steps follow single items.
+
     Args:
-        steps: forward and backward passes over all items.
+        steps: forward and backward passes over one item each.
         rate: first step size, in log factors, as a part of ln s / sqrt(steps).
         betas: Adam's.
         frozen: pairs that turn more often than that within L0 keep their factors (free space only); none if None.
     """
 
-    steps: int = 30
+    steps: int = 60
     rate: float = 0.2
     betas: tuple[float, float] = (0.9, 0.99)
     frozen: float | None = None
@@ -45,52 +48,88 @@ class Gradient:
         """The same with another number of steps."""
         return replace(self, steps=sized(population))
 
-    def within(self, evaluations: int) -> Gradient:
-        """The same with as many steps as that many forward passes over all items pay for, the starts' included."""
-        return replace(self, steps=max(1, (evaluations - STARTS) // BACKWARD))
+    def within(self, passes: int, items: int) -> Gradient:
+        """The same with as many steps as that many forward passes pay for, starts and comparisons included."""
+        left = passes - STARTS * items
+        rounds, rest = divmod(left, BACKWARD * EVERY + items)
+        return replace(self, steps=max(1, EVERY * rounds + max(0, min(EVERY, (rest - items) // BACKWARD))))
 
-    @property
-    def evaluations(self) -> int:
-        """About how many forward passes over all items its steps cost."""
-        return STARTS + BACKWARD * self.steps
+    def passes(self, items: int) -> int:
+        """About how many forward passes over one item it costs."""
+        return STARTS * items + BACKWARD * self.steps + math.ceil(self.steps / EVERY) * items
 
     def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
         """The starts, then one candidate a step; arguments as for `Paper.converse`."""
-        candidates, best = [space.at(space.coordinates(start)) for start in starts], 0
-        if len(candidates) > 1:
-            answers = yield Ask(candidates)
-            best = min(range(len(answers)), key=lambda i: answers[i].loss)
+        candidates = [space.at(space.coordinates(start)) for start in starts]
+        answers = yield Ask(candidates)
+        best = min(range(len(answers)), key=lambda i: answers[i].loss)
         yield from self.descend(space, space.coordinates(candidates[best]))
 
     def descend(self, space: Space, x: np.ndarray) -> Conversation:
         """One candidate a step from coordinates on; in the end, every n̂ for the best, if n̂ is searched."""
-        (lower, upper), shaped = space.bounds, len(space.shape.lower)
-        rope = space.rope
-        damping = np.minimum(1.0, 1.0 / (REACH * rope.inv_freq))
-        moves = self.frozen is None or rope.original_length / rope.wavelengths <= self.frozen
-        unit = np.zeros(len(x))
-        unit[:shaped] = 1.0 / (np.abs(space.shape.jacobian(x[:shaped])) / damping[:, None]).max(axis=0).clip(min=1e-6)
-        if space.attention:
-            unit[shaped] = 0.25
-        first, second, best, rate = np.zeros(len(x)), np.zeros(len(x)), (math.inf, x), self.rate / math.sqrt(self.steps)
-        since = 0
+        (lower, upper), weights, unit = space.bounds, self._weights(space), self._unit(space, x)
+        adam, rate = _Adam(len(x), self.betas), self.rate * math.log(space.rope.scale(space.length))
+        best, recent = (math.inf, x), []
         for step in range(self.steps):
-            state = {"step": step, "x": x.tolist(), "first": first.tolist(), "second": second.tolist(), "rate": rate}
-            (answer,) = yield Ask([space.at(x)], state, gradient=True)
+            state = {"step": step, "x": x.tolist(), "rate": rate, **adam.state}
+            (answer,) = yield Ask([space.at(x)], state, turn=step)
             gradient = np.array(answer.gradient)
-            if not (math.isfinite(answer.loss) and np.isfinite(gradient).all()):  # half as far, from the best
-                x, rate, since = best[1], rate / 2, 0
-                first, second = np.zeros(len(x)), np.zeros(len(x))
-                continue
-            if answer.loss < best[0]:
-                best = (answer.loss, x)
-            since += 1
-            slope = space.slope(x, [*(gradient[:-1] * damping * moves), gradient[-1]]) * unit
-            first = self.betas[0] * first + (1 - self.betas[0]) * slope
-            second = self.betas[1] * second + (1 - self.betas[1]) * slope**2
-            debiased = first / (1 - self.betas[0] ** since), second / (1 - self.betas[1] ** since)
-            size = rate * math.log(rope.scale(space.length)) * (1 + math.cos(math.pi * step / self.steps)) / 2
-            move = debiased[0] / (np.sqrt(debiased[1]) + 1e-12)
-            x = np.clip(x - size * unit * move, lower, upper)
+            if math.isfinite(answer.loss) and np.isfinite(gradient).all():
+                move = adam.move(space.slope(x, (gradient * weights).tolist()) * unit)
+                size = rate / math.sqrt(self.steps) * (1 + math.cos(math.pi * step / self.steps)) / 2
+                x = np.clip(x - size * unit * move, lower, upper)
+                recent.append(x)
+            else:  # half as far, from the best
+                x, rate, adam = best[1], rate / 2, _Adam(len(x), self.betas)
+            if (step + 1) % EVERY == 0 or step + 1 == self.steps:
+                middle = np.mean(recent or [x], axis=0)
+                (answer,) = yield Ask([space.at(middle)], state)
+                best, recent = min(best, (answer.loss, middle), key=lambda one: one[0]), []
         if len(space.start_tokens) > 1:
             yield Ask([space.at(np.append(best[1][:-1], start)) for start in range(len(space.start_tokens))])
+
+    def _weights(self, space: Space) -> np.ndarray:
+        """What the gradient by each log factor, and by the log attention factor, counts: ``(dim // 2 + 1,)``."""
+        turns = space.rope.original_length / space.rope.wavelengths
+        moves = np.ones(space.pairs) if self.frozen is None else turns <= self.frozen
+        return np.append(_damping(space) * moves, 1.0)
+
+    def _unit(self, space: Space, x: np.ndarray) -> np.ndarray:
+        """The step of each coordinate that moves no pair further than its damping allows, ``(coordinates,)``."""
+        shaped, unit = len(space.shape.lower), np.zeros(len(x))
+        furthest = (np.abs(space.shape.jacobian(x[:shaped])) / _damping(space)[:, None]).max(axis=0)
+        unit[:shaped] = np.where(furthest > 1e-6, 1 / furthest.clip(min=1e-6), space.shape.spread)
+        if space.attention:
+            unit[shaped] = 0.25
+        return unit
+
+
+@dataclass
+class _Adam:
+    """Mean and mean square of the slopes so far."""
+
+    size: int
+    betas: tuple[float, float]
+    count: int = 0
+    first: np.ndarray = field(init=False)
+    second: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first, self.second = np.zeros(self.size), np.zeros(self.size)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "first": self.first.tolist(), "second": self.second.tolist()}
+
+    def move(self, slope: np.ndarray) -> np.ndarray:
+        """The step against which to go, about 1 in each coordinate."""
+        self.count += 1
+        self.first = self.betas[0] * self.first + (1 - self.betas[0]) * slope
+        self.second = self.betas[1] * self.second + (1 - self.betas[1]) * slope**2
+        mean = self.first / (1 - self.betas[0] ** self.count)
+        square = self.second / (1 - self.betas[1] ** self.count)
+        return mean / (np.sqrt(square) + 1e-12)
+
+
+def _damping(space: Space) -> np.ndarray:
+    return np.minimum(1.0, 1.0 / (REACH * space.rope.inv_freq))

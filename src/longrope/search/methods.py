@@ -24,13 +24,12 @@ class Method(Protocol):
     form: ClassVar[str]
     starts: ClassVar[tuple[str, ...]]
 
-    @property
-    def evaluations(self) -> int:
-        """About how many forward passes over all items it costs."""
+    def passes(self, items: int) -> int:
+        """About how many forward passes over one item it costs with so many items."""
         ...
 
-    def within(self, evaluations: int) -> Method:
-        """The same, for a budget of that many forward passes over all items."""
+    def within(self, passes: int, items: int) -> Method:
+        """The same, for a budget of so many forward passes over one item."""
         ...
 
     def sized(self, population: int) -> Method:

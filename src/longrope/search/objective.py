@@ -7,8 +7,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from longrope.rope import Scaling
 
 BACKWARD = 3  # a forward and backward pass counts as three forward passes
@@ -41,12 +39,12 @@ class Ask:
     Args:
         candidates: in the order in which the answers are wanted.
         state: of the method, JSON values; written to the journal, and compared with it when a search is resumed.
-        gradient: whether the gradients are wanted too.
+        turn: None for the mean loss over all items; a number for loss and gradient on one item, the items in turn.
     """
 
     candidates: Sequence[Scaling]
     state: Mapping[str, Any] = field(default_factory=dict)
-    gradient: bool = False
+    turn: int | None = None
 
 
 Conversation = Generator[Ask, list[Answer], None]
@@ -88,11 +86,3 @@ class Function:
 
 def _finite_or_worst(value: float) -> float:
     return float(value) if math.isfinite(value) else math.inf
-
-
-def mean(answers: Sequence[Answer]) -> Answer:
-    """The answer of all items together."""
-    gradients = [answer.gradient for answer in answers]
-    known = [gradient for gradient in gradients if gradient is not None]
-    both = tuple(np.mean(known, axis=0).tolist()) if len(known) == len(answers) else None
-    return Answer(float(np.mean([answer.loss for answer in answers])), both)

@@ -21,7 +21,7 @@ class Budget:
     Args:
         tokens: the most token-evaluations: 1 for every token of a forward pass, 3 with the backward pass.
         seconds: the most evaluation time.
-        patience: generations (asks of the method) without a better candidate.
+        patience: comparisons of candidates on all items (generations) without a better one.
 
     Raises:
         LongRopeError: if one of them allows nothing.
@@ -97,7 +97,7 @@ def search(
     Raises:
         LongRopeError: if no candidate has a finite loss, or the budget is smaller than the first step.
     """
-    budget, stopped, number, improved = budget or Budget(), "the method is done", 0, 0
+    budget, stopped, number, still = budget or Budget(), "the method is done", 0, 0
 
     def told() -> None:
         if watch is not None and evaluator.leading is not None:
@@ -111,8 +111,8 @@ def search(
             before = len(evaluator.records)
             answers = evaluator.answers(ask)
             journal.state(number, ask.state)
-            improved = number if len(evaluator.records) > before else improved
-            if budget.patience is not None and number - improved >= budget.patience:
+            still = 0 if len(evaluator.records) > before else still + (ask.turn is None)
+            if budget.patience is not None and still >= budget.patience:
                 raise Stop(f"no better candidate in {budget.patience} generations")
             ask = conversation.send(answers)
     except StopIteration:
@@ -121,5 +121,5 @@ def search(
         stopped = str(stop)
     if not evaluator.records:
         raise LongRopeError("no candidate has a finite loss; check the model's dtype (try float32) and the data")
-    ranked = sorted(((answer.loss, one) for one, answer in evaluator.complete.items()), key=lambda one: (one[0], one[1].factors))
+    ranked = sorted(((loss, one) for one, loss in evaluator.complete.items()), key=lambda one: (one[0], one[1].factors))
     return Outcome(stopped, tuple(ranked), tuple(evaluator.records), evaluator.tokens, evaluator.seconds)
