@@ -108,7 +108,7 @@ class Bench:
         """Losses on the validation (``held_out``) or test documents, kept in a journal too."""
         objective, names = self.judges[part]
         settings = {"case": self.name, "documents": names}
-        with closing(Journal(BUILD / f"{self.name}-{part}.jsonl", settings, resume=True)) as journal:
+        with closing(Journal(BUILD / f"{self.name}-{part}-{len(names)}.jsonl", settings, resume=True)) as journal:
             answers = Evaluator(objective, journal, limits=Budget()).answers(Ask(scalings))
         return [answer.loss for answer in answers]
 

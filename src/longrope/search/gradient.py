@@ -14,7 +14,6 @@ from longrope.search.evolution import sized
 from longrope.search.objective import BACKWARD, Ask, Conversation
 from longrope.search.space import Space
 
-REACH = 8  # tokens
 EVERY = 10  # steps from one comparison on all items to the next
 STARTS = 2  # as many schemes does it start from unless told otherwise
 
@@ -24,8 +23,8 @@ class Gradient:
     """Adam (Kingma and Ba 2015) from the best of the starts: one item a step, the step size falling as a cosine.
 
     The loss is rough in the fast pairs: at a distance of d tokens a change of log λ turns pair i by d·inv_freq_i. So
-    each pair's step is that of its log factor times min(1, 1 / (REACH·inv_freq_i)): no step turns a pair further, at
-    a distance of `REACH` tokens, than it changes the log factor of the slow ones.
+    each pair's step is that of its log factor times min(1, 1 / (reach·inv_freq_i)): no step turns a pair further, at
+    a distance of ``reach`` tokens, than it changes the log factor of the slow ones.
 
     A candidate on all items is the mean of the last `EVERY` steps: single steps follow single items.
 
@@ -33,12 +32,14 @@ class Gradient:
         steps: forward and backward passes over one item each.
         rate: first step size, in log factors, as a part of ln s / sqrt(steps).
         betas: Adam's.
+        reach: that distance in tokens.
         frozen: pairs that turn more often than that within L0 keep their factors (free space only); none if None.
     """
 
     steps: int = 60
     rate: float = 0.2
     betas: tuple[float, float] = (0.9, 0.99)
+    reach: float = 8.0
     frozen: float | None = None
     ceiling: ClassVar[float] = 2.0
     form: ClassVar[str] = "free"
@@ -88,16 +89,19 @@ class Gradient:
         if len(space.start_tokens) > 1:
             yield Ask([space.at(np.append(best[1][:-1], start)) for start in range(len(space.start_tokens))])
 
+    def _damping(self, space: Space) -> np.ndarray:
+        return np.minimum(1.0, 1.0 / (self.reach * space.rope.inv_freq))
+
     def _weights(self, space: Space) -> np.ndarray:
         """What the gradient by each log factor, and by the log attention factor, counts: ``(dim // 2 + 1,)``."""
         turns = space.rope.original_length / space.rope.wavelengths
         moves = np.ones(space.pairs) if self.frozen is None else turns <= self.frozen
-        return np.append(_damping(space) * moves, 1.0)
+        return np.append(self._damping(space) * moves, 1.0)
 
     def _unit(self, space: Space, x: np.ndarray) -> np.ndarray:
         """The step of each coordinate that moves no pair further than its damping allows, ``(coordinates,)``."""
         shaped, unit = len(space.shape.lower), np.zeros(len(x))
-        furthest = (np.abs(space.shape.jacobian(x[:shaped])) / _damping(space)[:, None]).max(axis=0)
+        furthest = (np.abs(space.shape.jacobian(x[:shaped])) / self._damping(space)[:, None]).max(axis=0)
         unit[:shaped] = np.where(furthest > 1e-6, 1 / furthest.clip(min=1e-6), space.shape.spread)
         if space.attention:
             unit[shaped] = 0.25
@@ -129,7 +133,3 @@ class _Adam:
         mean = self.first / (1 - self.betas[0] ** self.count)
         square = self.second / (1 - self.betas[1] ** self.count)
         return mean / (np.sqrt(square) + 1e-12)
-
-
-def _damping(space: Space) -> np.ndarray:
-    return np.minimum(1.0, 1.0 / (REACH * space.rope.inv_freq))
