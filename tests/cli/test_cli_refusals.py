@@ -258,7 +258,8 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
         (("--tail", "end"), "tail = 'end' is no number of tokens"),
         (("--also", "100", "--tail", 120), "tail = 120 must lie between 1 and 99"),
         (("--also", "some"), "also = 'some' is no number of tokens"),
-        (("--also", "100,300"), "also = .*300.*160"),
+        (("--also", ""), "also = '' is no number of tokens"),
+        (("--also", "100,300"), "also = 300 is above length = 160; give the largest as --length"),
         (("--needles", 0.5), "length=160 is too short for needles=8"),
         (("--workers", "0"), "workers = '0': use a number of processes, ray, or ray://HOST:PORT"),
         (("--workers", "many"), "workers = 'many': use a number"),
@@ -375,12 +376,11 @@ def test_resume_with_other_settings(refused: Refused, model: Path, few, run: Pat
     refused("space was .*'attention_factor': 1.0.*now.*1.5", *again, "-l", 160, "--attention", 1.5)
 
 
-@pytest.mark.parametrize("value", [2, -0.5, "some"])
+@pytest.mark.parametrize("value", [2, -0.5, "nan", "some"])
 def test_a_weight_of_needles_that_is_none(cli, model: Path, few, tmp_path: Path, value: object) -> None:
     result = cli("search", model, "-l", 160, *few, f"--needles={value}", "-o", tmp_path / "x")
     assert (result.code, result.out) == (2, "")
     assert "--needles" in result.err
-    assert str(value) in result.err
     assert not (tmp_path / "x").exists()
 
 

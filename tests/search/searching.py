@@ -35,7 +35,7 @@ TARGET = np.minimum(1 + 7 * np.linspace(0, 1, 8) ** 1.5, 7.5)
 ATTENTION = 1.15
 SMALL: dict[str, Method] = {
     "auto": Auto(ramps=3, gradient=Gradient(steps=8)),
-    "gradient": Gradient(steps=10),
+    "gradient": Gradient(steps=12),
     "cma": Cma(population=6, generations=6),
     "paper": Paper(generations=5).sized(12),
     "simple": Simple(generations=5).sized(12),
@@ -43,14 +43,15 @@ SMALL: dict[str, Method] = {
 DRAWN = ("cma", "paper", "simple")  # methods that depend on the seed
 
 
-def quadratic(scaling: Scaling) -> float:
-    distance = np.log(scaling.factors) - np.log(TARGET)
+def quadratic(scaling: Scaling, shift: float = 0.0) -> float:
+    """Its target lies ``shift`` above the log factors of `TARGET`."""
+    distance = np.log(scaling.factors) - np.log(TARGET) - shift
     return float((distance**2).mean()) + 0.001 * abs(scaling.start_tokens - 8)
 
 
-def slope(scaling: Scaling) -> list[float]:
+def slope(scaling: Scaling, shift: float = 0.0) -> list[float]:
     """Of the quadratic, by the log factors and the log attention factor."""
-    return [*(2 / 8 * (np.log(scaling.factors) - np.log(TARGET))), 0.0]
+    return [*(2 / 8 * (np.log(scaling.factors) - np.log(TARGET) - shift)), 0.0]
 
 
 def attentive(scaling: Scaling) -> float:
@@ -69,17 +70,26 @@ class Documents:
     Args:
         tokens: of the items.
         noise: from a candidate and an item to what is added.
+        apart: how far the target of an item lies from that of the one before; the middle one's is `TARGET`.
         calls: takes every evaluated pair.
         backwards: whether the batches come in reverse order.
     """
 
     tokens: tuple[int, ...] = (5, 5, 5, 9, 9)
     noise: Callable[[Scaling, int], float] = lambda _, item: 0.01 * item
+    apart: float = 0.0
     calls: list[tuple[Scaling, int]] | None = None
     backwards: bool = False
 
+    def shift(self, item: int) -> float:
+        return self.apart * (item - (len(self.tokens) - 1) / 2)
+
     def loss(self, scaling: Scaling, item: int) -> float:
-        return quadratic(scaling) + self.noise(scaling, item)
+        return quadratic(scaling, self.shift(item)) + self.noise(scaling, item)
+
+    def slope(self, scaling: Scaling, item: int) -> tuple[float, ...]:
+        """Of the loss without the noise."""
+        return tuple(map(float, slope(scaling, self.shift(item))))
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
         order = list(enumerate(batches))
@@ -87,7 +97,7 @@ class Documents:
             assert len({self.tokens[item] for _, item in batch}) == 1, "a batch of unequal lengths"
             if self.calls is not None:
                 self.calls.extend(batch)
-            slopes = [tuple(map(float, slope(one))) if gradient else None for one, _ in batch]
+            slopes = [self.slope(*pair) if gradient else None for pair in batch]
             yield index, [Answer(self.loss(*pair), by) for pair, by in zip(batch, slopes, strict=True)]
 
 
@@ -154,17 +164,17 @@ def asks(
     space: Space,
     *,
     loss: Callable[[Scaling], float] = quadratic,
-    slope: Callable[[Scaling], Sequence[float]] = slope,
+    slope: Callable[[Scaling, int], Sequence[float]] = lambda one, _: slope(one),
     starts: Sequence[Scaling] = STARTS,
     seed: int = 0,
 ) -> list[Ask]:
-    """All that a method asks when it is told the losses and, where it wants them, the slopes."""
+    """All that a method asks when it is told the losses and, where it asks for a turn, the slopes of it."""
     asked, conversation = [], method.converse(space, starts, np.random.default_rng(seed))
     ask = next(conversation)
     while True:
         asked.append(ask)
-        wanted = ask.gradient
-        answers = [Answer(loss(one), tuple(slope(one)) if wanted else None) for one in ask.candidates]
+        turn = ask.turn
+        answers = [Answer(loss(one), None if turn is None else tuple(slope(one, turn))) for one in ask.candidates]
         try:
             ask = conversation.send(answers)
         except StopIteration:

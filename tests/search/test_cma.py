@@ -76,8 +76,8 @@ def test_the_number_of_candidates(population: int | None, generations_: int) -> 
 
 def test_another_population() -> None:
     assert Cma().sized(20) == Cma(population=20)
-    assert Cma().sized(20).evaluations == 20 * 40
-    assert METHOD.within(10) == METHOD
+    assert Cma().sized(20).passes(3) == 3 * 20 * 40
+    assert METHOD.within(10, 1) == METHOD
     with pytest.raises(LongRopeError, match="population = 3 is too small"):
         Cma().sized(3)
 

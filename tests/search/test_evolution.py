@@ -32,7 +32,9 @@ def test_the_presets_have_the_published_numbers() -> None:
 def test_the_number_of_candidates(name: str, count: int) -> None:
     method = FULL[name]
     asked = generations(method, space_of(method))
-    assert sum(map(len, asked)) == method.evaluations == count
+    assert sum(map(len, asked)) == method.passes(1) == count
+    assert method.passes(3) == 3 * count
+    assert method.within(10, 1) == method
     assert len(asked) == method.generations + 1
 
 
@@ -42,7 +44,7 @@ def test_another_population(method: Paper | Simple, population: int) -> None:
     sized = method.sized(population)
     asked = generations(sized, space_of(sized))
     assert len(asked[0]) == population
-    assert sum(map(len, asked)) == sized.evaluations
+    assert sum(map(len, asked)) == sized.passes(1)
 
 
 def test_the_paper_halves_everything() -> None:

@@ -25,7 +25,7 @@ from searching import (
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
-from longrope.search.gradient import REACH, Gradient
+from longrope.search.gradient import Gradient
 from longrope.search.objective import Function
 from longrope.search.shapes import SHAPES
 
@@ -105,12 +105,12 @@ def test_the_first_step_is_against_the_sign_of_the_slope_and_damped_in_fast_pair
     """Adam's first step has the same size wherever the slope is not 0, times min(1, 1 / (8·inv_freq))."""
     first = steps(middle())[0]
     assert (np.sign(first) == np.sign(np.log(TARGET) - np.log(3.0))).all()
-    np.testing.assert_allclose(abs(first) / abs(first[-1]), np.minimum(1, 1 / (REACH * ROPE.inv_freq)), rtol=1e-6)
+    np.testing.assert_allclose(abs(first) / abs(first[-1]), np.minimum(1, 1 / (METHOD.reach * ROPE.inv_freq)), rtol=1e-6)
 
 
 def test_no_step_turns_a_fast_pair_further_than_it_changes_the_slow_ones() -> None:
     moved = np.abs(steps(middle()))
-    turned = moved * np.minimum(1, ROPE.inv_freq * REACH)
+    turned = moved * np.minimum(1, ROPE.inv_freq * METHOD.reach)
     assert (turned[0] <= moved[0, -1] * (1 + 1e-9)).all()
     assert (turned <= 3 * moved[0, -1]).all()
 

@@ -26,13 +26,15 @@ def test_what_a_method_is_best_used_with_exists(name: str) -> None:
     assert METHODS[name].ceiling >= 1
 
 
+@pytest.mark.parametrize("items", [1, 4])
 @pytest.mark.parametrize("name", METHODS)
-def test_about_how_many_evaluations_it_costs(name: str) -> None:
+def test_about_how_many_forward_passes_it_costs(name: str, items: int) -> None:
     """With as many starts as it is best used with, it asks for no more, and for most of them."""
     one = METHODS[name].sized(12)
     asked = asks(one, space_of(one), starts=STARTS[: len(one.starts)])
-    cost = sum((3 if ask.gradient else 1) * len(ask.candidates) for ask in asked)
-    assert 0.5 * one.evaluations < cost <= one.evaluations + len(one.starts)
+    cost = sum((items if ask.turn is None else 3) * len(ask.candidates) for ask in asked)
+    assert 0.5 * one.passes(items) < cost <= one.passes(items) + items * len(one.starts)
+    assert cost == one.passes(items) or name == "cma"
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -56,9 +56,9 @@ def short_name(model: str) -> str:
     return Path(model).name.removesuffix(".gguf")
 
 
-def parse_lengths(text: str) -> list[int]:
+def parse_lengths(text: str, name: str = "lengths") -> list[int]:
     """Several numbers of tokens, by commas, in ascending order."""
-    return sorted({parse_length(part, "lengths") for part in text.split(",")})
+    return sorted({parse_length(part, name) for part in text.split(",")})
 
 
 def parse_schemes(text: str) -> list[str]:

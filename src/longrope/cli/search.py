@@ -9,6 +9,7 @@ import typer
 
 from longrope.cli import options
 from longrope.cli.progress import search_bar
+from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
@@ -74,11 +75,9 @@ def run(
     chosen = method_of(method, population, tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
     names = chosen.starts if starts is None else options.parse_schemes(starts)
-    lengths = [tokens, *(options.parse_lengths(also) if also else [])]
+    lengths = [tokens, *([] if also is None else shorter(also, tokens))]
     scored = None if tail is None else options.parse_length(tail, "tail")
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
-
-    import numpy as np
 
     from longrope.data.documents import load_documents
     from longrope.data.split import split
@@ -113,10 +112,11 @@ def run(
                 tail=scored,
                 cache=cache,
             )
-        count, mean = len(items["search"]), np.mean([len(item.tokens) for item in items["search"]])
+        once, count = sum(len(item.tokens) for item in items["search"]), len(items["search"])
         if limits.tokens is not None:
-            chosen = chosen.within(int(limits.tokens // mean), count)
-        total = limits.tokens or int(chosen.passes(count) * mean)
+            affordable(limits.tokens, once)  # here, so that nothing is left behind
+            chosen = chosen.within(limits.tokens * count // once, count) if population is None else chosen
+        total = limits.tokens or chosen.passes(count) * once // count
         with search_bar(total, quiet=as_json) as watch:
             found = find_factors(
                 searched,
@@ -149,6 +149,31 @@ def method_of(name: str, population: int | None, length: int) -> Method:
     if population is None and length > 512 * 1024 and isinstance(chosen, Paper):
         population = chosen.population // 2
     return chosen if population is None else chosen.sized(population)
+
+
+def shorter(also: str, length: int) -> list[int]:
+    """The other lengths of a search, which are not above its own.
+
+    Raises:
+        LongRopeError: if one is.
+    """
+    lengths = options.parse_lengths(also, "also")
+    if max(lengths) > length:
+        raise LongRopeError(f"also = {max(lengths)} is above length = {length}; give the largest as --length")
+    return lengths
+
+
+def affordable(budget: int, once: int) -> None:
+    """Make sure that a budget pays for one candidate on all items.
+
+    Raises:
+        LongRopeError: if it does not.
+    """
+    if budget < once:
+        raise LongRopeError(
+            f"budget = {budget} token-evaluations is less than one step of this search, {once}; "
+            "raise it, or use fewer or shorter documents"
+        )
 
 
 def summary(found: Found) -> dict[str, object]:
