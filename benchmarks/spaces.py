@@ -2,7 +2,7 @@
 
     make benchmark-spaces
 
-On ``tiny`` at 8x, three seeds with search documents of their own as in ``benchmarks/search.py``; the test documents are
+On ``tiny`` at 8x, two seeds with search documents of their own as in ``benchmarks/search.py``; the test documents are
 not looked at, so that defaults can be chosen by what comes out. Journals are in ``build/search``, results in
 ``benchmarks/results/spaces.json``.
 """
@@ -33,7 +33,7 @@ from longrope.search.run import Budget, search
 from longrope.search.shapes import SHAPES
 from longrope.search.space import START_TOKENS, Space
 
-RESULTS, SEEDS, VALIDATION = Path(__file__).parent / "results" / "spaces.json", 3, 8
+RESULTS, SEEDS, VALIDATION = Path(__file__).parent / "results" / "spaces.json", 2, 8
 STEPS = Gradient(steps=40)
 
 

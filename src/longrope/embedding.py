@@ -87,6 +87,7 @@ class LongRoPE(nn.Module):
         if not scalings:
             raise LongRopeError("scalings is empty; give one, or one for each row of the batch")
         self.rope, self.scalings, self.by_length, self.sets = rope, tuple(scalings), by_length, len(scalings)
+        self.reach = reach
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)
         first = torch.tensor([scaling.start_tokens for scaling in scalings])
         self.register_buffer("first_rescaled", first, persistent=False)
@@ -124,6 +125,7 @@ class LongRoPE(nn.Module):
         if self.any_start_tokens:
             rescaled = position_ids >= self.first_rescaled.to(x.device)[chosen]
             chosen = torch.where(rescaled, chosen, chosen + self.sets)
+        position_ids = torch.where(position_ids < self.reach, position_ids, -1)  # the tables are of whole blocks
         cos_a, sin_a = _look_up(self.coarse, chosen, position_ids // BLOCK)
         cos_b, sin_b = _look_up(self.fine, chosen, position_ids % BLOCK)
         cos = torch.addcmul(cos_a * cos_b, sin_a, sin_b, value=-1).to(x.dtype)
