@@ -92,17 +92,22 @@ Standing = tuple[float, tuple[object, ...]]
 
 def replayed(journal: Path) -> tuple[list[Standing], list[tuple[object, ...]]]:
     """From a journal alone: candidates by loss, and the best when half of the token-evaluations were spent."""
-    spent, losses, whole, standings = 0, {}, [], []
+    spent, losses, complete, standings = 0, {}, {}, []
     for line in lines_of(journal):
         if "generation" in line:
-            standings.append((spent, whole[:1]))
+            standings.append((spent, by_loss(complete)[:1]))
             continue
         spent += LENGTH * (3 if "gradient" in line else 1)
-        losses.setdefault((key(scaling_of(line)), "gradient" in line), {})[line["item"]] = line["loss"]
-        found = [(float(np.mean(list(one.values()))), name) for (name, _), one in losses.items() if len(one) == 2]
-        whole = sorted(found, key=lambda one: one[0])
+        name = key(scaling_of(line))
+        losses.setdefault(name, {})[line["item"]] = line["loss"]
+        if len(losses[name]) == 2:
+            complete.setdefault(name, float(np.mean(list(losses[name].values()))))
     early = [best for at, best in standings if 2 * at <= spent]
-    return whole, [name for _, name in early[-1]] if early else []
+    return by_loss(complete), [name for _, name in early[-1]] if early else []
+
+
+def by_loss(complete: dict[tuple[object, ...], float]) -> list[Standing]:
+    return sorted(((loss, name) for name, loss in complete.items()), key=lambda one: one[0])
 
 
 def test_the_methods_are_all_there() -> None:
@@ -150,7 +155,8 @@ def test_provenance_can_be_recomputed(model: PreTrainedModel, tmp_path: Path, na
     assert list(provenance["method"]) == [type(METHODS[name]).__name__]
     lines = [line for line in lines_of(tmp_path / "search-0.jsonl") if "loss" in line]
     assert provenance["token_evaluations"] == LENGTH * sum(3 if "gradient" in line else 1 for line in lines)
-    assert provenance["evaluations"] == len({key(scaling_of(line)) for line in lines})
+    pairs = {(key(scaling_of(line)), line["item"]) for line in lines}
+    assert provenance["evaluations"] == sum((name, 1) in pairs for name, item in pairs if item == 0)
     assert provenance["search_loss"] == pytest.approx(loss_of(model, "search", found.outcomes[0].best), abs=1e-6)
     assert provenance["held_out_loss"] == pytest.approx(dict(found.held_out))
     yarn = loss_of(model, "held_out", scheme("yarn", ROPE, LENGTH))
@@ -271,7 +277,8 @@ def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -
     best = found.outcomes[0].best
     long, short = (model_losses(model, best, TOKENS["search"][:, :length]).mean() for length in (LENGTH, 100))
     assert found.outcomes[0].ranked[0][0] == pytest.approx((long + short) / 2, abs=1e-5)
-    assert found.outcomes[0].tokens == (4 + 3 * 3) * 2 * (LENGTH + 100)
+    # two starts, two ramps and the mean of the steps; three steps, on both long items and a short one
+    assert found.outcomes[0].tokens == (4 + 1) * 2 * (LENGTH + 100) + 3 * (2 * LENGTH + 100)
 
 
 def test_rows_change_nothing_but_the_last_digits(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -304,7 +311,7 @@ def journals(run: Path) -> dict[str, list[dict]]:
     return {name: [{k: v for k, v in line.items() if k != "seconds"} for line in lines[name]] for name in sorted(lines)}
 
 
-@pytest.mark.parametrize("after", [0, 3, 9, 13, 27, 35, 45])
+@pytest.mark.parametrize("after", [0, 3, 9, 20, 35])
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_and_resumed_gives_the_identical_extension(
     model: PreTrainedModel, tmp_path: Path, after: int, name: str

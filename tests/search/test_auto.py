@@ -43,8 +43,8 @@ def test_starts_and_ramps_come_first_and_the_best_of_them_is_gone_on_from(count:
     method = Auto(ramps=count, gradient=Gradient(steps=4))
     space = space_of(method)
     asked = asks(method, space)
-    assert [len(ask.candidates) for ask in asked] == [3 + count] + [1] * 4
-    assert [ask.gradient for ask in asked] == [False] + [True] * 4
+    assert [len(ask.candidates) for ask in asked] == [3 + count] + [1] * 5
+    assert [ask.turn for ask in asked] == [None, 0, 1, 2, 3, None]
     for wanted, found in zip([*STARTS, *ramps(space)], asked[0].candidates, strict=False):
         np.testing.assert_allclose(found.factors, wanted.factors, rtol=1e-9)
     best = min(asked[0].candidates, key=quadratic)
@@ -56,26 +56,38 @@ def test_it_comes_close_to_the_target(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.log(best.factors), np.log(TARGET), atol=0.1)
 
 
-@given(st.integers(8, 300))
-def test_within_a_budget_it_costs_no_more(evaluations: int) -> None:
-    found = Auto().within(evaluations)
-    assert evaluations - 3 < found.evaluations <= evaluations
+@given(st.integers(0, 3000), st.integers(1, 30))
+def test_within_a_budget_it_costs_no_more(passes: int, items: int) -> None:
+    """Nor so little that one more step would fit in; one ramp and one step are the least."""
+    found = Auto().within(passes, items)
+    assert found.ramps >= 1
+    assert found.gradient.steps >= 1
+    assert found.passes(items) <= passes or (found.ramps, found.gradient.steps) == (1, 1)
+    assert found.sized(max(4, found.gradient.steps + 1)).passes(items) > passes
 
 
-@pytest.mark.parametrize("evaluations", [8, 13, 20, 33, 64])
-def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, evaluations: int) -> None:
-    method = Auto().within(evaluations)
-    outcome = run_search(tmp_path / "j", method, objective=Documents((7, 7)), starts=STARTS[1:])
+@pytest.mark.parametrize("passes", [23, 47, 90, 300])
+@pytest.mark.parametrize("items", [2, 5])
+def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, items: int) -> None:
+    method, documents = Auto().within(passes, items), Documents((7,) * items, apart=0.1)
+    outcome = run_search(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
     assert outcome.stopped == "the method is done"
-    assert outcome.tokens == method.evaluations * 14 <= evaluations * 14
+    assert outcome.tokens == method.passes(items) * 7 <= passes * 7
 
 
-def test_a_larger_budget_has_more_of_both() -> None:
-    found = [Auto().within(evaluations) for evaluations in range(8, 120, 6)]
+@pytest.mark.parametrize("items", [1, 4])
+def test_a_larger_budget_has_more_of_both(items: int) -> None:
+    """But for the steps that one more ramp costs."""
+    found = [Auto().within(passes * items, items) for passes in range(8, 120, 6)]
     for one, more in pairwise(found):
         assert one.ramps <= more.ramps
         assert one.gradient.steps <= more.gradient.steps
     assert found[-1].ramps == len(RAMPS)
+
+
+def test_the_default_is_the_tested_one() -> None:
+    assert Auto() == Auto(ramps=5, gradient=Gradient(steps=40))
+    assert Auto().passes(4) == (5 + 2 + 4) * 4 + 3 * 40
 
 
 def test_other_numbers_of_steps() -> None:

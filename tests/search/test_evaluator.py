@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searching import SMALL, STARTS, Documents, evaluations, quadratic, run_search, scattered, slope, timeless
+from searching import SMALL, STARTS, Documents, evaluations, quadratic, run_search, scattered, timeless
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
@@ -46,10 +46,24 @@ def seeing(seen: list[Batch]) -> Documents:
 
 def test_an_answer_is_the_mean_over_the_items(opened: Opened) -> None:
     documents = Documents(noise=lambda one, item: item**2 / one.factors[0])
-    found = evaluator(documents, opened[0]).answers(Ask([C, A], gradient=True))
+    found = evaluator(documents, opened[0]).answers(Ask([C, A]))
     for one, answer in zip((C, A), found, strict=True):
         assert answer.loss == pytest.approx(np.mean([documents.loss(one, item) for item in range(5)]))
-        assert answer.gradient == pytest.approx(slope(one))
+        assert answer.gradient is None
+
+
+@pytest.mark.parametrize("turn", [0, 3, 5, 12])
+def test_a_turn_is_the_loss_and_slope_of_one_item_at_three_times_its_tokens(opened: Opened, turn: int) -> None:
+    calls: list[tuple[Scaling, int]] = []
+    documents = Documents(apart=0.3, calls=calls)
+    one, item = evaluator(documents, opened[0]), turn % 5
+    found = one.answers(Ask([C, A], turn=turn))
+    assert found == [Answer(documents.loss(each, item), documents.slope(each, item)) for each in (C, A)]
+    for _ in range(2):  # the second time it is known, and costs nothing
+        assert calls == [(C, item), (A, item)]
+        assert one.tokens == 3 * 2 * (5, 5, 5, 9, 9)[item]
+        assert one.answers(Ask([A, C], turn=item + 10)) == found[::-1]
+    assert not one.complete
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
@@ -69,8 +83,8 @@ def test_gradients_are_taken_one_pair_at_a_time(opened: Opened) -> None:
     """Their memory is what limits the length."""
     batches: list[Batch] = []
     one = evaluator(seeing(batches), opened[0], rows=4)
-    one.answers(Ask([A, B], gradient=True))
-    assert [len(batch) for batch in batches] == [1] * 10
+    one.answers(Ask([A, B, C], turn=1))
+    assert [len(batch) for batch in batches] == [1] * 3
 
 
 def test_what_is_known_costs_nothing(opened: Opened) -> None:
@@ -83,18 +97,33 @@ def test_what_is_known_costs_nothing(opened: Opened) -> None:
     assert (len(calls), one.tokens) == (10, 2 * 33)
 
 
-def test_a_gradient_costs_three_forward_passes_and_gives_the_loss_too(opened: Opened) -> None:
+def test_items_with_a_slope_need_not_be_evaluated_again(opened: Opened) -> None:
+    """After all of them the mean costs nothing more, and is as good as any other."""
     calls: list[tuple[Scaling, int]] = []
-    one = evaluator(Documents(calls=calls), opened[0])
-    (first,) = one.answers(Ask([A], gradient=True))
-    assert (len(calls), one.tokens) == (5, 3 * 33)
-    (plain,) = one.answers(Ask([A]))
-    assert plain.loss == first.loss
-    one.answers(Ask([A], gradient=True))
-    assert (len(calls), one.tokens) == (5, 3 * 33)
-    one.answers(Ask([B]))
-    one.answers(Ask([B], gradient=True))
-    assert (len(calls), one.tokens) == (15, (3 + 1 + 3) * 33)
+    documents = Documents(calls=calls)
+    one = evaluator(documents, opened[0])
+    for turn in (3, 1, 4, 0):
+        one.answers(Ask([A, B], turn=turn))
+    assert not one.complete
+    one.answers(Ask([A], turn=2))
+    mean = float(np.mean([documents.loss(A, item) for item in range(5)]))
+    assert one.complete == {A: pytest.approx(mean)}
+    assert (one.records[-1].scaling, one.records[-1].tokens) == (A, one.tokens)
+    assert (len(calls), one.tokens) == (9, 3 * (33 + 28))
+    assert one.answers(Ask([A])) == [Answer(one.complete[A])]
+    assert (len(calls), one.tokens) == (9, 3 * (33 + 28))
+    one.answers(Ask([B, A]))
+    assert calls[9:] == [(B, 2)]
+    assert one.tokens == 3 * (33 + 28) + 5
+
+
+def test_a_slope_of_what_is_known_without_costs_three_forward_passes(opened: Opened) -> None:
+    one = evaluator(Documents(), opened[0])
+    (mean,) = one.answers(Ask([B]))
+    one.answers(Ask([B], turn=3))
+    assert one.tokens == 33 + 3 * 9
+    assert one.answers(Ask([B])) == [mean]
+    assert one.tokens == 33 + 3 * 9
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -125,7 +154,7 @@ def test_the_order_of_the_answers_does_not_matter(tmp_path: Path, name: str, row
         run_search(
             tmp_path / str(backwards),
             SMALL[name],
-            objective=Documents(noise=scattered, backwards=backwards),
+            objective=Documents(noise=scattered, apart=0.2, backwards=backwards),
             rows=rows,
             racing=racing,
         )
@@ -163,8 +192,19 @@ def test_a_budget_below_one_candidate_is_an_error_that_names_both(opened: Opened
     one = evaluator(Documents(), opened[0], tokens)
     with pytest.raises(LongRopeError, match=rf"budget = {tokens} .*less than one step of this search, 33"):
         one.answers(Ask([A, B]))
-    with pytest.raises(LongRopeError, match=r"budget = 98 .*less than one step of this search, 99"):
-        evaluator(Documents(), opened[0], 98).answers(Ask([C], gradient=True))
+    assert evaluations(opened[1]) == []
+
+
+@pytest.mark.parametrize("tokens", [48, 60, 74])
+def test_a_turn_that_the_budget_does_not_pay_for_is_not_taken(opened: Opened, tokens: int) -> None:
+    calls: list[tuple[Scaling, int]] = []
+    one = evaluator(Documents(calls=calls), opened[0], tokens)
+    one.answers(Ask([A]))
+    one.answers(Ask([B], turn=0))
+    with pytest.raises(Stop, match=f"the budget of {tokens} token-evaluations is spent"):
+        one.answers(Ask([B], turn=3))
+    assert one.tokens == 33 + 15
+    assert calls[5:] == [(B, 0)]
 
 
 def racing_journal(path: Path, documents: Documents, asks: list[Ask], **fields: object) -> Evaluator:
@@ -198,8 +238,8 @@ def test_who_lost_a_race_is_told_what_it_would_come_to(opened: Opened) -> None:
 def test_a_gradient_is_never_raced(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0], racing=True)
     one.answers(Ask([BEST]))
-    (answer,) = one.answers(Ask([WORSE], gradient=True))
-    assert answer.gradient is not None
+    found = [one.answers(Ask([WORSE], turn=turn))[0] for turn in range(5)]
+    assert None not in [answer.gradient for answer in found]
     assert WORSE in one.complete
 
 
@@ -213,8 +253,22 @@ def test_who_lost_and_is_asked_for_again_costs_nothing_more(opened: Opened) -> N
     assert one.tokens == spent
 
 
+@pytest.mark.parametrize("second", [0.5, -5.0])
+def test_who_lost_is_not_raced_again_against_a_new_best(opened: Opened, second: float) -> None:
+    """Whether on the items that it was evaluated on it is clearly worse than that one too, or is not."""
+    documents = Documents(noise=lambda one, item: (-5.0, second, -8.0, -8.0, -8.0)[item] if one == A else 0.0)
+    one = evaluator(documents, opened[0], racing=True)
+    one.answers(Ask([BEST]))
+    first = one.answers(Ask([WORSE]))
+    one.answers(Ask([A]))
+    assert one.records[-1].scaling == A
+    spent = one.tokens
+    assert one.answers(Ask([WORSE])) == first
+    assert one.tokens == spent
+
+
 def test_who_lost_and_then_leads_by_its_gradient_can_be_raced_against(opened: Opened) -> None:
-    """Worse on the first items, better on all: lost in a race, then evaluated with its gradient."""
+    """Worse on the first items, better on all: lost in a race, then evaluated with its slopes."""
 
     def noise(one: Scaling, item: int) -> float:
         return 0.0 if one != A else (-20.0, -19.0)[item % 2] if item > 2 else 1.0 + 0.01 * item
@@ -223,9 +277,12 @@ def test_who_lost_and_then_leads_by_its_gradient_can_be_raced_against(opened: Op
     one.answers(Ask([BEST]))
     one.answers(Ask([A]))
     assert A not in one.complete
-    one.answers(Ask([A], gradient=True))
+    for turn in range(5):
+        one.answers(Ask([A], turn=turn))
     assert one.records[-1].scaling == A
+    assert one.answers(Ask([A])) == [Answer(one.complete[A])]
     one.answers(Ask([B]))
+    assert B in {**one.complete, **one.lost}
 
 
 def trial(path: Path, seed: int, *, racing: bool) -> tuple[Evaluator, dict[Scaling, float]]:
@@ -258,7 +315,7 @@ def test_races_spend_less_and_hardly_ever_drop_who_is_better(tmp_path: Path) -> 
             if best is not None and truth[one] < truth[best]:
                 better += 1
                 dropped += one not in raced.complete
-            if one in raced.complete and (best is None or raced.complete[one].loss < raced.complete[best].loss):
+            if one in raced.complete and (best is None or raced.complete[one] < raced.complete[best]):
                 best = one
         same += plain.records[-1].scaling == raced.records[-1].scaling
         spent, paid = spent + raced.tokens, paid + plain.tokens

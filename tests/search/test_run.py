@@ -85,7 +85,7 @@ def test_duplicates_are_evaluated_once(path: Path) -> None:
         calls: list[Scaling] = []
         outcome = run_search(path.with_name(name), still, objective=counted(calls))
         assert outcome.stopped == "the method is done"
-        assert 3 <= len(calls) == len(set(calls)) == len(outcome.ranked) == outcome.tokens < still.evaluations
+        assert 3 <= len(calls) == len(set(calls)) == len(outcome.ranked) == outcome.tokens < still.passes(1)
 
 
 @pytest.mark.parametrize("field", ["tokens", "seconds", "patience"])
@@ -143,16 +143,33 @@ def test_patience(path: Path, patience: int) -> None:
     assert [progress.generation for progress in seen] == list(range(last + patience + 1))
 
 
+COMPARING = {**SMALL, "auto": Auto(gradient=Gradient(steps=35)), "gradient": Gradient(steps=35)}
+
+
 @KINDS
 def test_patience_ends_every_method_and_cuts_nothing_else(tmp_path: Path, name: str) -> None:
     """Up to where it stops, the search is the one without patience."""
     target = scheme("yarn", ROPE, 2048)
     flat = Function(lambda one: 1.0 if one.factors != target.factors else 0.5, slope)
-    impatient = run_search(tmp_path / "a", SMALL[name], objective=flat, patience=2)
+    impatient = run_search(tmp_path / "a", COMPARING[name], objective=flat, patience=2)
     assert impatient.stopped == "no better candidate in 2 generations"
-    whole = run_search(tmp_path / "b", SMALL[name], objective=flat)
+    whole = run_search(tmp_path / "b", COMPARING[name], objective=flat)
     assert timeless(tmp_path / "b")[: len(timeless(tmp_path / "a"))] == timeless(tmp_path / "a")
     assert impatient.tokens < whole.tokens
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_steps_on_single_items_try_no_patience(path: Path, patience: int) -> None:
+    """Only comparisons on all items do: the start and the first are progress, those after it are not."""
+    seen: list[Progress] = []
+    better = Documents((5, 5), noise=lambda one, _: 0.0 if len(seen) <= 22 else 1.0)
+    outcome = run_search(
+        path, Gradient(steps=60), objective=better, starts=STARTS[:1], patience=patience, watch=seen.append
+    )
+    assert outcome.stopped == f"no better candidate in {patience} generations"
+    lines = evaluations(path)
+    assert sum("gradient" in line for line in lines) == 10 + 10 * patience
+    assert sum("gradient" not in line for line in lines) == 2 * (2 + patience)
 
 
 def slow(scaling: Scaling) -> float:
@@ -251,10 +268,11 @@ def test_cut_anywhere_with_items_rows_and_races_equals_uninterrupted(
 ) -> None:
     """A batch that was half written is written again, so lines may come twice, but no other ones."""
     whole, cut, fields = tmp_path / "whole", tmp_path / "cut", {"rows": rows, "racing": racing}
-    expected = run_search(whole, SMALL[name], objective=Documents(), **fields)
+    fields["objective"] = Documents(apart=0.2)
+    expected = run_search(whole, SMALL[name], **fields)
     lines = whole.read_text().splitlines(keepends=True)
     cut.write_text("".join(lines[:kept]))
-    found = run_search(cut, SMALL[name], objective=Documents(), resume=True, **fields)
+    found = run_search(cut, SMALL[name], resume=True, **fields)
     assert without_time(found) == without_time(expected)
     assert set(timeless(cut)) == set(timeless(whole))
 

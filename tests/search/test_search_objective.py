@@ -12,6 +12,7 @@ from searching import SMALL, quadratic, run_search, slope
 from longrope.rope import Scaling
 from longrope.search.objective import Answer, Function
 
+
 def test_a_function_answers_every_pair_in_its_place() -> None:
     pairs = [(Scaling([1.0 + i] * 8), 0) for i in range(5)]
     found = dict(Function(quadratic, slope).evaluate([pairs[:2], pairs[2:]], gradient=True))
