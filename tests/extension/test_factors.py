@@ -66,8 +66,9 @@ def find(
     **fields: object,
 ) -> Found:
     """A search of 14 evaluations, a forward and backward pass being three."""
-    fields = {"budget": Budget(14 * ONCE), "starts": METHODS[name].starts, **fields}
     searched, connect = space_of(name, **(space or {})), connect or partial(ModelObjective, model)
+    starts = [scheme(one, searched.rope, searched.length) for one in METHODS[name].starts]
+    fields = {"budget": Budget(14 * ONCE), "starts": starts, **fields}
     return find_factors(searched, connect, items["search"], items["held_out"], run, method=METHODS[name], **fields)
 
 
@@ -277,8 +278,8 @@ def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -
     best = found.outcomes[0].best
     long, short = (model_losses(model, best, TOKENS["search"][:, :length]).mean() for length in (LENGTH, 100))
     assert found.outcomes[0].ranked[0][0] == pytest.approx((long + short) / 2, abs=1e-5)
-    # two starts, two ramps and the mean of the steps; three steps, on both long items and a short one
-    assert found.outcomes[0].tokens == (4 + 1) * 2 * (LENGTH + 100) + 3 * (2 * LENGTH + 100)
+    # two starts, two ramps and the mean of the steps; three steps, on items of both lengths
+    assert found.outcomes[0].tokens == (4 + 1) * 2 * (LENGTH + 100) + 3 * (LENGTH + 2 * 100)
 
 
 def test_rows_change_nothing_but_the_last_digits(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -405,7 +406,7 @@ def test_overwrite_begins_anew(model: PreTrainedModel, tmp_path: Path) -> None:
     [
         ({"space": {"attention_factor": 1.2}}, "space was .*'attention_factor': 1.0.*now .*1.2"),
         ({"space": {"form": "monotone"}}, "space was .*'free'.*now .*'monotone'"),
-        ({"starts": ("pi",)}, r"starts was \['pi', 'ntk', 'yarn'\], now \['pi'\]"),
+        ({"starts": [Scaling([2.0] * 8, scheme="mine")]}, r"starts was \['pi \w{8}', .*now \['mine \w{8}'\]"),
         ({"racing": True}, "racing was False, now True"),
         *(({"name": name}, f"method was .*Paper.*now .*{name.title()}") for name in METHODS if name != "paper"),
     ],
@@ -432,9 +433,22 @@ def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_pa
 
 
 def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match="scheme = 'bogus' is unknown"):
-        find(model, tmp_path / "run", starts=("pi", "bogus"))
+    with pytest.raises(LongRopeError, match=rf"budget = {ONCE - 1} .*less than one step of this search, {ONCE}"):
+        find(model, tmp_path / "run", budget=Budget(ONCE - 1))
     assert not (tmp_path / "run").exists()
+
+
+def test_factors_of_another_rope_are_no_start(model: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match="a start of the search has 3 factors"):
+        find(model, tmp_path / "run", starts=[Scaling([1.0, 2.0, 3.0])])
+
+
+def test_a_search_goes_on_from_the_factors_of_another(model: PreTrainedModel, tmp_path: Path) -> None:
+    """And gives nothing worse than them: they are compared with what it finds."""
+    first = find(model, tmp_path / "first", name="auto").extension.long
+    found = find(model, tmp_path / "second", name="gradient", starts=[first])
+    assert found.outcomes[0].records[0].scaling.factors == pytest.approx(first.factors, rel=1e-9)
+    assert min(found.held_out.values()) <= loss_of(model, "held_out", first) + 1e-6
 
 
 class Broken:

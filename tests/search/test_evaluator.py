@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from searching import SMALL, STARTS, Documents, evaluations, quadratic, run_search, scattered, timeless
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
-from longrope.search.evaluator import Evaluator, Stop
+from longrope.search.evaluator import Evaluator, Stop, stride
 from longrope.search.journal import Journal
 from longrope.search.objective import Answer, Ask, Batch
 from longrope.search.run import Budget
@@ -56,14 +58,24 @@ def test_an_answer_is_the_mean_over_the_items(opened: Opened) -> None:
 def test_a_turn_is_the_loss_and_slope_of_one_item_at_three_times_its_tokens(opened: Opened, turn: int) -> None:
     calls: list[tuple[Scaling, int]] = []
     documents = Documents(apart=0.3, calls=calls)
-    one, item = evaluator(documents, opened[0]), turn % 5
+    one, item = evaluator(documents, opened[0]), 3 * turn % 5
     found = one.answers(Ask([C, A], turn=turn))
     assert found == [Answer(documents.loss(each, item), documents.slope(each, item)) for each in (C, A)]
     for _ in range(2):  # the second time it is known, and costs nothing
         assert calls == [(C, item), (A, item)]
         assert one.tokens == 3 * 2 * (5, 5, 5, 9, 9)[item]
-        assert one.answers(Ask([A, C], turn=item + 10)) == found[::-1]
+        assert one.answers(Ask([A, C], turn=turn + 10)) == found[::-1]
     assert not one.complete
+
+
+@given(st.integers(1, 200))
+def test_turns_take_every_item_once_and_neighbours_are_of_different_parts(count: int) -> None:
+    """Of items that lie together part by part, of two parts or more, any few turns in a row see several."""
+    order = [turn * stride(count) % count for turn in range(count)]
+    assert sorted(order) == list(range(count))
+    if count >= 4:
+        halves = [item < count / 2 for item in order]
+        assert all(len(set(halves[i : i + 4])) == 2 for i in range(count - 3))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
@@ -102,10 +114,10 @@ def test_items_with_a_slope_need_not_be_evaluated_again(opened: Opened) -> None:
     calls: list[tuple[Scaling, int]] = []
     documents = Documents(calls=calls)
     one = evaluator(documents, opened[0])
-    for turn in (3, 1, 4, 0):
+    for turn in (1, 2, 3, 0):  # items 3, 1, 4, 0
         one.answers(Ask([A, B], turn=turn))
     assert not one.complete
-    one.answers(Ask([A], turn=2))
+    one.answers(Ask([A], turn=4))
     mean = float(np.mean([documents.loss(A, item) for item in range(5)]))
     assert one.complete == {A: pytest.approx(mean)}
     assert (one.records[-1].scaling, one.records[-1].tokens) == (A, one.tokens)

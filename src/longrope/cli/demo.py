@@ -91,7 +91,7 @@ def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, *, 
     from longrope.evaluation.objective import ModelObjective
     from longrope.extension.factors import find_factors
     from longrope.rope import Rope
-    from longrope.schemes import attention_factor
+    from longrope.schemes import attention_factor, scheme
     from longrope.search.methods import METHODS
     from longrope.search.space import Space
 
@@ -106,7 +106,7 @@ def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, *, 
             items["held_out"],
             output,
             method=method,
-            starts=method.starts,
+            starts=[scheme(name, rope, LENGTH) for name in method.starts],
             settings={"model": "tiny", "dtype": "float32"},
             provenance={"command": options.command_line(), "data": "stdlib:unseen", "data_seed": 0},
             watch=watch,

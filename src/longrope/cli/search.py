@@ -13,6 +13,7 @@ from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
+    from longrope.rope import Rope, Scaling
     from longrope.search.methods import Method
 
 
@@ -24,7 +25,9 @@ def run(
     method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(help="Most token-evaluations per seed, such as 2m: forward 1 a token, with backward 3."),
+        typer.Option(
+            help="Most token-evaluations per seed, such as 2m (forward 1 a token, with backward 3); steps fit it."
+        ),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation per seed.")] = None,
     patience: Annotated[
@@ -35,7 +38,8 @@ def run(
     ] = None,
     space: Annotated[str | None, typer.Option(help="free, monotone, spline, ramp or critical (cma, gradient).")] = None,
     starts: Annotated[
-        str | None, typer.Option(help="Schemes to start from [default: the method's, such as yarn,heuristic].")
+        str | None,
+        typer.Option(help="Schemes or factor files to start from [default: the method's, such as yarn,heuristic]."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
     attention: Annotated[str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.")] = "su",
@@ -74,7 +78,7 @@ def run(
     )
     chosen = method_of(method, population, tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
-    names = chosen.starts if starts is None else options.parse_schemes(starts)
+    names = chosen.starts if starts is None else parse_starts(starts)
     lengths = [tokens, *([] if also is None else shorter(also, tokens))]
     scored = None if tail is None else options.parse_length(tail, "tail")
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
@@ -114,7 +118,6 @@ def run(
             )
         once, count = sum(len(item.tokens) for item in items["search"]), len(items["search"])
         if limits.tokens is not None:
-            affordable(limits.tokens, once)  # here, so that nothing is left behind
             chosen = chosen.within(limits.tokens * count // once, count) if population is None else chosen
         total = limits.tokens or chosen.passes(count) * once // count
         with search_bar(total, quiet=as_json) as watch:
@@ -125,7 +128,7 @@ def run(
                 items["held_out"],
                 output,
                 method=chosen,
-                starts=names,
+                starts=[start(name, there.rope, tokens) for name in names],
                 seeds=range(seeds),
                 budget=limits,
                 rows=rows,
@@ -163,17 +166,27 @@ def shorter(also: str, length: int) -> list[int]:
     return lengths
 
 
-def affordable(budget: int, once: int) -> None:
-    """Make sure that a budget pays for one candidate on all items.
+def parse_starts(text: str) -> list[str]:
+    """Names of schemes, and paths of factors, by commas.
 
     Raises:
-        LongRopeError: if it does not.
+        LongRopeError: if one is neither.
     """
-    if budget < once:
-        raise LongRopeError(
-            f"budget = {budget} token-evaluations is less than one step of this search, {once}; "
-            "raise it, or use fewer or shorter documents"
-        )
+    from longrope.schemes import canonical
+
+    parts = [part.strip() for part in text.split(",")]
+    return [part if Path(part).exists() else canonical(part) for part in parts]
+
+
+def start(name: str, rope: Rope, length: int) -> Scaling:
+    """The factors that a search starts from: a scheme's, or a file's (the long ones of an extension)."""
+    from longrope.rope import Extension
+    from longrope.schemes import SCHEMES, scheme
+
+    if name in SCHEMES:
+        return scheme(name, rope, length)
+    found = options.read_factors(name)
+    return found.long if isinstance(found, Extension) else found
 
 
 def summary(found: Found) -> dict[str, object]:

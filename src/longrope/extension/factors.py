@@ -45,7 +45,7 @@ def find_factors(
     run: Path,
     *,
     method: Method,
-    starts: Sequence[str] = ("pi", "ntk", "yarn"),
+    starts: Sequence[Scaling],
     seeds: Sequence[int] = (0,),
     budget: Budget | None = None,
     rows: int = 1,
@@ -58,9 +58,9 @@ def find_factors(
     """Search a space and keep everything in a folder.
 
     The finalists of all seeds (the best candidates, and the best of each search's first half, in case the second half
-    only learnt the search documents by heart) and the closed-form schemes are then compared on the held-out items; the
-    best there is the winner. The folder gets one journal a seed, ``best.json`` (the best candidate so far, at
-    any time), and in the end ``extension.json``.
+    only learnt the search documents by heart), the closed-form schemes and the starts are then compared on the held-out
+    items; the best there is the winner. The folder gets one journal a seed, ``best.json`` (the best candidate so far,
+    at any time), and in the end ``extension.json``.
 
     Args:
         space: what may be chosen.
@@ -69,7 +69,7 @@ def find_factors(
         held_out_items: the same from other documents.
         run: the folder.
         method: one of `METHODS`.
-        starts: schemes that the search starts from.
+        starts: factors that the search starts from, such as those of ``method.starts``.
         seeds: one search each.
         budget: when to stop early, each.
         rows: (candidate, item) pairs in one forward pass.
@@ -80,12 +80,14 @@ def find_factors(
         watch: called with the seed and the progress.
 
     Raises:
-        LongRopeError: if the folder holds a run that is refused, or one to resume with other settings.
+        LongRopeError: if the folder holds a run that is refused, or one to resume with other settings; if the budget
+            is smaller than one step; nothing is written then.
     """
-    schemes = {name: scheme(name, space.rope, space.length) for name in {*COMPARED, *starts}}
+    _affordable(budget, search_items)
     kind = {type(method).__name__: asdict(method)}  # pyright: ignore[reportArgumentType]
     # not the rows: lowering them is how a run goes on after it was out of memory
-    common = {**(settings or {}), "space": asdict(space), "method": kind, "starts": list(starts), "racing": racing}
+    common = {**(settings or {}), "space": asdict(space), "method": kind, "racing": racing}
+    common["starts"] = [f"{start.scheme} {_digest(np.array(start.factors))[:8]}" for start in starts]
     hashes = {"search": data_hash(search_items), "held_out": data_hash(held_out_items)}
     resume = existing == "resume"
     if existing == "overwrite":
@@ -97,17 +99,28 @@ def find_factors(
         fixed = {**common, "data": hashes["search"], "seed": seed}
         with closing(Journal(run / f"search-{seed}.jsonl", fixed, resume=resume)) as journal:
             told = _keep_best(run, outcomes, partial(watch, seed) if watch else None)
-            conversation = method.converse(space, [schemes[name] for name in starts], np.random.default_rng(seed))
+            conversation = method.converse(space, starts, np.random.default_rng(seed))
             outcomes.append(
                 search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=told)
             )
     fixed = {**common, "data": hashes["held_out"]}
-    compared = list(dict.fromkeys([*_finalists(outcomes), *(schemes[name] for name in COMPARED)]))
+    schemes = [scheme(name, space.rope, space.length) for name in COMPARED]
+    compared = list(dict.fromkeys([*_finalists(outcomes), *schemes, *starts]))
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
         evaluator = Evaluator(connect(held_out_items), journal, limits=Budget(), rows=rows)
         losses = [answer.loss for answer in evaluator.answers(Ask(compared))]
     kept = {**(settings or {}), **(provenance or {}), "method": kind, "seeds": list(seeds), "data_hash": hashes}
     return _decide(space.rope, list(zip(losses, compared, strict=True)), outcomes, run, kept)
+
+
+def _affordable(budget: Budget | None, items: Sequence[Item]) -> None:
+    """Refuse a budget that does not pay for one candidate on all items."""
+    once = sum(len(item.tokens) for item in items)
+    if budget is not None and budget.tokens is not None and budget.tokens < once:
+        raise LongRopeError(
+            f"budget = {budget.tokens} token-evaluations is less than one step of this search, {once}; "
+            "raise it, or use fewer or shorter documents"
+        )
 
 
 def _keep_best(
@@ -129,10 +142,13 @@ def _keep_best(
 
 def data_hash(items: Sequence[Item]) -> str:
     """A fingerprint of token ids and weights."""
+    return _digest(*(array for item in items for array in (item.tokens, item.weights)))
+
+
+def _digest(*arrays: np.ndarray) -> str:
     found = hashlib.sha256()
-    for item in items:
-        found.update(np.ascontiguousarray(item.tokens).tobytes())
-        found.update(np.ascontiguousarray(item.weights).tobytes())
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
     return found.hexdigest()[:16]
 
 

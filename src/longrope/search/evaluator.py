@@ -73,7 +73,7 @@ class Evaluator:
         """One answer a candidate; of those that lost a race, an estimate."""
         count, candidates = len(self.objective.tokens), dict.fromkeys(ask.candidates)
         if ask.turn is not None:
-            item = ask.turn % count
+            item = ask.turn * stride(count) % count
             self._evaluate([(one, item) for one in candidates if not self._has_slope(one, item)], gradient=True)
             return [self.answered[one][item] for one in ask.candidates]
         wanted = [one for one in candidates if one not in self.complete and one not in self.lost]
@@ -169,3 +169,12 @@ class Evaluator:
             loss = self.complete.get(one, math.inf)
             if loss < (self.records[-1].loss if self.records else math.inf):
                 self.records.append(Record(self.tokens, loss, one))
+
+
+def stride(count: int) -> int:
+    """The step in which turns go through all items, so that those of one length or kind, which lie together, spread.
+
+    >>> [turn * stride(8) % 8 for turn in range(8)]
+    [0, 5, 2, 7, 4, 1, 6, 3]
+    """
+    return next(step for step in range(max(1, round(0.618 * count)), count + 1) if math.gcd(step, count) == 1)

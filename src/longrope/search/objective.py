@@ -39,7 +39,7 @@ class Ask:
     Args:
         candidates: in the order in which the answers are wanted.
         state: of the method, JSON values; written to the journal, and compared with it when a search is resumed.
-        turn: None for the mean loss over all items; a number for loss and gradient on one item, the items in turn.
+        turn: None for the mean loss over all items; a number for loss and gradient on one item: each in turn.
     """
 
     candidates: Sequence[Scaling]
