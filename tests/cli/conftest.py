@@ -108,6 +108,8 @@ def few(texts: Path) -> tuple[object, ...]:
         8,
         "--attention",
         "none",
+        "--needles",
+        0,
     )
 
 

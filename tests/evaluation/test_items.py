@@ -118,7 +118,18 @@ def test_the_loss_of_needles_is_that_of_their_answers(
 
 def test_too_short_for_a_needle_is_refused(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(LongRopeError, match=r"length=20 is too short for needles=8.*add \d+ tokens"):
-        needle_items(background[:, :20], bytes_tokenizer)
+        needle_items(background[:, :20], bytes_tokenizer, needles=8)
+
+
+@pytest.mark.parametrize(("length", "planted"), [(100, 1), (200, 3), (256, 4)])
+def test_a_short_document_has_fewer_needles(
+    background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, length: int, planted: int
+) -> None:
+    (item,) = needle_items(background[:1, :length], bytes_tokenizer)
+    assert len(item.tokens) == length
+    assert bytes_tokenizer.decode(item.tokens).count(" = ") >= 2 * planted
+    answers = np.flatnonzero(item.weights)
+    assert 1 + np.count_nonzero(np.diff(answers) > 1) == planted
 
 
 def test_mixed_is_the_weighted_sum_of_the_means(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel
 
+    from longrope.evaluation.items import Item
     from longrope.evaluation.perplexity import Perplexity
     from longrope.rope import Extension, Scaling
 
@@ -37,6 +38,7 @@ def run(
 
     from longrope.data.documents import load_documents
     from longrope.data.split import draw, split
+    from longrope.evaluation.items import make_items
     from longrope.export.check import check_parity
     from longrope.export.huggingface import export_huggingface
     from longrope.files import claim, write_json
@@ -49,12 +51,16 @@ def run(
     write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
     model, tokenizer = options.open_model("tiny", "float32", "cpu")
     parts = split(load_documents("stdlib:unseen"), seed=0)
-    drawn = {part: draw(parts[part], tokenizer, length=LENGTH, count=count).tokens for part, count in COUNTS.items()}
+    test = draw(parts["test"], tokenizer, length=LENGTH, count=COUNTS["test"]).tokens
+    items = {
+        part: make_items(parts[part], tokenizer, lengths=[LENGTH], count=COUNTS[part], needles=options.NEEDLES)[0]
+        for part in ("search", "held_out")
+    }
     console.print(f"1. Search: factors for {LENGTH:,} tokens of a model trained on {ORIGINAL}")
-    extension = find(model, drawn, output, quiet=as_json)
+    extension = find(model, items, output, quiet=as_json)
     console.print("2. Compare on test documents")
     scalings = candidates(extension)
-    table = measure(model, {"original": None, **scalings}, drawn["test"], quiet=as_json)
+    table = measure(model, {"original": None, **scalings}, test, quiet=as_json)
     console.print("3. Export and check in plain transformers")
     export_huggingface(model, tokenizer, extension, output / "checkpoint", mode="static", name="tiny")
     parity = check_parity(output / "checkpoint", model)
@@ -83,11 +89,10 @@ def run(
         raise typer.Exit(1)
 
 
-def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, *, quiet: bool) -> Extension:
+def find(model: PreTrainedModel, items: dict[str, list[Item]], output: Path, *, quiet: bool) -> Extension:
     """A search as ``longrope search`` does it."""
     from functools import partial
 
-    from longrope.evaluation.items import perplexity_items
     from longrope.evaluation.objective import ModelObjective
     from longrope.extension.factors import find_factors
     from longrope.rope import Rope
@@ -97,8 +102,7 @@ def find(model: PreTrainedModel, drawn: dict[str, np.ndarray], output: Path, *, 
 
     method, rope = METHODS["auto"], Rope.of(model)
     factor = attention_factor("su", rope, LENGTH)
-    items = {part: perplexity_items(tokens) for part, tokens in drawn.items()}
-    with search_bar(method.passes(COUNTS["search"]) * LENGTH, quiet=quiet) as watch:
+    with search_bar(method.passes(len(items["search"])) * LENGTH, quiet=quiet) as watch:
         return find_factors(
             Space(rope, LENGTH, attention_factor=factor, ceiling=method.ceiling, form=method.form),
             partial(ModelObjective, model),

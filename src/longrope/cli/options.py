@@ -31,6 +31,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the split of the documen
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokens from one run to the next.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+NEEDLES = 0.2  # perplexity alone gives factors that forget where things are (docs/search.md)
 Attention = Annotated[str, typer.Option(help="Attention factor: su, yarn, none, or a number.")]
 
 

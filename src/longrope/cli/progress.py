@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,8 +32,7 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, Standing],
         def watch(seed: int, standing: Standing) -> None:
             rate = (standing.generation + 1) / max(standing.seconds, 1e-9)
             speed = f"{rate:.1f} steps/s" if rate > 1 else f"{1 / rate:.1f} s/step"
-            begun = first.setdefault(seed, standing.loss)
-            best, from_ = (math.exp(min(loss, 700)) for loss in (standing.loss, begun))
-            update(standing.tokens, f"{best:.2f} (from {from_:.2f}) seed {seed} step {standing.generation} {speed}")
+            loss = f"loss {standing.loss:.3f} (from {first.setdefault(seed, standing.loss):.3f})"
+            update(standing.tokens, f"{loss} seed {seed} step {standing.generation} {speed}")
 
         yield watch

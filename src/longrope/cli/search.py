@@ -45,8 +45,8 @@ def run(
     attention: Annotated[str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.")] = "su",
     start_tokens: Annotated[bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.")] = False,
     needles: Annotated[
-        float, typer.Option(min=0, max=1, help="Weight of the loss of needles planted in the documents.")
-    ] = 0.0,
+        float, typer.Option(min=0, max=1, help="Weight of the loss of needles planted in the documents (0: none).")
+    ] = options.NEEDLES,
     also: Annotated[str | None, typer.Option(help="Shorter lengths whose loss counts as much, such as 4k,8k.")] = None,
     tail: Annotated[str | None, typer.Option(help="Score only this many tokens at the end, such as 2k.")] = None,
     search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
@@ -175,7 +175,7 @@ def parse_starts(text: str) -> list[str]:
     from longrope.schemes import canonical
 
     parts = [part.strip() for part in text.split(",")]
-    return [part if Path(part).exists() else canonical(part) for part in parts]
+    return [part if part and Path(part).exists() else canonical(part) for part in parts]
 
 
 def start(name: str, rope: Rope, length: int) -> Scaling:
@@ -200,15 +200,13 @@ def summary(found: Found) -> dict[str, object]:
 
 
 def describe(found: Found, output: Path) -> None:
-    """Print the held-out comparison and where the factors are."""
-    import math
-
+    """Print the held-out comparison, in nats of what was minimised, and where the factors are."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("factors", "held-out perplexity", title=f"at {found.extension.length:,} tokens")
+    table = Table("factors", "held-out loss", title=f"at {found.extension.length:,} tokens")
     for name, loss in found.held_out.items():
-        table.add_row(name, f"{math.exp(loss):.3f}")
+        table.add_row(name, f"{loss:.4f}")
     console = Console()
     console.print(table)
     if found.extension.long.scheme != "searched":

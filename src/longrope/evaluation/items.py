@@ -17,6 +17,8 @@ from longrope.errors import LongRopeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NEEDLES = 8
+
 
 @dataclass(frozen=True, eq=False)
 class Item:
@@ -58,7 +60,7 @@ def perplexity_items(tokens: np.ndarray, *, tail: int | None = None) -> list[Ite
 
 
 def needle_items(
-    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int = 8, each: int = 1, seed: int = 0
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int | None = None, each: int = 1, seed: int = 0
 ) -> list[Item]:
     """Needle perplexity (LongRoPE2 section 3.2): the loss of answers whose needles lie in real documents.
 
@@ -68,11 +70,12 @@ def needle_items(
     Args:
         tokens: ``(documents, length)``.
         tokenizer: of the model.
-        needles: lines planted in an item.
+        needles: lines planted in an item; `NEEDLES` if None, in short documents one for every 64 tokens.
         each: items made from each document.
         seed: of needles and places.
     """
     rng, items = np.random.default_rng(seed), []
+    needles = needles or max(1, min(NEEDLES, tokens.shape[1] // 64))
     for row in tokens:
         for _ in range(each):
             recall = make_recall(row, tokenizer, rng=rng, length=len(row), needles=needles, asked=needles)
