@@ -220,9 +220,7 @@ def main(names: list[str], methods: list[str]) -> None:
             pairs = [[(bench.schemes["yarn"], item)] for item in range(bench.case.search)]
             answers = [found[0].loss for _, found in bench.objective(seed)[0].evaluate(pairs, gradient=False)]
             yarn.append(math.exp(np.mean(answers)))
-        tested = dict(
-            zip(bench.schemes, np.exp(bench.judged("test", list(bench.schemes.values()))).tolist(), strict=True)
-        )
+        tested = np.exp(bench.judged("test", list(bench.schemes.values()))).tolist()
         record = {
             "length": bench.case.length,
             "validation_documents": bench.judges["held_out"][1],
