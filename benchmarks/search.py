@@ -157,7 +157,7 @@ def reached(run: dict[str, Any], perplexity: float) -> float:
 
 def at(curve: list[list[float]], evaluations: float) -> float:
     """A curve's last value at or before that many evaluations."""
-    return [value for point, value in curve if point <= evaluations][-1]
+    return [value for point, value in curve if point <= evaluations + 1e-6][-1]
 
 
 def bars(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -189,16 +189,16 @@ def plot(name: str, record: dict[str, Any], path: Path) -> None:
     colors = {"paper": "#4477aa", "simple": "#66ccee", "cma": "#228833", "gradient": "#ccbb44", "auto": "#ee6677"}
     for axis, kind, reference in ((axes[0], "search", record["yarn_search"]), (axes[1], "test", None)):
         for method, runs in record["runs"].items():
-            end = max(run["evaluations"] for run in runs)
-            grid = np.geomspace(4, end, 60)
+            begin, end = max(run[kind][0][0] for run in runs), max(run["evaluations"] for run in runs)
+            grid = np.geomspace(begin, end, 60)
             rows = []
             for seed, run in enumerate(runs):
                 against = record["schemes_test"]["yarn"] if reference is None else reference[seed]
-                rows.append([at([[0, math.nan], *run[kind]], point) / against for point in grid])
-            middle = np.nanmedian(rows, axis=0)
+                rows.append([at(run[kind], point) / against for point in grid])
+            middle = np.median(rows, axis=0)
             axis.plot(grid, middle, label=method, ls=styles[method], color=colors[method], lw=2)
             if len(rows) > 1:
-                axis.fill_between(grid, np.nanmin(rows, 0), np.nanmax(rows, 0), color=colors[method], alpha=0.12, lw=0)
+                axis.fill_between(grid, np.min(rows, 0), np.max(rows, 0), color=colors[method], alpha=0.12, lw=0)
         axis.axhline(1, color="grey", lw=0.8)
         axis.set(xscale="log", xlabel="evaluations (token-evaluations / search tokens)", title=f"{kind} documents")
         axis.set_ylabel("perplexity relative to YaRN")
