@@ -34,11 +34,12 @@ from longrope.models.load import load
 from longrope.report.provenance import provenance
 from longrope.rope import Rope, Scaling
 from longrope.schemes import COMPARED, attention_factor, scheme
+from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
 from longrope.search.methods import METHODS
 from longrope.search.objective import Ask
-from longrope.search.run import Budget, Outcome, Progress, search
+from longrope.search.run import Outcome, Progress, search
 from longrope.search.space import Space
 
 BUILD, RESULTS, IMAGES = Path("build/search"), Path(__file__).parent / "results", Path("docs/images")
@@ -125,7 +126,7 @@ class Bench:
         objective, names = self.judges[part]
         settings = {"case": self.name, "documents": names}
         with closing(Journal(BUILD / f"{self.name}-{part}-{len(names)}.jsonl", settings, resume=True)) as journal:
-            answers = Evaluator(objective, journal, limits=Budget()).answers(Ask(scalings))
+            answers = Evaluator(objective, journal, budget=Budget()).answers(Ask(scalings))
         return [answer.loss for answer in answers]
 
     def measure(self, method: str, seed: int) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from longrope.report.provenance import provenance
 from longrope.rope import Scaling
 from longrope.schemes import attention_factor
 from longrope.search.auto import Auto
+from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
 from longrope.search.methods import Method
-from longrope.search.run import Budget, search
+from longrope.search.run import search
 from longrope.search.shapes import SHAPES
 from longrope.search.space import START_TOKENS, Space
 

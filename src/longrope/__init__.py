@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from longrope.schemes import SCHEMES as SCHEMES
     from longrope.schemes import attention_factor as attention_factor
     from longrope.schemes import scheme as scheme
+    from longrope.search.budget import Budget as Budget
     from longrope.search.methods import METHODS as METHODS
-    from longrope.search.run import Budget as Budget
     from longrope.search.space import Space as Space
 
 _HOMES = {
@@ -53,8 +53,8 @@ _HOMES = {
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
     "rope": ("Extension", "Rope", "Scaling"),
+    "search.budget": ("Budget",),
     "search.methods": ("METHODS",),
-    "search.run": ("Budget",),
     "search.space": ("Space",),
     "schemes": ("SCHEMES", "attention_factor", "scheme"),
 }

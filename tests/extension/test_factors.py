@@ -21,6 +21,7 @@ from longrope.files import load_factors
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.auto import Auto
+from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.evaluator import Record
 from longrope.search.evolution import Paper, Simple
@@ -28,7 +29,7 @@ from longrope.search.gradient import Gradient
 from longrope.search.methods import METHODS as ALL
 from longrope.search.methods import Method
 from longrope.search.objective import Answer, Batch, Objective
-from longrope.search.run import Budget, Outcome, Progress
+from longrope.search.run import Outcome, Progress
 from longrope.search.space import Space
 
 LENGTH, SCHEMES = 160, ("pi", "ntk", "yarn", "heuristic")

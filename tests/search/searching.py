@@ -19,13 +19,14 @@ from longrope.errors import LongRopeError
 from longrope.rope import Rope, Scaling
 from longrope.schemes import scheme
 from longrope.search.auto import Auto
+from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
 from longrope.search.methods import Method
 from longrope.search.objective import Answer, Ask, Batch, Function, Objective
-from longrope.search.run import Budget, Outcome, Progress, search
+from longrope.search.run import Outcome, Progress, search
 from longrope.search.space import Space
 
 ROPE, LENGTH = Rope(dim=16, base=10000.0, original_length=256), 2048

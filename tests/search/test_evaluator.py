@@ -15,10 +15,10 @@ from searching import SMALL, STARTS, Documents, evaluations, quadratic, run_sear
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
-from longrope.search.evaluator import Evaluator, Stop, stride
+from longrope.search.budget import Budget, Stop
+from longrope.search.evaluator import Evaluator, stride
 from longrope.search.journal import Journal
 from longrope.search.objective import Answer, Ask, Batch
-from longrope.search.run import Budget
 
 A, B, C, D = (Scaling([1.0 + i] * 8) for i in range(4))
 Opened = tuple[Journal, Path]
@@ -32,7 +32,7 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 
 def evaluator(objective: Documents, journal: Journal, tokens: int | None = None, **fields: object) -> Evaluator:
-    return Evaluator(objective, journal, limits=Budget(tokens), **fields)
+    return Evaluator(objective, journal, budget=Budget(tokens), **fields)
 
 
 def seeing(seen: list[Batch]) -> Documents:

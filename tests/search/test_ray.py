@@ -15,7 +15,8 @@ from test_workers import kill_one
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
 from longrope.search.objective import Batch
-from longrope.search.workers import RayEngine, Shared
+from longrope.search.ray import RayEngine
+from longrope.search.workers import Shared
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

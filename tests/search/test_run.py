@@ -33,13 +33,14 @@ from longrope.errors import LongRopeError
 from longrope.rope import Scaling
 from longrope.schemes import scheme
 from longrope.search.auto import Auto
+from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
 from longrope.search.methods import METHODS
 from longrope.search.objective import Ask, Conversation, Function
-from longrope.search.run import Budget, Outcome, Progress, search
+from longrope.search.run import Outcome, Progress, search
 from longrope.search.space import START_TOKENS
 
 KINDS = pytest.mark.parametrize("name", SMALL)

@@ -25,10 +25,10 @@ from searching import (
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
+from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
 from longrope.search.objective import Answer, Ask, Batch
-from longrope.search.run import Budget
 from longrope.search.workers import RETRIES, LocalEngine, Shared, Worker
 
 ITEMS = [(5, 0.0), (5, 0.01), (9, 0.02)]
@@ -160,7 +160,7 @@ def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalEngine], t
     assert answers(workers) == dict(HERE.evaluate(BATCHES, gradient=False))
     journal = Journal(tmp_path / "j", {})
     candidates = [batch[0][0] for batch in BATCHES[::3]]
-    found = Evaluator(shared, journal, limits=Budget()).answers(Ask(candidates))
+    found = Evaluator(shared, journal, budget=Budget()).answers(Ask(candidates))
     journal.close()
     assert [answer.loss for answer in found] == pytest.approx(
         [sum(HERE.loss(one, item) for item in range(3)) / 3 for one in candidates]

@@ -68,7 +68,7 @@ def run(
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.files import claim, write_json
-    from longrope.search.run import Budget
+    from longrope.search.budget import Budget
 
     tokens = options.parse_length(length)
     limits = Budget(

@@ -61,7 +61,7 @@ def _batch_losses(model: PreTrainedModel, tokens: Tensor, skip: int) -> np.ndarr
 
 
 def head_losses(
-    model: PreTrainedModel, tokens: Tensor, hidden: Tensor, skip: int = 0
+    model: PreTrainedModel, tokens: Tensor, hidden: Tensor, skip: int = 0, *, parts: int = 1
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Losses by token from the last hidden states, in chunks: (start, end, losses ``(documents, end - start)``).
 
@@ -70,8 +70,9 @@ def head_losses(
         tokens: ``(documents, length)``.
         hidden: ``(documents, length, hidden)``.
         skip: how many losses at the beginning are left out.
+        parts: make the chunks so many times smaller; a backward pass through one takes about four times its memory.
     """
-    size = max(1, LOGITS_AT_ONCE // (len(tokens) * model.config.get_text_config().vocab_size))
+    size = max(1, LOGITS_AT_ONCE // (parts * len(tokens) * model.config.get_text_config().vocab_size))
     with _head_only(model) as logits_of:
         for start in range(skip, tokens.shape[1] - 1, size):
             end = min(start + size, tokens.shape[1] - 1)

@@ -65,7 +65,7 @@ class ModelObjective:
         with frozen(model), self._installed(module), explain_out_of_memory(len(item.tokens), where, remedy):
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
             leaf = hidden.detach().requires_grad_()
-            for start, end, losses in head_losses(model, tokens, leaf, item.skip):
+            for start, end, losses in head_losses(model, tokens, leaf, item.skip, parts=4):
                 part = (losses[0] * weights[start:end]).sum()
                 part.backward()
                 total += float(part.detach())

@@ -17,7 +17,8 @@ from longrope.evaluation.objective import ModelObjective
 from longrope.models.load import DTYPES, load, load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.search.objective import Objective
-from longrope.search.workers import Engine, LocalEngine, RayEngine, Shared
+from longrope.search.ray import RayEngine
+from longrope.search.workers import Engine, LocalEngine, Shared
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from longrope.evaluation.items import Item
 from longrope.files import write_text
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import COMPARED, scheme
+from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
 from longrope.search.methods import Method
 from longrope.search.objective import Ask, Objective
-from longrope.search.run import Budget, Outcome, Progress, search
+from longrope.search.run import Outcome, Progress, search
 from longrope.search.space import Space
 
 OUTPUTS = ("search-*.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json")
@@ -107,7 +108,7 @@ def find_factors(
     schemes = [scheme(name, space.rope, space.length) for name in COMPARED]
     compared = list(dict.fromkeys([*_finalists(outcomes), *schemes, *starts]))
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
-        evaluator = Evaluator(connect(held_out_items), journal, limits=Budget(), rows=rows)
+        evaluator = Evaluator(connect(held_out_items), journal, budget=Budget(), rows=rows)
         losses = [answer.loss for answer in evaluator.answers(Ask(compared))]
     kept = {**(settings or {}), **(provenance or {}), "method": kind, "seeds": list(seeds), "data_hash": hashes}
     return _decide(space.rope, list(zip(losses, compared, strict=True)), outcomes, run, kept)

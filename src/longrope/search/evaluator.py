@@ -7,22 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from typing import Protocol
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
+from longrope.search.budget import Budget, Stop
 from longrope.search.journal import Journal
 from longrope.search.objective import BACKWARD, Answer, Ask, Batch, Objective, Pair
 from longrope.search.racing import clearly_worse
-
-
-class Limits(Protocol):
-    """What ends a search (see `Budget`)."""
-
-    @property
-    def tokens(self) -> int | None: ...  # noqa: D102
-    @property
-    def seconds(self) -> float | None: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -34,17 +25,13 @@ class Record:
     scaling: Scaling
 
 
-class Stop(Exception):  # noqa: N818
-    """Ends a search for the reason in its message."""
-
-
 class Evaluator:
     """Everything that a search has evaluated, and what it cost.
 
     Args:
         objective: evaluates what the journal does not hold.
         journal: of the search.
-        limits: raise `Stop` when they are reached.
+        budget: what it allows; then `Stop` is raised.
         rows: pairs in one batch.
         racing: drop candidates that are clearly worse than the best after some of the items.
         told: called after every batch.
@@ -55,12 +42,12 @@ class Evaluator:
         objective: Objective,
         journal: Journal,
         *,
-        limits: Limits,
+        budget: Budget,
         rows: int = 1,
         racing: bool = False,
         told: Callable[[], None] = lambda: None,
     ) -> None:
-        self.objective, self.journal, self.limits = objective, journal, limits
+        self.objective, self.journal, self.budget = objective, journal, budget
         self.rows, self.racing, self.told = rows, racing, told
         self.tokens, self.seconds = 0, 0.0
         self.answered: dict[Scaling, dict[int, Answer]] = {}  # by item
@@ -105,13 +92,13 @@ class Evaluator:
         """All pairs, or as many batches as the budget allows, and then `Stop`."""
         batches, price = list(self._batches(pairs, 1 if gradient else self.rows)), BACKWARD if gradient else 1
         costs = [price * sum(self.objective.tokens[item] for _, item in batch) for batch in batches]
-        room = math.inf if self.limits.tokens is None else self.limits.tokens - self.tokens
+        room = math.inf if self.budget.tokens is None else self.budget.tokens - self.tokens
         affordable = sum(total <= room for total in accumulate(costs))
         finished = bool(self.complete) or sum(map(len, batches[:affordable])) >= len(self.objective.tokens)
         if affordable < len(batches) and not finished:
             step = price * sum(self.objective.tokens)
             raise LongRopeError(
-                f"budget = {self.limits.tokens} token-evaluations is less than one step of this search, {step}; "
+                f"budget = {self.budget.tokens} token-evaluations is less than one step of this search, {step}; "
                 "raise it, or use fewer or shorter documents"
             )
         try:
@@ -120,7 +107,7 @@ class Evaluator:
         finally:
             self._record(dict.fromkeys(one for one, _ in pairs))
         if affordable < len(batches):
-            raise Stop(f"the budget of {self.limits.tokens:,} token-evaluations is spent")
+            raise Stop(f"the budget of {self.budget.tokens:,} token-evaluations is spent")
 
     def _batches(self, pairs: Sequence[Pair], rows: int) -> Iterator[Batch]:
         """Pairs of items of one length, in order, up to ``rows`` together."""
@@ -160,8 +147,8 @@ class Evaluator:
                 if loss < (self.leading[0] if self.leading else math.inf):
                     self.leading = (loss, one)
         self.told()
-        if self.limits.seconds is not None and self.seconds >= self.limits.seconds:
-            raise Stop(f"the time budget of {self.limits.seconds:g} s is spent")
+        if self.budget.seconds is not None and self.seconds >= self.budget.seconds:
+            raise Stop(f"the time budget of {self.budget.seconds:g} s is spent")
 
     def _record(self, candidates: Iterable[Scaling]) -> None:
         """In the order of the ask, so that nothing depends on who answered first."""

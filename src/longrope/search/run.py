@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
 from longrope.errors import LongRopeError
 from longrope.rope import Scaling
-from longrope.search.evaluator import Evaluator, Record, Stop
+from longrope.search.budget import Budget, Stop
+from longrope.search.evaluator import Evaluator, Record
 from longrope.search.journal import Journal
 from longrope.search.objective import Conversation, Objective
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a search stops early; None is never. A resumed search counts what its journal holds.
-
-    Args:
-        tokens: the most token-evaluations: 1 for every token of a forward pass, 3 with the backward pass.
-        seconds: the most evaluation time.
-        patience: comparisons of candidates on all items (generations) without a better one.
-
-    Raises:
-        LongRopeError: if one of them allows nothing.
-    """
-
-    tokens: int | None = None
-    seconds: float | None = None
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not 0 < value < math.inf:
-                raise LongRopeError(f"budget {name} = {value} allows nothing; use a number above 0")
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ def search(
             loss, best = evaluator.leading
             watch(Progress(number, len(evaluator.complete), evaluator.tokens, best, loss, evaluator.seconds))
 
-    evaluator = Evaluator(objective, journal, limits=budget, rows=rows, racing=racing, told=told)
+    evaluator = Evaluator(objective, journal, budget=budget, rows=rows, racing=racing, told=told)
     try:
         ask = next(conversation)
         for number in count():
