@@ -64,7 +64,7 @@ EVERY = {"paper": 3, "simple": 1, "cma": 3, "gradient": 3, "auto": 3}
 SMOLLM2 = ("smollm2", "stdlib")
 CASES = {
     "tiny-8x": Case(2048, 2, 4, 8, EVERY),
-    "tiny-32x": Case(8192, 1, 2, 4, {"paper": 1, "cma": 1, "gradient": 1, "auto": 3}, {"paper": 256, "cma": 128}),
+    "tiny-32x": Case(8192, 1, 2, 4, {"paper": 1, "auto": 1}, {"paper": 256}),
     "smollm2-2x": Case(16384, 1, 1, 2, FEW, dict.fromkeys(FEW, 12), *SMOLLM2),
     "smollm2-4x": Case(32768, 2, 2, 4, EVERY, {"paper": 448, "simple": 448}, *SMOLLM2),
     "smollm2-8x": Case(65536, 1, 1, 2, FEW, {"paper": 448}, *SMOLLM2),

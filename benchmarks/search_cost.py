@@ -135,19 +135,18 @@ def racing(model: PreTrainedModel, seed: int) -> dict[str, Any]:
     return found | {"times_fewer": found["without"]["evaluations"] / found["with"]["evaluations"]}
 
 
-def memory() -> dict[str, Any]:
+def memory(length: int) -> dict[str, Any]:
     """Peak memory above the loaded model of a forward pass of two documents, and of gradients; a process each."""
     found = {}
     for way in ("two forwards", "gradient, checkpointed", "gradient, kept"):
-        done = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, __file__, way, str(length)], capture_output=True, text=True, check=True)
         found[way] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def peak(way: str) -> None:
+def peak(way: str, length: int) -> None:
     """In a process of its own: MiB above the loaded model, and seconds."""
     model, _ = load("tiny")
-    length = 8192
     tokens = documents(2, length)
     objective = ModelObjective(model, perplexity_items(tokens))
     yarn = scheme("yarn", Rope.of(model), length)
@@ -178,7 +177,7 @@ def main() -> None:
         "scoring": scoring(model),
         "dtype": dtypes(),
         "racing": [racing(model, seed) for seed in range(3)],
-        "memory at 8,192 tokens": memory(),
+        **{f"memory at {length:,} tokens": memory(length) for length in (8192, 24576)},
         "provenance": provenance(),
     }
     write_json(RESULTS, record)
@@ -186,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    peak(sys.argv[1]) if len(sys.argv) > 1 else main()
+    peak(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else main()
