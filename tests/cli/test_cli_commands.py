@@ -267,6 +267,16 @@ def test_search_from_other_starts(cli, model: Path, few, tmp_path: Path, starts:
     assert min(map(min, tried)) >= 1
 
 
+def test_search_from_the_factors_of_another_run(cli, model: Path, few, run: Path, tmp_path: Path) -> None:
+    result = cli("search", model, "-l", 160, *few, "--budget", 960, "--starts", f"pi,{run}", "-o", tmp_path / "r")
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in (tmp_path / "r" / "search-0.jsonl").read_text().splitlines()]
+    tried = [line["factors"] for line in lines if "loss" in line]
+    found = load_factors(run / "extension.json")
+    assert isinstance(found, Extension)
+    assert tried[2] == pytest.approx(np.maximum.accumulate(found.long.factors), abs=0.005)  # after PI on two documents
+
+
 def header(run: Path) -> dict:
     return json.loads((run / "search-0.jsonl").read_text().splitlines()[0])["settings"]
 

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli import options
+from longrope.cli import choices, options
 from longrope.cli.progress import search_bar
-from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
-    from longrope.rope import Rope, Scaling
-    from longrope.search.methods import Method
 
 
 def run(
@@ -76,10 +73,10 @@ def run(
         None if minutes is None else 60 * minutes,
         patience,
     )
-    chosen = method_of(method, population, tokens)
+    chosen = choices.method_of(method, population, tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
-    names = chosen.starts if starts is None else parse_starts(starts)
-    lengths = [tokens, *([] if also is None else shorter(also, tokens))]
+    names = chosen.starts if starts is None else choices.parse_starts(starts)
+    lengths = [tokens, *([] if also is None else choices.shorter(also, tokens))]
     scored = None if tail is None else options.parse_length(tail, "tail")
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
@@ -128,7 +125,7 @@ def run(
                 items["held_out"],
                 output,
                 method=chosen,
-                starts=[start(name, there.rope, tokens) for name in names],
+                starts=[choices.start(name, there.rope, tokens) for name in names],
                 seeds=range(seeds),
                 budget=limits,
                 rows=rows,
@@ -141,52 +138,6 @@ def run(
     record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
     write_json(output / "run.json", record | {"provenance": provenance()})
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
-
-
-def method_of(name: str, population: int | None, length: int) -> Method:
-    """The method of a name; beyond 512K tokens the paper's with half its population, as in the paper."""
-    from longrope.search.evolution import Paper
-    from longrope.search.methods import method
-
-    chosen = method(name)
-    if population is None and length > 512 * 1024 and isinstance(chosen, Paper):
-        population = chosen.population // 2
-    return chosen if population is None else chosen.sized(population)
-
-
-def shorter(also: str, length: int) -> list[int]:
-    """The other lengths of a search, which are not above its own.
-
-    Raises:
-        LongRopeError: if one is.
-    """
-    lengths = options.parse_lengths(also, "also")
-    if max(lengths) > length:
-        raise LongRopeError(f"also = {max(lengths)} is above length = {length}; give the largest as --length")
-    return lengths
-
-
-def parse_starts(text: str) -> list[str]:
-    """Names of schemes, and paths of factors, by commas.
-
-    Raises:
-        LongRopeError: if one is neither.
-    """
-    from longrope.schemes import canonical
-
-    parts = [part.strip() for part in text.split(",")]
-    return [part if part and Path(part).exists() else canonical(part) for part in parts]
-
-
-def start(name: str, rope: Rope, length: int) -> Scaling:
-    """The factors that a search starts from: a scheme's, or a file's (the long ones of an extension)."""
-    from longrope.rope import Extension
-    from longrope.schemes import SCHEMES, scheme
-
-    if name in SCHEMES:
-        return scheme(name, rope, length)
-    found = options.read_factors(name)
-    return found.long if isinstance(found, Extension) else found
 
 
 def summary(found: Found) -> dict[str, object]:
