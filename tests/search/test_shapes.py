@@ -40,12 +40,14 @@ def test_log_factors_stay_in_their_range(
 
 @EVERY
 @given(ROPES, SCALES, CEILINGS)
-def test_bounds_spread_and_middle_are_in_order(name: str, rope: Rope, scale: float, ceiling: float) -> None:
+def test_bounds_spread_and_beginnings_are_in_order(name: str, rope: Rope, scale: float, ceiling: float) -> None:
     assume(ceiling * scale > 1)
     one = shape(name, rope, scale, ceiling)
-    assert one.lower.shape == one.upper.shape == one.spread.shape == one.middle.shape
-    assert (one.lower <= one.middle).all()
-    assert (one.middle <= one.upper).all()
+    assert one.lower.shape == one.upper.shape == one.spread.shape
+    for beginning in one.beginnings:
+        assert beginning.shape == one.lower.shape
+        assert (one.lower <= beginning).all()
+        assert (beginning <= one.upper).all()
     assert (one.spread > 0).all()
 
 

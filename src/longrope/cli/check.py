@@ -14,7 +14,7 @@ from longrope.cli import options
 def run(
     folder: Annotated[Path, typer.Argument(help="Checkpoint that longrope export wrote.")],
     model: options.Model,
-    lengths: Annotated[str | None, typer.Option(help="Lengths by commas [default: L0-1, L0, L0+1, L-1].")] = None,
+    lengths: Annotated[str | None, typer.Option(help="Lengths by commas (default: L0-1, L0, L0+1, L-1).")] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:

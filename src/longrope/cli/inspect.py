@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def run(
     model: options.Model,
-    length: Annotated[str | None, typer.Option("--length", "-l", help="Target length [default: 8 times L0].")] = None,
+    length: Annotated[str | None, typer.Option("--length", "-l", help="Target length (default: 8 times L0).")] = None,
     as_json: options.Json = False,
 ) -> None:
     """A model's rotary pairs: wavelength, trained through or not, and the factors that each scheme gives them."""

@@ -14,7 +14,7 @@ def run(
     model: options.Model,
     length: options.Length,
     scheme: Annotated[str, typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic.")] = "heuristic",
-    attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number [default: the scheme's].")] = None,
+    attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: the scheme's).")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors to this file.")] = None,
     overwrite: options.Overwrite = False,
 ) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def run(
     model: options.Model,
     length: options.Length,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder [default: MODEL-LENGTH].")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
     data: options.Data = None,
     method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
     budget: Annotated[
@@ -36,7 +36,7 @@ def run(
     space: Annotated[str | None, typer.Option(help="free, monotone, spline, ramp or critical (cma, gradient).")] = None,
     starts: Annotated[
         str | None,
-        typer.Option(help="Schemes or factor files to start from [default: the method's, such as yarn,heuristic]."),
+        typer.Option(help="Schemes or factor files to start from (default: the method's, such as yarn,heuristic)."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
     attention: Annotated[str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.")] = "su",

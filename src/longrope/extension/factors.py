@@ -87,7 +87,7 @@ def find_factors(
     _affordable(budget, search_items)
     kind = {type(method).__name__: asdict(method)}  # pyright: ignore[reportArgumentType]
     # not the rows: lowering them is how a run goes on after it was out of memory
-    common = {**(settings or {}), "space": asdict(space), "method": kind, "racing": racing}
+    common = {**(settings or {}), "method": kind, "space": asdict(space), "racing": racing}
     common["starts"] = [f"{start.scheme} {_digest(np.array(start.factors))[:8]}" for start in starts]
     hashes = {"search": data_hash(search_items), "held_out": data_hash(held_out_items)}
     resume = existing == "resume"

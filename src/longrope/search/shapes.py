@@ -5,7 +5,7 @@ Whatever the shape, the factors stay within 1 … ceiling·s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,14 +25,14 @@ class Shape:
         lower: least value of each coordinate, ``(n,)``.
         upper: largest value of each coordinate, ``(n,)``.
         spread: what counts as one unit of change of each coordinate, ``(n,)``.
-        middle: where `nearest` begins, ``(n,)``.
+        beginnings: where `nearest` begins, each ``(n,)``; several where it could get stuck.
     """
 
     log_factors: Callable[[np.ndarray], np.ndarray]
     lower: np.ndarray
     upper: np.ndarray
     spread: np.ndarray
-    middle: np.ndarray
+    beginnings: Sequence[np.ndarray]
 
     def jacobian(self, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
         """How the log factors change with the coordinates, ``(dim // 2, n)``, by central differences."""
@@ -42,7 +42,16 @@ class Shape:
 
     def nearest(self, log_factors: np.ndarray, steps: int = 100) -> np.ndarray:
         """Coordinates within the bounds whose log factors come close to the given ones (Gauss-Newton, active set)."""
-        x = best = self.middle
+
+        def distance(x: np.ndarray) -> float:
+            return float(np.sum((log_factors - self.log_factors(x)) ** 2))
+
+        return min((self._towards(log_factors, x, steps, distance) for x in self.beginnings), key=distance)
+
+    def _towards(
+        self, log_factors: np.ndarray, x: np.ndarray, steps: int, distance: Callable[[np.ndarray], float]
+    ) -> np.ndarray:
+        best = x
         for _ in range(steps):
             rest = log_factors - self.log_factors(x)
             slopes = self.jacobian(x) * self.spread
@@ -51,7 +60,7 @@ class Shape:
             slopes[:, held] = 0
             move = np.linalg.solve(slopes.T @ slopes + 1e-6 * np.eye(len(x)), slopes.T @ rest)
             x = np.clip(x + 0.5 * self.spread * move, self.lower, self.upper)
-            best = min(best, x, key=lambda one: float(np.sum((log_factors - self.log_factors(one)) ** 2)))
+            best = min(best, x, key=distance)
         return best
 
 
@@ -81,12 +90,15 @@ def ramp(rope: Rope, scale: float, ceiling: float) -> Shape:
     def log_factors(x: np.ndarray) -> np.ndarray:
         return np.clip(x[2] * np.clip((np.arange(pairs) - x[0]) / max(x[1], 0.25), 0, 1), 0, top)
 
+    lower, upper = np.array([-pairs / 4, 0.5, 0.0]), np.array([pairs - 1.0, pairs, top])
+    firsts, widths = np.linspace(-pairs / 8, 0.8 * pairs, 5), (1.0, pairs / 4, pairs / 2)
+    beginnings = [np.array([first, width, np.log(scale)]) for first in firsts for width in widths]
     return Shape(
         log_factors,
-        lower=np.array([-pairs / 4, 0.5, 0.0]),
-        upper=np.array([pairs - 1.0, pairs, top]),
+        lower,
+        upper,
         spread=np.array([pairs / 8, pairs / 8, np.log(scale)]),
-        middle=np.array([0.0, max(rope.critical_pair, 1), np.log(scale)]),
+        beginnings=[np.clip(one, lower, upper) for one in beginnings],
     )
 
 
@@ -105,7 +117,7 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
         lower=np.array([1.0, *[low] * pairs]),
         upper=np.array([pairs - 1.0, *[top] * pairs]),
         spread=np.array([pairs / 8, *[max(top - low, 1e-3)] * pairs]),
-        middle=np.array([float(np.clip(rope.critical_pair, 1, pairs - 1)), *[low] * pairs]),
+        beginnings=[np.array([kappa, *[(low + top) / 2] * pairs]) for kappa in np.linspace(1, pairs - 1, 6)],
     )
 
 
@@ -127,4 +139,4 @@ def _linear(columns: np.ndarray, top: float) -> Shape:
     """Log factors that are sums of columns ``(dim // 2, n)`` with weights 0 … top."""
     low, high, sums = np.zeros(columns.shape[1]), np.full(columns.shape[1], top), columns.sum(axis=1).max()
     unit = np.maximum(high / np.sqrt(sums), 1e-3)
-    return Shape(lambda x: np.clip(columns @ x, 0, top), low, high, spread=unit, middle=high / (2 * sums))
+    return Shape(lambda x: np.clip(columns @ x, 0, top), low, high, spread=unit, beginnings=[high / (2 * sums)])
