@@ -33,7 +33,7 @@ class RayEngine:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise LongRopeError(
                 f"workers = {address!r}: no Ray cluster can be reached there ({reason}); start one with "
-                "ray start --head, or use --workers 1"
+                "ray start --head, set RAY_AUTH_MODE=token if it asks for a token, or use --workers 1"
             ) from None
         self.ray, resources = ray, ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
