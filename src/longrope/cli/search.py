@@ -28,7 +28,8 @@ def run(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation per seed.")] = None,
     patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many generations (or steps) without progress.")
+        int | None,
+        typer.Option(min=1, help="Stop after so many generations (of steps: comparisons) without progress."),
     ] = None,
     population: Annotated[
         int | None, typer.Option(help="Population, or steps of the gradient, if not the method's.")

@@ -17,7 +17,7 @@ from longrope.evaluation.items import Item
 from longrope.files import write_text
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import COMPARED, scheme
-from longrope.search.budget import Budget
+from longrope.search.budget import Budget, too_small
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
 from longrope.search.methods import Method
@@ -84,7 +84,9 @@ def find_factors(
         LongRopeError: if the folder holds a run that is refused, or one to resume with other settings; if the budget
             is smaller than one step; nothing is written then.
     """
-    _affordable(budget, search_items)
+    once = sum(len(item.tokens) for item in search_items)
+    if budget is not None and budget.tokens is not None and budget.tokens < once:
+        raise too_small(budget.tokens, once)
     kind = {type(method).__name__: asdict(method)}  # pyright: ignore[reportArgumentType]
     # not the rows: lowering them is how a run goes on after it was out of memory
     common = {**(settings or {}), "method": kind, "space": asdict(space), "racing": racing}
@@ -112,16 +114,6 @@ def find_factors(
         losses = [answer.loss for answer in evaluator.answers(Ask(compared))]
     kept = {**(settings or {}), **(provenance or {}), "method": kind, "seeds": list(seeds), "data_hash": hashes}
     return _decide(space.rope, list(zip(losses, compared, strict=True)), outcomes, run, kept)
-
-
-def _affordable(budget: Budget | None, items: Sequence[Item]) -> None:
-    """Refuse a budget that does not pay for one candidate on all items."""
-    once = sum(len(item.tokens) for item in items)
-    if budget is not None and budget.tokens is not None and budget.tokens < once:
-        raise LongRopeError(
-            f"budget = {budget.tokens} token-evaluations is less than one step of this search, {once}; "
-            "raise it, or use fewer or shorter documents"
-        )
 
 
 def _keep_best(

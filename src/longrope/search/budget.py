@@ -33,3 +33,11 @@ class Budget:
 
 class Stop(Exception):  # noqa: N818
     """Ends a search for the reason in its message."""
+
+
+def too_small(tokens: int, step: int) -> LongRopeError:
+    """What is wrong with a budget of so many token-evaluations where one step costs more."""
+    return LongRopeError(
+        f"budget = {tokens} token-evaluations is less than one step of this search, {step}; "
+        "raise it, or use fewer or shorter documents"
+    )

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
-from longrope.errors import LongRopeError
 from longrope.rope import Scaling
-from longrope.search.budget import Budget, Stop
+from longrope.search.budget import Budget, Stop, too_small
 from longrope.search.journal import Journal
 from longrope.search.objective import BACKWARD, Answer, Ask, Batch, Objective, Pair
 from longrope.search.racing import clearly_worse
@@ -95,12 +94,8 @@ class Evaluator:
         room = math.inf if self.budget.tokens is None else self.budget.tokens - self.tokens
         affordable = sum(total <= room for total in accumulate(costs))
         finished = bool(self.complete) or sum(map(len, batches[:affordable])) >= len(self.objective.tokens)
-        if affordable < len(batches) and not finished:
-            step = price * sum(self.objective.tokens)
-            raise LongRopeError(
-                f"budget = {self.budget.tokens} token-evaluations is less than one step of this search, {step}; "
-                "raise it, or use fewer or shorter documents"
-            )
+        if self.budget.tokens is not None and affordable < len(batches) and not finished:
+            raise too_small(self.budget.tokens, price * sum(self.objective.tokens))
         try:
             for index, answers, seconds in self._known_or_new(batches[:affordable], gradient=gradient):
                 self._take(batches[index], answers, costs[index], seconds)
