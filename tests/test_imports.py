@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "longrope"
-EVERYBODY = {"errors", "rope", "files"}
+EVERYBODY = {"errors", "lengths", "rope", "files"}
 MAY_IMPORT = {
     "errors": set(),
+    "lengths": {"errors"},
     "rope": {"errors"},
     "files": {"errors", "rope"},
     "schemes": {"errors", "rope"},
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "data": {"errors", "rope"},
     "models": EVERYBODY | {"embedding"},
     "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
-    "extension": EVERYBODY | {"search", "schemes", "models", "evaluation", "data"},
+    "extension": EVERYBODY | {"search", "schemes", "models", "evaluation", "data", "report"},
     "report": EVERYBODY | {"schemes", "models", "evaluation"},
     "export": EVERYBODY | {"schemes", "models"},
 }

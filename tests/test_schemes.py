@@ -204,3 +204,67 @@ def test_su_is_the_attention_factor_of_transformers_longrope(setup: tuple) -> No
 def test_a_bad_attention_policy_is_refused(policy: object) -> None:
     with pytest.raises(LongRopeError, match=r"attention = .*su, yarn, none or a number"):
         attention_factor(policy, ROPE, 2048)
+
+
+def after(name: str, rope: Rope, length: int) -> Rope:
+    return rope.after(scheme(name, rope, length))
+
+
+def test_pi_after_pi_multiplies() -> None:
+    later = after("pi", ROPE, 512)
+    second = scheme("pi", later, 2048)
+    assert set(second.factors) == {4.0}
+    assert second.times(later.factors) == scheme("pi", ROPE, 2048)
+    assert set(second.times(later.factors).factors) == {8.0}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_after_pi_a_scheme_sees_the_same_model(name: str, setup: tuple) -> None:
+    """Length and wavelengths have grown alike: every pair turns as often within the length as it did before."""
+    rope, length = ours(setup)
+    later = after("pi", rope, 4 * rope.original_length)
+    found, plain = scheme(name, later, 4 * length), scheme(name, rope, length)
+    np.testing.assert_allclose(found.factors, plain.factors, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("setup", SETUPS)
+def test_factors_of_1_before_change_nothing(name: str, setup: tuple) -> None:
+    rope, length = ours(setup)
+    same = rope.after(Scaling.identity(rope))
+    found, plain = scheme(name, same, length), scheme(name, rope, length)
+    np.testing.assert_allclose(found.factors, plain.factors, rtol=1e-9)
+    assert found.attention_factor == plain.attention_factor
+
+
+@pytest.mark.parametrize("first", SCHEMES)
+@pytest.mark.parametrize("second", SCHEMES)
+@given(rope=ropes, scales=st.tuples(scales, scales))
+def test_schemes_after_a_stage(first: str, second: str, rope: Rope, scales: tuple[float, float]) -> None:
+    """They lie between 1 and the scale of their own stage, and the whole never falls below the first."""
+    length = math.ceil(rope.original_length * scales[0])
+    later = after(first, rope, length)
+    found = scheme(second, later, math.ceil(length * scales[1]))
+    s = found.length / length
+    ceiling = s * s - (s - 1) if second == "dynamic_ntk" else s
+    lam = np.array(found.factors)
+    assert lam.shape == (rope.dim // 2,)
+    assert np.isfinite(lam).all()
+    assert lam.min() >= 1 - 1e-12
+    assert lam.max() <= ceiling * (1 + 1e-9)
+    assert (np.array(found.times(later.factors).factors) >= np.array(later.factors) * (1 - 1e-12)).all()
+    assert 1 <= found.attention_factor < 3
+    again = scheme(second, later, length)
+    assert set(again.factors) == {1.0}
+    assert again.attention_factor == 1.0
+
+
+@pytest.mark.parametrize("first", SCHEMES)
+def test_yarn_after_a_stage_looks_at_the_wavelengths_of_then(first: str) -> None:
+    """Pairs that turn more often than `beta_fast` within the length of then are left alone, slow ones are not."""
+    later = after(first, ROPE, 1024)
+    lam, turns = np.array(scheme("yarn", later, 8192).factors), 1024 / later.wavelengths
+    assert (lam[turns >= 32 * 1.5] == 1).all()
+    np.testing.assert_allclose(lam[turns <= 1 / 1.5], 8)
+    assert ((lam > 1) & (lam < 8)).any()

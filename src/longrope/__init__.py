@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longrope.data.documents import Document as Document
     from longrope.data.documents import load_documents as load_documents
+    from longrope.data.packing import Windows as Windows
     from longrope.data.split import draw as draw
     from longrope.data.split import split as split
     from longrope.embedding import LongRoPE as LongRoPE
     from longrope.errors import LongRopeError as LongRopeError
+    from longrope.evaluation.bounded import bound_loss as bound_loss
     from longrope.evaluation.items import Item as Item
     from longrope.evaluation.items import mixed as mixed
     from longrope.evaluation.items import needle_items as needle_items
@@ -20,9 +22,17 @@ if TYPE_CHECKING:
     from longrope.evaluation.objective import ModelObjective as ModelObjective
     from longrope.evaluation.perplexity import compare as compare
     from longrope.evaluation.perplexity import perplexity as perplexity
+    from longrope.evaluation.retrieval import retrieval as retrieval
     from longrope.export.check import check_parity as check_parity
     from longrope.export.huggingface import export_huggingface as export_huggingface
     from longrope.extension.factors import find_factors as find_factors
+    from longrope.extension.finetune import finetune as finetune
+    from longrope.extension.pipeline import extend as extend
+    from longrope.extension.plan import Plan as Plan
+    from longrope.extension.plan import load_plan as load_plan
+    from longrope.extension.run import Run as Run
+    from longrope.extension.run import begin as begin
+    from longrope.extension.stages import Finetune as Finetune
     from longrope.files import load_factors as load_factors
     from longrope.models.load import load as load
     from longrope.models.patch import attach as attach
@@ -39,24 +49,32 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
+    "data.packing": ("Windows",),
     "data.split": ("draw", "split"),
     "embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
-    "evaluation.loss": ("token_losses",),
+    "evaluation.bounded": ("bound_loss",),
     "evaluation.items": ("Item", "mixed", "needle_items", "perplexity_items"),
+    "evaluation.loss": ("token_losses",),
     "evaluation.objective": ("ModelObjective",),
     "evaluation.perplexity": ("compare", "perplexity"),
+    "evaluation.retrieval": ("retrieval",),
     "export.check": ("check_parity",),
     "export.huggingface": ("export_huggingface",),
     "extension.factors": ("find_factors",),
+    "extension.finetune": ("finetune",),
+    "extension.pipeline": ("extend",),
+    "extension.plan": ("Plan", "load_plan"),
+    "extension.run": ("Run", "begin"),
+    "extension.stages": ("Finetune",),
     "files": ("load_factors",),
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
     "rope": ("Extension", "Rope", "Scaling"),
+    "schemes": ("SCHEMES", "attention_factor", "scheme"),
     "search.budget": ("Budget",),
     "search.methods": ("METHODS",),
     "search.space": ("Space",),
-    "schemes": ("SCHEMES", "attention_factor", "scheme"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

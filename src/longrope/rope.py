@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,8 @@ class Rope:
         dim: rotated dimensions per head (even); below ``head_dim`` for partial rotary models.
         base: ``rope_theta``.
         original_length: L0, the length in tokens that the model was trained on.
+        factors: λ that the weights are used to from an earlier stage, ``(dim // 2,)``; empty for a plain model. Then
+            ``original_length`` is that stage's, and factors for this rope multiply these.
 
     >>> Rope(dim=8, base=10000.0, original_length=256).inv_freq.tolist()
     [1.0, 0.1, 0.01, 0.001]
@@ -44,6 +46,7 @@ class Rope:
     dim: int
     base: float
     original_length: int
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dim", _whole("rope dim", self.dim, 2))
@@ -53,11 +56,16 @@ class Rope:
             raise LongRopeError(f"rope dim = {self.dim} must be even: RoPE rotates pairs of dimensions")
         if self.base <= 1:
             raise LongRopeError(f"rope base = {self.base} must be above 1")
+        factors = tuple(_positive(f"rope factors[{i}]", value) for i, value in enumerate(self.factors))
+        object.__setattr__(self, "factors", factors)
+        if len(factors) not in (0, self.dim // 2):
+            raise LongRopeError(f"rope factors: {len(factors)} values for a rope of {self.dim // 2} pairs")
 
     @cached_property
     def inv_freq(self) -> np.ndarray:
         """Angular frequencies base^(-2i/dim) in radians per token, float64 ``(dim // 2,)`` (LongRoPE eq. 1)."""
-        return 1.0 / self.base ** (np.arange(0, self.dim, 2) / self.dim)
+        plain = 1.0 / self.base ** (np.arange(0, self.dim, 2) / self.dim)
+        return plain / np.array(self.factors) if self.factors else plain
 
     @property
     def wavelengths(self) -> np.ndarray:
@@ -68,6 +76,15 @@ class Rope:
     def critical_pair(self) -> int:
         """The first pair that does not complete a turn within L0 (LongRoPE2 section 3.1); ``dim // 2`` if all do."""
         return int(np.searchsorted(self.wavelengths, self.original_length, side="right"))
+
+    def pair_of(self, turns: float) -> float:
+        """The place among the pairs, with a fraction, of one that would turn so many times within L0 (YaRN eq. 19)."""
+        length, step = self.original_length / turns, 2 * math.log(self.base) / self.dim
+        if not self.factors:
+            return math.log(length / (2 * math.pi)) / step
+        logs, wanted = np.maximum.accumulate(np.log(self.wavelengths)), math.log(length)
+        beyond = min(wanted - logs[0], 0) + max(wanted - logs[-1], 0)  # there the pairs go on as a plain rope's
+        return float(np.interp(wanted, logs, np.arange(self.dim // 2)) + beyond / step)
 
     def scale(self, length: int) -> float:
         """The scale s = length / L0, at least 1.
@@ -80,6 +97,18 @@ class Rope:
                 f"length = {length} is below the model's original length {self.original_length}; ask for a longer one"
             )
         return length / self.original_length
+
+    def after(self, scaling: Scaling) -> Rope:
+        """The geometry of this model once it is fine-tuned with a scaling at the scaling's length.
+
+        Raises:
+            LongRopeError: if the scaling has no length, or is another rope's.
+        """
+        if scaling.length is None:
+            raise LongRopeError("length is not set on this scaling; set it to the length it was fine-tuned at")
+        scaling.inv_freq(self)  # refuses another rope's
+        whole = scaling.times(self.factors or [1.0] * (self.dim // 2))
+        return replace(self, original_length=scaling.length, factors=whole.factors)
 
     @classmethod
     def of(cls, model_or_config: Any) -> Rope:
@@ -160,6 +189,10 @@ class Scaling:
             )
         return rope.inv_freq / np.asarray(self.factors)
 
+    def times(self, factors: Sequence[float]) -> Scaling:
+        """The same with every factor multiplied: a second search multiplies those of the first (LongRoPE section 4)."""
+        return replace(self, factors=[ours * theirs for ours, theirs in zip(self.factors, factors, strict=True)])
+
     @classmethod
     def identity(cls, rope: Rope) -> Scaling:
         """All factors 1: the model as it was trained."""
@@ -200,6 +233,8 @@ class Extension:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", _whole("length", self.length, 1))
+        if self.rope.factors:
+            raise LongRopeError("rope.factors: the factors of an extension are relative to the plain rope; multiply")
         self.rope.scale(self.length)
         self.short.inv_freq(self.rope)
         self.long.inv_freq(self.rope)
@@ -218,7 +253,8 @@ class Extension:
 
     def to_json(self) -> str:
         """Indented JSON with a ``version`` field."""
-        parts = {"rope": asdict(self.rope), "short": _plain(self.short), "long": _plain(self.long)}
+        rope = {key: value for key, value in asdict(self.rope).items() if key != "factors"}
+        parts = {"rope": rope, "short": _plain(self.short), "long": _plain(self.long)}
         return _dumps("extension", {"length": self.length, **parts})
 
     @classmethod

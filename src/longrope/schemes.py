@@ -71,12 +71,8 @@ def yarn(rope: Rope, length: int, *, beta_fast: float = 32.0, beta_slow: float =
         beta_fast: pairs with more turns than this within L0 are left alone (γ = 1).
         beta_slow: pairs with fewer turns than this are interpolated by s (γ = 0).
     """
-
-    def pair_of(turns: float) -> float:
-        return rope.dim * math.log(rope.original_length / (turns * 2 * math.pi)) / (2 * math.log(rope.base))
-
     s = rope.scale(length)
-    low, high = max(math.floor(pair_of(beta_fast)), 0), min(math.ceil(pair_of(beta_slow)), rope.dim - 1)
+    low, high = max(math.floor(rope.pair_of(beta_fast)), 0), min(math.ceil(rope.pair_of(beta_slow)), rope.dim - 1)
     ramp = (np.arange(rope.dim // 2) - low) / ((high - low) or 0.001)
     gamma = 1 - np.clip(ramp, 0, 1)
     factors = 1 / ((1 - gamma) / s + gamma)

@@ -17,38 +17,64 @@ from longrope.search.gradient import Gradient
 from longrope.search.methods import METHODS
 
 
+PLAN = """
+version = 1
+[[stages]]
+length = "2k"
+[stages.search]
+documents = 1
+[stages.finetune]
+steps = 1
+batch = 1
+rate = 1e-4
+[recovery]
+[recovery.search]
+documents = 1
+[data]
+source = "stdlib:unseen"
+[evaluation]
+lengths = [256, "2k"]
+schemes = ["yarn"]
+"""
+
+
 @pytest.fixture(scope="module")
 def demo(cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a search that is as short as can be."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
+    """With a plan that is as short as can be."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "plan.toml").write_text(PLAN)
     with pytest.MonkeyPatch.context() as changed:
         changed.setitem(METHODS, "auto", Auto(ramps=1, gradient=Gradient(steps=1)))
-        changed.setattr(module, "COUNTS", {"search": 1, "held_out": 1, "test": 8})
-        result = cli("demo", "-o", folder)
+        changed.setattr(module, "PLAN", str(folder / "plan.toml"))
+        result = cli("demo", "-o", folder / "demo")
     assert result.code == 0, result.err
-    return folder
+    return folder / "demo"
 
 
 def test_its_numbers_can_be_recomputed(demo: Path) -> None:
     record = json.loads((demo / "demo.json").read_text())
     extension = load_factors(demo / "extension.json")
     assert isinstance(extension, Extension)
-    model, tokenizer = load("tiny", dtype="float32")
-    tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=8).tokens
-    for length, cell in zip((256, 2048), (record["perplexity"]["searched"][i] for i in (0, 3)), strict=True):
-        expected = perplexity(model_losses(model, extension.long, tokens[:, :length], batch=8), length)
-        assert cell["perplexity"] == pytest.approx(expected.perplexity, rel=1e-4)
-        assert cell["standard_error"] == pytest.approx(expected.standard_error, rel=1e-3)
+    _, tokenizer = load("tiny")
+    tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=4).tokens
+    rows = {"2k searched": "tiny", "extended": str(demo / "stage-1" / "model")}
+    for name, weights in rows.items():
+        model, _ = load(weights, dtype="float32")
+        for factors, cell in zip((extension.short, extension.long), record["perplexity"][name], strict=True):
+            used = factors if name == "extended" else extension.long
+            found = perplexity(model_losses(model, used, tokens[:, : cell["length"]], batch=4), cell["length"])
+            assert cell["perplexity"] == pytest.approx(found.perplexity, rel=1e-4)
+            assert cell["standard_error"] == pytest.approx(found.standard_error, rel=1e-3)
 
 
 def test_what_it_leaves(demo: Path) -> None:
     names = {path.name for path in demo.iterdir()}
-    assert names >= {"extension.json", "factors.png", "perplexity.png", "checkpoint", "search-0.jsonl", "demo.json"}
+    assert names >= {"extension.json", "factors.png", "perplexity.png", "checkpoint", "stage-1", "demo.json"}
     record = json.loads((demo / "demo.json").read_text())
     assert max(record["parity"].values()) < 1e-3
     assert record["short_context"].keys() == record["perplexity"].keys() - {"original"}
     long = {name: row[-1]["perplexity"] for name, row in record["perplexity"].items()}
-    assert long["original"] > 2 * min(long["yarn"], long["searched"])
+    assert long["original"] > 2 * min(long["yarn"], long["extended"])
 
 
 def test_it_leaves_a_folder_of_others_alone(cli, tmp_path: Path) -> None:

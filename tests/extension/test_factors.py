@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -512,6 +513,61 @@ def test_a_start_without_a_number_is_the_worst_candidate(model: PreTrainedModel,
     assert journals(tmp_path / "cut") == journals(tmp_path / "whole")
     files = [(tmp_path / one / "extension.json").read_bytes() for one in ("cut", "whole")]
     assert files[0] == files[1]
+
+
+class Favouring:
+    """An objective whose losses are lowered by 9 for the candidates of a scheme."""
+
+    def __init__(self, inner: Objective, name: str) -> None:
+        self.inner, self.name, self.tokens = inner, name, inner.tokens
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        for index, answers in self.inner.evaluate(batches, gradient=gradient):
+            less = [9.0 * (one.scheme == self.name) for one, _ in batches[index]]
+            pairs = zip(answers, less, strict=True)
+            yield index, [Answer(answer.loss - lower, answer.gradient) for answer, lower in pairs]
+
+
+MINE = Scaling([2.5] * 8, scheme="mine", length=LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("compared", "judged"), [(None, [*SCHEMES]), ([], []), ([MINE], ["mine"]), ([MINE, MINE], ["mine"])]
+)
+def test_only_what_is_compared_may_win(
+    model: PreTrainedModel, tmp_path: Path, compared: list[Scaling] | None, judged: list[str]
+) -> None:
+    """However good a closed form is, it cannot without; what the search starts from and what it found always can."""
+    start = Scaling([2.0] * 8, scheme="start", length=LENGTH)
+    fields = {"starts": [start], "compared": compared}
+    for best in ("heuristic", "mine", "start", "searched"):
+
+        def connect(items: Sequence[Item], best: str = best) -> Objective:
+            return Favouring(ModelObjective(model, items), best)
+
+        found = find(model, tmp_path / best, connect=connect, **fields)
+        assert set(found.held_out) == {*judged, "start", "searched"}
+        if best in found.held_out:
+            assert found.extension.long.scheme == best
+        kept = [scaling_of(line) for line in lines_of(tmp_path / best / "held-out.jsonl") if "loss" in line]
+        assert (key(scheme("heuristic", ROPE, LENGTH)) in map(key, kept)) == (compared is None)
+
+
+def test_a_search_after_a_stage(model: PreTrainedModel, tmp_path: Path) -> None:
+    """All that it tries, and what it finds, are factors of the plain rope that a file can hold."""
+    before = Scaling(np.linspace(1, 1.25, 8).tolist(), length=80)
+    fields = {"starts": [before.times([2.0] * 8)], "compared": [], "space": {"before": before}}
+    found = find(model, tmp_path, **fields)
+    assert load_factors(tmp_path / "extension.json") == found.extension
+    assert found.extension.rope == ROPE
+    assert set(found.held_out) <= {"searched", "custom"}
+    tried = np.array([scaling.factors for _, scaling in found.outcomes[0].ranked]) / before.factors
+    assert tried.min() >= 1 - 1e-12
+    assert 2 < tried.max() <= 2.5 * (1 + 1e-12)
+    assert find(model, tmp_path, existing="resume", **fields).extension == found.extension
+    for other in (None, replace(before, length=100), before.times([1.01] * 8)):
+        with pytest.raises(LongRopeError, match=r"space was .*before"):
+            find(model, tmp_path, existing="resume", **{**fields, "space": {"before": other}})
 
 
 def test_the_hash_tells_items_apart() -> None:

@@ -159,3 +159,104 @@ def test_what_is_no_space() -> None:
         Space(ROPE, 256, ceiling=1.0)
     with pytest.raises(LongRopeError, match="space = 'wavy' is unknown"):
         Space(ROPE, 2048, form="wavy")
+
+
+# 2x and a bit more, and not rising
+BEFORE = Scaling([1.0, 1.6, 2.6, 2.4], attention_factor=1.3, start_tokens=4, length=512)
+
+
+def after(form: str = "free", **fields: object) -> Space:
+    """The space of a second stage, 4x."""
+    return Space(ROPE, 2048, **{"ceiling": 2.0, "form": form, "before": BEFORE, **fields})
+
+
+def test_a_second_stage_is_relative_to_the_first() -> None:
+    space = after()
+    assert (space.scale, space.largest) == (4.0, 8.0)
+    assert space.relative.original_length == 512
+    np.testing.assert_allclose(space.relative.inv_freq, BEFORE.inv_freq(ROPE), rtol=1e-14)
+    plain = Space(ROPE, 2048)
+    assert plain.relative == ROPE
+    assert plain.scale == 8.0
+    assert space.largest_attention == plain.largest_attention  # of the whole scale, as the attention factor is
+
+
+@EVERY
+@given(parts=st.lists(st.floats(0, 1), min_size=6, max_size=6))
+def test_candidates_after_a_stage_multiply_its_factors(form: str, parts: list[float]) -> None:
+    """By 1 … ceiling·s, wherever in the space; all else is the space's own."""
+    space = after(form, attention_factor=1.1)
+    lower, upper = space.bounds
+    found = space.at(lower + np.resize(parts, len(lower)) * (upper - lower))
+    times = np.divide(found.factors, BEFORE.factors)
+    assert times.min() >= 1 - 1e-12
+    assert times.max() <= 8 * (1 + 1e-12)
+    assert (found.attention_factor, found.start_tokens, found.length) == (1.1, 0, 2048)
+
+
+@given(FACTORS)
+def test_inside_after_a_stage(factors: list[float]) -> None:
+    inside = after().inside(Scaling(factors))
+    np.testing.assert_allclose(inside, np.clip(np.divide(factors, BEFORE.factors), 1, 8), rtol=1e-12)
+    whole = after().scaling(inside.tolist())
+    np.testing.assert_allclose(after().inside(whole), inside, rtol=1e-12)
+
+
+@given(st.lists(st.floats(1, 8), min_size=4, max_size=4))
+def test_free_factors_after_a_stage_come_back_from_their_coordinates(times: list[float]) -> None:
+    one = BEFORE.times(times)
+    found = after().at(after().coordinates(one))
+    np.testing.assert_allclose(found.factors, one.factors, rtol=1e-12)
+
+
+@EVERY
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("start_tokens", [(0,), (0, 4, 8)])
+def test_candidates_after_a_stage_come_back_from_their_coordinates(
+    form: str, attention: bool, start_tokens: tuple[int, ...]
+) -> None:
+    space = after(form, attention_factor=1.1, attention=attention, start_tokens=start_tokens)
+    one = space.at(inner(space))
+    again = space.at(space.coordinates(one))
+    np.testing.assert_allclose(np.log(again.factors), np.log(one.factors), atol=0.1 if form == "ramp" else 0.02)
+    assert again.attention_factor == pytest.approx(1.1)
+
+
+@EVERY
+def test_the_factors_before_are_the_least(form: str) -> None:
+    """The lowest candidate has them, and what lies below them is moved up to them."""
+    space = after(form)
+    lowest = space.at(space.bounds[0])
+    if form != "critical":  # which never leaves the last pair below s
+        np.testing.assert_allclose(lowest.factors, BEFORE.factors, rtol=1e-12)
+    assert min(np.divide(space.at(space.coordinates(Scaling([0.1] * 4))).factors, BEFORE.factors)) >= 1 - 1e-12
+
+
+@EVERY
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("part", [0.3, 0.5])
+def test_the_slope_after_a_stage_is_the_derivative(form: str, attention: bool, part: float) -> None:
+    """Of a quadratic of the whole factors' logs, by central differences."""
+    space = after(form, attention_factor=1.1, attention=attention)
+    target = np.array([0.3, 0.9, 2.1, 2.4, 0.05])
+
+    def off(scaling: Scaling) -> np.ndarray:
+        return np.log([*scaling.factors, scaling.attention_factor]) - target
+
+    x = inner(space, part)
+    found = space.slope(x, 2 * off(space.at(x)))
+    moves = 1e-6 * np.eye(len(x))
+    wanted = [(sum(off(space.at(x + d)) ** 2) - sum(off(space.at(x - d)) ** 2)) / 2e-6 for d in moves]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(found).max() > 0.1
+
+
+def test_what_is_no_second_stage() -> None:
+    with pytest.raises(LongRopeError, match=r"length = 511 is below .* 512"):
+        Space(ROPE, 511, before=BEFORE)
+    with pytest.raises(LongRopeError, match=r"no factor to choose but 1.* above the original 512"):
+        Space(ROPE, 512, ceiling=1.0, before=BEFORE)
+    with pytest.raises(LongRopeError, match="length is not set"):
+        Space(ROPE, 2048, before=Scaling([2.0] * 4))
+    with pytest.raises(LongRopeError, match=r"3 values .* 4 pairs"):
+        Space(ROPE, 2048, before=Scaling([2.0] * 3, length=512))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from longrope.cli import options
+from longrope.lengths import parse_lengths
 
 
 def run(
@@ -19,7 +20,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Open a checkpoint in plain transformers; exit code 1 if its logits are not those of the patched model."""
-    wanted = None if lengths is None else options.parse_lengths(lengths)
+    wanted = None if lengths is None else parse_lengths(lengths)
 
     import json
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from longrope.cli import options
 from longrope.errors import LongRopeError
+from longrope.lengths import parse_lengths
 
 if TYPE_CHECKING:
     from longrope.rope import Rope, Scaling
@@ -30,7 +31,7 @@ def shorter(also: str, length: int) -> list[int]:
     Raises:
         LongRopeError: if one is.
     """
-    lengths = options.parse_lengths(also, "also")
+    lengths = parse_lengths(also, "also")
     if max(lengths) > length:
         raise LongRopeError(f"also = {max(lengths)} is above length = {length}; give the largest as --length")
     return lengths

@@ -9,6 +9,7 @@ import typer
 
 from longrope.cli import options
 from longrope.cli.progress import bar
+from longrope.lengths import parse_lengths
 
 if TYPE_CHECKING:
     from longrope.evaluation.perplexity import Perplexity
@@ -37,7 +38,7 @@ def run(
     """
     from longrope.files import claim, write_json
 
-    wanted = options.parse_lengths(lengths)
+    wanted = parse_lengths(lengths)
     if output is not None:
         claim(output, overwrite=overwrite)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli import options
+from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
     from longrope.rope import Rope, Scaling
@@ -18,7 +19,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """A model's rotary pairs: wavelength, trained through or not, and the factors that each scheme gives them."""
-    target = None if length is None else options.parse_length(length)
+    target = None if length is None else parse_length(length)
 
     from longrope.models.load import load_config
     from longrope.rope import Rope

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from longrope.cli import check, demo, evaluate, export, inspect, scale, search
+from longrope.cli import check, demo, evaluate, export, extend, inspect, plan, scale, search
 from longrope.errors import LongRopeError
 
 app = typer.Typer(
@@ -22,6 +22,9 @@ COMMANDS = {
     "inspect": inspect.run,
     "scale": scale.run,
     "search": search.run,
+    "plan": plan.run,
+    "extend": extend.run,
+    "finetune": extend.finetune,
     "eval": evaluate.run,
     "export": export.run,
     "check": check.run,

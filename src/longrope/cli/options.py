@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -35,19 +34,6 @@ NEEDLES = 0.2  # perplexity alone gives factors that forget where things are (do
 Attention = Annotated[str, typer.Option(help="Attention factor: su, yarn, none, or a number.")]
 
 
-def parse_length(text: str, name: str = "length") -> int:
-    """A number of tokens: k is 1024, m is 1024².
-
-    >>> parse_length("16k"), parse_length("2m"), parse_length("1.5K"), parse_length("16384")
-    (16384, 2097152, 1536, 16384)
-    """
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([km]?)", text.strip().lower())
-    tokens = float(match[1]) * {"": 1, "k": 2**10, "m": 2**20}[match[2]] if match else 0
-    if tokens < 2 or tokens != int(tokens):
-        raise LongRopeError(f"{name} = {text!r} is no number of tokens; write 16384, 16k or 2m")
-    return int(tokens)
-
-
 def short_name(model: str) -> str:
     """The last part of a model's name, for folders and titles.
 
@@ -55,11 +41,6 @@ def short_name(model: str) -> str:
     ('Llama-3.2-1B', 'a')
     """
     return Path(model).name.removesuffix(".gguf")
-
-
-def parse_lengths(text: str, name: str = "lengths") -> list[int]:
-    """Several numbers of tokens, by commas, in ascending order."""
-    return sorted({parse_length(part, name) for part in text.split(",")})
 
 
 def parse_schemes(text: str) -> list[str]:

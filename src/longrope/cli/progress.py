@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from longrope.search.run import Progress as Standing
@@ -36,3 +44,19 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, Standing],
             update(standing.tokens, f"{loss} seed {seed} step {standing.generation} {speed}")
 
         yield watch
+
+
+@contextmanager
+def parts_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None]]:
+    """One bar for each part of the work; the function given takes the part, what is done, of how much, and a note."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
+
+        def tell(part: str, done: int, total: int, note: str) -> None:
+            if part not in tasks:
+                tasks[part] = progress.add_task(part, total=total, note=note)
+            progress.update(tasks[part], completed=done, total=total, note=note)
+
+        yield tell

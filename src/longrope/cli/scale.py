@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from longrope.cli import options
+from longrope.lengths import parse_length
 
 
 def run(
@@ -21,7 +22,7 @@ def run(
     """The factors of a closed-form scheme, as a factors file (no search)."""
     from longrope.files import claim, write_text
 
-    tokens = options.parse_length(length)
+    tokens = parse_length(length)
     if output is not None:
         claim(output, overwrite=overwrite)
 

@@ -9,6 +9,7 @@ import typer
 
 from longrope.cli import choices, options
 from longrope.cli.progress import search_bar
+from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
@@ -47,6 +48,10 @@ def run(
     ] = options.NEEDLES,
     also: Annotated[str | None, typer.Option(help="Shorter lengths whose loss counts as much, such as 4k,8k.")] = None,
     tail: Annotated[str | None, typer.Option(help="Score only this many tokens at the end, such as 2k.")] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(help="Tokens of a forward pass, whose positions jump up to the length, such as 16k: cheaper."),
+    ] = None,
     search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
     held_out_documents: Annotated[int, typer.Option(min=1, help="Other documents, which choose the winner.")] = 4,
     data_seed: options.Seed = 0,
@@ -68,9 +73,9 @@ def run(
     from longrope.files import claim, write_json
     from longrope.search.budget import Budget
 
-    tokens = options.parse_length(length)
+    tokens = parse_length(length)
     limits = Budget(
-        None if budget is None else options.parse_length(budget, "budget"),
+        None if budget is None else parse_length(budget, "budget"),
         None if minutes is None else 60 * minutes,
         patience,
     )
@@ -78,7 +83,8 @@ def run(
     output = output or Path(f"{options.short_name(model)}-{length}")
     names = chosen.starts if starts is None else choices.parse_starts(starts)
     lengths = [tokens, *([] if also is None else choices.shorter(also, tokens))]
-    scored = None if tail is None else options.parse_length(tail, "tail")
+    scored = None if tail is None else parse_length(tail, "tail")
+    size = None if window is None else parse_length(window, "window")
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
     from longrope.data.documents import load_documents
@@ -88,6 +94,7 @@ def run(
     from longrope.extension.factors import find_factors
     from longrope.report.provenance import provenance
     from longrope.schemes import attention_factor
+    from longrope.search.methods import planned
     from longrope.search.space import START_TOKENS, Space
 
     with connected(model, dtype=dtype, device=options.choose_device(device), workers=workers) as there:
@@ -112,12 +119,11 @@ def run(
                 count=count,
                 needles=needles,
                 tail=scored,
+                window=size,
                 cache=cache,
             )
-        once, count = sum(len(item.tokens) for item in items["search"]), len(items["search"])
-        if limits.tokens is not None:
-            chosen = chosen.within(limits.tokens * count // once, count) if population is None else chosen
-        total = limits.tokens or chosen.passes(count) * once // count
+        lengths_of = [len(item.tokens) for item in items["search"]]
+        chosen, total = planned(chosen, lengths_of, limits.tokens if population is None else None)
         with search_bar(total, quiet=as_json) as watch:
             found = find_factors(
                 searched,

@@ -27,16 +27,23 @@ class Item:
     Args:
         tokens: int64 ``(length,)``.
         weights: of the losses of tokens 1, 2 …, float64 ``(length - 1,)``; they sum to 1 for a mean.
+        positions: of the tokens, int64 ``(length,)``, strictly increasing; 0, 1, 2 … if None.
     """
 
     tokens: np.ndarray
     weights: np.ndarray
+    positions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.tokens) - 1 or not np.isfinite(self.weights).all() or not self.weights.any():
             raise LongRopeError(
                 f"an item of {len(self.tokens)} tokens needs {len(self.tokens) - 1} finite weights, not all 0"
             )
+
+    @property
+    def reach(self) -> int:
+        """The largest position + 1."""
+        return len(self.tokens) if self.positions is None else int(self.positions[-1]) + 1
 
     @property
     def skip(self) -> int:
@@ -106,6 +113,26 @@ def mixed(parts: Sequence[tuple[float, Sequence[Item]]]) -> list[Item]:
     ]
 
 
+def skipping(items: Sequence[Item], length: int, *, seed: int = 0) -> list[Item]:
+    """The same texts with positions up to ``length``: each has one jump at a seeded place (PoSE, arXiv 2309.10400).
+
+    The jumps grow evenly from item to item, the last one reaches ``length`` itself. So a search for a long context
+    needs short documents and short forward passes only. What it does not show is how attention thins out over many
+    tokens.
+
+    Args:
+        items: without positions, shorter than ``length``.
+        length: in tokens.
+        seed: of the places.
+    """
+    rng, found = np.random.default_rng(seed), []
+    for i, item in enumerate(items, start=1):
+        positions = np.arange(len(item.tokens))
+        positions[int(rng.integers(1, len(positions))) :] += (length - len(positions)) * i // len(items)
+        found.append(replace(item, positions=positions))
+    return found
+
+
 def make_items(
     documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
@@ -114,6 +141,7 @@ def make_items(
     count: int,
     needles: float = 0.0,
     tail: int | None = None,
+    window: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
 ) -> tuple[list[Item], tuple[str, ...]]:
@@ -126,18 +154,21 @@ def make_items(
         count: documents.
         needles: weight of the needle loss, from 0 (perplexity alone) to 1 (needles alone).
         tail: how many tokens at the end of each length count for perplexity; all if None.
-        seed: of the needles.
+        window: tokens of an item at lengths above it, whose positions then jump; see `skipping`.
+        seed: of the needles and jumps.
         cache: a folder that keeps tokens from one call to the next.
 
     Raises:
         LongRopeError: if there are too few documents that are long enough.
     """
-    drawn = draw(documents, tokenizer, length=max(lengths), count=count, cache=cache)
+    sizes = {length: min(length, window or length) for length in sorted(set(lengths))}
+    drawn = draw(documents, tokenizer, length=max(sizes.values()), count=count, cache=cache)
     parts: list[tuple[float, list[Item]]] = []
-    for length in sorted(set(lengths)):
-        tokens = drawn.tokens[:, :length]
+    for length, size in sizes.items():
+        tokens, here = drawn.tokens[:, :size], []
         if needles < 1:
-            parts.append((1 - needles, perplexity_items(tokens, tail=tail)))
+            here.append((1 - needles, perplexity_items(tokens, tail=tail)))
         if needles > 0:
-            parts.append((needles, needle_items(tokens, tokenizer, seed=seed)))
+            here.append((needles, needle_items(tokens, tokenizer, seed=seed)))
+        parts += [(weight, skipping(items, length, seed=seed) if size < length else items) for weight, items in here]
     return mixed([(weight / len(set(lengths)), items) for weight, items in parts]), drawn.names

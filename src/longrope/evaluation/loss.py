@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ def token_losses(
     model: PreTrainedModel,
     tokens: np.ndarray,
     *,
+    positions: np.ndarray | None = None,
     batch: int = 1,
     skip: int = 0,
     done: Callable[[int], None] | None = None,
@@ -32,6 +34,7 @@ def token_losses(
     Args:
         model: a causal language model, patched or not.
         tokens: ``(documents, length)`` token ids.
+        positions: ``(documents, length)``; 0, 1, 2 … if None. Where they jump, it is still one text.
         batch: documents in one forward pass.
         skip: how many losses at the beginning are not wanted; they are 0, and the head does not run on them.
         done: called with the number of finished documents after each pass.
@@ -42,22 +45,31 @@ def token_losses(
     losses = []
     for start in range(0, len(tokens), batch):
         part = torch.from_numpy(tokens[start : start + batch])
+        at = None if positions is None else torch.from_numpy(positions[start : start + batch])
         where = f"with batch {len(part)} on {model.device}"
         with explain_out_of_memory(tokens.shape[1], where, "lower the length or the batch, or use dtype bfloat16"):
-            losses.append(_batch_losses(model, part, skip))
+            losses.append(_batch_losses(model, part, at, skip))
         if done is not None:
             done(start + len(part))
     return np.concatenate(losses)
 
 
 @torch.inference_mode()
-def _batch_losses(model: PreTrainedModel, tokens: Tensor, skip: int) -> np.ndarray:
+def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None, skip: int) -> np.ndarray:
     tokens = tokens.to(model.device)
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    hidden = last_hidden(model, tokens, positions)
     losses = torch.zeros(len(tokens), tokens.shape[1] - 1)
     for start, end, found in head_losses(model, tokens, hidden, skip):
         losses[:, start:end] = found
     return losses.numpy()
+
+
+def last_hidden(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    """The backbone's output ``(documents, length, hidden)``."""
+    given: dict[str, Tensor] = {}
+    if positions is not None:  # without a mask, transformers takes jumps for borders between documents
+        given = {"position_ids": positions.to(model.device), "attention_mask": torch.ones_like(tokens)}
+    return model.base_model(input_ids=tokens, use_cache=False, **given).last_hidden_state
 
 
 def head_losses(
@@ -73,7 +85,7 @@ def head_losses(
         parts: make the chunks so many times smaller; a backward pass through one takes about four times its memory.
     """
     size = max(1, LOGITS_AT_ONCE // (parts * len(tokens) * model.config.get_text_config().vocab_size))
-    with _head_only(model) as logits_of:
+    with head_only(model) as logits_of:
         for start in range(skip, tokens.shape[1] - 1, size):
             end = min(start + size, tokens.shape[1] - 1)
             logits = logits_of(tokens[:, start:end], hidden[:, start:end]).flatten(0, 1)
@@ -82,8 +94,15 @@ def head_losses(
 
 
 @contextmanager
-def _head_only(model: PreTrainedModel) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
-    """A function (tokens, hidden states) -> logits that runs the model's own head, soft caps and scales included."""
+def head_only(
+    model: PreTrainedModel, forward_of_model: Callable[..., Any] | None = None
+) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+    """A function (tokens, hidden states) -> logits that runs the model's own head, soft caps and scales included.
+
+    Args:
+        model: whose head it is.
+        forward_of_model: what runs it; ``model`` itself if None.
+    """
     backbone = model.base_model
     given: list[Tensor] = []
 
@@ -92,7 +111,7 @@ def _head_only(model: PreTrainedModel) -> Iterator[Callable[[Tensor, Tensor], Te
 
     def logits_of(tokens: Tensor, hidden: Tensor) -> Tensor:
         given[:] = [hidden]
-        return model(input_ids=tokens, use_cache=False).logits
+        return (forward_of_model or model)(input_ids=tokens, use_cache=False).logits
 
     replaced = vars(backbone).get("forward")
     backbone.forward = forward

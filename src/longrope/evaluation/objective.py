@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from longrope.embedding import LongRoPE
 from longrope.evaluation.items import Item
-from longrope.evaluation.loss import head_losses, token_losses
+from longrope.evaluation.loss import head_losses, last_hidden, token_losses
 from longrope.models.differentiable import Differentiable, frozen
 from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import patch
@@ -49,21 +49,23 @@ class ModelObjective:
         items = [self.items[item] for _, item in batch]
         scalings = [scaling for scaling, _ in batch]
         tokens, skip = np.stack([item.tokens for item in items]), min(item.skip for item in items)
-        with self._installed(self._embedding(scalings if len(set(scalings)) > 1 else scalings[:1], tokens.shape[1])):
-            losses = token_losses(self.model, tokens, batch=len(tokens), skip=skip)
+        reach, positions = max(item.reach for item in items), _positions(items)
+        with self._installed(self._embedding(scalings if len(set(scalings)) > 1 else scalings[:1], reach)):
+            losses = token_losses(self.model, tokens, positions=positions, batch=len(tokens), skip=skip)
         return [Answer(float(row.astype(np.float64) @ item.weights)) for row, item in zip(losses, items, strict=True)]
 
     def _slope(self, scaling: Scaling, index: int) -> Answer:
         """One document forwards and backwards, the head in chunks."""
         item, model = self.items[index], self.model
-        module = Differentiable(self._embedding([scaling], len(item.tokens)))
+        module = Differentiable(self._embedding([scaling], item.reach))
         tokens = torch.from_numpy(item.tokens)[None].to(model.device)
         weights = torch.from_numpy(item.weights).float().to(model.device)
         where = f"for a gradient on {model.device}"
         remedy = "lower the length, use dtype bfloat16, or a method without gradients (--method cma)"
         total = 0.0
         with frozen(model), self._installed(module), explain_out_of_memory(len(item.tokens), where, remedy):
-            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            at = _positions([item])
+            hidden = last_hidden(model, tokens, None if at is None else torch.from_numpy(at))
             leaf = hidden.detach().requires_grad_()
             for start, end, losses in head_losses(model, tokens, leaf, item.skip, parts=4):
                 part = (losses[0] * weights[start:end]).sum()
@@ -84,3 +86,10 @@ class ModelObjective:
             yield
         finally:
             self.rotary.install(self.rotary.module)
+
+
+def _positions(items: Sequence[Item]) -> np.ndarray | None:
+    """``(items, length)`` if any of them has its own."""
+    if all(item.positions is None for item in items):
+        return None
+    return np.stack([np.arange(len(item.tokens)) if item.positions is None else item.positions for item in items])

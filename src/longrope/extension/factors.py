@@ -47,6 +47,7 @@ def find_factors(
     *,
     method: Method,
     starts: Sequence[Scaling],
+    compared: Sequence[Scaling] | None = None,
     seeds: Sequence[int] = (0,),
     budget: Budget | None = None,
     rows: int = 1,
@@ -71,6 +72,7 @@ def find_factors(
         run: the folder.
         method: one of `METHODS`.
         starts: factors that the search starts from, such as those of ``method.starts``.
+        compared: other factors that may win, judged on the held-out items; the schemes `COMPARED` if None.
         seeds: one search each.
         budget: when to stop early, each.
         rows: (candidate, item) pairs in one forward pass.
@@ -107,13 +109,14 @@ def find_factors(
                 search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=told)
             )
     fixed = {**common, "data": hashes["held_out"]}
-    schemes = [scheme(name, space.rope, space.length) for name in COMPARED]
-    compared = list(dict.fromkeys([*_finalists(outcomes), *schemes, *starts]))
+    if compared is None:
+        compared = [scheme(name, space.rope, space.length) for name in COMPARED]
+    judged = list(dict.fromkeys([*_finalists(outcomes), *compared, *starts]))
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
         evaluator = Evaluator(connect(held_out_items), journal, budget=Budget(), rows=rows)
-        losses = [answer.loss for answer in evaluator.answers(Ask(compared))]
+        losses = [answer.loss for answer in evaluator.answers(Ask(judged))]
     kept = {**(settings or {}), **(provenance or {}), "method": kind, "seeds": list(seeds), "data_hash": hashes}
-    return _decide(space.rope, list(zip(losses, compared, strict=True)), outcomes, run, kept)
+    return _decide(space.rope, list(zip(losses, judged, strict=True)), outcomes, run, kept)
 
 
 def _keep_best(
@@ -134,8 +137,9 @@ def _keep_best(
 
 
 def data_hash(items: Sequence[Item]) -> str:
-    """A fingerprint of token ids and weights."""
-    return _digest(*(array for item in items for array in (item.tokens, item.weights)))
+    """A fingerprint of token ids, weights and positions."""
+    parts = [array for item in items for array in (item.tokens, item.weights, item.positions) if array is not None]
+    return _digest(*parts)
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -59,7 +59,7 @@ def ramps(space: Space) -> list[Scaling]:
     Factors are 1 for pairs that turn more often within L0 than the first number of `RAMPS` says, and its third
     number times s for those that turn less often than the second.
     """
-    rope, s = space.rope, space.rope.scale(space.length)
+    rope, s = space.relative, space.scale
     turns = np.log(rope.original_length / rope.wavelengths)
     found = []
     for first, last, top in RAMPS:

@@ -69,7 +69,7 @@ class Gradient:
     def descend(self, space: Space, x: np.ndarray) -> Conversation:
         """One candidate a step from coordinates on; in the end, every n̂ for the best, if n̂ is searched."""
         (lower, upper), weights, unit = space.bounds, self._weights(space), self._unit(space, x)
-        adam, rate = _Adam(len(x), self.betas), self.rate * math.log(space.rope.scale(space.length))
+        adam, rate = _Adam(len(x), self.betas), self.rate * math.log(space.scale)
         best, recent = (math.inf, x), []
         for step in range(self.steps):
             state = {"step": step, "x": x.tolist(), "rate": rate, **adam.state}
@@ -90,11 +90,11 @@ class Gradient:
             yield Ask([space.at(np.append(best[1][:-1], start)) for start in range(len(space.start_tokens))])
 
     def _damping(self, space: Space) -> np.ndarray:
-        return np.minimum(1.0, 1.0 / (self.reach * space.rope.inv_freq))
+        return np.minimum(1.0, 1.0 / (self.reach * space.relative.inv_freq))
 
     def _weights(self, space: Space) -> np.ndarray:
         """What the gradient by each log factor, and by the log attention factor, counts: ``(dim // 2 + 1,)``."""
-        turns = space.rope.original_length / space.rope.wavelengths
+        turns = space.relative.original_length / space.relative.wavelengths
         moves = np.ones(space.pairs) if self.frozen is None else turns <= self.frozen
         return np.append(self._damping(space) * moves, 1.0)
 

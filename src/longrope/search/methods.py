@@ -59,3 +59,11 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise LongRopeError(f"method = {name!r} is unknown; choose one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def planned(chosen: Method, items: Sequence[int], budget: int | None) -> tuple[Method, int]:
+    """A method for items of so many tokens within a budget of token-evaluations, and how many it will about take."""
+    count, once = len(items), sum(items)
+    if budget is None:
+        return chosen, chosen.passes(count) * once // count
+    return chosen.within(budget * count // once, count), budget

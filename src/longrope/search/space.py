@@ -20,6 +20,9 @@ START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 class Space:
     """Candidates 1 ≤ λ ≤ ceiling·s for one rope and target length (LongRoPE section 3.3, table 4).
 
+    With the scaling of an earlier stage they are λ = λ_before·μ, and all of this is said of μ: 1 ≤ μ ≤ ceiling·s with
+    s = length / the length of that stage. Candidates and starts always have the whole λ.
+
     Args:
         rope: the model's geometry.
         length: the target length in tokens.
@@ -28,6 +31,7 @@ class Space:
         start_tokens: the numbers of start tokens n̂ that may be chosen; `START_TOKENS` are the paper's.
         ceiling: the largest factor, in units of s.
         form: one of `SHAPES`, for the methods that move through coordinates.
+        before: what the model was fine-tuned with in the stage before, if there was one.
 
     Raises:
         LongRopeError: if the length is below L0, the form unknown, or there is nothing to choose.
@@ -40,6 +44,7 @@ class Space:
     start_tokens: tuple[int, ...] = (0,)
     ceiling: float = 1.25
     form: str = "free"
+    before: Scaling | None = None
 
     def __post_init__(self) -> None:
         if not self.start_tokens:
@@ -47,7 +52,7 @@ class Space:
         if self.largest <= 1:
             raise LongRopeError(
                 f"length = {self.length} with ceiling = {self.ceiling} leaves no factor to choose but 1; "
-                f"search a length above the original {self.rope.original_length}"
+                f"search a length above the original {self.relative.original_length}"
             )
         _ = self.shape
 
@@ -56,10 +61,20 @@ class Space:
         """Number of factors."""
         return self.rope.dim // 2
 
+    @cached_property
+    def relative(self) -> Rope:
+        """The geometry that the model is used to: what μ are relative to, and s."""
+        return self.rope if self.before is None else self.rope.after(self.before)
+
+    @property
+    def scale(self) -> float:
+        """The scale s of the target length to that which the model is used to."""
+        return self.relative.scale(self.length)
+
     @property
     def largest(self) -> float:
-        """The largest factor."""
-        return self.ceiling * self.rope.scale(self.length)
+        """The largest μ."""
+        return self.ceiling * self.scale
 
     @property
     def largest_attention(self) -> float:
@@ -69,7 +84,7 @@ class Space:
     @cached_property
     def shape(self) -> Shape:
         """The coordinates of the factors."""
-        return shape(self.form, self.rope, self.rope.scale(self.length), self.ceiling)
+        return shape(self.form, self.relative, self.scale, self.ceiling)
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +123,9 @@ class Space:
         return np.concatenate([shaped, [by_attention] * self.attention, [0.0] * (len(self.start_tokens) > 1)])
 
     def scaling(self, factors: Sequence[float], start: int = 0, attention: float | None = None) -> Scaling:
-        """The candidate with these factors, the ``start``-th number of start tokens, and an attention factor."""
+        """The candidate with these μ, the ``start``-th number of start tokens, and an attention factor."""
         return Scaling(
-            [float(factor) for factor in factors],
+            [float(factor * before) for factor, before in zip(factors, self._before, strict=True)],
             attention_factor=self.attention_factor if attention is None else attention,
             start_tokens=self.start_tokens[start],
             scheme="searched",
@@ -118,7 +133,7 @@ class Space:
         )
 
     def inside(self, scaling: Scaling) -> np.ndarray:
-        """The nearest factors that keep the bounds, ``(dim // 2,)``.
+        """The μ of a scaling, moved within the bounds, ``(dim // 2,)``.
 
         Raises:
             LongRopeError: if they belong to another rope.
@@ -128,4 +143,8 @@ class Space:
             raise LongRopeError(
                 f"a start of the search has {len(factors)} factors, the rope {self.pairs} pairs: it is another rope's"
             )
-        return np.clip(factors, 1.0, self.largest)
+        return np.clip(factors / self._before, 1.0, self.largest)
+
+    @property
+    def _before(self) -> np.ndarray:
+        return np.array(self.relative.factors or [1.0] * self.pairs)

@@ -1,0 +1,266 @@
+"""Staged extension of ``tiny``: 256 → 2K → 16K → 128K, 512 times its trained length.
+
+    make benchmark-extension               # hours on two cores; continues where it stopped
+    python benchmarks/extension.py staged  # one case, or one measurement: table, short, amounts, window, retrieval
+
+Cases are runs of ``longrope extend`` in ``build/extension``. What is measured on them is on one text of 131,072 tokens,
+test documents joined: at every length it is cut into windows, so all lengths score the same tokens. Results in
+``benchmarks/results/extension.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from longrope.data.documents import load_documents
+from longrope.data.split import split
+from longrope.data.tokens import encode
+from longrope.evaluation.loss import token_losses
+from longrope.evaluation.retrieval import retrieval
+from longrope.extension.pipeline import extend
+from longrope.extension.plan import parse_plan
+from longrope.extension.run import Run, begin
+from longrope.files import load_factors, write_json
+from longrope.models.load import load, load_config, load_tokenizer
+from longrope.models.patch import patch
+from longrope.report.provenance import provenance
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import attention_factor, scheme
+from longrope.search.space import Space
+
+BUILD, RESULTS = Path("build/extension"), Path(__file__).parent / "results" / "extension.json"
+TEXT, LENGTHS = 2**17, (2048, 8192, 32768, 131072)
+REACHED = (2048, 16384, 131072)  # by the stages of the staged run
+RECALLED = {256: 200, 512: 200, 1024: 200, 2048: 200, 4096: 100, 8192: 50, 16384: 50}  # trials by length
+DATA = """\
+version = 1
+original_tokens = 17000000
+export = "none"
+[data]
+source = "stdlib:unseen"
+train = "stdlib"
+needles = 0.5
+[evaluation]
+lengths = []
+"""
+STAGE_1 = """
+[[stages]]
+length = "2k"
+[stages.finetune]
+tokens = {tokens}
+batch = 4
+rate = 1e-4
+short = 0.5
+"""
+FURTHER = """
+[[stages]]
+length = "{length}"
+[stages.search]
+window = "4k"
+[stages.finetune]
+tokens = {tokens}
+batch = 2
+rate = 1e-4
+short = 0.4
+window = "4k"
+"""
+PERCENT = 170_000  # of the tokens that tiny was trained on
+CASES = {
+    "staged": DATA
+    + STAGE_1.format(tokens=5 * PERCENT)
+    + FURTHER.format(length="16k", tokens=5 * PERCENT)
+    + FURTHER.format(length="128k", tokens=3 * PERCENT)
+    + "[recovery]\n",
+    "direct": DATA + FURTHER.format(length="16k", tokens=10 * PERCENT),
+    "tokens-1": DATA + STAGE_1.format(tokens=PERCENT),
+    "tokens-10": DATA + STAGE_1.format(tokens=10 * PERCENT),
+}
+
+
+class Bench:
+    """Runs, and one text to measure on."""
+
+    rope = Rope.of(load_config("tiny"))
+
+    @cached_property
+    def text(self) -> np.ndarray:
+        """``(TEXT,)``: test documents joined, the longest first."""
+        tokenizer = load_tokenizer("tiny")
+        documents = split(load_documents("stdlib:unseen"), seed=0)["test"]
+        tokens = [encode(document.text, tokenizer, length=TEXT) for document in documents]
+        return np.concatenate(sorted(tokens, key=len, reverse=True))[:TEXT]
+
+    def run(self, case: str) -> Run:
+        """A finished run."""
+        BUILD.mkdir(parents=True, exist_ok=True)
+        with tqdm(desc=case) as bar:
+
+            def tell(part: str, done: int, total: int, note: str) -> None:
+                bar.set_description(f"{case}, {part} {note}")
+                bar.total, bar.n = total, done
+                bar.refresh()
+
+            found = Run(BUILD / case, "tiny", parse_plan(CASES[case], case), tell=tell)
+            begin(found, resume=True)
+            extend(found)
+        return found
+
+    def model(self, case: str, number: int) -> PreTrainedModel:
+        """The weights that a stage of a run left; of stage 0, the original ones."""
+        model, _ = load(str(BUILD / case / f"stage-{number}" / "model") if number else "tiny")
+        return model
+
+    def long(self, case: str, number: int) -> Scaling:
+        """The long factors of a stage of a run."""
+        found = load_factors(BUILD / case / f"stage-{number}" / "extension.json")
+        assert isinstance(found, Extension)
+        return found.long
+
+
+def measured(name: str, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The values of some cells, each measured once and kept."""
+    path = BUILD / f"measured-{name}.json"
+    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for key, measure in tqdm(cells.items(), desc=name):
+        if key not in done:
+            done[key] = measure()
+            write_json(path, done)
+    return {key: done[key] for key in cells}
+
+
+def perplexity(bench: Bench, case: str, number: int, factors: Scaling | Extension | None, length: int) -> float:
+    """Of the whole text in windows of a length."""
+    model, windows = bench.model(case, number), bench.text.reshape(-1, length)
+    batch = max(1, 4096 // length)
+    if factors is None:
+        losses = token_losses(model, windows, batch=batch)
+    else:
+        with patch(model, factors):
+            losses = token_losses(model, windows, batch=batch)
+    return math.exp(losses.mean(dtype=np.float64))
+
+
+def table(bench: Bench) -> dict[str, Any]:
+    """Perplexity at 8x, 32x, 128x and 512x: schemes aimed at each length, searched factors, searched and fine-tuned."""
+    cells: dict[str, Callable[[], float]] = {}
+    for name in ("yarn", "heuristic"):
+        for length in LENGTHS:
+            factors = scheme(name, bench.rope, length)
+            cells[f"{name} {length}"] = lambda f=factors, n=length: perplexity(bench, "staged", 0, f, n)
+    for length in LENGTHS:
+        number = next(i for i, reach in enumerate(REACHED, start=1) if reach >= length)
+        for name, weights in (("searched", 0), ("fine-tuned", number), *([("last stage", 3)] if number < 3 else [])):
+
+            def cell(weights: int = weights, number: int = max(weights, number), length: int = length) -> float:
+                factors = bench.long("staged", number)
+                return perplexity(bench, "staged", weights, factors, length)
+
+            cells[f"{name} {length}"] = cell
+    return measured("table", cells)
+
+
+def short(bench: Bench) -> dict[str, Any]:
+    """Perplexity at 256 tokens: original, YaRN for 512x, the extended model with and without its short factors."""
+    extension = load_factors(BUILD / "staged" / "extension.json")
+    assert isinstance(extension, Extension)
+    identity = Scaling.identity(bench.rope)
+    rows: dict[str, tuple[int, Scaling | None]] = {
+        "original": (0, None),
+        "yarn": (0, scheme("yarn", bench.rope, TEXT)),
+        "extended, recovered": (3, extension.short),
+        "extended, plain RoPE": (3, identity),
+        "extended, long factors": (3, extension.long),
+    }
+    return measured(
+        "short",
+        {name: lambda i=i, f=f: perplexity(bench, "staged", i, f, 256) for name, (i, f) in rows.items()},
+    )
+
+
+def recalled(bench: Bench) -> dict[str, Any]:
+    """Exact recall of a planted line by length: YaRN aimed at each on the original weights, and the extended model."""
+    extension = load_factors(BUILD / "staged" / "extension.json")
+    assert isinstance(extension, Extension)
+    tokenizer = load_tokenizer("tiny")
+
+    def rate(number: int, factors: Scaling | Extension | None, length: int) -> dict[str, Any]:
+        model, texts = bench.model("staged", number), bench.text.reshape(-1, length)
+        with patch(model, factors or Scaling.identity(bench.rope)):
+            found = retrieval(model, texts, tokenizer, length, trials=RECALLED[length])
+        return {"rate": found.rate, "standard_error": found.standard_error, "trials": RECALLED[length]}
+
+    cells = {}
+    for length in RECALLED:
+        yarn = scheme("yarn", bench.rope, length) if length > bench.rope.original_length else None
+        if length <= 4096:
+            cells[f"yarn {length}"] = lambda f=yarn, n=length: rate(0, f, n)
+        cells[f"extended {length}"] = lambda n=length: rate(3, extension, n)
+    return measured("retrieval", cells)
+
+
+def amounts(bench: Bench) -> dict[str, Any]:
+    """Direct against staged at 16K with as many tokens; fine-tuning on 1, 5 and 10% of the tokens at 2K."""
+    rows = {
+        "staged 16384": ("staged", 2, 16384),
+        "direct 16384": ("direct", 1, 16384),
+        "0% 2048": ("staged", 0, 2048),
+        "1% 2048": ("tokens-1", 1, 2048),
+        "5% 2048": ("staged", 1, 2048),
+        "10% 2048": ("tokens-10", 1, 2048),
+    }
+    return measured(
+        "amounts",
+        {
+            name: lambda c=case, i=i, n=length: perplexity(bench, c, i, bench.long(c, max(i, 1)), n)
+            for name, (case, i, length) in rows.items()
+        },
+    )
+
+
+def window(bench: Bench) -> dict[str, Any]:
+    """Whole 16K texts on the weights of stage 1: what a search in windows of 4K found against closed forms."""
+    space = Space(bench.rope, 16384, before=bench.long("staged", 1))
+
+    def closed(name: str) -> Scaling:
+        found = scheme(name, space.relative, 16384)
+        return replace(found.times(space.relative.factors), attention_factor=attention_factor("su", bench.rope, 16384))
+
+    rows = {"searched in windows": lambda: bench.long("staged", 2)}
+    rows |= {name: lambda name=name: closed(name) for name in ("yarn", "heuristic", "ntk", "pi")}
+    return measured(
+        "window",
+        {name: lambda find=find: perplexity(bench, "staged", 1, find(), 16384) for name, find in rows.items()},
+    )
+
+
+MEASURES = {"table": table, "short": short, "amounts": amounts, "window": window, "retrieval": recalled}
+
+
+def main() -> None:
+    """Cases, then measurements, or those that are named; what is done is not done again."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    bench, wanted = Bench(), sys.argv[1:] or [*CASES, *MEASURES]
+    for case in (name for name in wanted if name in CASES):
+        bench.run(case)
+    for name in (name for name in wanted if name in MEASURES):
+        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        found = MEASURES[name](bench)
+        write_json(RESULTS, record | {name: found, "plans": CASES, "provenance": provenance()})
+        print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

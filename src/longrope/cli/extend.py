@@ -1,0 +1,172 @@
+"""``longrope extend`` and ``longrope finetune``."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from longrope.cli import evaluate, options
+from longrope.cli.progress import parts_bar
+
+if TYPE_CHECKING:
+    from longrope.extension.run import Run
+
+Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
+
+
+def run(
+    model: options.Model,
+    plan: Annotated[str, typer.Argument(help="Plan file (longrope plan writes one), or the name of a ready-made one.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    launch: Annotated[
+        str,
+        typer.Option(help="Command that fine-tunes in several processes, such as 'accelerate launch --use_fsdp'."),
+    ] = "",
+    report_to: Reports = "none",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Carry out a plan: search, fine-tune, search again …, recover the short context, measure, export.
+
+    OUTPUT gets a folder for every stage, extension.json, results.json and the folder checkpoint.
+    """
+    from longrope.extension.plan import load_plan
+    from longrope.lengths import short_length
+
+    wanted = load_plan(plan)
+    output = output or Path(f"{options.short_name(model)}-{short_length(wanted.length)}")
+
+    from longrope.extension.pipeline import extend
+    from longrope.extension.run import Run, begin
+
+    if wanted.data.source is None:
+        data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
+        wanted = wanted.model_copy(update={"data": data})
+    with parts_bar(quiet=as_json) as tell:
+        work = Run(
+            output,
+            model,
+            wanted,
+            device=options.choose_device(device),
+            dtype=dtype,
+            report_to=report_to,
+            launch=words(launch),
+            tell=tell,
+        )
+        check_export(work)
+        begin(work, resume=resume)
+        extend(work)
+        exported = export(work)
+    record = results(work)
+    options.tell(record, as_json=as_json, text=lambda: describe(work, record, exported))
+
+
+def finetune(
+    folder: Annotated[Path, typer.Argument(help="Folder of longrope extend.")],
+    stage: Annotated[int, typer.Argument(min=1, help="Number of the stage: 1, 2 …")],
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    report_to: Reports = "none",
+) -> None:
+    """Fine-tune one stage of a run: what ``longrope extend --launch`` starts in every process."""
+    from longrope.errors import LongRopeError
+    from longrope.extension.pipeline import train
+    from longrope.extension.run import reopen
+
+    with parts_bar(quiet=False) as tell:
+        work = reopen(folder, device=options.choose_device(device), dtype=dtype, report_to=report_to, tell=tell)
+        stages = work.plan.stages
+        if stage > len(stages) or stages[stage - 1].finetune is None:
+            raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")
+        if not (work.stage(stage) / "extension.json").exists():
+            raise LongRopeError(f"stage = {stage}: {folder} has no factors for it yet; run longrope extend --resume")
+        if (work.stage(stage) / "model").exists():
+            raise LongRopeError(
+                f"stage = {stage} is fine-tuned already: {work.stage(stage) / 'model'}; remove that first"
+            )
+        train(work, stage)
+
+
+def words(launch: str) -> list[str]:
+    """The words of a command.
+
+    Raises:
+        LongRopeError: if a quote is not closed.
+    """
+    from longrope.errors import LongRopeError
+
+    try:
+        return shlex.split(launch)
+    except ValueError as error:
+        raise LongRopeError(f"launch = {launch!r}: {str(error).lower()}") from None
+
+
+def check_export(work: Run) -> None:
+    """Refuse, before any work, an export that would be refused in the end.
+
+    Raises:
+        LongRopeError: if no config can express what the plan leads to.
+    """
+    from longrope.export.config import config_fields, for_mode
+    from longrope.models.load import load_config
+    from longrope.rope import Extension, Scaling
+
+    plan = work.plan
+    if plan.export == "none":
+        return
+    short, pairs = work.short_attention if plan.recovery is not None else 1.0, work.rope.dim // 2
+    long = Scaling([1.0] * pairs, attention_factor=work.attention(len(plan.stages)), length=plan.length)
+    like = Extension(work.rope, Scaling([1.0] * pairs, attention_factor=short), long, plan.length)
+    config_fields(load_config(work.model).to_dict(), for_mode(like, plan.export))
+
+
+def export(work: Run) -> Path | None:
+    """The checkpoint that the plan asks for, if it is not there yet."""
+    from longrope.export.huggingface import export_huggingface
+    from longrope.files import load_factors
+    from longrope.models.load import load
+    from longrope.rope import Extension
+
+    folder = work.folder / "checkpoint"
+    if work.plan.export == "none":
+        return None
+    if not folder.exists():
+        extension = load_factors(work.folder / "extension.json")
+        assert isinstance(extension, Extension)
+        model, tokenizer = load(work.weights(len(work.plan.stages) + 1))
+        name = options.short_name(work.model)
+        export_huggingface(model, tokenizer, extension, folder, mode=work.plan.export, name=name)
+    return folder
+
+
+def results(work: Run) -> dict[str, Any]:
+    """What was measured; empty if the plan measures nothing."""
+    import json
+
+    path = work.folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
+    """Print the table of perplexities, the cost at L0, and where everything is."""
+    from longrope.evaluation.perplexity import Perplexity
+
+    if record:
+        rows = {
+            name: [
+                Perplexity(**{key: math.nan if value is None else value for key, value in cell.items()}) for cell in row
+            ]
+            for name, row in record["perplexity"].items()
+        }
+        evaluate.show(rows, work.rope)
+        for name, percent in record["short_context"].items():
+            typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
+    typer.echo(f"Factors: {work.folder / 'extension.json'}")
+    if exported is not None:
+        typer.echo(f"Checkpoint: {exported}")

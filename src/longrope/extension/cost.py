@@ -1,0 +1,128 @@
+"""What a plan costs on a model: tokens, FLOPs, memory and time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from longrope.extension.anatomy import Anatomy, Work
+from longrope.extension.factors import FINALISTS
+from longrope.extension.pipeline import PARTS
+from longrope.extension.plan import Plan
+from longrope.extension.rates import Rates
+from longrope.extension.stages import Finetune, Search
+from longrope.rope import Rope
+from longrope.schemes import COMPARED
+from longrope.search.auto import Auto
+from longrope.search.gradient import Gradient
+from longrope.search.methods import Method, method, planned
+from longrope.search.objective import BACKWARD
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one part of a plan.
+
+    Args:
+        part: its name.
+        length: in tokens.
+        searched: token-evaluations of the search and of choosing its winner: 1 for every token of a forward pass, 3
+            with the backward pass.
+        trained: tokens that weights are trained on.
+        work: FLOPs by the dtype that they are done in.
+        memory: peak bytes on one device, one sequence at a time.
+    """
+
+    part: str
+    length: int
+    searched: int
+    trained: int
+    work: Mapping[str, Work]
+    memory: int
+
+    @property
+    def flops(self) -> float:
+        """Of all dtypes."""
+        return sum(work.flops for work in self.work.values())
+
+    def seconds(self, rates: Mapping[str, Rates]) -> float:
+        """How long it takes one device, given its rates by dtype."""
+        return sum(rates[dtype].seconds(work) for dtype, work in self.work.items())
+
+
+def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
+    """Of every stage, of the recovery and of the evaluation, in this order.
+
+    Not counted: loading models and documents, and writing files.
+    """
+    found = _stages(plan, anatomy, rope)
+    if plan.recovery is not None:
+        lengths = plan.recovery.lengths or (rope.original_length, 2 * rope.original_length)
+        part = _search(plan.recovery.search, lengths, anatomy, starts=len(PARTS), compared=0)
+        found.append(_joined("recovery", max(lengths), [part]))
+    measured = (plan.length,) if plan.evaluation.lengths is None else plan.evaluation.lengths
+    if measured:
+        longest, rows = max(measured), 2 + len(plan.evaluation.schemes) + len(plan.stages)  # before, after, each stage
+        count, memory = plan.evaluation.documents * rows, anatomy.searching(longest, gradient=False)
+        work = {anatomy.dtype: anatomy.forward(longest).times(count)}
+        found.append(Cost("evaluation", longest, count * longest, 0, work, memory))
+    return found
+
+
+def _stages(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
+    found = []
+    compared = len(COMPARED)  # with what a search found: the closed forms, until weights are used to other factors
+    for i, stage in enumerate(plan.stages):
+        parts = []
+        if stage.factors == "search":
+            starts = len(method(stage.search.method).starts)
+            parts.append(_search(stage.search, [stage.length], anatomy, starts=starts, compared=compared))
+        if stage.finetune is not None:
+            parts.append(_finetune(stage.finetune, stage.length, anatomy, rope))
+            compared = 0
+        found.append(_joined(f"stage {i + 1}", stage.length, parts))
+    return found
+
+
+def _joined(name: str, length: int, parts: Sequence[Cost]) -> Cost:
+    work: dict[str, Work] = {}
+    for dtype, part in (pair for one in parts for pair in one.work.items()):
+        work[dtype] = work.get(dtype, Work()) + part
+    searched, trained = sum(one.searched for one in parts), sum(one.trained for one in parts)
+    return Cost(name, length, searched, trained, work, max((one.memory for one in parts), default=0))
+
+
+def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts: int, compared: int) -> Cost:
+    """Of a search, and of judging the finalists, the starts and what is compared with them on as many other items."""
+    kinds = 1 if search.needles in (0, 1) else 2  # an item for its perplexity, one with needles
+    lengths = [min(length, search.window or length) for length in lengths]
+    items = [length for length in lengths for _ in range(kinds * search.documents)]
+    chosen = method(search.method) if search.population is None else method(search.method).sized(search.population)
+    chosen, _ = planned(chosen, items, search.budget if search.population is None else None)
+    once = sum(items) / len(items)
+    more = len(items) * (starts - len(chosen.starts))
+    passes = round(min(chosen.passes(len(items)) + more, (search.budget or math.inf) / once))
+    slopes = min(_slopes(chosen), passes // BACKWARD)
+    judged = len(items) * (FINALISTS + starts + compared)
+    each = [(anatomy.forward(length), anatomy.backward(length, trained=False)) for length in lengths]
+    forward, backward = (sum(work, Work()).times(1 / len(lengths)) for work in zip(*each, strict=True))
+    work = forward.times(passes - BACKWARD * slopes + judged) + backward.times(slopes)
+    memory = anatomy.searching(max(lengths), gradient=slopes > 0)
+    return Cost("search", max(lengths), round((passes + judged) * once), 0, {anatomy.dtype: work}, memory)
+
+
+def _slopes(chosen: Method) -> int:
+    """How many of a method's passes have a backward pass."""
+    chosen = chosen.gradient if isinstance(chosen, Auto) else chosen
+    return chosen.steps if isinstance(chosen, Gradient) else 0
+
+
+def _finetune(how: Finetune, length: int, anatomy: Anatomy, rope: Rope) -> Cost:
+    """Of training; short documents see no other."""
+    tokens, short = how.sequence(length), min(rope.original_length, how.sequence(length))
+    long_one, short_one = (anatomy.backward(size, trained=not how.lora) for size in (tokens, short))
+    sequence = long_one.times(1 - how.short) + short_one.times(how.short * tokens / short)
+    memory = anatomy.training(tokens, lora=how.lora, mixed=how.dtype == "bfloat16")
+    work = sequence.times(how.count(length) * how.batch)
+    return Cost("finetune", length, 0, how.trained(length), {how.dtype: work}, memory)

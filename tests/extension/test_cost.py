@@ -1,0 +1,257 @@
+"""What plans cost: counted on real models, in FLOPs, in token-evaluations and in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from longrope.evaluation.bounded import bound_loss
+from longrope.evaluation.items import Item, perplexity_items
+from longrope.evaluation.objective import ModelObjective
+from longrope.extension import rates as timing
+from longrope.extension.anatomy import Anatomy, Work
+from longrope.extension.cost import Cost, costs
+from longrope.extension.factors import find_factors
+from longrope.extension.plan import Plan
+from longrope.extension.rates import Rates, device_memory, measure_rates
+from longrope.extension.stages import Evaluation, Finetune, Recovery, Search, Stage
+from longrope.models.load import load_config
+from longrope.rope import Rope
+from longrope.schemes import scheme
+from longrope.search.methods import METHODS
+from longrope.search.objective import Answer, Batch
+from longrope.search.space import Space
+
+TINY = Anatomy.of(load_config("tiny"))
+LENGTH = 16  # no family's window is shorter
+SHAPES = {**{name: {} for name in families.FAMILIES}, "all heads": {"num_key_value_heads": 4}}
+
+
+def config(name: str) -> object:
+    found = families.config("llama" if name == "all heads" else name, **SHAPES[name])
+    found._attn_implementation, found._experts_implementation = "eager", "eager"  # kernels that the counter sees into
+    return found
+
+
+def counted(model: torch.nn.Module, *, backward: bool) -> int:
+    tokens = families.tokens(1, LENGTH)
+    with FlopCounterMode(display=False) as counter:
+        if backward:
+            model(input_ids=tokens, labels=tokens).loss.backward()
+        else:
+            families.logits(model, tokens)
+    return counter.get_total_flops()
+
+
+def as_counted(work: Work, times: float = 1.0) -> float:
+    """A kernel that is no fused one computes the masked half of attention, too."""
+    return times * (work.linear + work.attention * 2 * LENGTH / (LENGTH + 1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_and_flops_of_a_forward_pass(name: str) -> None:
+    model = families.from_config(config(name))
+    anatomy = Anatomy.of(model.config)
+    assert anatomy.parameters == model.num_parameters()
+    assert counted(model, backward=False) == pytest.approx(as_counted(anatomy.forward(LENGTH)), rel=0.01)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_flops_of_training(trained: bool) -> None:
+    """Checkpointed, as it is in fine-tuning: all is computed twice and then backwards."""
+    model = families.from_config(config("llama")).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    if not trained:  # as with LoRA: only what flows through
+        model.requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(True)
+    work = Anatomy.of(model.config).backward(LENGTH, trained=trained)
+    # backwards, attention has four products where they are not fused, two of them without gradients for the weights
+    plain = replace(work, attention=work.attention * 4 / 4.5)
+    found = counted(bound_loss(model), backward=True)
+    assert found <= as_counted(plain)  # the last product of a layer is not computed again: nobody needs it
+    assert found == pytest.approx(as_counted(plain), rel=0.07)
+
+
+@given(st.integers(1, 300), st.none() | st.integers(1, 400))
+def test_attention_sees_a_window(length: int, window: int | None) -> None:
+    anatomy = replace(TINY, windows=(window,), queries=1)
+    seen = sum(min(i + 1, window or length) for i in range(length))
+    assert anatomy.forward(length).attention == 4 * seen
+
+
+class Counting:
+    """An objective that counts token-evaluations."""
+
+    def __init__(self, objective: ModelObjective, total: list[int]) -> None:
+        self.objective, self.tokens, self.total = objective, objective.tokens, total
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        for number, answers in self.objective.evaluate(batches, gradient=gradient):
+            self.total[0] += sum(self.tokens[item] for _, item in batches[number]) * (3 if gradient else 1)
+            yield number, answers
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "population"), [("auto", None, None), ("auto", 8000, None), ("cma", None, 4), ("paper", 4000, 8)]
+)
+def test_token_evaluations_of_a_search(name: str, budget: int | None, population: int | None, tmp_path: Path) -> None:
+    from longrope.search.budget import Budget
+    from longrope.search.methods import planned
+
+    model, length = families.build("llama", num_hidden_layers=1), 128
+    rope, how = Rope.of(model), Search(method=name, budget=budget, documents=2, needles=0.0, population=population)
+    plan = Plan(stages=(Stage(length=length, search=how),), evaluation=Evaluation(lengths=()))
+    (cost,) = costs(plan, Anatomy.of(model.config), rope)
+    items = perplexity_items(families.tokens(4, length).numpy())
+    chosen = METHODS[name] if population is None else METHODS[name].sized(population)
+    chosen, _ = planned(chosen, [length, length], budget if population is None else None)
+    total = [0]
+
+    def connect(items: Sequence[Item]) -> Counting:
+        return Counting(ModelObjective(model, items), total)
+
+    find_factors(
+        Space(rope, length, ceiling=chosen.ceiling, form=chosen.form),
+        connect,
+        items[:2],
+        items[2:],
+        tmp_path,
+        method=chosen,
+        starts=[scheme(name, rope, length) for name in chosen.starts],
+        budget=Budget(budget),
+    )
+    assert cost.searched == pytest.approx(total[0], rel=0.2)
+
+
+ROPE = Rope(dim=64, base=1e4, original_length=256)
+TUNE = Finetune(steps=10, batch=2)
+
+
+def cost_of(*stages: Stage, **rest: object) -> list[Cost]:
+    return costs(Plan(stages=stages, **{"evaluation": Evaluation(lengths=()), **rest}), TINY, ROPE)
+
+
+def test_parts_of_a_plan() -> None:
+    parts = cost_of(
+        Stage(length=2048, finetune=TUNE),
+        Stage(length=8192, factors="yarn"),
+        recovery=Recovery(),
+        evaluation=Evaluation(documents=3, schemes=("pi",)),
+    )
+    assert [(part.part, part.length) for part in parts] == [
+        ("stage 1", 2048),
+        ("stage 2", 8192),
+        ("recovery", 512),
+        ("evaluation", 8192),
+    ]
+    assert [part.trained for part in parts] == [10 * 2 * 2048, 0, 0, 0]
+    assert (parts[1].flops, parts[1].memory, parts[1].searched) == (0, 0, 0)
+    assert parts[3].searched == 3 * 5 * 8192  # before, PI, two stages, after
+    assert parts[3].work == {"bfloat16": TINY.forward(8192).times(15)}
+
+
+def test_what_makes_training_cheaper() -> None:
+    def tuned(**how: object) -> Cost:
+        return cost_of(Stage(length=8192, factors="yarn", finetune=TUNE.model_copy(update=how)))[0]
+
+    plain = tuned()
+    assert plain.work == {"bfloat16": TINY.backward(8192, trained=True).times(20)}
+    assert set(tuned(dtype="float32").work) == {"float32"}
+    assert tuned(lora=8).flops < plain.flops
+    assert tuned(lora=8).memory < plain.memory < tuned(dtype="float32").memory
+    short = tuned(window=1024)
+    assert short.trained == plain.trained / 8
+    assert short.flops < plain.flops / 8
+    assert short.memory < plain.memory / 2
+    assert tuned(short=0.5).flops < plain.flops
+    assert tuned(short=0.5).work["bfloat16"].linear == plain.work["bfloat16"].linear
+
+
+def test_what_makes_a_search_cheaper() -> None:
+    def searched(**how: object) -> Cost:
+        return cost_of(Stage(length=2**15, search=Search(**how)))[0]
+
+    plain = searched()
+    assert searched(documents=2).searched < plain.searched
+    assert searched(needles=0.0).searched < plain.searched
+    assert searched(budget=10 * 2**15).searched < plain.searched
+    assert searched(window=1024).flops < plain.flops / 8
+    assert searched(method="cma").memory < plain.memory  # no gradients
+
+
+def test_what_is_judged_after_a_training_has_no_closed_forms() -> None:
+    first, second = (
+        cost_of(Stage(length=2048), Stage(length=2049)),
+        cost_of(Stage(length=2048, factors="yarn", finetune=TUNE), Stage(length=2049)),
+    )
+    assert second[1].searched == first[1].searched - 4 * 8 * 2049
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
+def test_lora_counts_its_parameters() -> None:
+    peft = pytest.importorskip("peft")
+    model = families.build("llama")
+    anatomy = Anatomy.of(model.config)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    assert adapted.get_nb_trainable_parameters()[0] == 4 * anatomy.adapted
+
+
+def test_time_is_work_by_rate() -> None:
+    work = {"bfloat16": Work(100.0, 30.0), "float32": Work(10.0)}
+    cost = Cost("x", 1, 0, 0, work, 0)
+    assert cost.flops == 140
+    assert cost.seconds({"bfloat16": Rates(10.0, 5.0), "float32": Rates(2.0, 1.0)}) == 10 + 6 + 5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "smollm3", "phi3"])
+def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "ENOUGH", 1e-4)
+    given, random = families.config(name), torch.get_rng_state()
+    before = given.to_dict()
+    found = measure_rates(given, device="cpu", dtype="float32")
+    assert found.linear > 1e6
+    assert found.attention > 1e6
+    assert given.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_model_that_is_timed_has_the_last_layers() -> None:
+    given = families.config("gemma3_text")
+    small = Anatomy.of(timing._small(given))
+    assert (small.windows, small.wide) == ((16, None), Anatomy.of(given).wide)
+
+
+def test_memory_of_this_machine() -> None:
+    assert (device_memory("cpu") or 0) > 2**28
+    assert device_memory("mps") is None
+
+
+MEASURED = Path(__file__).parent / "peak_memory.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("mode", ["forward", "gradient", "train"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_memory(mode: str, dtype: str) -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, MEASURED, mode, dtype], env=environment, capture_output=True, text=True, check=True
+    )
+    measured, anatomy = int(done.stdout), replace(TINY, dtype=dtype)
+    if mode == "train":
+        predicted = anatomy.training(4096, lora=0, mixed=dtype == "bfloat16") - 16 * anatomy.parameters
+    else:
+        predicted = anatomy.searching(4096, gradient=mode == "gradient") - anatomy.parameters * anatomy.bytes
+    assert predicted == pytest.approx(measured, rel=0.25)
