@@ -16,7 +16,6 @@ from longrope.search.auto import Auto
 from longrope.search.gradient import Gradient
 from longrope.search.methods import METHODS
 
-
 PLAN = """
 version = 1
 [[stages]]

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import running
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, TrainingArguments
 
 from longrope.data.packing import IGNORED, Windows
 from longrope.errors import LongRopeError
 from longrope.evaluation.loss import token_losses
-from longrope.extension.checkpoints import COMPLETE, last_whole
+from longrope.extension.checkpoints import COMPLETE, Watcher, last_whole, writing
 from longrope.extension.finetune import Training, finetune
 from longrope.extension.stages import Finetune
 from longrope.models.patch import attach, patch
@@ -220,6 +221,8 @@ def test_rates_follow_the_schedule(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "training" / "checkpoint-4" / "trainer_state.json").read_text())
     rates = [row["learning_rate"] for row in state["log_history"]]
     assert rates == pytest.approx([0, 1e-3, 2e-3 / 3, 1e-3 / 3])
+    optimizer = torch.load(tmp_path / "training" / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    assert {group["betas"] for group in optimizer["param_groups"]} == {(0.9, 0.95)}
 
 
 def test_bfloat16_is_mixed_precision(whole: tuple[Path, Training, list[float]], tmp_path: Path) -> None:
@@ -350,6 +353,17 @@ def test_lora_changes_the_linear_layers_alone(tmp_path: Path) -> None:
 
 
 @LORA
+def test_lora_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
+    for number in (1, 2):
+        torch.manual_seed(number)
+        train(tmp_path / str(number), how(lora=4, steps=2))
+    running.assert_equal(tmp_path / "1" / "model", tmp_path / "2" / "model")
+    train(tmp_path / "3", how(lora=4, steps=2, seed=1))
+    one, other = running.weights(tmp_path / "1" / "model"), running.weights(tmp_path / "3" / "model")
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@LORA
 def test_lora_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     _, losses = train(tmp_path / "whole", how(lora=4))
     with pytest.raises(Stopped):
@@ -367,6 +381,15 @@ def test_lora_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (tmp_path / "training").exists()
 
 
+def test_a_loss_that_is_not_finite_without_gradients_at_hand(tmp_path: Path) -> None:
+    """As with DeepSpeed, which keeps them to itself."""
+    watcher, state = Watcher(None), TrainerState(global_step=7)
+    watcher.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"loss": 1.0})
+    watcher.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"train_runtime": 1.0})
+    with pytest.raises(LongRopeError, match="finetune: the loss of step 7 is no finite number"):
+        watcher.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"loss": math.nan})
+
+
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     train(tmp_path, how(steps=2), model=running.build(tie_word_embeddings=True))
     assert "lm_head.weight" not in running.weights(tmp_path / "model")
@@ -374,7 +397,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2", "phi3", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "gpt_neox", "gemma3_text"])
 def test_other_families(tmp_path: Path, family: str) -> None:
     model = families.build(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -401,6 +424,28 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert [event.step for event in read.Scalars("train/loss")] == [1, 2]
 
 
+WRITERS = {
+    "text": lambda: Path("/dev/full").write_text("x"),
+    "torch": lambda: torch.save({"a": torch.zeros(300_000)}, "/dev/full"),
+    "safetensors": lambda: save_file({"a": torch.zeros(3)}, "/nowhere/at/all/x.safetensors"),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_cannot_be_written(name: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(LongRopeError, match=f"cannot write {tmp_path}: .*; make room, then --resume"),
+        writing(tmp_path),
+    ):
+        WRITERS[name]()
+
+
+def test_other_errors_are_not_about_the_disk(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="size of tensor"), writing(tmp_path):
+        torch.zeros(2) + torch.zeros(3)
+
+
 RUN = """
 import sys
 from pathlib import Path
@@ -415,6 +460,7 @@ def test_killed_while_it_writes_checkpoints(tmp_path: Path) -> None:
     """Killed as soon as a checkpoint's folder appears, and a little later each time, until it is done."""
     train(tmp_path / "whole", how(steps=30, save_every=1))
     cut, moments = tmp_path / "cut", [0.0, 0.002, 0.004, 0.008, 0.015]
+    halves = 0
     for number, moment in enumerate(moments):
         tests = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
         process = subprocess.Popen([sys.executable, "-c", RUN, str(cut), *tests])
@@ -426,6 +472,8 @@ def test_killed_while_it_writes_checkpoints(tmp_path: Path) -> None:
         time.sleep(moment)
         process.kill()
         assert process.wait() == -9, number
+        halves += any(not (path / COMPLETE).exists() for path in (cut / "training").glob("checkpoint-*"))
+    assert halves > 0
     _, losses = train(cut, how(steps=30, save_every=1))
     assert 0 < len(losses) < 20
     running.assert_equal(cut / "model", tmp_path / "whole" / "model")

@@ -107,7 +107,7 @@ def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Cal
     stage = Stage(length=512, search=SMALL, finetune=Finetune(steps=20, batch=4))
     windows = made.windows(stage)
     found, searched = parts(made), documents(windows[i]["input_ids"] for i in range(len(windows)))
-    kept = set().union(*({int(one.name[-6:-4]) for one in made._parts()[part]} for part in ("held_out", "test")))
+    kept = set().union(*({int(one.name[-6:-4]) for one in made._parts[part]} for part in ("held_out", "test")))
     assert searched == set(range(DOCUMENTS)) - kept - found["search"]
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,13 +21,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.objective import ModelObjective
+from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import compare
 from longrope.extension.pipeline import extend, train
 from longrope.extension.plan import Plan
 from longrope.extension.run import Run, begin, reopen
 from longrope.extension.stages import Data, Evaluation, Finetune, Recovery, Search, Stage
 from longrope.models.load import load
+from longrope.models.patch import patch
 from longrope.rope import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 
@@ -97,7 +102,9 @@ def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[Run, Ext
     losses = []
     for weights in (run.stage(1) / "model", run.model):
         loaded, _ = load(str(weights))
-        losses.append(ModelObjective(loaded, items)([(scaling, asked["item"])])[0])
+        with patch(loaded, scaling):
+            found = token_losses(loaded, items[asked["item"]].tokens[None])[0]
+        losses.append(found.astype(np.float64) @ items[asked["item"]].weights)
     assert asked["loss"] == pytest.approx(losses[0], rel=1e-6)
     assert abs(asked["loss"] - losses[1]) > 1e-2
 
@@ -123,19 +130,20 @@ def test_every_stage_starts_from_the_weights_of_the_one_before(finished: tuple[R
     assert distance[2] > max(distance[:2])
 
 
+def form(weights: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in weights.items()}
+
+
 def test_weights_keep_the_checkpoints_own_form(finished: tuple[Run, Extension]) -> None:
     """dtype, names, config and tokenizer; and the rope is the plain one."""
     run, _ = finished
     for number in (1, 2):
         folder = run.stage(number) / "model"
         one, other = running.weights(Path(run.model)), running.weights(folder)
-        assert {name: (t.dtype, t.shape) for name, t in one.items()} == {
-            n: (t.dtype, t.shape) for n, t in other.items()
-        }
+        assert form(one) == form(other)
         configs = [json.loads((path / "config.json").read_text()) for path in (Path(run.model), folder)]
         assert configs[0] == configs[1]
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            assert (folder / name).read_bytes() == (Path(run.model) / name).read_bytes()
+        assert (folder / "tokenizer.json").read_bytes() == (Path(run.model) / "tokenizer.json").read_bytes()
         _, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert not any(report.values())
 
@@ -245,7 +253,7 @@ def test_folders_that_hold_no_run(name: str, tmp_path: Path) -> None:
     text = DAMAGED[name]
     if text is not None:
         (tmp_path / "run.json").write_text(text)
-    with pytest.raises(LongRopeError, match="holds no run of longrope extend: its run.json is missing or damaged"):
+    with pytest.raises(LongRopeError, match=r"holds no run of longrope extend: its run.json is missing or damaged"):
         reopen(tmp_path)
 
 
@@ -350,14 +358,29 @@ def test_short_factors_keep_the_attention_factor_that_short_sequences_were_train
     assert not (run.folder / "results.json").exists()
 
 
+def test_mixed_windows_are_trained_with_both_sets(begun: Begun, tmp_path: Path) -> None:
+    """The second step has short rows alone, the third a whole window."""
+    how = Finetune(steps=3, batch=1, rate=1e-12, short=0.5, dtype="float32", save_every=3)
+    for steps in (2, 3):
+        stage = Stage(length=128, factors="pi", finetune=how.model_copy(update={"steps": steps}))
+        run = begun(tmp_path / f"{steps}", stage, **QUICK)
+        extend(run)
+        item = {name: torch.from_numpy(array) for name, array in run.material.windows(stage)[steps - 1].items()}
+        assert len(item["input_ids"]) == (2 if steps == 2 else 1)
+        model, _ = load(run.model, dtype="float32")
+        with patch(model, run.factors(1) if steps == 3 else Scaling.identity(running.ROPE)), torch.inference_mode():
+            wanted = model(**item).loss.item()
+        assert json.loads((run.stage(1) / "training.json").read_text())["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_a_ceiling_of_the_recovery(begun: Begun, tmp_path: Path) -> None:
     stage = Stage(length=1024, factors="pi")
     evaluation = Evaluation(lengths=(64,), documents=1)
     run = begun(tmp_path / "run", stage, recovery=Recovery(ceiling=1.5, search=SEARCH), evaluation=evaluation)
-    short = extend(run).short
-    assert max(short.factors) <= 16
-    _, lines = journal(run.folder / "recovery" / "search", "search-0.jsonl")
-    assert max(max(line["factors"]) for line in lines if "factors" in line) <= 1.5 + 1e-9
+    assert max(extend(run).short.factors) <= 1.5 + 1e-9
+    for name in ("search-0.jsonl", "held-out.jsonl"):
+        _, lines = journal(run.folder / "recovery" / "search", name)
+        assert max(max(line["factors"]) for line in lines if "factors" in line) == pytest.approx(1.5)
 
 
 def test_without_recovery_short_sequences_see_the_original_rope(begun: Begun, tmp_path: Path) -> None:
@@ -409,15 +432,14 @@ def test_a_model_that_is_long_enough(begun: Begun, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
 def test_lora_leaves_whole_weights(begun: Begun, tmp_path: Path) -> None:
     lora = TRAIN.model_copy(update={"lora": 4, "rate": 1e-1})
     run = begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=lora), **QUICK)
     extend(run)
     before, after = running.weights(Path(run.model)), running.weights(run.stage(1) / "model")
-    assert {name: (t.dtype, t.shape) for name, t in before.items()} == {n: (t.dtype, t.shape) for n, t in after.items()}
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        n for n in before if "_proj" in n
-    }
+    assert form(before) == form(after)
+    assert all(torch.equal(before[name], after[name]) != ("_proj" in name) for name in before)
 
 
 class Died(Exception):  # noqa: N818
@@ -474,9 +496,8 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
             break
         except Died:
             deaths += 1
-            if len(left) % 3:  # some are passed over, so that there is progress between two deaths
-                left.pop(0)
-    assert deaths > 15
+            del left[:2]  # some are passed over, so that there is progress between two deaths
+    assert deaths > 10
     assert signature(replace(whole, folder=cut)) == signature(whole)
 
 
@@ -488,9 +509,97 @@ def test_training_that_is_done_anew_starts_clean(finished: tuple[Run, Extension]
     shutil.rmtree(run.stage(2) / "model")
     (run.stage(2) / "model.new").mkdir()
     (run.stage(2) / "model.new" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+    (run.stage(2) / "model.new" / "added_tokens.json").write_text("{}")
     (run.stage(2) / "training" / "model").mkdir(parents=True)
     (run.stage(2) / "training" / "model" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
     train(run, 2)
     names = {path.name for path in (run.stage(2) / "model").iterdir()}
     assert names == {path.name for path in (whole.stage(2) / "model").iterdir()}
     running.assert_equal(run.stage(2) / "model", whole.stage(2) / "model")
+
+
+def command(whole: Run, folder: Path, *more: str) -> list[str]:
+    """The command line for the run of a plan in a folder."""
+    plan = folder.parent / "plan.toml"
+    plan.write_text(whole.plan.to_toml())
+    return [sys.executable, "-m", "longrope", "extend", whole.model, str(plan), "-o", str(folder), "--json", *more]
+
+
+@pytest.fixture
+def uninterrupted(finished: tuple[Run, Extension], tmp_path: Path) -> Run:
+    """The same run by the command line, which exports as well."""
+    whole = replace(finished[0], folder=tmp_path / "uninterrupted")
+    subprocess.run(command(finished[0], whole.folder), check=True, capture_output=True, env=ONE_THREAD)
+    return whole
+
+
+def lines_of(name: str, count: int) -> Callable[[Path], bool]:
+    return lambda run: (run / name).exists() and (run / name).read_bytes().count(b"\n") >= count
+
+
+def made(name: str) -> Callable[[Path], bool]:
+    return lambda run: (run / name).exists()
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+MOMENTS = {  # at which a run is killed, in their order
+    "documents": made("tokens"),
+    "the plan": made("run.json"),
+    "a search": lines_of("stage-1/search/search-0.jsonl", 4),
+    "its judges": lines_of("stage-1/search/held-out.jsonl", 3),
+    "first step": made("stage-1/training/checkpoint-1"),
+    "last step": made("stage-1/training/checkpoint-3/complete"),
+    "weights": made("stage-1/training/model/model.safetensors"),
+    "weights in their own dtype": made("stage-1/model.new"),
+    "a stage": made("stage-1/model"),
+    "the second search": lines_of("stage-2/search/search-0.jsonl", 9),
+    "the second stage's steps": made("stage-2/training/checkpoint-2/optimizer.pt"),
+    "the second stage": made("stage-2/model"),
+    "the recovery": lines_of("recovery/search/search-0.jsonl", 4),
+    "the factors": made("extension.json"),
+    "the results": made("results.json"),
+}
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_and_resumed_equals_uninterrupted(
+    finished: tuple[Run, Extension], uninterrupted: Run, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    for name, reached in MOMENTS.items():
+        process = subprocess.Popen(
+            command(finished[0], cut, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD
+        )
+        deadline = time.monotonic() + 120
+        while not reached(cut):
+            assert process.poll() is None, name
+            assert time.monotonic() < deadline, name
+            time.sleep(0.0005)
+        process.kill()
+        assert process.wait() == -9, name
+    done = subprocess.run(command(finished[0], cut, "--resume"), capture_output=True, text=True, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert signature(replace(finished[0], folder=cut)) == signature(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_again_and_again(
+    finished: tuple[Run, Extension], uninterrupted: Run, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """It grows until the run is done; every time before, the error says what cannot be written."""
+    disk, said = small_disk(20_000), []
+    for size in (20, 100, 250, 500, 750, 1000, 1250, 1500, 2000, 3000, 8000):
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+        run = [*command(finished[0], tmp_path / "run")[:-3], "-o", str(disk / "run"), "--json", "--resume"]
+        done = subprocess.run(run, capture_output=True, text=True, env=ONE_THREAD)
+        if done.returncode == 0:
+            break
+        assert done.returncode == 2, done.stderr
+        error = " ".join(done.stderr.split())
+        assert "Traceback" not in error
+        assert error.startswith("error: cannot write"), error
+        said.append(error)
+    assert done.returncode == 0
+    assert len(said) >= 4
+    assert any("training: " in error for error in said)
+    assert signature(replace(finished[0], folder=disk / "run")) == signature(uninterrupted)

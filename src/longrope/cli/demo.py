@@ -70,7 +70,6 @@ def run(
 
 def plots(work: Run) -> None:
     """Factor curves of the schemes and of what was found; perplexity by length."""
-    from longrope.evaluation.perplexity import Perplexity
     from longrope.files import load_factors
     from longrope.report.plots import plot_factors, plot_perplexity
     from longrope.rope import Extension
@@ -81,6 +80,4 @@ def plots(work: Run) -> None:
     schemes = {name: scheme(name, work.rope, work.plan.length) for name in work.plan.evaluation.schemes}
     found = {"searched": extension.long, "recovered (short)": extension.short}
     plot_factors(work.rope, schemes | found, work.folder / "factors.png")
-    rows = extend.results(work)["perplexity"].items()
-    table = {name: [Perplexity(**cell) for cell in cells] for name, cells in rows}
-    plot_perplexity(table, work.rope.original_length, work.folder / "perplexity.png")
+    plot_perplexity(extend.table(extend.results(work)), work.rope.original_length, work.folder / "perplexity.png")

@@ -13,6 +13,7 @@ from longrope.cli import evaluate, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
+    from longrope.evaluation.perplexity import Perplexity
     from longrope.extension.run import Run
 
 Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
@@ -59,7 +60,8 @@ def run(
             launch=words(launch),
             tell=tell,
         )
-        check_export(work)
+        if not (output / "run.json").exists():
+            check_export(work)
         begin(work, resume=resume)
         extend(work)
         exported = export(work)
@@ -87,9 +89,7 @@ def finetune(
         if not (work.stage(stage) / "extension.json").exists():
             raise LongRopeError(f"stage = {stage}: {folder} has no factors for it yet; run longrope extend --resume")
         if (work.stage(stage) / "model").exists():
-            raise LongRopeError(
-                f"stage = {stage} is fine-tuned already: {work.stage(stage) / 'model'}; remove that first"
-            )
+            raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {work.stage(stage) / 'model'} first")
         train(work, stage)
 
 
@@ -118,10 +118,12 @@ def check_export(work: Run) -> None:
     from longrope.rope import Extension, Scaling
 
     plan = work.plan
+    plan.fits(work.rope)
     if plan.export == "none":
         return
     short, pairs = work.short_attention if plan.recovery is not None else 1.0, work.rope.dim // 2
-    long = Scaling([1.0] * pairs, attention_factor=work.attention(len(plan.stages)), length=plan.length)
+    last = len(plan.stages)
+    long = work.given(last) or Scaling([1.0] * pairs, attention_factor=work.attention(last), length=plan.length)
     like = Extension(work.rope, Scaling([1.0] * pairs, attention_factor=short), long, plan.length)
     config_fields(load_config(work.model).to_dict(), for_mode(like, plan.export))
 
@@ -153,20 +155,25 @@ def results(work: Run) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
-    """Print the table of perplexities, the cost at L0, and where everything is."""
+def table(record: dict[str, Any]) -> dict[str, list[Perplexity]]:
+    """The perplexities by name and length; a number that is not finite was written as null."""
     from longrope.evaluation.perplexity import Perplexity
 
+    def read(cell: dict[str, Any]) -> Perplexity:
+        numbers: dict[str, Any] = {key: math.nan if value is None else value for key, value in cell.items()}
+        return Perplexity(**numbers)
+
+    return {name: [read(cell) for cell in row] for name, row in record["perplexity"].items()}
+
+
+def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
+    """Print the table of perplexities, the cost at L0, and where everything is."""
     if record:
-        rows = {
-            name: [
-                Perplexity(**{key: math.nan if value is None else value for key, value in cell.items()}) for cell in row
-            ]
-            for name, row in record["perplexity"].items()
-        }
-        evaluate.show(rows, work.rope)
+        evaluate.show(table(record), work.rope)
         for name, percent in record["short_context"].items():
             typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
     typer.echo(f"Factors: {work.folder / 'extension.json'}")
     if exported is not None:
         typer.echo(f"Checkpoint: {exported}")
+        if work.plan.export == "static" and work.plan.recovery is not None:
+            typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")

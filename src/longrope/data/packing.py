@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # transformers' label of a token that is not predicted
-SPAN, ROOM, MOST = 256, 64, 8  # planted lines: the shortest span they are asked for in, tokens for each, most in a span
+SPAN, ROOM, MOST = 128, 64, 8  # planted lines: the shortest span they are asked for in, tokens for each, most in a span
 Piece = tuple[int, int, int]  # document, first token, end
 
 
@@ -24,8 +24,9 @@ Piece = tuple[int, int, int]  # document, first token, end
 class Windows:
     """Training sequences; each is a function of the seed and its number alone, so a run can go on anywhere.
 
-    Whole windows are cut out of the documents as far as they go, from a random offset; what is left is packed. No token
-    is predicted from the document before its own.
+    Whole windows are cut out of the documents as far as they go, from a random offset; what is left is packed. The
+    first token of a document is not predicted from the one before; the others may look back to it, but not in short
+    rows.
 
     Args:
         documents: token ids, each ``(tokens,)``, with an end-of-text token if the model has one.
@@ -34,7 +35,7 @@ class Windows:
         original_length: L0, of the rows that short sequences are cut into.
         window: tokens of a sequence, below ``length`` if positions are skipped (PoSE, arXiv 2309.10400); as long as
             ``length`` if None.
-        short: share of the sequences that are cut into rows of L0 tokens, where documents do not see each other
+        short: share of the sequences that are cut into rows of at most L0 tokens, where documents do not see each other
             (LongRoPE2 section 3.3).
         needles: share of the sequences, or short rows, in which lines are planted and asked for (see `make_recall`).
         tokenizer: of the planted lines.
@@ -87,7 +88,8 @@ class Windows:
         border of a document, as it should where documents do not see each other.
         """
         pieces = self.windows[index]
-        tokens = np.concatenate([self.documents[document][first:end] for document, first, end in pieces])
+        parts = [self.documents[document][first:end] for document, first, end in pieces]
+        tokens = np.concatenate(parts).astype(np.int64)
         starts = np.cumsum([0, *(end - first for _, first, end in pieces)])[:-1]
         rng = np.random.default_rng([self.seed, index])
         if math.floor((index + 1) * self.short) > math.floor(index * self.short):
@@ -101,8 +103,8 @@ class Windows:
         """A piece with lines planted and asked for in spans of all lengths, so that all distances occur."""
         assert self.tokenizer is not None
         done, rest = [], tokens
-        while len(rest) >= SPAN // 2:
-            span = min(len(rest), round(math.exp(rng.uniform(math.log(SPAN // 2), math.log(2 * len(tokens))))))
+        while len(rest) >= SPAN:
+            span = min(len(rest), round(math.exp(rng.uniform(math.log(SPAN), math.log(2 * len(tokens))))))
             count = int(rng.integers(1, max(1, min(MOST, span // ROOM)), endpoint=True))
             at = rng.uniform(0.4, 1.0)
             recall = make_recall(rest, self.tokenizer, rng=rng, length=span, needles=count, asked=count, asked_at=at)
@@ -132,7 +134,7 @@ class Windows:
         return positions
 
     def _short_rows(self, tokens: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        size = min(self.original_length, self.size)
+        size = self.size // math.ceil(self.size / self.original_length)
         kept = tokens[: len(tokens) // size * size]
         begins = np.union1d(starts[starts < len(kept)], np.arange(0, len(kept), size))
         pieces = np.split(kept, begins[1:])

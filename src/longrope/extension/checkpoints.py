@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from longrope.errors import LongRopeError
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR)
+TORCH_SAVE = ("inline_container", "PytorchStreamWriter", "iostream error")  # what its errors of writing say
 COMPLETE = "complete"  # a file that a checkpoint gets when all else in it is written
 
 
@@ -34,7 +38,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # that is torch.save's writer
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in TORCH_SAVE):
+            raise
+        if isinstance(error, OSError) and error.errno not in DISK:  # such as a connection's
             raise
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise LongRopeError(f"cannot write {folder}: {reason}; make room, then --resume") from error
@@ -71,6 +77,7 @@ class Watcher(TrainerCallback):
             self.watch(state.global_step, loss)
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Mark the checkpoint, in which the trainer has written everything by now."""
+        """Mark the checkpoint, in which all processes have written everything by then."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

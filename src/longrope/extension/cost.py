@@ -63,7 +63,8 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
         found.append(_joined("recovery", max(lengths), [part]))
     measured = (plan.length,) if plan.evaluation.lengths is None else plan.evaluation.lengths
     if measured:
-        longest, rows = max(measured), 2 + len(plan.evaluation.schemes) + len(plan.stages)  # before, after, each stage
+        tuned = sum(stage.finetune is not None for stage in plan.stages)
+        longest, rows = max(measured), 2 + len(plan.evaluation.schemes) + len(plan.stages) + tuned
         count, memory = plan.evaluation.documents * rows, anatomy.searching(longest, gradient=False)
         work = {anatomy.dtype: anatomy.forward(longest).times(count)}
         found.append(Cost("evaluation", longest, count * longest, 0, work, memory))
@@ -72,15 +73,13 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
 
 def _stages(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
     found = []
-    compared = len(COMPARED)  # with what a search found: the closed forms, until weights are used to other factors
     for i, stage in enumerate(plan.stages):
         parts = []
         if stage.factors == "search":
             starts = len(method(stage.search.method).starts)
-            parts.append(_search(stage.search, [stage.length], anatomy, starts=starts, compared=compared))
+            parts.append(_search(stage.search, [stage.length], anatomy, starts=starts, compared=len(COMPARED)))
         if stage.finetune is not None:
             parts.append(_finetune(stage.finetune, stage.length, anatomy, rope))
-            compared = 0
         found.append(_joined(f"stage {i + 1}", stage.length, parts))
     return found
 

@@ -102,13 +102,19 @@ def finetune(
     return Training(steps, len(windows) * windows.size, last, time.monotonic() - began)
 
 
+def wants_liger(device: str) -> bool:
+    """Whether Liger's kernels are used. They replace parts of transformers for the rest of the process."""
+    return device != "cpu" and importlib.util.find_spec("liger_kernel") is not None
+
+
 def _arguments(how: Finetune, steps: int, folder: Path, device: str, report_to: str) -> TrainingArguments:
     cpu = device == "cpu"
     new = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if new else "gradient_checkpointing"
     options: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    if not cpu and importlib.util.find_spec("liger_kernel"):  # norms, rope and MLP; the loss is bounded already
-        options |= {"use_liger_kernel": True, "liger_kernel_config": {"fused_linear_cross_entropy": False}}
+    if wants_liger(device):  # norms and MLP; the loss is bounded already
+        kernels = ("rope", "cross_entropy", "fused_linear_cross_entropy")
+        options |= {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(kernels, False)}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -131,6 +137,7 @@ def _arguments(how: Finetune, steps: int, folder: Path, device: str, report_to: 
         disable_tqdm=True,
         **options,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process: without a launch, transformers takes them all
     sharing = _processes_of_a_sequence(how)
     groups = arguments.world_size / sharing  # 0.5 where there are fewer processes than are to share a sequence
     each, rest = divmod(how.batch, groups)

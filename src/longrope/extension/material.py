@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ class Material:
     def test(self) -> np.ndarray:
         """Test documents of the longest length, ``(documents, length)``."""
         evaluation = self.plan.evaluation
-        parts = self._parts()["test"]
+        parts = self._parts["test"]
         return draw(
             parts, self.tokenizer, length=max(self.lengths), count=evaluation.documents, cache=self.cache
         ).tokens
@@ -107,11 +108,13 @@ class Material:
         size, count = how.sequence(stage.length), how.batch * how.count(stage.length)
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         found: list[np.ndarray] = []
+        left = count * size
         for document in self._training():
-            if sum(map(len, found)) >= count * size:  # no more of them need be tokenized
+            if left <= 0:  # no more of them need be tokenized
                 break
             tokens = encode(document.text, self.tokenizer, length=WHOLE, cache=self.cache)
-            found.append(np.append(tokens, end).astype(np.int64))
+            found.append(np.append(tokens, end).astype(np.int32))
+            left -= len(found[-1])
         return Windows(
             found,
             length=stage.length,
@@ -127,7 +130,7 @@ class Material:
 
     def _training(self) -> list[Document]:
         """In a seeded random order."""
-        parts = self._parts()
+        parts = self._parts
         kept = {document.text for part in ("held_out", "test") for document in parts[part]}
         plan, searched = self.plan, set()
         for search, lengths in [
@@ -142,7 +145,7 @@ class Material:
 
     def _draw(self, part: str, search: Search, lengths: Sequence[int]) -> tuple[list[Item], tuple[str, ...]]:
         return make_items(
-            self._parts()[part],
+            self._parts[part],
             self.tokenizer,
             lengths=lengths,
             count=search.documents,
@@ -151,5 +154,6 @@ class Material:
             cache=self.cache,
         )
 
+    @cached_property
     def _parts(self) -> dict[str, list[Document]]:
         return split(load_documents(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)

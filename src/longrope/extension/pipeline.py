@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.objective import ModelObjective
 from longrope.extension.checkpoints import writing
 from longrope.extension.factors import find_factors
-from longrope.extension.finetune import finetune
+from longrope.extension.finetune import finetune, wants_liger
 from longrope.extension.material import method_of
 from longrope.extension.results import measure
 from longrope.extension.run import Run
@@ -45,9 +46,11 @@ def extend(run: Run) -> Extension:
             long = _found(run, number, stage)
             write_text(run.stage(number) / "extension.json", Extension.of(run.rope, long).to_json())
         if stage.finetune is not None and not (run.stage(number) / "model").exists():
-            _launched(run, number) if run.launch else train(run, number)
-        for checkpoint in (run.stage(number) / "training").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+            launch = run.launch or ((sys.executable,) if wants_liger(run.device) else ())
+            _launched(run, number, launch) if launch else train(run, number)
+        training = run.stage(number) / "training"
+        for used in (*training.glob("checkpoint-*"), training / "model"):
+            shutil.rmtree(used, ignore_errors=True)
     path = run.folder / "extension.json"
     if not path.exists():
         long = run.factors(len(run.plan.stages))
@@ -89,20 +92,19 @@ def train(run: Run, number: int) -> None:
         tokenizer.save_pretrained(fresh)
         write_json(folder / "training.json", asdict(done))
         fresh.rename(folder / "model")
-        shutil.rmtree(trained)
 
 
-def _launched(run: Run, number: int) -> None:
+def _launched(run: Run, number: int, launch: Sequence[str]) -> None:
     """`train` in processes that another program starts."""
-    command = [*run.launch, "-m", "longrope", "finetune", str(run.folder), str(number), "--device", run.device]
+    command = [*launch, "-m", "longrope", "finetune", str(run.folder), str(number), "--device", run.device]
     command += ["--dtype", run.dtype, "--report-to", run.report_to]
     try:
         code = subprocess.run(command, stdout=2, check=False).returncode  # standard error, as the output may be JSON
     except OSError as error:
-        raise LongRopeError(f"launch = {run.launch[0]!r} cannot be run: {error.strerror}") from None
+        raise LongRopeError(f"launch = {launch[0]!r} cannot be run: {error.strerror}") from None
     if code or not (run.stage(number) / "model").exists():
         raise LongRopeError(
-            f"launch = {' '.join(run.launch)!r}: fine-tuning stage {number} ended with code {code}; "
+            f"launch = {' '.join(launch)!r}: fine-tuning stage {number} ended with code {code}; "
             "see what it said above, then --resume"
         )
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from longrope.errors import LongRopeError
 from longrope.extension.material import Material
@@ -45,12 +50,12 @@ class Run:
     launch: Sequence[str] = ()
     tell: Tell = lambda *_: None
 
-    @property
+    @cached_property
     def rope(self) -> Rope:
         """The plain geometry of the model."""
         return Rope.of(load_config(self.model))
 
-    @property
+    @cached_property
     def material(self) -> Material:
         """The plan's documents."""
         return Material(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens")
@@ -131,11 +136,36 @@ def begin(run: Run, *, resume: bool) -> None:
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim(run.folder, overwrite=True, folder=True)
     run.plan.fits(run.rope)
+    _equipped(run)
     for number in range(1, len(run.plan.stages) + 1):
         run.given(number)
     run.material.check()
     write_text(run.folder / "plan.toml", run.plan.to_toml())
     write_json(path, {"version": VERSION, "model": run.model, "plan": run.plan.to_toml()})
+
+
+def _equipped(run: Run) -> None:
+    """See, before hours of work, that fine-tuning will find what it needs.
+
+    Raises:
+        LongRopeError: if a package, a program or a device is missing.
+    """
+    stages = [(i, stage.finetune) for i, stage in enumerate(run.plan.stages) if stage.finetune is not None]
+    for i, how in stages:
+        if how.lora and find_spec("peft") is None:
+            raise LongRopeError(
+                f"stages[{i}].finetune.lora = {how.lora} needs the package peft: pip install 'longrope[lora]'"
+            )
+    if stages and run.launch and shutil.which(run.launch[0]) is None:
+        raise LongRopeError(f"launch = {run.launch[0]!r}: there is no such program")
+    if stages and ":" in run.device:
+        raise LongRopeError(
+            f"device = {run.device!r}: fine-tuning takes the first device that it sees; "
+            "say --device cuda, and which in the variable CUDA_VISIBLE_DEVICES"
+        )
+    known = (*get_available_reporting_integrations(), "none", "all")
+    if stages and run.report_to not in known:
+        raise LongRopeError(f"report_to = {run.report_to!r} is unknown or not installed; here are {', '.join(known)}")
 
 
 def reopen(folder: Path, **given: Any) -> Run:

@@ -147,7 +147,8 @@ class Stage(Part):
 
     Args:
         length: in tokens.
-        factors: where they come from: ``search``, the name of a scheme, or a factors file.
+        factors: where they come from: ``search``, the name of a scheme (with the plan's attention factor), or a
+            factors file.
         search: if they are searched.
         finetune: not given: the stage is search only.
     """
@@ -177,7 +178,7 @@ class Recovery(Part):
     """
 
     lengths: Annotated[tuple[Tokens, ...], Some] = ()
-    ceiling: float | None = Field(default=None, ge=1)
+    ceiling: float | None = Field(default=None, gt=1)
     search: Search = Search()
 
 
