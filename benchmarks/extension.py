@@ -207,6 +207,8 @@ def recalled(bench: Bench) -> dict[str, Any]:
         if length <= 4096:
             cells[f"yarn {length}"] = lambda f=yarn, n=length: rate(0, f, n)
         cells[f"extended {length}"] = lambda n=length: rate(3, extension, n)
+        if length <= 2048:
+            cells[f"stage 1 {length}"] = lambda n=length: rate(1, bench.long("staged", 1), n)
     return measured("retrieval", cells)
 
 

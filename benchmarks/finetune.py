@@ -35,7 +35,7 @@ from longrope.schemes import scheme
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 WAYS = ("plain", "checkpointed", "ours")
-LENGTHS = {"tiny": (8192, 16384), "smollm2": (1024, 2048)}
+LENGTHS = {"tiny": (4096, 8192), "smollm2": (512, 1024)}
 STEPS, BUDGET = 3, 16 * 2**30
 
 

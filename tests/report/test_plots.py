@@ -47,11 +47,23 @@ def test_perplexity_plot_draws_the_table(tmp_path, figures):
         assert container.lines[0].get_ydata().tolist() == pytest.approx([cell.perplexity for cell in row])
 
 
-def test_every_curve_can_be_told_apart():
-    styles = [
-        plots._style(name, i) for i, name in enumerate(("original", "pi", "ntk", "yarn", "heuristic", "searched"))
-    ]
-    assert len({style["color"] for style in styles}) == len({style["marker"] for style in styles}) == 6
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("original", "pi", "ntk", "yarn", "heuristic", "searched"),
+        ("original", "pi", "ntk", "yarn", "heuristic", "2k searched", "2k fine-tuned", "extended"),
+        ("mine", "yours"),
+    ],
+)
+def test_every_curve_can_be_told_apart(names):
+    styles = plots._styles(names)
+    assert len({style["color"] for style in styles.values()}) == len(names)
+    assert len({style["marker"] for style in styles.values()}) == len(names)
+
+
+def test_a_known_name_looks_the_same_in_every_plot():
+    alone, among = plots._styles(["yarn"]), plots._styles(["a", "b", "yarn", *"cdefghijk"])
+    assert alone["yarn"] == among["yarn"]
 
 
 def test_provenance_names_versions_and_no_folder(monkeypatch):

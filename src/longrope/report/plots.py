@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def plot_factors(rope: Rope, scalings: Mapping[str, Scaling], path: Path) -> Non
         path: of the picture; its suffix decides the format.
     """
     figure, axes = _axes("rotary pair (high to low frequency)", "factor λ")
-    for i, (name, scaling) in enumerate(scalings.items()):
-        axes.plot(range(len(scaling.factors)), scaling.factors, label=name, **_style(name, i))
+    styles = _styles(scalings)
+    for name, scaling in scalings.items():
+        axes.plot(range(len(scaling.factors)), scaling.factors, label=name, **styles[name])
     axes.axvline(rope.critical_pair - 0.5, color="#888888", linestyle="--", linewidth=1)
     text = f" wavelength > {rope.original_length:,}"
     axes.annotate(text, (rope.critical_pair - 0.5, 1), xycoords=("data", "axes fraction"), va="top", color="#666666")
@@ -47,11 +49,12 @@ def plot_perplexity(table: Mapping[str, Sequence[Perplexity]], original_length: 
         path: of the picture; its suffix decides the format.
     """
     figure, axes = _axes("length (tokens)", "perplexity on test documents")
-    for i, (name, row) in enumerate(table.items()):
+    styles = _styles(table)
+    for name, row in table.items():
         lengths = [cell.length for cell in row]
         errors = [cell.standard_error for cell in row]
         values = [cell.perplexity for cell in row]
-        axes.errorbar(lengths, values, yerr=errors, capsize=2, label=name, **_style(name, i))
+        axes.errorbar(lengths, values, yerr=errors, capsize=2, label=name, **styles[name])
         axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -74,14 +77,24 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _style(name: str, i: int) -> dict[str, Any]:
-    look = NAMES.index(name) if name in NAMES else (len(NAMES) + i) % len(MARKERS)
-    width = 2.4 if name == "searched" else 1.3
-    return {"color": COLOURS[look], "marker": MARKERS[look], "markersize": 4, "linewidth": width}
+def _styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """By name: colour, marker and width. Names that are not in `NAMES` take the looks that are left."""
+    known = {name: NAMES.index(name) for name in names if name in NAMES}
+    left = cycle([look for look in reversed(range(len(COLOURS))) if look not in known.values()] or [0])
+    looks = {name: known[name] if name in known else next(left) for name in names}
+    return {
+        name: {
+            "color": COLOURS[look],
+            "marker": MARKERS[look],
+            "markersize": 4,
+            "linewidth": 2.4 if name in ("searched", "extended") else 1.3,
+        }
+        for name, look in looks.items()
+    }
 
 
 def _save(figure: Figure, axes: Axes, path: Path, title: str) -> None:
     axes.set_title(title, loc="left")
-    figure.legend(frameon=False, ncols=6, loc="outside lower center")
+    figure.legend(frameon=False, ncols=4, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
