@@ -461,11 +461,11 @@ def test_out_of_memory_names_the_length_and_loses_nothing(
     """What fitted is kept: the same command with a smaller batch goes on."""
     plain, calls = loss_module._batch_losses, []
 
-    def greedy(loaded: torch.nn.Module, tokens: torch.Tensor, skip: int) -> np.ndarray:
+    def greedy(loaded: torch.nn.Module, tokens: torch.Tensor, *rest: object) -> np.ndarray:
         calls.append(len(tokens))
         if len(calls) > 4 and len(tokens) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
-        return plain(loaded, tokens, skip)
+        return plain(loaded, tokens, *rest)
 
     monkeypatch.setattr(loss_module, "_batch_losses", greedy)
     command = ("search", model, "-l", 160, *few, "--budget", 3200, "-o", tmp_path / "x")
