@@ -14,7 +14,6 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from longrope.data.split import split
 from longrope.data.tokens import encode
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.retrieval import retrieval
-from longrope.extension.pipeline import extend
+from longrope.extension.pipeline import closed_form, extend
 from longrope.extension.plan import parse_plan
 from longrope.extension.run import Run, begin
 from longrope.files import load_factors, write_json
@@ -55,37 +54,38 @@ needles = 0.5
 [evaluation]
 lengths = []
 """
-STAGE_1 = """
-[[stages]]
-length = "2k"
-[stages.finetune]
-tokens = {tokens}
-batch = 4
-rate = 1e-4
-short = 0.5
-"""
-FURTHER = """
+PERCENT = 170_000  # of the tokens that tiny was trained on
+
+
+def stage(length: str, percent: int, *, batch: int, short: float, window: str | None = None) -> str:
+    """A table of a plan."""
+    search = "" if window is None else f'[stages.search]\nwindow = "{window}"\n'
+    return f"""
 [[stages]]
 length = "{length}"
-[stages.search]
-window = "4k"
-[stages.finetune]
-tokens = {tokens}
-batch = 2
+{search}[stages.finetune]
+tokens = {percent * PERCENT}
+batch = {batch}
 rate = 1e-4
-short = 0.4
-window = "4k"
-"""
-PERCENT = 170_000  # of the tokens that tiny was trained on
+short = {short}
+""" + ("" if window is None else f'window = "{window}"\n')
+
+
+def first(percent: int) -> str:
+    """256 to 2K, on whole sequences."""
+    return stage("2k", percent, batch=4, short=0.5)
+
+
+def further(length: str, percent: int) -> str:
+    """To a length whose positions jump in windows of 4K: whole sequences take hours."""
+    return stage(length, percent, batch=2, short=0.4, window="4k")
+
+
 CASES = {
-    "staged": DATA
-    + STAGE_1.format(tokens=5 * PERCENT)
-    + FURTHER.format(length="16k", tokens=5 * PERCENT)
-    + FURTHER.format(length="128k", tokens=3 * PERCENT)
-    + "[recovery]\n",
-    "direct": DATA + FURTHER.format(length="16k", tokens=10 * PERCENT),
-    "tokens-1": DATA + STAGE_1.format(tokens=PERCENT),
-    "tokens-10": DATA + STAGE_1.format(tokens=10 * PERCENT),
+    "staged": DATA + first(5) + further("16k", 5) + further("128k", 3) + "[recovery]\n",
+    "direct": DATA + further("16k", 10),
+    "tokens-1": DATA + first(1),
+    "tokens-10": DATA + first(10),
 }
 
 
@@ -234,14 +234,11 @@ def amounts(bench: Bench) -> dict[str, Any]:
 
 def window(bench: Bench) -> dict[str, Any]:
     """Whole 16K texts on the weights of stage 1: what a search in windows of 4K found against closed forms."""
-    space = Space(bench.rope, 16384, before=bench.long("staged", 1))
-
-    def closed(name: str) -> Scaling:
-        found = scheme(name, space.relative, 16384)
-        return replace(found.times(space.relative.factors), attention_factor=attention_factor("su", bench.rope, 16384))
+    su = attention_factor("su", bench.rope, 16384)
+    space = Space(bench.rope, 16384, attention_factor=su, before=bench.long("staged", 1))
 
     rows = {"searched in windows": lambda: bench.long("staged", 2)}
-    rows |= {name: lambda name=name: closed(name) for name in ("yarn", "heuristic")}
+    rows |= {name: lambda name=name: closed_form(name, space) for name in ("yarn", "heuristic")}
     return measured(
         "window",
         {name: lambda find=find: perplexity(bench, "staged", 1, find(), 16384) for name, find in rows.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -142,3 +143,17 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 @pytest.fixture(scope="session")
 def below() -> Callable[[Path], dict[str, bytes | None]]:
     return snapshot
+
+
+@pytest.fixture
+def refused(cli, below, tmp_path: Path) -> Callable[..., None]:
+    """Runs a command that must be refused and must leave the test's folder as it is."""
+
+    def check(said: str, *args: object) -> None:
+        before = below(tmp_path)
+        result = cli(*args)
+        assert (result.code, result.out) == (2, ""), result
+        assert re.search(f"error: .*{said}", result.err), result.err
+        assert below(tmp_path) == before
+
+    return check

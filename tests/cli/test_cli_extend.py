@@ -72,20 +72,6 @@ def run(extended: tuple[Path, object], tmp_path: Path) -> Path:
     return Path(shutil.copytree(extended[0], tmp_path / "run"))
 
 
-@pytest.fixture
-def refused(cli, below, tmp_path: Path) -> Refused:
-    """Runs a command that must be refused and must leave the test's folder as it is."""
-
-    def check(said: str, *args: object) -> None:
-        before = below(tmp_path)
-        result = cli(*args)
-        assert (result.code, result.out) == (2, ""), result
-        assert re.search(f"error: .*{said}", result.err), result.err
-        assert below(tmp_path) == before
-
-    return check
-
-
 def changed(plan: Path, folder: Path, *pairs: tuple[str, str]) -> Path:
     """A copy of the plan with some text replaced."""
     text = plan.read_text()

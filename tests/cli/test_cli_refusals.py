@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -21,20 +20,6 @@ from longrope.schemes import scheme
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)
 Refused = Callable[..., None]
-
-
-@pytest.fixture
-def refused(cli, below, tmp_path: Path) -> Refused:
-    """Runs a command that must be refused and must leave the test's folder as it is."""
-
-    def check(said: str, *args: object) -> None:
-        before = below(tmp_path)
-        result = cli(*args)
-        assert (result.code, result.out) == (2, ""), result
-        assert re.search(f"error: .*{said}", result.err), result.err
-        assert below(tmp_path) == before
-
-    return check
 
 
 def commands(model: Path, few: tuple[object, ...], output: Path, factors: Path) -> dict[str, tuple[object, ...]]:

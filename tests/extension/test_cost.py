@@ -190,6 +190,14 @@ def test_what_makes_a_search_cheaper() -> None:
     assert searched(method="cma").memory < plain.memory  # no gradients
 
 
+def test_a_search_costs_the_same_after_a_training() -> None:
+    first, second = (
+        cost_of(Stage(length=2048), Stage(length=2049)),
+        cost_of(Stage(length=2048, factors="yarn", finetune=TUNE), Stage(length=2049)),
+    )
+    assert second[1].searched == first[1].searched
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 def test_lora_counts_its_parameters() -> None:
     peft = pytest.importorskip("peft")

@@ -257,6 +257,13 @@ def test_folders_that_hold_no_run(name: str, tmp_path: Path) -> None:
         reopen(tmp_path)
 
 
+def test_another_dtype_is_not_mixed_in(finished: tuple[Run, Extension]) -> None:
+    run, _ = finished
+    with pytest.raises(LongRopeError, match=f"was begun with dtype {run.dtype}, now bfloat16"):
+        begin(replace(run, dtype="bfloat16"), resume=True)
+    assert reopen(run.folder).dtype == run.dtype
+
+
 def test_a_run_of_a_newer_version(finished: tuple[Run, Extension], tmp_path: Path) -> None:
     record = json.loads((finished[0].folder / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(record | {"version": 2}))

@@ -335,3 +335,11 @@ def test_a_proposal_has_no_pitfalls(first: int, times: int, parameters: int, ori
 def test_reading_a_plan_loads_no_torch() -> None:
     code = "import sys; from longrope.extension.plan import load_plan; load_plan('tiny'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_plan_of_the_documentation_is_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "extension.md"
+    if not page.exists():
+        pytest.skip("not in this distribution")
+    found = parse_plan(page.read_text(encoding="utf-8").split("```toml")[1].split("```")[0])
+    assert [stage.length for stage in found.stages] == [2**15, 2**18]

@@ -72,7 +72,6 @@ def run(
 def finetune(
     folder: Annotated[Path, typer.Argument(help="Folder of longrope extend.")],
     stage: Annotated[int, typer.Argument(min=1, help="Number of the stage: 1, 2 …")],
-    dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     report_to: Reports = "none",
 ) -> None:
@@ -82,7 +81,7 @@ def finetune(
     from longrope.extension.run import reopen
 
     with parts_bar(quiet=False) as tell:
-        work = reopen(folder, device=options.choose_device(device), dtype=dtype, report_to=report_to, tell=tell)
+        work = reopen(folder, device=options.choose_device(device), report_to=report_to, tell=tell)
         stages = work.plan.stages
         if stage > len(stages) or stages[stage - 1].finetune is None:
             raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")

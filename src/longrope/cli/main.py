@@ -44,7 +44,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("interrupted; a search continues with --resume")
+            console.print("interrupted; a search or an extension continues with --resume")
             raise typer.Exit(130) from None
 
     return run

@@ -97,7 +97,7 @@ def train(run: Run, number: int) -> None:
 def _launched(run: Run, number: int, launch: Sequence[str]) -> None:
     """`train` in processes that another program starts."""
     command = [*launch, "-m", "longrope", "finetune", str(run.folder), str(number), "--device", run.device]
-    command += ["--dtype", run.dtype, "--report-to", run.report_to]
+    command += ["--report-to", run.report_to]
     try:
         code = subprocess.run(command, stdout=2, check=False).returncode  # standard error, as the output may be JSON
     except OSError as error:
@@ -125,12 +125,12 @@ def _found(run: Run, number: int, stage: Stage) -> Scaling:
     )
     if stage.factors == "search":
         part = f"stage {number}: search at {stage.length:,}"
-        starts, schemes = ([_start(name, space) for name in names] for names in (chosen.starts, COMPARED))
+        starts, schemes = ([closed_form(name, space) for name in names] for names in (chosen.starts, COMPARED))
         return _searched(run, part, number, space, stage.search, [stage.length], starts, schemes)
-    return _start(stage.factors, space)
+    return closed_form(stage.factors, space)
 
 
-def _start(name: str, space: Space) -> Scaling:
+def closed_form(name: str, space: Space) -> Scaling:
     """A scheme's factors for the geometry that the model is used to, times the factors that it is used to."""
     found = scheme(name, space.relative, space.length).times(space.relative.factors or [1.0] * space.pairs)
     return replace(found, attention_factor=space.attention_factor)

@@ -20,7 +20,7 @@ from longrope.schemes import scheme
 EXTENDED = "extended"
 
 
-def measure(run: Run, extension: Extension) -> dict[str, Any]:
+def measure(run: Run, extension: Extension) -> None:
     """Perplexities by length: ``results.json``, row by row, so that it goes on where it was stopped.
 
     Rows: ``original``, the plan's schemes on the original weights, each stage with its factors before and after its
@@ -28,7 +28,7 @@ def measure(run: Run, extension: Extension) -> dict[str, Any]:
     """
     path, lengths = run.folder / "results.json", list(run.material.lengths)
     if not lengths:
-        return {}
+        return
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"perplexity": {}}
     tokens = run.material.test()
     rows = _rows(run, extension)
@@ -42,7 +42,6 @@ def measure(run: Run, extension: Extension) -> dict[str, Any]:
         record |= {"lengths": lengths, "short_context": short_context(record["perplexity"], run.rope.original_length)}
         write_json(path, record | {"provenance": provenance()})
     run.tell("measure", len(rows), len(rows), "")
-    return record
 
 
 def _rows(run: Run, extension: Extension) -> dict[str, tuple[str, Scaling | Extension | None]]:

@@ -121,7 +121,7 @@ def begin(run: Run, *, resume: bool) -> None:
     """
     path = run.folder / "run.json"
     if path.exists():
-        model, plan = _read(path)
+        model, plan, dtype = _read(path)
         if model != run.model:
             raise LongRopeError(f"{run.folder} is a run of model {model}; choose another output with -o")
         if plan != run.plan:
@@ -129,6 +129,8 @@ def begin(run: Run, *, resume: bool) -> None:
                 f"{run.folder} is the run of another plan, {path.parent / 'plan.toml'}; "
                 "resume with that one, or choose another output with -o"
             )
+        if dtype != run.dtype:
+            raise LongRopeError(f"{run.folder} was begun with dtype {dtype}, now {run.dtype}; resume with the same one")
         if not resume:
             raise LongRopeError(f"{run.folder} exists; continue it with --resume or choose another output with -o")
         return
@@ -141,7 +143,7 @@ def begin(run: Run, *, resume: bool) -> None:
         run.given(number)
     run.material.check()
     write_text(run.folder / "plan.toml", run.plan.to_toml())
-    write_json(path, {"version": VERSION, "model": run.model, "plan": run.plan.to_toml()})
+    write_json(path, {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()})
 
 
 def _equipped(run: Run) -> None:
@@ -174,15 +176,15 @@ def reopen(folder: Path, **given: Any) -> Run:
     Raises:
         LongRopeError: if it holds none.
     """
-    model, plan = _read(folder / "run.json")
-    return Run(folder, model, plan, **given)
+    model, plan, dtype = _read(folder / "run.json")
+    return Run(folder, model, plan, dtype=dtype, **given)
 
 
-def _read(path: Path) -> tuple[str, Plan]:
+def _read(path: Path) -> tuple[str, Plan, str]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["version"] == VERSION:
-            return record["model"], parse_plan(record["plan"], str(path))
+            return record["model"], parse_plan(record["plan"], str(path)), record["dtype"]
     except (OSError, ValueError, KeyError, TypeError):
         raise LongRopeError(
             f"{path.parent} holds no run of longrope extend: its run.json is missing or damaged"
