@@ -24,10 +24,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from longrope.data.documents import load_documents
+from longrope.data.probes import make_probes
 from longrope.data.split import split
 from longrope.data.tokens import encode
+from longrope.errors import LongRopeError
 from longrope.evaluation.loss import token_losses
-from longrope.evaluation.retrieval import retrieval
+from longrope.evaluation.retrieval import rate, score_probes
 from longrope.extension.pipeline import closed_form, extend
 from longrope.extension.plan import parse_plan
 from longrope.extension.run import Run, begin
@@ -57,9 +59,12 @@ lengths = []
 PERCENT = 170_000  # of the tokens that tiny was trained on
 
 
-def stage(length: str, percent: int, *, batch: int, short: float, window: str | None = None) -> str:
+def stage(
+    length: str, percent: int, *, batch: int, short: float, window: str | None = None, searched: str | None = None
+) -> str:
     """A table of a plan."""
-    search = "" if window is None else f'[stages.search]\nwindow = "{window}"\n'
+    searched = searched or window
+    search = "" if searched is None else f'[stages.search]\nwindow = "{searched}"\n'
     return f"""
 [[stages]]
 length = "{length}"
@@ -71,22 +76,30 @@ short = {short}
 """ + ("" if window is None else f'window = "{window}"\n')
 
 
-def first(percent: int) -> str:
+def first(percent: int, batch: int = 4) -> str:
     """256 to 2K, on whole sequences."""
-    return stage("2k", percent, batch=4, short=0.5)
+    return stage("2k", percent, batch=batch, short=0.5)
 
 
 def further(length: str, percent: int) -> str:
-    """To a length whose positions jump in windows of 4K: whole sequences take hours."""
+    """To a length whose positions jump in windows of 4K: whole sequences take ten times as long."""
     return stage(length, percent, batch=2, short=0.4, window="4k")
+
+
+def wide(length: str, percent: int, window: str | None) -> str:
+    """On whole sequences, or in wide windows; the search in windows of 4K all the same."""
+    return stage(length, percent, batch=2, short=0.5, window=window, searched="4k")
 
 
 CASES = {
     "staged": DATA + first(5) + further("16k", 5) + further("128k", 3) + "[recovery]\n",
+    "wide": DATA + first(5, 8) + wide("16k", 5, None) + wide("128k", 3, "32k") + "[recovery]\n",
     "direct": DATA + further("16k", 10),
+    "once": DATA + further("128k", 13) + "[recovery]\n",
     "tokens-1": DATA + first(1),
     "tokens-10": DATA + first(10),
 }
+LAST = {"staged": 3, "wide": 3, "once": 1}  # the last stage of those that reach 128K
 
 
 class Bench:
@@ -122,11 +135,15 @@ class Bench:
         model, _ = load(str(BUILD / case / f"stage-{number}" / "model") if number else "tiny")
         return model
 
+    def extension(self, case: str, folder: str = "") -> Extension:
+        """What a run, or a stage of it, found."""
+        found = load_factors(BUILD / case / folder / "extension.json")
+        assert isinstance(found, Extension)
+        return found
+
     def long(self, case: str, number: int) -> Scaling:
         """The long factors of a stage of a run."""
-        found = load_factors(BUILD / case / f"stage-{number}" / "extension.json")
-        assert isinstance(found, Extension)
-        return found.long
+        return self.extension(case, f"stage-{number}").long
 
 
 def measured(name: str, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
@@ -135,9 +152,12 @@ def measured(name: str, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for key, measure in tqdm(cells.items(), desc=name):
         if key not in done:
-            done[key] = measure()
+            try:
+                done[key] = measure()
+            except LongRopeError as error:  # its case was not run
+                tqdm.write(f"{key}: {error}")
             write_json(path, done)
-    return {key: done[key] for key in cells}
+    return {key: done[key] for key in cells if key in done}
 
 
 def perplexity(bench: Bench, case: str, number: int, factors: Scaling | Extension | None, length: int) -> float:
@@ -161,11 +181,15 @@ def table(bench: Bench) -> dict[str, Any]:
             cells[f"{name} {length}"] = lambda f=factors, n=length: perplexity(bench, "staged", 0, f, n)
     for length in LENGTHS:
         number = next(i for i, reach in enumerate(REACHED, start=1) if reach >= length)
-        for name, weights in (("searched", 0), ("fine-tuned", number), *([("last stage", 3)] if number < 3 else [])):
+        stages = {"staged, searched": 0, "staged, fine-tuned": number, "wide, fine-tuned": number}
+        stages |= {"staged, last stage": 3, "wide, last stage": 3} if number < 3 else {}
+        stages |= {"once, fine-tuned": 1}
+        for name, weights in stages.items():
 
-            def cell(weights: int = weights, number: int = max(weights, number), length: int = length) -> float:
-                factors = bench.long("staged", number)
-                return perplexity(bench, "staged", weights, factors, length)
+            def cell(name: str = name, weights: int = weights, number: int = number, length: int = length) -> float:
+                case = name.split(",")[0]
+                stage = 1 if case == "once" else max(weights, number)
+                return perplexity(bench, case, weights, bench.long(case, stage), length)
 
             cells[f"{name} {length}"] = cell
     return measured("table", cells)
@@ -173,42 +197,46 @@ def table(bench: Bench) -> dict[str, Any]:
 
 def short(bench: Bench) -> dict[str, Any]:
     """Perplexity at 256 tokens: original, YaRN for 512x, the extended model with and without its short factors."""
-    extension = load_factors(BUILD / "staged" / "extension.json")
-    assert isinstance(extension, Extension)
-    identity = Scaling.identity(bench.rope)
-    rows: dict[str, tuple[int, Scaling | None]] = {
-        "original": (0, None),
-        "yarn": (0, scheme("yarn", bench.rope, TEXT)),
-        "extended, recovered": (3, extension.short),
-        "extended, plain RoPE": (3, identity),
-        "extended, long factors": (3, extension.long),
+    cells: dict[str, Callable[[], float]] = {
+        "original": lambda: perplexity(bench, "staged", 0, None, 256),
+        "yarn": lambda: perplexity(bench, "staged", 0, scheme("yarn", bench.rope, TEXT), 256),
     }
-    return measured(
-        "short",
-        {name: lambda i=i, f=f: perplexity(bench, "staged", i, f, 256) for name, (i, f) in rows.items()},
-    )
+    for case, last in LAST.items():
+        rows: dict[str, Callable[[Extension], Scaling]] = {
+            "recovered": lambda extension: extension.short,
+            "plain RoPE": lambda extension: Scaling.identity(extension.rope),
+            "long factors": lambda extension: extension.long,
+        }
+        for name, choose in rows.items():
+            cells[f"{case}, {name}"] = lambda case=case, last=last, choose=choose: perplexity(
+                bench, case, last, choose(bench.extension(case)), 256
+            )
+    return measured("short", cells)
 
 
 def recalled(bench: Bench) -> dict[str, Any]:
     """Exact recall of a planted line by length: YaRN aimed at each on the original weights, and the extended model."""
-    extension = load_factors(BUILD / "staged" / "extension.json")
-    assert isinstance(extension, Extension)
     tokenizer = load_tokenizer("tiny")
 
-    def rate(number: int, factors: Scaling | Extension | None, length: int) -> dict[str, Any]:
-        model, texts = bench.model("staged", number), bench.text.reshape(-1, length)
+    def cell(case: str, number: int, factors: Scaling | None, length: int) -> dict[str, Any]:
+        model, texts = bench.model(case, number), bench.text.reshape(-1, length)
+        probes = make_probes("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
         with patch(model, factors or Scaling.identity(bench.rope)):
-            found = retrieval(model, texts, tokenizer, length, trials=RECALLED[length])
-        return {"rate": found.rate, "standard_error": found.standard_error, "trials": RECALLED[length]}
+            found = rate([outcome.score for outcome in score_probes(model, tokenizer, probes)])
+        return {"rate": found.mean, "standard_error": found.standard_error, "trials": RECALLED[length]}
 
     cells = {}
     for length in RECALLED:
         yarn = scheme("yarn", bench.rope, length) if length > bench.rope.original_length else None
         if length <= 4096:
-            cells[f"yarn {length}"] = lambda f=yarn, n=length: rate(0, f, n)
-        cells[f"extended {length}"] = lambda n=length: rate(3, extension, n)
-        if length <= 2048:
-            cells[f"stage 1 {length}"] = lambda n=length: rate(1, bench.long("staged", 1), n)
+            cells[f"yarn {length}"] = lambda f=yarn, n=length: cell("staged", 0, f, n)
+        for case, last in LAST.items():
+            cells[f"{case} {length}"] = lambda c=case, i=last, n=length: cell(c, i, bench.extension(c).at(n), n)
+            for number in range(1, last):
+                if length <= REACHED[number - 1]:
+                    cells[f"{case}, stage {number} {length}"] = lambda c=case, i=number, n=length: cell(
+                        c, i, Extension.of(bench.rope, bench.long(c, i)).at(n), n
+                    )
     return measured("retrieval", cells)
 
 
@@ -227,7 +255,6 @@ def amounts(bench: Bench) -> dict[str, Any]:
         {
             name: lambda c=case, i=i, n=length: perplexity(bench, c, i, bench.long(c, max(i, 1)), n)
             for name, (case, i, length) in rows.items()
-            if i == 0 or (BUILD / case / f"stage-{i}" / "model").exists()  # of the cases that were run
         },
     )
 

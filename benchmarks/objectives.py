@@ -3,8 +3,8 @@
     make benchmark-objectives
 
 The default method searches on ``tiny`` at 8x, three seeds with search documents of their own. Then, on test documents:
-perplexity, the loss of the recalled words, and exact recall of one planted line at a random depth (greedy, all tokens
-of the answer right). Results in ``benchmarks/results/objectives.json``.
+perplexity, the loss of the recalled words, and exact recall of one planted line at a random depth (greedy, the
+whole answer). Results in ``benchmarks/results/objectives.json``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 from search import BUILD, Bench
 from tqdm import tqdm
 
+from longrope.data.probes import make_probes
 from longrope.data.split import draw
 from longrope.evaluation.items import make_items
 from longrope.evaluation.objective import ModelObjective
-from longrope.evaluation.retrieval import retrieval
+from longrope.evaluation.retrieval import rate, score_probes
 from longrope.files import write_json
 from longrope.models.patch import patch
 from longrope.report.provenance import provenance
@@ -86,12 +87,13 @@ def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
 def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict[str, Any]:
     """Test perplexity; loss of the answers and exact recall over `TRIALS` texts with one needle."""
     length = test.shape[1]
+    probes = make_probes("recall", bench.tokenizer, length=length, trials=TRIALS, texts=test, seed=1000 + seed)
     with patch(bench.model, scaling), tqdm(total=TRIALS, desc=scaling.scheme) as bar:
-        found = retrieval(
-            bench.model, test, bench.tokenizer, length, trials=TRIALS, seed=1000 + seed, done=lambda _: bar.update()
-        )
+        found = score_probes(bench.model, bench.tokenizer, probes, done=lambda _: bar.update())
     (perplexity,) = bench.judged("test", [scaling])
-    return {"perplexity": math.exp(perplexity), "recall_loss": found.loss, "recall": found.rate}
+    loss = float(np.mean([outcome.loss for outcome in found if outcome.loss is not None]))
+    recall = rate([outcome.score for outcome in found]).mean
+    return {"perplexity": math.exp(perplexity), "recall_loss": loss, "recall": recall}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ CASES = {
     "smollm2-8x": Case(65536, 1, 1, 2, FEW, {"paper": 448}, *SMOLLM2),
 }
 ON_CPU = ("tiny-8x", "tiny-32x")
+DASHES = {"paper": [1, 0], "simple": [8, 2], "cma": [6, 2, 2, 2], "gradient": [2, 2], "auto": [1, 0]}
 POINTS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -180,34 +182,39 @@ def bars(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def plot(name: str, record: dict[str, Any], path: Path) -> None:
     """Perplexity relative to YaRN's against evaluations: the median over seeds, and their range."""
-    import matplotlib as mpl
+    import altair as alt
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from longrope.report.looks import looks
+    from longrope.report.svg import save
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharex=True)
-    styles = {"paper": "-", "simple": (0, (5, 1)), "cma": (0, (3, 1, 1, 1)), "gradient": ":", "auto": "-"}
-    colors = {"paper": "#4477aa", "simple": "#66ccee", "cma": "#228833", "gradient": "#ccbb44", "auto": "#ee6677"}
-    for axis, kind, reference in ((axes[0], "search", record["yarn_search"]), (axes[1], "test", None)):
-        for method, runs in record["runs"].items():
-            begin, end = max(run[kind][0][0] for run in runs), max(run["evaluations"] for run in runs)
-            grid = np.geomspace(begin, end, 60)
-            rows = []
-            for seed, run in enumerate(runs):
-                against = record["schemes_test"]["yarn"] if reference is None else reference[seed]
-                rows.append([at(run[kind], point) / against for point in grid])
-            middle = np.median(rows, axis=0)
-            axis.plot(grid, middle, label=method, ls=styles[method], color=colors[method], lw=2)
-            if len(rows) > 1:
-                axis.fill_between(grid, np.min(rows, 0), np.max(rows, 0), color=colors[method], alpha=0.12, lw=0)
-        axis.axhline(1, color="grey", lw=0.8)
-        axis.set(xscale="log", xlabel="evaluations (token-evaluations / search tokens)", title=f"{kind} documents")
-        axis.set_ylabel("perplexity relative to YaRN")
-        axis.grid(alpha=0.25)
-    axes[0].legend()
-    figure.suptitle(f"{name}: best candidate so far, median and range over seeds")
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    styles, charts = looks(record["runs"]), []
+    shades = alt.Scale(domain=list(styles), range=[style.colour for style in styles.values()])
+    dashes = alt.Scale(domain=list(styles), range=[DASHES[method] for method in styles])
+    key = alt.Legend(title=None, symbolType="stroke", symbolSize=400, symbolOpacity=1, columns=5)
+    color = alt.Color("method:N", scale=shades, legend=key)
+    dash = alt.StrokeDash("method:N", scale=dashes, legend=key)
+    x = alt.X("evaluations:Q", title="evaluations (token-evaluations / search tokens)").scale(type="log", nice=False)
+    for kind in ("search", "test"):
+        records = list(curves(record, kind))
+        base = alt.Chart(alt.InlineData(values=records)).encode(x=x.axis(format="~s", tickCount=5))
+        y = alt.Y("median:Q", title="perplexity relative to YaRN").scale(zero=False)
+        area = base.mark_area(opacity=0.15).encode(color=color, y=alt.Y("low:Q", title=y["title"]), y2="high:Q")
+        line = base.mark_line(strokeWidth=2).encode(color=color, y=y, strokeDash=dash)
+        yarn = alt.Chart(alt.InlineData(values=[{}])).mark_rule(color="grey").encode(y=alt.datum(1))
+        charts.append((area + line + yarn).properties(title=f"{kind} documents", width=380, height=280))
+    title = f"{name}: best candidate so far, median and range over seeds"
+    save(alt.hconcat(*charts).properties(title=alt.Title(title, offset=12)), path)
+
+
+def curves(record: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
+    """Median, lowest and highest over the seeds of each method, relative to YaRN's."""
+    for method, runs in record["runs"].items():
+        begin, end = max(run[kind][0][0] for run in runs), max(run["evaluations"] for run in runs)
+        yarn = record["yarn_search"] if kind == "search" else [record["schemes_test"]["yarn"]] * len(runs)
+        for point in np.geomspace(begin, end, 60).tolist():
+            values = [at(run[kind], point) / against for run, against in zip(runs, yarn, strict=False)]
+            numbers = {"median": median(values), "low": min(values), "high": max(values)}
+            yield {"method": method, "evaluations": point, **numbers}
 
 
 def main(names: list[str], methods: list[str]) -> None:

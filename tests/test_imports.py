@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "longrope"
-EVERYBODY = {"errors", "lengths", "rope", "files"}
+EVERYBODY = {"errors", "lengths", "lines", "rope", "files"}
 MAY_IMPORT = {
     "errors": set(),
     "lengths": {"errors"},
+    "lines": {"errors"},
     "rope": {"errors"},
     "files": {"errors", "rope"},
     "schemes": {"errors", "rope"},
     "embedding": {"errors", "rope", "schemes"},
-    "search": {"errors", "rope"},
+    "search": {"errors", "lines", "rope"},
     "data": {"errors", "rope"},
     "models": EVERYBODY | {"embedding"},
     "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
@@ -62,7 +63,7 @@ def test_the_arrows(name: str) -> None:
     assert "longrope" not in imports(name), "import from the module that defines the name"
 
 
-@pytest.mark.parametrize("part", ["search", "rope", "files", "schemes", "errors"])
+@pytest.mark.parametrize("part", ["search", "rope", "files", "lines", "schemes", "errors"])
 def test_no_torch_and_no_transformers(part: str) -> None:
     for name in (name for name in FILES if PART_OF[name] == part):
         assert not {"torch", "transformers"} & {one.split(".")[0] for one in imports(name)}, name
@@ -111,6 +112,6 @@ def test_the_walk_sees_imports() -> None:
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
-    check = "import sys; print(sorted({'torch', 'transformers', 'matplotlib', 'ray'} & set(sys.modules)))"
+    check = "import sys; print(sorted({'torch', 'transformers', 'altair', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from longrope.data.documents import Document as Document
     from longrope.data.documents import load_documents as load_documents
     from longrope.data.packing import Windows as Windows
+    from longrope.data.probes import make_probes as make_probes
     from longrope.data.split import draw as draw
     from longrope.data.split import split as split
     from longrope.embedding import LongRoPE as LongRoPE
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.objective import ModelObjective as ModelObjective
     from longrope.evaluation.perplexity import compare as compare
     from longrope.evaluation.perplexity import perplexity as perplexity
-    from longrope.evaluation.retrieval import retrieval as retrieval
+    from longrope.evaluation.retrieval import score_probes as score_probes
     from longrope.export.check import check_parity as check_parity
     from longrope.export.huggingface import export_huggingface as export_huggingface
     from longrope.extension.factors import find_factors as find_factors
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
     "data.packing": ("Windows",),
+    "data.probes": ("make_probes",),
     "data.split": ("draw", "split"),
     "embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
@@ -58,7 +60,7 @@ _HOMES = {
     "evaluation.loss": ("token_losses",),
     "evaluation.objective": ("ModelObjective",),
     "evaluation.perplexity": ("compare", "perplexity"),
-    "evaluation.retrieval": ("retrieval",),
+    "evaluation.retrieval": ("score_probes",),
     "export.check": ("check_parity",),
     "export.huggingface": ("export_huggingface",),
     "extension.factors": ("find_factors",),

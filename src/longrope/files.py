@@ -39,15 +39,16 @@ def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") 
 
 def dumps(data: object) -> str:
     """Indented JSON in which a number that is not finite is null."""
-    return json.dumps(_finite(data), indent=1, allow_nan=False) + "\n"
+    return json.dumps(finite(data), indent=1, allow_nan=False) + "\n"
 
 
-def _finite(data: object) -> object:
+def finite(data: object) -> object:
+    """JSON values in which a number that is not finite is null."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+        return {key: finite(value) for key, value in data.items()}
+    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:

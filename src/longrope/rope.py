@@ -244,6 +244,10 @@ class Extension:
         """The scale s = L / L0."""
         return self.rope.scale(self.length)
 
+    def at(self, length: int) -> Scaling:
+        """The factors of a sequence of so many tokens."""
+        return self.short if length <= self.rope.original_length else self.long
+
     @classmethod
     def of(cls, rope: Rope, long: Scaling) -> Extension:
         """Long factors, with the model as it was for sequences up to L0."""

@@ -169,19 +169,20 @@ def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> No
 
 def test_eval_documents_are_none_that_the_search_saw(cli, model: Path, texts: Path, searched) -> None:
     command = ("eval", model, "--lengths", "160", "--data", texts, "--documents", 4, "--schemes", "none", "--json")
-    first = cli(*command).json["documents"]
+    (first,) = (corpus["documents"] for corpus in cli(*command).json["corpora"].values())
     seen = [name for names in searched[1].json["documents"].values() for name in names]
     assert len(set(first)) == 4
     assert not set(first) & set(seen)
-    assert cli(*command, "--data-seed", 1).json["documents"] != first
+    (other,) = (corpus["documents"] for corpus in cli(*command, "--data-seed", 1).json["corpora"].values())
+    assert other != first
 
 
 def test_eval_prints_and_writes_a_table(cli, model: Path, texts: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    output = tmp_path / "new" / "table.json"
+    output = tmp_path / "new" / "run"
     result = cli("eval", model, "--lengths", "0.125k,64", "--schemes", "pi, yarn", "--data", texts, "-o", output)
     assert result.code == 0, result.err
-    record = json.loads(output.read_text())
+    record = json.loads((output / "results.json").read_text())
     assert list(record["perplexity"]) == ["original", "pi", "yarn"]
     assert record["lengths"] == [64, 128]
     assert "64 (L0)" in result.out

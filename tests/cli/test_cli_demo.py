@@ -68,7 +68,7 @@ def test_its_numbers_can_be_recomputed(demo: Path) -> None:
 
 def test_what_it_leaves(demo: Path) -> None:
     names = {path.name for path in demo.iterdir()}
-    assert names >= {"extension.json", "factors.png", "perplexity.png", "checkpoint", "stage-1", "demo.json"}
+    assert names >= {"extension.json", "report.html", "figures", "checkpoint", "stage-1", "demo.json"}
     record = json.loads((demo / "demo.json").read_text())
     assert max(record["parity"].values()) < 1e-3
     assert record["short_context"].keys() == record["perplexity"].keys() - {"original"}

@@ -93,9 +93,9 @@ def test_advice_is_printed(cli, tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_too_small(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longrope.extension import rates
+    from longrope.models import memory
 
-    monkeypatch.setattr(rates, "device_memory", lambda _: 2**20)
+    monkeypatch.setattr(memory, "device_memory", lambda _: 2**20)
     advice = cli("plan", "tiny", "--plan", "tiny", *QUICK, "--json").json["advice"]
     small = [line for line in advice if "where cpu has 1.05 MB" in line]
     assert len(small) == 4

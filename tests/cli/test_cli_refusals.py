@@ -113,7 +113,7 @@ def test_bad_factors(refused: Refused, model: Path, few, name: str, tmp_path: Pa
     path = tmp_path / "factors.json"
     path.write_text(text)
     refused(said, "export", model, path, "-o", tmp_path / "x")
-    refused(said, "eval", model, "--lengths", "128", *few[:2], "--scaling", path, "-o", tmp_path / "x.json", "--json")
+    refused(said, "eval", model, "--lengths", "128", *few[:2], "--scaling", path, "-o", tmp_path / "x", "--json")
 
 
 def test_factors_without_a_length(refused: Refused, model: Path, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_bad_data(refused: Refused, model: Path, few, tmp_path: Path, kind: str,
     data = ("--data", data_of(tmp_path / "data", kind))
     args = {
         "search": ("search", model, "-l", 160, *few, *data, "-o", tmp_path / "x"),
-        "eval": ("eval", model, "--lengths", 160, "--documents", 2, *data, "-o", tmp_path / "x.json"),
+        "eval": ("eval", model, "--lengths", 160, "--documents", 2, *data, "-o", tmp_path / "x"),
     }
     refused(BAD_DATA[kind], *args[command])
 
@@ -281,7 +281,7 @@ def test_outputs_that_cannot_be_written(
     refused("cannot write .*x.*-o", *commands(model, few, tmp_path / "file" / "deep" / "x", factors)[command])
 
 
-@pytest.mark.parametrize("command", ["scale", "eval"])
+@pytest.mark.parametrize("command", ["scale"])
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
 def test_a_folder_where_a_file_should_be_written(
     refused: Refused, model: Path, few, tmp_path: Path, command: str, overwrite: tuple[str, ...]
@@ -292,10 +292,13 @@ def test_a_folder_where_a_file_should_be_written(
     refused("folder", *commands(model, few, tmp_path / "folder", tmp_path)[command], *overwrite)
 
 
-def test_a_file_where_the_run_should_be_written(refused: Refused, model: Path, few, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["search", "eval"])
+def test_a_file_where_the_run_should_be_written(
+    refused: Refused, model: Path, few, tmp_path: Path, command: str
+) -> None:
     (tmp_path / "file").write_text("mine")
     for how in ((), ("--overwrite",), ("--resume",)):
-        refused("file", *commands(model, few, tmp_path / "file", tmp_path)["search"], *how)
+        refused("file", *commands(model, few, tmp_path / "file", tmp_path)[command], *how)
 
 
 @WRITING
@@ -305,7 +308,7 @@ def test_outputs_that_exist(
     output = tmp_path / "x"
     good = commands(model, few, output, factors)[command]
     assert cli(*good).code == 0
-    refused("x exists; .*--resume" if command == "search" else "x exists; .*--overwrite", *good)
+    refused("x exists; .*--resume" if command in ("search", "eval") else "x exists; .*--overwrite", *good)
     result = cli(*good, "--overwrite")
     assert result.code == 0, result.err
 
@@ -314,7 +317,7 @@ def test_outputs_that_exist(
 def test_an_empty_folder_may_be_filled(cli, model: Path, few, factors: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "x").mkdir()
     result = cli(*commands(model, few, tmp_path / "x", factors)[command])
-    assert result.code == (0 if command in ("search", "export") else 2), result.err
+    assert result.code == (0 if command in ("search", "eval", "export") else 2), result.err
 
 
 def test_a_cache_that_cannot_be_written(refused: Refused, model: Path, few, tmp_path: Path) -> None:
@@ -431,10 +434,10 @@ def test_eval_of_a_model_whose_losses_are_nan(cli, nan_model: Path, few, tmp_pat
     """Told, not thrown: JSON has no NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        result = cli("eval", nan_model, "--lengths", "128", *few[:2], "-o", tmp_path / "x.json", "--json")
+        result = cli("eval", nan_model, "--lengths", "128", *few[:2], "-o", tmp_path / "x", "--json")
     if result.code == 0:
         assert result.json["perplexity"]["pi"][0]["perplexity"] is None
-        assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+        assert json.loads((tmp_path / "x" / "results.json").read_text(), parse_constant=pytest.fail)
     else:
         assert result.code == 2
         assert "finite" in result.err

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import families
 import numpy as np
@@ -10,152 +11,226 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from longrope.data.recalls import Recall, make_recall
+from longrope.data.haystack import encode_within
+from longrope.data.probes import Probe, make_probes
+from longrope.data.recalls import make_recall
 from longrope.data.stdlib import stdlib_documents
-from longrope.evaluation import retrieval as module
-from longrope.evaluation.retrieval import Retrieval, answer, retrieval
+from longrope.errors import LongRopeError
+from longrope.evaluation.retrieval import Outcome, Rate, matched, rate, score_probes
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.schemes import scheme
 
-LENGTH = 256
+LENGTH, ROWS = 256, 300
+Tiny = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def tiny() -> Tiny:
     return load("tiny", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def texts(tiny: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> np.ndarray:
-    """(8, 1024): the beginnings of documents that the model never saw."""
-    documents = [text[:8000] for _, text in stdlib_documents(unseen=True) if len(text) > 20_000][:8]
+def texts(tiny: Tiny) -> np.ndarray:
+    """(8, 2048): the beginnings of documents that the model never saw."""
+    documents = [text[:16_000] for _, text in stdlib_documents(unseen=True) if len(text) > 30_000][:8]
     ids = tiny[1](documents, add_special_tokens=False, verbose=False)["input_ids"]
-    return np.stack([document[:1024] for document in ids])
+    return np.stack([document[:2048] for document in ids])
 
 
-def recalls(texts: np.ndarray, tokenizer: PreTrainedTokenizerFast, length: int, count: int) -> list[Recall]:
-    rng = np.random.default_rng(5)
-    return [make_recall(texts[i % len(texts)], tokenizer, rng=rng, length=length) for i in range(count)]
+def recalls(tiny: Tiny, texts: np.ndarray, length: int, trials: int) -> list[Probe]:
+    return make_probes("recall", tiny[1], length=length, trials=trials, texts=texts)
 
 
-def test_right_is_what_greedy_decoding_gets(
-    tiny: tuple[PreTrainedModel, PreTrainedTokenizerFast], texts: np.ndarray
-) -> None:
-    """Token by token, at the model's own length and at one where it is wrong."""
-    (model, tokenizer), verdicts = tiny, []
-    for recall in [*recalls(texts, tokenizer, LENGTH, 3), *recalls(texts, tokenizer, 320, 4)]:
-        wanted = np.flatnonzero(recall.answers)
-        prompt = torch.from_numpy(recall.tokens[: wanted[0]])[None]
-        given = {"attention_mask": torch.ones_like(prompt), "pad_token_id": tokenizer.eos_token_id}
-        made = model.generate(prompt, do_sample=False, max_new_tokens=len(wanted), **given)
-        verdicts.append(answer(model, recall)[1])
-        assert verdicts[-1] == (made[0, wanted[0] :].tolist() == recall.tokens[wanted].tolist())
-    assert set(verdicts) == {False, True}
+def others(tokenizer: PreTrainedTokenizerFast, length: int = 280) -> list[Probe]:
+    """Of tasks with one answer and with several."""
+    return [
+        *make_probes("niah_single_1", tokenizer, length=length, trials=2),
+        *make_probes("fwe", tokenizer, length=512, trials=1),
+    ]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "gpt_neox", "mixtral"])
-def test_the_loss_is_the_cross_entropy_of_the_answer(family: str, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    """From the whole logits, each answer's token by those before it."""
-    fields = {"gemma2": {"final_logit_softcapping": 5.0}, "cohere": {"logit_scale": 0.3}}
-    model = families.build(family, vocab_size=300, **fields.get(family, {}))
-    text = np.array(bytes_tokenizer("?" * 100)["input_ids"])
-    recall = make_recall(text, bytes_tokenizer, rng=np.random.default_rng(0), length=100, needles=2, asked_at=0.8)
-    logits, wanted = families.logits(model, torch.from_numpy(recall.tokens)[None])[0], np.flatnonzero(recall.answers)
-    targets = torch.from_numpy(recall.tokens[wanted])
-    loss, correct = answer(model, recall)
-    assert loss == pytest.approx(cross_entropy(logits[wanted - 1], targets).item(), rel=1e-4)
-    assert not correct
-    best = recall.tokens.copy()  # the same where the answer is what the model says
-    for place in wanted:
-        best[place] = families.logits(model, torch.from_numpy(best)[None])[0, place - 1].argmax()
-    assert answer(model, Recall(best, recall.answers))[1]
-    best[wanted[-1]] = (best[wanted[-1]] + 1) % 300
-    assert not answer(model, Recall(best, recall.answers))[1]
+def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Probe) -> str:
+    """By transformers alone, without the token that ends it."""
+    prompt = torch.from_numpy(probe.tokens)[None]
+    given = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
+    made = model.generate(prompt, do_sample=False, max_new_tokens=probe.room, **given)
+    said, ends = made[0, len(probe.tokens) :].tolist(), model.generation_config.eos_token_id
+    return tokenizer.decode(said[:-1] if said[-1] in np.atleast_1d(ends) else said)
 
 
-def test_the_head_runs_on_the_answer_only(llama: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    text, sizes = np.full(120, 65), []
-    recall = make_recall(text % 128, bytes_tokenizer, rng=np.random.default_rng(0), length=120)
-    recall = Recall(recall.tokens % families.VOCABULARY, recall.answers)
-    with llama.lm_head.register_forward_hook(lambda *made: sizes.append(made[2].shape[1])):
-        answer(llama, recall)
-    assert sizes == [recall.answers.sum()]
+def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Probe, answer: str) -> float:
+    """From the logits of the whole text."""
+    (ends,) = encode_within(tokenizer, [f" {answer}"])
+    logits = families.logits(model, torch.from_numpy(np.concatenate([probe.tokens, ends]))[None])[0]
+    return float(cross_entropy(logits[-len(ends) - 1 : -1].float(), torch.from_numpy(ends)))
 
 
-def test_tiny_recalls_within_its_own_length_and_not_beyond(
-    tiny: tuple[PreTrainedModel, PreTrainedTokenizerFast], texts: np.ndarray
-) -> None:
+@contextmanager
+def seen(model: PreTrainedModel) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of all that passes through the head, inside the block."""
+    shapes: list[tuple[int, ...]] = []
+    with model.get_output_embeddings().register_forward_hook(lambda *made: shapes.append(tuple(made[2].shape))):
+        yield shapes
+
+
+def test_it_says_what_transformers_generates(tiny: Tiny, texts: np.ndarray) -> None:
+    """Within the model's length and beyond it, patched or not, right and wrong."""
+    model, tokenizer = tiny
+    probes = [*recalls(tiny, texts, LENGTH, 2), *recalls(tiny, texts, 320, 3), *others(tokenizer)]
+    outcomes = score_probes(model, tokenizer, probes)
+    for probe, outcome in zip(probes, outcomes, strict=True):
+        assert outcome.text == generated(model, tokenizer, probe)
+        assert outcome.score == matched(outcome.text, probe.answers)
+    assert {outcome.score for outcome in outcomes} >= {0.0, 1.0}
+    with patch(model, scheme("yarn", Rope.of(model), 1024)):
+        (probe,) = recalls(tiny, texts, 1024, 1)
+        (outcome,) = score_probes(model, tokenizer, [probe])
+        assert outcome.text == generated(model, tokenizer, probe)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "cohere", "gpt_neox", "mixtral"])
+def test_text_and_losses_of_every_family(family: str, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Windows, soft caps and scales included: as from plain forward passes."""
+    fields = {"gemma2": {"final_logit_softcapping": 5.0, "sliding_window": 32}, "cohere": {"logit_scale": 0.3}}
+    model = families.build(family, vocab_size=ROWS, **fields.get(family, {}))
+    probes = make_probes("passkey", bytes_tokenizer, length=260, trials=2)
+    for probe, outcome in zip(probes, score_probes(model, bytes_tokenizer, probes, batch=2), strict=True):
+        assert outcome.text == generated(model, bytes_tokenizer, probe)
+        loss, *wrong = (plain_loss(model, bytes_tokenizer, probe, one) for one in (*probe.answers, *probe.wrong))
+        assert outcome.loss == pytest.approx(loss, rel=1e-4)
+        assert outcome.margin == pytest.approx(min(wrong) - loss, abs=1e-4 * loss)
+        assert outcome.choice == (min(wrong) > loss)
+
+
+def test_the_loss_of_a_recall_is_that_of_its_words(tiny: Tiny, texts: np.ndarray) -> None:
+    """And the same trial as a needle of the search objective has."""
+    model, tokenizer = tiny
+    (probe,) = recalls(tiny, texts, 200, 1)
+    recall = make_recall(texts[0], tokenizer, rng=np.random.default_rng(0), length=200)
+    wanted = np.flatnonzero(recall.answers)
+    logits = families.logits(model, torch.from_numpy(recall.tokens)[None])[0, wanted - 1]
+    loss = cross_entropy(logits, torch.from_numpy(recall.tokens[wanted])).item()
+    assert score_probes(model, tokenizer, [probe])[0].loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_batch_is_what_its_rows_are(tiny: Tiny, texts: np.ndarray) -> None:
+    """In the order of the probes, whatever their lengths, and told as they are done."""
+    model, tokenizer = tiny
+    probes = [*others(tokenizer), *recalls(tiny, texts, LENGTH, 4)]
+    order = np.random.default_rng(0).permutation(len(probes))
+    told: list[int] = []
+    together = score_probes(model, tokenizer, [probes[i] for i in order], batch=2, done=told.append)
+    for i, found in zip(order, together, strict=True):
+        (alone,) = score_probes(model, tokenizer, [probes[i]])
+        assert (found.text, found.score, found.choice) == (alone.text, alone.score, alone.choice)
+        assert found.loss == (None if alone.loss is None else pytest.approx(alone.loss, rel=1e-4))
+    assert told == sorted(told)
+    assert told[-1] == len(probes)
+
+
+def test_options_of_unlike_lengths_side_by_side(tiny: Tiny) -> None:
+    model, tokenizer = tiny
+    (probe,) = make_probes("passkey", tokenizer, length=LENGTH, trials=1)
+    long = Probe(probe.tokens, ("1234567",), ("1",), None, 8)
+    short = Probe(probe.tokens, ("1",), ("1234567", "12"), None, 8)
+    for one, outcome in zip([long, short], score_probes(model, tokenizer, [long, short], batch=2), strict=True):
+        loss, *wrong = (plain_loss(model, tokenizer, probe, option) for option in (*one.answers, *one.wrong))
+        assert outcome.loss == pytest.approx(loss, rel=1e-4)
+        assert outcome.margin == pytest.approx(min(wrong) - loss, abs=1e-4)
+
+
+def test_the_prompt_runs_once_and_the_head_never_on_it(tiny: Tiny) -> None:
+    model, tokenizer = tiny
+    passed: list[int] = []
+    probes = make_probes("passkey", tokenizer, length=LENGTH, trials=2)
+    hook = model.get_input_embeddings().register_forward_hook(lambda *made: passed.append(made[1][0].shape[1]))
+    with hook, seen(model) as shapes:
+        score_probes(model, tokenizer, probes, batch=2)
+    assert passed[0] == len(probes[0].tokens) - 1
+    assert max(passed[1:]) <= probes[0].room
+    assert {shape[0] for shape in shapes} == {2}
+    assert max(shape[1] for shape in shapes) <= probes[0].room
+
+
+def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end tokens of its generation config, in one row while others go on."""
+    model, tokenizer = tiny
+    probes = make_probes("niah_single_2", tokenizer, length=LENGTH, trials=4, texts=texts)
+    free = [outcome.text for outcome in score_probes(model, tokenizer, probes, batch=4)]
+    stops = [tokenizer.eos_token_id, *(ids[0] for ids in tokenizer([" the", "."])["input_ids"])]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", stops)
+    ended = [outcome.text for outcome in score_probes(model, tokenizer, probes, batch=4)]
+    assert ended == [generated(model, tokenizer, probe) for probe in probes]
+    assert len({len(text) for text in ended}) > 1
+    assert all(text.startswith(shorter) for text, shorter in zip(free, ended, strict=True))
+    assert free != ended
+
+
+def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
+    """The right answer and a wrong one, exchanged, choose the other way round."""
+    model, tokenizer = tiny
+    for probe in make_probes("passkey", tokenizer, length=LENGTH, trials=3):
+        first = Probe(probe.tokens, probe.answers, probe.wrong[:1], None, probe.room)
+        other = Probe(probe.tokens, probe.wrong[:1], probe.answers, None, probe.room)
+        one, two = score_probes(model, tokenizer, [first, other])
+        assert one.choice is not two.choice
+        assert one.margin is not None
+        assert one.margin == pytest.approx(-(two.margin or 0), abs=1e-5)
+        assert one.text == two.text
+
+
+def test_several_answers_leave_nothing_to_choose(tiny: Tiny) -> None:
+    (outcome,) = score_probes(*tiny, make_probes("fwe", tiny[1], length=512, trials=1))
+    assert outcome == Outcome(outcome.score, outcome.text, None, None, None)
+
+
+def test_tiny_recalls_within_its_own_length_and_not_beyond(tiny: Tiny, texts: np.ndarray) -> None:
     """Unless it is told how: with YaRN's factors it does."""
     model, tokenizer = tiny
-    own = retrieval(model, texts, tokenizer, LENGTH, trials=20)
-    beyond = retrieval(model, texts, tokenizer, 1024, trials=5)
-    with patch(model, scheme("yarn", Rope.of(model), 1024)):
-        helped = retrieval(model, texts, tokenizer, 1024, trials=5)
-    assert own.rate >= 0.9
-    assert beyond.rate <= 0.2
-    assert helped.rate >= 0.5
-    assert own.loss < helped.loss < beyond.loss / 2
-    assert (own.length, beyond.length) == (LENGTH, 1024)
+    own = score_probes(model, tokenizer, recalls(tiny, texts, LENGTH, 10))
+    beyond = score_probes(model, tokenizer, recalls(tiny, texts, 2048, 3))
+    with patch(model, scheme("yarn", Rope.of(model), 2048)):
+        helped = score_probes(model, tokenizer, recalls(tiny, texts, 2048, 3))
+    rates = [rate([outcome.score for outcome in found]).mean for found in (own, beyond, helped)]
+    assert rates[0] >= 0.9
+    assert rates[1] <= 0.2
+    assert rates[2] >= 0.4
+    losses = [np.mean([outcome.loss for outcome in found]) for found in (own, helped, beyond)]
+    assert losses == sorted(losses)
+    assert losses[1] < losses[2] / 2
 
 
-def test_the_seed_decides(tiny: tuple[PreTrainedModel, PreTrainedTokenizerFast], texts: np.ndarray) -> None:
-    one, again, other = (retrieval(tiny[0], texts, tiny[1], 128, trials=3, seed=seed) for seed in (1, 1, 2))
-    assert one == again
-    assert one.loss != other.loss
-
-
-Verdicts = Callable[[list[tuple[float, bool]]], list[Recall]]
-
-
-@pytest.fixture
-def verdicts(monkeypatch: pytest.MonkeyPatch) -> Verdicts:
-    """Say what the answers are worth; gives the list of what will have been asked."""
-
-    def say(given: list[tuple[float, bool]]) -> list[Recall]:
-        asked: list[Recall] = []
-
-        def answered(_: PreTrainedModel, recall: Recall) -> tuple[float, bool]:
-            asked.append(recall)
-            return given[len(asked) - 1]
-
-        monkeypatch.setattr(module, "answer", answered)
-        return asked
-
-    return say
+@pytest.mark.parametrize(
+    ("text", "answers", "score"),
+    [
+        (" 1234567.", ["1234567"], 1.0),
+        (" 123456", ["1234567"], 0.0),
+        ("They are Kappa, BETA", ["kappa", "beta", "gamma", "delta"], 0.5),
+        ("", ["1"], 0.0),
+        ("x1y", ["1", "x", "Y"], 1.0),
+    ],
+)
+def test_the_score_is_the_share_of_the_answers_that_occur(text: str, answers: list[str], score: float) -> None:
+    assert matched(text, answers) == score
 
 
 @pytest.mark.parametrize("right", range(5))
-def test_rate_standard_error_and_loss(
-    llama: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast, verdicts: Verdicts, right: int
-) -> None:
-    verdicts([(float(i), i < right) for i in range(4)])
-    told: list[int] = []
-    found = retrieval(llama, np.full((1, 90), 65), bytes_tokenizer, 90, trials=4, done=told.append)
-    rate = right / 4
-    error = math.sqrt(rate * (1 - rate) / 4)
-    assert found == Retrieval(90, rate, pytest.approx(error), pytest.approx(1.5))
-    assert told == [1, 2, 3, 4]
+def test_rate_and_standard_error(right: int) -> None:
+    p = right / 4
+    scores = [float(i < right) for i in range(4)]
+    assert rate(scores) == Rate(p, pytest.approx(math.sqrt(p * (1 - p) / 4)))
 
 
-def test_one_line_at_a_random_depth_is_asked_for_at_the_end(
-    llama: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast, verdicts: Verdicts
-) -> None:
-    """In the texts in turn, each as long as said."""
-    asked = verdicts([(0.0, True)] * 60)
-    texts = 1000 * np.arange(1, 4)[:, None] + np.arange(300)
-    retrieval(llama, texts, bytes_tokenizer, 200, trials=60)
-    depths = []
-    for i, recall in enumerate(asked):
-        assert recall.tokens.shape == (200,)
-        background = np.flatnonzero(recall.tokens >= 1000)
-        assert np.array_equal(recall.tokens[background], texts[i % 3, : len(background)])
-        lines = np.flatnonzero(recall.tokens < 1000)
-        wanted = recall.tokens[recall.answers].tolist()
-        assert not (recall.tokens[lines[-1] - len(wanted) :] >= 1000).any()
-        assert recall.answers[lines[-1] - len(wanted) : lines[-1]].all()  # then the end of the line
-        assert lines[-1] == 199
-        depths.append(lines[0] / len(background))
-    shares = np.histogram(depths, bins=3, range=(0, 1))[0] / 60
-    np.testing.assert_allclose(shares, 1 / 3, atol=0.2)
+def test_out_of_memory_is_explained(tiny: Tiny, texts: np.ndarray) -> None:
+    model, tokenizer = tiny
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with (
+        model.get_input_embeddings().register_forward_pre_hook(fail),
+        pytest.raises(LongRopeError, match=r"out of memory at length 256 with batch 1 on cpu; lower the length"),
+    ):
+        score_probes(model, tokenizer, recalls(tiny, texts, LENGTH, 1))

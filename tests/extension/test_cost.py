@@ -16,17 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.evaluation.bounded import bound_loss
 from longrope.evaluation.items import Item, perplexity_items
 from longrope.evaluation.objective import ModelObjective
 from longrope.extension import rates as timing
-from longrope.extension.anatomy import Anatomy, Work
 from longrope.extension.cost import Cost, costs
 from longrope.extension.factors import find_factors
 from longrope.extension.plan import Plan
-from longrope.extension.rates import Rates, device_memory, measure_rates
+from longrope.extension.rates import Rates, measure_rates
 from longrope.extension.stages import Evaluation, Finetune, Recovery, Search, Stage
 from longrope.models.load import load_config
+from longrope.models.memory import device_memory
 from longrope.rope import Rope
 from longrope.schemes import scheme
 from longrope.search.methods import METHODS

@@ -42,11 +42,12 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     Raises:
         LongRopeError: if the dtype is unknown.
     """
+    from longrope.evaluation.anatomy import Anatomy
     from longrope.extension.advice import advice
-    from longrope.extension.anatomy import Anatomy
     from longrope.extension.cost import costs
-    from longrope.extension.rates import device_memory, measure_rates
+    from longrope.extension.rates import measure_rates
     from longrope.models.load import DTYPES
+    from longrope.models.memory import device_memory
     from longrope.rope import Rope
 
     if dtype not in DTYPES:

@@ -25,8 +25,8 @@ def run(
 ) -> None:
     """The whole job in minutes: extend the built-in model ``tiny`` from 256 to 2,048 tokens.
 
-    It searches, fine-tunes a little, recovers the short context, compares, exports and checks. Its documents are parts
-    of this Python's standard library that the model was not trained on. OUTPUT is replaced.
+    It searches, fine-tunes a little, recovers the short context, compares, exports, checks and writes a report. Its
+    documents are parts of this Python's standard library that the model was not trained on. OUTPUT is replaced.
     """
     from rich.console import Console
 
@@ -52,7 +52,7 @@ def run(
     assert checkpoint is not None
     model, _ = options.open_model(work.weights(len(work.plan.stages) + 1), "float32", "cpu")
     parity = check_parity(checkpoint, model)
-    plots(work)
+    report = write_report(work)
     record["parity"] = {row.length: row.difference for row in parity}
     write_json(output / "demo.json", record | {"provenance": provenance()})
 
@@ -61,23 +61,23 @@ def run(
         worst, same = max(row.difference for row in parity), all(row.ok for row in parity)
         verdict = "same" if same else "DIFFERENT"
         typer.echo(f"plain transformers on the exported checkpoint: {verdict} logits (differ by {worst:.0e} at most)")
-        typer.echo(f"plots: {output}/")
+        typer.echo(f"Report: {report}")
 
     options.tell(record, as_json=as_json, text=show)
     if not all(row.ok for row in parity):
         raise typer.Exit(1)
 
 
-def plots(work: Run) -> None:
-    """Factor curves of the schemes and of what was found; perplexity by length."""
-    from longrope.files import load_factors
-    from longrope.report.plots import plot_factors, plot_perplexity
-    from longrope.rope import Extension
-    from longrope.schemes import scheme
+def write_report(work: Run) -> Path:
+    """The page of ``longrope report``, with its figures beside it."""
+    from longrope.cli.report import write_figures
+    from longrope.files import write_text
+    from longrope.report.figures import figures
+    from longrope.report.page import page
+    from longrope.report.runs import read_runs
 
-    extension = load_factors(work.folder / "extension.json")
-    assert isinstance(extension, Extension)
-    schemes = {name: scheme(name, work.rope, work.plan.length) for name in work.plan.evaluation.schemes}
-    found = {"searched": extension.long, "recovered (short)": extension.short}
-    plot_factors(work.rope, schemes | found, work.folder / "factors.png")
-    plot_perplexity(extend.table(extend.results(work)), work.rope.original_length, work.folder / "perplexity.png")
+    path, runs = work.folder / "report.html", read_runs([work.folder])
+    shown = figures(runs)
+    write_text(path, page(runs, shown))
+    write_figures(shown, work.folder / "figures")
+    return path

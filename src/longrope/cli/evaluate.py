@@ -2,92 +2,181 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longrope.cli import options
-from longrope.cli.progress import bar
-from longrope.lengths import parse_lengths
+from longrope.cli.compared import check_rows, claim_results, compared_rows, parse_depths, probing, read_corpora
+from longrope.cli.progress import parts_bar
+from longrope.errors import LongRopeError
+from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longrope.evaluation.cells import Open
+    from longrope.evaluation.parts import Part
     from longrope.evaluation.perplexity import Perplexity
-    from longrope.rope import Extension, Rope, Scaling
+    from longrope.rope import Rope
 
 
 def run(
     model: options.Model,
     lengths: Annotated[str, typer.Option(help="Lengths by commas: 8k,16k; schemes aim at the longest.")],
-    scaling: Annotated[list[str] | None, typer.Option(help="Factors file or run folder; may be repeated.")] = None,
+    scaling: Annotated[
+        list[str] | None, typer.Option(help="Factors file or run folder (with its weights); may be repeated.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(help="Another model, as it is: its own rope scaling; may be repeated.")
+    ] = None,
     schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = "pi,ntk,yarn,heuristic",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write the results to this file.")] = None,
-    data: options.Data = None,
-    documents: Annotated[int, typer.Option(min=1, help="Test documents.")] = 4,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for results.json and cells.jsonl.")] = (
+        None
+    ),
+    data: Annotated[list[str] | None, typer.Option(help="As of search; may be repeated: several corpora.")] = None,
+    documents: Annotated[int, typer.Option(min=1, help="Test documents of each corpus.")] = 4,
     data_seed: options.Seed = 0,
+    stride: Annotated[
+        str | None, typer.Option(help="Also perplexity in windows of each length that move by so many tokens.")
+    ] = None,
+    key_tokens: Annotated[
+        str | None,
+        typer.Option(help="Also perplexity of tokens that only a long context tells (LongPPL); the row that says so."),
+    ] = None,
+    retrieval: Annotated[
+        str | None, typer.Option(help="Tasks by commas (recall,passkey,niah_single_1 …), or all.")
+    ] = None,
+    retrieval_lengths: Annotated[str | None, typer.Option(help="Of the tasks; the lengths if not given.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Texts of each task at each length.")] = 20,
+    depths: Annotated[str, typer.Option(help="Where needles lie, that the trials take in turn.")] = (
+        "0,0.25,0.5,0.75,1"
+    ),
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness by commas ('longrope[lm-eval]').")
+    ] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder of its tasks of your own (YAML).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each of its tasks.")] = None,
     batch: options.Batch = 1,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     cache: options.Cache = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue; rows may be added.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Perplexity by length of the model as it is, of schemes and of factors, on test documents.
+    """Compare schemes, factors and checkpoints on test documents: perplexity, retrieval, benchmark tasks.
 
-    No search that was given the same --data and --data-seed has seen them.
+    No search that was given the same --data and --data-seed has seen them. ``longrope report`` makes a page of it.
     """
-    from longrope.files import claim, write_json
+    wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride)
+    claim_results(output, resume=resume, overwrite=overwrite)
 
-    wanted = parse_lengths(lengths)
-    if output is not None:
-        claim(output, overwrite=overwrite)
-
-    from longrope.data.documents import load_documents
-    from longrope.data.split import draw, split
-    from longrope.evaluation.perplexity import compare
+    from longrope.evaluation.cells import JOURNAL, Cells
+    from longrope.evaluation.side_by_side import Wanted, side_by_side
+    from longrope.files import write_json
+    from longrope.lines import Lines
+    from longrope.models.load import load_config, load_tokenizer
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
 
-    names = [] if schemes == "none" else options.parse_schemes(schemes)
-    files = {path: options.read_factors(path) for path in scaling or []}
-    loaded, tokenizer = options.open_model(model, dtype, device)
-    compared = candidates(Rope.of(loaded), names, files, wanted[-1])
-    if names and wanted[-1] <= Rope.of(loaded).original_length:
-        typer.echo("Schemes are left out: no length is above the original one.", err=True)
-    parts = split(load_documents(options.default_data(model, data)), seed=data_seed)
-    drawn = draw(parts["test"], tokenizer, length=wanted[-1], count=documents, cache=cache)
-    order = list(compared)
-    with bar("eval", len(order) * documents, quiet=as_json) as update:
-        table = compare(
-            loaded,
-            compared,
-            drawn.tokens,
-            wanted,
-            batch=batch,
-            done=lambda name, count: update(order.index(name) * documents + count, name),
+    rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
+    rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
+    check_rows(rows)
+    if key_tokens is not None and key_tokens not in rows:
+        raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
+    sources = data or [options.default_data(model, None)]
+    corpora = read_corpora(sources, tokenizer, wanted[-1], documents, data_seed, cache)
+    at = parse_lengths(retrieval_lengths) if retrieval_lengths else wanted
+    what = Wanted(
+        lengths=wanted,
+        stride=step,
+        key_tokens=key_tokens,
+        window=min(4096, rope.original_length, wanted[-1] - 1),
+        retrieval=probing(retrieval, at, tokenizer, corpora[0].tokens),
+        trials=trials,
+        depths=parse_depths(depths),
+        batch=batch,
+        seed=data_seed,
+    )
+    more = harness_parts(tasks, task_folder, limit=limit, batch=batch, length=wanted[-1])
+    settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
+    settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": list(what.depths)}
+    settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
+    if output is not None and not resume:
+        for name in (JOURNAL, "results.json"):
+            (output / name).unlink(missing_ok=True)
+    lines = output and Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)
+    with closing(lines) if lines else nullcontext(), parts_bar(quiet=as_json) as tell:
+        record = side_by_side(
+            rows,
+            corpora,
+            what,
+            rope=rope,
+            open_model=opener(dtype, options.choose_device(device), wanted[-1], batch),
+            cells=Cells(lines),
+            more=more,
+            tell=partial(tell, "eval"),
         )
-    record = {"model": model, "dtype": str(loaded.dtype), "lengths": wanted, "documents": drawn.names}
-    record |= {"data_seed": data_seed, "perplexity": as_record(table), "provenance": provenance()}
+    record = {"model": model, "dtype": dtype, **record, "provenance": provenance()}
     if output is not None:
-        write_json(output, record)
-    options.tell(record, as_json=as_json, text=lambda: show(table, Rope.of(loaded)))
+        write_json(output / "results.json", record)
+    options.tell(record, as_json=as_json, text=lambda: describe(record, rope, output))
 
 
-def candidates(
-    rope: Rope, names: list[str], files: dict[str, Scaling | Extension], length: int
-) -> dict[str, Scaling | Extension | None]:
-    """The model as it is, the schemes at a length, and the factors of files, by name."""
-    from longrope.schemes import scheme
+def opener(dtype: str, device: str, length: int, batch: int) -> Open:
+    """What loads a model, and refuses one that has no room for its passes."""
+    from longrope.evaluation.room import check_room
 
-    chosen = {name: scheme(name, rope, length) for name in names} if length > rope.original_length else {}
-    return {"original": None, **chosen, **files}
+    def opened(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        model, tokenizer = options.open_model(name, dtype, device)
+        check_room(model.config, length, batch=batch, dtype=model.dtype, device=device)
+        return model, tokenizer
+
+    return opened
 
 
-def as_record(table: dict[str, list[Perplexity]]) -> dict[str, list[dict[str, object]]]:
-    """The table as JSON values."""
-    from dataclasses import asdict
+def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int) -> list[Part]:
+    """The part that runs lm-evaluation-harness, if a task of it is wanted."""
+    if tasks is None:
+        return []
+    from longrope.evaluation.harness import harness
 
-    return {name: [asdict(cell) for cell in row] for name, row in table.items()}
+    names = [name.strip() for name in tasks.split(",")]
+    return [harness(names, folder=folder, limit=limit, batch=batch, length=length)]
+
+
+def describe(record: dict[str, Any], rope: Rope, output: Path | None) -> None:
+    """Print the table of perplexities, scores of tasks, and where everything is."""
+    show(read_table(record), rope)
+    for name, cells in record.get("retrieval", {}).items():
+        by_task: dict[tuple[str, int], list[float]] = {}
+        for cell in cells:
+            by_task.setdefault((cell["task"], cell["length"]), []).append(cell["score"])
+        scores = ", ".join(f"{t} {n:,}: {sum(found) / len(found):.0%}" for (t, n), found in by_task.items())
+        typer.echo(f"{name}: {scores}")
+    for name, tasks in record.get("tasks", {}).items():
+        for task, metrics in tasks.items():
+            told = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items())
+            typer.echo(f"{name}: {task}: {told}")
+    if output is not None:
+        typer.echo(f"Results: {output / 'results.json'}; see longrope report {output}")
+
+
+def read_table(record: dict[str, Any]) -> dict[str, list[Perplexity]]:
+    """The perplexities by row, on the first corpus; a number that is not finite was written as null."""
+    from longrope.evaluation.perplexity import of_documents
+
+    first = next(iter(record["corpora"]))
+
+    def read(cell: dict[str, Any]) -> Perplexity:
+        return of_documents([math.nan if loss is None else loss for loss in cell["losses"]], cell["length"])
+
+    return {name: [read(cell) for cell in row if cell["corpus"] == first] for name, row in record["perplexity"].items()}
 
 
 def show(table: dict[str, list[Perplexity]], rope: Rope) -> None:

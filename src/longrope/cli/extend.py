@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,6 @@ from longrope.cli import evaluate, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
-    from longrope.evaluation.perplexity import Perplexity
     from longrope.extension.run import Run
 
 Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
@@ -154,23 +152,13 @@ def results(work: Run) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def table(record: dict[str, Any]) -> dict[str, list[Perplexity]]:
-    """The perplexities by name and length; a number that is not finite was written as null."""
-    from longrope.evaluation.perplexity import Perplexity
-
-    def read(cell: dict[str, Any]) -> Perplexity:
-        numbers: dict[str, Any] = {key: math.nan if value is None else value for key, value in cell.items()}
-        return Perplexity(**numbers)
-
-    return {name: [read(cell) for cell in row] for name, row in record["perplexity"].items()}
-
-
 def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
     if record:
-        evaluate.show(table(record), work.rope)
+        evaluate.show(evaluate.read_table(record), work.rope)
         for name, percent in record["short_context"].items():
             typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
+        typer.echo(f"Results: {work.folder / 'results.json'}; see longrope report {work.folder}")
     typer.echo(f"Factors: {work.folder / 'extension.json'}")
     if exported is not None:
         typer.echo(f"Checkpoint: {exported}")

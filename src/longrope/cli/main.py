@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from longrope.cli import check, demo, evaluate, export, extend, inspect, plan, scale, search
+from longrope.cli import check, demo, evaluate, export, extend, inspect, plan, report, scale, search
 from longrope.errors import LongRopeError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ COMMANDS = {
     "extend": extend.run,
     "finetune": extend.finetune,
     "eval": evaluate.run,
+    "report": report.run,
     "export": export.run,
     "check": check.run,
     "demo": demo.run,
@@ -44,7 +45,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("interrupted; a search or an extension continues with --resume")
+            console.print("interrupted; a search, an extension or an evaluation with -o continues with --resume")
             raise typer.Exit(130) from None
 
     return run

@@ -52,8 +52,8 @@ def run(
     if output is not None:
         claim(output, overwrite=overwrite)
 
+    from longrope.evaluation.anatomy import Anatomy
     from longrope.extension.advice import propose
-    from longrope.extension.anatomy import Anatomy
     from longrope.extension.plan import load_plan
     from longrope.extension.stages import Data
     from longrope.models.load import load_config

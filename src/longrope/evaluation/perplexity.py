@@ -33,7 +33,12 @@ def perplexity(losses: np.ndarray, length: int) -> Perplexity:
     >>> perplexity(np.log([[2.0, 2.0, 8.0]]), 3).perplexity.__round__(6)
     2.0
     """
-    each = losses[:, : length - 1].mean(axis=1, dtype=np.float64)
+    return of_documents(losses[:, : length - 1].mean(axis=1, dtype=np.float64), length)
+
+
+def of_documents(losses: Sequence[float] | np.ndarray, length: int) -> Perplexity:
+    """From the mean losses of documents of one length, ``(documents,)`` in nats."""
+    each = np.asarray(losses, dtype=np.float64)
     value = float(np.exp(each.mean()))
     error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
     return Perplexity(length, value, value * error, tuple(each.tolist()))
@@ -48,8 +53,6 @@ def model_losses(
     done: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """`token_losses` of a model with some factors; None is the model as it is."""
-    if factors is None:
-        return token_losses(model, tokens, batch=batch, done=done)
     with patch(model, factors):
         return token_losses(model, tokens, batch=batch, done=done)
 
@@ -77,21 +80,45 @@ def compare(
         done: called with the candidate's name and its number of finished documents.
     """
     for factors in candidates.values():
-        if factors is not None:
-            with patch(model, factors):  # refuse what does not fit before the first long pass
-                pass
+        with patch(model, factors):  # refuse what does not fit before the first long pass
+            pass
     table = {}
     for name, factors in candidates.items():
         report = None if done is None else (lambda count, name=name: done(name, count))
-        border = _border(model, factors)
-        losses = {}
-        for part in ([n for n in lengths if n <= border], [n for n in lengths if n > border]):
-            if part:
-                told = report if max(part) == max(lengths) else None
-                found = model_losses(model, factors, tokens[:, : max(part)], batch=batch, done=told)
-                losses |= {length: perplexity(found, length) for length in part}
-        table[name] = [losses[length] for length in lengths]
+        losses = losses_by_length(model, factors, tokens, lengths, batch=batch, done=report)
+        table[name] = [perplexity(losses[length], length) for length in lengths]
     return table
+
+
+def losses_by_length(
+    model: PreTrainedModel,
+    factors: Scaling | Extension | None,
+    tokens: np.ndarray,
+    lengths: Sequence[int],
+    *,
+    batch: int = 1,
+    done: Callable[[int], None] | None = None,
+) -> dict[int, np.ndarray]:
+    """The losses by token of the first tokens of some documents, at every length ``(documents, at least length - 1)``.
+
+    Takes one forward pass a document, or two, as `compare` does.
+
+    Args:
+        model: a causal language model.
+        factors: None is the model as it is.
+        tokens: ``(documents, at least the longest length)``.
+        lengths: in tokens.
+        batch: documents in one forward pass.
+        done: called with the number of documents that are finished in the pass of the longest length.
+    """
+    border = _border(model, factors)
+    losses: dict[int, np.ndarray] = {}
+    for part in ([n for n in lengths if n <= border], [n for n in lengths if n > border]):
+        if part:
+            told = done if max(part) == max(lengths) else None
+            found = model_losses(model, factors, tokens[:, : max(part)], batch=batch, done=told)
+            losses |= dict.fromkeys(part, found)
+    return losses
 
 
 def _border(model: PreTrainedModel, factors: Scaling | Extension | None) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from longrope.extension.anatomy import Anatomy, Work
+from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.extension.factors import FINALISTS
 from longrope.extension.pipeline import PARTS
 from longrope.extension.plan import Plan

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.data.documents import Document, load_documents
 from longrope.data.packing import Windows
-from longrope.data.split import draw, split
+from longrope.data.split import Drawn, draw, split
 from longrope.data.tokens import encode
 from longrope.evaluation.items import Item, make_items
 from longrope.extension.plan import Plan
@@ -89,13 +89,10 @@ class Material:
         """What a search minimises (``search``) and what chooses its winner (``held_out``)."""
         return {part: self._draw(part, search, lengths)[0] for part in ("search", "held_out")}
 
-    def test(self) -> np.ndarray:
-        """Test documents of the longest length, ``(documents, length)``."""
-        evaluation = self.plan.evaluation
-        parts = self._parts["test"]
-        return draw(
-            parts, self.tokenizer, length=max(self.lengths), count=evaluation.documents, cache=self.cache
-        ).tokens
+    def test(self) -> Drawn:
+        """Test documents of the longest length."""
+        count, longest = self.plan.evaluation.documents, max(self.lengths)
+        return draw(self._parts["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
 
     def windows(self, stage: Stage) -> Windows:
         """The training sequences of a stage.

@@ -168,7 +168,7 @@ def _searched(
     compared: Sequence[Scaling],
 ) -> Scaling:
     """The winner of a search on the weights that are there by then."""
-    items, last = run.material.items(how, lengths), run.trained_before(number)
+    items = run.material.items(how, lengths)
     model, _ = load(run.weights(number), dtype=run.dtype, device=run.device)
     chosen, total = method_of(how, items["search"])
 
@@ -186,6 +186,6 @@ def _searched(
         compared=compared,
         budget=Budget(how.budget),
         existing="resume",
-        settings={"model": f"stage-{last}/model" if last else run.model, "dtype": str(model.dtype)},
+        settings={"model": run.begins_with(number), "dtype": str(model.dtype)},
         watch=watch,
     ).extension.long

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, PreTrainedConfig
 
-from longrope.extension.anatomy import Anatomy, Work
+from longrope.evaluation.anatomy import Anatomy, Work
 
 LAYERS, VOCABULARY = 2, 1024  # of the model that is run
 SHORT, LONG, ENOUGH = 256, 16384, 0.3  # tokens, and seconds after which no longer sequence is tried
@@ -92,10 +91,3 @@ def _long_enough(work_at: Callable[[int], Callable[[], object]], device: str) ->
         if min(seconds) >= ENOUGH or length >= LONG:
             return length, min(seconds)
         length *= 2
-
-
-def device_memory(device: str) -> int | None:
-    """Bytes that a device has in all; None if it does not tell."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device == "cpu" else None

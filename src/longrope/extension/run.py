@@ -70,8 +70,16 @@ class Run:
 
     def weights(self, number: int) -> str:
         """The name of the model that a stage begins with."""
+        return self.located(self.begins_with(number))
+
+    def begins_with(self, number: int) -> str:
+        """The same as it stands in files that may move with the run's folder."""
         last = self.trained_before(number)
-        return str(self.stage(last) / "model") if last else self.model
+        return f"stage-{last}/model" if last else self.model
+
+    def located(self, name: str) -> str:
+        """What `begins_with` gives, as a name that can be loaded."""
+        return name if name == self.model else str(self.folder / name)
 
     def factors(self, number: int) -> Scaling:
         """The long factors that a stage found."""

@@ -16,18 +16,21 @@ from longrope.rope import Extension, Rope, Scaling
 
 
 @contextmanager
-def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> Iterator[PreTrainedModel]:
+def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling] | None) -> Iterator[PreTrainedModel]:
     """Run a model with other factors inside a ``with`` block; afterwards it is bit for bit what it was.
 
     Args:
         model: a causal language model whose checkpoint carries no rope scaling of its own.
         factors: a `Scaling` (whatever the sequence length), an `Extension` (short or long by each row's length), or
-            one `Scaling` for each row of the batches to come.
+            one `Scaling` for each row of the batches to come; None leaves any model as it is.
 
     Raises:
         LongRopeError: if the model's rotary embedding is not one that these factors describe, if they do not
             fit it, or if the model's logits did not change.
     """
+    if factors is None:
+        yield model
+        return
     rotary = find_rotary(model)
     attach(model, factors)
     try:

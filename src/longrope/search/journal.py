@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.lines import Lines
 from longrope.search.objective import Answer, Pair
 
 Key = tuple[tuple[float, ...], int, float, int, bool]
-VERSION = 1
 
 
 class Journal:
@@ -33,20 +32,18 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
-        self.path = Path(path)
         self.known: dict[Key, tuple[Answer, float]] = {}
         self.states: dict[int, Any] = {}
-        header = {"version": VERSION, "settings": json.loads(json.dumps(settings))}
-        if self.path.exists() and not resume:
-            raise LongRopeError(f"{self.path} exists; continue it with --resume or start anew with --overwrite")
-        begun = self.path.exists() and self._restore(header)
+        self._lines = Lines(path, settings, of="a search", resume=resume)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise LongRopeError(f"cannot write {self.path}: {error.strerror}; choose another output with -o") from None
-        if not begun:
-            self._append(header)
+            for line in self._lines.found:
+                if "generation" in line:
+                    self.states[line["generation"]] = line["state"]
+                else:
+                    self._take(line)
+        except (ValueError, KeyError, TypeError):
+            self.close()
+            raise self._lines.damaged() from None
 
     def get(self, pair: Pair, *, gradient: bool) -> tuple[Answer, float] | None:
         """What a candidate was worth on an item, and the seconds it took; None if it was not evaluated."""
@@ -59,8 +56,9 @@ class Journal:
         if gradient:
             line["gradient"] = [_written(value) for value in answer.gradient or ()]
         line |= {"start_tokens": scaling.start_tokens, "attention_factor": scaling.attention_factor}
-        self._append(line | {"factors": list(scaling.factors)})
-        self._take(line | {"factors": list(scaling.factors)})
+        line |= {"factors": list(scaling.factors)}
+        self._lines.append(line)
+        self._take(line)
 
     def state(self, number: int, state: Mapping[str, Any]) -> None:
         """Write the method's state after its ``number``-th ask, or compare it with what was written.
@@ -70,65 +68,23 @@ class Journal:
         """
         state = json.loads(json.dumps(state))
         if number not in self.states:
-            self._append({"generation": number, "state": state})
+            self._lines.append({"generation": number, "state": state})
             self.states[number] = state
         elif self.states[number] != state:
             raise LongRopeError(
-                f"{self.path}: generation {number} does not come out as it was written; "
+                f"{self._lines.path}: generation {number} does not come out as it was written; "
                 "resume with the versions of longrope and numpy that began the search, or start anew with --overwrite"
             )
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def _restore(self, header: Mapping[str, Any]) -> bool:
-        """Take in all whole lines; a last one that was cut by a crash is then taken off the file."""
-        try:
-            data = self.path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            lines = [json.loads(line) for line in whole.splitlines()]
-            if lines:
-                self._check(lines[0], header)
-            for line in lines[1:]:
-                if "generation" in line:
-                    self.states[line["generation"]] = line["state"]
-                else:
-                    self._take(line)
-            if whole != data:
-                os.truncate(self.path, len(whole))
-        except OSError as error:
-            raise LongRopeError(
-                f"{self.path} cannot be read: {error.strerror}; choose another output with -o"
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise LongRopeError(f"{self.path} is no journal of a search; choose another output with -o") from None
-        return bool(lines)
+        self._lines.close()
 
     def _take(self, line: Mapping[str, Any]) -> None:
         scaling = tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
         slopes = tuple(map(_number, line["gradient"])) if "gradient" in line else None
         known = (Answer(_number(line["loss"]), slopes), float(line["seconds"]))
         self.known[(*scaling, int(line["item"]), slopes is not None)] = known
-
-    def _check(self, found: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-        if found.get("version") != VERSION:
-            raise LongRopeError(f"{self.path}: version = {found.get('version')!r} where {VERSION} is expected")
-        old, new = found["settings"], header["settings"]
-        changed = [
-            f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
-            for key in {**old, **new}
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise LongRopeError(
-                f"{self.path} was begun with other settings: {'; '.join(changed)}; "
-                "resume with the same ones, or start anew with --overwrite"
-            )
 
 
 def _key(pair: Pair, *, gradient: bool) -> Key:

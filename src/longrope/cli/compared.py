@@ -1,0 +1,161 @@
+"""What ``longrope eval`` compares, and on what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from longrope.cli import options
+from longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from longrope.evaluation.cells import Row
+    from longrope.evaluation.parts import Corpus
+    from longrope.rope import Rope
+
+
+def compared_rows(
+    model: str, rope: Rope, length: int, schemes: str, scalings: Sequence[str], checkpoints: Sequence[str]
+) -> dict[str, Row]:
+    """The model as it is, schemes at a length, factors (of a run that fine-tuned, with its weights), checkpoints."""
+    from longrope.evaluation.cells import Row
+    from longrope.extension.run import reopen
+    from longrope.schemes import scheme
+
+    names = [] if schemes == "none" else options.parse_schemes(schemes)
+    if names and length <= rope.original_length:
+        typer.echo("Schemes are left out: no length is above the original one.", err=True)
+        names = []
+    rows = {"original": Row(model)} | {name: Row(model, scheme(name, rope, length)) for name in names}
+    for path in scalings:
+        weights = model
+        if (Path(path) / "plan.toml").exists():
+            run = reopen(Path(path))
+            weights = run.weights(len(run.plan.stages) + 1)
+        rows[path] = Row(weights, options.read_factors(path))
+    return rows | {path: Row(path) for path in checkpoints}
+
+
+def read_corpora(
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    seed: int,
+    cache: Path | None,
+) -> list[Corpus]:
+    """The test documents of each source."""
+    from longrope.data.documents import load_documents
+    from longrope.data.split import draw, split
+    from longrope.evaluation.parts import Corpus
+
+    found = []
+    for source in dict.fromkeys(sources):
+        parts = split(load_documents(source), seed=seed)
+        drawn = draw(parts["test"], tokenizer, length=length, count=count, cache=cache)
+        found.append(Corpus(short_source(source), drawn.tokens, drawn.names))
+    return found
+
+
+def short_source(source: str) -> str:
+    """Of a path, its last part.
+
+    >>> short_source("stdlib:unseen"), short_source("/home/me/texts/")
+    ('stdlib:unseen', 'texts')
+    """
+    return Path(source).name if "/" in source else source
+
+
+def probing(
+    tasks: str | None,
+    lengths: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: np.ndarray,
+) -> list[tuple[str, int]]:
+    """Retrieval tasks and the lengths at which they fit; says which do not.
+
+    Raises:
+        LongRopeError: if there is no such task, or one fits at no length.
+    """
+    from longrope.data.probes import TASKS
+
+    if tasks is None:
+        return []
+    wanted = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
+    refusals = {(task, length): refusal(task, length, tokenizer, texts) for task in wanted for length in lengths}
+    found = [cell for cell, error in refusals.items() if error is None]
+    for task in wanted:
+        errors = [error for (name, _), error in refusals.items() if name == task and error is not None]
+        if len(errors) == len(lengths) and (tasks != "all" or not found):
+            raise errors[-1]
+        for error in errors:
+            typer.echo(f"Left out: {error}", err=True)
+    return found
+
+
+def refusal(task: str, length: int, tokenizer: PreTrainedTokenizerBase, texts: np.ndarray) -> LongRopeError | None:
+    """Why a task does not fit into a length; None if it does."""
+    from longrope.data.probes import make_probes
+
+    try:
+        make_probes(task, tokenizer, length=length, trials=1, texts=texts)
+    except LongRopeError as error:
+        return error
+    return None
+
+
+def parse_depths(text: str) -> list[float]:
+    """Numbers from 0 to 1 by commas.
+
+    Raises:
+        LongRopeError: if one is not.
+    """
+    try:
+        depths = [float(part) for part in text.split(",")]
+    except ValueError:
+        depths = []
+    if not depths or not all(0 <= depth <= 1 for depth in depths):
+        raise LongRopeError(f"depths = {text!r} must be numbers from 0 to 1 by commas, such as 0,0.5,1")
+    return depths
+
+
+def check_rows(rows: Mapping[str, Row]) -> None:
+    """Refuse factors that are another model's before any is loaded.
+
+    Raises:
+        LongRopeError: if some are.
+    """
+    from longrope.models.load import load_config
+    from longrope.rope import Extension, Rope
+
+    ropes = {weights: Rope.of(load_config(weights)) for weights in {row.weights for row in rows.values()}}
+    for name, row in rows.items():
+        rope = ropes[row.weights]
+        if isinstance(row.factors, Extension) and row.factors.rope != rope:
+            raise LongRopeError(f"{name}: this extension is made for {row.factors.rope}, but the model has {rope}")
+        if row.factors is not None and not isinstance(row.factors, Extension):
+            row.factors.inv_freq(rope)
+
+
+def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that an evaluation may be written into a folder, or goes on there.
+
+    Raises:
+        LongRopeError: if it holds one and may not, or something else.
+    """
+    from longrope.evaluation.cells import JOURNAL
+    from longrope.files import claim
+
+    if folder is not None:
+        begun = (folder / JOURNAL).exists()
+        claim(
+            folder, overwrite=begun and (resume or overwrite), folder=True, also="continue it with --resume, " * begun
+        )
+    elif resume:
+        raise LongRopeError("resume: say which folder with -o")

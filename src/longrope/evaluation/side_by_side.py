@@ -1,0 +1,118 @@
+"""Compare rows on everything that is wanted, and put it all into one record: ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.evaluation import parts, summary
+from longrope.evaluation.cells import Cells, Open, Row, Tell, fill
+from longrope.evaluation.parts import Corpus, Part
+from longrope.rope import Rope
+
+VERSION = 1
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of every row.
+
+    Args:
+        lengths: in tokens.
+        stride: of perplexity in windows that overlap, over texts of the longest length; None: not measured.
+        key_tokens: the row that chooses key tokens (LongPPL); None: not measured.
+        window: in tokens, of the short context that key tokens are chosen against.
+        retrieval: tasks and their lengths.
+        trials: of each task at each length.
+        depths: that the trials take in turn.
+        batch: documents in one forward pass.
+        seed: of what is planted.
+    """
+
+    lengths: Sequence[int]
+    stride: int | None = None
+    key_tokens: str | None = None
+    window: int = 0
+    retrieval: Sequence[tuple[str, int]] = ()
+    trials: int = 20
+    depths: Sequence[float] = DEPTHS
+    batch: int = 1
+    seed: int = 0
+
+
+def side_by_side(
+    rows: Mapping[str, Row],
+    corpora: Sequence[Corpus],
+    wanted: Wanted,
+    *,
+    rope: Rope,
+    open_model: Open,
+    cells: Cells | None = None,
+    more: Sequence[Part] = (),
+    tell: Tell = lambda *_: None,
+) -> dict[str, Any]:
+    """Measure all rows, and sum up.
+
+    Args:
+        rows: by name; ``original`` and ``yarn`` are what the others are compared with.
+        corpora: test documents.
+        wanted: what is measured.
+        rope: of the model before it was extended.
+        open_model: a model and its tokenizer by name.
+        cells: what is measured already; gets the rest.
+        more: parts whose values go into the record as they are, under ``tasks``.
+        tell: hears of the progress.
+
+    Returns:
+        JSON values: everything of ``results.json`` but where it comes from (docs/evaluation.md).
+    """
+    cells, batch, longest = cells or Cells(), wanted.batch, max(wanted.lengths)
+    chosen: dict[str, Any] = {}
+    if wanted.key_tokens is not None:
+        row = rows[wanted.key_tokens]
+        for corpus in corpora:
+            part = parts.keys(corpus, wanted.window, batch=batch)
+            fill(cells, {wanted.key_tokens: row}, [part], open_model, tell)
+            chosen[corpus.name] = dict(enumerate(cells.of(row, part) or []))
+    texts = {one.name: parts.texts(one, wanted.lengths, batch=batch, keys=chosen.get(one.name)) for one in corpora}
+    slides = {
+        (one.name, length): parts.sliding(one, length, min(wanted.stride, length - 1), batch=batch)
+        for one in corpora
+        for length in wanted.lengths
+        if wanted.stride is not None
+    }
+    tasks = {
+        (task, length): parts.retrieval(
+            task, length, wanted.trials, corpora[0].tokens, depths=wanted.depths, batch=batch, seed=wanted.seed
+        )
+        for task, length in wanted.retrieval
+    }
+    fill(cells, rows, [*texts.values(), *slides.values(), *tasks.values(), *more], open_model, tell)
+
+    def each(found: Callable[[Row], Any]) -> dict[str, Any]:
+        return {name: found(row) for name, row in rows.items()}
+
+    perplexity = each(lambda row: summary.perplexities(cells, row, texts))
+    record: dict[str, Any] = {
+        "version": VERSION,
+        "rope": {"dim": rope.dim, "base": rope.base, "original_length": rope.original_length},
+        "lengths": list(wanted.lengths),
+        "corpora": {one.name: {"documents": list(one.documents), "hash": one.hash} for one in corpora},
+        "rows": {name: row.as_record() for name, row in rows.items()},
+        "perplexity": perplexity,
+        "differences": summary.differences(perplexity),
+        "positions": each(lambda row: summary.positions(cells, row, texts, longest)),
+        "short_context": summary.short_context(perplexity, rope.original_length),
+    }
+    if slides:
+        record["sliding"] = each(lambda row: summary.sliding(cells, row, slides, wanted.stride))
+    if chosen:
+        by = wanted.key_tokens
+        record["key_tokens"] = each(lambda row: summary.key_tokens(cells, row, texts, chosen, longest, by))
+    if tasks:
+        record["retrieval"] = each(lambda row: summary.retrieval(cells, row, tasks))
+    if more:
+        record["tasks"] = each(lambda row: {k: v for part in more for k, v in (cells.of(row, part) or [{}])[0].items()})
+    return record

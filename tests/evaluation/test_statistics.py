@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrope.evaluation.statistics import paired, sign_test
+
+LOSSES = st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)), min_size=2, max_size=9)
+
+
+@pytest.mark.parametrize("tosses", range(1, 9))
+def test_the_sign_test_counts_all_tosses_of_a_fair_coin(tosses: int) -> None:
+    for wins in range(tosses + 1):
+        uneven = abs(2 * wins - tosses)
+        all_tosses = list(itertools.product((0, 1), repeat=tosses))
+        as_uneven = sum(abs(2 * sum(one) - tosses) >= uneven for one in all_tosses)
+        assert sign_test(wins, tosses - wins) == pytest.approx(as_uneven / len(all_tosses))
+
+
+@given(LOSSES)
+def test_the_other_way_round(pairs: list[tuple[float, float]]) -> None:
+    ours, theirs = zip(*pairs, strict=True)
+    one, other = paired(ours, theirs), paired(theirs, ours)
+    assert (one.wins, one.losses, one.p) == (other.losses, other.wins, other.p)
+    assert (1 + one.percent / 100) * (1 + other.percent / 100) == pytest.approx(1)
+
+
+@given(LOSSES, st.floats(-2, 2))
+def test_what_all_documents_share_is_not_in_the_error(pairs: list[tuple[float, float]], shift: float) -> None:
+    """Unlike the errors of the two means, the paired one does not see how unlike the documents are."""
+    ours = np.array([pair[0] for pair in pairs])
+    found = paired(list(ours + shift), list(ours))
+    assert found.percent == pytest.approx(100 * np.expm1(shift), rel=1e-6, abs=1e-6)
+    assert found.standard_error == pytest.approx(0, abs=1e-6)
+
+
+def test_a_single_document_has_no_error() -> None:
+    found = paired([1.0], [2.0])
+    assert np.isnan(found.standard_error)
+    assert (found.wins, found.losses, found.p) == (1, 0, 1.0)

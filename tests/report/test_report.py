@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+
+import pytest
+import sample_runs
+from reading import Reader
+from rich.console import Console
+
+from longrope.errors import LongRopeError
+from longrope.report import terminal
+from longrope.report.figures import SECTIONS, figures
+from longrope.report.headline import answers, headline
+from longrope.report.page import page
+from longrope.report.runs import read_runs, warnings
+from longrope.rope import Extension
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return sample_runs.write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def read(run):
+    return read_runs([run])
+
+
+@pytest.fixture(scope="module")
+def shown(read):
+    return figures(read)
+
+
+@pytest.fixture(scope="module")
+def html(read, shown):
+    return page(read, shown)
+
+
+def in_terminal(runs, shown, width=400):
+    console = Console(file=io.StringIO(), width=width)
+    terminal.show(runs, shown, console)
+    return console.file.getvalue()
+
+
+def test_page_and_terminal_show_the_same_cells(read, shown, html):
+    tables = Reader(html).tables
+    assert list(tables) == [
+        "glance",
+        "perplexity-0",
+        "positions-0",
+        *("score-0", "score-1", "choice-0"),
+        "sliding",
+        "key-tokens",
+        "short-context",
+        "tasks",
+        "differences",
+        "factors-0",
+        "search-0",
+        "held-out",
+        "documents-0",
+        "provenance",
+    ]
+    printed = in_terminal(read, shown)
+    for figure in shown:
+        head, *rows = tables[figure.key]
+        assert head == [column.head for column in figure.columns]
+        assert rows == figure.cells()
+        for row in rows:
+            assert re.search("│ +".join(re.escape(cell) + " *" for cell in row), printed), row
+
+
+def test_every_number_of_the_results_is_in_a_table(html):
+    """Formatted here anew."""
+    record, tables = sample_runs.results(), Reader(html).tables
+
+    def lines(key):
+        return {" | ".join(row) for row in tables[key]}
+
+    for name, cells in record["perplexity"].items():
+        written = [f"{cell['perplexity']:,.2f} ± {cell['standard_error']:.2f}" for cell in cells]
+        assert " | ".join([name, *written]) in lines("perplexity-0")
+        for number, document in enumerate(record["corpora"][sample_runs.CORPUS]["documents"]):
+            losses = [f"{cell['losses'][number]:.4f}" for cell in cells]
+            assert " | ".join([name, document, *losses]) in lines("documents-0")
+    names = list(record["rows"])
+    for place, stretch in enumerate(record["positions"]["pi"]):
+        row = tables["positions-0"][1 + place]
+        assert row[0] == f"{stretch['start']:,}–{stretch['end'] - 1:,}"
+        assert row[1 + names.index("pi")] == f"{stretch['loss']:.2f} ± {stretch['standard_error']:.2f}"
+    for name, percent in record["short_context"].items():
+        assert f"{name} | {percent:+.1f}%" in lines("short-context")
+    for cell in record["retrieval"]["ntk"]:
+        key = {"passkey": "score-0", "niah_multikey": "score-1"}[cell["task"]]
+        row = next(one for one in tables[key] if one[:2] == ["ntk", f"{cell['depth']:.0%}"])
+        place = 2 + sample_runs.LENGTHS.index(cell["length"])
+        assert row[place] == f"{cell['score']:.1%} ± {cell['standard_error']:.1%}"
+    for name, row in record["rows"].items():
+        if name in ("yarn", "pi"):
+            column = tables["factors-0"][0].index(name)
+            found = [one[column] for one in tables["factors-0"][1:]]
+            assert found == [f"{value:.3f}" for value in row["factors"]["factors"]]
+    assert "local_task | acc | 0.5000 ± 0.0123" in " ".join(lines("tasks"))
+    assert f"run | command | {record['provenance']['command']}" in lines("provenance")
+
+
+def test_the_page_needs_nothing_else(html):
+    tags = Reader(html).tags
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in tags}
+    for _, attributes in tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "src"]
+        assert all((value or "").startswith("#") for name, value in attributes.items() if name == "href")
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", html)
+
+
+def test_ids_are_unique_and_every_reference_has_one(html):
+    tags = Reader(html).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"url\(#([\w-]+)\)", html)) <= set(ids)
+
+
+def test_every_chart_has_marks_and_every_figure_a_table_and_a_name(shown, html):
+    parts = html.split("<figure ")[1:]
+    assert len(parts) == len(shown)
+    for figure, part in zip(shown, parts, strict=True):
+        assert f'aria-label="{figure.title}"' in part
+        assert "<caption>" in part
+        assert 'scope="col"' in part
+        assert ("<svg" in part) == (figure.chart is not None)
+        if figure.chart is not None:
+            titles = re.findall(r"<title>([^<]+)</title>", part)
+            assert len(titles) >= len(figure.rows)
+    assert {figure.section for figure in shown} == set(SECTIONS)
+    charted = [figure.key for figure in shown if figure.chart is not None]
+    assert len(charted) == 8
+
+
+def test_a_tooltip_says_the_number(html):
+    cell = sample_runs.results()["perplexity"]["yarn"][2]
+    said = f"yarn, 1,024 tokens: {cell['perplexity']:.2f} ± {cell['standard_error']:.2f}"
+    assert f"<title>{said}</title>" in html
+    assert re.search(r"<title>yarn, pair 12 \(wavelength 198\.\d tokens\): factor 5\.200</title>", html)
+
+
+@pytest.mark.parametrize(
+    "evil", [sample_runs.EVIL, "a&b \"c\" 'd'", "\x00\ud800\n[bold]", "ünïcode 漢字", "x" * 300, ""]
+)
+def test_strange_names_are_text(tmp_path, evil):
+    record = sample_runs.results(("original", "yarn", evil), model=evil)
+    record["corpora"] = {evil: record["corpora"].pop(sample_runs.CORPUS)}
+    record["provenance"]["command"] = evil
+    for cells in record["perplexity"].values():
+        for cell in cells:
+            cell["corpus"] = evil
+    for cell in record["retrieval"][evil]:
+        cell["task"] = evil
+    read = read_runs([sample_runs.write_run(tmp_path / "run", record)])
+    html = page(read, figures(read))
+    html.encode()
+    assert "script" not in {tag for tag, _ in Reader(html).tags}
+    assert "alert(1)" in html or evil != sample_runs.EVIL
+    name = "\ufffd\ufffd\ufffd[bold]" if "bold" in evil else evil
+    assert [row[0] for row in Reader(html).tables["perplexity-0"]] == ["row", "original", "yarn", name]
+    assert name in in_terminal(read, figures(read), width=2000)
+
+
+def test_answers_follow_from_the_numbers(run, tmp_path):
+    record = sample_runs.results()
+    value = {row: {c["length"]: c["perplexity"] for c in cells} for row, cells in record["perplexity"].items()}
+    works, costs, better = answers(read_runs([run])[0])
+    assert works.verdict == "Works"
+    assert f"Perplexity {value['extended'][2048]:.2f} there" in works.why
+    assert f"Costs {100 * (value['extended'][256] / value['original'][256] - 1):.1f}%" in costs.verdict
+    gap = 100 * (value["extended"][2048] / value["yarn"][2048] - 1)
+    assert better.verdict == f"Better than YaRN: perplexity {-gap:.1f}% lower"
+    assert "of 6 documents" in better.why
+
+
+def changed(tmp_path, change, names=("original", "yarn", "extended")):
+    record = sample_runs.results(names)
+    change(record)
+    (run,) = read_runs([sample_runs.write_run(tmp_path / "run", record)])
+    return run, answers(run)
+
+
+def test_a_model_that_reads_fluently_and_forgets_does_not_work(tmp_path):
+    def forget(record):
+        for cell in record["retrieval"]["extended"]:
+            cell["score"] = 0.1
+
+    _, (works, _, _) = changed(tmp_path, forget)
+    assert works.verdict == "Works by perplexity, but forgets what is hidden"
+    assert "10.0%" in works.why
+
+
+def test_retrieval_that_was_not_measured_is_said_so(tmp_path):
+    run, (works, _, _) = changed(tmp_path, lambda record: record.pop("retrieval"))
+    assert works.verdict == "Works by perplexity, retrieval not measured"
+    assert "retrieval not measured" in headline(run)
+
+
+def test_a_perplexity_that_is_not_finite_does_not_work_and_is_shown(tmp_path):
+    def burst(record):
+        record["perplexity"]["extended"][-1] |= {"perplexity": None, "standard_error": None, "losses": [None] * 6}
+
+    run, (works, _, better) = changed(tmp_path, burst)
+    assert works.verdict == "Does not work"
+    assert better.verdict == "Not compared with YaRN"
+    table = Reader(page([run], figures([run]))).tables["perplexity-0"]
+    assert table[-1][-1] == "–"
+
+
+def test_a_difference_within_two_standard_errors_is_none(tmp_path):
+    def same(record):
+        ours, theirs = (record["perplexity"][row][-1] for row in ("extended", "yarn"))
+        ours["losses"] = [loss + (0.1 if i % 2 else -0.11) for i, loss in enumerate(theirs["losses"])]
+        ours["perplexity"] = math.exp(sum(ours["losses"]) / 6)
+
+    _, (_, _, better) = changed(tmp_path, same)
+    assert better.verdict == "No clear difference from YaRN in perplexity"
+
+
+def test_only_what_an_extension_writes_is_enough(tmp_path):
+    def least(record):
+        for measure in ("differences", "positions", "sliding", "key_tokens", "retrieval", "tasks", "corpora"):
+            del record[measure]
+        for cells in record["perplexity"].values():
+            for cell in cells:
+                del cell["corpus"]
+
+    run, _ = changed(tmp_path, least)
+    keys = [figure.key for figure in figures([run])]
+    assert keys[:3] == ["glance", "perplexity-0", "short-context"]
+    assert Reader(page([run], figures([run]))).tables["documents-0"][1][1] == "1"
+
+
+def test_several_corpora_are_several_figures(tmp_path):
+    def more(record):
+        for cells in record["perplexity"].values():
+            cells += [cell | {"corpus": "books", "perplexity": cell["perplexity"] * 2} for cell in cells]
+
+    run, _ = changed(tmp_path, more)
+    titles = [figure.title for figure in figures([run]) if figure.key.startswith("perplexity")]
+    assert titles == ["Perplexity by length: stdlib:unseen", "Perplexity by length: books"]
+
+
+def test_a_task_without_depths_and_with_holes(tmp_path):
+    def holes(record):
+        record["retrieval"] = {
+            "yarn": [{"task": "vt", "length": n, "depth": None, "score": 0.5} for n in (256, 512)],
+            "extended": [{"task": "vt", "length": 512, "depth": None, "score": None}],
+        }
+
+    run, _ = changed(tmp_path, holes)
+    rows = Reader(page([run], figures([run]))).tables["score-0"]
+    assert rows[1:] == [["yarn", "any", "50.0%", "50.0%"], ["extended", "any", "–", "–"]]
+
+
+def test_a_search_shows_its_best_loss_so_far(tmp_path):
+    path = sample_runs.journal(tmp_path / "run", seed=3)
+    (run,) = read_runs([path.parent])
+    (search,) = run.searches
+    best, passes, waiting, expected = math.inf, 0, [], []
+    for line in [json.loads(text) for text in path.read_text().splitlines()[1:-1]]:
+        if "loss" in line:
+            passes += 3 if "gradient" in line else 1
+            waiting = [] if "gradient" in line else [*waiting, line["loss"]]
+        if len(waiting) == 2:
+            if sum(waiting) / 2 < best:
+                best = sum(waiting) / 2
+                expected.append((passes, best))
+            waiting = []
+    assert [(step.passes, step.loss) for step in search.steps] == expected
+    assert search.passes == passes
+    assert len(expected) > 5
+
+
+def test_a_search_without_an_evaluation_is_shown_and_says_what_to_do(tmp_path):
+    (run,) = read_runs([sample_runs.write_search(tmp_path / "search")])
+    assert "Run longrope eval tiny" in headline(run)
+    assert answers(run) == ()
+    tables = Reader(page([run], figures([run]))).tables
+    assert list(tables) == ["factors-0", "search-0", "held-out", "provenance"]
+    factors = sample_runs.factors_of("extended")
+    assert isinstance(factors, Extension)
+    assert [row[-1] for row in tables["factors-0"][1:]] == [f"{value:.3f}" for value in factors.long.factors]
+    losses = {row[1]: row[2] for row in tables["held-out"][1:]}
+    assert losses == {"searched": "3.0123", "yarn": "3.0456", "pi": "4.5000"}
+
+
+def test_two_runs_of_one_model_are_told_apart_and_not_warned_about(tmp_path):
+    runs = read_runs([sample_runs.write_run(tmp_path / name) for name in ("a", "b")])
+    names = [row[0] for row in Reader(page(runs, figures(runs))).tables["perplexity-0"][1:]]
+    assert names == [f"{run}: {row}" for run in "ab" for row in sample_runs.HARD]
+    assert warnings(runs) == []
+
+
+def test_runs_that_cannot_be_compared_are_warned_about(tmp_path):
+    other = sample_runs.results(("original", "mine"), model="other")
+    other["rope"]["original_length"], other["dtype"] = 512, "torch.bfloat16"
+    other["corpora"][sample_runs.CORPUS]["hash"] = "f" * 16
+    runs = read_runs([sample_runs.write_run(tmp_path / "a"), sample_runs.write_run(tmp_path / "b", other)])
+    told = " ".join(warnings(runs))
+    for word in ("models (other, tiny)", "a: 256; b: 512 tokens", "bfloat16, torch.float32", "different documents"):
+        assert word in told
+    html, printed = page(runs, figures(runs)), in_terminal(runs, figures(runs))
+    for one in warnings(runs):
+        assert one in html
+        assert one in printed
+    names = [row[0] for row in Reader(html).tables["perplexity-0"][1:]]
+    assert "a: original" in names
+    assert "b: original" in names
+    assert "mine" in names
+    assert {"factors-0", "factors-1"} <= set(Reader(html).tables)  # one for each geometry
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    places = [sample_runs.write_run(tmp_path / name / "run") for name in "ab"]
+    assert [run.name for run in read_runs(places)] == [str(place) for place in places]
+
+
+def damaged(change):
+    record = sample_runs.results(("original", "yarn"))
+    change(record)
+    return json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", r"results\.json is damaged: .*make it again"),
+        ("[]", "no JSON object"),
+        (damaged(lambda record: record.pop("version")), r"version = None, but this longrope reads 1: .*upgrade"),
+        (damaged(lambda record: record.update(version=2)), "version = 2, but this longrope reads 1"),
+        (damaged(lambda record: record.pop("rows")), "rows: Field required"),
+        (damaged(lambda record: record["rows"].pop("yarn")), "yarn were measured but are not described"),
+        (damaged(lambda record: record["rope"].pop("dim")), "rope: field missing or unknown: .*'dim'"),
+        (damaged(lambda record: record["rope"].update(dim=32)), "32 values for a rope of dim 32"),
+        (damaged(lambda record: record["rows"]["yarn"]["factors"].pop("kind")), "not a longrope scaling"),
+        (damaged(lambda r: r["perplexity"]["yarn"][0].update(length="x")), r"perplexity\.yarn\.0\.length: .*integer"),
+    ],
+)
+def test_damaged_results_are_refused(tmp_path, text, said):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(LongRopeError, match=said):
+        read_runs([tmp_path])
+
+
+def test_numbers_that_json_does_not_know_are_missing(tmp_path):
+    text = damaged(lambda record: record["perplexity"]["yarn"][-1].update(perplexity=math.inf))
+    assert "Infinity" in text
+    (tmp_path / "results.json").write_text(text)
+    (run,) = read_runs([tmp_path])
+    assert run.results.perplexity["yarn"][-1].perplexity is None
+
+
+def test_a_folder_without_results_is_refused_with_a_remedy(tmp_path):
+    with pytest.raises(LongRopeError, match=r"has no results\.json; make one: run longrope eval … -o "):
+        read_runs([tmp_path])
+    with pytest.raises(LongRopeError, match="is no folder"):
+        read_runs([tmp_path / "nowhere"])
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(LongRopeError, match="finish the run with --resume"):
+        read_runs([tmp_path])
+    run = sample_runs.write_run(tmp_path / "run")
+    with pytest.raises(LongRopeError, match="given twice"):
+        read_runs([run, tmp_path / "." / "run"])
+    (run / "stage-1" / "search" / "search-0.jsonl").write_text("{}\n")
+    with pytest.raises(LongRopeError, match="no journal of a search"):
+        read_runs([run])
+
+
+def test_a_heat_map_is_coloured_in_a_terminal(read, shown):
+    console = Console(file=io.StringIO(), width=300, force_terminal=True, color_system="truecolor")
+    figure = next(figure for figure in shown if figure.key == "score-0")
+    console.print(terminal.table_of(figure))
+    assert "48;2;253;231;37" in console.file.getvalue()  # viridis's brightest
