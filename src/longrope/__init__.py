@@ -15,15 +15,20 @@ if TYPE_CHECKING:
     from longrope.embedding import LongRoPE as LongRoPE
     from longrope.errors import LongRopeError as LongRopeError
     from longrope.evaluation.bounded import bound_loss as bound_loss
+    from longrope.evaluation.cells import Row as Row
     from longrope.evaluation.items import Item as Item
     from longrope.evaluation.items import mixed as mixed
     from longrope.evaluation.items import needle_items as needle_items
     from longrope.evaluation.items import perplexity_items as perplexity_items
     from longrope.evaluation.loss import token_losses as token_losses
     from longrope.evaluation.objective import ModelObjective as ModelObjective
+    from longrope.evaluation.parts import Corpus as Corpus
     from longrope.evaluation.perplexity import compare as compare
     from longrope.evaluation.perplexity import perplexity as perplexity
     from longrope.evaluation.retrieval import score_probes as score_probes
+    from longrope.evaluation.side_by_side import Wanted as Wanted
+    from longrope.evaluation.side_by_side import side_by_side as side_by_side
+    from longrope.evaluation.windows import sliding_losses as sliding_losses
     from longrope.export.check import check_parity as check_parity
     from longrope.export.huggingface import export_huggingface as export_huggingface
     from longrope.extension.factors import find_factors as find_factors
@@ -56,11 +61,15 @@ _HOMES = {
     "embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
     "evaluation.bounded": ("bound_loss",),
+    "evaluation.cells": ("Row",),
     "evaluation.items": ("Item", "mixed", "needle_items", "perplexity_items"),
     "evaluation.loss": ("token_losses",),
     "evaluation.objective": ("ModelObjective",),
+    "evaluation.parts": ("Corpus",),
     "evaluation.perplexity": ("compare", "perplexity"),
     "evaluation.retrieval": ("score_probes",),
+    "evaluation.side_by_side": ("Wanted", "side_by_side"),
+    "evaluation.windows": ("sliding_losses",),
     "export.check": ("check_parity",),
     "export.huggingface": ("export_huggingface",),
     "extension.factors": ("find_factors",),

@@ -34,6 +34,8 @@ source = "stdlib:unseen"
 [evaluation]
 lengths = [256, "2k"]
 schemes = ["yarn"]
+retrieval = ["recall"]
+trials = 2
 """
 
 
@@ -72,6 +74,10 @@ def test_what_it_leaves(demo: Path) -> None:
     record = json.loads((demo / "demo.json").read_text())
     assert max(record["parity"].values()) < 1e-3
     assert record["short_context"].keys() == record["perplexity"].keys() - {"original"}
+    cells = record["retrieval"]["extended"]
+    assert {(cell["task"], cell["length"]) for cell in cells} == {("recall", 256), ("recall", 2048)}
+    page = (demo / "report.html").read_text()
+    assert all(f"{row[-1]['perplexity']:.2f}" in page for row in record["perplexity"].values())
     long = {name: row[-1]["perplexity"] for name, row in record["perplexity"].items()}
     assert long["original"] > 2 * min(long["yarn"], long["extended"])
 

@@ -135,9 +135,10 @@ def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path
         "niah_multiquery",
     )
     refused("depths = '2' must be numbers from 0 to 1", *good, "--retrieval", "recall", "--depths", "2")
+    refused("retrieval_lengths = 200 is above the longest of lengths, 160", *good, "--retrieval-lengths", "64,200")
     refused("resume: say which folder", *good, "--resume")
     folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
-    refused("lengths was .* now .*; resume with the same ones", "eval", model, "--lengths", "64,128", *LENGTHS[2:],
+    refused("lengths was .* now .*; resume with the same ones", "eval", model, "--lengths", "64,155", *LENGTHS[2:],
             *MORE, "--data", texts, "-o", folder, "--resume")  # fmt: skip
     result = cli(*good, "--retrieval", "recall,passkey", "--trials", 1, "--json")
     assert result.code == 0, result.err

@@ -73,10 +73,7 @@ def short_source(source: str) -> str:
 
 
 def probing(
-    tasks: str | None,
-    lengths: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    texts: np.ndarray,
+    tasks: str | None, lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, texts: np.ndarray
 ) -> list[tuple[str, int]]:
     """Retrieval tasks and the lengths at which they fit; says which do not.
 
@@ -84,30 +81,15 @@ def probing(
         LongRopeError: if there is no such task, or one fits at no length.
     """
     from longrope.data.probes import TASKS
+    from longrope.evaluation.parts import fitting
 
     if tasks is None:
         return []
-    wanted = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    refusals = {(task, length): refusal(task, length, tokenizer, texts) for task in wanted for length in lengths}
-    found = [cell for cell, error in refusals.items() if error is None]
-    for task in wanted:
-        errors = [error for (name, _), error in refusals.items() if name == task and error is not None]
-        if len(errors) == len(lengths) and (tasks != "all" or not found):
-            raise errors[-1]
-        for error in errors:
-            typer.echo(f"Left out: {error}", err=True)
+    names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
+    found, refusals = fitting(names, lengths, tokenizer, texts, some=tasks == "all")
+    for said in refusals:
+        typer.echo(f"Left out: {said}", err=True)
     return found
-
-
-def refusal(task: str, length: int, tokenizer: PreTrainedTokenizerBase, texts: np.ndarray) -> LongRopeError | None:
-    """Why a task does not fit into a length; None if it does."""
-    from longrope.data.probes import make_probes
-
-    try:
-        make_probes(task, tokenizer, length=length, trials=1, texts=texts)
-    except LongRopeError as error:
-        return error
-    return None
 
 
 def parse_depths(text: str) -> list[float]:

@@ -91,7 +91,9 @@ def run(
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
     sources = data or [options.default_data(model, None)]
     corpora = read_corpora(sources, tokenizer, wanted[-1], documents, data_seed, cache)
-    at = parse_lengths(retrieval_lengths) if retrieval_lengths else wanted
+    at = parse_lengths(retrieval_lengths, "retrieval_lengths") if retrieval_lengths else wanted
+    if at[-1] > wanted[-1]:
+        raise LongRopeError(f"retrieval_lengths = {at[-1]} is above the longest of lengths, {wanted[-1]}; add it there")
     what = Wanted(
         lengths=wanted,
         stride=step,

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from longrope.data.probes import make_probes
+from longrope.errors import LongRopeError
 from longrope.evaluation.perplexity import losses_by_length
 from longrope.evaluation.retrieval import score_probes
 from longrope.evaluation.windows import key_tokens, sliding_losses
@@ -159,6 +160,50 @@ def retrieval(
                     yield i, {"depth": probes[i].depth, "choices": 1 + len(probes[i].wrong), **asdict(outcome)}
 
     return Part(f"retrieval {task} {length}", trials, length, measure)
+
+
+def fitting(
+    tasks: Sequence[str],
+    lengths: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    background: np.ndarray,
+    *,
+    some: bool = False,
+) -> tuple[list[tuple[str, int]], list[LongRopeError]]:
+    """Retrieval tasks with the lengths at which they fit, and why they do not at others.
+
+    Args:
+        tasks: names.
+        lengths: in tokens.
+        tokenizer: of the model.
+        background: real documents.
+        some: whether it is enough if some task fits somewhere; else each must.
+
+    Raises:
+        LongRopeError: if there is no such task, or it fits at no length.
+    """
+    found: list[tuple[str, int]] = []
+    refusals: list[LongRopeError] = []
+    for task in tasks:
+        reasons = {length: _refusal(task, length, tokenizer, background) for length in lengths}
+        errors = [error for error in reasons.values() if error is not None]
+        found += [(task, length) for length, error in reasons.items() if error is None]
+        if len(errors) == len(lengths) and not some:
+            raise errors[-1]
+        refusals += errors
+    if tasks and not found:
+        raise refusals[-1]
+    return found, refusals
+
+
+def _refusal(
+    task: str, length: int, tokenizer: PreTrainedTokenizerBase, background: np.ndarray
+) -> LongRopeError | None:
+    try:
+        make_probes(task, tokenizer, length=length, trials=1, texts=background)
+    except LongRopeError as error:
+        return error
+    return None
 
 
 def _batches(wanted: Sequence[int], size: int) -> Iterator[list[int]]:

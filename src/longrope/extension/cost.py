@@ -54,7 +54,7 @@ class Cost:
 def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
     """Of every stage, of the recovery and of the evaluation, in this order.
 
-    Not counted: loading models and documents, and writing files.
+    Not counted: what retrieval tasks generate, loading models and documents, and writing files.
     """
     found = _stages(plan, anatomy, rope)
     if plan.recovery is not None:
@@ -66,8 +66,11 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
         tuned = sum(stage.finetune is not None for stage in plan.stages)
         longest, rows = max(measured), 2 + len(plan.evaluation.schemes) + len(plan.stages) + tuned
         count, memory = plan.evaluation.documents * rows, anatomy.searching(longest, gradient=False)
-        work = {anatomy.dtype: anatomy.forward(longest).times(count)}
-        found.append(Cost("evaluation", longest, count * longest, 0, work, memory))
+        probes = rows * plan.evaluation.trials * len(plan.evaluation.retrieval)
+        work = anatomy.forward(longest).times(count)
+        work = sum((anatomy.forward(length).times(probes) for length in measured), work)
+        tokens = count * longest + probes * sum(measured)
+        found.append(Cost("evaluation", longest, tokens, 0, {anatomy.dtype: work}, memory))
     return found
 
 

@@ -15,6 +15,7 @@ from longrope.data.packing import Windows
 from longrope.data.split import Drawn, draw, split
 from longrope.data.tokens import encode
 from longrope.evaluation.items import Item, make_items
+from longrope.evaluation.parts import fitting
 from longrope.extension.plan import Plan
 from longrope.extension.stages import Search, Stage
 from longrope.rope import Rope
@@ -69,7 +70,7 @@ class Material:
             search = self.plan.recovery.search
             method_of(search, self.items(search, self.recovery_lengths)["search"])
         if self.lengths:
-            self.test()
+            fitting(self.plan.evaluation.retrieval, self.lengths, self.tokenizer, self.test().tokens)
 
     @property
     def recovery_lengths(self) -> Sequence[int]:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from longrope.data.probes import TASKS
 from longrope.errors import LongRopeError
 from longrope.lengths import parse_length, short_length
 from longrope.schemes import SCHEMES, canonical
@@ -44,6 +45,12 @@ def _method(name: str) -> str:
     return name
 
 
+def _task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"choose one of {', '.join(TASKS)}")
+    return name
+
+
 def _source_of_factors(name: str) -> str:
     if name == "search" or Path(name).is_file():
         return name
@@ -55,6 +62,7 @@ def _source_of_factors(name: str) -> str:
 
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]
 Scheme = Annotated[str, AfterValidator(lambda name: checked(canonical, name))]
+Task = Annotated[str, AfterValidator(_task)]
 Schedule = Literal[  # transformers' SchedulerType, less those that need numbers of their own
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
@@ -208,8 +216,12 @@ class Evaluation(Part):
         lengths: in tokens; L0 and the length of every stage if not given. ``()`` in a TOML file is ``[]``.
         documents: test documents.
         schemes: on the original weights, beside.
+        retrieval: tasks, at the lengths at which they fit.
+        trials: of each task at each length.
     """
 
     lengths: Annotated[tuple[Tokens, ...], Some] | None = None
     documents: int = Field(default=4, ge=1)
     schemes: Annotated[tuple[Scheme, ...], Some] = ("yarn", "heuristic")
+    retrieval: Annotated[tuple[Task, ...], Some] = ()
+    trials: int = Field(default=10, ge=1)
