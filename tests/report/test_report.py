@@ -206,6 +206,7 @@ def test_retrieval_that_was_not_measured_is_said_so(tmp_path):
 def test_a_perplexity_that_is_not_finite_does_not_work_and_is_shown(tmp_path):
     def burst(record):
         record["perplexity"]["extended"][-1] |= {"perplexity": None, "standard_error": None, "losses": [None] * 6}
+        sample_runs.compare(record)
 
     run, (works, _, better) = changed(tmp_path, burst)
     assert works.verdict == "Does not work"
@@ -219,6 +220,7 @@ def test_a_difference_within_two_standard_errors_is_none(tmp_path):
         ours, theirs = (record["perplexity"][row][-1] for row in ("extended", "yarn"))
         ours["losses"] = [loss + (0.1 if i % 2 else -0.11) for i, loss in enumerate(theirs["losses"])]
         ours["perplexity"] = math.exp(sum(ours["losses"]) / 6)
+        sample_runs.compare(record)
 
     _, (_, _, better) = changed(tmp_path, same)
     assert better.verdict == "No clear difference from YaRN in perplexity"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+    from longrope.data.probe_sets import ProbeSets
     from longrope.evaluation.cells import Row
     from longrope.evaluation.parts import Corpus
     from longrope.rope import Rope
@@ -55,11 +56,11 @@ def read_corpora(
     from longrope.data.split import draw, split
     from longrope.evaluation.parts import Corpus
 
-    found = []
-    for source in dict.fromkeys(sources):
+    found, short = [], [short_source(source) for source in dict.fromkeys(sources)]
+    for source, name in zip(dict.fromkeys(sources), short, strict=True):
         parts = split(load_documents(source), seed=seed)
         drawn = draw(parts["test"], tokenizer, length=length, count=count, cache=cache)
-        found.append(Corpus(short_source(source), drawn.tokens, drawn.names))
+        found.append(Corpus(name if short.count(name) == 1 else source, drawn.tokens, drawn.names))
     return found
 
 
@@ -72,21 +73,21 @@ def short_source(source: str) -> str:
     return Path(source).name if "/" in source else source
 
 
-def probing(
-    tasks: str | None, lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, texts: np.ndarray
-) -> list[tuple[str, int]]:
-    """Retrieval tasks and the lengths at which they fit; says which do not.
+def read_probes(
+    tasks: str | None, lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, texts: np.ndarray, **how: Any
+) -> ProbeSets:
+    """The probes of retrieval tasks at the lengths at which they fit; says where they do not.
 
     Raises:
         LongRopeError: if there is no such task, or one fits at no length.
     """
+    from longrope.data.probe_sets import probe_sets
     from longrope.data.probes import TASKS
-    from longrope.evaluation.parts import fitting
 
     if tasks is None:
-        return []
+        return {}
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    found, refusals = fitting(names, lengths, tokenizer, texts, some=tasks == "all")
+    found, refusals = probe_sets(names, lengths, tokenizer, texts, some=tasks == "all", **how)
     for said in refusals:
         typer.echo(f"Left out: {said}", err=True)
     return found
@@ -107,21 +108,33 @@ def parse_depths(text: str) -> list[float]:
     return depths
 
 
-def check_rows(rows: Mapping[str, Row]) -> None:
-    """Refuse factors that are another model's before any is loaded.
+def check_rows(
+    rows: Mapping[str, Row], tokenizer: PreTrainedTokenizerBase, length: int, *, batch: int, dtype: str, device: str
+) -> None:
+    """Refuse, before any model is loaded, what cannot be compared or measured.
 
     Raises:
-        LongRopeError: if some are.
+        LongRopeError: if factors are another model's, a model reads other tokens than the first, or has no room.
     """
-    from longrope.models.load import load_config
+    from longrope.data.tokens import fingerprint
+    from longrope.evaluation.room import check_room
+    from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Extension, Rope
 
-    ropes = {weights: Rope.of(load_config(weights)) for weights in {row.weights for row in rows.values()}}
+    configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
+    for weights, config in configs.items():
+        check_room(config, length, batch=batch, dtype=dtype, device=device)
+        if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
+            raise LongRopeError(
+                f"{weights} has another tokenizer: perplexity of other tokens cannot be compared; evaluate it alone"
+            )
     for name, row in rows.items():
-        rope = ropes[row.weights]
+        if row.factors is None:
+            continue
+        rope = Rope.of(configs[row.weights])
         if isinstance(row.factors, Extension) and row.factors.rope != rope:
             raise LongRopeError(f"{name}: this extension is made for {row.factors.rope}, but the model has {rope}")
-        if row.factors is not None and not isinstance(row.factors, Extension):
+        if not isinstance(row.factors, Extension):
             row.factors.inv_freq(rope)
 
 

@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import options
-from longrope.cli.compared import check_rows, claim_results, compared_rows, parse_depths, probing, read_corpora
+from longrope.cli.compared import check_rows, claim_results, compared_rows, parse_depths, read_corpora, read_probes
 from longrope.cli.progress import parts_bar
 from longrope.errors import LongRopeError
 from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from longrope.evaluation.cells import Open
     from longrope.evaluation.parts import Part
     from longrope.evaluation.perplexity import Perplexity
     from longrope.rope import Rope
@@ -86,7 +83,8 @@ def run(
 
     rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
     rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
-    check_rows(rows)
+    on = options.choose_device(device)
+    check_rows(rows, tokenizer, wanted[-1], batch=batch, dtype=dtype, device=on)
     if key_tokens is not None and key_tokens not in rows:
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
     sources = data or [options.default_data(model, None)]
@@ -94,20 +92,12 @@ def run(
     at = parse_lengths(retrieval_lengths, "retrieval_lengths") if retrieval_lengths else wanted
     if at[-1] > wanted[-1]:
         raise LongRopeError(f"retrieval_lengths = {at[-1]} is above the longest of lengths, {wanted[-1]}; add it there")
-    what = Wanted(
-        lengths=wanted,
-        stride=step,
-        key_tokens=key_tokens,
-        window=min(4096, rope.original_length, wanted[-1] - 1),
-        retrieval=probing(retrieval, at, tokenizer, corpora[0].tokens),
-        trials=trials,
-        depths=parse_depths(depths),
-        batch=batch,
-        seed=data_seed,
-    )
+    how = {"trials": trials, "depths": parse_depths(depths), "seed": data_seed}
+    probes = read_probes(retrieval, at, tokenizer, corpora[0].tokens, **how)
+    what = Wanted(wanted, stride=step, key_tokens=key_tokens, retrieval=probes, batch=batch)
     more = harness_parts(tasks, task_folder, limit=limit, batch=batch, length=wanted[-1])
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
-    settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": list(what.depths)}
+    settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
     settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
     if output is not None and not resume:
         for name in (JOURNAL, "results.json"):
@@ -119,7 +109,7 @@ def run(
             corpora,
             what,
             rope=rope,
-            open_model=opener(dtype, options.choose_device(device), wanted[-1], batch),
+            open_model=partial(options.open_model, dtype=dtype, device=on),
             cells=Cells(lines),
             more=more,
             tell=partial(tell, "eval"),
@@ -128,18 +118,6 @@ def run(
     if output is not None:
         write_json(output / "results.json", record)
     options.tell(record, as_json=as_json, text=lambda: describe(record, rope, output))
-
-
-def opener(dtype: str, device: str, length: int, batch: int) -> Open:
-    """What loads a model, and refuses one that has no room for its passes."""
-    from longrope.evaluation.room import check_room
-
-    def opened(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        model, tokenizer = options.open_model(name, dtype, device)
-        check_room(model.config, length, batch=batch, dtype=model.dtype, device=device)
-        return model, tokenizer
-
-    return opened
 
 
 def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int) -> list[Part]:

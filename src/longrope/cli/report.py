@@ -39,6 +39,7 @@ def run(
     shown = all_figures(read)
     if figures is not None:
         write_figures(shown, figures)
+        typer.echo(f"Figures: {figures}")
     if output is not None:
         from longrope.report.page import page
 
@@ -60,4 +61,3 @@ def write_figures(shown: Sequence[Figure], folder: Path) -> None:
         if figure.chart is not None:
             save(figure.chart.properties(title=figure.title), folder / f"{figure.key}.svg")
             save(figure.chart.properties(title=figure.title), folder / f"{figure.key}.png")
-    typer.echo(f"Figures: {folder}")

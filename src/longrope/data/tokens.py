@@ -38,10 +38,15 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache:
     return _cached(text, tokenizer, cache)[:length]
 
 
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Alike for tokenizers that read texts alike."""
+    return f"{len(tokenizer)} {tokenizer.encode(SAMPLE)}"
+
+
 def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -> np.ndarray:
     if cache is None:
         return _encode(text, tokenizer)
-    state = f"{type(tokenizer).__name__} {len(tokenizer)} {tokenizer.encode(SAMPLE)}"
+    state = f"{type(tokenizer).__name__} {fingerprint(tokenizer)}"
     key = hashlib.sha256(f"{state}\0{text}".encode()).hexdigest()
     path = cache / f"{key[:32]}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged: make it again

@@ -120,16 +120,12 @@ class Anatomy:
 
     def searching(self, length: int, *, gradient: bool) -> int:
         """Peak bytes of a search at a length, one sequence at a time, in the checkpoint's dtype."""
-        held = self.passing(length)
-        if gradient:
-            held = max(held, round(self._held(length, within=self.bytes, between=self.bytes)))
-        return self.parameters * self.bytes + held
-
-    def passing(self, length: int) -> int:
-        """Peak bytes above the weights of a forward pass over so many tokens, with the loss of each."""
         wide, hidden = FORWARD
         held = (wide * self.wide + hidden * self.hidden) * self.bytes * length
-        return round(max(held, min(LOGITS_AT_ONCE, length * self.vocabulary) * (10 if self.bytes == 2 else 8)))
+        held = max(held, min(LOGITS_AT_ONCE, length * self.vocabulary) * (10 if self.bytes == 2 else 8))
+        if gradient:
+            held = max(held, self._held(length, within=self.bytes, between=self.bytes))
+        return round(self.parameters * self.bytes + held)
 
     def training(self, length: int, *, lora: int, mixed: bool) -> int:
         """Peak bytes of fine-tuning on sequences of so many tokens, one at a time, on one device.

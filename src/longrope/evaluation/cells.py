@@ -63,10 +63,10 @@ class Cells:
             assert lines is not None
             raise lines.damaged() from None
 
-    def of(self, row: Row, part: Part) -> list[Any] | None:
-        """A part's values in order; None if not all are there."""
-        found = self._known.get((row.mark, part.name), {})
-        return [found[i] for i in range(part.count)] if not self.missing(row, part) else None
+    def of(self, row: Row, part: Part) -> list[Any]:
+        """A part's values in order, once none is missing."""
+        found = self._known[row.mark, part.name]
+        return [found[i] for i in range(part.count)]
 
     def missing(self, row: Row, part: Part) -> list[int]:
         """The cells that are not there."""

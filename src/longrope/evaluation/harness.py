@@ -59,14 +59,17 @@ def harness(
                 batch_size=batch,
                 max_length=length,
             )
-            found = lm_eval.simple_evaluate(
-                model=model,
-                tasks=list(tasks),
-                limit=limit,
-                task_manager=manager,
-                bootstrap_iters=0,
-                log_samples=False,
-            )
+            try:
+                found = lm_eval.simple_evaluate(
+                    model=model,
+                    tasks=list(tasks),
+                    limit=limit,
+                    task_manager=manager,
+                    bootstrap_iters=0,
+                    log_samples=False,
+                )
+            except (OSError, ValueError, ImportError) as error:  # such as data that cannot be downloaded
+                raise LongRopeError(f"tasks = {','.join(tasks)}: lm-evaluation-harness stopped: {error}") from error
         yield 0, {name: _metrics(values) for name, values in found["results"].items()}
 
     return Part(f"tasks {','.join(tasks)}", 1, 0, measure)

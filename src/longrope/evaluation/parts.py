@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from longrope.data.probes import make_probes
-from longrope.errors import LongRopeError
+from longrope.data.probes import Probe
 from longrope.evaluation.perplexity import losses_by_length
 from longrope.evaluation.retrieval import score_probes
-from longrope.evaluation.windows import key_tokens, sliding_losses
+from longrope.evaluation.windows import factors_at, key_tokens, sliding_losses
 from longrope.models.patch import patch
 from longrope.rope import Extension, Scaling
 
@@ -35,7 +34,7 @@ class Corpus:
     @property
     def hash(self) -> str:
         """A fingerprint of the tokens."""
-        return hashlib.sha256(np.ascontiguousarray(self.tokens).tobytes()).hexdigest()[:16]
+        return _digest(np.ascontiguousarray(self.tokens).tobytes())
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def texts(
     ``key`` (None without key tokens).
     """
     longest = max(lengths)
+    mark = "" if keys is None else f" of {_digest(repr(sorted(keys.items())).encode())}"
 
     def measure(subject: Subject, wanted: Sequence[int]) -> Values:
         for chosen in _batches(wanted, batch):
@@ -98,7 +98,7 @@ def texts(
                     },
                 )
 
-    return Part(f"text {corpus.name}", len(corpus.tokens), longest, measure)
+    return Part(f"text {corpus.name}{mark}", len(corpus.tokens), longest, measure)
 
 
 def sliding(corpus: Corpus, length: int, stride: int, *, batch: int = 1) -> Part:
@@ -126,84 +126,21 @@ def keys(corpus: Corpus, window: int, *, batch: int = 1) -> Part:
     return Part(f"key tokens {corpus.name}", len(corpus.tokens), 3 * corpus.tokens.shape[1], measure)
 
 
-def retrieval(
-    task: str,
-    length: int,
-    trials: int,
-    background: np.ndarray,
-    *,
-    depths: Sequence[float],
-    batch: int = 1,
-    seed: int = 0,
-) -> Part:
-    """A task at one length, room for the answer included; a cell is a trial.
-
-    Args:
-        task: one of `longrope.data.probes.TASKS`.
-        length: in tokens.
-        trials: texts.
-        background: real documents for the tasks that need them, ``(documents, at least length)``.
-        depths: that the trials take in turn.
-        batch: trials in one forward pass.
-        seed: of what is planted.
-    """
+def retrieval(task: str, length: int, probes: Sequence[Probe], *, batch: int = 1) -> Part:
+    """What a model makes of the probes of a task at one length, room for the answer included; a cell is a probe."""
 
     def measure(subject: Subject, wanted: Sequence[int]) -> Values:
-        probes = make_probes(
-            task, subject.tokenizer, length=length, trials=trials, texts=background, depths=depths, seed=seed
-        )
-        factors = subject.factors.at(length) if isinstance(subject.factors, Extension) else subject.factors
-        with patch(subject.model, factors):
+        with patch(subject.model, factors_at(subject.factors, length)):
             for chosen in _batches(wanted, batch):
                 found = score_probes(subject.model, subject.tokenizer, [probes[i] for i in chosen], batch=batch)
                 for i, outcome in zip(chosen, found, strict=True):
                     yield i, {"depth": probes[i].depth, "choices": 1 + len(probes[i].wrong), **asdict(outcome)}
 
-    return Part(f"retrieval {task} {length}", trials, length, measure)
+    return Part(f"retrieval {task} {length}", len(probes), length, measure)
 
 
-def fitting(
-    tasks: Sequence[str],
-    lengths: Sequence[int],
-    tokenizer: PreTrainedTokenizerBase,
-    background: np.ndarray,
-    *,
-    some: bool = False,
-) -> tuple[list[tuple[str, int]], list[LongRopeError]]:
-    """Retrieval tasks with the lengths at which they fit, and why they do not at others.
-
-    Args:
-        tasks: names.
-        lengths: in tokens.
-        tokenizer: of the model.
-        background: real documents.
-        some: whether it is enough if some task fits somewhere; else each must.
-
-    Raises:
-        LongRopeError: if there is no such task, or it fits at no length.
-    """
-    found: list[tuple[str, int]] = []
-    refusals: list[LongRopeError] = []
-    for task in tasks:
-        reasons = {length: _refusal(task, length, tokenizer, background) for length in lengths}
-        errors = [error for error in reasons.values() if error is not None]
-        found += [(task, length) for length, error in reasons.items() if error is None]
-        if len(errors) == len(lengths) and not some:
-            raise errors[-1]
-        refusals += errors
-    if tasks and not found:
-        raise refusals[-1]
-    return found, refusals
-
-
-def _refusal(
-    task: str, length: int, tokenizer: PreTrainedTokenizerBase, background: np.ndarray
-) -> LongRopeError | None:
-    try:
-        make_probes(task, tokenizer, length=length, trials=1, texts=background)
-    except LongRopeError as error:
-        return error
-    return None
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _batches(wanted: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from longrope.evaluation.loss import token_losses
+from longrope.evaluation.statistics import mean_error
 from longrope.models.patch import patch
 from longrope.rope import Extension, Rope, Scaling
 
@@ -38,10 +38,9 @@ def perplexity(losses: np.ndarray, length: int) -> Perplexity:
 
 def of_documents(losses: Sequence[float] | np.ndarray, length: int) -> Perplexity:
     """From the mean losses of documents of one length, ``(documents,)`` in nats."""
-    each = np.asarray(losses, dtype=np.float64)
-    value = float(np.exp(each.mean()))
-    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
-    return Perplexity(length, value, value * error, tuple(each.tolist()))
+    mean, error = mean_error(losses)
+    value = float(np.exp(mean))
+    return Perplexity(length, value, value * error, tuple(map(float, losses)))
 
 
 def model_losses(

@@ -1,10 +1,9 @@
-"""Does a length fit into memory? Asked before hours of work."""
+"""Does a length fit into memory? Asked before anything is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
@@ -13,31 +12,31 @@ from longrope.lengths import short_length
 from longrope.models.memory import free_memory
 
 
-def check_room(config: PreTrainedConfig, length: int, *, batch: int, dtype: torch.dtype, device: str) -> None:
-    """Refuse forward passes that cannot fit, once the weights are loaded.
+def check_room(config: PreTrainedConfig, length: int, *, batch: int, dtype: str, device: str) -> None:
+    """Refuse forward passes that cannot fit.
 
     Args:
         config: of the model.
         length: in tokens.
         batch: rows of a pass.
-        dtype: of the weights.
-        device: where they are.
+        dtype: that the model will be loaded in, a key of `longrope.models.load.DTYPES`.
+        device: where.
 
     Raises:
-        LongRopeError: if the device has less free memory than a pass takes; says what fits.
+        LongRopeError: if the device has less free memory than weights and a pass take; says what fits.
     """
     free = free_memory(device)
     if free is None:
         return
-    anatomy = replace(Anatomy.of(config), dtype=str(dtype).removeprefix("torch."))
-    needed = anatomy.passing(length * batch)
-    if needed > free:
-        fits = length * batch
-        while fits > 1 and anatomy.passing(fits) > free:
-            fits //= 2
-        rows = "" if batch == 1 else f" with batch = {batch}"
-        raise LongRopeError(
-            f"length = {length}{rows} takes about {needed / 2**30:.1f} GiB beside the weights where {device} has "
-            f"{free / 2**30:.1f} GiB free; about {short_length(fits)} tokens in a pass fit: lower the length or the "
-            "batch, use dtype bfloat16, or another device"
-        )
+    anatomy = Anatomy.of(config) if dtype == "auto" else replace(Anatomy.of(config), dtype=dtype)
+    needed, fits = anatomy.searching(length * batch, gradient=False), length * batch
+    if needed <= free:
+        return
+    while fits > 1 and anatomy.searching(fits, gradient=False) > free:
+        fits //= 2
+    rows = "" if batch == 1 else f" with batch = {batch}"
+    raise LongRopeError(
+        f"length = {length}{rows} takes about {needed / 2**30:.1f} GiB with the weights where {device} has "
+        f"{free / 2**30:.1f} GiB free; about {short_length(fits)} tokens in a pass fit: lower the length or the batch, "
+        "use dtype bfloat16, or another device"
+    )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from longrope.data.probes import Probe
 from longrope.evaluation import parts, summary
 from longrope.evaluation.cells import Cells, Open, Row, Tell, fill
 from longrope.evaluation.parts import Corpus, Part
 from longrope.rope import Rope
 
 VERSION = 1
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WINDOW = 4096  # tokens of a short context, as in LongPPL; L0 where that is less
 
 
 @dataclass(frozen=True)
@@ -23,23 +24,15 @@ class Wanted:
         lengths: in tokens.
         stride: of perplexity in windows that overlap, over texts of the longest length; None: not measured.
         key_tokens: the row that chooses key tokens (LongPPL); None: not measured.
-        window: in tokens, of the short context that key tokens are chosen against.
-        retrieval: tasks and their lengths.
-        trials: of each task at each length.
-        depths: that the trials take in turn.
+        retrieval: probes by task and length.
         batch: documents in one forward pass.
-        seed: of what is planted.
     """
 
     lengths: Sequence[int]
     stride: int | None = None
     key_tokens: str | None = None
-    window: int = 0
-    retrieval: Sequence[tuple[str, int]] = ()
-    trials: int = 20
-    depths: Sequence[float] = DEPTHS
+    retrieval: Mapping[tuple[str, int], Sequence[Probe]] = field(default_factory=dict)
     batch: int = 1
-    seed: int = 0
 
 
 def side_by_side(
@@ -73,21 +66,20 @@ def side_by_side(
     if wanted.key_tokens is not None:
         row = rows[wanted.key_tokens]
         for corpus in corpora:
-            part = parts.keys(corpus, wanted.window, batch=batch)
+            part = parts.keys(corpus, min(WINDOW, rope.original_length, longest - 1), batch=batch)
             fill(cells, {wanted.key_tokens: row}, [part], open_model, tell)
-            chosen[corpus.name] = dict(enumerate(cells.of(row, part) or []))
+            chosen[corpus.name] = dict(enumerate(cells.of(row, part)))
     texts = {one.name: parts.texts(one, wanted.lengths, batch=batch, keys=chosen.get(one.name)) for one in corpora}
     slides = {
-        (one.name, length): parts.sliding(one, length, min(wanted.stride, length - 1), batch=batch)
+        (one.name, length, stride): parts.sliding(one, length, stride, batch=batch)
         for one in corpora
         for length in wanted.lengths
         if wanted.stride is not None
+        for stride in [min(wanted.stride, length - 1)]
     }
     tasks = {
-        (task, length): parts.retrieval(
-            task, length, wanted.trials, corpora[0].tokens, depths=wanted.depths, batch=batch, seed=wanted.seed
-        )
-        for task, length in wanted.retrieval
+        (task, length): parts.retrieval(task, length, probes, batch=batch)
+        for (task, length), probes in wanted.retrieval.items()
     }
     fill(cells, rows, [*texts.values(), *slides.values(), *tasks.values(), *more], open_model, tell)
 
@@ -107,12 +99,12 @@ def side_by_side(
         "short_context": summary.short_context(perplexity, rope.original_length),
     }
     if slides:
-        record["sliding"] = each(lambda row: summary.sliding(cells, row, slides, wanted.stride))
+        record["sliding"] = each(lambda row: summary.sliding(cells, row, slides))
     if chosen:
         by = wanted.key_tokens
         record["key_tokens"] = each(lambda row: summary.key_tokens(cells, row, texts, chosen, longest, by))
     if tasks:
         record["retrieval"] = each(lambda row: summary.retrieval(cells, row, tasks))
     if more:
-        record["tasks"] = each(lambda row: {k: v for part in more for k, v in (cells.of(row, part) or [{}])[0].items()})
+        record["tasks"] = each(lambda row: {k: v for part in more for k, v in cells.of(row, part)[0].items()})
     return record

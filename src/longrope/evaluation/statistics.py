@@ -28,6 +28,16 @@ class Difference:
     p: float
 
 
+def mean_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The mean of some values, and its standard error: NaN for a single one.
+
+    >>> mean_error([1.0, 3.0])
+    (2.0, 1.0)
+    """
+    each = np.asarray(values, dtype=np.float64)
+    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
+
+
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     """From the mean losses of the same documents, ``(documents,)`` each, in nats.
 
@@ -35,8 +45,8 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     Difference(percent=-9.516..., standard_error=0.0..., wins=3, losses=0, p=0.25)
     """
     each = np.asarray(ours) - np.asarray(theirs)
-    ratio = float(np.exp(each.mean()))
-    error = float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
+    mean, error = mean_error(each)
+    ratio = float(np.exp(mean))
     wins, losses = int((each < 0).sum()), int((each > 0).sum())
     return Difference(100 * (ratio - 1), 100 * ratio * error, wins, losses, sign_test(wins, losses))
 

@@ -13,7 +13,7 @@ import numpy as np
 from longrope.evaluation.cells import Cells, Row
 from longrope.evaluation.parts import Part, edges
 from longrope.evaluation.perplexity import of_documents
-from longrope.evaluation.statistics import paired
+from longrope.evaluation.statistics import mean_error, paired
 
 AGAINST = ("original", "yarn")  # the rows that all others are compared with
 Table = dict[str, Any]  # JSON values
@@ -24,17 +24,11 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else float(value) for value in values]
 
 
-def _mean(values: Sequence[float | None]) -> tuple[float, float]:
-    """And its standard error, NaN for a single value."""
-    each = np.array(_numbers(values))
-    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
-
-
 def perplexities(cells: Cells, row: Row, texts: Mapping[str, Part]) -> list[Table]:
     """`Perplexity` by corpus and length."""
     found = []
     for corpus, part in texts.items():
-        values = cells.of(row, part) or []
+        values = cells.of(row, part)
         for length in values[0]["lengths"]:
             losses = _numbers([value["lengths"][length] for value in values])
             found.append({"corpus": corpus, **asdict(of_documents(losses, int(length)))})
@@ -59,19 +53,18 @@ def positions(cells: Cells, row: Row, texts: Mapping[str, Part], longest: int) -
     """Mean loss in nats of the tokens from ``start`` up to and without ``end`` of the longest length, by corpus."""
     borders, found = edges(longest).tolist(), []
     for corpus, part in texts.items():
-        values = cells.of(row, part) or []
+        values = cells.of(row, part)
         for i, (start, end) in enumerate(pairwise(borders)):
-            loss, error = _mean([value["positions"][i] for value in values])
+            loss, error = mean_error(_numbers([value["positions"][i] for value in values]))
             found.append({"corpus": corpus, "start": start, "end": end, "loss": loss, "standard_error": error})
     return found
 
 
-def sliding(cells: Cells, row: Row, slides: Mapping[tuple[str, int], Part], stride: int | None) -> list[Table]:
-    """`Perplexity` in overlapping windows by corpus and length of a window."""
+def sliding(cells: Cells, row: Row, slides: Mapping[tuple[str, int, int], Part]) -> list[Table]:
+    """`Perplexity` in overlapping windows by corpus, length of a window and stride."""
     return [
-        {"corpus": corpus, "stride": min(stride or length, length - 1)}
-        | asdict(of_documents(_numbers(cells.of(row, part) or []), length))
-        for (corpus, length), part in slides.items()
+        {"corpus": corpus, "stride": stride} | asdict(of_documents(_numbers(cells.of(row, part)), length))
+        for (corpus, length, stride), part in slides.items()
     ]
 
 
@@ -87,7 +80,7 @@ def key_tokens(
     found = []
     for corpus, part in texts.items():
         counts = [len(keys) for keys in chosen[corpus].values()]
-        losses = _numbers([value["key"] for value in cells.of(row, part) or []])
+        losses = _numbers([value["key"] for value in cells.of(row, part)])
         total = sum(count * loss for count, loss in zip(counts, losses, strict=True) if count)
         value = float(np.exp(total / sum(counts))) if any(counts) else math.nan
         share = sum(counts) / (len(counts) * (longest - 1))
@@ -100,10 +93,10 @@ def retrieval(cells: Cells, row: Row, tasks: Mapping[tuple[str, int], Part]) -> 
     """Scores by task, length and depth, with their standard errors, and how often the right one was chosen."""
     found = []
     for (task, length), part in tasks.items():
-        values = cells.of(row, part) or []
+        values = cells.of(row, part)
         for depth in dict.fromkeys(value["depth"] for value in values):
             here = [value for value in values if value["depth"] == depth]
-            score, error = _mean([value["score"] for value in here])
+            score, error = mean_error([value["score"] for value in here])
             chosen = [value["choice"] for value in here if value["choice"] is not None]
             found.append(
                 {

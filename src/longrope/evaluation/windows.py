@@ -46,13 +46,18 @@ def sliding_losses(
         )
     last = len(tokens) - length
     starts = [*range(0, last, stride), last]
-    with patch(model, factors.at(length) if isinstance(factors, Extension) else factors):
+    with patch(model, factors_at(factors, length)):
         losses = token_losses(model, np.stack([tokens[start : start + length] for start in starts]), batch=batch)
     found, done = np.zeros(len(tokens) - 1, dtype=np.float32), 0
     for start, row in zip(starts, losses, strict=True):
         found[done : start + length - 1] = row[done - start :]
         done = start + length - 1
     return found
+
+
+def factors_at(factors: Scaling | Extension | None, length: int) -> Scaling | None:
+    """The one set of a sequence of so many tokens; None is the model as it is."""
+    return factors.at(length) if isinstance(factors, Extension) else factors
 
 
 def key_tokens(

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.data.documents import Document, load_documents
 from longrope.data.packing import Windows
+from longrope.data.probe_sets import ProbeSets, probe_sets
 from longrope.data.split import Drawn, draw, split
 from longrope.data.tokens import encode
 from longrope.evaluation.items import Item, make_items
-from longrope.evaluation.parts import fitting
 from longrope.extension.plan import Plan
 from longrope.extension.stages import Search, Stage
 from longrope.rope import Rope
@@ -70,7 +70,7 @@ class Material:
             search = self.plan.recovery.search
             method_of(search, self.items(search, self.recovery_lengths)["search"])
         if self.lengths:
-            fitting(self.plan.evaluation.retrieval, self.lengths, self.tokenizer, self.test().tokens)
+            self.probes()
 
     @property
     def recovery_lengths(self) -> Sequence[int]:
@@ -94,6 +94,12 @@ class Material:
         """Test documents of the longest length."""
         count, longest = self.plan.evaluation.documents, max(self.lengths)
         return draw(self._parts["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
+
+    def probes(self) -> ProbeSets:
+        """The retrieval probes of the evaluation, in test documents, at the lengths at which they fit."""
+        how = self.plan.evaluation
+        found, _ = probe_sets(how.retrieval, self.lengths, self.tokenizer, self.test().tokens, trials=how.trials)
+        return found
 
     def windows(self, stage: Stage) -> Windows:
         """The training sequences of a stage.

@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from longrope.evaluation.cells import JOURNAL, Cells, Row
-from longrope.evaluation.parts import Corpus, fitting
+from longrope.evaluation.parts import Corpus
 from longrope.evaluation.side_by_side import Wanted, side_by_side
 from longrope.extension.run import Run
 from longrope.files import write_json
@@ -31,14 +31,12 @@ def measure(run: Run, extension: Extension) -> None:
         return
     drawn = run.material.test()
     corpus = Corpus(run.plan.data.source or "stdlib", drawn.tokens, drawn.names)
-    evaluation = run.plan.evaluation
-    probing, _ = fitting(evaluation.retrieval, lengths, run.material.tokenizer, drawn.tokens)
     settings = {"model": run.model, "dtype": run.dtype, "lengths": lengths, "data": corpus.hash}
     with closing(Lines(run.folder / JOURNAL, settings, of="an evaluation", resume=True)) as lines:
         record = side_by_side(
             _rows(run, extension),
             [corpus],
-            Wanted(lengths, retrieval=probing, trials=evaluation.trials),
+            Wanted(lengths, retrieval=run.material.probes()),
             rope=run.rope,
             open_model=lambda name: load(run.located(name), dtype=run.dtype, device=run.device),
             cells=Cells(lines),

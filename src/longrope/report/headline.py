@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from longrope.lengths import short_length
 from longrope.report.records import Perplexity
@@ -75,17 +75,13 @@ def recall(run: Run, row: str) -> float | None:
     return fmean(scores) if scores else None
 
 
-def paired(ours: Perplexity | None, theirs: Perplexity | None) -> tuple[Number, str] | None:
-    """By how many percent a perplexity is above another, and on how many of the same documents it is lower."""
-    if ours is None or theirs is None or not ours.perplexity or not theirs.perplexity:
-        return None
-    pairs = [(a, b) for a, b in zip(ours.losses, theirs.losses, strict=False) if a is not None and b is not None]
-    if len(pairs) < 2 or not len(pairs) == len(ours.losses) == len(theirs.losses):
-        return Number(100 * (ours.perplexity / theirs.perplexity - 1)), ""
-    gaps = [a - b for a, b in pairs]
-    ratio = math.exp(fmean(gaps))
-    error = 100 * ratio * stdev(gaps) / math.sqrt(len(gaps))
-    return Number(100 * (ratio - 1), error), f", lower on {sum(gap < 0 for gap in gaps)} of {len(gaps)} documents"
+def _gap(run: Run, row: str, against: str, length: int) -> tuple[Number, str] | None:
+    """By how many percent a perplexity is above another's, and on how many of the same documents it is lower."""
+    for one in run.results.differences.get(row, ()):
+        if (one.against, one.length) == (against, length) and one.percent is not None:
+            wins = f", lower on {one.wins} of {one.wins + one.losses} documents" if one.wins + one.losses > 1 else ""
+            return Number(one.percent, one.standard_error), wins
+    return None
 
 
 def _cell(run: Run, row: str, length: int) -> Perplexity | None:
@@ -125,7 +121,7 @@ def _works(run: Run, row: str) -> Answer:
 def _costs(run: Run, row: str) -> Answer:
     original = run.results.rope.original_length
     question = f"What does it cost at {short_length(original)} tokens?"
-    found = paired(_cell(run, row, original), _cell(run, "original", original))
+    found = _gap(run, row, "original", original)
     lost, yarn = run.results.short_context.get(row), run.results.short_context.get("yarn")
     if lost is None:
         return Answer(question, "Cost at L0 not measured", "It needs the original model and this row at L0.")
@@ -140,7 +136,7 @@ def _better(run: Run, row: str) -> Answer:
     question, length = "Is it better than the one-line YaRN edit?", lengths_of(run)[-1]
     if row == "yarn":
         return Answer(question, "Is YaRN itself", "No row of searched factors was measured.")
-    found = paired(_cell(run, row, length), _cell(run, "yarn", length))
+    found = _gap(run, row, "yarn", length)
     if found is None or found[0].value is None:
         return Answer(question, "Not compared with YaRN", "Run longrope eval with --schemes yarn.")
     gap, wins = found

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
-import struct
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from longrope.errors import LongRopeError
-from longrope.files import write_text
+from longrope.files import write_bytes, write_text
 from longrope.report.looks import config
 
 if TYPE_CHECKING:
@@ -67,31 +63,7 @@ def save(chart: alt.TopLevelMixin, path: Path) -> None:
         return
     picture = io.BytesIO()
     _styled(chart, background="white").save(picture, format="png", ppi=144)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(_packed(picture.getvalue()))
-        temporary.replace(path)
-    except OSError as error:
-        raise LongRopeError(f"cannot write {path}: {error.strerror}; choose another output") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _packed(png: bytes) -> bytes:
-    """The same pixels in a fifth of the bytes: the library compresses for speed."""
-    place, kept, pixels = 8, [], b""
-    while place < len(png):
-        (size,), kind = struct.unpack(">I", png[place : place + 4]), png[place + 4 : place + 8]
-        if kind == b"IDAT":
-            pixels += png[place + 8 : place + 8 + size]
-        else:
-            kept.append(png[place : place + 12 + size])
-        place += 12 + size
-    data = b"IDAT" + zlib.compress(zlib.decompress(pixels), 9)
-    packed = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    return b"".join([png[:8], *kept[:-1], packed, kept[-1]])
+    write_bytes(path, picture.getvalue())
 
 
 def _render(chart: alt.TopLevelMixin, **options: Any) -> str:
