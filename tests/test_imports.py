@@ -17,16 +17,17 @@ MAY_IMPORT = {
     "lengths": {"errors"},
     "lines": {"errors"},
     "rope": {"errors"},
-    "files": {"errors", "rope"},
+    "files": {"errors"},
     "schemes": {"errors", "rope"},
+    "reading": {"errors", "rope", "schemes"},
     "embedding": {"errors", "rope", "schemes"},
     "search": {"errors", "lines", "rope"},
     "data": {"errors", "rope"},
-    "models": EVERYBODY | {"embedding"},
+    "models": EVERYBODY | {"embedding", "reading"},
     "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
-    "extension": EVERYBODY | {"search", "schemes", "models", "evaluation", "data", "report"},
-    "report": EVERYBODY | {"schemes", "models", "evaluation"},
-    "export": EVERYBODY | {"schemes", "models"},
+    "extension": EVERYBODY | {"reading", "search", "schemes", "models", "evaluation", "data", "report"},
+    "report": EVERYBODY | {"reading", "schemes", "models", "evaluation"},
+    "export": EVERYBODY | {"reading", "schemes", "models"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FREE = {"__init__", "__main__"}

@@ -39,10 +39,11 @@ if TYPE_CHECKING:
     from longrope.extension.run import Run as Run
     from longrope.extension.run import begin as begin
     from longrope.extension.stages import Finetune as Finetune
-    from longrope.files import load_factors as load_factors
+    from longrope.models.generation import generating as generating
     from longrope.models.load import load as load
     from longrope.models.patch import attach as attach
     from longrope.models.patch import patch as patch
+    from longrope.reading.factors import load_factors as load_factors
     from longrope.rope import Extension as Extension
     from longrope.rope import Rope as Rope
     from longrope.rope import Scaling as Scaling
@@ -78,9 +79,10 @@ _HOMES = {
     "extension.plan": ("Plan", "load_plan"),
     "extension.run": ("Run", "begin"),
     "extension.stages": ("Finetune",),
-    "files": ("load_factors",),
+    "models.generation": ("generating",),
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
+    "reading.factors": ("load_factors",),
     "rope": ("Extension", "Rope", "Scaling"),
     "schemes": ("SCHEMES", "attention_factor", "scheme"),
     "search.budget": ("Budget",),

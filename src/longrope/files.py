@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.rope import Extension, Scaling
 
 
 def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") -> None:
@@ -78,22 +77,3 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
-    """Read a scaling or an extension file.
-
-    Raises:
-        LongRopeError: if the file is missing or is neither.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        kind = json.loads(text).get("kind")
-    except OSError as error:
-        raise LongRopeError(f"cannot read the factors file {path}: {error.strerror}") from None
-    except (ValueError, AttributeError):
-        raise LongRopeError(f"{path} is no factors file: a longrope scaling or extension in JSON is expected") from None
-    try:
-        return Extension.from_json(text) if kind == "extension" else Scaling.from_json(text)
-    except LongRopeError as error:
-        raise LongRopeError(f"{path}: {error}") from None

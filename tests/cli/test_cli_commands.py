@@ -17,7 +17,7 @@ from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
 from longrope.evaluation.items import make_items
 from longrope.evaluation.perplexity import compare, model_losses
-from longrope.files import load_factors
+from longrope.reading.factors import load_factors
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import SCHEMES, attention_factor, scheme
 from longrope.search.methods import METHODS

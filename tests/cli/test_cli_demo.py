@@ -9,8 +9,8 @@ from longrope.cli import demo as module
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
 from longrope.evaluation.perplexity import model_losses, perplexity
-from longrope.files import load_factors
 from longrope.models.load import load
+from longrope.reading.factors import load_factors
 from longrope.rope import Extension
 from longrope.search.auto import Auto
 from longrope.search.gradient import Gradient

@@ -20,8 +20,8 @@ from longrope.evaluation import parts, room
 from longrope.evaluation.perplexity import model_losses
 from longrope.evaluation.retrieval import score_probes
 from longrope.evaluation.windows import key_tokens, sliding_losses
-from longrope.files import load_factors
 from longrope.models.patch import patch
+from longrope.reading.factors import load_factors
 from longrope.rope import Rope
 from longrope.schemes import scheme
 

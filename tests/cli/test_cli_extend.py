@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from longrope.files import load_factors
+from longrope.reading.factors import load_factors
 from longrope.rope import Scaling
 
 PLAN = """

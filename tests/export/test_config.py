@@ -99,12 +99,21 @@ def test_a_phi3_holds_no_other_attention_factor(attention: float) -> None:
         config_fields(PHI3, extension(attention))
 
 
-@pytest.mark.parametrize("family", families.BY_LAYER)
-def test_a_rope_for_each_layer_type_is_refused(family: str) -> None:
-    nested = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
-    config = families.config(family, head_dim=16, rope_parameters=nested)
-    with pytest.raises(LongRopeError, match=f"'{family}'.*layer type"):
-        config_fields(config.to_dict(), extension())
+def test_of_a_rope_for_each_layer_type_that_of_full_attention_is_extended() -> None:
+    nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    nested["sliding_attention"] = {"rope_type": "default", "rope_theta": 500.0}
+    config = families.config("gemma3_text", head_dim=16, rope_parameters=nested).to_dict()
+    made = changed(config, config_fields(config, extension()))
+    assert made["rope_parameters"] == {**nested, "full_attention": {**nested["full_attention"], **made["rope_scaling"]}}
+    assert made["rope_scaling"]["long_factor"] == LONG
+    assert (made["rope_theta"], made["rope_local_base_freq"]) == (1e4, 500.0)
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(LongRopeError, match=r"'phimoe'.*short factors"):
+        config_fields({**LLAMA, "model_type": "phimoe"}, extension())
+    with pytest.raises(LongRopeError, match=r"quantization_config: .*quantised \(gptq\).*export the model that"):
+        config_fields({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, extension())
 
 
 def test_modes() -> None:

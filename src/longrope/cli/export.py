@@ -3,43 +3,106 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longrope.cli import options
 from longrope.errors import LongRopeError
 
+if TYPE_CHECKING:
+    from longrope.rope import Extension
+
+FORMS = ("huggingface", "gguf")
+
 
 def run(
     model: options.Model,
-    factors: Annotated[str, typer.Argument(help="Run folder of a search, or a factors file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint, or the .gguf file.")],
+    factors: Annotated[
+        str | None,
+        typer.Argument(help="Run folder of a search, or a factors file. Not for MODELs that longrope extended."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="huggingface, or gguf for llama.cpp.")] = "huggingface",
     mode: Annotated[
-        str, typer.Option(help="static (long factors always) or dual (needs --attention none).")
-    ] = "static",
+        str | None, typer.Option(help="static (long factors always, the default) or dual (needs --attention none).")
+    ] = None,
     dtype: options.Dtype = "auto",
+    outtype: Annotated[str, typer.Option(help="Of a GGUF's matrices: auto (as --dtype), f32, f16, q8_0 …")] = "auto",
     overwrite: options.Overwrite = False,
 ) -> None:
-    """A Hugging Face checkpoint with the factors in its config: weights, tokenizer, generation config, model card."""
+    """A checkpoint with the factors in it: a Hugging Face folder, or a GGUF file for llama.cpp.
+
+    Without FACTORS, MODEL is a checkpoint that longrope exported, or the run folder of an extension, and --to is gguf.
+    """
     from longrope.export.config import MODES
     from longrope.files import claim
 
-    if mode not in MODES:
+    if to not in FORMS:
+        raise LongRopeError(f"to = {to!r} is unknown; choose one of {', '.join(FORMS)}")
+    if mode not in (None, *MODES):
         raise LongRopeError(f"mode = {mode!r} is unknown; choose dual or static")
-    claim(output, overwrite=overwrite, folder=True)
+    if to == "huggingface" and factors is None:
+        raise LongRopeError("FACTORS is missing; give the run folder of a search or a factors file after the model")
+    if to == "huggingface" and outtype != "auto":
+        raise LongRopeError(f"outtype = {outtype!r} is for --to gguf; a Hugging Face checkpoint takes --dtype")
+    claim(output, overwrite=overwrite, folder=to == "huggingface")
+    options.choose_device("cpu")  # quietens transformers
+    weights, extension, mode = _what(model, factors, mode)
+    if to == "gguf":
+        _write_gguf(weights, extension, output, mode, dtype, outtype, overwrite=overwrite)
+    else:
+        _write_folder(weights, extension, output, mode, dtype, overwrite=overwrite)
 
+
+def _what(model: str, factors: str | None, mode: str | None) -> tuple[str, Extension, str]:
+    """The weights' place, the extension, and the mode."""
+    from longrope.models.load import load_config
+    from longrope.rope import Extension, Rope
+
+    if factors is not None:
+        found = options.read_factors(factors)
+        extension = found if isinstance(found, Extension) else Extension.of(Rope.of(load_config(model)), found)
+        return model, extension, mode or "static"
+    folder = Path(model) / "checkpoint" if (Path(model) / "checkpoint").is_dir() else Path(model)
+    if not (folder / "config.json").is_file() or not (folder / "extension.json").is_file():
+        raise LongRopeError(f"{model} is nothing that longrope extended; give a run folder or a factors file after it")
+    extension = options.read_factors(str(folder))
+    assert isinstance(extension, Extension)
+    return str(folder), extension, mode or "dual"
+
+
+def _write_folder(model: str, extension: Extension, output: Path, mode: str, dtype: str, *, overwrite: bool) -> None:
     from longrope.export.card import OFF_FORMULA
     from longrope.export.config import on_formula
     from longrope.export.huggingface import export_huggingface
-    from longrope.rope import Extension, Rope
 
-    extension = options.read_factors(factors)
     loaded, tokenizer = options.open_model(model, dtype, "cpu")
-    if not isinstance(extension, Extension):
-        extension = Extension.of(Rope.of(loaded), extension)
     name = options.short_name(model)
     export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=name, overwrite=overwrite)
     if not on_formula(extension):
         typer.echo(f"Note: {OFF_FORMULA}", err=True)
     typer.echo(f"Checkpoint: {output}   (compare it: longrope check {output} {model})", err=True)
+
+
+def _write_gguf(
+    model: str, extension: Extension, output: Path, mode: str, dtype: str, outtype: str, *, overwrite: bool
+) -> None:
+    from longrope.export.gguf.convert import choose_outtype, export_gguf, refuse_model
+    from longrope.export.gguf.copy import extend_gguf
+    from longrope.models.load import find_gguf, load_config
+
+    source = find_gguf(model)
+    if source is not None:
+        if outtype != "auto":
+            raise LongRopeError(f"outtype = {outtype!r}: {source.name} keeps its quantisation; leave --outtype out")
+        held = extend_gguf(source, extension, output, mode=mode, overwrite=overwrite)
+    else:
+        choose_outtype(outtype)
+        refuse_model(load_config(model).to_dict(), extension)
+        loaded, tokenizer = options.open_model(model, dtype, "cpu")
+        name = options.short_name(model)
+        held = export_gguf(
+            loaded, tokenizer, extension, output, mode=mode, outtype=outtype, name=name, overwrite=overwrite
+        )
+    typer.echo(f"GGUF: {output}   (run it: llama-server -m {output} -c {held.length})", err=True)

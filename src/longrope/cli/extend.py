@@ -128,8 +128,8 @@ def check_export(work: Run) -> None:
 def export(work: Run) -> Path | None:
     """The checkpoint that the plan asks for, if it is not there yet."""
     from longrope.export.huggingface import export_huggingface
-    from longrope.files import load_factors
     from longrope.models.load import load
+    from longrope.reading.factors import load_factors
     from longrope.rope import Extension
 
     folder = work.folder / "checkpoint"

@@ -9,7 +9,20 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from longrope.cli import check, demo, evaluate, export, extend, inspect, plan, report, scale, search
+from longrope.cli import (
+    chat,
+    check,
+    demo,
+    evaluate,
+    export,
+    extend,
+    generate,
+    inspect,
+    plan,
+    report,
+    scale,
+    search,
+)
 from longrope.errors import LongRopeError
 
 app = typer.Typer(
@@ -29,6 +42,8 @@ COMMANDS = {
     "report": report.run,
     "export": export.run,
     "check": check.run,
+    "generate": generate.run,
+    "chat": chat.run,
     "demo": demo.run,
 }
 

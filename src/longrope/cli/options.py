@@ -100,7 +100,7 @@ def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
 
 def read_factors(path: str) -> Scaling | Extension:
     """A factors file, or the ``extension.json`` of a run folder."""
-    from longrope.files import load_factors
+    from longrope.reading.factors import load_factors
 
     if (Path(path) / "best.json").exists() and not (Path(path) / "extension.json").exists():
         raise LongRopeError(f"{path}: the search is not finished; go on with --resume, or use {path}/best.json")

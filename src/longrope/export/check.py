@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.files import load_factors
 from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import patch
+from longrope.reading.factors import load_factors
 from longrope.rope import Extension
 
 TOLERANCE = 1e-2

@@ -12,6 +12,8 @@ from longrope.schemes import attention_factor
 
 MODES = ("dual", "static")
 THREE_KEYS = ("phi3",)
+FULL = "full_attention"  # the layer type that is extended where each has a rope of its own
+LOCAL_THETA = ("gemma3_text",)  # transformers 4 keeps the base of the other layers in a field of its own
 
 
 def for_mode(extension: Extension, mode: str) -> Extension:
@@ -42,6 +44,21 @@ def on_formula(extension: Extension) -> bool:
     return math.isclose(extension.long.attention_factor, formula, rel_tol=1e-6)
 
 
+def refuse_quantized(config: Mapping[str, Any]) -> None:
+    """Take unquantised weights only.
+
+    Raises:
+        LongRopeError: if the config says that its weights are quantised.
+    """
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = dict(quantization).get("quant_method", "some method")
+        raise LongRopeError(
+            f"quantization_config: the weights are quantised ({method}); export the model that they were made from, "
+            "then quantise the result"
+        )
+
+
 def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, Any]:
     """A checkpoint's config with the extension in it, from the config of the plain model as transformers 5 writes it.
 
@@ -49,18 +66,17 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     ``rope_parameters`` is transformers 5's own form of the same.
 
     Raises:
-        LongRopeError: if this model type has no field for what the extension needs.
+        LongRopeError: if this model type has no field for what the extension needs, or the weights are quantised.
     """
     kind, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
-    parameters = config["rope_parameters"]
-    if "rope_theta" not in parameters:
-        raise LongRopeError(f"model type {kind!r} has a rope for each layer type; its export is not supported yet")
+    by_layer = FULL in config["rope_parameters"]
+    parameters = config["rope_parameters"][FULL] if by_layer else config["rope_parameters"]
+    refuse_quantized(config)
     if kind == "phimoe":
         raise LongRopeError("model type 'phimoe': transformers reads only its short factors; export is not supported")
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
     full = {"rope_type": "longrope", **sets, "factor": extension.scale}
     full |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
-    partial = parameters.get("partial_rotary_factor")
     fields = {
         "max_position_embeddings": extension.length,
         "original_max_position_embeddings": rope.original_length,
@@ -70,6 +86,11 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         if on_formula(extension)
         else {**full, "short_mscale": attention, "long_mscale": attention},
     }
+    if by_layer:
+        fields["rope_parameters"] = {**config["rope_parameters"], FULL: fields["rope_parameters"]}
+    if kind in LOCAL_THETA:
+        fields["rope_local_base_freq"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
+    partial = parameters.get("partial_rotary_factor")
     if partial is not None:
         fields["partial_rotary_factor"] = partial
     if kind in THREE_KEYS:

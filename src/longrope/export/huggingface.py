@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.errors import LongRopeError
 from longrope.export.card import card
 from longrope.export.config import config_fields, for_mode
+from longrope.export.tokenizer import save_tokenizer
 from longrope.files import claim, write_json, write_text
 from longrope.models.rotary import find_rotary
 from longrope.rope import Extension
@@ -58,7 +59,7 @@ def export_huggingface(
     try:
         config_fields(model.config.to_dict(), held)
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
         write_json(temporary / "config.json", config_fields(config, held))
         write_text(temporary / "extension.json", held.to_json())

@@ -20,8 +20,9 @@ from longrope.extension.material import method_of
 from longrope.extension.results import measure
 from longrope.extension.run import Run
 from longrope.extension.stages import Search, Stage
-from longrope.files import load_factors, write_json, write_text
+from longrope.files import write_json, write_text
 from longrope.models.load import DTYPES, load, load_config
+from longrope.reading.factors import load_factors
 from longrope.rope import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget

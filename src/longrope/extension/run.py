@@ -16,8 +16,9 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from longrope.errors import LongRopeError
 from longrope.extension.material import Material
 from longrope.extension.plan import Plan, parse_plan
-from longrope.files import claim, load_factors, write_json, write_text
+from longrope.files import claim, write_json, write_text
 from longrope.models.load import load_config, load_tokenizer
+from longrope.reading.factors import load_factors
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import SCHEMES, attention_factor
 

@@ -75,6 +75,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise _not_loaded(name, error) from error
 
 
+def find_gguf(name: str) -> Path | None:
+    """The ``.gguf`` file that a model's name means; None if it means another kind of model.
+
+    Raises:
+        LongRopeError: if the file is missing.
+    """
+    folder, options = _locate(name)
+    return Path(folder) / options["gguf_file"] if options else None
+
+
 def _not_loaded(name: str, error: Exception, where: str = "") -> LongRopeError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason}")

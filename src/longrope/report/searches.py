@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.files import load_factors
+from longrope.reading.factors import load_factors
 from longrope.report.records import Results, Row, printable, read_json
 from longrope.rope import Extension, Rope
 from longrope.schemes import COMPARED, scheme

@@ -1,0 +1,90 @@
+"""A GGUF file with factors added, from one without: everything else is copied bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError
+from longrope.export.config import for_mode
+from longrope.export.gguf.scaling import (
+    FREQS,
+    LONG,
+    SHORT,
+    add_keys,
+    factor_tensors,
+    refuse_architecture,
+    scaling_keys,
+    written,
+)
+from longrope.reading.gguf import open_gguf, read
+from longrope.rope import Extension, Rope
+
+
+def extend_gguf(
+    source: Path, extension: Extension, path: Path, *, mode: str = "static", overwrite: bool = False
+) -> Extension:
+    """Copy a GGUF file and add the factors; its quantised weights stay as they are.
+
+    Args:
+        source: of a plain model.
+        extension: what it is extended with.
+        path: of the file to write, whole or not at all.
+        mode: ``static`` (the long factors at every length) or ``dual`` (short ones in contexts of up to L0).
+        overwrite: replace the file if it exists.
+
+    Returns:
+        The extension as the file holds it.
+
+    Raises:
+        LongRopeError: if llama.cpp cannot run this architecture with factors, the file carries a scaling already,
+            is made for another geometry or broken, or the place cannot be written.
+    """
+    held = for_mode(extension, mode)
+    reader = open_gguf(source)
+    architecture = read(reader, "general.architecture", source)
+    refuse_architecture(architecture)
+    rope = _geometry(reader, architecture, source)
+    if rope != held.rope:
+        raise LongRopeError(f"this extension is made for {held.rope}, but {source} has {rope}")
+    keys, tensors = scaling_keys(held, architecture), factor_tensors(held)
+    with written(path, architecture, overwrite=overwrite) as writer:
+        if "general.alignment" in reader.fields:
+            writer.data_alignment = reader.alignment
+        for name, field in reader.fields.items():
+            ours = name in keys or name.startswith(
+                (f"{architecture}.rope.scaling.", f"{architecture}.rope.scale_linear")
+            )
+            if not ours and name != "general.architecture" and not name.startswith("GGUF."):
+                writer.add_key_value(
+                    name, field.contents(), field.types[0], field.types[-1] if field.types[1:] else None
+                )
+        add_keys(writer, keys)
+        for name, factors in tensors.items():
+            writer.add_tensor(name, factors)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return held
+
+
+def _geometry(reader: Any, architecture: str, path: Path) -> Rope:
+    """The rope of a plain model."""
+    kind = reader.get_field(f"{architecture}.rope.scaling.type")
+    scaled = None if kind is None or kind.contents() == "none" else kind.contents()
+    scaled = scaled or next((one.name for one in reader.tensors if one.name in (FREQS, LONG, SHORT)), None)
+    if scaled:
+        raise LongRopeError(
+            f"{path} already carries a rope scaling ({scaled}); factors are relative to plain RoPE, so give the file "
+            "that it was made from"
+        )
+    heads = read(reader, f"{architecture}.attention.head_count", path)
+    dim = reader.get_field(f"{architecture}.rope.dimension_count")
+    base = reader.get_field(f"{architecture}.rope.freq_base")
+    return Rope(
+        dim=read(reader, f"{architecture}.embedding_length", path) // heads if dim is None else dim.contents(),
+        base=10000.0 if base is None else base.contents(),
+        original_length=read(reader, f"{architecture}.context_length", path),
+    )

@@ -1,0 +1,86 @@
+"""The keys and tensors by which llama.cpp knows the factors, and the file around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from longrope.errors import LongRopeError
+from longrope.files import claim
+from longrope.rope import Extension
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+RUNTIMES = ("llama", "phi3")  # llama.cpp's architectures that read the factors, each tested
+LONG, SHORT, FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
+
+
+def factor_tensors(extension: Extension) -> dict[str, np.ndarray]:
+    """What llama.cpp divides the frequencies by in a context of more than L0 tokens, and in one of up to L0."""
+    sets = {LONG: extension.long, SHORT: extension.short}
+    return {name: np.array(scaling.factors, dtype=np.float32) for name, scaling in sets.items()}
+
+
+def scaling_keys(extension: Extension, architecture: str) -> dict[str, str | int | float]:
+    """The keys that go with `factor_tensors`."""
+    scaling = {
+        "type": "longrope",
+        "original_context_length": extension.rope.original_length,
+        "attn_factor": extension.long.attention_factor,
+    }
+    keys = {f"{architecture}.rope.scaling.{name}": value for name, value in scaling.items()}
+    return {f"{architecture}.context_length": extension.length, **keys}
+
+
+def add_keys(writer: GGUFWriter, keys: dict[str, str | int | float]) -> None:
+    """Add keys, each by the type that llama.cpp expects: uint32, float32, string."""
+    for key, value in keys.items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_float32(key, value)
+
+
+def refuse_architecture(architecture: str) -> None:
+    """Let only architectures pass whose runtime in llama.cpp computes with the factors.
+
+    Raises:
+        LongRopeError: for any other.
+    """
+    if architecture not in RUNTIMES:
+        raise LongRopeError(
+            f"architecture {architecture!r}: llama.cpp ignores the factors of most architectures or rejects the file, "
+            f"and only {' and '.join(RUNTIMES)} are tested; serve this model from a Hugging Face export"
+        )
+
+
+@contextmanager
+def written(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GGUFWriter]:
+    """A writer whose file appears at ``path`` when the block ends well, and not at all otherwise.
+
+    Raises:
+        LongRopeError: if the place cannot be written, or the disk is full.
+    """
+    from gguf import GGUFWriter
+
+    claim(path, overwrite=overwrite)
+    temporary = path.with_name(f".{path.name}.tmp")
+    writer = GGUFWriter(temporary, architecture)
+    try:
+        yield writer
+        writer.flush()
+        writer.close()
+        temporary.replace(path)
+    except OSError as error:
+        raise LongRopeError(f"cannot write {path}: {error.strerror or error}; choose another output with -o") from None
+    finally:
+        for file in writer.fout or ():
+            file.close()
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""How serving engines read a checkpoint, from the source of the versions named here; docs/serving.md has the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.rope import Extension
+from longrope.schemes import attention_factor
+
+Choice = Callable[[int, int, int], str]
+Attention = Callable[[Mapping[str, Any], Extension, str, int], float]
+
+
+def by_sequence(original: int, limit: int, length: int) -> str:
+    """The set by the length of the sequence."""
+    return "long" if length > original else "short"
+
+
+def by_position(original: int, limit: int, length: int) -> str:
+    """SGLang: by whether a position is above L0, which that of token L0 + 1 is not yet."""
+    return by_sequence(original + 1, limit, length)
+
+
+def by_launch(original: int, limit: int, length: int) -> str:
+    """The set by the maximum length that the engine is launched with, at every length."""
+    return "long" if limit > original else "short"
+
+
+def always(which: str) -> Choice:
+    """The same set at every length, or ``none``."""
+    return lambda original, limit, length: which
+
+
+def own(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
+    """The attention factor that the config names."""
+    return held.long.attention_factor
+
+
+def formula(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
+    """Sqrt(1 + ln s / ln L0) with s = L / L0, whatever the config names."""
+    return attention_factor("su", held.rope, held.length)
+
+
+def mscale(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
+    """``short_mscale`` or ``long_mscale`` if the config has it, else the formula."""
+    named = scaling.get(f"{which}_mscale")
+    return formula(scaling, held, which, limit) if named is None else float(named)
+
+
+def launched(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
+    """ExLlamaV2: the formula with s = launched length / L0, and 1 up to L0."""
+    return attention_factor("su", held.rope, max(limit, held.rope.original_length))
+
+
+def unscaled(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
+    """No attention factor."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an engine does for a model type.
+
+    Args:
+        choice: from L0, the launched length and the sequence's length in tokens to ``short``, ``long`` or ``none``.
+        attention: from ``rope_scaling``, what the config holds, the set and the launched length to the factor.
+        caution: what goes wrong in serving where the two sets differ.
+    """
+
+    choice: Choice
+    attention: Attention
+    caution: str = ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How an engine reads a checkpoint.
+
+    Args:
+        version: whose source this is.
+        models: by model type, its rule or why the engine stops; model types that are not there were not read.
+        fields: where it looks for the factors, the first that is there.
+        beyond: what it does when launched for more than ``max_position_embeddings``: refuse, cut, or nothing ("").
+        takes_limit: whether it is launched for a maximum length at all.
+        slip: what goes wrong at L0 + 1 tokens, with any factors.
+    """
+
+    version: str
+    models: Mapping[str, Rule | str]
+    fields: tuple[str, ...] = ("rope_scaling", "rope_parameters")
+    beyond: str = ""
+    takes_limit: bool = True
+    slip: str = ""
+
+
+FAMILIES = (
+    "cohere gemma2 gemma3_text glm gpt_neox granite llama mistral mixtral nemotron olmo2 olmo3 phi phi3 qwen2 "
+    "qwen2_moe qwen3 smollm3 stablelm starcoder2"
+)
+
+
+def _models(*rules: tuple[str, Rule | str]) -> dict[str, Rule | str]:
+    """Rules by model types, which stand together by spaces; later ones overrule earlier ones."""
+    return {kind: rule for kinds, rule in rules for kind in kinds.split()}
+
+
+GROWS = (
+    "a batch takes the set of its longest row, and a sequence that grows past L0 keeps keys of the short factors in its "
+    "cache"
+)
+BATCH = "a batch takes the set of its longest row; a sequence that grows past L0 is computed anew from its start"
+CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"
+PAIRS = "stops: its longrope rotates halves of a head, and this architecture rotates pairs side by side"
+QWEN = "stops: 'longrope' is no position embedding type of its Qwen models"
+ABSENT = "has no such architecture"
+
+PLAIN = Rule(always("none"), unscaled)  # ignores the factors without a word
+TRANSFORMERS = Rule(by_sequence, own, GROWS)
+HANDED_ON = Rule(by_sequence, own, CHUNKS)  # transformers' code within another engine
+VLLM = Rule(by_launch, mscale)
+SGLANG = Rule(by_position, mscale, CHUNKS)
+LONG = Rule(always("long"), formula)
+
+ENGINES: dict[str, Engine] = {
+    "transformers": Engine(
+        version="5.23.0",
+        models=_models(
+            (FAMILIES, TRANSFORMERS),
+            ("phi3", Rule(by_sequence, own, BATCH)),
+            ("phimoe", Rule(always("short"), mscale)),
+        ),
+        takes_limit=False,
+    ),
+    "transformers-4.57": Engine(
+        version="4.57.6",
+        models=_models(
+            (FAMILIES, TRANSFORMERS),
+            ("phi3", Rule(by_sequence, own, BATCH)),
+            ("nemotron", PLAIN),
+            ("olmo2", "stops: its config takes a rope_scaling of two fields only"),
+        ),
+        fields=("rope_scaling",),
+        takes_limit=False,
+    ),
+    "vllm": Engine(
+        version="0.32.0",
+        models=_models(
+            (f"{FAMILIES} phimoe", VLLM),
+            ("glm gpt_neox olmo2 olmo3 phi smollm3 starcoder2", HANDED_ON),
+            ("cohere", PAIRS),
+        ),
+        beyond="refuse",
+    ),
+    "sglang": Engine(
+        version="0.5.23",
+        models=_models(
+            (f"{FAMILIES} phimoe", SGLANG),
+            ("gemma2 mixtral phi stablelm starcoder2", PLAIN),
+            ("gemma3_text", Rule(always("short"), own)),
+            ("glm gpt_neox nemotron smollm3", HANDED_ON),
+            ("cohere", PAIRS),
+        ),
+        beyond="refuse",
+        slip="it rotates the token at position L0 as if it stood at position 0, unless a later one is in its batch",
+    ),
+    "mlx-lm": Engine(
+        version="0.32.2",
+        models=_models(
+            (FAMILIES, LONG),
+            ("phimoe", Rule(always("long"), mscale)),
+            ("cohere gemma2 glm mixtral phi stablelm starcoder2", PLAIN),
+            ("nemotron qwen2_moe", "stops: it takes linear scaling only for this architecture"),
+            ("gpt_neox", "stops: it wants rotary_emb_base and rotary_pct, which transformers 5 does not write"),
+        ),
+        fields=("rope_scaling",),
+        takes_limit=False,
+    ),
+    "exllamav2": Engine(
+        version="0.3.2",
+        models=_models(
+            (FAMILIES, ABSENT),
+            (
+                "cohere gemma2 granite llama mistral mixtral phi3 qwen2 qwen3 starcoder2",
+                Rule(by_launch, launched),
+            ),
+        ),
+        fields=("rope_scaling",),
+    ),
+    "exllamav3": Engine(
+        version="1.6.5",
+        models=_models(
+            (FAMILIES, ABSENT),
+            ("cohere gemma2 gemma3_text llama mistral mixtral olmo3 qwen2 qwen3 smollm3", LONG),
+            ("phi3", Rule(by_launch, formula)),
+        ),
+    ),
+    "tensorrt-llm": Engine(
+        version="the main branch of 2026",
+        models=_models(
+            (FAMILIES, ABSENT),
+            ("gemma3_text llama mistral mixtral nemotron phi3 starcoder2", LONG),
+            ("qwen2 qwen2_moe qwen3", QWEN),
+        ),
+        fields=("rope_scaling",),
+        beyond="cut",
+    ),
+    "llama.cpp": Engine(
+        version="that reads what longrope export --to gguf wrote",
+        models=_models(
+            (FAMILIES, "ignores the factors of this architecture, so that longrope writes no GGUF of it"),
+            ("llama mistral phi3", Rule(by_launch, own)),
+        ),
+    ),
+}

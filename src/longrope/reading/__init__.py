@@ -1,0 +1,1 @@
+"""Factors that others wrote."""
