@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import families
 import numpy as np
 import pytest
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader
+from gguf_files import TOKENIZER, model, plain
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -16,13 +14,12 @@ from longrope.errors import LongRopeError
 from longrope.export.gguf.convert import export_gguf
 from longrope.export.gguf.copy import extend_gguf
 from longrope.export.huggingface import export_huggingface
-from longrope.models.load import load, load_tokenizer
+from longrope.models.load import load
 from longrope.models.patch import attach
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import scheme
 
 LENGTH = 512
-TOKENIZER = load_tokenizer("tiny")
 
 
 def extension(model: PreTrainedModel, **fields: object) -> Extension:
@@ -32,41 +29,12 @@ def extension(model: PreTrainedModel, **fields: object) -> Extension:
     return Extension(rope, short, long, LENGTH)
 
 
-def model(family: str = "llama", **fields: object) -> PreTrainedModel:
-    return families.build(family, **{"sliding_window": None, "vocab_size": len(TOKENIZER), **fields})
-
-
 def keys(path: Path) -> dict[str, object]:
     return {name: field.contents() for name, field in GGUFReader(path).fields.items() if not name.startswith("GGUF.")}
 
 
 def tensors(path: Path) -> dict[str, tuple[int, bytes]]:
     return {one.name: (int(one.tensor_type), one.data.tobytes()) for one in GGUFReader(path).tensors}
-
-
-def plain(path: Path, change: dict[str, object] | None = None) -> Path:
-    """A GGUF of a plain model: ours without what ours adds."""
-    made = model()
-    held = Extension.of(Rope.of(made), Scaling.identity(Rope.of(made)))
-    export_gguf(made, TOKENIZER, held, path.with_suffix(".ours"), outtype="q8_0")
-    reader, writer, change = GGUFReader(path.with_suffix(".ours")), GGUFWriter(path, "llama"), change or {}
-    for name, field in reader.fields.items():
-        value = change.get(name, field.contents())
-        if value is not None and not name.startswith(("GGUF.", "general.architecture", "llama.rope.scaling")):
-            writer.add_key_value(name, value, field.types[0], field.types[-1] if field.types[1:] else None)
-    for name, value in change.items():
-        if isinstance(value, str):
-            writer.add_string(name, value)
-        elif isinstance(value, np.ndarray):
-            writer.add_tensor(name, value)
-    for one in reader.tensors:
-        if "rope" not in one.name:
-            writer.add_tensor(one.name, one.data, raw_dtype=one.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.mark.parametrize("mode", ["dual", "static"])
@@ -126,14 +94,15 @@ def test_a_copy_keeps_every_bit_but_the_factors(tmp_path: Path) -> None:
     old, new = tensors(source), tensors(tmp_path / "x.gguf")
     assert {name: new[name] for name in old} == old
     assert set(new) - set(old) == {"rope_factors_long.weight", "rope_factors_short.weight"}
-    added = {name: value for name, value in keys(tmp_path / "x.gguf").items() if keys(source).get(name) != value}
+    said, had = keys(tmp_path / "x.gguf"), keys(source)
+    added = {name: value for name, value in said.items() if had.get(name) != value}
     assert added == {
         "llama.context_length": LENGTH,
         "llama.rope.scaling.type": "longrope",
         "llama.rope.scaling.original_context_length": 64,
         "llama.rope.scaling.attn_factor": 1.25,
     }
-    assert keys(source).keys() <= keys(tmp_path / "x.gguf").keys()
+    assert had.keys() <= said.keys()
 
 
 def test_a_copy_gives_what_a_conversion_gives(tmp_path: Path) -> None:
@@ -226,22 +195,12 @@ def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [20_000, 200_000])
-def test_a_disk_that_fills_up_leaves_nothing(room: int, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_nothing(room: int, at_most, tmp_path: Path) -> None:
     made = model()
-    export_huggingface(made, TOKENIZER, extension(made), tmp_path / "folder")
     (tmp_path / "x.gguf").write_bytes(b"mine")
-    command = [sys.executable, "-m", "longrope", "export", "folder", "--to", "gguf", "-o", "x.gguf", "--overwrite"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
-    )
-    assert done.returncode == 2
-    assert "cannot write" in done.stderr
+    with at_most(room):
+        refused(tmp_path, "cannot write", made, TOKENIZER, extension(made), overwrite=True)
     assert (tmp_path / "x.gguf").read_bytes() == b"mine"
-    assert {path.name for path in tmp_path.iterdir()} == {"folder", "x.gguf"}
 
 
 def test_weights_in_a_patched_model_are_the_same(tmp_path: Path) -> None:

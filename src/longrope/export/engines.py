@@ -57,7 +57,7 @@ def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[st
     """The longrope entry of the first of some config fields that is there; None if that is none or of another type."""
     for name in fields:
         scaling = config.get(name)
-        if scaling:
+        if isinstance(scaling, Mapping) and scaling:
             scaling = scaling.get(FULL, scaling)
             kind = scaling.get("rope_type", scaling.get("type"))
             return scaling if kind in ("longrope", "su") and "long_factor" in scaling else None
@@ -103,8 +103,8 @@ def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit
     Raises:
         LongRopeError: if the engine is unknown or the config holds no longrope factors.
     """
-    [engine] = find_engines(engine)
-    reads, held, kind = ENGINES[engine], held_extension(config), str(config["model_type"])
+    find_engines(engine)
+    reads, held, kind = ENGINES[engine], held_extension(config), config.get("model_type", "?")
     rule = reads.models.get(kind)
     if rule is None:
         return Served(engine, length, "unknown", None, (f"what {engine} does with model type {kind!r} is not known",))

@@ -1,4 +1,4 @@
-"""How serving engines read a checkpoint, from the source of the versions named here; docs/serving.md has the evidence."""
+"""How serving engines read a checkpoint, from the source of the versions named here (evidence: docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def _models(*rules: tuple[str, Rule | str]) -> dict[str, Rule | str]:
 
 
 GROWS = (
-    "a batch takes the set of its longest row, and a sequence that grows past L0 keeps keys of the short factors in its "
-    "cache"
+    "a batch takes the set of its longest row, and a sequence that grows past L0 keeps keys of the short factors "
+    "in its cache"
 )
 BATCH = "a batch takes the set of its longest row; a sequence that grows past L0 is computed anew from its start"
 CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"

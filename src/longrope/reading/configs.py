@@ -15,7 +15,7 @@ from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import dynamic_ntk
 
 FULL = "full_attention"
-THETA = {"llama": 10000.0, None: 10000.0}  # other model types differ in the rope_theta that an old config leaves out
+SCALING = ("rope_scaling", "rope_parameters")  # of transformers 4, which 5 prefers too, and 5
 KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "su")
 
 
@@ -36,7 +36,7 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     >>> extension_of_config({**fields, "rope_scaling": {"type": "linear", "factor": 4}}).long.factors
     (4.0, 4.0, 4.0, 4.0)
     """
-    config = config.get("text_config") or config
+    config = _complete(config.get("text_config") or config)
     parameters, by_layer = _parameters(config)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
@@ -85,7 +85,7 @@ def mscale(factor: float, weight: float = 1.0) -> float:
 
 def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     """The rope's own fields, and whether each layer type has some."""
-    for name in ("rope_scaling", "rope_parameters"):
+    for name in SCALING:
         found = config.get(name)
         if found and not isinstance(found, Mapping):
             raise LongRopeError(f"{name} = {found!r} must be an object")
@@ -94,13 +94,31 @@ def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
     return {}, False
 
 
+def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With what transformers takes for the fields that a file leaves out, if it knows the model type."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        return config
+    scaling = {name: config.get(name) for name in SCALING}
+    try:
+        plain = CONFIG_MAPPING[kind](**{name: value for name, value in config.items() if name not in SCALING}).to_dict()
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise LongRopeError(f"transformers takes it for no config of model type {kind!r}: {error}") from None
+    rope = plain.get("rope_parameters") or {}
+    rope = rope.get(FULL, rope)
+    defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+    return {**plain, **defaults, **scaling}
+
+
 def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], original: int) -> Rope:
     head_dim = config.get("head_dim") or count(config, "hidden_size") // count(config, "num_attention_heads")
-    part = number(config, "partial_rotary_factor", number(config, "rotary_pct", 1.0))
-    base = number(config, "rope_theta", number(config, "rotary_emb_base", THETA.get(config.get("model_type"))))
+    fields = {name: parameters.get(name, config.get(name)) for name in ("partial_rotary_factor", "rope_theta")}
     return Rope(
-        dim=int(head_dim * number(parameters, "partial_rotary_factor", part)),
-        base=number(parameters, "rope_theta", base),
+        dim=int(head_dim * number(fields, "partial_rotary_factor", 1.0)),
+        base=number(fields, "rope_theta"),
         original_length=original,
     )
 
