@@ -86,7 +86,7 @@ def test_what_the_folder_holds(llama: PreTrainedModel, tmp_path: Path) -> None:
     made, folder = extension(llama), tmp_path / "made"
     held = export_huggingface(llama, TOKENIZER, made, folder, mode="dual", name="my-llama")
     names = {path.name for path in folder.iterdir()}
-    wanted = {"config.json", "generation_config.json", "model.safetensors", "extension.json", "README.md"}
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "extension.json", "README.md", "SERVING.md"}
     assert wanted | {"tokenizer.json", "tokenizer_config.json"} <= names
     assert held == made == load_factors(folder / "extension.json")
     assert held.long.provenance == {"seed": 7}

@@ -219,7 +219,7 @@ REFUSED = {
     "no heads": ({"num_attention_heads": None, "rope_scaling": SCALINGS["yarn"]}, "num_attention_heads is missing"),
     "no model": (
         {"model_type": "llama", "hidden_size": 250, "rope_scaling": SCALINGS["yarn"]},
-        "'llama': .*hidden size",
+.*hidden size \\(250",
     ),
     "no theta": (
         {"rope_theta": None, "model_type": "nobody's", "rope_scaling": SCALINGS["yarn"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,13 +77,18 @@ def _write_folder(model: str, extension: Extension, output: Path, mode: str, dty
     from longrope.export.card import OFF_FORMULA
     from longrope.export.config import on_formula
     from longrope.export.huggingface import export_huggingface
+    from longrope.export.serving import launch_lines
 
     loaded, tokenizer = options.open_model(model, dtype, "cpu")
     name = options.short_name(model)
-    export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=name, overwrite=overwrite)
+    held = export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=name, overwrite=overwrite)
     if not on_formula(extension):
         typer.echo(f"Note: {OFF_FORMULA}", err=True)
     typer.echo(f"Checkpoint: {output}   (compare it: longrope check {output} {model})", err=True)
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    for line in launch_lines(config, held, str(output)):
+        typer.echo(f"  {line}", err=True)
+    typer.echo(f"What each engine will compute: {output / 'SERVING.md'}", err=True)
 
 
 def _write_gguf(

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.export.rules import ENGINES, Engine, Rule
-from longrope.rope import Extension, Rope, Scaling
-from longrope.schemes import attention_factor
-
-FULL = "full_attention"
+from longrope.export.rules import ENGINES, FIELDS, Engine, Rule
+from longrope.reading.configs import FULL, extension_of_config
+from longrope.rope import Extension, Scaling
 
 
 @dataclass(frozen=True)
@@ -70,24 +68,9 @@ def held_extension(config: Mapping[str, Any]) -> Extension:
     Raises:
         LongRopeError: if it holds none, or a bad one.
     """
-    scaling = rope_scaling(config, ("rope_scaling", "rope_parameters"))
-    if scaling is None:
+    if rope_scaling(config, FIELDS) is None:
         raise LongRopeError("rope_scaling: this config holds no longrope factors; export the model with longrope")
-    parameters = config.get("rope_parameters") or {}
-    parameters = parameters.get(FULL, parameters)
-    try:
-        rope = Rope(
-            dim=2 * len(scaling["long_factor"]),
-            base=config.get("rope_theta") or parameters["rope_theta"],
-            original_length=config.get("original_max_position_embeddings")
-            or scaling["original_max_position_embeddings"],
-        )
-        length = config["max_position_embeddings"]
-        factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
-        short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise LongRopeError(f"rope_scaling: a field is missing or bad: {error}") from None
-    return Extension(rope=rope, short=short, long=long, length=length)
+    return extension_of_config(config)
 
 
 def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit: int, length: int) -> Served:

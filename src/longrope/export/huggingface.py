@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.errors import LongRopeError
 from longrope.export.card import card
 from longrope.export.config import config_fields, for_mode
+from longrope.export.serving import serving
 from longrope.export.tokenizer import save_tokenizer
 from longrope.files import claim, write_json, write_text
 from longrope.models.rotary import find_rotary
@@ -28,7 +29,7 @@ def export_huggingface(
     name: str = "model",
     overwrite: bool = False,
 ) -> Extension:
-    """Write weights, tokenizer, generation config, ``config.json``, ``extension.json`` and a model card.
+    """Write weights, tokenizer, generation config, ``config.json``, ``extension.json``, model card and ``SERVING.md``.
 
     Args:
         model: the plain model, unpatched.
@@ -60,10 +61,11 @@ def export_huggingface(
         config_fields(model.config.to_dict(), held)
         model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary)
-        config = json.loads((temporary / "config.json").read_text(encoding="utf-8"))
-        write_json(temporary / "config.json", config_fields(config, held))
+        config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), held)
+        write_json(temporary / "config.json", config)
         write_text(temporary / "extension.json", held.to_json())
         write_text(temporary / "README.md", card(held, mode, name))
+        write_text(temporary / "SERVING.md", serving(config, held, mode, folder.name))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

@@ -9,6 +9,7 @@ from typing import Any
 from longrope.rope import Extension
 from longrope.schemes import attention_factor
 
+FIELDS = ("rope_scaling", "rope_parameters")
 Choice = Callable[[int, int, int], str]
 Attention = Callable[[Mapping[str, Any], Extension, str, int], float]
 
@@ -89,7 +90,7 @@ class Engine:
 
     version: str
     models: Mapping[str, Rule | str]
-    fields: tuple[str, ...] = ("rope_scaling", "rope_parameters")
+    fields: tuple[str, ...] = FIELDS
     beyond: str = ""
     takes_limit: bool = True
     slip: str = ""

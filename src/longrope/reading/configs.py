@@ -106,7 +106,8 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         plain = CONFIG_MAPPING[kind](**{name: value for name, value in config.items() if name not in SCALING}).to_dict()
     except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
-        raise LongRopeError(f"transformers takes it for no config of model type {kind!r}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise LongRopeError(f"transformers takes it for no config of model type {kind!r}: {reason}") from None
     rope = plain.get("rope_parameters") or {}
     rope = rope.get(FULL, rope)
     defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
