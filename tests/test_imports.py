@@ -110,6 +110,7 @@ def test_the_walk_sees_imports() -> None:
         "from longrope import Rope, Scaling, scheme; scheme('yarn', Rope(8, 1e4, 64), 512)",
         "from longrope.cli.main import app; app(['--help'], standalone_mode=False)",
         "from longrope.cli.main import app; app(['search', '--help'], standalone_mode=False)",
+        "import longrope.reading.factors, longrope.reading.gguf",
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:

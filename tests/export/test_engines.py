@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from longrope.errors import LongRopeError
 from longrope.export.config import config_fields, for_mode
 from longrope.export.engines import Served, find_engines, held_extension, serve
-from longrope.export.rules import ENGINES, FAMILIES
+from longrope.export.rules import ENGINES, FAMILIES, Rule, unscaled
 from longrope.models.load import load_config
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, heuristic
@@ -58,13 +58,16 @@ def test_the_rule_is_what_the_engine_computed(key: str) -> None:
     assert cell["version"] == ENGINES[engine].version
     for length, row in cell["lengths"].items():
         told = serve(engine, config, extension, limit=int(limit), length=int(length))
+        if row["set"] == "other":
+            assert (told.scaling, told.ok) == (None, False)
+            continue
         sets = {"short": extension.short.factors, "long": extension.long.factors, "none": [1.0] * len(config)}
         assert told.scaling is not None
         assert told.scaling.factors == tuple(sets[row["set"]][: len(told.scaling.factors)]), length
         if "attention_factor" in row:
             assert told.scaling.attention_factor == pytest.approx(row["attention_factor"], rel=1e-6)
         same = np.isclose(told.scaling.attention_factor, extension.long.attention_factor)
-        assert told.ok == (row["from ours"] < 1e-3 and row.get("last position") != "other" and same), length
+        assert told.ok == (row["from ours"] < 1e-2 and row.get("last position") != "other" and same), length
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gemma2", "gemma3_text", "gpt_neox"])
@@ -96,7 +99,7 @@ def test_one_set_serves_everywhere_where_an_engine_reads_it(engine: str, kind: s
     for length in (L0, LENGTH):
         told = served(engine, kind, length, mode="static")
         assert told.ok == (told.factors in ("short", "long"))
-        assert not told.cautions
+        assert all("needs --" in line for line in told.cautions)
         if not told.ok:
             assert engine in told.departures[0]
             assert kind in told.departures[0] or "no factors at all" in told.departures[0]
@@ -155,7 +158,6 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
         "transformers-4.57",
         "mlx-lm",
         "exllamav2",
-        "tensorrt-llm",
     }
 
 
@@ -165,7 +167,8 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
         ({"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "no longrope factors"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "no longrope factors"),
         ({"rope_scaling": 3, "rope_parameters": []}, "no longrope factors"),
-        ({"max_position_embeddings": None}, "rope_scaling"),
+        ({"max_position_embeddings": None}, "length = None must be a whole number"),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [2.0]}}, "config.json: a field is missing or bad"),
         ({"original_max_position_embeddings": "64"}, "original_length = '64'"),
     ],
 )
@@ -194,3 +197,37 @@ def test_two_sets_come_with_the_cautions_of_serving() -> None:
     assert "computed anew" in served("transformers", "phi3", 100).cautions[0]
     assert not served("vllm", "llama", 100).cautions
     assert not served("sglang", "llama", 100, mode="static").cautions
+
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+WORDS = {"ssll": "both", "sssl": "both", "slll": "launch", "llll": "long", "ssss": "short"}
+
+
+def word(engine: str, kind: str) -> str:
+    """What docs/serving.md calls it: at L0 launched for L0, then launched for more at L0, L0 + 1 and L0 + 2."""
+    rule = ENGINES[engine].models[kind]
+    if not isinstance(rule, Rule):
+        return next((one for one in ("stops", "wrong") if one in rule), "–")
+    if rule.attention is unscaled:
+        return "plain"
+    asked = [(1024, 1024), (4096, 1024), (4096, 1025), (4096, 1026)]
+    return WORDS["".join(rule.choice(1024, limit, length)[0] for limit, length in asked)]
+
+
+def was_run(engine: str, kind: str) -> bool:
+    if engine in ("transformers", "llama.cpp"):  # test_huggingface.py, test_llama_cpp.py
+        return word(engine, kind) != "–"
+    cells = [cell for key, cell in MEASURED.items() if key.startswith(f"{engine} {kind} ")]
+    return any(cell.get("verified", "run") == "run" for cell in cells)
+
+
+@pytest.mark.parametrize("kind", FAMILIES.split())
+def test_the_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
+    [row] = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| {kind} |")]
+    cells = [f"**{word(engine, kind)}**" if was_run(engine, kind) else word(engine, kind) for engine in ENGINES]
+    assert row == f"| {kind} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"llama.cpp"}))
+def test_the_docs_name_the_versions(engine: str) -> None:
+    assert ENGINES[engine].version in DOCUMENTED

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import families
+import gguf_files
+import numpy as np
 import pytest
 import torch
 from families import logits
+from gguf import GGUFWriter
+from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
-from longrope.models.load import load, load_config
+from longrope.export.gguf.convert import export_gguf
+from longrope.models.load import find_gguf, load, load_config
 from longrope.models.patch import patch
-from longrope.rope import Rope
+from longrope.reading.gguf import FREQS, extension_of_gguf
+from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import scheme
 
 
@@ -79,11 +87,86 @@ def test_a_folder_with_damaged_weights(folder: Path) -> None:
 
 
 def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
     path = tmp_path / "some.gguf"
-    path.write_bytes(b"not a gguf file at all")
-    with pytest.raises(LongRopeError, match="cannot be loaded"):
-        load(str(path))
+    whole = gguf_files.plain(tmp_path / "whole.gguf").read_bytes()
+    for content in (b"", b"not a gguf file at all", whole[:1000], whole[:-100]):
+        path.write_bytes(content)
+        for use in (load, load_config):
+            with pytest.raises(LongRopeError, match="no whole GGUF file"):
+                use(str(path))
+
+
+def test_a_model_of_a_gguf_has_its_factors(tmp_path: Path) -> None:
+    made = gguf_files.model()
+    rope, path = Rope.of(made), tmp_path / "x.gguf"
+    attention = {"attention_factor": 1.25}
+    short = Scaling([1 + i / 10 for i in range(8)], **attention)
+    extension = Extension(rope, short, replace(scheme("yarn", rope, 256), **attention), 256)
+    export_gguf(made, gguf_files.TOKENIZER, extension, path, mode="dual", outtype="f32")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf")  # transformers drops them
+    model, _ = load(str(path))
+    assert Rope.of(model) == rope
+    for length in (40, 64, 65, 200):
+        ids = families.tokens(1, length)
+        with patch(made, extension):
+            expected = logits(made, ids)
+        torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=2e-3)
+        assert (logits(plain, ids) - expected).abs().max() > 0.5
+    with pytest.raises(LongRopeError, match="already carries a rope scaling"), patch(model, extension):
+        pass
+
+
+def test_a_gguf_with_the_frequencies_of_llama_3(tmp_path: Path) -> None:
+    factors = np.linspace(1, 8, 8, dtype=np.float32)
+    plain, _ = load(str(gguf_files.plain(tmp_path / "plain.gguf")))
+    model, _ = load(str(gguf_files.plain(tmp_path / "x.gguf", {FREQS: factors})))
+    for length in (8, 64, 100):
+        ids = families.tokens(1, length)
+        with patch(plain, Scaling(factors.tolist())):
+            torch.testing.assert_close(logits(model, ids), logits(plain, ids), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_the_config_of_a_gguf_has_its_scaling(architecture: str, kind: str, tmp_path: Path) -> None:
+    config = load_config(str(scaled(tmp_path / "x.gguf", architecture, kind)))
+    extension = extension_of_gguf(tmp_path / "x.gguf")
+    assert (Rope.of(config), config.max_position_embeddings) == (extension.rope, 256)
+    inv_freq, attention = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=200)
+    np.testing.assert_allclose(inv_freq.numpy(), extension.long.inv_freq(extension.rope), rtol=2e-6)
+    assert attention == extension.long.attention_factor
+
+
+def test_a_gguf_that_transformers_reads_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match=r"scaling that transformers drops.*load the checkpoint"):
+        load_config(str(scaled(tmp_path / "x.gguf", "qwen2", "yarn", dim=8)))
+    with pytest.raises(LongRopeError, match=r"'dynamic'.*not supported"):
+        load_config(str(scaled(tmp_path / "y.gguf", "llama", "dynamic")))
+
+
+def scaled(path: Path, architecture: str, kind: str, dim: int = 16) -> Path:
+    """The header of a GGUF of a model with heads of 16 and L0 = 64."""
+    writer = GGUFWriter(path, architecture)
+    size = {"context_length": 64, "embedding_length": 64, "attention.head_count": 4, "rope.dimension_count": dim}
+    for name, value in {**size, "block_count": 1, "feed_forward_length": 32, "vocab_size": 128}.items():
+        writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_float32(f"{architecture}.rope.freq_base", 10000.0)
+    writer.add_string(f"{architecture}.rope.scaling.type", kind)
+    writer.add_float32(f"{architecture}.rope.scaling.factor", 4.0)
+    writer.add_tensor("output_norm.weight", np.ones(64, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_which_models_are_gguf_files(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"")
+    assert find_gguf(str(tmp_path / "x.gguf")) == tmp_path / "x.gguf"
+    assert [find_gguf(name) for name in ("tiny", str(folder), "some/model")] == [None] * 3
+    with pytest.raises(LongRopeError, match=r"absent\.gguf'.*there is no such file"):
+        find_gguf(str(tmp_path / "absent.gguf"))
 
 
 def test_an_unknown_device(folder: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -47,7 +48,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def same_as_transformers(fields: dict[str, Any], kind: str = "llama") -> Extension:
+def same_as_transformers(fields: dict[str, Any], kind: str = "llama", *, outside: bool = True) -> Extension:
     """What is read from the fields of a file, after it was compared with what transformers computes from them."""
     read = extension_of_config(json.loads(json.dumps({**fields, "model_type": kind})))
     config = AutoConfig.for_model(kind, **json.loads(json.dumps(fields)))
@@ -55,7 +56,7 @@ def same_as_transformers(fields: dict[str, Any], kind: str = "llama") -> Extensi
     layer = {"layer_type": FULL} if FULL in config.rope_parameters else {}
     parameters = config.rope_parameters.get(FULL, config.rope_parameters)
     original = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
-    assert read.rope == Rope.of(config)
+    assert read.rope == Rope.of(config) or not outside
     assert read.rope.original_length == original
     for scaling, length in ((read.short, original), (read.long, max(read.length, original + 1))):
         theirs, attention = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu", seq_len=length, **layer)
@@ -103,6 +104,9 @@ def test_what_is_outside_goes_before() -> None:
     within = SCALINGS["yarn within"]
     read = same_as_transformers({**BASE, "original_max_position_embeddings": 2048, "rope_scaling": within})
     assert read.rope.original_length == 2048
+    full = {"rope_parameters": {FULL: {**within, "rope_theta": 1e6}, "sliding_attention": {"rope_type": "default"}}}
+    read = same_as_transformers({**BASE, "original_max_position_embeddings": 2048, **full}, "olmo3", outside=False)
+    assert read.rope.original_length == 1024  # of layer types it takes what is inside
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_what_is_outside_goes_before() -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 8192),
         ({"rope_scaling": SCALINGS["yarn within"]}, 4096),
         ({"max_position_embeddings": 40960, "rope_scaling": {"type": "yarn", "factor": 2.0}}, 81920),
-        ({"max_position_embeddings": 131072, "rope_scaling": {"type": "llama3", **LLAMA3}}, 131072),
+        ({"rope_scaling": {"type": "llama3", **LLAMA3}}, 4096),
         ({"rope_scaling": SCALINGS["longrope"]}, 4096),
         ({"rope_scaling": SCALINGS["longrope at once"]}, 4096),
         ({"rope_scaling": SCALINGS["longrope with a factor"]}, 65536),
@@ -182,6 +186,12 @@ def test_what_a_file_leaves_out_is_what_transformers_takes(kind: str) -> None:
     same_as_transformers({**LEFT_OUT[kind], "rope_scaling": scaling}, kind)
 
 
+def test_gpt_oss_has_a_scaling_that_its_file_may_leave_out() -> None:
+    read = extension_of_config({"model_type": "gpt_oss"})
+    assert (read.rope, read.length) == (Rope(dim=64, base=150000.0, original_length=4096), 131072)
+    assert read.long.scheme == "yarn"
+
+
 def test_gemma3_4b_as_it_was_published() -> None:
     """Its text part names neither lengths nor heads."""
     text = {"model_type": "gemma3_text", "hidden_size": 2560, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
@@ -219,7 +229,7 @@ REFUSED = {
     "no heads": ({"num_attention_heads": None, "rope_scaling": SCALINGS["yarn"]}, "num_attention_heads is missing"),
     "no model": (
         {"model_type": "llama", "hidden_size": 250, "rope_scaling": SCALINGS["yarn"]},
-.*hidden size \\(250",
+        r"'llama': .*hidden size \(250",
     ),
     "no theta": (
         {"rope_theta": None, "model_type": "nobody's", "rope_scaling": SCALINGS["yarn"]},
@@ -273,6 +283,24 @@ def test_what_was_read_can_be_exported_and_read_again(name: str) -> None:
     assert (again.rope, again.length) == (read.rope, read.length)
     assert (again.short.factors, again.long.factors) == (read.short.factors, read.long.factors)
     assert again.long.attention_factor == read.long.attention_factor
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 9999), st.floats(), st.text(max_size=3), st.lists(FACTOR, max_size=3)
+)
+NAMES = sorted({*BASE, "head_dim", "partial_rotary_factor", "text_config", "original_max_position_embeddings"})
+FIELDS = sorted({key for scaling in SCALINGS.values() for key in scaling} | {"rope_theta", FULL})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_field_may_be_wrong(data: st.DataObject) -> None:
+    scaling = {**SCALINGS[data.draw(st.sampled_from(sorted(SCALINGS)))]}
+    scaling |= data.draw(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2))
+    fields = {**BASE, "model_type": data.draw(st.sampled_from(["llama", "olmo3", "gpt_neox", "some"]))}
+    fields |= data.draw(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=2))
+    with contextlib.suppress(LongRopeError):
+        extension_of_config({**fields, data.draw(st.sampled_from(["rope_scaling", "rope_parameters"])): scaling})
 
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "published_factors.json"

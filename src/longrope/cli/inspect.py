@@ -16,18 +16,24 @@ if TYPE_CHECKING:
 def run(
     model: options.Model,
     length: Annotated[str | None, typer.Option("--length", "-l", help="Target length (default: 8 times L0).")] = None,
+    scaling: Annotated[str | None, typer.Option(help=f"Show these too. {options.FACTORS}")] = None,
     as_json: options.Json = False,
 ) -> None:
     """A model's rotary pairs: wavelength, trained through or not, and the factors that each scheme gives them."""
     target = None if length is None else parse_length(length)
 
     from longrope.models.load import load_config
-    from longrope.rope import Rope
+    from longrope.rope import Extension, Rope
     from longrope.schemes import SCHEMES, scheme
 
     rope = Rope.of(load_config(model))
     target = target or 8 * rope.original_length
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
+    if scaling is not None:
+        found = options.read_factors(scaling)
+        scalings |= {"short": found.short, "long": found.long} if isinstance(found, Extension) else {"read": found}
+        for one in scalings.values():
+            one.inv_freq(rope)  # refuses another model's
     record = {
         "dim": rope.dim,
         "rope_theta": rope.base,

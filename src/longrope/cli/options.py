@@ -30,6 +30,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of the split of the documen
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokens from one run to the next.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+FACTORS = "Run folder of a search, or a factors file: longrope's, config.json, .csv, .gguf (docs/reading.md)."
 NEEDLES = 0.2  # perplexity alone gives factors that forget where things are (docs/search.md)
 Attention = Annotated[str, typer.Option(help="Attention factor: su, yarn, none, or a number.")]
 
@@ -99,9 +100,9 @@ def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def read_factors(path: str) -> Scaling | Extension:
-    """A factors file, or the ``extension.json`` of a run folder."""
+    """A run folder's, or what `longrope.reading.factors.load_factors` reads."""
     from longrope.reading.factors import load_factors
 
     if (Path(path) / "best.json").exists() and not (Path(path) / "extension.json").exists():
         raise LongRopeError(f"{path}: the search is not finished; go on with --resume, or use {path}/best.json")
-    return load_factors(Path(path) / "extension.json" if Path(path).is_dir() else path)
+    return load_factors(path)

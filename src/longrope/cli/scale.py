@@ -3,43 +3,90 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from longrope.cli import options
+from longrope.errors import LongRopeError
 from longrope.lengths import parse_length
+
+if TYPE_CHECKING:
+    from longrope.rope import Extension, Rope
 
 
 def run(
     model: options.Model,
-    length: options.Length,
-    scheme: Annotated[str, typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic.")] = "heuristic",
-    attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: the scheme's).")] = None,
+    length: Annotated[
+        str | None,
+        typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384 (default: --scaling's)."),
+    ] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic (the default).")
+    ] = None,
+    scaling: Annotated[str | None, typer.Option(help=f"Instead of a scheme. {options.FACTORS}")] = None,
+    attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: as it is).")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors to this file.")] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """The factors of a closed-form scheme, as a factors file (no search)."""
+    """The factors of a closed-form scheme, or those that others wrote, as a factors file (no search)."""
     from longrope.files import claim, write_text
 
-    tokens = parse_length(length)
+    tokens = None if length is None else parse_length(length)
+    if scheme is not None and scaling is not None:
+        raise LongRopeError("scheme and scaling exclude each other: give one of them")
     if output is not None:
         claim(output, overwrite=overwrite)
 
-    from dataclasses import replace
-
     from longrope.models.load import load_config
     from longrope.rope import Extension, Rope
-    from longrope.schemes import attention_factor
     from longrope.schemes import scheme as choose
 
     rope = Rope.of(load_config(model))
-    scaling = choose(scheme, rope, tokens)
+    if scaling is not None:
+        extension = read(scaling, rope, tokens)
+    elif tokens is None:
+        raise LongRopeError("length is missing; give the target length with -l")
+    else:
+        extension = Extension.of(rope, choose(scheme or "heuristic", rope, tokens))
     if attention is not None:
-        scaling = replace(scaling, attention_factor=attention_factor(attention, rope, tokens))
-    text = Extension.of(rope, scaling).to_json()
+        extension = attend(extension, attention)
+    text = extension.to_json()
     if output is None:
         typer.echo(text, nl=False)
     else:
         write_text(output, text)
         typer.echo(f"Factors: {output}", err=True)
+
+
+def read(path: str, rope: Rope, length: int | None) -> Extension:
+    """The extension of a model by factors that are there, for a length if one is given.
+
+    Raises:
+        LongRopeError: if they are another model's, or no length is known.
+    """
+    from dataclasses import replace
+
+    from longrope.rope import Extension
+
+    found = options.read_factors(path)
+    length = length or found.length
+    if length is None:
+        raise LongRopeError(f"length is missing: {path} names none; give the length that it is made for with -l")
+    if not isinstance(found, Extension):
+        return Extension.of(rope, replace(found, length=length))
+    if found.rope != rope:
+        raise LongRopeError(f"{path}: this extension is made for {found.rope}, but the model has {rope}")
+    return replace(found, long=replace(found.long, length=length), length=length)
+
+
+def attend(extension: Extension, policy: str) -> Extension:
+    """The same with another attention factor, on the short set too where that is the long one."""
+    from dataclasses import replace
+
+    from longrope.schemes import attention_factor
+
+    factor = attention_factor(policy, extension.rope, extension.length)
+    static = extension.short.factors == extension.long.factors
+    long = replace(extension.long, attention_factor=factor)
+    return replace(extension, long=long, short=long if static else extension.short)

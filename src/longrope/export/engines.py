@@ -10,8 +10,10 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.export.rules import ENGINES, FIELDS, Engine, Rule
-from longrope.reading.configs import FULL, extension_of_config
-from longrope.rope import Extension, Scaling
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import attention_factor
+
+FULL = "full_attention"
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,12 @@ def find_engines(name: str) -> list[str]:
         LongRopeError: if there is no such engine.
     """
     if name != "all" and name not in ENGINES:
-        raise LongRopeError(f"engine = {name!r} is unknown; choose all or one of {', '.join(ENGINES)}")
+        raise _no_such(name)
     return list(ENGINES) if name == "all" else [name]
+
+
+def _no_such(name: str) -> LongRopeError:
+    return LongRopeError(f"engine = {name!r} is unknown; choose all or one of {', '.join(ENGINES)}")
 
 
 def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[str, Any] | None:
@@ -68,9 +74,20 @@ def held_extension(config: Mapping[str, Any]) -> Extension:
     Raises:
         LongRopeError: if it holds none, or a bad one.
     """
-    if rope_scaling(config, FIELDS) is None:
+    scaling = rope_scaling(config, FIELDS)
+    if scaling is None:
         raise LongRopeError("rope_scaling: this config holds no longrope factors; export the model with longrope")
-    return extension_of_config(config)
+    parameters = config.get("rope_parameters") or {}
+    parameters = parameters.get(FULL, parameters)
+    original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+    try:
+        base, length = config.get("rope_theta", parameters.get("rope_theta")), config["max_position_embeddings"]
+        rope = Rope(dim=2 * len(scaling["long_factor"]), base=base, original_length=original)  # pyright: ignore
+        factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
+        short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))
+    except (KeyError, TypeError) as error:
+        raise LongRopeError(f"config.json: a field is missing or bad: {error}; export the model again") from None
+    return Extension(rope=rope, short=short, long=long, length=length)
 
 
 def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit: int, length: int) -> Served:
@@ -86,7 +103,8 @@ def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit
     Raises:
         LongRopeError: if the engine is unknown or the config holds no longrope factors.
     """
-    find_engines(engine)
+    if engine not in ENGINES:
+        raise _no_such(engine)
     reads, held, kind = ENGINES[engine], held_extension(config), config.get("model_type", "?")
     rule = reads.models.get(kind)
     if rule is None:
@@ -99,10 +117,12 @@ def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit
     limit = min(limit, held.length) if reads.beyond == "cut" else limit
     which, scaling = _computed(reads, rule, config, held, limit, length)
     departures = [*_departures(engine, which, scaling, extension, length)]
-    if length == held.rope.original_length + 1 and reads.slip:
-        departures.append(f"{engine}: {reads.slip}")
+    if length == held.rope.original_length + 1 and rule.slip:
+        departures.append(f"{engine}: {rule.slip}")
     two = not np.allclose(held.short.factors, held.long.factors)
     cautions = [f"{engine}: {rule.caution}"] if two and rule.caution else []
+    if rule.options:
+        cautions.append(f"{engine} needs {rule.options}: it cannot compile how transformers chooses the set")
     return Served(engine, length, which, scaling, tuple(departures), tuple(cautions))
 
 

@@ -29,6 +29,11 @@ def by_launch(original: int, limit: int, length: int) -> str:
     return "long" if limit > original else "short"
 
 
+def by_context(original: int, limit: int, length: int) -> str:
+    """As `by_launch`, in llama.cpp, whose contexts are multiples of 256."""
+    return by_launch(original, -(-limit // 256) * 256, length)
+
+
 def always(which: str) -> Choice:
     """The same set at every length, or ``none``."""
     return lambda original, limit, length: which
@@ -68,11 +73,15 @@ class Rule:
         choice: from L0, the launched length and the sequence's length in tokens to ``short``, ``long`` or ``none``.
         attention: from ``rope_scaling``, what the config holds, the set and the launched length to the factor.
         caution: what goes wrong in serving where the two sets differ.
+        options: what the engine must be launched with to run this at all.
+        slip: what goes wrong at L0 + 1 tokens, with any factors.
     """
 
     choice: Choice
     attention: Attention
     caution: str = ""
+    options: str = ""
+    slip: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,6 @@ class Engine:
         fields: where it looks for the factors, the first that is there.
         beyond: what it does when launched for more than ``max_position_embeddings``: refuse, cut, or nothing ("").
         takes_limit: whether it is launched for a maximum length at all.
-        slip: what goes wrong at L0 + 1 tokens, with any factors.
     """
 
     version: str
@@ -93,7 +101,6 @@ class Engine:
     fields: tuple[str, ...] = FIELDS
     beyond: str = ""
     takes_limit: bool = True
-    slip: str = ""
 
 
 FAMILIES = (
@@ -115,13 +122,25 @@ BATCH = "a batch takes the set of its longest row; a sequence that grows past L0
 CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"
 PAIRS = "stops: its longrope rotates halves of a head, and this architecture rotates pairs side by side"
 QWEN = "stops: 'longrope' is no position embedding type of its Qwen models"
+SLOTS = "with -np N and without --kv-unified, a slot has 1/N of -c, and its set goes by that"
 ABSENT = "has no such architecture"
 
 PLAIN = Rule(always("none"), unscaled)  # ignores the factors without a word
 TRANSFORMERS = Rule(by_sequence, own, GROWS)
-HANDED_ON = Rule(by_sequence, own, CHUNKS)  # transformers' code within another engine
+
+
+def _handed_on(options: str) -> Rule:
+    """Transformers' code within another engine, which cannot compile its choice between the sets."""
+    return Rule(by_sequence, own, CHUNKS, options)
+
+
 VLLM = Rule(by_launch, mscale)
-SGLANG = Rule(by_position, mscale, CHUNKS)
+SGLANG = Rule(
+    by_position,
+    mscale,
+    CHUNKS,
+    slip="it rotates the token at position L0 as if it stood at position 0, unless a later one is in its batch",
+)
 LONG = Rule(always("long"), formula)
 
 ENGINES: dict[str, Engine] = {
@@ -149,7 +168,8 @@ ENGINES: dict[str, Engine] = {
         version="0.32.0",
         models=_models(
             (f"{FAMILIES} phimoe", VLLM),
-            ("glm gpt_neox olmo2 olmo3 phi smollm3 starcoder2", HANDED_ON),
+            ("glm olmo2 olmo3 phi smollm3 starcoder2", _handed_on("--enforce-eager")),
+            ("gpt_neox", "gave wrong logits for a random model of this architecture, with factors and without"),
             ("cohere", PAIRS),
         ),
         beyond="refuse",
@@ -160,19 +180,19 @@ ENGINES: dict[str, Engine] = {
             (f"{FAMILIES} phimoe", SGLANG),
             ("gemma2 mixtral phi stablelm starcoder2", PLAIN),
             ("gemma3_text", Rule(always("short"), own)),
-            ("glm gpt_neox nemotron smollm3", HANDED_ON),
+            ("glm gpt_neox nemotron smollm3", _handed_on("--disable-cuda-graph")),
             ("cohere", PAIRS),
         ),
         beyond="refuse",
-        slip="it rotates the token at position L0 as if it stood at position 0, unless a later one is in its batch",
     ),
     "mlx-lm": Engine(
         version="0.32.2",
         models=_models(
             (FAMILIES, LONG),
             ("phimoe", Rule(always("long"), mscale)),
-            ("cohere gemma2 glm mixtral phi stablelm starcoder2", PLAIN),
+            ("cohere gemma2 mixtral phi stablelm starcoder2", PLAIN),
             ("nemotron qwen2_moe", "stops: it takes linear scaling only for this architecture"),
+            ("glm", "rotates whole heads of this architecture, which rotates halves: wrong with any factors"),
             ("gpt_neox", "stops: it wants rotary_emb_base and rotary_pct, which transformers 5 does not write"),
         ),
         fields=("rope_scaling",),
@@ -201,17 +221,18 @@ ENGINES: dict[str, Engine] = {
         version="the main branch of 2026",
         models=_models(
             (FAMILIES, ABSENT),
-            ("gemma3_text llama mistral mixtral nemotron phi3 starcoder2", LONG),
+            ("llama mistral mixtral nemotron starcoder2", LONG),
+            ("phi3", Rule(by_launch, formula)),
+            ("gemma3_text", PLAIN),
             ("qwen2 qwen2_moe qwen3", QWEN),
         ),
-        fields=("rope_scaling",),
         beyond="cut",
     ),
     "llama.cpp": Engine(
         version="that reads what longrope export --to gguf wrote",
         models=_models(
             (FAMILIES, "ignores the factors of this architecture, so that longrope writes no GGUF of it"),
-            ("llama mistral phi3", Rule(by_launch, own)),
+            ("llama mistral phi3", Rule(by_context, own, SLOTS)),
         ),
     ),
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.export.engines import Served, serve
-from longrope.export.rules import ENGINES
+from longrope.export.rules import ENGINES, Rule
 from longrope.rope import Extension
 
 SHELL = {
@@ -38,7 +38,6 @@ model.load()""",
 }
 NOTES = {
     "vllm": "Without `--max-model-len` it starts for {original:,} tokens, whatever the checkpoint is made for.",
-    "sglang": "Note: {slip}.",
     "mlx-lm": "It takes prompts of any length: keep below {length:,} tokens.",
     "exllamav2": "Launched for another length, it computes another attention factor.",
     "exllamav3": "It takes prompts of any length that the cache holds: keep below {length:,} tokens.",
@@ -68,7 +67,7 @@ def serving(config: Mapping[str, Any], extension: Extension, mode: str, folder_n
 
 def launch_lines(config: Mapping[str, Any], extension: Extension, folder: str) -> list[str]:
     """The shell command of every engine that has one and computes with this checkpoint's factors."""
-    return [_launch(engine, extension, folder) for engine in SHELL if _runs(engine, config, extension)]
+    return [_launch(engine, config, extension, folder) for engine in SHELL if _runs(engine, config, extension)]
 
 
 def _at(engine: str, config: Mapping[str, Any], extension: Extension, limit: int) -> list[Served]:
@@ -81,27 +80,33 @@ def _runs(engine: str, config: Mapping[str, Any], extension: Extension) -> bool:
     return all(one.factors in ("short", "long") for one in _at(engine, config, extension, extension.length))
 
 
-def _launch(engine: str, extension: Extension, folder: str) -> str:
+def _launch(engine: str, config: Mapping[str, Any], extension: Extension, folder: str) -> str:
     quoted, file = shlex.quote(folder), shlex.quote(f"{folder.rstrip('/')}.gguf")
     template = SHELL.get(engine) or PYTHON[engine]
-    return template.format(folder=quoted, file=file, quoted=repr(folder), length=extension.length)
+    line = template.format(folder=quoted, file=file, quoted=repr(folder), length=extension.length)
+    rule = ENGINES[engine].models[config["model_type"]]
+    return f"{line} {rule.options}" if isinstance(rule, Rule) and rule.options else line
 
 
 def _section(engine: str, config: Mapping[str, Any], extension: Extension, folder: str) -> list[str]:
     title = [f"## {engine} ({ENGINES[engine].version})", ""]
     served = _at(engine, config, extension, extension.length)
     if not _runs(engine, config, extension):
-        return [*title, f"Do not serve it so: {served[-1].departures[0]}.", ""]
+        verdict = "Nobody has read it" if served[-1].factors == "unknown" else "Do not serve it so"
+        return [*title, f"{verdict}: {served[-1].departures[0]}.", ""]
     language = "sh" if engine in SHELL else "python"
-    block = [f"```{language}", _launch(engine, extension, folder), "```", ""]
+    block = [f"```{language}", _launch(engine, config, extension, folder), "```", ""]
     original = extension.rope.original_length
-    numbers = {"original": original, "length": extension.length, "slip": ENGINES[engine].slip}
+    numbers = {"original": original, "length": extension.length}
     said = [_what(served, original)]
     below = serve(engine, config, extension, limit=original, length=original)
     if below.scaling and served[0].scaling and below.scaling.factors != served[0].scaling.factors:
         said.append(f"Launched for up to {original:,} tokens, it uses the {below.factors} factors.")
     if engine in NOTES:
         said.append(NOTES[engine].format(**numbers))
+    rule = ENGINES[engine].models[config["model_type"]]
+    if isinstance(rule, Rule) and rule.slip:
+        said.append(f"Note: {rule.slip}.")
     warned = dict.fromkeys(line for one in served for line in (*one.departures, *one.cautions))
     return [*title, *block, " ".join(said), "", *[f"- Warning: {line}." for line in warned], *([""] if warned else [])]
 

@@ -18,6 +18,9 @@ from transformers import (
 )
 
 from longrope.errors import LongRopeError
+from longrope.reading.configs import FULL
+from longrope.reading.gguf import find_extension
+from longrope.rope import Extension, Rope
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,9 +41,10 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     if dtype not in DTYPES:
         raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     folder, options = _locate(name)
+    config = {"config": load_config(name)} if options else {}  # ours has the scaling of a GGUF
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options, **config)
         model = opened.to(device).eval()
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, AssertionError, SafetensorError) as error:
         raise _not_loaded(name, error, f" on {device}") from error
@@ -53,11 +57,13 @@ def load_config(name: str) -> PreTrainedConfig:
     """A model's config alone, without its weights; the name is as for `load`.
 
     Raises:
-        LongRopeError: if there is no such model.
+        LongRopeError: if there is no such model, or a ``.gguf`` file is cut or scales its rope in an unknown way.
     """
     folder, options = _locate(name)
+    extension = find_extension(Path(folder) / options["gguf_file"]) if options else None
     try:
-        return AutoConfig.from_pretrained(folder, **options)
+        config = AutoConfig.from_pretrained(folder, **options)
+        return config if extension is None else _scaled(config, extension, name)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise _not_loaded(name, error) from error
 
@@ -109,6 +115,25 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise LongRopeError(f"model = {name!r}: there is no such folder")
     return name, {}
+
+
+def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTrainedConfig:
+    """A GGUF's config with its rope scaling, which transformers drops (of gpt-oss alone it keeps it)."""
+    rope, parameters = Rope.of(config), config.rope_parameters
+    if parameters.get("rope_type", "default") != "default":
+        return config
+    if FULL in parameters or (rope.dim, rope.base) != (extension.rope.dim, extension.rope.base):
+        raise LongRopeError(
+            f"model = {name!r} carries a rope scaling that transformers drops, and its geometry is not told "
+            f"({extension.rope}, as transformers has it {rope}); load the checkpoint that the file was made from"
+        )
+    original = extension.rope.original_length
+    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
+    scaling = {"factor": extension.scale, "attention_factor": extension.long.attention_factor}
+    where = {"original_max_position_embeddings": original}
+    config.rope_parameters = {**parameters, "rope_type": "longrope", **sets, **scaling, **where}
+    config.original_max_position_embeddings, config.max_position_embeddings = original, extension.length
+    return config
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -36,7 +36,8 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     >>> extension_of_config({**fields, "rope_scaling": {"type": "linear", "factor": 4}}).long.factors
     (4.0, 4.0, 4.0, 4.0)
     """
-    config = _complete(config.get("text_config") or config)
+    text = config.get("text_config")
+    config = _complete(text if isinstance(text, Mapping) else config)
     parameters, by_layer = _parameters(config)
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
@@ -96,7 +97,6 @@ def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
 
 def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """With what transformers takes for the fields that a file leaves out, if it knows the model type."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
@@ -105,9 +105,11 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     scaling = {name: config.get(name) for name in SCALING}
     try:
         plain = CONFIG_MAPPING[kind](**{name: value for name, value in config.items() if name not in SCALING}).to_dict()
-    except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+    except Exception as error:  # each config class raises its own kinds
         reason = " ".join(str(error).split())
         raise LongRopeError(f"transformers takes it for no config of model type {kind!r}: {reason}") from None
+    if not any(scaling.values()):  # gpt-oss has one unless told otherwise
+        return plain
     rope = plain.get("rope_parameters") or {}
     rope = rope.get(FULL, rope)
     defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
@@ -115,7 +117,10 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], original: int) -> Rope:
-    head_dim = config.get("head_dim") or count(config, "hidden_size") // count(config, "num_attention_heads")
+    whole = config.get("head_dim") is not None
+    head_dim = (
+        count(config, "head_dim") if whole else count(config, "hidden_size") // count(config, "num_attention_heads")
+    )
     fields = {name: parameters.get(name, config.get(name)) for name in ("partial_rotary_factor", "rope_theta")}
     return Rope(
         dim=int(head_dim * number(fields, "partial_rotary_factor", 1.0)),
@@ -133,7 +138,7 @@ def _yarn(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
     factors = yarn(rope, factor, **ramp, truncate=parameters.get("truncate", True))
     attention = mscale(factor)
     if parameters.get("mscale") and parameters.get("mscale_all_dim"):
-        attention = mscale(factor, parameters["mscale"]) / mscale(factor, parameters["mscale_all_dim"])
+        attention = mscale(factor, number(parameters, "mscale")) / mscale(factor, number(parameters, "mscale_all_dim"))
     return Scaling(factors, attention_factor=number(parameters, "attention_factor", attention), scheme="yarn")
 
 

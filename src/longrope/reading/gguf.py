@@ -13,6 +13,8 @@ from longrope.reading.fields import count, number
 from longrope.rope import Extension, Rope, Scaling
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
+YARN = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
+YARN |= {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
 KINDS = ("none", "linear", "yarn", "longrope")
 
 
@@ -34,11 +36,8 @@ def find_extension(path: Path) -> Extension | None:
     """As `extension_of_gguf`; None of a model with plain RoPE."""
     reader = open_gguf(path)
     prefix = f"{read(reader, 'general.architecture', path)}."
-    keys = {
-        name.removeprefix(prefix): field.contents()
-        for name, field in reader.fields.items()
-        if name.startswith((f"{prefix}rope.", f"{prefix}attention.", f"{prefix}embedding", f"{prefix}context"))
-    }
+    fields = {name: field for name, field in reader.fields.items() if name.startswith(prefix)}
+    keys = {name.removeprefix(prefix): _contents(field, path) for name, field in fields.items()}
     tensors = {one.name: one.data for one in reader.tensors if one.name in (FREQS, LONG, SHORT)}
     try:
         return _extension(keys, tensors)
@@ -60,8 +59,10 @@ def open_gguf(path: Path) -> Any:
         return GGUFReader(path)
     except OSError as error:
         raise LongRopeError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise LongRopeError(f"{path} is no whole GGUF file ({str(error).splitlines()[0]}); fetch it again") from None
+    except (ValueError, IndexError) as error:
+        raise LongRopeError(
+            f"{path} is no whole GGUF file ({str(error).partition(chr(10))[0]}); fetch it again"
+        ) from None
 
 
 def read(reader: Any, name: str, path: Path) -> Any:
@@ -73,43 +74,44 @@ def read(reader: Any, name: str, path: Path) -> Any:
     field = reader.get_field(name)
     if field is None:
         raise LongRopeError(f"{path} has no key {name}: it is no language model")
-    return field.contents()
+    return _contents(field, path)
+
+
+def _contents(field: Any, path: Path) -> Any:
+    try:
+        return field.contents()
+    except UnicodeDecodeError:
+        raise LongRopeError(f"{path}: {field.name} is no text; the file is damaged: fetch it again") from None
 
 
 def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extension | None:
-    kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's default, with the factor 1
-    factor = 1.0 if kind == "none" else keys.get("rope.scaling.factor", keys.get("rope.scale_linear")) or 1.0
+    kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's default; without a factor it changes nothing
+    factor = number(keys, "rope.scaling.factor", number(keys, "rope.scale_linear", 1.0)) if kind != "none" else 1.0
     attention = number(keys, "rope.scaling.attn_factor", 1.0)
     if not tensors and attention == factor == 1:
         return None
-    if kind not in KINDS or keys.get("rope.scaling.yarn_log_multiplier") or keys.get("attention.kv_lora_rank"):
+    if kind not in KINDS or "attention.kv_lora_rank" in keys:
         raise LongRopeError(f"rope.scaling.type = {kind!r} of this model is not supported; longrope reads {KINDS}")
+    for name, plain in YARN.items():
+        if keys.get(f"rope.scaling.{name}", plain) != plain:
+            raise LongRopeError(f"rope.scaling.{name}: llama.cpp reads it in some architectures only; not supported")
     longest = count(keys, "context_length")
     rope = _rope(keys, count(keys, "rope.scaling.original_context_length", longest))
     length = max(longest, rope.original_length, round(factor * rope.original_length))
-    every = np.full(rope.dim // 2, factor)
-    if kind == "yarn":
-        fast, slow = (
-            number(keys, f"rope.scaling.yarn_beta_{n}", value) for n, value in (("fast", 32.0), ("slow", 1.0))
-        )
-        every, attention = np.array(yarn(rope, factor, beta_fast=fast, beta_slow=slow)), attention * mscale(factor)
+    factors = np.array(yarn(rope, factor) if kind == "yarn" else [factor] * (rope.dim // 2))
+    attention *= mscale(factor) if kind == "yarn" else 1.0
+    scheme = "longrope" if tensors else {"linear": "pi"}.get(kind, kind)
+    provenance = {"rope.scaling.type": kind, "tensors": sorted(tensors)}
 
     def one(name: str, at: int) -> Scaling:
-        values = tensors.get(FREQS, tensors.get(name, np.ones(rope.dim // 2, dtype=np.float32)))
-        if values.dtype.kind != "f" or values.shape != every.shape:
-            raise LongRopeError(f"{name}: {values.dtype} {values.shape} where {every.shape} float32 are expected")
-        scheme = {"linear": "pi", "yarn": "yarn"}.get(kind, "longrope") if not tensors else "longrope"
-        return Scaling(
-            (every * values.astype(float)).tolist(),
-            attention_factor=attention,
-            scheme=scheme,
-            length=at,
-            provenance={"rope.scaling.type": kind, "tensors": sorted(tensors)},
-        )
+        values = tensors.get(FREQS, tensors.get(name, np.ones(len(factors), np.float32)))
+        if values.dtype.kind != "f" or values.shape != factors.shape:
+            raise LongRopeError(f"{name}: {values.shape} values of {values.dtype}; float32 {factors.shape} is expected")
+        both = (factors * values.astype(float)).tolist()
+        return Scaling(both, attention_factor=attention, scheme=scheme, length=at, provenance=provenance)
 
-    long = one(LONG, length)
-    short = one(SHORT, rope.original_length)
-    return Extension(rope=rope, short=short if short.factors != long.factors else long, long=long, length=length)
+    short, long = one(SHORT, rope.original_length), one(LONG, length)
+    return Extension(rope=rope, short=long if short.factors == long.factors else short, long=long, length=length)
 
 
 def _rope(keys: dict[str, Any], original: int) -> Rope:

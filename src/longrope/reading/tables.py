@@ -24,17 +24,21 @@ def scaling_of_table(path: Path) -> Scaling:
     rows = [_numbers(path, at, line) for at, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise LongRopeError(f"{path} is empty; a table of factors has a line of them for every layer")
+    factors, start = rows[0], 0.0
     if all(len(row) == 1 for row in rows):
-        column = [row[0] for row in rows]
-        start = int(column.pop(0)) if len(column) % 2 and column[0] == int(column[0]) else 0
-        return Scaling(column, start_tokens=start)
-    differs = next((layer for layer, row in enumerate(rows) if row != rows[0]), None)
-    if differs is not None:
+        factors = [row[0] for row in rows]
+        if len(factors) % 2 and factors[0].is_integer():
+            start, *factors = factors
+    elif any(row != rows[0] for row in rows):
+        layer = next(layer for layer, row in enumerate(rows) if row != rows[0])
         raise LongRopeError(
-            f"{path}: the factors of layer {differs} differ from those of layer 0, and a model has one rope for all "
+            f"{path}: the factors of layer {layer} differ from those of layer 0, and a model has one rope for all "
             "its layers; keep one line"
         )
-    return Scaling(rows[0])
+    try:
+        return Scaling(factors, start_tokens=int(start))
+    except LongRopeError as error:
+        raise LongRopeError(f"{path}: {error}") from None
 
 
 def _numbers(path: Path, at: int, line: str) -> list[float]:
