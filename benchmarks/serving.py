@@ -142,7 +142,8 @@ def cell(engine: str, python: str, folder: Path, ours: dict[str, Any], limit: in
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     got: dict[str, Any] = json.loads(answer.read_text()) if answer.exists() else {"error": "no answer"}
     if "error" in got:  # vLLM's process says less than the one that it started
-        causes = [one for one in re.findall(r"\w+Error: .*", done.stderr) if "EngineCore" not in one]
+        lines = re.findall(r"\w+Error: .*", done.stdout + done.stderr)
+        causes = [line for line in lines if "ngine core" not in line and "EngineCore" not in line]
         return {"error": (causes or [got["error"]])[0][:200]}
     how = "run" if engine in RUN else "code path"
     rows = {length: compare(values, ours, int(length)) for length, values in got["values"].items()}

@@ -18,7 +18,9 @@ from families import L0, build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from longrope.cli.talk import Memory, Speaker, Stream
+from longrope.cli.memory import Memory
+from longrope.cli.stream import Stream
+from longrope.cli.talk import Speaker
 from longrope.data.recalls import make_recall
 from longrope.data.stdlib import stdlib_documents
 from longrope.models.generation import POLICIES, generating

@@ -9,7 +9,8 @@ from longrope.cli import generate, options
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
-    from longrope.cli.talk import Memory, Turn
+    from longrope.cli.memory import Memory
+    from longrope.cli.talk import Turn
 
 TURNS = 1 / 8  # of L that a file leaves free for turns
 HELP = "/reset begins anew (a file is kept), /exit or the end of the input ends, Ctrl-C stops an answer"
@@ -30,6 +31,7 @@ def run(
     import torch
 
     from longrope.cli import talk
+    from longrope.cli.memory import Memory
 
     text = talk.read_file(file)
     speaker = talk.open_speaker(model, extension, policy, dtype, device)
@@ -39,7 +41,7 @@ def run(
     if text:
         room = length - new - int(length * TURNS)
         text = speaker.cut(text, room, lambda cut: speaker.encode([(cut, "")]))
-    memory, turns = talk.Memory(speaker), []
+    memory, turns = Memory(speaker), []
     while (said := read_line()) is not None:
         if said == "/reset":
             turns = []
@@ -63,9 +65,10 @@ def read_line() -> str | None:
 def take_turn(memory: Memory, turns: list[Turn], said: str, *, new: int, temperature: float) -> list[Turn]:
     """Let the model answer; the turns with this one, or without it if it does not fit."""
     from longrope.cli import talk
+    from longrope.cli.stream import Stream
 
     speaker = memory.speaker
-    ids, stream = speaker.encode([*turns, (said, "")]), talk.Stream(speaker.tokenizer)
+    ids, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer)
     try:
         memory.answer(ids, new=new, temperature=temperature, stream=stream)
     except LongRopeError as error:

@@ -41,6 +41,8 @@ def run(
     import torch
 
     from longrope.cli import talk
+    from longrope.cli.memory import Memory
+    from longrope.cli.stream import Stream
 
     text = talk.read_file(file)
     speaker = talk.open_speaker(model, extension, policy, dtype, device)
@@ -54,8 +56,8 @@ def run(
         f"{len(ids):,} tokens, at most {new:,} new: {speaker.sets(ids, new)} factors (policy {speaker.policy}, "
         f"L0 = {rope.original_length:,}, L = {speaker.extension.length:,})"
     )
-    stream = talk.Stream(speaker.tokenizer, quiet=as_json)
-    talk.Memory(speaker).answer(ids, new=new, temperature=temperature, stream=stream)
+    stream = Stream(speaker.tokenizer, quiet=as_json)
+    Memory(speaker).answer(ids, new=new, temperature=temperature, stream=stream)
     record = {
         "text": speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True),
         "tokens": len(stream.tokens),

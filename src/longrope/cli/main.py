@@ -60,7 +60,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("interrupted; a search, an extension or an evaluation with -o continues with --resume")
+            console.print("interrupted" + "; with -o, it continues with --resume" * ("resume" in kwargs))
             raise typer.Exit(130) from None
 
     return run

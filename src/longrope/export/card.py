@@ -8,8 +8,8 @@ from longrope.rope import Extension
 OFF_FORMULA = "engines that compute the attention factor from L/L0 will not use the one chosen here."
 SETS = {
     "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose "
-    "between them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`): SERVING.md says "
-    "how; export with `--mode static` for the same numbers everywhere.",
+    "between them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`): SERVING.md "
+    "says how; export with `--mode static` for the same numbers everywhere.",
     "static": "One set of factors at every length, so that every engine computes the same.",
 }
 

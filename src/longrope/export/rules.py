@@ -168,7 +168,8 @@ ENGINES: dict[str, Engine] = {
         version="0.32.0",
         models=_models(
             (f"{FAMILIES} phimoe", VLLM),
-            ("glm olmo2 olmo3 phi smollm3 starcoder2", _handed_on("--enforce-eager")),
+            ("glm olmo2 phi smollm3 starcoder2", _handed_on("--enforce-eager")),
+            ("olmo3", "stops at the second long sequence: transformers 5.19, which it asks for, has a fault there"),
             ("gpt_neox", "gave wrong logits for a random model of this architecture, with factors and without"),
             ("cohere", PAIRS),
         ),

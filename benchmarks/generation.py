@@ -1,0 +1,191 @@
+"""What a cache does past L0: transformers' own config with both sets and our policies; a chat about a long file.
+
+    make benchmark-generation                # tiny and tiny random models: a minute
+    python benchmarks/generation.py smollm2  # SmolLM2-135M too: a quarter of an hour on two cores
+
+Tokens of documents are forced through ``generate``, so that every policy decodes as it always does. Results in
+``benchmarks/results/generation.json``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from longrope.cli.memory import Memory
+from longrope.cli.stream import Stream
+from longrope.cli.talk import Speaker, Turn, before
+from longrope.data.stdlib import stdlib_documents
+from longrope.export.config import config_fields
+from longrope.files import write_json
+from longrope.models.generation import POLICIES, generating
+from longrope.models.load import load
+from longrope.models.patch import patch
+from longrope.report.provenance import provenance
+from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import heuristic
+
+RESULTS = Path(__file__).parent / "results" / "generation.json"
+SEED, DOCUMENTS, READ, LENGTH = 0, 16, 200, 512
+FAMILIES = ("llama", "qwen3", "phi3")
+SIZES, DEPTHS, NEW = (1500, 6000, 10000), (0.1, 0.5, 0.9), 64  # of the files, in tokens; L0 = 8,192
+NEEDLE, ASKED = "The special magic number is {}.", "What is the special magic number?"
+NEXT = "Describe in some sentences what the text before is about."
+THEIRS = "transformers, both sets"
+
+
+def main() -> None:
+    """Every part, or all but the chat; a part that is not asked for stays as it is in the results file."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for part in (losses, first_logits, *([chat] if sys.argv[1:] else [])):
+        found[part.__name__] = {**part(), "seed": SEED, "provenance": provenance()}
+        write_json(RESULTS, found)
+        print(part.__name__, json.dumps(found[part.__name__], indent=1), flush=True)
+
+
+def losses() -> dict[str, Any]:
+    """Nats of ``tiny`` on the tokens after texts of 257 to 511 tokens, with the heuristic at 8x."""
+    model, tokenizer = load("tiny", dtype="float32")
+    rope = Rope.of(model)
+    long = replace(heuristic(rope, 8 * rope.original_length), attention_factor=1.0)
+    extension = Extension.of(rope, long)
+    texts = [text[:8000] for _, text in stdlib_documents(unseen=True) if len(text) > 9000][:DOCUMENTS]
+    x = torch.tensor([ids[:LENGTH] for ids in tokenizer(texts, verbose=False)["input_ids"]])
+
+    def loss(logits: Tensor) -> float:
+        return cross_entropy(logits[:, rope.original_length - LENGTH + 1 :].transpose(1, 2), x[:, 257:]).item()
+
+    with patch(model, long):
+        found = {"long factors, no cache": loss(uncached(model, x[:, :-1]))}
+    for policy in POLICIES:
+        with generating(model, extension, policy):
+            found[policy] = loss(forced(model, x, READ))
+    found[THEIRS] = loss(forced(dual(model, extension), x, READ))
+    return {"model": "tiny", "documents": DOCUMENTS, "loss": found}
+
+
+def first_logits() -> dict[str, Any]:
+    """RMS of cached less uncached logits over that of the latter, for the text of L0 + 1 tokens, random models."""
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    families = importlib.import_module("families")
+    found = {}
+    for family in FAMILIES:
+        model, x = families.build(family), families.tokens(1, families.L0 + 2)  # no text has the last one
+        rope = Rope.of(model)
+        long = heuristic(rope, 4 * rope.original_length)
+        ramp = [1 + i / rope.dim for i in range(rope.dim // 2)]
+        short = Scaling(ramp, attention_factor=long.attention_factor)  # else no config could hold both
+        extension = Extension(rope=rope, short=short, long=long, length=long.length)
+        theirs, read = dual(model, extension), families.L0 - 1
+        wanted = uncached(theirs, x[:, :-1])[:, -1]
+        found[family] = {THEIRS: difference(forced(theirs, x, read)[:, -1], wanted)}
+        with patch(model, long):
+            wanted = uncached(model, x[:, :-1])[:, -1]
+        for policy in POLICIES:
+            with generating(model, extension, policy):
+                found[family][policy] = difference(forced(model, x, read)[:, -1], wanted)
+    return {"difference": found}
+
+
+def chat() -> dict[str, Any]:
+    """Two turns about a file, as ``longrope chat`` takes them: speed, and whether a sentence of it is found."""
+    model, tokenizer = load("smollm2", dtype="bfloat16")
+    rope = Rope.of(model)
+    extension = Extension.of(rope, heuristic(rope, 4 * rope.original_length))
+    speaker = Speaker(model, tokenizer, extension, "pin", exported=False)
+    topics = importlib.import_module("pydoc_data.topics").topics  # Python's own manual, in English
+    ids, rng = tokenizer("\n".join(topics.values()), verbose=False)["input_ids"], np.random.default_rng(SEED)
+    files, load_average = {}, os.getloadavg()[0]
+    for size in SIZES:
+        number = [str(rng.integers(100_000, 1_000_000)) for _ in DEPTHS]
+        text = str(tokenizer.decode(ids[:size]))
+        cells = [two_turns(speaker, text, *pair) for pair in zip(DEPTHS, number, strict=True)]
+        files[str(size)] = {"summary": summary(cells), "cells": cells}
+    settings = {"model": "smollm2", "dtype": "bfloat16", "scheme": "heuristic", "length": extension.length}
+    return {**settings, "load_average": load_average, "files": files}
+
+
+def two_turns(speaker: Speaker, text: str, depth: float, number: str) -> dict[str, Any]:
+    """A sentence planted in a text is asked for, then something else."""
+    place = text.index("\n", int(depth * len(text)))
+    file = f"{text[:place]}\n{NEEDLE.format(number)}{text[place:]}"
+    memory, turns, cell = Memory(speaker), list[Turn](), {"depth": depth, "number": number, "turns": list[Any]()}
+    for said in (before(file, ASKED), NEXT):
+        tokens, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer, quiet=True)
+        memory.answer(tokens, new=NEW, temperature=0, stream=stream)
+        answer = str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True))
+        turns.append((said, answer))
+        turn = {"prompt_tokens": len(tokens), "tokens": len(stream.tokens), "answer": answer}
+        turn |= {"factors": speaker.sets(tokens, NEW), "first_token_seconds": stream.times[0], "rate": stream.rate}
+        cell["turns"].append(turn)
+    cell["found"] = number in turns[0][1]
+    print(json.dumps(cell), flush=True)
+    return cell
+
+
+def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the depths."""
+    first, second = ([cell["turns"][turn]["first_token_seconds"] for cell in cells] for turn in (0, 1))
+    return {
+        "found": sum(cell["found"] for cell in cells),
+        "of": len(cells),
+        "first_token_seconds": median(first),
+        "second_turn_seconds": median(second),
+        "second_over_first": median(b / a for a, b in zip(first, second, strict=True)),
+        "tokens_per_second": median(cell["turns"][1]["rate"] for cell in cells),
+    }
+
+
+def dual(model: PreTrainedModel, extension: Extension) -> PreTrainedModel:
+    """The same weights under transformers' own config with both sets, as a dual export has it."""
+    fields = config_fields(model.config.to_dict(), extension)
+    theirs = AutoModelForCausalLM.from_config(type(model.config).from_dict(fields), dtype=torch.float32).eval()
+    theirs.load_state_dict(model.state_dict())
+    return theirs
+
+
+@torch.inference_mode()
+def uncached(model: Any, x: Tensor) -> Tensor:
+    """Logits of every next token."""
+    return model(input_ids=x, use_cache=False).logits
+
+
+def forced(model: Any, x: Tensor, read: int) -> Tensor:
+    """Raw logits after the first ``read`` tokens of a text, then after one more at a time; all tokens but the last."""
+
+    def force(ids: Tensor, scores: Tensor) -> Tensor:
+        return one_hot(x[:, ids.shape[1]], scores.shape[1]).float()
+
+    made = model.generate(
+        x[:, :read],
+        attention_mask=torch.ones_like(x[:, :read]),
+        max_new_tokens=x.shape[1] - read,
+        do_sample=False,
+        eos_token_id=None,
+        logits_processor=[force],
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    assert torch.equal(made.sequences, x)
+    return torch.stack(made.logits, dim=1)
+
+
+def difference(ours: Tensor, wanted: Tensor) -> float:
+    """RMS of the difference over the RMS of what is wanted."""
+    return ((ours - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+
+
+if __name__ == "__main__":
+    main()
