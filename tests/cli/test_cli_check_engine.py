@@ -78,7 +78,10 @@ def test_what_is_printed(cli, checkpoints: dict[str, Path]) -> None:
     result = cli("check", checkpoints["gemma2-static"], "--engine", "sglang", "--lengths", "64,512")
     assert result.code == 1
     assert result.out.count("DEPARTS") == 2
-    assert "Warning: sglang uses no factors at all at 64 tokens, where the short ones belong" in result.out
+    assert (
+        "Warning: model type 'gemma2': sglang uses no factors at all at 64 tokens, where the short ones belong"
+        in result.out
+    )
     result = cli("check", checkpoints["llama-dual"], "--engine", "transformers", "--lengths", "64")
     assert (result.code, result.out.count("as made")) == (0, 1)
     assert "In serving: transformers: a batch takes the set of its longest row" in result.out

@@ -115,6 +115,22 @@ def test_outtypes(outtype: str, most: float, tmp_path: Path) -> None:
     assert difference(our_logits(model, held, ids), llama_logits(tmp_path / "x.gguf", ids, context=512)) < most
 
 
+def test_llama_quantize_keeps_the_factors(tmp_path: Path) -> None:
+    from llama_cpp import llama_cpp as bindings
+
+    model, tokenizer = load("tiny", dtype="float32")
+    held = export_gguf(model, tokenizer, extension(model, 2048), tmp_path / "x.gguf", outtype="f16")
+    how = bindings.llama_model_quantize_default_params()
+    how.ftype = bindings.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    source, target = str(tmp_path / "x.gguf").encode(), str(tmp_path / "q.gguf").encode()
+    assert bindings.llama_model_quantize(source, target, how) == 0
+    assert (tmp_path / "q.gguf").stat().st_size < 0.4 * (tmp_path / "x.gguf").stat().st_size
+    ids = text_ids(tokenizer, 300)
+    theirs = llama_logits(tmp_path / "q.gguf", ids, context=512)
+    plain = Extension.of(held.rope, Scaling.identity(held.rope))
+    assert difference(our_logits(model, held, ids), theirs) < 0.6 * difference(our_logits(model, plain, ids), theirs)
+
+
 @pytest.mark.parametrize(
     ("family", "fields"),
     [

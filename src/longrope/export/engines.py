@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.export.rules import ENGINES, FIELDS, Engine, Rule
+from longrope.export.rules import ENGINES, FIELDS, PLAIN, Engine, Rule
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor
 
@@ -116,7 +116,10 @@ def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit
         return Served(engine, length, "refused", None, (stop,))
     limit = min(limit, held.length) if reads.beyond == "cut" else limit
     which, scaling = _computed(reads, rule, config, held, limit, length)
-    departures = [*_departures(engine, which, scaling, extension, length)]
+    who = f"model type {kind!r}: {engine}" if rule is PLAIN else engine
+    departures = [*_departures(who, which, scaling, extension, length)]
+    if which == "none" and rule is not PLAIN:
+        departures.append(f"{engine} reads {' or '.join(reads.fields)} alone, and config.json has no factors there")
     if length == held.rope.original_length + 1 and rule.slip:
         departures.append(f"{engine}: {rule.slip}")
     two = not np.allclose(held.short.factors, held.long.factors)
