@@ -1,7 +1,7 @@
 """What a cache does past L0: transformers' own config with both sets and our policies; a chat about a long file.
 
     make benchmark-generation                # tiny and tiny random models: a minute
-    python benchmarks/generation.py smollm2  # SmolLM2-135M too: a quarter of an hour on two cores
+    python benchmarks/generation.py smollm2  # the chat, with SmolLM2-135M: ten minutes on one core; continues
 
 Tokens of documents are forced through ``generate``, so that every policy decodes as it always does. Results in
 ``benchmarks/results/generation.json``.
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,16 +41,19 @@ from longrope.schemes import heuristic
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 SEED, DOCUMENTS, READ, LENGTH = 0, 16, 200, 512
 FAMILIES = ("llama", "qwen3", "phi3")
-SIZES, DEPTHS, NEW = (1500, 6000, 10000), (0.1, 0.5, 0.9), 64  # of the files, in tokens; L0 = 8,192
+SIZES, DEPTHS, NEW = (1500, 6000, 10000), (0.1, 0.5, 0.9), 32  # of the files, in tokens; L0 = 8,192
 NEEDLE, ASKED = "The special magic number is {}.", "What is the special magic number?"
 NEXT = "Describe in some sentences what the text before is about."
 THEIRS = "transformers, both sets"
 
 
 def main() -> None:
-    """Every part, or all but the chat; a part that is not asked for stays as it is in the results file."""
+    """The chat, or all but the chat; what is not asked for stays as it is in the results file."""
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for part in (losses, first_logits, *([chat] if sys.argv[1:] else [])):
+    if sys.argv[1:]:
+        chat(found)
+        return
+    for part in (losses, first_logits):
         found[part.__name__] = {**part(), "seed": SEED, "provenance": provenance()}
         write_json(RESULTS, found)
         print(part.__name__, json.dumps(found[part.__name__], indent=1), flush=True)
@@ -96,53 +100,57 @@ def first_logits() -> dict[str, Any]:
     return {"difference": found}
 
 
-def chat() -> dict[str, Any]:
-    """Two turns about a file, as ``longrope chat`` takes them: speed, and whether a sentence of it is found."""
+def chat(found: dict[str, Any]) -> None:
+    """Two turns about each file that was not read yet, as ``longrope chat`` takes them."""
     model, tokenizer = load("smollm2", dtype="bfloat16")
     rope = Rope.of(model)
     extension = Extension.of(rope, heuristic(rope, 4 * rope.original_length))
     speaker = Speaker(model, tokenizer, extension, "pin", exported=False)
     topics = importlib.import_module("pydoc_data.topics").topics  # Python's own manual, in English
-    ids, rng = tokenizer("\n".join(topics.values()), verbose=False)["input_ids"], np.random.default_rng(SEED)
-    files, load_average = {}, os.getloadavg()[0]
-    for size in SIZES:
-        number = [str(rng.integers(100_000, 1_000_000)) for _ in DEPTHS]
-        text = str(tokenizer.decode(ids[:size]))
-        cells = [two_turns(speaker, text, *pair) for pair in zip(DEPTHS, number, strict=True)]
-        files[str(size)] = {"summary": summary(cells), "cells": cells}
+    ids = tokenizer("\n".join(topics.values()), verbose=False)["input_ids"]
     settings = {"model": "smollm2", "dtype": "bfloat16", "scheme": "heuristic", "length": extension.length}
-    return {**settings, "load_average": load_average, "files": files}
+    cells: dict[str, Any] = found.get("chat", {}).get("cells", {})
+    for depth, size in product(DEPTHS, SIZES):
+        if (key := f"{size} {depth}") not in cells:
+            cells[key] = two_turns(speaker, str(tokenizer.decode(ids[:size])), depth)
+            found["chat"] = {**settings, "summary": summary(cells), "cells": cells, "seed": SEED}
+            found["chat"]["provenance"] = provenance()
+            write_json(RESULTS, found)
+            print(key, json.dumps(cells[key]), flush=True)
 
 
-def two_turns(speaker: Speaker, text: str, depth: float, number: str) -> dict[str, Any]:
-    """A sentence planted in a text is asked for, then something else."""
+def two_turns(speaker: Speaker, text: str, depth: float) -> dict[str, Any]:
+    """A sentence planted in a text is asked for, then something else: answers, speed, and how busy the machine was."""
+    number = str(np.random.default_rng([SEED, round(100 * depth), len(text)]).integers(100_000, 1_000_000))
     place = text.index("\n", int(depth * len(text)))
     file = f"{text[:place]}\n{NEEDLE.format(number)}{text[place:]}"
-    memory, turns, cell = Memory(speaker), list[Turn](), {"depth": depth, "number": number, "turns": list[Any]()}
+    memory, turns, rows = Memory(speaker), list[Turn](), list[dict[str, Any]]()
     for said in (before(file, ASKED), NEXT):
         tokens, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer, quiet=True)
         memory.answer(tokens, new=NEW, temperature=0, stream=stream)
         answer = str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True))
         turns.append((said, answer))
-        turn = {"prompt_tokens": len(tokens), "tokens": len(stream.tokens), "answer": answer}
-        turn |= {"factors": speaker.sets(tokens, NEW), "first_token_seconds": stream.times[0], "rate": stream.rate}
-        cell["turns"].append(turn)
-    cell["found"] = number in turns[0][1]
-    print(json.dumps(cell), flush=True)
-    return cell
+        row = {"prompt_tokens": len(tokens), "tokens": len(stream.tokens), "answer": answer}
+        row |= {"factors": speaker.sets(tokens, NEW), "first_token_seconds": stream.times[0], "rate": stream.rate}
+        rows.append({**row, "load_average": os.getloadavg()[0]})
+    return {"number": number, "found": number in turns[0][1], "turns": rows}
 
 
-def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of the depths."""
-    first, second = ([cell["turns"][turn]["first_token_seconds"] for cell in cells] for turn in (0, 1))
-    return {
-        "found": sum(cell["found"] for cell in cells),
-        "of": len(cells),
-        "first_token_seconds": median(first),
-        "second_turn_seconds": median(second),
-        "second_over_first": median(b / a for a, b in zip(first, second, strict=True)),
-        "tokens_per_second": median(cell["turns"][1]["rate"] for cell in cells),
-    }
+def summary(cells: dict[str, Any]) -> dict[str, Any]:
+    """By size of the file, medians of the depths."""
+    rows, sizes = {}, dict.fromkeys(key.split()[0] for key in cells)
+    for size in sizes:
+        of = [cell for key, cell in cells.items() if key.startswith(f"{size} ")]
+        first, second = ([cell["turns"][turn]["first_token_seconds"] for cell in of] for turn in (0, 1))
+        rows[size] = {
+            "found": sum(cell["found"] for cell in of),
+            "of": len(of),
+            "first_token_seconds": median(first),
+            "second_turn_seconds": median(second),
+            "second_over_first": median(b / a for a, b in zip(first, second, strict=True)),
+            "tokens_per_second": median(cell["turns"][1]["rate"] for cell in of),
+        }
+    return rows
 
 
 def dual(model: PreTrainedModel, extension: Extension) -> PreTrainedModel:

@@ -252,7 +252,10 @@ class Extension:
     def of(cls, rope: Rope, long: Scaling) -> Extension:
         """Long factors, with the model as it was for sequences up to L0."""
         if long.length is None:
-            raise LongRopeError("length is not set on this scaling; set it to the longest sequence it is made for")
+            raise LongRopeError(
+                "length is not set on this scaling; set it to the longest sequence it is made for "
+                "(longrope scale MODEL --scaling FILE --length L does)"
+            )
         return cls(rope=rope, short=Scaling.identity(rope), long=long, length=long.length)
 
     def to_json(self) -> str:

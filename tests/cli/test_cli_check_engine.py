@@ -11,8 +11,8 @@ from typing import Any
 import families
 import pytest
 
+from longrope.export.engines import ENGINES
 from longrope.export.huggingface import export_huggingface
-from longrope.export.rules import ENGINES
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import heuristic
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -13,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from conftest import Result, byte_bpe
 from families import L0, build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from longrope.cli.main import guarded
 from longrope.cli.memory import Memory
 from longrope.cli.stream import Stream
 from longrope.cli.talk import Speaker
@@ -103,17 +106,17 @@ def uncached(model: PreTrainedModel, extension: Extension, policy: str, ids: lis
 @each_policy
 def test_generate_is_what_the_model_generates(cli: Cli, tiny, heuristic: Path, policy: str) -> None:
     model, tokenizer = tiny
-    prompt = "".join(f"x_{i} = {i}\n" for i in range(30)) + "def main"
-    result = cli("generate", "tiny", prompt, "--extension", heuristic, "--max-new-tokens", 99, "--policy", policy)
+    prompt = "".join(f"x_{i} = {i}\n" for i in range(34)) + "def main"
+    result = cli("generate", "tiny", prompt, "--extension", heuristic, "--max-new-tokens", 20, "--policy", policy)
     assert result.code == 0, result.err
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    assert ids.shape[1] < 256 < ids.shape[1] + 99
+    assert ids.shape[1] < 256 < ids.shape[1] + 20
     with generating(model, extension_of(model, 2048), policy):
-        made = model.generate(ids, max_new_tokens=99, do_sample=False)[0, ids.shape[1] :]
+        made = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
     assert result.out == tokenizer.decode(made, skip_special_tokens=True) + "\n"
     sets = {"pin": "long", "static": "long", "switch": "short, then long"}[policy]
-    assert f"{ids.shape[1]} tokens, at most 99 new: {sets} factors (policy {policy}, L0 = 256, L = 2,048)" in result.err
-    assert "99 new tokens in " in result.err
+    assert f"{ids.shape[1]} tokens, at most 20 new: {sets} factors (policy {policy}, L0 = 256, L = 2,048)" in result.err
+    assert "20 new tokens in " in result.err
 
 
 def test_json_and_sampling(cli: Cli, tiny, heuristic: Path) -> None:
@@ -170,20 +173,20 @@ def test_a_file_is_cut_to_what_fits(cli: Cli, model: Path, small: Path, tmp_path
 def test_turns_of_a_chat_are_those_of_the_uncached_model(chat: Cli, heuristic: Path, policy: str) -> None:
     """Across L0 in the second turn."""
     model, tokenizer = load("tiny", dtype="float32")
-    said = ["import os, sys  # " + " ".join(f"m{i}" for i in range(76)), "def main(argv):", "x = 1"]
-    options = ("tiny", "--extension", heuristic, "--max-new-tokens", 20, "--policy", policy, "--dtype", "float32")
+    said = ["import os, sys  # " + " ".join(f"m{i}" for i in range(84)), "def main(argv):", "x = 1"]
+    options = ("tiny", "--extension", heuristic, "--max-new-tokens", 9, "--policy", policy, "--dtype", "float32")
     result = chat("\n\n".join(said), *options)
     assert result.code == 0, result.err
     text, answers, lengths = "", [], []
     for line in said:
         text += ("\n" if text else "") + line
         ids = tokenizer(text)["input_ids"]
-        answers.append(tokenizer.decode(uncached(model, extension_of(model, 2048), policy, ids, 20)))
+        answers.append(tokenizer.decode(uncached(model, extension_of(model, 2048), policy, ids, 9)))
         text += answers[-1]
         lengths.append(len(ids))
-    assert lengths[0] + 20 < 256 < lengths[1] + 20
+    assert lengths[0] + 9 < 256 < lengths[1] + 9
     assert result.out == "".join(answer + "\n" for answer in answers)
-    assert f"[{lengths[2]} tokens, long factors; 20 new tokens in" in result.err
+    assert f"[{lengths[2]} tokens, long factors; 9 new tokens in" in result.err
 
 
 @each_policy
@@ -256,8 +259,9 @@ def test_a_memory_changes_no_answer(family: str, fields: dict[str, int], policy:
     memory, first = Memory(speaker), ids_of(40, 0)
     longer = first + answered(memory, first, 7) + ids_of(12, 1)
     across = longer + answered(memory, longer, 11) + ids_of(30, 2)
+    fresh = functools.cache(lambda ids: answered(Memory(speaker), [*ids], 11))
     for ids in (across, across[:70] + ids_of(20, 3), first, ids_of(5, 4), across, across):
-        assert answered(memory, ids, 11) == answered(Memory(speaker), ids, 11)
+        assert answered(memory, ids, 11) == fresh(tuple(ids))
         assert memory.cache.get_seq_length() == len(memory.ids) == len(ids) + 10
 
 
@@ -298,6 +302,21 @@ def test_an_interrupt_in_the_middle_of_a_step_spoils_nothing(
     hook.remove()
     for again in (ids + ids_of(2, 1), ids[:30]):
         assert answered(memory, again, 9) == answered(Memory(speaker), again, 9)
+
+
+def test_an_interrupt_names_resume_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    @guarded
+    def command(**options: object) -> None:
+        raise KeyboardInterrupt
+
+    for options, said in (
+        ({"new": 9}, "interrupted\n"),
+        ({"resume": False}, "interrupted; with -o, it continues with"),
+    ):
+        with pytest.raises(typer.Exit) as stopped:
+            command(**options)
+        assert stopped.value.exit_code == 130
+        assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")

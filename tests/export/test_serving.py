@@ -10,7 +10,7 @@ import families
 import pytest
 
 from longrope.export.config import config_fields, for_mode
-from longrope.export.rules import ENGINES, FAMILIES
+from longrope.export.engines import ENGINES, FAMILIES
 from longrope.export.serving import launch_lines, serving
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import heuristic

@@ -227,6 +227,7 @@ REFUSED = {
     ),
     "half": ({"max_position_embeddings": 40.5, "rope_scaling": SCALINGS["yarn"]}, "must be a whole number"),
     "no heads": ({"num_attention_heads": None, "rope_scaling": SCALINGS["yarn"]}, "num_attention_heads is missing"),
+    "wide": ({"head_dim": 1e9, "rope_scaling": SCALINGS["linear"]}, "more than any model has"),
     "no model": (
         {"model_type": "llama", "hidden_size": 250, "rope_scaling": SCALINGS["yarn"]},
         r"'llama': .*hidden size \(250",

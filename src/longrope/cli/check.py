@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.export.engines import Served
+    from longrope.export.served import Served
 
 
 def run(
@@ -85,7 +85,7 @@ def _compare(folder: Path, model: str, lengths: list[int] | None, device: str, *
 
 
 def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[int] | None, *, as_json: bool) -> bool:
-    from longrope.export.engines import find_engines, held_extension, serve
+    from longrope.export.served import find_engines, held_extension, serve
     from longrope.rope import Extension
 
     engines, config = find_engines(engine), _config(folder)
@@ -105,7 +105,7 @@ def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[in
 
 
 def _record(one: Served, limit: int) -> dict[str, Any]:
-    from longrope.export.rules import ENGINES
+    from longrope.export.engines import ENGINES
 
     return {
         "engine": one.engine,

@@ -22,7 +22,7 @@ def run(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the checkpoint, or the .gguf file.")],
     factors: Annotated[
         str | None,
-        typer.Argument(help="Run folder of a search, or a factors file. Not for MODELs that longrope extended."),
+        typer.Argument(help=f"{options.FACTORS} Not for MODELs that longrope extended."),
     ] = None,
     to: Annotated[str, typer.Option(help="huggingface, or gguf for llama.cpp.")] = "huggingface",
     mode: Annotated[

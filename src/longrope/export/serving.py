@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.export.engines import Served, serve
-from longrope.export.rules import ENGINES, Rule
+from longrope.export.engines import ENGINES
+from longrope.export.rules import Rule
+from longrope.export.served import Served, serve
 from longrope.rope import Extension
 
 SHELL = {

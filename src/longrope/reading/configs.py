@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.reading.fields import count, number
+from longrope.reading.fields import count, geometry, number
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import dynamic_ntk
 
@@ -122,11 +122,7 @@ def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], original: in
         count(config, "head_dim") if whole else count(config, "hidden_size") // count(config, "num_attention_heads")
     )
     fields = {name: parameters.get(name, config.get(name)) for name in ("partial_rotary_factor", "rope_theta")}
-    return Rope(
-        dim=int(head_dim * number(fields, "partial_rotary_factor", 1.0)),
-        base=number(fields, "rope_theta"),
-        original_length=original,
-    )
+    return geometry(head_dim * number(fields, "partial_rotary_factor", 1.0), number(fields, "rope_theta"), original)
 
 
 def _linear(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.rope import Rope
+
+WIDEST = 65536
 
 
 def number(fields: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """A field that holds a finite number above 0; the default if it is absent or null.
+    """A field that holds a number above 0, of a size that can be computed with; the default if it is absent or null.
 
     Raises:
         LongRopeError: if it holds something else, or is absent and has no default.
@@ -19,8 +21,8 @@ def number(fields: Mapping[str, Any], name: str, default: float | None = None) -
     value = default if value is None else value
     if value is None:
         raise LongRopeError(f"{name} is missing; add it")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise LongRopeError(f"{name} = {value!r} must be a finite number above 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1e-15 < value < 1e15:
+        raise LongRopeError(f"{name} = {value!r} must be a number above 0 (from 1e-15 to 1e15)")
     return value
 
 
@@ -34,3 +36,14 @@ def count(fields: Mapping[str, Any], name: str, default: int | None = None) -> i
     if value != int(value):
         raise LongRopeError(f"{name} = {value!r} must be a whole number")
     return int(value)
+
+
+def geometry(dim: float, base: float, original_length: int) -> Rope:
+    """The rope of a file's numbers; a fraction of ``dim`` is left out.
+
+    Raises:
+        LongRopeError: if no model can have it.
+    """
+    if dim > WIDEST:
+        raise LongRopeError(f"{dim:g} rotated dimensions are more than any model has; the file is damaged")
+    return Rope(dim=int(dim), base=base, original_length=original_length)

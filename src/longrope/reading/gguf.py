@@ -9,7 +9,7 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.reading.configs import mscale, yarn
-from longrope.reading.fields import count, number
+from longrope.reading.fields import count, geometry, number
 from longrope.rope import Extension, Rope, Scaling
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -115,9 +115,6 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
 
 
 def _rope(keys: dict[str, Any], original: int) -> Rope:
-    dim = keys.get("rope.dimension_count") or keys.get("attention.key_length")
-    return Rope(
-        dim=dim or count(keys, "embedding_length") // count(keys, "attention.head_count"),
-        base=number(keys, "rope.freq_base", 10000.0),
-        original_length=original,
-    )
+    name = next((one for one in ("rope.dimension_count", "attention.key_length") if one in keys), None)
+    dim = count(keys, name) if name else count(keys, "embedding_length") // count(keys, "attention.head_count")
+    return geometry(dim, number(keys, "rope.freq_base", 10000.0), original)

@@ -7,17 +7,8 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.export.config import for_mode
-from longrope.export.gguf.scaling import (
-    FREQS,
-    LONG,
-    SHORT,
-    add_keys,
-    factor_tensors,
-    refuse_architecture,
-    scaling_keys,
-    written,
-)
-from longrope.reading.gguf import open_gguf, read
+from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
+from longrope.reading.gguf import FREQS, LONG, SHORT, open_gguf, read
 from longrope.rope import Extension, Rope
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.files import claim
+from longrope.reading.gguf import LONG, SHORT
 from longrope.rope import Extension
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 RUNTIMES = ("llama", "phi3")  # llama.cpp's architectures that read the factors, each tested
-LONG, SHORT, FREQS = "rope_factors_long.weight", "rope_factors_short.weight", "rope_freqs.weight"
 
 
 def factor_tensors(extension: Extension) -> dict[str, np.ndarray]:

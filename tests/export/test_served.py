@@ -13,8 +13,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
 from longrope.export.config import config_fields, for_mode
-from longrope.export.engines import Served, find_engines, held_extension, serve
-from longrope.export.rules import ENGINES, FAMILIES, Rule, unscaled
+from longrope.export.engines import ENGINES, FAMILIES
+from longrope.export.rules import Rule, unscaled
+from longrope.export.served import Served, find_engines, held_extension, serve
 from longrope.models.load import load_config
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor, heuristic
@@ -193,6 +194,13 @@ def test_tensorrt_llm_hands_the_launched_length_to_phi3_alone() -> None:
         assert served("tensorrt-llm", kind, L0, limit=L0).factors == which
         assert served("tensorrt-llm", kind, L0).factors == "long"
     assert served("tensorrt-llm", "gemma3_text", LENGTH).factors == "none"
+
+
+def test_llama_cpp_rounds_its_context_up_to_256() -> None:
+    assert served("llama.cpp", "llama", 50, limit=L0).factors == "long"
+    config, extension = exported("tiny")
+    for limit, which in ((extension.rope.original_length, "short"), (extension.rope.original_length + 1, "long")):
+        assert serve("llama.cpp", config, extension, limit=limit, length=50).factors == which
 
 
 def test_sglang_slips_at_one_token_beyond() -> None:
