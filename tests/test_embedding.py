@@ -152,6 +152,18 @@ SETS = {
 }
 
 
+@pytest.mark.parametrize("length", [2**24, 2**24 + 1, 2**25])
+def test_a_length_that_the_tables_do_not_reach_is_refused(length: int) -> None:
+    rope = Rope(dim=8, base=1e4, original_length=64)
+    long = Scaling([2.0] * 4, length=length)
+    for make in (lambda: LongRoPE.static(rope, [long]), lambda: LongRoPE.of(Extension.of(rope, long))):
+        if length <= 2**24:
+            make()
+            continue
+        with pytest.raises(LongRopeError, match=f"length = {length}: .*16777216"):
+            make()
+
+
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("position", [2**24, 2**24 + 5000, 2**25, -1])
 @pytest.mark.parametrize("seq_len", [None, 64])

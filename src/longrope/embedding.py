@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class LongRoPE(nn.Module):
         attention = attention_factor("yarn", rope, max_position) * mscale
         long = heuristic(rope, max_position).factors if search_factors is None else search_factors
         short = [1.0] * (dim // 2) if short_factors is None else short_factors
-        scalings = [Scaling(factors, attention_factor=attention) for factors in (short, long)]
+        scalings = [Scaling(factors, attention_factor=attention, length=max_position) for factors in (short, long)]
         self._build(rope, scalings, by_length=True)
 
     @classmethod
@@ -66,7 +67,8 @@ class LongRoPE(nn.Module):
         """The module of an extension: its short factors up to L0, its long ones beyond, each with its attention."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module._build(extension.rope, [extension.short, extension.long], by_length=True)
+        long = replace(extension.long, length=extension.length)
+        module._build(extension.rope, [extension.short, long], by_length=True)
         return module
 
     @classmethod
@@ -86,6 +88,11 @@ class LongRoPE(nn.Module):
     def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool, reach: int = BLOCK**2) -> None:
         if not scalings:
             raise LongRopeError("scalings is empty; give one, or one for each row of the batch")
+        longest = max(scaling.length or 0 for scaling in scalings)
+        if longest > BLOCK**2:
+            raise LongRopeError(
+                f"length = {longest}: the tables of cos and sin end at {BLOCK**2} (16m) tokens; ask for less"
+            )
         self.rope, self.scalings, self.by_length, self.sets = rope, tuple(scalings), by_length, len(scalings)
         self.reach = reach
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)

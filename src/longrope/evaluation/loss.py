@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from longrope.models.memory import explain_out_of_memory
+from longrope.models.tiled import tiled
 
 LOGITS_AT_ONCE = 2**24
 
@@ -57,7 +58,8 @@ def token_losses(
 @torch.inference_mode()
 def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None, skip: int) -> np.ndarray:
     tokens = tokens.to(model.device)
-    hidden = last_hidden(model, tokens, positions)
+    with tiled(model):
+        hidden = last_hidden(model, tokens, positions)
     losses = torch.zeros(len(tokens), tokens.shape[1] - 1)
     for start, end, found in head_losses(model, tokens, hidden, skip):
         losses[:, start:end] = found

@@ -1,0 +1,101 @@
+"""Exact phases against transformers' float32 ones: error, time, and what the error does to a model's loss.
+
+    make benchmark-phases      # minutes on two cores
+
+The reference is float64. Times are of cos and sin of a whole sequence, ours and transformers' in turns, the median of
+nine. For the loss, windows of documents stand at the end of so many positions: relative positions, and so the exact
+losses, are the same everywhere; what changes is float32's error. Results in ``benchmarks/results/phases.json``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from longrope.data.documents import load_documents
+from longrope.data.split import draw, split
+from longrope.embedding import LongRoPE
+from longrope.evaluation.loss import token_losses
+from longrope.export.huggingface import export_huggingface
+from longrope.files import write_json
+from longrope.models.load import load
+from longrope.models.patch import patch
+from longrope.report.provenance import provenance
+from longrope.rope import Extension, Rope
+from longrope.schemes import heuristic
+
+RESULTS = Path(__file__).parent / "results" / "phases.json"
+ROPE = Rope(dim=128, base=500000.0, original_length=8192)
+LENGTHS = (2**14, 2**17, 2**19, 2**21)
+TURNS, DOCUMENTS, WINDOW = 9, 8, 1024
+
+
+def main() -> None:
+    """Everything."""
+    record = {"cos and sin": {f"{length}": angles(length) for length in LENGTHS}, "loss of tiny": losses()}
+    write_json(RESULTS, {**record, "provenance": provenance()})
+    print(RESULTS.read_text())
+
+
+def angles(length: int) -> dict[str, float]:
+    """Largest errors and median seconds of both, and their ratio, at float32 and a plain rope."""
+    config = LlamaConfig(head_dim=ROPE.dim, rope_parameters={"rope_type": "default", "rope_theta": ROPE.base})
+    theirs = LlamaRotaryEmbedding(config)
+    ours = LongRoPE.static(ROPE, [heuristic(ROPE, ROPE.original_length)])
+    x, positions = torch.zeros(1, length, 1), torch.arange(length)[None]
+    error, seconds = {"ours": 0.0, "transformers": 0.0}, {"ours": [], "transformers": []}
+    for name, module in {"ours": ours, "transformers": theirs}.items():
+        cos, sin = module(x, positions)
+        error[name] = max(_error(cos, np.cos), _error(sin, np.sin))
+    for _ in range(TURNS):
+        for name, module in {"ours": ours, "transformers": theirs}.items():
+            started = time.perf_counter()
+            module(x, positions)
+            seconds[name].append(time.perf_counter() - started)
+    ratio = median(a / b for a, b in zip(seconds["ours"], seconds["transformers"], strict=True))
+    middle = {f"{name} seconds": median(times) for name, times in seconds.items()}
+    return {**{f"{name} error": value for name, value in error.items()}, **middle, "our time over theirs": ratio}
+
+
+def _error(found: Tensor, function: Any) -> float:
+    """The largest one at the last positions, against float64."""
+    length = found.shape[1]
+    positions = np.arange(max(length - 4096, 0), length)
+    exact = function(positions[:, None] * ROPE.inv_freq)
+    return float(np.abs(found[0, -len(positions) :, : ROPE.dim // 2].numpy() - exact).max())
+
+
+def losses() -> dict[str, Any]:
+    """Mean losses at the end of so many positions, with exact phases and in transformers' exported checkpoint."""
+    model, tokenizer = load("tiny", dtype="float32")
+    rope = Rope.of(model)
+    long = heuristic(rope, LENGTHS[-1])
+    tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=WINDOW, count=DOCUMENTS).tokens
+    with tempfile.TemporaryDirectory() as folder:
+        export_huggingface(model, tokenizer, Extension.of(rope, long), Path(folder) / "made")
+        exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "made", dtype=torch.float32).eval()
+    found = {}
+    for length in (WINDOW, *LENGTHS):
+        positions = np.tile(np.arange(length - WINDOW, length), (len(tokens), 1))
+        with patch(model, long):
+            exact = token_losses(model, tokens, positions=positions)
+        theirs = token_losses(exported, tokens, positions=positions)
+        found[f"{length}"] = {
+            "exact": float(exact.mean(dtype=float)),
+            "transformers": float(theirs.mean(dtype=float)),
+            "mean absolute difference by token": float(np.abs(theirs - exact).mean(dtype=float)),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import families
+import pytest
+import torch
+from families import build, tokens
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longrope.models import tiled as module
+from longrope.models.differentiable import frozen
+from longrope.models.tiled import tiled
+
+
+def hidden(model: PreTrainedModel, x: Tensor) -> Tensor:
+    return model.base_model(input_ids=x, use_cache=False).last_hidden_state
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_pieces_give_what_the_whole_gives(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, seen = build(family), tokens(2, 50), []
+    plain = module._in_pieces
+
+    def watched(forward, piece, hidden, *given, **named):
+        seen.append(hidden.shape[1])
+        return plain(forward, piece, hidden, *given, **named)
+
+    monkeypatch.setattr(module, "_in_pieces", watched)
+    with torch.no_grad():
+        whole = hidden(model, x)
+        with tiled(model, 14):
+            assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
+        assert torch.equal(hidden(model, x), whole)
+    assert len(seen) >= 2 * model.config.num_hidden_layers  # an MLP and a norm of every layer at least
+    assert not any("forward" in vars(part) for part in model.modules())
+
+
+def test_no_mlp_sees_more_than_a_piece() -> None:
+    model, sizes = build("llama"), []
+    for layer in model.model.layers:
+        layer.mlp.gate_proj.register_forward_hook(lambda _, given, __: sizes.append(given[0].shape[:2].numel()))
+    with torch.no_grad(), tiled(model, 14):
+        hidden(model, tokens(2, 50))
+    assert max(sizes) == 14
+    assert sum(sizes) == 2 * 100
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gradients_are_the_same(family: str, checkpointed: bool) -> None:
+    model, x = build(family), tokens(1, 50)
+    start = model.get_input_embeddings()(x).detach()
+    weights, slopes = torch.randn(start.shape, generator=torch.Generator().manual_seed(2)), []
+    for piece in (1000, 7):
+        given = start.clone().requires_grad_()
+        with tiled(model, piece), frozen(model) if checkpointed else nullcontext():
+            out = model.base_model(inputs_embeds=given, use_cache=False).last_hidden_state
+            (out * weights).sum().backward()
+        slopes.append(given.grad)
+    assert slopes[0].abs().max() > 0
+    assert torch.allclose(slopes[0], slopes[1], rtol=1e-4, atol=1e-4 * float(slopes[0].abs().max()))
+
+
+def test_an_error_inside_restores_the_model() -> None:
+    model = build("llama")
+    with pytest.raises(RuntimeError, match="mine"), tiled(model, 7):
+        raise RuntimeError("mine")
+    assert not any("forward" in vars(part) for part in model.modules())
