@@ -62,37 +62,58 @@ def dynamic_ntk(rope: Rope, length: int, *, factor: float | None = None) -> Scal
     return Scaling(_base_growth(rope, factor * scale - (factor - 1)), scheme="dynamic_ntk", length=length)
 
 
-def yarn(rope: Rope, length: int, *, beta_fast: float = 32.0, beta_slow: float = 1.0) -> Scaling:
+def yarn(
+    rope: Rope,
+    length: int,
+    *,
+    factor: float | None = None,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> Scaling:
     """YaRN, "NTK-by-parts": λ_i = 1/((1-γ_i)/s + γ_i), attention factor 0.1·ln s + 1 (Peng et al. 2023, eq. 17-22).
 
     Args:
         rope: the model's geometry.
         length: the target length in tokens.
+        factor: s; ``length / L0`` if not given.
         beta_fast: pairs with more turns than this within L0 are left alone (γ = 1).
         beta_slow: pairs with fewer turns than this are interpolated by s (γ = 0).
+        truncate: whether the ramp between them begins and ends at whole pairs.
     """
-    s = rope.scale(length)
-    low, high = max(math.floor(rope.pair_of(beta_fast)), 0), min(math.ceil(rope.pair_of(beta_slow)), rope.dim - 1)
+    s = rope.scale(length) if factor is None else factor
+    low, high = rope.pair_of(beta_fast), rope.pair_of(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
     ramp = (np.arange(rope.dim // 2) - low) / ((high - low) or 0.001)
     gamma = 1 - np.clip(ramp, 0, 1)
     factors = 1 / ((1 - gamma) / s + gamma)
-    return Scaling(
-        factors.tolist(), attention_factor=attention_factor("yarn", rope, length), scheme="yarn", length=length
-    )
+    attention = 0.1 * math.log(max(s, 1)) + 1
+    return Scaling(factors.tolist(), attention_factor=attention, scheme="yarn", length=length)
 
 
-def llama3(rope: Rope, length: int, *, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0) -> Scaling:
+def llama3(
+    rope: Rope,
+    length: int,
+    *,
+    factor: float | None = None,
+    low_freq_factor: float = 1.0,
+    high_freq_factor: float = 4.0,
+) -> Scaling:
     """Llama 3.1's rule: YaRN's idea with a ramp in turns within L0 (as in transformers' ``llama3`` rope type).
 
     Args:
         rope: the model's geometry.
         length: the target length in tokens.
+        factor: s; ``length / L0`` if not given.
         low_freq_factor: pairs with fewer turns within L0 are interpolated by s.
         high_freq_factor: pairs with more turns within L0 are left alone.
     """
+    s = rope.scale(length) if factor is None else factor
     turns = rope.original_length / rope.wavelengths
     gamma = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    factors = 1 / ((1 - gamma) / rope.scale(length) + gamma)
+    factors = 1 / ((1 - gamma) / s + gamma)
     return Scaling(factors.tolist(), scheme="llama3", length=length)
 
 

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from longrope.errors import LongRopeError
 from longrope.reading.fields import count, geometry, number
 from longrope.rope import Extension, Rope, Scaling
-from longrope.schemes import dynamic_ntk
+from longrope.schemes import dynamic_ntk, llama3, yarn
 
 FULL = "full_attention"
 SCALING = ("rope_scaling", "rope_parameters")  # of transformers 4, which 5 prefers too, and 5
@@ -67,19 +65,7 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     return Extension(rope=rope, short=short, long=long, length=length)
 
 
-def yarn(
-    rope: Rope, factor: float, *, beta_fast: float = 32.0, beta_slow: float = 1.0, truncate: bool = True
-) -> list[float]:
-    """λ of `longrope.schemes.yarn` for any factor; without ``truncate`` its ramp begins and ends between pairs."""
-    low, high = rope.pair_of(beta_fast), rope.pair_of(beta_slow)
-    if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dim - 1)
-    gamma = 1 - np.clip((np.arange(rope.dim // 2) - low) / ((high - low) or 0.001), 0, 1)
-    return (1 / ((1 - gamma) / factor + gamma)).tolist()
-
-
-def mscale(factor: float, weight: float = 1.0) -> float:
+def _mscale(factor: float, weight: float) -> float:
     """YaRN's attention factor (eq. 22), its logarithm weighted as DeepSeek does."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1
 
@@ -130,20 +116,24 @@ def _linear(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling
 
 
 def _yarn(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
-    ramp = {name: number(parameters, name, value) for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0))}
-    factors = yarn(rope, factor, **ramp, truncate=parameters.get("truncate", True))
-    attention = mscale(factor)
+    ramp: dict[str, Any] = {
+        name: number(parameters, name, value) for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0))
+    }
+    ramp["truncate"] = parameters.get("truncate", True)
+    made = yarn(rope, rope.original_length, factor=factor, **ramp)
+    attention = made.attention_factor
     if parameters.get("mscale") and parameters.get("mscale_all_dim"):
-        attention = mscale(factor, number(parameters, "mscale")) / mscale(factor, number(parameters, "mscale_all_dim"))
-    return Scaling(factors, attention_factor=number(parameters, "attention_factor", attention), scheme="yarn")
+        attention = _mscale(factor, number(parameters, "mscale")) / _mscale(
+            factor, number(parameters, "mscale_all_dim")
+        )
+    return replace(made, attention_factor=number(parameters, "attention_factor", attention))
 
 
 def _llama3(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
     low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
     if low >= high:
         raise LongRopeError(f"high_freq_factor = {high} must be above low_freq_factor = {low}")
-    gamma = np.clip((rope.original_length / rope.wavelengths - low) / (high - low), 0, 1)
-    return Scaling((1 / ((1 - gamma) / factor + gamma)).tolist(), scheme="llama3")
+    return llama3(rope, rope.original_length, factor=factor, low_freq_factor=low, high_freq_factor=high)
 
 
 def _longrope(rope: Rope, parameters: Mapping[str, Any], factor: float, *, own_mscale: bool) -> tuple[Scaling, Scaling]:

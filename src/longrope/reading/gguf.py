@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.reading.configs import mscale, yarn
 from longrope.reading.fields import count, geometry, number
 from longrope.rope import Extension, Rope, Scaling
+from longrope.schemes import yarn
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 YARN = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
@@ -98,8 +98,8 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
     longest = count(keys, "context_length")
     rope = _rope(keys, count(keys, "rope.scaling.original_context_length", longest))
     length = max(longest, rope.original_length, round(factor * rope.original_length))
-    factors = np.array(yarn(rope, factor) if kind == "yarn" else [factor] * (rope.dim // 2))
-    attention *= mscale(factor) if kind == "yarn" else 1.0
+    made = yarn(rope, length, factor=factor) if kind == "yarn" else Scaling([factor] * (rope.dim // 2))
+    factors, attention = np.array(made.factors), attention * made.attention_factor
     scheme = "longrope" if tensors else {"linear": "pi"}.get(kind, kind)
     provenance = {"rope.scaling.type": kind, "tensors": sorted(tensors)}
 
