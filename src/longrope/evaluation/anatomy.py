@@ -15,12 +15,10 @@ from longrope.models.tiled import PIECE
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 # Features per token that live at once in a layer, found on Llamas of several shapes. Forwards, in the MLP, which sees
 # pieces: of its width in a piece, of the hidden size; in attention: of keys and values, of the hidden size. Backwards,
-# the layer computed anew: of the MLP's width in a piece, of keys and values, of the hidden size. In training, without
-# pieces: the same, the hidden size in float32.
+# the layer computed anew, without pieces: of the MLP's width, of keys and values; in float32: hidden.
 MLP = (3.0, 5.4)
 ATTENTION = (1.8, 6.8)
-SLOPE = (6.0, 1.0, 7.7)
-TRAINED = (6.0, 1.0, 10.5)
+BACKWARD = (6.0, 1.0, 10.5)
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,7 @@ class Anatomy:
         attention = ATTENTION[0] * self.keys + ATTENTION[1] * self.hidden
         held = max(max(mlp, attention) * inside, head)
         if gradient:
-            layer = SLOPE[0] * self.wide * piece + SLOPE[1] * self.keys + SLOPE[2] * self.hidden
-            held = max(held, self._inputs(length) * self.bytes + max(layer * inside, self._head(length)))
+            held = max(held, self._held(length, within=self.bytes, between=self.bytes))
         return round(self.parameters * self.bytes + held)
 
     def training(self, length: int, *, lora: int, mixed: bool) -> int:
@@ -146,18 +143,14 @@ class Anatomy:
         weights = ADAM * self.parameters
         if lora:
             weights = self.bytes * self.parameters + ADAM * lora * self.adapted
-        wide, keys, hidden = TRAINED
-        layer = (wide * self.wide + keys * self.keys) * (2 if mixed else 4) + hidden * self.hidden * 4
-        held = self._inputs(length) * (self.bytes if lora else 4) + max(layer * length, self._head(length))
-        return round(weights + held)
+        return round(weights + self._held(length, within=2 if mixed else 4, between=self.bytes if lora else 4))
 
-    def _inputs(self, length: int) -> int:
-        """Features of the inputs of all layers."""
-        return len(self.windows) * length * self.hidden
-
-    def _head(self, length: int) -> int:
-        """Bytes of the head backwards: four float32 copies of a quarter chunk of logits."""
-        return 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)
+    def _held(self, length: int, *, within: int, between: int) -> float:
+        """Bytes for the inputs of all layers, and for one layer backwards or the head."""
+        wide, keys, hidden = BACKWARD
+        head = 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)  # four float32 copies of a quarter chunk
+        layer = (wide * self.wide + keys * self.keys) * within + hidden * self.hidden * 4
+        return len(self.windows) * length * self.hidden * between + max(layer * length, head)
 
 
 def _windows(text: Any) -> tuple[int | None, ...]:

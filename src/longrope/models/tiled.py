@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,8 +18,8 @@ PIECE = 2048  # tokens: enough for full speed, few beside the residual stream
 def tiled(model: PreTrainedModel, piece: int = PIECE) -> Iterator[None]:
     """In the block, MLPs, experts and norms of a model see at most so many tokens at once; results stay the same.
 
-    What is as wide as an MLP then exists for a piece alone; where a gradient is wanted, each piece is computed anew
-    in the backward pass. Attention sees the whole sequence.
+    What is as wide as an MLP then exists for a piece alone. Attention sees the whole sequence. For forward passes: with
+    gradients, all pieces would be kept.
 
     Args:
         model: a transformers model whose layers take gradient checkpointing.
@@ -53,9 +51,6 @@ def _in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *given: 
     if hidden.dim() != 3 or hidden.shape[0] * hidden.shape[1] <= piece or given or named:
         return forward(hidden, *given, **named)
     piece = max(1, piece // hidden.shape[0])
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        parts = [checkpoint(forward, part.contiguous(), use_reentrant=False) for part in hidden.split(piece, dim=1)]
-        return torch.cat(parts, dim=1)
     out = None
     for begin in range(0, hidden.shape[1], piece):
         part = forward(hidden[:, begin : begin + piece].contiguous())
