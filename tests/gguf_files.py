@@ -33,6 +33,8 @@ def plain(path: Path, change: dict[str, object] | None = None) -> Path:
     for name, value in change.items():
         if isinstance(value, str):
             writer.add_string(name, value)
+        elif isinstance(value, float) and "rope.scal" in name:
+            writer.add_float32(name, value)
         elif isinstance(value, np.ndarray):
             writer.add_tensor(name, value)
     for one in reader.tensors:

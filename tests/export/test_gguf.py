@@ -117,10 +117,13 @@ def test_a_copy_gives_what_a_conversion_gives(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"rope_freqs.weight": np.ones(8, np.float32)}, "carries a rope scaling \\(rope_freqs"),
-        ({"llama.rope.scaling.type": "yarn"}, "carries a rope scaling \\(yarn"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "carries a rope scaling \\(yarn"),
+        ({"llama.rope.scaling.factor": 4.0}, "carries a rope scaling \\(pi"),
+        ({"llama.rope.scale_linear": 4.0}, "carries a rope scaling \\(pi"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, "carries a rope scaling"),
         ({"llama.rope.freq_base": 5e5}, "made for .*500000"),
         ({"llama.context_length": 128}, "made for .*128"),
-        ({"llama.attention.head_count": None}, "no key llama.attention.head_count"),
+        ({"llama.context_length": None}, "context_length is missing"),
     ],
 )
 def test_a_source_that_does_not_fit_is_refused(change: dict, message: str, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ OFF_FORMULA = "engines that compute the attention factor from L/L0 will not use 
 SETS = {
     "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose "
     "between them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`): SERVING.md "
-    "says how; export with `--mode static` for the same numbers everywhere.",
-    "static": "One set of factors at every length, so that every engine computes the same.",
+    "says how; export with `--mode static` for one set everywhere.",
+    "static": "One set of factors at every length, so that no engine can take the wrong one: see SERVING.md.",
 }
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.reading.configs import FULL
 from longrope.rope import Extension
 from longrope.schemes import attention_factor
 
 MODES = ("dual", "static")
 THREE_KEYS = ("phi3",)
-FULL = "full_attention"  # the layer type that is extended where each has a rope of its own
 LOCAL_THETA = ("gemma3_text",)  # transformers 4 keeps the base of the other layers in a field of its own
 
 

@@ -11,10 +11,9 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.export.engines import ENGINES, PLAIN
 from longrope.export.rules import FIELDS, Engine, Rule
+from longrope.reading.configs import FULL
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import attention_factor
-
-FULL = "full_attention"
 
 
 @dataclass(frozen=True)

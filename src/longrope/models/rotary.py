@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.reading.configs import FULL
 from longrope.rope import Rope
-
-FULL = "full_attention"
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,30 @@ def extension_of_gguf(path: Path) -> Extension:
 
 def find_extension(path: Path) -> Extension | None:
     """As `extension_of_gguf`; None of a model with plain RoPE."""
-    reader = open_gguf(path)
-    prefix = f"{read(reader, 'general.architecture', path)}."
-    fields = {name: field for name, field in reader.fields.items() if name.startswith(prefix)}
-    keys = {name.removeprefix(prefix): _contents(field, path) for name, field in fields.items()}
-    tensors = {one.name: one.data for one in reader.tensors if one.name in (FREQS, LONG, SHORT)}
+    keys, tensors = _content(open_gguf(path), path)
     try:
         return _extension(keys, tensors)
     except LongRopeError as error:
         raise LongRopeError(f"{path}: {error}") from None
+
+
+def plain_rope(reader: Any, path: Path) -> Rope:
+    """The geometry of an open file.
+
+    Raises:
+        LongRopeError: if it carries a scaling.
+    """
+    keys, tensors = _content(reader, path)
+    try:
+        found = _extension(keys, tensors)
+        if found is None:
+            return _rope(keys, count(keys, "context_length"))
+    except LongRopeError as error:
+        raise LongRopeError(f"{path}: {error}") from None
+    raise LongRopeError(
+        f"{path} already carries a rope scaling ({', '.join(tensors) or found.long.scheme}); factors are relative to "
+        "plain RoPE, so give the file that it was made from"
+    )
 
 
 def open_gguf(path: Path) -> Any:
@@ -75,6 +90,14 @@ def read(reader: Any, name: str, path: Path) -> Any:
     if field is None:
         raise LongRopeError(f"{path} has no key {name}: it is no language model")
     return _contents(field, path)
+
+
+def _content(reader: Any, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The keys of the architecture, without its name, and the tensors that scale a rope."""
+    prefix = f"{read(reader, 'general.architecture', path)}."
+    fields = {name: field for name, field in reader.fields.items() if name.startswith(prefix)}
+    keys = {name.removeprefix(prefix): _contents(field, path) for name, field in fields.items()}
+    return keys, {one.name: one.data for one in reader.tensors if one.name in (FREQS, LONG, SHORT)}
 
 
 def _contents(field: Any, path: Path) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.export.config import for_mode
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
-from longrope.reading.gguf import FREQS, LONG, SHORT, open_gguf, read
-from longrope.rope import Extension, Rope
+from longrope.reading.gguf import open_gguf, plain_rope, read
+from longrope.rope import Extension
 
 
 def extend_gguf(
@@ -35,7 +34,7 @@ def extend_gguf(
     reader = open_gguf(source)
     architecture = read(reader, "general.architecture", source)
     refuse_architecture(architecture)
-    rope = _geometry(reader, architecture, source)
+    rope = plain_rope(reader, source)
     if rope != held.rope:
         raise LongRopeError(f"this extension is made for {held.rope}, but {source} has {rope}")
     keys, tensors = scaling_keys(held, architecture), factor_tensors(held)
@@ -59,23 +58,3 @@ def extend_gguf(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     return held
-
-
-def _geometry(reader: Any, architecture: str, path: Path) -> Rope:
-    """The rope of a plain model."""
-    kind = reader.get_field(f"{architecture}.rope.scaling.type")
-    scaled = None if kind is None or kind.contents() == "none" else kind.contents()
-    scaled = scaled or next((one.name for one in reader.tensors if one.name in (FREQS, LONG, SHORT)), None)
-    if scaled:
-        raise LongRopeError(
-            f"{path} already carries a rope scaling ({scaled}); factors are relative to plain RoPE, so give the file "
-            "that it was made from"
-        )
-    heads = read(reader, f"{architecture}.attention.head_count", path)
-    dim = reader.get_field(f"{architecture}.rope.dimension_count")
-    base = reader.get_field(f"{architecture}.rope.freq_base")
-    return Rope(
-        dim=read(reader, f"{architecture}.embedding_length", path) // heads if dim is None else dim.contents(),
-        base=10000.0 if base is None else base.contents(),
-        original_length=read(reader, f"{architecture}.context_length", path),
-    )
