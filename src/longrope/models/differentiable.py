@@ -1,17 +1,14 @@
-"""Differentiate a model's loss by its factors: through cos and sin, in the memory of about two forward passes."""
+"""Differentiate a model's loss by its factors: through cos and sin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.embedding import LongRoPE
 
@@ -61,27 +58,12 @@ class _Phases(torch.autograd.Function):
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients for the weights, and every layer's activations computed anew in the backward pass.
-
-    Transformers checkpoints a layer only in training mode; so the layers alone, not what is in them, are set to it.
-    Afterwards everything is as it was.
-    """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """No gradients for the weights; afterwards everything is as it was."""
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    before = [dict(vars(layer)) for layer in layers]
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        for layer in layers:
-            vars(layer).update(
-                training=True,
-                gradient_checkpointing=True,
-                _gradient_checkpointing_func=partial(checkpoint, use_reentrant=False),
-            )
         yield
     finally:
-        for layer, state in zip(layers, before, strict=True):
-            vars(layer).clear()
-            vars(layer).update(state)
         for parameter in wanted:
             parameter.requires_grad_(True)

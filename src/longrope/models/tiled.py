@@ -1,4 +1,4 @@
-"""Run what a layer does to each token alone on pieces of the sequence, so that a long one takes less memory."""
+"""Run each layer of a model on pieces of the sequence: a long one then takes the memory of a few tensors."""
 
 from __future__ import annotations
 
@@ -7,54 +7,62 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-PIECE = 2048  # tokens: enough for full speed, few beside the residual stream
+from longrope.models import attention
+from longrope.models.pieces import in_pieces, layer_in_pieces
+
+PIECE = 2048  # tokens of all rows together: enough for full speed on a CPU, few beside the residual stream
+PIECE_ON_GPU = 16384
 
 
 @contextmanager
-def tiled(model: PreTrainedModel, piece: int = PIECE) -> Iterator[None]:
-    """In the block, MLPs, experts and norms of a model see at most so many tokens at once; results stay the same.
+def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
+    """In the block, layers of a model see at most so many tokens at once; results stay the same to rounding.
 
-    What is as wide as an MLP then exists for a piece alone. Attention sees the whole sequence. For forward passes: with
-    gradients, all pieces would be kept.
+    A layer takes its pieces in turn and keeps keys and values of those before, so that beside these only the residual
+    stream is as long as the sequence: no mask, no queries, nothing of the MLP. Without gradients the stream is
+    overwritten in place. With gradients each layer keeps its input and computes the rest anew, piece by piece from the
+    last one back; weights get none, so they must be frozen.
+
+    Sequences are taken to have no padding. Attention is `longrope.models.attention.attend` in place of transformers'
+    ``sdpa`` and of soft caps; FlashAttention stays. Other attention (``eager``) sees whole sequences.
 
     Args:
         model: a transformers model whose layers take gradient checkpointing.
-        piece: tokens of all rows together.
+        piece: tokens of all rows together; by the device if None.
     """
-    modules = [module for layer in _layers(model) for module in layer.children() if _alone(module)]
+    if piece is None:
+        piece = PIECE if model.device.type == "cpu" else PIECE_ON_GPU
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
+    with _attention(model), _wrapped(layers, layer_in_pieces, piece), _wrapped(alone, in_pieces, piece):
+        yield
+
+
+@contextmanager
+def _attention(model: PreTrainedModel) -> Iterator[None]:
+    config: Any = model.config.get_text_config()
+    before = config._attn_implementation
+    if before == "sdpa" or (before == "eager" and getattr(config, "attn_logit_softcapping", None)):
+        config._attn_implementation = attention.NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
+def _wrapped(modules: list[nn.Module], wrapper: Callable[..., Any], piece: int) -> Iterator[None]:
     before = [vars(module).get("forward") for module in modules]
     try:
         for module in modules:
-            vars(module)["forward"] = partial(_in_pieces, module.forward, piece)
+            vars(module)["forward"] = partial(wrapper, module.forward, piece)
         yield
     finally:
         for module, forward in zip(modules, before, strict=True):
             del vars(module)["forward"]
             if forward is not None:
                 vars(module)["forward"] = forward
-
-
-def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    return (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
-
-
-def _alone(module: nn.Module) -> bool:
-    """Whether a part of a layer looks at one token at a time: attention knows the layer's number, for its cache."""
-    return not any(hasattr(part, "layer_idx") for part in module.modules())
-
-
-def _in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *given: Any, **named: Any) -> Any:
-    if hidden.dim() != 3 or hidden.shape[0] * hidden.shape[1] <= piece or given or named:
-        return forward(hidden, *given, **named)
-    piece = max(1, piece // hidden.shape[0])
-    out = None
-    for begin in range(0, hidden.shape[1], piece):
-        part = forward(hidden[:, begin : begin + piece].contiguous())
-        if out is None:
-            out = part.new_empty(part.shape[0], hidden.shape[1], *part.shape[2:])
-        out[:, begin : begin + piece] = part
-    return out

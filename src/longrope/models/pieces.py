@@ -1,0 +1,167 @@
+"""One layer of a model on pieces of the sequence, forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CACHES = ("past_key_values", "layer_past")  # how layers call the argument
+
+
+def in_pieces(forward: Callable[..., Any], piece: int, x: Tensor, *rest: Any, **named: Any) -> Any:
+    """What looks at each token alone, without gradients in place, piece by piece."""
+    if rest or named or x.dim() != 3 or not x.is_floating_point() or torch.is_grad_enabled():
+        return forward(x, *rest, **named)
+    for part in _parts(x, piece):
+        x[:, part] = forward(x[:, part])
+    return x
+
+
+def layer_in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *rest: Any, **named: Any) -> Any:
+    """A decoder layer: its attention meets keys and values of all pieces so far.
+
+    Args:
+        forward: the layer's own.
+        piece: tokens of all rows together.
+        hidden: ``(batch, tokens, hidden)``; overwritten with the result where no gradients are asked for.
+        rest: further positional arguments; with any, the layer sees the whole sequence.
+        named: as the layers of transformers take them, cos and sin as ``position_embeddings``.
+    """
+    cache = next((name for name in CACHES if name in named), None)
+    whole = rest or cache is None or named[cache] is not None or named.get("attention_mask") is not None
+    parts = [slice(0, hidden.shape[1])] if whole else _parts(hidden, piece)
+    layer = _Layer(partial(forward, *rest) if rest else forward, cache, named, hidden.shape[1])
+    inputs = (hidden, *named["position_embeddings"])
+    if torch.is_grad_enabled():
+        return _Pieces.apply(*inputs, layer, parts)
+    held = _Held(hidden.shape[1]) if len(parts) > 1 else None
+    for part in parts:
+        hidden[:, part] = layer.run(part, _cut(inputs, part), held)
+    return hidden
+
+
+def _parts(hidden: Tensor, piece: int) -> list[slice]:
+    size, length = max(1, piece // hidden.shape[0]), hidden.shape[1]
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _cut(tensors: Sequence[Tensor], part: slice) -> list[Tensor]:
+    return [one[:, part] for one in tensors]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's own forward, the name of its cache, its other arguments, and the length of the sequence."""
+
+    forward: Callable[..., Any]
+    cache: str | None
+    named: dict[str, Any]
+    length: int
+
+    def run(self, part: slice, inputs: Sequence[Tensor], held: _Held | _Replayed | None) -> Tensor:
+        """Its output for a part, given the part's hidden states, cos and sin."""
+        hidden, cos, sin = inputs
+        named = {
+            name: value[:, part]
+            if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == self.length
+            else value
+            for name, value in self.named.items()
+        }
+        named["position_embeddings"] = (cos, sin)
+        if held is not None and self.cache is not None:
+            # attention takes jumps between positions for borders between documents: it gets no positions
+            named |= {self.cache: held, "position_ids": None}
+        return self.forward(hidden, **named)
+
+
+class _Held:
+    """Keys and values of one layer so far; its attention takes it for a cache."""
+
+    def __init__(self, length: int, *, enough: bool = False) -> None:
+        self.length, self.end, self.enough = length, 0, enough
+        self.keys = self.values = torch.empty(0)
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Add a piece's; gives all so far."""
+        if not self.end:
+            self.keys, self.values = (one.new_empty(*one.shape[:2], self.length, one.shape[3]) for one in (key, value))
+        start, self.end = self.end, self.end + key.shape[2]
+        self.keys[:, :, start : self.end], self.values[:, :, start : self.end] = key, value
+        if self.enough:
+            raise _Enough
+        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
+
+
+class _Enough(Exception):
+    """Keys and values are there; what the layer does then is not wanted."""
+
+
+class _Replayed:
+    """Keys and values of the pieces before, as leaves, and then a piece's own."""
+
+    def __init__(self, past: tuple[Tensor, ...]) -> None:
+        self.past, self.own = past, ()
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        """All of them; keeps the own ones."""
+        self.own = (key, value)
+        return tuple(torch.cat(pair, dim=2) for pair in zip(self.past, self.own, strict=True))
+
+
+class _Pieces(torch.autograd.Function):
+    """A layer that keeps its input alone. Backwards each piece is computed anew, the last one first.
+
+    By then a piece's keys and values have got their gradients from all later ones.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layer: _Layer, parts: list[slice]) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.embeddings, ctx.layer, ctx.parts = (cos, sin), layer, parts
+        out, held = torch.empty_like(hidden), _Held(hidden.shape[1]) if len(parts) > 1 else None
+        for part in parts:
+            out[:, part] = layer.run(part, _cut((hidden, cos, sin), part), held)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        layer, parts, inputs = ctx.layer, ctx.parts, (*ctx.saved_tensors, *ctx.embeddings)
+        wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
+        totals = [torch.zeros_like(inputs[i]) for i in wanted]
+        held = _keys_and_values(layer, parts, inputs) if len(parts) > 1 else None
+        by_held = [] if held is None else [torch.zeros_like(held.keys), torch.zeros_like(held.values)]
+        for part in reversed(parts):
+            with torch.enable_grad():
+                leaves = [one.detach().requires_grad_() for one in _cut(inputs, part)]
+                replayed = None
+                if held is not None:
+                    past = (held.keys[:, :, : part.start], held.values[:, :, : part.start])
+                    replayed = _Replayed(tuple(one.detach().requires_grad_() for one in past))
+                own = [layer.run(part, leaves, replayed)]
+            given, sources = [by_out[:, part]], [leaves[i] for i in wanted]
+            if replayed is not None:
+                own += replayed.own
+                given += [one[:, :, part] for one in by_held]
+                sources += replayed.past
+            slopes = torch.autograd.grad(own, sources, given, allow_unused=True)
+            places = [*_cut(totals, part), *(one[:, :, : part.start] for one in by_held)]
+            for place, slope in zip(places, slopes, strict=True):
+                if slope is not None:  # a layer may not rotate at all
+                    place += slope
+        by_input = dict(zip(wanted, totals, strict=True))
+        return *(by_input.get(i) for i in range(3)), None, None
+
+
+def _keys_and_values(layer: _Layer, parts: list[slice], inputs: Sequence[Tensor]) -> _Held:
+    """Of all pieces, computed anew."""
+    held = _Held(layer.length, enough=True)
+    for part in parts:
+        with suppress(_Enough):
+            layer.run(part, _cut(inputs, part), held)
+    return held
