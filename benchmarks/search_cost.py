@@ -8,10 +8,7 @@ Results in ``benchmarks/results/search-cost.json``. Duplicates that are not eval
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +22,6 @@ from transformers import PreTrainedModel
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.evaluation import objective as objectives
 from longrope.evaluation.items import perplexity_items
 from longrope.evaluation.objective import ModelObjective
 from longrope.files import write_json
@@ -135,39 +131,6 @@ def racing(model: PreTrainedModel, seed: int) -> dict[str, Any]:
     return found | {"times_fewer": found["without"]["evaluations"] / found["with"]["evaluations"]}
 
 
-def memory(length: int) -> dict[str, Any]:
-    """Peak memory above the loaded model of a forward pass of two documents, and of gradients; a process each."""
-    found = {}
-    for way in ("two forwards", "gradient, checkpointed", "gradient, kept"):
-        done = subprocess.run([sys.executable, __file__, way, str(length)], capture_output=True, text=True, check=True)
-        found[way] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def peak(way: str, length: int) -> None:
-    """In a process of its own: MiB above the loaded model, and seconds."""
-    model, _ = load("tiny")
-    tokens = documents(2, length)
-    objective = ModelObjective(model, perplexity_items(tokens))
-    yarn = scheme("yarn", Rope.of(model), length)
-    if way == "gradient, kept":
-        objectives.frozen = lambda model: contextlib.nullcontext(model.requires_grad_(False))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
-    started = time.perf_counter()
-    batch = [(yarn, 0), (yarn, 1)] if way == "two forwards" else [(yarn, 0)]
-    list(objective.evaluate([batch], gradient=way != "two forwards"))
-    seconds = time.perf_counter() - started
-    mib = (status("VmHWM") - before) / 1024
-    print(json.dumps({"peak_mib": round(mib), "seconds": round(seconds, 2)}))
-
-
-def status(name: str) -> int:
-    """A number of KiB that Linux tells of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
 def main() -> None:
     """Measure everything."""
     model, _ = load("tiny")
@@ -177,7 +140,6 @@ def main() -> None:
         "scoring": scoring(model),
         "dtype": dtypes(),
         "racing": [racing(model, seed) for seed in range(3)],
-        **{f"memory at {length:,} tokens": memory(length) for length in (8192, 24576)},
         "provenance": provenance(),
     }
     write_json(RESULTS, record)
@@ -185,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    peak(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else main()
+    main()

@@ -18,6 +18,8 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyP
         check(2**20, 1)
     fits = str(said.value).split("about ")[2].split(" tokens")[0]
     check(int(fits.removesuffix("k")) * 1024, 1)
+    with pytest.raises(LongRopeError):  # it is the longest, in steps of 1,024
+        check((int(fits.removesuffix("k")) + 1) * 1024, 1)
     with pytest.raises(LongRopeError, match="with batch = 64"):
         check(2**16, 64)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import families
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation import loss as loss_module
 from longrope.evaluation.items import Item, perplexity_items
 from longrope.evaluation.objective import ModelObjective
-from longrope.models import differentiable
+from longrope.models import tiled as tiled_module
 from longrope.models.rotary import Rescaled, find_rotary
 from longrope.rope import Rope, Scaling
 from longrope.search.objective import Answer
@@ -151,36 +149,29 @@ def test_chunks_of_the_head_make_no_difference(family: str, at_once: int, monkey
     assert max(sizes) <= max(at_once, families.VOCABULARY)
 
 
-def straight(function: Callable[..., object], *args: object, **_: object) -> object:
-    """Where a checkpoint would be."""
-    return function(*args)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gemma3_text"])
-def test_checkpointing_makes_no_difference(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With it, the layers run once more in the backward pass."""
-    model, runs = build(family), []
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_pieces_of_the_sequence_make_no_difference(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers run once more in the backward pass, piece by piece; windows shorter than a piece and longer."""
+    model, seen = build(family), []
     objective, scaling = ModelObjective(model, items_of()), scaling_of(model)
-    norm = next(module for module in model.base_model.layers[-1].modules() if "Norm" in type(module).__name__)
-    with norm.register_forward_hook(lambda *_: runs.append(1)):
-        twice, counted = answer_of(objective, scaling), len(runs)
-        monkeypatch.setattr(differentiable, "checkpoint", straight)
-        once = answer_of(objective, scaling)
-    assert (counted, len(runs)) == (2, 3)
-    assert twice.loss == once.loss
-    np.testing.assert_allclose(twice.gradient, once.gradient, rtol=1e-5, atol=1e-7)
+    whole = answer_of(objective, scaling)
+    monkeypatch.setattr(tiled_module, "PIECE", 23)
+    mlp = next(module for name, module in model.base_model.layers[-1].named_children() if "mlp" in name)
+    with mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])):
+        parts = answer_of(objective, scaling)
+    assert seen == [23, 23, 23, 23, 8, 8, 23, 23, 23, 23]
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
+    np.testing.assert_allclose(parts.gradient, whole.gradient, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_dropout_stays_off_or_on(training: bool) -> None:
-    """Only the layers, and nothing in them, are in training mode while the gradient is computed."""
-    model = families.build("llama", attention_dropout=0.5).train(training)
-    modes: list[tuple[bool, bool]] = []
-    layer, objective = model.model.layers[0], ModelObjective(model, items_of())
-    with layer.self_attn.register_forward_hook(lambda *_: modes.append((layer.training, layer.self_attn.training))):
-        first, again = (answer_of(objective, scaling_of(model)) for _ in range(2))
-    assert set(modes) == {(True, training)}
-    assert (first == again) is not training
+def test_dropout_is_off() -> None:
+    """Also where the model is in training mode, which it then still is."""
+    model = families.build("llama", attention_dropout=0.5)
+    objective = ModelObjective(model, items_of())
+    still = answer_of(objective, scaling_of(model))
+    model.train()
+    assert answer_of(objective, scaling_of(model)) == still
+    assert all(module.training for module in model.modules())
 
 
 def state(model: PreTrainedModel) -> list[object]:

@@ -16,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from longrope.errors import LongRopeError
 from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.evaluation.bounded import bound_loss
 from longrope.evaluation.items import Item, perplexity_items
 from longrope.evaluation.objective import ModelObjective
+from longrope.extension import cost as costing
 from longrope.extension import rates as timing
-from longrope.extension.cost import Cost, costs
+from longrope.extension.cost import Cost, check_memory, costs
 from longrope.extension.factors import find_factors
 from longrope.extension.plan import Plan
 from longrope.extension.rates import Rates, measure_rates
@@ -231,6 +233,24 @@ def test_the_model_that_is_timed_has_the_last_layers() -> None:
     given = families.config("gemma3_text")
     small = Anatomy.of(timing._small(given))
     assert (small.windows, small.wide) == ((16, None), Anatomy.of(given).wide)
+
+
+def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows make the same length fit."""
+    config = load_config("tiny")
+    monkeypatch.setattr(costing, "free_memory", lambda _: 2**30)
+
+    def plan(window: int | None) -> Plan:
+        stage = Stage(length=2**17, search=Search(window=window), finetune=Finetune(steps=1, window=window))
+        return Plan(stages=[stage], evaluation=Evaluation(lengths=(2048,)))
+
+    check_memory(plan(2048), config, dtype="auto", device="cpu")
+    with pytest.raises(
+        LongRopeError, match=r"stage 1: length = 131072 takes about [\d.]+ GiB .* 1.0 GiB free: a window"
+    ):
+        check_memory(plan(None), config, dtype="auto", device="cpu")
+    monkeypatch.setattr(costing, "free_memory", lambda _: None)
+    check_memory(plan(None), config, dtype="auto", device="mps")
 
 
 def test_memory_of_this_machine() -> None:

@@ -44,7 +44,7 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     """
     from longrope.evaluation.anatomy import Anatomy
     from longrope.extension.advice import advice
-    from longrope.extension.cost import costs
+    from longrope.extension.cost import REMEDIES, costs
     from longrope.extension.rates import measure_rates
     from longrope.models.load import DTYPES
     from longrope.models.memory import device_memory
@@ -58,8 +58,7 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     rates = {dtype: measure_rates(config, device=device, dtype=dtype) for dtype in dtypes}
     there = device_memory(device)
     large = [
-        f"{part.part}: needs about {si(part.memory, 'B')} at its peak where {device} has {si(there, 'B')}: "
-        "a window, lora, a search without gradients, or more devices"
+        f"{part.part}: needs about {si(part.memory, 'B')} at its peak where {device} has {si(there, 'B')}: {REMEDIES}"
         for part in parts
         if there is not None and part.memory > there
     ]

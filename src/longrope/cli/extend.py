@@ -41,8 +41,10 @@ def run(
     wanted = load_plan(plan)
     output = output or Path(f"{options.short_name(model)}-{short_length(wanted.length)}")
 
+    from longrope.extension.cost import check_memory
     from longrope.extension.pipeline import extend
     from longrope.extension.run import Run, begin
+    from longrope.models.load import load_config
 
     if wanted.data.source is None:
         data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
@@ -60,6 +62,8 @@ def run(
         )
         if not (output / "run.json").exists():
             check_export(work)
+            if not work.launch:
+                check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
         begin(work, resume=resume)
         extend(work)
         exported = export(work)

@@ -13,12 +13,13 @@ from longrope.evaluation.loss import LOGITS_AT_ONCE
 from longrope.models.tiled import PIECE
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
-# Features per token that live at once in a layer, found on Llamas of several shapes. Forwards, in the MLP, which sees
-# pieces: of its width in a piece, of the hidden size; in attention: of keys and values, of the hidden size. Backwards,
-# the layer computed anew, without pieces: of the MLP's width, of keys and values; in float32: hidden.
-MLP = (3.0, 5.4)
-ATTENTION = (1.8, 6.8)
-BACKWARD = (6.0, 1.0, 10.5)
+# Features per token that live at once, found on tiny and SmolLM2. In a pass on pieces of the sequence, of a piece:
+# of the MLP's width, of keys and values, of the hidden size. Of the whole length, beside the hidden states (with a
+# gradient: beside every layer's): of the hidden size, of keys and values.
+FORWARD_PIECE, FORWARD_WHOLE = (3.0, 0.0, 6.0), (1.0, 1.0)
+GRADIENT_PIECE, GRADIENT_WHOLE = (6.0, 1.0, 10.5), (4.0, 5.0)
+# In training, a layer computed anew without pieces: of the MLP's width, of keys and values; in float32: hidden.
+TRAINED = (6.0, 1.0, 10.5)
 
 
 @dataclass(frozen=True)
@@ -123,14 +124,14 @@ class Anatomy:
 
     def searching(self, length: int, *, gradient: bool) -> int:
         """Peak bytes of a search at a length, one sequence at a time, in the checkpoint's dtype."""
-        inside, piece = self.bytes * length, min(PIECE, length) / length
-        head = min(LOGITS_AT_ONCE, length * self.vocabulary) * (10 if self.bytes == 2 else 8)
-        mlp = MLP[0] * self.wide * piece + MLP[1] * self.hidden
-        attention = ATTENTION[0] * self.keys + ATTENTION[1] * self.hidden
-        held = max(max(mlp, attention) * inside, head)
-        if gradient:
-            held = max(held, self._held(length, within=self.bytes, between=self.bytes))
-        return round(self.parameters * self.bytes + held)
+        (hidden, keys), part = (GRADIENT_WHOLE, GRADIENT_PIECE) if gradient else (FORWARD_WHOLE, FORWARD_PIECE)
+        layers = len(self.windows) if gradient else 0
+        logits = min(LOGITS_AT_ONCE, length * self.vocabulary)
+        head = 16 * min(LOGITS_AT_ONCE // 4, logits) if gradient else logits * (10 if self.bytes == 2 else 8)
+        piece = sum(count * size for count, size in zip(part, (self.wide, self.keys, self.hidden), strict=True))
+        layer = (keys * self.keys * length + piece * min(PIECE, length)) * self.bytes
+        stream = (layers + hidden) * self.hidden * length * self.bytes
+        return round(self.parameters * self.bytes + stream + max(layer, head))
 
     def training(self, length: int, *, lora: int, mixed: bool) -> int:
         """Peak bytes of fine-tuning on sequences of so many tokens, one at a time, on one device.
@@ -147,7 +148,7 @@ class Anatomy:
 
     def _held(self, length: int, *, within: int, between: int) -> float:
         """Bytes for the inputs of all layers, and for one layer backwards or the head."""
-        wide, keys, hidden = BACKWARD
+        wide, keys, hidden = TRAINED
         head = 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)  # four float32 copies of a quarter chunk
         layer = (wide * self.wide + keys * self.keys) * within + hidden * self.hidden * 4
         return len(self.windows) * length * self.hidden * between + max(layer * length, head)

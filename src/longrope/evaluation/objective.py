@@ -64,7 +64,12 @@ class ModelObjective:
         where = f"for a gradient on {model.device}"
         remedy = "lower the length, use dtype bfloat16, or a method without gradients (--method cma)"
         total = 0.0
-        with frozen(model), self._installed(module), tiled(model), explain_out_of_memory(len(item.tokens), where, remedy):
+        with (
+            frozen(model),
+            self._installed(module),
+            tiled(model),
+            explain_out_of_memory(len(item.tokens), where, remedy),
+        ):
             at = _positions([item])
             hidden = last_hidden(model, tokens, None if at is None else torch.from_numpy(at))
             leaf = hidden.detach().requires_grad_()

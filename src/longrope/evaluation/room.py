@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 
 from transformers import PreTrainedConfig
@@ -29,11 +30,11 @@ def check_room(config: PreTrainedConfig, length: int, *, batch: int, dtype: str,
     if free is None:
         return
     anatomy = Anatomy.of(config) if dtype == "auto" else replace(Anatomy.of(config), dtype=dtype)
-    needed, fits = anatomy.searching(length * batch, gradient=False), length * batch
+    needed = anatomy.searching(length * batch, gradient=False)
     if needed <= free:
         return
-    while fits > 1 and anatomy.searching(fits, gradient=False) > free:
-        fits //= 2
+    fits = bisect_right(range(length * batch), free, key=lambda tokens: anatomy.searching(tokens, gradient=False)) - 1
+    fits = max(0, fits - fits % 1024 if fits > 1024 else fits)
     rows = "" if batch == 1 else f" with batch = {batch}"
     raise LongRopeError(
         f"length = {length}{rows} takes about {needed / 2**30:.1f} GiB with the weights where {device} has "

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from transformers import PreTrainedConfig
+
+from longrope.errors import LongRopeError
 from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.extension.factors import FINALISTS
 from longrope.extension.pipeline import PARTS
 from longrope.extension.plan import Plan
 from longrope.extension.rates import Rates
 from longrope.extension.stages import Finetune, Search
+from longrope.models.memory import free_memory
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
 from longrope.search.auto import Auto
 from longrope.search.gradient import Gradient
 from longrope.search.methods import Method, method, planned
 from longrope.search.objective import BACKWARD
+
+REMEDIES = "a window, lora, a search without gradients (method = 'cma'), or more devices"
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,24 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
         tokens = count * longest + probes * sum(measured)
         found.append(Cost("evaluation", longest, tokens, 0, {anatomy.dtype: work}, memory))
     return found
+
+
+def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: str) -> None:
+    """Refuse a plan whose parts cannot fit on one device.
+
+    Raises:
+        LongRopeError: if a part takes more memory than the device has free; says which, and what would help.
+    """
+    free = free_memory(device)
+    if free is None:
+        return
+    anatomy = Anatomy.of(config) if dtype == "auto" else replace(Anatomy.of(config), dtype=dtype)
+    for part in costs(plan, anatomy, Rope.of(config)):
+        if part.memory > free:
+            raise LongRopeError(
+                f"{part.part}: length = {part.length} takes about {part.memory / 2**30:.1f} GiB where {device} has "
+                f"{free / 2**30:.1f} GiB free: {REMEDIES}"
+            )
 
 
 def _stages(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:

@@ -44,13 +44,13 @@ def attend(
         softcap: c of c·tanh(score/c).
     """
     assert attention_mask is None, f"{type(module).__name__}: pieces of a sequence know no mask"
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < key.shape[2] else None
     groups = zip(query.chunk(key.shape[1], dim=1), key.split(1, dim=1), value.split(1, dim=1), strict=True)
     found = [
-        _by_rows(q, _shared(k, q), _shared(v, q), scaling, window, softcap)
+        _by_rows(q, _shared(k, q), _shared(v, q), scale, window, softcap)
         if window or softcap
-        else _causal(q, _shared(k, q), _shared(v, q), scaling)
+        else _causal(q, _shared(k, q), _shared(v, q), scale)
         for q, k, v in groups
     ]
     return torch.cat(found, dim=1).transpose(1, 2), None
@@ -85,7 +85,7 @@ class _Split(torch.autograd.Function):
         own = slice(before.stop, None)
         out, norm = flash(query, key[:, :, before], value[:, :, before], scale=scaling)
         near, near_norm = flash(query, key[:, :, own], value[:, :, own], is_causal=True, scale=scaling)
-        out = torch.lerp(out.float(), near.float(), torch.sigmoid(near_norm - norm)[..., None]).to(query.dtype)
+        out = torch.lerp(out.to(norm), near.to(norm), torch.sigmoid(near_norm - norm)[..., None]).to(query)
         ctx.save_for_backward(query, key, value, out, torch.logaddexp(norm, near_norm))
         ctx.scaling, ctx.parts = scaling, ((before, False), (own, True))
         return out

@@ -74,12 +74,18 @@ def _probe(model: PreTrainedModel, length: int, rows: int) -> Tensor:
     """Logits of a few tokens spread over a length."""
     positions = torch.linspace(0, length - 1, 9, device=model.device).long()[None]
     tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.get_text_config().vocab_size
+    mask = torch.ones_like(tokens)  # without one, transformers takes gaps for borders between packed documents
+    with evaluating(model):
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode for a block: no dropout. Afterwards every module has the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # without a mask, transformers takes gaps between positions for borders between packed documents
-        mask = torch.ones_like(tokens)
-        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        yield
     finally:
         for module, training in modes:
             module.training = training

@@ -94,11 +94,11 @@ class _Held:
         start, self.end = self.end, self.end + key.shape[2]
         self.keys[:, :, start : self.end], self.values[:, :, start : self.end] = key, value
         if self.enough:
-            raise _Enough
+            raise _EnoughError
         return self.keys[:, :, : self.end], self.values[:, :, : self.end]
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Keys and values are there; what the layer does then is not wanted."""
 
 
@@ -162,6 +162,6 @@ def _keys_and_values(layer: _Layer, parts: list[slice], inputs: Sequence[Tensor]
     """Of all pieces, computed anew."""
     held = _Held(layer.length, enough=True)
     for part in parts:
-        with suppress(_Enough):
+        with suppress(_EnoughError):
             layer.run(part, _cut(inputs, part), held)
     return held

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.models import attention
+from longrope.models.patch import evaluating
 from longrope.models.pieces import in_pieces, layer_in_pieces
 
-PIECE = 2048  # tokens of all rows together: enough for full speed on a CPU, few beside the residual stream
-PIECE_ON_GPU = 16384
+PIECE = 2048  # tokens of all rows together: enough for full speed, few beside the residual stream
 
 
 @contextmanager
@@ -27,18 +27,18 @@ def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
     overwritten in place. With gradients each layer keeps its input and computes the rest anew, piece by piece from the
     last one back; weights get none, so they must be frozen.
 
-    Sequences are taken to have no padding. Attention is `longrope.models.attention.attend` in place of transformers'
-    ``sdpa`` and of soft caps; FlashAttention stays. Other attention (``eager``) sees whole sequences.
+    Sequences are taken to have no padding, and there is no dropout. Attention is `longrope.models.attention.attend` in
+    place of transformers' ``sdpa`` and of soft caps; FlashAttention stays. Other attention (``eager``) sees the whole.
 
     Args:
         model: a transformers model whose layers take gradient checkpointing.
-        piece: tokens of all rows together; by the device if None.
+        piece: tokens of all rows together; `PIECE` if None.
     """
-    if piece is None:
-        piece = PIECE if model.device.type == "cpu" else PIECE_ON_GPU
+    piece = PIECE if piece is None else piece
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
-    with _attention(model), _wrapped(layers, layer_in_pieces, piece), _wrapped(alone, in_pieces, piece):
+    wrapped = _wrapped(layers, layer_in_pieces, piece), _wrapped(alone, in_pieces, piece)
+    with evaluating(model), _attention(model), wrapped[0], wrapped[1]:
         yield
 
 
@@ -55,7 +55,7 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _wrapped(modules: list[nn.Module], wrapper: Callable[..., Any], piece: int) -> Iterator[None]:
+def _wrapped(modules: Sequence[nn.Module], wrapper: Callable[..., Any], piece: int) -> Iterator[None]:
     before = [vars(module).get("forward") for module in modules]
     try:
         for module in modules:

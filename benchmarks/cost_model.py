@@ -1,0 +1,83 @@
+"""What a search at 2M tokens costs by our formulas: 1B, 8B and 70B models on 1, 8 and 64 devices. Nothing is run.
+
+    python benchmarks/cost_model.py     # seconds
+
+FLOPs come from `longrope.evaluation.anatomy` (2 a parameter and token, 4 a query feature and pair of tokens; a gradient
+about 3 passes), counts of passes from the methods themselves. Time is FLOPs over an assumed rate: 156 TFLOP/s a device,
+half of an A100's bf16 peak, spread over the devices without loss. It is a model, not a measurement. The first line
+holds it against the paper's own figure: about 50 minutes for an evaluation of LLaMA2-7B at 2M on 8 A100s.
+Results in ``benchmarks/results/cost-model.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig
+
+from longrope.evaluation.anatomy import Anatomy, Work
+from longrope.extension.cost import costs
+from longrope.extension.plan import Plan
+from longrope.files import write_json
+from longrope.report.provenance import provenance
+from longrope.rope import Rope
+
+RESULTS = Path(__file__).parent / "results" / "cost-model.json"
+RATE, LENGTH, WINDOW = 156e12, 2**21, 2**15
+DEVICES = (1, 8, 64)
+SHAPES = {  # hidden, MLP, layers, heads, key heads, vocabulary
+    "LLaMA2-7B": (4096, 11008, 32, 32, 32, 32000),
+    "1B": (2048, 8192, 16, 32, 8, 128256),
+    "8B": (4096, 14336, 32, 32, 8, 128256),
+    "70B": (8192, 28672, 80, 64, 8, 128256),
+}
+SEARCHES: dict[str, dict[str, Any]] = {
+    "paper": {"method": "paper", "documents": 5, "needles": 0, "population": 32},  # halved above 512K
+    "ours": {"method": "auto", "documents": 2},
+    "ours, windows of 32K": {"method": "auto", "documents": 2, "window": WINDOW},
+}
+
+
+def main() -> None:
+    """All of it, and the file."""
+    found: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        config = _config(*shape)
+        anatomy = Anatomy.of(config)
+        one = anatomy.forward(LENGTH)
+        rows: dict[str, Any] = {
+            "one forward pass": _row(one) | {"memory_bytes": anatomy.searching(LENGTH, gradient=False)}
+        }
+        for search, fields in SEARCHES.items():
+            stage = {"length": LENGTH, "search": fields}
+            plan = Plan.model_validate({"version": 1, "stages": [stage], "evaluation": {"lengths": []}})
+            cost = costs(plan, anatomy, Rope.of(config))[0]
+            work = sum(cost.work.values(), Work())
+            rows[search] = _row(work) | {"passes": cost.searched / cost.length, "memory_bytes": cost.memory}
+        found[name] = rows
+    write_json(RESULTS, {"models": found, "flops_per_second": RATE, "length": LENGTH, "provenance": provenance()})
+    print(json.dumps(found, indent=1))
+
+
+def _row(work: Work) -> dict[str, Any]:
+    hours = {f"hours on {count}": work.flops / RATE / count / 3600 for count in DEVICES}
+    return {"linear_flops": work.linear, "attention_flops": work.attention, **hours}
+
+
+def _config(hidden: int, wide: int, layers: int, heads: int, groups: int, vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        vocab_size=vocabulary,
+        max_position_embeddings=4096,
+        dtype="bfloat16",
+    )
+
+
+if __name__ == "__main__":
+    main()
