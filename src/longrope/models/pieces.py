@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,13 +29,15 @@ def layer_in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *re
         forward: the layer's own.
         piece: tokens of all rows together.
         hidden: ``(batch, tokens, hidden)``; overwritten with the result where no gradients are asked for.
-        rest: further positional arguments; with any, the layer sees the whole sequence.
+        rest: further positional arguments; with any, the layer just runs.
         named: as the layers of transformers take them, cos and sin as ``position_embeddings``.
     """
+    if rest or "position_embeddings" not in named:
+        return forward(hidden, *rest, **named)
     cache = next((name for name in CACHES if name in named), None)
-    whole = rest or cache is None or named[cache] is not None or named.get("attention_mask") is not None
+    whole = cache is None or named[cache] is not None or named.get("attention_mask") is not None
     parts = [slice(0, hidden.shape[1])] if whole else _parts(hidden, piece)
-    layer = _Layer(partial(forward, *rest) if rest else forward, cache, named, hidden.shape[1])
+    layer = _Layer(forward, cache, named, hidden.shape[1])
     inputs = (hidden, *named["position_embeddings"])
     if torch.is_grad_enabled():
         return _Pieces.apply(*inputs, layer, parts)
