@@ -5,7 +5,7 @@
 Same weights (bfloat16), same text, one sequence, every cell a process of its own, the two ways in turn. A ``forward``
 gives the loss of every token; a ``gradient`` also its slopes by the factors. ``plain`` is the model as transformers has
 it, with all logits, and for the gradient with its activation checkpointing. Memory is the peak above the loaded model.
-The longest length in 8 GB is extrapolated along a straight line through the two longest lengths that were measured.
+The longest length in 8 GB is extrapolated along a straight line through the shortest and the longest that were measured.
 A ``candidate`` is one evaluation of a search, and how much of it is not the model's.
 Results in ``benchmarks/results/scale.json``.
 """
@@ -106,7 +106,7 @@ def summary(cells: dict[str, Any]) -> dict[str, Any]:
             peaks.setdefault(f"{kind} {name} {way}", {})[int(length)] = middle["peak_bytes"] / room
     for who, shares in peaks.items():
         if len(shares) > 1:
-            short, long = sorted(shares)[-2:]
+            short, long = min(shares), max(shares)
             slope = (shares[long] - shares[short]) / (long - short)
             found[f"{who}: longest in 8 GB"] = int(long + (1 - shares[long]) / slope)
     return found
