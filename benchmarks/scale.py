@@ -5,7 +5,7 @@
 Same weights (bfloat16), same text, one sequence, every cell a process of its own, the two ways in turn. A ``forward``
 gives the loss of every token; a ``gradient`` also its slopes by the factors. ``plain`` is the model as transformers has
 it, with all logits, and for the gradient with its activation checkpointing. Memory is the peak above the loaded model.
-The longest length in 8 GB is extrapolated along a straight line through the shortest and the longest that were measured.
+The longest length in 8 GB is extrapolated along the line through the shortest and the longest that were measured.
 A ``candidate`` is one evaluation of a search, and how much of it is not the model's.
 Results in ``benchmarks/results/scale.json``.
 """
