@@ -35,5 +35,5 @@ def device_memory(device: str) -> int | None:
 def free_memory(device: str) -> int | None:
     """Bytes that a device can still give; None if it does not tell."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
     return psutil.virtual_memory().available if device == "cpu" else None
