@@ -17,7 +17,6 @@ from transformers.utils import logging
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-torch.set_num_threads(1)
 
 
 @torch.inference_mode()
@@ -36,6 +35,7 @@ def answer(asked: dict) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
         asked = json.load(file)
     save_file(answer(asked), sys.argv[2])
