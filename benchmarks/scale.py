@@ -67,22 +67,19 @@ def main() -> None:
         print(json.dumps(cell(kind, name, int(length), way)))
         return
     cells: dict[str, Any] = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
-    for what, turns in TURNS.items():
-        for turn in range(turns):
-            for way in WAYS:
-                key = f"{what} {way} {turn}"
-                if key not in cells:
-                    command = [sys.executable, __file__, *what.split(), way]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    cells[key] = json.loads(done.stdout.splitlines()[-1])
-                    write_json(RESULTS, {"cells": cells, "summary": summary(cells), "provenance": provenance()})
-                    print(key, cells[key], flush=True)
-    for what in CANDIDATES:
-        if what not in cells:
-            done = subprocess.run([sys.executable, __file__, *what.split()], check=True, capture_output=True, text=True)
-            cells[what] = json.loads(done.stdout.splitlines()[-1])
+    wanted = {
+        f"{what} {way} {turn}": f"{what} {way}"
+        for what, turns in TURNS.items()
+        for turn in range(turns)
+        for way in WAYS
+    }
+    for key, words in (wanted | dict(zip(CANDIDATES, CANDIDATES, strict=True))).items():
+        if key not in cells:
+            command = [sys.executable, __file__, *words.split()]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            cells[key] = json.loads(done.stdout.splitlines()[-1])
             write_json(RESULTS, {"cells": cells, "summary": summary(cells), "provenance": provenance()})
-            print(what, cells[what], flush=True)
+            print(key, cells[key], flush=True)
     print(json.dumps(summary(cells), indent=1))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
     model, tokenizer = load(given.model, dtype="bfloat16", device=given.device)
-    rope, anatomy = Rope.of(model), replace(Anatomy.of(model.config), dtype="bfloat16")
+    rope, anatomy = Rope.of(model), Anatomy.of(model.config, "bfloat16")
     lengths = sorted(parse_length(length, "lengths") for length in given.lengths.split(","))
     tokens, rate = text(tokenizer, max(lengths)), product_rate(given.device)
     name = torch.cuda.get_device_name() if given.device.startswith("cuda") else given.device

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from longrope.extension import cost
 from longrope.reading.factors import load_factors
 from longrope.rope import Scaling
 
@@ -212,12 +213,19 @@ def test_plans_and_models_that_are_not_there(refused: Refused, model: Path, plan
         (("--launch", "no-such-program -x"), "launch = 'no-such-program': there is no such program"),
         (("--report-to", "nobody"), "report_to = 'nobody' is unknown or not installed; here are .*none"),
         (("--device", "cuda:1"), "device = 'cuda:1': fine-tuning takes the first device that it sees"),
+        (("--dtype", "bogus"), "dtype = 'bogus' is unknown; choose one of float32, bfloat16, float16, auto"),
     ],
 )
 def test_what_is_missing_is_said_before_any_work(
     refused: Refused, options: tuple[str, ...], said: str, model: Path, plan: Path, tmp_path: Path
 ) -> None:
     refused(said, "extend", model, plan, "-o", tmp_path / "run", *options)
+
+
+def test_no_room(refused: Refused, model: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "free_memory", lambda _: 2**20)
+    said = r"stage 1: length = 128 takes about [\d.]+ GiB where cpu has 0.0 GiB free: a window, lora"
+    refused(said, "extend", model, plan, "-o", tmp_path / "run")
 
 
 def test_a_package_that_is_missing_is_said_before_any_work(

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.evaluation import loss as loss_module
+from longrope.evaluation import room
 from longrope.rope import Extension, Rope, Scaling
 from longrope.schemes import scheme
 
@@ -157,6 +158,16 @@ def test_a_damaged_model(refused: Refused, model: Path, few, tmp_path: Path, dam
     folder = Path(shutil.copytree(model, tmp_path / "damaged"))
     (folder / damage).write_bytes(b"\x89garbage\xff")
     refused("model = .*damaged.* cannot be loaded", "search", folder, "-l", 160, *few, "-o", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("free", "said"), [(2**10, "the weights alone do not fit: lower"), (2**24, r"fit in a gradient: lower .* \(cma\)")]
+)
+def test_searches_without_room(
+    refused: Refused, model: Path, few, tmp_path: Path, free: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "free_memory", lambda _: free)
+    refused(said, "search", model, "-l", 4096, *few[:2], "-o", tmp_path / "x")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--dtype", "float8"), ("--device", "bogus"), ("--device", "cuda:77")])

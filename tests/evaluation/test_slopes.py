@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import families
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.errors import LongRopeError
 from longrope.evaluation import loss as loss_module
+from longrope.evaluation import objective as objective_module
 from longrope.evaluation.items import Item, perplexity_items
 from longrope.evaluation.objective import ModelObjective
-from longrope.models import tiled as tiled_module
 from longrope.models.rotary import Rescaled, find_rotary
+from longrope.models.tiled import tiled
 from longrope.rope import Rope, Scaling
 from longrope.search.objective import Answer
 
@@ -155,7 +158,7 @@ def test_pieces_of_the_sequence_make_no_difference(family: str, monkeypatch: pyt
     model, seen = build(family), []
     objective, scaling = ModelObjective(model, items_of()), scaling_of(model)
     whole = answer_of(objective, scaling)
-    monkeypatch.setattr(tiled_module, "PIECE", 23)
+    monkeypatch.setattr(objective_module, "tiled", partial(tiled, piece=23))
     mlp = next(module for name, module in model.base_model.layers[-1].named_children() if "mlp" in name)
     with mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])):
         parts = answer_of(objective, scaling)

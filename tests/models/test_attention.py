@@ -10,8 +10,8 @@ from longrope.models import attention
 from longrope.models.attention import attend
 
 
-def drawn(heads: int, tokens: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(heads + tokens)
+def drawn(heads: int, tokens: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, heads, tokens, 16, generator=generator, dtype=dtype).requires_grad_()
 
 
@@ -35,7 +35,7 @@ def test_outputs_and_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(attention, "SCORES", 12 * 40)  # several blocks of rows
-    q, k, v = drawn(heads, last), drawn(shared, all_), drawn(shared, all_ + 0) * 2
+    q, k, v = drawn(heads, last, 0), drawn(shared, all_, 1), drawn(shared, all_, 2)
     out, _ = attend(nn.Identity(), q, k, v, None, sliding_window=window, softcap=softcap)
     right = written_down(q, k, v, window, softcap)
     assert torch.allclose(out, right, atol=1e-6)
@@ -47,13 +47,15 @@ def test_outputs_and_gradients(
 
 
 def test_a_scale_of_its_own() -> None:
-    q, k, v = drawn(2, 10), drawn(2, 30), drawn(2, 30)
+    q, k, v = drawn(2, 10, 0), drawn(2, 30, 1), drawn(2, 30, 2)
     assert torch.allclose(attend(nn.Identity(), q, k, v, None, 0.5)[0], attend(nn.Identity(), 2 * q, k, v, None)[0])
 
 
-def test_bfloat16_is_as_exact_as_one_pass() -> None:
-    q, k, v = (drawn(2, 200, torch.bfloat16) for _ in range(3))
+@pytest.mark.parametrize("seed", range(5))
+def test_bfloat16_is_rounded_once_more(seed: int) -> None:
+    """Each part is, before they are joined: 1.3 times the error of one pass, by root mean square."""
+    q, k, v = (drawn(2, 200, 3 * seed + i, torch.bfloat16) for i in range(3))
     exact = written_down(*(one.double() for one in (q[:, :, 150:], k, v)), None, None)
     parts = attend(nn.Identity(), q[:, :, 150:], k, v, None)[0]
     once = attend(nn.Identity(), q, k, v, None)[0][:, 150:]
-    assert (parts - exact).abs().max() <= 1.5 * (once - exact).abs().max()
+    assert (parts - exact).square().mean().sqrt() <= 1.4 * (once - exact).square().mean().sqrt()

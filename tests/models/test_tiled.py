@@ -64,7 +64,7 @@ def test_positions_may_jump() -> None:
             assert torch.allclose(hidden(model, x, **given), whole, rtol=1e-4, atol=1e-4)
 
 
-def test_no_mask_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_mask_is_made() -> None:
     """Of a layer with a window, transformers writes down who sees whom: (1, 1, length, length)."""
     model, sizes = build("gemma3_text"), []
     for layer in model.model.layers:

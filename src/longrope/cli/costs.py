@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -46,14 +44,11 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     from longrope.extension.advice import advice
     from longrope.extension.cost import REMEDIES, costs
     from longrope.extension.rates import measure_rates
-    from longrope.models.load import DTYPES
     from longrope.models.memory import device_memory
     from longrope.rope import Rope
 
-    if dtype not in DTYPES:
-        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
-    rope, anatomy = Rope.of(config), Anatomy.of(config)
-    parts = costs(plan, anatomy if dtype == "auto" else replace(anatomy, dtype=dtype), rope)
+    rope = Rope.of(config)
+    parts = costs(plan, Anatomy.of(config, dtype), rope)
     dtypes = sorted({dtype for part in parts for dtype in part.work}) if measure else []
     rates = {dtype: measure_rates(config, device=device, dtype=dtype) for dtype in dtypes}
     there = device_memory(device)

@@ -90,14 +90,22 @@ def run(
     from longrope.data.documents import load_documents
     from longrope.data.split import split
     from longrope.evaluation.items import make_items
+    from longrope.evaluation.room import check_room
     from longrope.extension.connect import connected
+    from longrope.extension.cost import slopes
     from longrope.extension.factors import find_factors
+    from longrope.models.load import load_config
     from longrope.report.provenance import provenance
     from longrope.schemes import attention_factor
     from longrope.search.methods import planned
     from longrope.search.space import START_TOKENS, Space
 
-    with connected(model, dtype=dtype, device=options.choose_device(device), workers=workers) as there:
+    place = options.choose_device(device)
+    if not workers.startswith("ray"):  # those have memory of their own
+        passes = [(rows, False), (1, True)] if slopes(chosen) else [(rows, False)]
+        for batch, gradient in passes:
+            check_room(load_config(model), size or tokens, batch=batch, dtype=dtype, device=place, gradient=gradient)
+    with connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
             tokens,

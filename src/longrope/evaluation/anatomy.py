@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from longrope.evaluation.loss import LOGITS_AT_ONCE
+from longrope.models.load import check_dtype
 from longrope.models.tiled import PIECE
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
@@ -71,8 +72,13 @@ class Anatomy:
     dtype: str
 
     @classmethod
-    def of(cls, config: PreTrainedConfig) -> Anatomy:
-        """Counted on a model without memory, built from its config."""
+    def of(cls, config: PreTrainedConfig, dtype: str = "auto") -> Anatomy:
+        """Counted on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
+
+        Raises:
+            LongRopeError: if the dtype is unknown.
+        """
+        check_dtype(dtype)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         text: Any = config.get_text_config()
@@ -97,7 +103,7 @@ class Anatomy:
             wide=wide + (getattr(text, "shared_expert_intermediate_size", None) or 0),
             vocabulary=len(head.weight),
             adapted=sum(layer.in_features + layer.out_features for layer in layers),
-            dtype=str(config.dtype or "float32").removeprefix("torch."),
+            dtype=str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype,
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import replace
+from functools import partial
 
 from transformers import PreTrainedConfig
 
@@ -13,8 +13,10 @@ from longrope.lengths import short_length
 from longrope.models.memory import free_memory
 
 
-def check_room(config: PreTrainedConfig, length: int, *, batch: int, dtype: str, device: str) -> None:
-    """Refuse forward passes that cannot fit.
+def check_room(
+    config: PreTrainedConfig, length: int, *, batch: int, dtype: str, device: str, gradient: bool = False
+) -> None:
+    """Refuse passes that cannot fit.
 
     Args:
         config: of the model.
@@ -22,6 +24,7 @@ def check_room(config: PreTrainedConfig, length: int, *, batch: int, dtype: str,
         batch: rows of a pass.
         dtype: that the model will be loaded in, a key of `longrope.models.load.DTYPES`.
         device: where.
+        gradient: whether passes go backwards too.
 
     Raises:
         LongRopeError: if the device has less free memory than weights and a pass take; says what fits.
@@ -29,15 +32,16 @@ def check_room(config: PreTrainedConfig, length: int, *, batch: int, dtype: str,
     free = free_memory(device)
     if free is None:
         return
-    anatomy = Anatomy.of(config) if dtype == "auto" else replace(Anatomy.of(config), dtype=dtype)
-    needed = anatomy.searching(length * batch, gradient=False)
-    if needed <= free:
+    needs = partial(Anatomy.of(config, dtype).searching, gradient=gradient)
+    if needs(length * batch) <= free:
         return
-    fits = bisect_right(range(length * batch), free, key=lambda tokens: anatomy.searching(tokens, gradient=False)) - 1
+    fits = bisect_right(range(length * batch), free, key=needs) - 1
     fits = max(0, fits - fits % 1024 if fits > 1024 else fits)
     rows = "" if batch == 1 else f" with batch = {batch}"
+    what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
+    most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
     raise LongRopeError(
-        f"length = {length}{rows} takes about {needed / 2**30:.1f} GiB with the weights where {device} has "
-        f"{free / 2**30:.1f} GiB free; about {short_length(fits)} tokens in a pass fit: lower the length or the batch, "
-        "use dtype bfloat16, or another device"
+        f"length = {length}{rows} takes about {needs(length * batch) / 2**30:.1f} GiB with the weights where {device} "
+        f"has {free / 2**30:.1f} GiB free; {most}: lower the length or the "
+        f"batch, use dtype bfloat16{remedy}, or another device"
     )

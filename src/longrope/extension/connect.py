@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from longrope.errors import LongRopeError
 from longrope.evaluation.items import Item
 from longrope.evaluation.objective import ModelObjective
-from longrope.models.load import DTYPES, load, load_config, load_tokenizer
+from longrope.models.load import DTYPES, check_dtype, load, load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.search.objective import Objective
 from longrope.search.ray import RayEngine
@@ -49,8 +49,7 @@ def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: s
         yield Connection(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
         return
     config, tokenizer = load_config(name), load_tokenizer(name)
-    if dtype not in DTYPES:
-        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     if workers == "ray" or workers.startswith("ray://"):
         engine: Engine = RayEngine(partial(_build, name, dtype, device, 0), workers)
     elif workers.isdecimal() and int(workers) > 0:

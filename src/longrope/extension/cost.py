@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
@@ -89,8 +89,7 @@ def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: st
     free = free_memory(device)
     if free is None:
         return
-    anatomy = Anatomy.of(config) if dtype == "auto" else replace(Anatomy.of(config), dtype=dtype)
-    for part in costs(plan, anatomy, Rope.of(config)):
+    for part in costs(plan, Anatomy.of(config, dtype), Rope.of(config)):
         if part.memory > free:
             raise LongRopeError(
                 f"{part.part}: length = {part.length} takes about {part.memory / 2**30:.1f} GiB where {device} has "
@@ -129,16 +128,16 @@ def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts:
     once = sum(items) / len(items)
     more = len(items) * (starts - len(chosen.starts))
     passes = round(min(chosen.passes(len(items)) + more, (search.budget or math.inf) / once))
-    slopes = min(_slopes(chosen), passes // BACKWARD)
+    steps = min(slopes(chosen), passes // BACKWARD)
     judged = len(items) * (FINALISTS + starts + compared)
     each = [(anatomy.forward(length), anatomy.backward(length, trained=False)) for length in lengths]
     forward, backward = (sum(work, Work()).times(1 / len(lengths)) for work in zip(*each, strict=True))
-    work = forward.times(passes - BACKWARD * slopes + judged) + backward.times(slopes)
-    memory = anatomy.searching(max(lengths), gradient=slopes > 0)
+    work = forward.times(passes - BACKWARD * steps + judged) + backward.times(steps)
+    memory = anatomy.searching(max(lengths), gradient=steps > 0)
     return Cost("search", max(lengths), round((passes + judged) * once), 0, {anatomy.dtype: work}, memory)
 
 
-def _slopes(chosen: Method) -> int:
+def slopes(chosen: Method) -> int:
     """How many of a method's passes have a backward pass."""
     chosen = chosen.gradient if isinstance(chosen, Auto) else chosen
     return chosen.steps if isinstance(chosen, Gradient) else 0

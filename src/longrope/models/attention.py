@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface
 
-NAME = "longrope"  # among transformers' attention functions
 SCORES = 2**24  # of a block of rows, where scores or a mask must be written down
 flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -54,9 +52,6 @@ def attend(
         for q, k, v in groups
     ]
     return torch.cat(found, dim=1).transpose(1, 2), None
-
-
-AttentionInterface.register(NAME, attend)
 
 
 def _shared(one: Tensor, query: Tensor) -> Tensor:

@@ -38,8 +38,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     Raises:
         LongRopeError: if there is no such model, or a package is missing that it needs.
     """
-    if dtype not in DTYPES:
-        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     folder, options = _locate(name)
     config = {"config": load_config(name)} if options else {}  # ours has the scaling of a GGUF
     try:
@@ -51,6 +50,16 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     if options:
         _forget_quantization(model)
     return model, tokenizer
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse what is no key of `DTYPES`.
+
+    Raises:
+        LongRopeError: if it is none.
+    """
+    if dtype not in DTYPES:
+        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
 
 
 def load_config(name: str) -> PreTrainedConfig:

@@ -37,13 +37,13 @@ def layer_in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *re
     cache = next((name for name in CACHES if name in named), None)
     whole = cache is None or named[cache] is not None or named.get("attention_mask") is not None
     parts = [slice(0, hidden.shape[1])] if whole else _parts(hidden, piece)
-    layer = _Layer(forward, cache, named, hidden.shape[1])
+    layer = _Layer(forward, cache, named)
     inputs = (hidden, *named["position_embeddings"])
     if torch.is_grad_enabled():
         return _Pieces.apply(*inputs, layer, parts)
     held = _Held(hidden.shape[1]) if len(parts) > 1 else None
     for part in parts:
-        hidden[:, part] = layer.run(part, _cut(inputs, part), held)
+        hidden[:, part] = layer.run(_cut(inputs, part), held)
     return hidden
 
 
@@ -58,23 +58,16 @@ def _cut(tensors: Sequence[Tensor], part: slice) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's own forward, the name of its cache, its other arguments, and the length of the sequence."""
+    """A layer's own forward, the name of its cache, and its other arguments."""
 
     forward: Callable[..., Any]
     cache: str | None
     named: dict[str, Any]
-    length: int
 
-    def run(self, part: slice, inputs: Sequence[Tensor], held: _Held | _Replayed | None) -> Tensor:
-        """Its output for a part, given the part's hidden states, cos and sin."""
+    def run(self, inputs: Sequence[Tensor], held: _Held | _Replayed | None) -> Tensor:
+        """Its output for a part's hidden states, cos and sin; ``held`` is None where that is the whole sequence."""
         hidden, cos, sin = inputs
-        named = {
-            name: value[:, part]
-            if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == self.length
-            else value
-            for name, value in self.named.items()
-        }
-        named["position_embeddings"] = (cos, sin)
+        named = {**self.named, "position_embeddings": (cos, sin)}
         if held is not None and self.cache is not None:
             # attention takes jumps between positions for borders between documents: it gets no positions
             named |= {self.cache: held, "position_ids": None}
@@ -127,7 +120,7 @@ class _Pieces(torch.autograd.Function):
         ctx.embeddings, ctx.layer, ctx.parts = (cos, sin), layer, parts
         out, held = torch.empty_like(hidden), _Held(hidden.shape[1]) if len(parts) > 1 else None
         for part in parts:
-            out[:, part] = layer.run(part, _cut((hidden, cos, sin), part), held)
+            out[:, part] = layer.run(_cut((hidden, cos, sin), part), held)
         return out
 
     @staticmethod
@@ -144,7 +137,7 @@ class _Pieces(torch.autograd.Function):
                 if held is not None:
                     past = (held.keys[:, :, : part.start], held.values[:, :, : part.start])
                     replayed = _Replayed(tuple(one.detach().requires_grad_() for one in past))
-                own = [layer.run(part, leaves, replayed)]
+                own = [layer.run(leaves, replayed)]
             given, sources = [by_out[:, part]], [leaves[i] for i in wanted]
             if replayed is not None:
                 own += replayed.own
@@ -161,8 +154,8 @@ class _Pieces(torch.autograd.Function):
 
 def _keys_and_values(layer: _Layer, parts: list[slice], inputs: Sequence[Tensor]) -> _Held:
     """Of all pieces, computed anew."""
-    held = _Held(layer.length, enough=True)
+    held = _Held(inputs[0].shape[1], enough=True)
     for part in parts:
         with suppress(_EnoughError):
-            layer.run(part, _cut(inputs, part), held)
+            layer.run(_cut(inputs, part), held)
     return held

@@ -8,18 +8,19 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from longrope.models import attention
+from longrope.models.attention import attend
 from longrope.models.patch import evaluating
 from longrope.models.pieces import in_pieces, layer_in_pieces
 
 PIECE = 2048  # tokens of all rows together: enough for full speed, few beside the residual stream
+NAME = "longrope"  # of our attention, among transformers' functions
 
 
 @contextmanager
-def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
+def tiled(model: PreTrainedModel, piece: int = PIECE) -> Iterator[None]:
     """In the block, layers of a model see at most so many tokens at once; results stay the same to rounding.
 
     A layer takes its pieces in turn and keeps keys and values of those before, so that beside these only the residual
@@ -32,9 +33,8 @@ def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
 
     Args:
         model: a transformers model whose layers take gradient checkpointing.
-        piece: tokens of all rows together; `PIECE` if None.
+        piece: tokens of all rows together.
     """
-    piece = PIECE if piece is None else piece
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
     wrapped = _wrapped(layers, layer_in_pieces, piece), _wrapped(alone, in_pieces, piece)
@@ -47,7 +47,8 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
     config: Any = model.config.get_text_config()
     before = config._attn_implementation
     if before == "sdpa" or (before == "eager" and getattr(config, "attn_logit_softcapping", None)):
-        config._attn_implementation = attention.NAME
+        AttentionInterface.register(NAME, attend)
+        config._attn_implementation = NAME
     try:
         yield
     finally:
