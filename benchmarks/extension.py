@@ -39,7 +39,8 @@ from longrope.models.load import load, load_config, load_tokenizer
 from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
 from longrope.report.provenance import provenance
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.space import Space
 

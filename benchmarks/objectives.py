@@ -28,7 +28,7 @@ from longrope.evaluation.retrieval import rate, score_probes
 from longrope.files import write_json
 from longrope.models.patch import patch
 from longrope.report.provenance import provenance
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.schemes import attention_factor
 from longrope.search.journal import Journal
 from longrope.search.methods import METHODS

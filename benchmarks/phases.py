@@ -30,7 +30,8 @@ from longrope.files import write_json
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.report.provenance import provenance
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 from longrope.schemes import heuristic
 
 RESULTS = Path(__file__).parent / "results" / "phases.json"

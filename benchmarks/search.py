@@ -33,7 +33,8 @@ from longrope.extension.factors import FINALISTS
 from longrope.files import write_json
 from longrope.models.load import load
 from longrope.report.provenance import provenance
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator

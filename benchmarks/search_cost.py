@@ -27,7 +27,8 @@ from longrope.evaluation.objective import ModelObjective
 from longrope.files import write_json
 from longrope.models.load import load
 from longrope.report.provenance import provenance
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.evolution import Paper
 from longrope.search.journal import Journal

@@ -82,7 +82,8 @@ def make(model: str, mode: str) -> Path:
     from longrope.export.huggingface import export_huggingface
     from longrope.models.load import load
     from longrope.models.patch import patch
-    from longrope.rope import Extension, Rope, Scaling
+    from longrope.rope import Rope
+    from longrope.scaling import Extension, Scaling
     from longrope.schemes import heuristic
 
     families = importlib.import_module("families")

@@ -28,7 +28,7 @@ from longrope.files import write_json
 from longrope.models.load import load
 from longrope.reading.factors import load_factors
 from longrope.report.provenance import provenance
-from longrope.rope import Extension
+from longrope.scaling import Extension
 from longrope.schemes import scheme
 
 LENGTH, LENGTHS = 16384, (2048, 4096, 8192, 12288, 16384)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from longrope.files import write_text
 from longrope.models.load import load_config
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from longrope.files import write_json
 from longrope.report.provenance import provenance
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.schemes import attention_factor
 from longrope.search.auto import Auto
 from longrope.search.budget import Budget

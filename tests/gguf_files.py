@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from longrope.export.gguf.convert import export_gguf
 from longrope.models.load import load_tokenizer
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 TOKENIZER = load_tokenizer("tiny")
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from longrope.evaluation.statistics import paired
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 ROPE = Rope(dim=64, base=1e4, original_length=256)

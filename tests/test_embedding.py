@@ -13,7 +13,8 @@ from torch import Tensor
 
 from longrope import LongRoPE
 from longrope.errors import LongRopeError
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import heuristic
 
 ROPE = Rope(dim=8, base=10000.0, original_length=64)

@@ -11,18 +11,20 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "longrope"
-EVERYBODY = {"errors", "lengths", "lines", "rope", "files"}
+NOUNS = {"errors", "rope", "scaling"}
+EVERYBODY = NOUNS | {"lengths", "lines", "files"}
 MAY_IMPORT = {
     "errors": set(),
     "lengths": {"errors"},
     "lines": {"errors"},
     "rope": {"errors"},
+    "scaling": {"errors", "rope"},
     "files": {"errors"},
-    "schemes": {"errors", "rope"},
-    "reading": {"errors", "rope", "schemes"},
-    "embedding": {"errors", "rope", "schemes"},
-    "search": {"errors", "lines", "rope"},
-    "data": {"errors", "rope"},
+    "schemes": NOUNS,
+    "reading": NOUNS | {"schemes"},
+    "embedding": NOUNS | {"schemes"},
+    "search": NOUNS | {"lines"},
+    "data": NOUNS,
     "models": EVERYBODY | {"embedding", "reading"},
     "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
     "extension": EVERYBODY | {"reading", "search", "schemes", "models", "evaluation", "data", "report"},
@@ -64,7 +66,7 @@ def test_the_arrows(name: str) -> None:
     assert "longrope" not in imports(name), "import from the module that defines the name"
 
 
-@pytest.mark.parametrize("part", ["search", "rope", "files", "lines", "schemes", "errors"])
+@pytest.mark.parametrize("part", ["search", "rope", "scaling", "files", "lines", "schemes", "errors"])
 def test_no_torch_and_no_transformers(part: str) -> None:
     for name in (name for name in FILES if PART_OF[name] == part):
         assert not {"torch", "transformers"} & {one.split(".")[0] for one in imports(name)}, name

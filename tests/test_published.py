@@ -10,7 +10,8 @@ from transformers import Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.embedding import LongRoPE
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 
 FILE = Path(__file__).parents[2] / "shared" / "data" / "published_factors.json"

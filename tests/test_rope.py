@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, Qwen2VLConfig
 
 from longrope.errors import LongRopeError
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 GEOMETRIES = [(128, 1e4, 4096), (128, 5e5, 8192), (96, 1e4, 4096), (64, 1e5, 8192), (4, 1e4, 64), (2, 3.5, 7)]
 BAD_NUMBERS = (0, 0.0, -1.5, math.nan, math.inf, -math.inf, True, "2", None)
@@ -318,20 +319,20 @@ factors_of_8 = st.lists(st.floats(0.5, 100), min_size=4, max_size=4)
 @given(factors_of_8, st.integers(64, 10**6))
 def test_after_a_stage_the_weights_are_used_to_its_frequencies(factors: list[float], length: int) -> None:
     scaling = Scaling(factors, length=length, attention_factor=1.3)
-    later = ROPE.after(scaling)
+    later = scaling.rope_after(ROPE)
     np.testing.assert_allclose(later.inv_freq, scaling.inv_freq(ROPE), rtol=1e-14)
     np.testing.assert_allclose(later.wavelengths, ROPE.wavelengths * factors, rtol=1e-14)
     assert (later.dim, later.base, later.original_length) == (8, 1e4, length)
     assert later.scale(2 * length) == 2
     np.testing.assert_allclose(Scaling.identity(later).inv_freq(later), scaling.inv_freq(ROPE), rtol=1e-14)
-    assert hash(later) == hash(ROPE.after(scaling))
+    assert hash(later) == hash(scaling.rope_after(ROPE))
 
 
 @given(factors_of_8, factors_of_8)
 def test_factors_of_a_later_stage_multiply(first: list[float], second: list[float]) -> None:
     """They are said of the rope after the first one; their product is what a file holds."""
     before, relative = Scaling(first, length=128), Scaling(second, length=512, scheme="mine", attention_factor=1.2)
-    later, whole = ROPE.after(before), relative.times(before.factors)
+    later, whole = before.rope_after(ROPE), relative.times(before.factors)
     np.testing.assert_allclose(whole.factors, np.multiply(first, second), rtol=1e-15)
     np.testing.assert_allclose(whole.inv_freq(ROPE), relative.inv_freq(later), rtol=1e-14)
     assert replace(whole, factors=second) == relative
@@ -341,17 +342,17 @@ def test_factors_of_a_later_stage_multiply(first: list[float], second: list[floa
 def test_after_two_stages(first: list[float], second: list[float]) -> None:
     """The same whether the second scaling is said of the rope after the first, or of the plain one."""
     before, relative = Scaling(first, length=128), Scaling(second, length=512)
-    later = ROPE.after(before).after(relative)
-    np.testing.assert_allclose(later.inv_freq, relative.inv_freq(ROPE.after(before)), rtol=1e-14)
-    np.testing.assert_allclose(later.inv_freq, ROPE.after(relative.times(first)).inv_freq, rtol=1e-14)
+    later = relative.rope_after(before.rope_after(ROPE))
+    np.testing.assert_allclose(later.inv_freq, relative.inv_freq(before.rope_after(ROPE)), rtol=1e-14)
+    np.testing.assert_allclose(later.inv_freq, relative.times(first).rope_after(ROPE).inv_freq, rtol=1e-14)
     assert later.original_length == 512
 
 
 def test_after_refuses_what_it_cannot_know() -> None:
     with pytest.raises(LongRopeError, match="length is not set"):
-        ROPE.after(Scaling([2.0] * 4))
+        Scaling([2.0] * 4).rope_after(ROPE)
     with pytest.raises(LongRopeError, match=r"factors: 3 values .* dim 8, which has 4 pairs"):
-        ROPE.after(Scaling([2.0] * 3, length=128))
+        Scaling([2.0] * 3, length=128).rope_after(ROPE)
     with pytest.raises(ValueError, match="argument 2 is longer"):
         Scaling([2.0] * 4).times([2.0] * 5)
 
@@ -367,7 +368,7 @@ def test_factors_of_1_leave_the_pairs_where_they_are(rope: Rope, part: float) ->
     """Also as far outside as there are pairs."""
     place = part * (rope.dim // 2 - 1)
     turns = rope.original_length / (2 * math.pi * rope.base ** (2 * place / rope.dim))
-    same = rope.after(Scaling.identity(rope))
+    same = Scaling.identity(rope).rope_after(rope)
     assert same.factors == (1.0,) * (rope.dim // 2)
     assert rope.pair_of(turns) == pytest.approx(place, abs=1e-6)
     assert same.pair_of(turns) == pytest.approx(place, abs=1e-6)
@@ -376,7 +377,7 @@ def test_factors_of_1_leave_the_pairs_where_they_are(rope: Rope, part: float) ->
 @pytest.mark.parametrize("turns", [1e-12, 1e-6, 1e6, 1e12])
 def test_factors_of_1_leave_the_pairs_where_they_are_far_outside(turns: float) -> None:
     rope = Rope(dim=4, base=3.0, original_length=4096)
-    assert rope.after(Scaling.identity(rope)).pair_of(turns) == pytest.approx(rope.pair_of(turns), abs=1e-6)
+    assert Scaling.identity(rope).rope_after(rope).pair_of(turns) == pytest.approx(rope.pair_of(turns), abs=1e-6)
 
 
 rising = st.lists(st.floats(1, 4), min_size=8, max_size=8).map(lambda found: sorted(found))
@@ -385,7 +386,7 @@ rising = st.lists(st.floats(1, 4), min_size=8, max_size=8).map(lambda found: sor
 @given(rising, st.floats(0, 7))
 def test_the_pair_of_some_turns_after_a_stage(factors: list[float], place: float) -> None:
     """Between two pairs the log of the wavelength rises in a straight line."""
-    later = Rope(dim=16, base=1e4, original_length=64).after(Scaling(factors, length=256))
+    later = Scaling(factors, length=256).rope_after(Rope(dim=16, base=1e4, original_length=64))
     low = min(int(place), 6)
     below, above = np.log(later.wavelengths[low : low + 2])
     turns = 256 / math.exp(below + (place - low) * (above - below))
@@ -395,7 +396,7 @@ def test_the_pair_of_some_turns_after_a_stage(factors: list[float], place: float
 @given(st.lists(st.floats(0.5, 100), min_size=8, max_size=8))
 def test_fewer_turns_are_later_pairs(factors: list[float]) -> None:
     """Even where the wavelengths do not rise: then just below the first pair that turns no more often."""
-    later = Rope(dim=16, base=1e4, original_length=64).after(Scaling(factors, length=256))
+    later = Scaling(factors, length=256).rope_after(Rope(dim=16, base=1e4, original_length=64))
     turns = np.geomspace(1e4, 1e-4, 60)
     places = np.array([later.pair_of(one) for one in turns])
     assert (np.diff(places) >= -1e-9).all()
@@ -407,7 +408,7 @@ def test_fewer_turns_are_later_pairs(factors: list[float]) -> None:
 
 def test_an_extension_is_relative_to_the_plain_rope() -> None:
     long = Scaling([1.0, 2.0, 3.0, 4.0], length=512)
-    later = ROPE.after(Scaling([1.0, 1.5, 2.0, 2.0], length=128))
+    later = Scaling([1.0, 1.5, 2.0, 2.0], length=128).rope_after(ROPE)
     with pytest.raises(LongRopeError, match=r"rope\.factors.*multiply"):
         Extension.of(later, long)
     fields = json.loads(Extension.of(ROPE, long).to_json())

@@ -11,7 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope import schemes
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import SCHEMES, attention_factor, scheme
 
 # head_dim, partial rotary, rope_theta, L0, s
@@ -207,7 +208,7 @@ def test_a_bad_attention_policy_is_refused(policy: object) -> None:
 
 
 def after(name: str, rope: Rope, length: int) -> Rope:
-    return rope.after(scheme(name, rope, length))
+    return scheme(name, rope, length).rope_after(rope)
 
 
 def test_pi_after_pi_multiplies() -> None:
@@ -232,7 +233,7 @@ def test_after_pi_a_scheme_sees_the_same_model(name: str, setup: tuple) -> None:
 @pytest.mark.parametrize("setup", SETUPS)
 def test_factors_of_1_before_change_nothing(name: str, setup: tuple) -> None:
     rope, length = ours(setup)
-    same = rope.after(Scaling.identity(rope))
+    same = Scaling.identity(rope).rope_after(rope)
     found, plain = scheme(name, same, length), scheme(name, rope, length)
     np.testing.assert_allclose(found.factors, plain.factors, rtol=1e-9)
     assert found.attention_factor == plain.attention_factor

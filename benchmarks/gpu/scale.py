@@ -31,7 +31,8 @@ from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
 from longrope.report.provenance import provenance
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 from longrope.schemes import scheme
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu-scale.json"

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from longrope.models.patch import attach as attach
     from longrope.models.patch import patch as patch
     from longrope.reading.factors import load_factors as load_factors
-    from longrope.rope import Extension as Extension
     from longrope.rope import Rope as Rope
-    from longrope.rope import Scaling as Scaling
+    from longrope.scaling import Extension as Extension
+    from longrope.scaling import Scaling as Scaling
     from longrope.schemes import SCHEMES as SCHEMES
     from longrope.schemes import attention_factor as attention_factor
     from longrope.schemes import scheme as scheme
@@ -83,7 +83,8 @@ _HOMES = {
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
     "reading.factors": ("load_factors",),
-    "rope": ("Extension", "Rope", "Scaling"),
+    "rope": ("Rope",),
+    "scaling": ("Extension", "Scaling"),
     "schemes": ("SCHEMES", "attention_factor", "scheme"),
     "search.budget": ("Budget",),
     "search.methods": ("METHODS",),

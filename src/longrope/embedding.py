@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from longrope.errors import LongRopeError
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
 
 BLOCK = 2**12  # two tables of this size reach position 2^24

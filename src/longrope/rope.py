@@ -1,11 +1,9 @@
-"""The nouns: the geometry of a model's RoPE, one vector of rescale factors, and the pair of them a model ships."""
+"""The geometry of a model's rotary position embedding, and the checks of numbers that the nouns share."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -13,16 +11,16 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 
-VERSION = 1
 
-
-def _positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0, or an error that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < math.inf:
         raise LongRopeError(f"{name} = {value!r} must be a finite number above 0")
     return float(value)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least ``least``, or an error that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more")
     return int(value)
@@ -49,14 +47,14 @@ class Rope:
     factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dim", _whole("rope dim", self.dim, 2))
-        object.__setattr__(self, "base", _positive("rope base", self.base))
-        object.__setattr__(self, "original_length", _whole("rope original_length", self.original_length, 2))
+        object.__setattr__(self, "dim", whole("rope dim", self.dim, 2))
+        object.__setattr__(self, "base", positive("rope base", self.base))
+        object.__setattr__(self, "original_length", whole("rope original_length", self.original_length, 2))
         if self.dim % 2:
             raise LongRopeError(f"rope dim = {self.dim} must be even: RoPE rotates pairs of dimensions")
         if self.base <= 1:
             raise LongRopeError(f"rope base = {self.base} must be above 1")
-        factors = tuple(_positive(f"rope factors[{i}]", value) for i, value in enumerate(self.factors))
+        factors = tuple(positive(f"rope factors[{i}]", value) for i, value in enumerate(self.factors))
         object.__setattr__(self, "factors", factors)
         if len(factors) not in (0, self.dim // 2):
             raise LongRopeError(f"rope factors: {len(factors)} values for a rope of {self.dim // 2} pairs")
@@ -98,18 +96,6 @@ class Rope:
             )
         return length / self.original_length
 
-    def after(self, scaling: Scaling) -> Rope:
-        """The geometry of this model once it is fine-tuned with a scaling at the scaling's length.
-
-        Raises:
-            LongRopeError: if the scaling has no length, or is another rope's.
-        """
-        if scaling.length is None:
-            raise LongRopeError("length is not set on this scaling; set it to the length it was fine-tuned at")
-        scaling.inv_freq(self)  # refuses another rope's
-        whole = scaling.times(self.factors or [1.0] * (self.dim // 2))
-        return replace(self, original_length=scaling.length, factors=whole.factors)
-
     @classmethod
     def of(cls, model_or_config: Any) -> Rope:
         """The geometry that a transformers model or its config describes (full-attention layers if they differ).
@@ -135,166 +121,3 @@ class Rope:
             base=float(parameters["rope_theta"]),
             original_length=int(getattr(config, "original_max_position_embeddings", None) or original),
         )
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Rescale factors λ of every rotary pair plus one attention factor: what every RoPE scheme comes down to.
-
-    Args:
-        factors: λ, one a pair, ``(dim // 2,)``, finite and above 0; 1 leaves a pair as it was, s interpolates it.
-        attention_factor: multiplies cos and sin.
-        start_tokens: n̂, positions below it keep the original rotation (LongRoPE eq. 3).
-        scheme: the name of what chose the factors.
-        length: the length in tokens that they are made for.
-        provenance: how they were found (seed, perplexities, …), JSON values only.
-
-    >>> Scaling([1, 2], scheme="mine").inv_freq(Rope(dim=4, base=100.0, original_length=16)).tolist()
-    [1.0, 0.05]
-    """
-
-    factors: Sequence[float]
-    _: KW_ONLY
-    attention_factor: float = 1.0
-    start_tokens: int = 0
-    scheme: str = "custom"
-    length: int | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.factors, str) or not isinstance(self.factors, Iterable):
-            raise LongRopeError(f"factors = {self.factors!r} must be a list of numbers")
-        factors = tuple(_positive(f"factors[{i}]", value) for i, value in enumerate(self.factors))
-        object.__setattr__(self, "factors", factors)
-        object.__setattr__(self, "attention_factor", _positive("attention_factor", self.attention_factor))
-        object.__setattr__(self, "start_tokens", _whole("start_tokens", self.start_tokens, 0))
-        if self.length is not None:
-            object.__setattr__(self, "length", _whole("length", self.length, 1))
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it leaves the model as it was."""
-        return self.attention_factor == 1.0 and all(factor == 1.0 for factor in self.factors)
-
-    def inv_freq(self, rope: Rope) -> np.ndarray:
-        """1 / (λ_i · base^(2i/dim)) in radians per token, float64 ``(dim // 2,)`` (LongRoPE eq. 1-3).
-
-        Raises:
-            LongRopeError: if the number of factors is not ``rope.dim // 2``.
-        """
-        if len(self.factors) != rope.dim // 2:
-            raise LongRopeError(
-                f"factors: {len(self.factors)} values for a rope of dim {rope.dim}, which has {rope.dim // 2} pairs; "
-                "these factors belong to another model"
-            )
-        return rope.inv_freq / np.asarray(self.factors)
-
-    def times(self, factors: Sequence[float]) -> Scaling:
-        """The same with every factor multiplied: a second search multiplies those of the first (LongRoPE section 4)."""
-        return replace(self, factors=[ours * theirs for ours, theirs in zip(self.factors, factors, strict=True)])
-
-    @classmethod
-    def identity(cls, rope: Rope) -> Scaling:
-        """All factors 1: the model as it was trained."""
-        return cls([1.0] * (rope.dim // 2), scheme="original", length=rope.original_length)
-
-    def to_json(self) -> str:
-        """Indented JSON with a ``version`` field."""
-        return _dumps("scaling", _plain(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Scaling:
-        """The inverse of `to_json`.
-
-        Raises:
-            LongRopeError: if the text is no scaling of a known version, or holds a bad value.
-        """
-        try:
-            return cls(**_loads(text, "scaling"))
-        except TypeError as error:
-            raise LongRopeError(f"scaling: field missing or unknown: {error}") from None
-
-
-@dataclass(frozen=True)
-class Extension:
-    """What an extended model ships: factors for sequences up to L0 (short) and for longer ones (long).
-
-    Args:
-        rope: the model's geometry.
-        short: used when the sequence is at most ``rope.original_length`` tokens.
-        long: used beyond.
-        length: L, the longest sequence in tokens that it is made for.
-    """
-
-    rope: Rope
-    short: Scaling
-    long: Scaling
-    length: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "length", _whole("length", self.length, 1))
-        if self.rope.factors:
-            raise LongRopeError("rope.factors: the factors of an extension are relative to the plain rope; multiply")
-        self.rope.scale(self.length)
-        self.short.inv_freq(self.rope)
-        self.long.inv_freq(self.rope)
-
-    @property
-    def scale(self) -> float:
-        """The scale s = L / L0."""
-        return self.rope.scale(self.length)
-
-    def at(self, length: int) -> Scaling:
-        """The factors of a sequence of so many tokens."""
-        return self.short if length <= self.rope.original_length else self.long
-
-    @classmethod
-    def of(cls, rope: Rope, long: Scaling) -> Extension:
-        """Long factors, with the model as it was for sequences up to L0."""
-        if long.length is None:
-            raise LongRopeError(
-                "length is not set on this scaling; set it to the longest sequence it is made for "
-                "(longrope scale MODEL --scaling FILE --length L does)"
-            )
-        return cls(rope=rope, short=Scaling.identity(rope), long=long, length=long.length)
-
-    def to_json(self) -> str:
-        """Indented JSON with a ``version`` field."""
-        rope = {key: value for key, value in asdict(self.rope).items() if key != "factors"}
-        parts = {"rope": rope, "short": _plain(self.short), "long": _plain(self.long)}
-        return _dumps("extension", {"length": self.length, **parts})
-
-    @classmethod
-    def from_json(cls, text: str) -> Extension:
-        """The inverse of `to_json`.
-
-        Raises:
-            LongRopeError: if the text is no extension of a known version, or holds a bad value.
-        """
-        data = _loads(text, "extension")
-        try:
-            rope, short, long = Rope(**data.pop("rope")), Scaling(**data.pop("short")), Scaling(**data.pop("long"))
-            return cls(rope=rope, short=short, long=long, **data)
-        except (KeyError, TypeError) as error:
-            raise LongRopeError(f"extension: field missing or unknown: {error}") from None
-
-
-def _dumps(kind: str, fields: Mapping[str, Any]) -> str:
-    return json.dumps({"version": VERSION, "kind": kind, **fields}, indent=1, allow_nan=False) + "\n"
-
-
-def _plain(scaling: Scaling) -> dict[str, Any]:
-    return asdict(scaling) | {"factors": list(scaling.factors), "provenance": dict(scaling.provenance)}
-
-
-def _loads(text: str, kind: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise LongRopeError(f"not JSON: {error}") from None
-    if not isinstance(data, dict) or data.pop("kind", None) != kind:
-        raise LongRopeError(f'not a longrope {kind}: its "kind" field must say so')
-    version = data.pop("version", None)
-    if not isinstance(version, int) or version > VERSION:
-        raise LongRopeError(f"version = {version!r}, but this longrope reads up to {VERSION}: upgrade longrope")
-    return data

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 
 
 def attention_factor(policy: str | float, rope: Rope, length: int) -> float:

@@ -13,7 +13,8 @@ import pytest
 
 from longrope.export.engines import ENGINES
 from longrope.export.huggingface import export_huggingface
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import heuristic
 
 Refused = Callable[..., None]

@@ -18,7 +18,8 @@ from longrope.data.split import draw, split
 from longrope.evaluation.items import make_items
 from longrope.evaluation.perplexity import compare, model_losses
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import SCHEMES, attention_factor, scheme
 from longrope.search.methods import METHODS
 

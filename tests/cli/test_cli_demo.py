@@ -11,7 +11,7 @@ from longrope.data.split import draw, split
 from longrope.evaluation.perplexity import model_losses, perplexity
 from longrope.models.load import load
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension
+from longrope.scaling import Extension
 from longrope.search.auto import Auto
 from longrope.search.gradient import Gradient
 from longrope.search.methods import METHODS

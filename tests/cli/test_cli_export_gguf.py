@@ -9,7 +9,8 @@ from gguf import GGUFReader
 from gguf_files import plain
 
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 from longrope.schemes import scheme
 
 Refused = Callable[..., None]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from longrope.extension import cost
 from longrope.reading.factors import load_factors
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 PLAN = """
 version = 1

@@ -29,7 +29,8 @@ from longrope.data.stdlib import stdlib_documents
 from longrope.models.generation import POLICIES, generating
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 TEMPLATE = (

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.evaluation import loss as loss_module
 from longrope.evaluation import room
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)

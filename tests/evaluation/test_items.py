@@ -13,7 +13,7 @@ from longrope.evaluation.items import Item, make_items, mixed, needle_items, per
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.objective import ModelObjective
 from longrope.models.patch import patch
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 SCALING = Scaling(np.linspace(1, 3, 8).tolist(), attention_factor=1.1)
 LINE = re.compile(r"^([a-z]{6}) = (\w+ \w+)$", re.MULTILINE)

@@ -11,7 +11,8 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.items import Item, perplexity_items
 from longrope.evaluation.objective import ModelObjective
 from longrope.evaluation.perplexity import compare, model_losses
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.objective import Answer, Batch
 

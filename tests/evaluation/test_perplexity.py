@@ -14,7 +14,8 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import compare, model_losses, perplexity
 from longrope.models.patch import patch
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 LOSSES = arrays(np.float32, (4, 9), elements=st.floats(0, 12, width=32))

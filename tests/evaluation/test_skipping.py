@@ -14,7 +14,7 @@ from longrope.evaluation.loss import token_losses
 from longrope.evaluation.objective import ModelObjective
 from longrope.extension.factors import data_hash
 from longrope.models.patch import patch
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 SCALING = Scaling(np.linspace(1, 3, 8).tolist(), attention_factor=1.1)
 SIZE, LENGTH = 60, 400

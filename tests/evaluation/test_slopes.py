@@ -20,7 +20,8 @@ from longrope.evaluation.items import Item, perplexity_items
 from longrope.evaluation.objective import ModelObjective
 from longrope.models.rotary import Rescaled, find_rotary
 from longrope.models.tiled import tiled
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.search.objective import Answer
 
 LENGTH = 100

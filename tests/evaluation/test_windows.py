@@ -8,7 +8,8 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.perplexity import model_losses
 from longrope.evaluation.windows import key_tokens, sliding_losses
 from longrope.models.load import load
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 from longrope.schemes import scheme
 
 TEXT = np.random.default_rng(0).integers(1, 60, 150)

@@ -5,7 +5,8 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.export.config import config_fields, for_mode
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 
 LENGTH = 512

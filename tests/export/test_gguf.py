@@ -16,7 +16,8 @@ from longrope.export.gguf.copy import extend_gguf
 from longrope.export.huggingface import export_huggingface
 from longrope.models.load import load
 from longrope.models.patch import attach
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 LENGTH = 512

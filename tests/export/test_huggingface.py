@@ -15,7 +15,8 @@ from longrope.export.huggingface import export_huggingface
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 
 LENGTH = 512

@@ -23,7 +23,8 @@ from longrope.export.gguf.vocabulary import BYTE_LEVEL
 from longrope.models.load import find_gguf, load
 from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 pytestmark = pytest.mark.real

@@ -22,7 +22,7 @@ from longrope.export.huggingface import export_huggingface
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 HERE = Path(__file__).parent
 COMPAT = HERE.parent.parent / ".venv-compat" / "bin" / "python"

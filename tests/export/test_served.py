@@ -17,7 +17,8 @@ from longrope.export.engines import ENGINES, FAMILIES
 from longrope.export.rules import Rule, unscaled
 from longrope.export.served import Served, find_engines, held_extension, serve
 from longrope.models.load import load_config
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
 
 L0, LENGTH = 64, 512

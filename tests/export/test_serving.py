@@ -12,7 +12,8 @@ import pytest
 from longrope.export.config import config_fields, for_mode
 from longrope.export.engines import ENGINES, FAMILIES
 from longrope.export.serving import launch_lines, serving
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import heuristic
 
 L0, LENGTH = 64, 512

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from longrope.data.packing import Windows
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 
 L0, LENGTH = families.L0, 256

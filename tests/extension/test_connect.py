@@ -13,7 +13,8 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.items import perplexity_items
 from longrope.extension.connect import Connection, connected
 from longrope.models.load import load
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.objective import Answer, Objective
 

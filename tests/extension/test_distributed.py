@@ -22,7 +22,7 @@ from longrope.extension.plan import parse_plan
 from longrope.extension.run import Run, begin
 from longrope.extension.stages import Finetune
 from longrope.files import write_text
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 STEPS = 4
 ON_CPU = str(Path(__file__).parent / "cpu_launch.py")

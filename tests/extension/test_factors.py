@@ -19,7 +19,8 @@ from longrope.evaluation.perplexity import model_losses
 from longrope.extension import factors as module
 from longrope.extension.factors import FINALISTS, Found, data_hash, find_factors
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.auto import Auto
 from longrope.search.budget import Budget

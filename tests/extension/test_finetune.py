@@ -26,7 +26,7 @@ from longrope.extension.checkpoints import COMPLETE, Watcher, last_whole, writin
 from longrope.extension.finetune import Training, finetune
 from longrope.extension.stages import Finetune
 from longrope.models.patch import attach, patch
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 # peft 0.21 asks transformers 5.23 by the old name
 LORA = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

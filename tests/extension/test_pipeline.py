@@ -29,7 +29,7 @@ from longrope.extension.run import Run, begin, reopen
 from longrope.extension.stages import Data, Evaluation, Finetune, Recovery, Search, Stage
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 
 SEARCH = Search(documents=1, population=4)
@@ -112,7 +112,7 @@ def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[Run, Ext
 def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[Run, Extension]) -> None:
     run, _ = finished
     first, attention = run.factors(1), attention_factor("su", running.ROPE, 256)
-    yarn = scheme("yarn", running.ROPE.after(first), 256)
+    yarn = scheme("yarn", first.rope_after(running.ROPE), 256)
     wanted = np.array(yarn.factors) * np.array(first.factors)
     _, lines = journal(run.stage(2) / "search", "search-0.jsonl")
     assert any(np.allclose(line["factors"], wanted) for line in lines if "factors" in line)

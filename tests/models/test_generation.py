@@ -19,7 +19,8 @@ from longrope.export.config import config_fields
 from longrope.models.generation import POLICIES, fill, generating
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 LENGTH = 256

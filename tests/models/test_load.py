@@ -19,7 +19,8 @@ from longrope.export.gguf.convert import export_gguf
 from longrope.models.load import find_gguf, load, load_config
 from longrope.models.patch import patch
 from longrope.reading.gguf import FREQS, extension_of_gguf
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 

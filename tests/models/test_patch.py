@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.models.patch import attach, patch
 from longrope.models.rotary import find_rotary
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 LENGTH = 512

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from longrope.cli.main import app
 from longrope.models.load import load_config
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 
 ROPE = Rope.of(load_config("tiny"))

@@ -11,7 +11,8 @@ from longrope.export.gguf.convert import export_gguf
 from longrope.export.huggingface import export_huggingface
 from longrope.files import write_text
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 SCALING = Scaling([1.0, 2.0, 3.0, 4.0], attention_factor=1.1, length=128, provenance={"seed": 3})
 EXTENSION = Extension.of(Rope(dim=8, base=1e4, original_length=64), SCALING)

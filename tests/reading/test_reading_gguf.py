@@ -18,7 +18,8 @@ from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.reading.configs import extension_of_config
 from longrope.reading.gguf import FREQS, LONG, SHORT, extension_of_gguf, find_extension, open_gguf, read
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 SIZE = {"context_length": 4096, "embedding_length": 256, "attention.head_count": 4, "rope.freq_base": 500000.0}
 SHORTS, LONGS = [1 + i / 100 for i in range(32)], [1 + i * i / 16 for i in range(32)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
 from longrope.reading.tables import scaling_of_table
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 FACTORS = [1.0, 1.009999990463257, 2.5, 32.0]
 

@@ -16,7 +16,7 @@ from longrope.report.figures import SECTIONS, figures
 from longrope.report.headline import answers, headline
 from longrope.report.page import page
 from longrope.report.runs import read_runs, warnings
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 
 @pytest.fixture(scope="module")

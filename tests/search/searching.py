@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.auto import Auto
 from longrope.search.budget import Budget

@@ -10,7 +10,8 @@ from cmaes import CMA
 from searching import STARTS, TARGET, asks, generations, quadratic, run_search, space_of
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.cma import Cma, _state
 from longrope.search.shapes import SHAPES

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from searching import SMALL, STARTS, Documents, evaluations, quadratic, run_search, scattered, timeless
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, stride
 from longrope.search.journal import Journal

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from searching import LENGTH, ROPE, STARTS, TARGET, generations, quadratic, run_search, space_of
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.evolution import Genes, Paper, Simple, _redrawn
 from longrope.search.space import START_TOKENS, Space

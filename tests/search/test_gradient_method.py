@@ -26,7 +26,7 @@ from searching import (
 )
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.gradient import Gradient
 from longrope.search.objective import Answer, Ask, Function
 from longrope.search.shapes import SHAPES

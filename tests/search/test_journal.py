@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from searching import SMALL, counted, evaluations, never, run_search, timeless
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.evolution import Paper
 from longrope.search.journal import Journal
 from longrope.search.objective import Answer

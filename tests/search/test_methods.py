@@ -5,7 +5,7 @@ import pytest
 from searching import LENGTH, ROPE, SMALL, STARTS, asks, space_of
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.schemes import SCHEMES, scheme
 from longrope.search.evolution import STEP
 from longrope.search.methods import METHODS, method, planned

@@ -13,7 +13,7 @@ from searching import SMALL, Documents, build, build_dying, build_marking, build
 from test_workers import kill_one
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.objective import Batch
 from longrope.search.ray import RayEngine
 from longrope.search.workers import Shared

@@ -30,7 +30,7 @@ from searching import (
 )
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.auto import Auto
 from longrope.search.budget import Budget

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from searching import SMALL, quadratic, run_search, slope
 
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.objective import Answer, Function
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.search.shapes import SHAPES
 from longrope.search.space import START_TOKENS, Space
 

@@ -24,7 +24,7 @@ from searching import (
 )
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal

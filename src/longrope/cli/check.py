@@ -86,7 +86,7 @@ def _compare(folder: Path, model: str, lengths: list[int] | None, device: str, *
 
 def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[int] | None, *, as_json: bool) -> bool:
     from longrope.export.served import find_engines, held_extension, serve
-    from longrope.rope import Extension
+    from longrope.scaling import Extension
 
     engines, config = find_engines(engine), _config(folder)
     held = held_extension(config)

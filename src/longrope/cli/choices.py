@@ -10,7 +10,8 @@ from longrope.errors import LongRopeError
 from longrope.lengths import parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.rope import Rope, Scaling
+    from longrope.rope import Rope
+    from longrope.scaling import Scaling
     from longrope.search.methods import Method
 
 
@@ -51,7 +52,7 @@ def parse_starts(text: str) -> list[str]:
 
 def start(name: str, rope: Rope, length: int) -> Scaling:
     """The factors that a search starts from: a scheme's, or a file's (the long ones of an extension)."""
-    from longrope.rope import Extension
+    from longrope.scaling import Extension
     from longrope.schemes import SCHEMES, scheme
 
     if name in SCHEMES:

@@ -119,7 +119,8 @@ def check_rows(
     from longrope.data.tokens import fingerprint
     from longrope.evaluation.room import check_room
     from longrope.models.load import load_config, load_tokenizer
-    from longrope.rope import Extension, Rope
+    from longrope.rope import Rope
+    from longrope.scaling import Extension
 
     configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
     for weights, config in configs.items():

@@ -12,7 +12,7 @@ from longrope.cli import options
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
-    from longrope.rope import Extension
+    from longrope.scaling import Extension
 
 FORMS = ("huggingface", "gguf")
 
@@ -59,7 +59,8 @@ def run(
 def _what(model: str, factors: str | None, mode: str | None) -> tuple[str, Extension, str]:
     """The weights' place, the extension, and the mode."""
     from longrope.models.load import load_config
-    from longrope.rope import Extension, Rope
+    from longrope.rope import Rope
+    from longrope.scaling import Extension
 
     if factors is not None:
         found = options.read_factors(factors)

@@ -116,7 +116,7 @@ def check_export(work: Run) -> None:
     """
     from longrope.export.config import config_fields, for_mode
     from longrope.models.load import load_config
-    from longrope.rope import Extension, Scaling
+    from longrope.scaling import Extension, Scaling
 
     plan = work.plan
     plan.fits(work.rope)
@@ -134,7 +134,7 @@ def export(work: Run) -> Path | None:
     from longrope.export.huggingface import export_huggingface
     from longrope.models.load import load
     from longrope.reading.factors import load_factors
-    from longrope.rope import Extension
+    from longrope.scaling import Extension
 
     folder = work.folder / "checkpoint"
     if work.plan.export == "none":

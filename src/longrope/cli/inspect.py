@@ -10,7 +10,8 @@ from longrope.cli import options
 from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
-    from longrope.rope import Rope, Scaling
+    from longrope.rope import Rope
+    from longrope.scaling import Scaling
 
 
 def run(
@@ -23,7 +24,8 @@ def run(
     target = None if length is None else parse_length(length)
 
     from longrope.models.load import load_config
-    from longrope.rope import Extension, Rope
+    from longrope.rope import Rope
+    from longrope.scaling import Extension
     from longrope.schemes import SCHEMES, scheme
 
     rope = Rope.of(load_config(model))

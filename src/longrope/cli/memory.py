@@ -17,7 +17,7 @@ from longrope.cli.talk import Speaker
 from longrope.errors import LongRopeError
 from longrope.models.generation import factors_for, fill
 from longrope.models.memory import explain_out_of_memory
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 CHUNK = 1024  # tokens of a prompt that go through the model at once
 

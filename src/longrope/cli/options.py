@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from longrope.rope import Extension, Scaling
+    from longrope.scaling import Extension, Scaling
 
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a built-in name: tiny, smollm2.")]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]

@@ -12,7 +12,8 @@ from longrope.errors import LongRopeError
 from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
-    from longrope.rope import Extension, Rope
+    from longrope.rope import Rope
+    from longrope.scaling import Extension
 
 
 def run(
@@ -39,7 +40,8 @@ def run(
         claim(output, overwrite=overwrite)
 
     from longrope.models.load import load_config
-    from longrope.rope import Extension, Rope
+    from longrope.rope import Rope
+    from longrope.scaling import Extension
     from longrope.schemes import scheme as choose
 
     rope = Rope.of(load_config(model))
@@ -67,7 +69,7 @@ def read(path: str, rope: Rope, length: int | None) -> Extension:
     """
     from dataclasses import replace
 
-    from longrope.rope import Extension
+    from longrope.scaling import Extension
 
     found = options.read_factors(path)
     length = length or found.length

@@ -15,7 +15,8 @@ from longrope.errors import LongRopeError
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
 from longrope.models.patch import patch
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 Turn = tuple[str, str]  # what was said to the model, and what it answered; nothing yet in the last one
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from longrope.evaluation.parts import Part, Subject
 from longrope.files import finite
 from longrope.lines import Lines
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import patch
 from longrope.models.rotary import Rescaled, find_rotary
 from longrope.models.tiled import tiled
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.objective import Answer, Batch
 
 

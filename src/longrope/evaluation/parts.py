@@ -15,7 +15,7 @@ from longrope.evaluation.perplexity import losses_by_length
 from longrope.evaluation.retrieval import score_probes
 from longrope.evaluation.windows import factors_at, key_tokens, sliding_losses
 from longrope.models.patch import patch
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

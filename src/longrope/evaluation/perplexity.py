@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.statistics import mean_error
 from longrope.models.patch import patch
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 
 @dataclass(frozen=True)

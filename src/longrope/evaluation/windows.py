@@ -9,7 +9,7 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import model_losses
 from longrope.models.patch import patch
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 
 GAIN, CERTAIN = 2.0, 2.0  # nats; LongPPL's alpha and minus its beta (arXiv 2410.23771 section 3.2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from longrope.export.config import on_formula
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 OFF_FORMULA = "engines that compute the attention factor from L/L0 will not use the one chosen here."
 SETS = {

@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 TOLERANCE = 1e-2
 KEPT = 16

@@ -8,7 +8,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.reading.configs import FULL
-from longrope.rope import Extension
+from longrope.scaling import Extension
 from longrope.schemes import attention_factor
 
 MODES = ("dual", "static")

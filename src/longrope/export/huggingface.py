@@ -16,7 +16,7 @@ from longrope.export.serving import serving
 from longrope.export.tokenizer import save_tokenizer
 from longrope.files import claim, write_json, write_text
 from longrope.models.rotary import find_rotary
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 
 def export_huggingface(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from longrope.rope import Extension
+from longrope.scaling import Extension
 from longrope.schemes import attention_factor
 
 FIELDS = ("rope_scaling", "rope_parameters")

@@ -12,7 +12,8 @@ from longrope.errors import LongRopeError
 from longrope.export.engines import ENGINES, PLAIN
 from longrope.export.rules import FIELDS, Engine, Rule
 from longrope.reading.configs import FULL
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from longrope.export.engines import ENGINES
 from longrope.export.rules import Rule
 from longrope.export.served import Served, serve
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 SHELL = {
     "vllm": "vllm serve {folder} --max-model-len {length}",

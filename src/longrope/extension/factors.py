@@ -15,7 +15,8 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.evaluation.items import Item
 from longrope.files import write_text
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget, too_small
 from longrope.search.evaluator import Evaluator

@@ -25,7 +25,7 @@ from longrope.extension.checkpoints import Watcher, last_whole, writing
 from longrope.extension.stages import Finetune
 from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import attach
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 
 
 @dataclass(frozen=True)

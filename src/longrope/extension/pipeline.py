@@ -23,7 +23,7 @@ from longrope.extension.stages import Search, Stage
 from longrope.files import write_json, write_text
 from longrope.models.load import DTYPES, load, load_config
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget
 from longrope.search.methods import method

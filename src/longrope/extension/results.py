@@ -14,7 +14,7 @@ from longrope.lengths import short_length
 from longrope.lines import Lines
 from longrope.models.load import load
 from longrope.report.provenance import provenance
-from longrope.rope import Extension
+from longrope.scaling import Extension
 from longrope.schemes import scheme
 
 EXTENDED = "extended"

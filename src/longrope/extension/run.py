@@ -19,7 +19,8 @@ from longrope.extension.plan import Plan, parse_plan
 from longrope.files import claim, write_json, write_text
 from longrope.models.load import load_config, load_tokenizer
 from longrope.reading.factors import load_factors
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import SCHEMES, attention_factor
 
 Tell = Callable[[str, int, int, str], None]  # part of the work, done, of how much, what to say of it

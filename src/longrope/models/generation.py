@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin,
 from longrope.errors import LongRopeError
 from longrope.models.patch import patch
 from longrope.models.rotary import find_rotary
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 
 POLICIES = ("pin", "switch", "static")
 DEFAULT_NEW = 20  # transformers' own, where neither max_new_tokens nor max_length is given

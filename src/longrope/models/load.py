@@ -20,7 +20,8 @@ from transformers import (
 from longrope.errors import LongRopeError
 from longrope.reading.configs import FULL
 from longrope.reading.gguf import find_extension
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from longrope.embedding import LongRoPE
 from longrope.errors import LongRopeError
 from longrope.models.rotary import Rescaled, find_rotary
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 
 @contextmanager

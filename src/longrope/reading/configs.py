@@ -9,7 +9,8 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.reading.fields import count, geometry, number
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import dynamic_ntk, llama3, yarn
 
 FULL = "full_attention"

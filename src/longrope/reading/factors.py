@@ -10,7 +10,7 @@ from longrope.errors import LongRopeError
 from longrope.reading.configs import extension_of_config
 from longrope.reading.gguf import extension_of_gguf
 from longrope.reading.tables import scaling_of_table
-from longrope.rope import Extension, Scaling
+from longrope.scaling import Extension, Scaling
 
 FORMS = (
     "longrope's scaling or extension (.json), a Hugging Face config.json or a folder with one, "

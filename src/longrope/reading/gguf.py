@@ -9,7 +9,8 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.reading.fields import count, geometry, number
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import yarn
 
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"

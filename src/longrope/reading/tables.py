@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 
 def scaling_of_table(path: Path) -> Scaling:

@@ -13,7 +13,8 @@ from longrope.report.records import parts
 from longrope.report.runs import Run
 from longrope.report.searches import BACKWARD, Search
 from longrope.report.tables import Column, Figure, fixed, nats, whole
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 
 factor = fixed(3)
 

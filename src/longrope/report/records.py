@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, field_validator, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.rope import Extension, Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 VERSION = 1
 ROWS = "perplexity differences positions sliding key_tokens retrieval tasks short_context".split()  # keyed by row

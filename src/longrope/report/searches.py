@@ -12,7 +12,8 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.reading.factors import load_factors
 from longrope.report.records import Results, Row, printable, read_json
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 from longrope.schemes import COMPARED, scheme
 
 BACKWARD = 3  # what a forward and a backward pass cost together, in forward passes

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.evolution import sized
 from longrope.search.gradient import STARTS, Gradient
 from longrope.search.objective import Ask, Conversation

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from cmaes import CMA
 
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.evolution import sized
 from longrope.search.objective import Ask, Conversation
 from longrope.search.space import Space

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop, too_small
 from longrope.search.journal import Journal
 from longrope.search.objective import BACKWARD, Answer, Ask, Batch, Objective, Pair

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.objective import Ask, Conversation
 from longrope.search.operators import STEP, crossover, mutate
 from longrope.search.space import Space

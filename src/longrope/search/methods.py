@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.auto import Auto
 from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 
 BACKWARD = 3  # a forward and backward pass counts as three forward passes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from longrope.errors import LongRopeError
-from longrope.rope import Scaling
+from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, Record
 from longrope.search.journal import Journal

@@ -10,7 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, Scaling
+from longrope.rope import Rope
+from longrope.scaling import Scaling
 from longrope.search.shapes import Shape, shape
 
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
@@ -64,7 +65,7 @@ class Space:
     @cached_property
     def relative(self) -> Rope:
         """The geometry that the model is used to: what μ are relative to, and s."""
-        return self.rope if self.before is None else self.rope.after(self.before)
+        return self.rope if self.before is None else self.before.rope_after(self.rope)
 
     @property
     def scale(self) -> float:

@@ -16,7 +16,8 @@ from longrope.export.config import for_mode, refuse_quantized
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
 from longrope.export.gguf.vocabulary import add_vocabulary
 from longrope.models.rotary import find_rotary
-from longrope.rope import Extension, Rope
+from longrope.rope import Rope
+from longrope.scaling import Extension
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "phi3": "phi3"}
 CONVERTED_FIRST = ("mixtral",)  # experts in one tensor: llama.cpp's own converter knows how

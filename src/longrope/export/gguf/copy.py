@@ -8,7 +8,7 @@ from longrope.errors import LongRopeError
 from longrope.export.config import for_mode
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
 from longrope.reading.gguf import open_gguf, plain_rope, read
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 
 def extend_gguf(

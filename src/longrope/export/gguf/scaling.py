@@ -12,7 +12,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.files import claim
 from longrope.reading.gguf import LONG, SHORT
-from longrope.rope import Extension
+from longrope.scaling import Extension
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
