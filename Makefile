@@ -5,6 +5,7 @@ READY := .venv/ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-real test-compat test-gpu lint format tiny clean
+.PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving
@@ -52,6 +53,19 @@ lint: $(READY)  ## ruff and pyright
 format: $(READY)  ## put the code into ruff's form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the documentation site, into build/site (a broken link is an error)
+	$(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)  ## the same at http://127.0.0.1:8000, made again when a page changes
+	$(BIN)/mkdocs serve
+
+docs-made: $(READY)  ## make what the site holds from the code again: the CLI reference and the figures
+	$(BIN)/python scripts/docs_cli.py
+	$(BIN)/python scripts/docs_figures.py
+
+docs-pairs: $(READY)  ## which pairs does interpolation harm? measured on tiny, for the site (minutes)
+	$(BIN)/python scripts/docs_pairs.py
 
 tiny: $(READY)  ## train the built-in model again (about an hour on two cores)
 	$(BIN)/python scripts/train_tiny.py --out build/tiny --tokens 17000000 --precision bf16 --compile
