@@ -1,0 +1,35 @@
+"""Export a checkpoint that transformers opens on its own, and compare it with the patched model.
+
+Nothing of longrope is needed to run the exported folder. Look at the fields of its config that carry the factors, and
+at the logits: at every length, within the window and beyond, they are those of the patched model.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+from longrope import Extension, Rope, check_parity, export_huggingface, load, scheme
+
+model, tokenizer = load("tiny", dtype="float32")
+rope = Rope.of(model)
+extension = Extension.of(rope, scheme("heuristic", rope, 1024))
+
+with tempfile.TemporaryDirectory() as name:
+    folder = Path(name) / "tiny-1k"
+    export_huggingface(model, tokenizer, extension, folder)
+    print("files:", ", ".join(sorted(path.name for path in folder.iterdir())))
+    config = json.loads((folder / "config.json").read_text())
+    opened = AutoModelForCausalLM.from_pretrained(folder)  # transformers alone
+    parities = check_parity(folder, model)
+
+scaling = config["rope_scaling"]
+print(f"max_position_embeddings {config['max_position_embeddings']}, rope_scaling: {', '.join(scaling)}")
+for parity in parities:
+    print(f"{parity.length:5} tokens: logits differ by {parity.difference:.0e} of their size")
+assert (
+    scaling["long_factor"] == scaling["short_factor"] == list(extension.long.factors)
+)  # static: the same at all lengths
+assert opened.config.max_position_embeddings == 1024
+assert all(parity.difference < 1e-3 for parity in parities)

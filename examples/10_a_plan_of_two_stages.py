@@ -1,0 +1,56 @@
+"""A plan takes a model further in stages: factors, fine-tuning at that length, then the next stage.
+
+Stages multiply: 256 to 512 to 1,024 tokens is 2 times 2. The factors come from a formula here so that it takes
+seconds; `factors = "search"` (the default) searches them. Look at the loss before and after each fine-tuning.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from longrope import Run, begin, extend, load_plan
+
+PLAN = """
+version = 1
+attention = "none"
+
+[[stages]]
+length = 512
+factors = "yarn"
+[stages.finetune]
+steps = 6
+batch = 2
+rate = 2e-4
+dtype = "float32"
+save_every = 6
+
+[[stages]]
+length = 1024
+factors = "yarn"
+[stages.finetune]
+steps = 6
+batch = 1
+rate = 2e-4
+dtype = "float32"
+save_every = 6
+
+[data]
+source = "stdlib:unseen"
+
+[evaluation]
+documents = 1
+schemes = []
+"""
+
+with tempfile.TemporaryDirectory() as name:
+    (Path(name) / "plan.toml").write_text(PLAN)
+    run = Run(Path(name) / "run", "tiny", load_plan(str(Path(name) / "plan.toml")), dtype="float32")
+    begin(run, resume=False)
+    extension = extend(run)  # killed, it goes on from here with begin(run, resume=True)
+    measured = json.loads((run.folder / "results.json").read_text())["perplexity"]
+
+for row, cells in measured.items():
+    print(f"{row:16}", ", ".join(f"{cell['perplexity']:7.2f} at {cell['length']:,}" for cell in cells))
+assert extension.length == 1024
+assert max(extension.long.factors) == 4.0
+assert measured["extended"][-1]["perplexity"] < measured["1k yarn"][-1]["perplexity"]

@@ -1,0 +1,53 @@
+"""Every example runs. Each ends with its claim as assertions, so that a lie in it fails here."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+SAYS = {
+    "01": "pair 13 is the first",
+    "02": "bit for bit",
+    "03": "document by document",
+    "04": "8 evaluations before it was stopped, 20 in the end",
+    "05": "far copies",
+    "06": "32x",
+    "07": "2,097,151",
+    "08": "plain generate",
+    "09": "model.safetensors",
+    "10": "1k fine-tuned",
+}
+
+
+def test_there_are_ten_of_them() -> None:
+    assert [path.name[:2] for path in SCRIPTS] == list(SAYS)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_it_is_short_and_ends_with_a_claim(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= 60
+    assert ast.get_docstring(tree)
+    assert sum(isinstance(node, ast.Assert) for node in tree.body) >= 1
+    used = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in used if module and module.startswith("longrope.")], "not of the public names"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_it_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(path), run_name="__main__")  # in this process: ten imports of torch would take a minute
+    assert SAYS[path.name[:2]] in capsys.readouterr().out
+
+
+def test_it_runs_on_its_own_without_arguments() -> None:
+    done = subprocess.run([sys.executable, SCRIPTS[0]], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") > 10
+    assert not done.stderr
