@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
+
+import families
 import pytest
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from longrope.errors import LongRopeError
 from longrope.evaluation import room
+from longrope.evaluation.anatomy import Anatomy
 from longrope.models.load import load_config
 
 
@@ -27,3 +34,30 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyP
 def test_a_device_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "free_memory", lambda _: None)
     check(2**30, 1)
+
+
+@pytest.mark.parametrize("family", [*families.FAMILIES])
+def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
+    heads = {"num_key_value_heads": 4} if family == "gpt_neox" else {}  # which knows no fewer heads for keys
+    model, length = families.build(family, **heads), 40
+    tokens = torch.randint(3, families.VOCABULARY, (1, length))
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(tokens, past_key_values=cache, use_cache=True)
+        model(tokens[:, :1], past_key_values=cache, use_cache=True)
+    kept = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    held = sum(one.nbytes for layer in kept for one in (layer.keys, layer.values) if one is not None)
+    anatomy = Anatomy.of(model.config, "float32")
+    moved = sum(window is not None and window <= length for window in anatomy.windows)
+    assert anatomy.cached(length + 1) - held == moved * anatomy.keys * 4  # of its window a layer keeps all but one
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("tiny")
+    free = Anatomy.of(config, "float32").cached(3 * 1024)
+    monkeypatch.setattr(room, "free_memory", lambda _: free)
+    check = partial(room.check_cache, config, dtype="float32", device="cpu")
+    check(3 * 1024, held=0)
+    check(4 * 1024, held=1024)  # what is held is not asked for again
+    with pytest.raises(LongRopeError, match=r"3073 tokens of prompt and answer need 0.0 GiB .* about 3k fit"):
+        check(3 * 1024 + 1, held=0)

@@ -15,6 +15,7 @@ from longrope.cli.progress import bar
 from longrope.cli.stream import Stream
 from longrope.cli.talk import Speaker
 from longrope.errors import LongRopeError
+from longrope.evaluation.room import check_cache
 from longrope.models.generation import factors_for, fill
 from longrope.models.memory import explain_out_of_memory
 from longrope.scaling import Scaling
@@ -59,6 +60,8 @@ class Memory:
         same = takewhile(lambda pair: pair[0] == pair[1], zip(self.ids, ids[:-1], strict=False))
         self.keep(len(list(same)) if factors == self.factors else 0)
         self.factors = factors
+        dtype = str(model.dtype).removeprefix("torch.")
+        check_cache(model.config, len(ids) + new, held=len(self.ids), dtype=dtype, device=str(model.device))
         with explain_out_of_memory(len(ids) + new, f"on {model.device}", "give a shorter text, or --dtype bfloat16"):
             self._read(ids[:-1])
             self._speak(ids, new, temperature, stream)

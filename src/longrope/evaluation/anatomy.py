@@ -139,6 +139,10 @@ class Anatomy:
         stream = (layers + hidden) * self.hidden * length * self.bytes
         return round(self.parameters * self.bytes + stream + max(layer, head))
 
+    def cached(self, length: int) -> int:
+        """Bytes of the keys and values of so many tokens in all layers, which generation keeps."""
+        return sum(min(length, window or length) for window in self.windows) * self.keys * self.bytes
+
     def training(self, length: int, *, lora: int, mixed: bool) -> int:
         """Peak bytes of fine-tuning on sequences of so many tokens, one at a time, on one device.
 

@@ -17,6 +17,7 @@ from longrope.models.memory import explain_out_of_memory
 from longrope.models.tiled import tiled
 
 LOGITS_AT_ONCE = 2**24
+LOGITS_IN_CACHE = 2**20  # in float32 4 MiB: a CPU's softmax of more waits for memory, four times as long
 
 
 def token_losses(
@@ -92,7 +93,13 @@ def head_losses(
             end = min(start + size, tokens.shape[1] - 1)
             logits = logits_of(tokens[:, start:end], hidden[:, start:end]).flatten(0, 1)
             targets = tokens[:, start + 1 : end + 1].flatten()
-            yield start, end, cross_entropy(logits.float(), targets, reduction="none").view(len(tokens), -1)
+            yield start, end, _losses(logits, targets).view(len(tokens), -1)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    rows = max(1, LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    blocks = zip(logits.split(rows), targets.split(rows), strict=True)
+    return torch.cat([cross_entropy(some.float(), wanted, reduction="none") for some, wanted in blocks])
 
 
 @contextmanager

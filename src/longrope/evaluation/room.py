@@ -45,3 +45,27 @@ def check_room(
         f"has {free / 2**30:.1f} GiB free; {most}: lower the length or the "
         f"batch, use dtype bfloat16{remedy}, or another device"
     )
+
+
+def check_cache(config: PreTrainedConfig, length: int, *, held: int, dtype: str, device: str) -> None:
+    """Refuse to generate where keys and values alone cannot fit.
+
+    Args:
+        config: of the model, which is loaded.
+        length: of the prompt and what is generated, in tokens.
+        held: tokens whose keys and values are in memory.
+        dtype: of the model.
+        device: where.
+
+    Raises:
+        LongRopeError: if the device has less free memory than the cache takes; says what fits.
+    """
+    free, takes = free_memory(device), Anatomy.of(config, dtype).cached
+    if free is None or takes(length) - takes(held) <= free:
+        return
+    fits = bisect_right(range(length), free + takes(held), key=takes) - 1
+    raise LongRopeError(
+        f"{length} tokens of prompt and answer need {takes(length) / 2**30:.1f} GiB of keys and values where {device} "
+        f"has {(free + takes(held)) / 2**30:.1f} GiB for them; about {short_length(fits)} fit: give a shorter text, "
+        "use --dtype bfloat16, or another device"
+    )
