@@ -24,8 +24,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from longrope.data.documents import load_documents
-from longrope.data.probes import Probe, make_probes
+from longrope.data.probes import make_probes
 from longrope.data.split import draw, split
+from longrope.data.tasks import Probe
 from longrope.evaluation.retrieval import rate, score_probes
 from longrope.files import write_json
 from longrope.models.load import load

@@ -12,9 +12,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.haystack import NOISE, encode_within
-from longrope.data.probes import TASKS, Probe, make_probes
+from longrope.data.probes import TASKS, make_probes
 from longrope.data.recalls import make_recall
 from longrope.data.ruler import invented
+from longrope.data.tasks import Probe
 from longrope.errors import LongRopeError
 from longrope.models.load import load_tokenizer
 

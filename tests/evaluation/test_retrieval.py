@@ -12,9 +12,10 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.haystack import encode_within
-from longrope.data.probes import Probe, make_probes
+from longrope.data.probes import make_probes
 from longrope.data.recalls import make_recall
 from longrope.data.stdlib import stdlib_documents
+from longrope.data.tasks import Probe
 from longrope.errors import LongRopeError
 from longrope.evaluation.retrieval import Outcome, Rate, matched, rate, score_probes
 from longrope.models.load import load

@@ -17,7 +17,8 @@ from transformers.trainer_utils import SchedulerType
 from longrope.errors import LongRopeError
 from longrope.extension.advice import LARGEST_STEP, advice, propose
 from longrope.extension.plan import Plan, load_plan, parse_plan, ready_made
-from longrope.extension.stages import Data, Evaluation, Finetune, Recovery, Schedule, Search, Stage
+from longrope.extension.stages import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.extension.values import Schedule
 from longrope.lengths import parse_length
 from longrope.rope import Rope
 from longrope.schemes import SCHEMES

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.probes import Probe, make_probes
+from longrope.data.probes import make_probes
+from longrope.data.tasks import Probe
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from longrope.data.probes import Probe
+from longrope.data.tasks import Probe
 from longrope.evaluation.perplexity import losses_by_length
 from longrope.evaluation.retrieval import score_probes
 from longrope.evaluation.windows import factors_at, key_tokens, sliding_losses

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
 from longrope.data.haystack import encode_within
-from longrope.data.probes import Probe
+from longrope.data.tasks import Probe
 from longrope.models.memory import explain_out_of_memory
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from longrope.data.probes import Probe
+from longrope.data.tasks import Probe
 from longrope.evaluation import parts, summary
 from longrope.evaluation.cells import Cells, Open, Row, Tell, fill
 from longrope.evaluation.parts import Corpus, Part

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import ParallelismConfig
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from longrope.data.packing import Windows
 from longrope.errors import LongRopeError
 from longrope.evaluation.bounded import bound_loss
+from longrope.extension.arguments import training_arguments
 from longrope.extension.checkpoints import Watcher, last_whole, writing
 from longrope.extension.stages import Finetune
 from longrope.models.memory import explain_out_of_memory
@@ -78,7 +75,7 @@ def finetune(
     bound_loss(attach(model, factors))
     trained = _with_lora(model, how) if how.lora else model
     steps, cached = len(windows) // how.batch, getattr(model.config, "use_cache", None)
-    arguments = _arguments(how, steps, folder, device, report_to)
+    arguments = training_arguments(how, steps, folder, device, report_to)
     trainer = Trainer(
         model=trained,
         args=arguments,
@@ -100,75 +97,6 @@ def finetune(
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
     return Training(steps, len(windows) * windows.size, last, time.monotonic() - began)
-
-
-def wants_liger(device: str) -> bool:
-    """Whether Liger's kernels are used. They replace parts of transformers for the rest of the process."""
-    return device != "cpu" and importlib.util.find_spec("liger_kernel") is not None
-
-
-def _arguments(how: Finetune, steps: int, folder: Path, device: str, report_to: str) -> TrainingArguments:
-    cpu = device == "cpu"
-    new = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
-    name = "activation_checkpointing" if new else "gradient_checkpointing"
-    options: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    if wants_liger(device):  # norms and MLP; the loss is bounded already
-        kernels = ("rope", "cross_entropy", "fused_linear_cross_entropy")
-        options |= {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(kernels, False)}
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        learning_rate=how.rate,
-        lr_scheduler_type=how.schedule,
-        warmup_steps=round(how.warmup * steps),
-        adam_beta2=0.95,
-        bf16=how.dtype == "bfloat16",
-        use_cpu=cpu,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=how.save_every or max(1, math.ceil(steps / 20)),
-        save_total_limit=2,
-        report_to=report_to,
-        seed=how.seed,
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        disable_tqdm=True,
-        **options,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process: without a launch, transformers takes them all
-    sharing = _processes_of_a_sequence(how)
-    groups = arguments.world_size / sharing  # 0.5 where there are fewer processes than are to share a sequence
-    each, rest = divmod(how.batch, groups)
-    if rest or groups % 1:
-        raise LongRopeError(
-            f"finetune.batch = {how.batch} does not divide by {arguments.world_size} processes, {sharing} a sequence"
-        )
-    arguments.gradient_accumulation_steps = int(each)
-    return arguments
-
-
-def _processes_of_a_sequence(how: Finetune) -> int:
-    """Over how many processes accelerate spreads one sequence (context, sequence or tensor parallelism).
-
-    Raises:
-        LongRopeError: if documents, or positions that jump, would then be seen in another way than they should.
-    """
-    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
-        return 1
-    spread = ParallelismConfig()
-    if how.short and (spread.cp_enabled or spread.sp_enabled):
-        raise LongRopeError(
-            f"finetune.short = {how.short}: documents would see each other where several processes share a sequence; "
-            "use short = 0, or a whole sequence on each device"
-        )
-    if how.window is not None and spread.sp_enabled:
-        raise LongRopeError(
-            f"finetune.window = {how.window}: DeepSpeed takes a jump of positions for the border of a document; "
-            "leave it out, or use a whole sequence on each device"
-        )
-    return spread.non_data_parallel_size
 
 
 def _with_lora(model: PreTrainedModel, how: Finetune) -> Any:

@@ -13,9 +13,10 @@ import torch
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.objective import ModelObjective
+from longrope.extension.arguments import wants_liger
 from longrope.extension.checkpoints import writing
 from longrope.extension.factors import find_factors
-from longrope.extension.finetune import finetune, wants_liger
+from longrope.extension.finetune import finetune
 from longrope.extension.material import method_of
 from longrope.extension.results import measure
 from longrope.extension.run import Run

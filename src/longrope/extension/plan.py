@@ -11,7 +11,8 @@ import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from longrope.errors import LongRopeError
-from longrope.extension.stages import Data, Evaluation, Finetune, Part, Recovery, Search, Some, Stage, checked
+from longrope.extension.stages import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.extension.values import Part, Some, checked
 from longrope.rope import Rope
 from longrope.schemes import attention_factor
 

@@ -2,78 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from longrope.data.probes import TASKS
-from longrope.errors import LongRopeError
-from longrope.lengths import parse_length, short_length
-from longrope.schemes import SCHEMES, canonical
-from longrope.search.methods import method
-
-
-def checked(check: Callable[[Any], Any], value: Any) -> Any:
-    """The value checked by what raises LongRopeError, where pydantic wants a ValueError."""
-    try:
-        return check(value)
-    except LongRopeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _tokens(value: Any) -> Any:
-    return checked(parse_length, value) if isinstance(value, str) else value
-
-
-def _short(tokens: int) -> str | int:
-    text = short_length(tokens)
-    return tokens if text.isdecimal() or len(text) > 12 else text
-
-
-def _method(name: str) -> str:
-    checked(method, name)
-    return name
-
-
-def _task(name: str) -> str:
-    if name not in TASKS:
-        raise ValueError(f"choose one of {', '.join(TASKS)}")
-    return name
-
-
-def _source_of_factors(name: str) -> str:
-    if name == "search" or Path(name).is_file():
-        return name
-    try:
-        return canonical(name)
-    except LongRopeError:
-        raise ValueError(f"choose search, an existing factors file, or one of {', '.join(SCHEMES)}") from None
-
-
-Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]
-Scheme = Annotated[str, AfterValidator(lambda name: checked(canonical, name))]
-Task = Annotated[str, AfterValidator(_task)]
-Schedule = Literal[  # transformers' SchedulerType, less those that need numbers of their own
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
-]
-# The file is strict: no "8" or true for a number. But TOML has lists where the plan has tuples.
-Some = Field(strict=False)
-
-
-class Part(BaseModel):
-    """A table of the plan; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+from longrope.extension.values import Factors, Method, Part, Schedule, Scheme, Some, Task, Tokens
 
 
 class Search(Part):
@@ -89,7 +22,7 @@ class Search(Part):
             given.
     """
 
-    method: Annotated[str, AfterValidator(_method)] = "auto"
+    method: Method = "auto"
     budget: Tokens | None = None
     documents: int = Field(default=4, ge=1)
     needles: float = Field(default=0.2, ge=0, le=1)
@@ -162,7 +95,7 @@ class Stage(Part):
     """
 
     length: Tokens
-    factors: Annotated[str, AfterValidator(_source_of_factors)] = "search"
+    factors: Factors = "search"
     search: Search = Search()
     finetune: Finetune | None = None
 

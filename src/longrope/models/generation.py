@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin,
 
 from longrope.errors import LongRopeError
 from longrope.models.patch import patch
+from longrope.models.prompts import Prompts, check_prompts, read_prompts
 from longrope.models.rotary import find_rotary
 from longrope.scaling import Extension, Scaling
 
 POLICIES = ("pin", "switch", "static")
-DEFAULT_NEW = 20  # transformers' own, where neither max_new_tokens nor max_length is given
 
 
 @contextmanager
@@ -55,8 +54,8 @@ def generating(model: PreTrainedModel, extension: Extension, policy: str = "pin"
     def rescaled(
         inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *rest: Any, **options: Any
     ) -> Any:
-        prompts = _read(model, inputs, generation_config, options)
-        _check(prompts, extension, policy)
+        prompts = read_prompts(model, inputs, generation_config, options)
+        check_prompts(prompts, extension, policy)
         options["attention_mask"] = prompts.mask
         running = _switching if policy == "switch" else _fixed
         with running(model, extension, policy, prompts):
@@ -107,72 +106,19 @@ def fill(
         yield (begin := end)
 
 
-@dataclass(frozen=True)
-class _Prompts:
-    """What a call of ``generate`` asks for: tokens of each row as it is run, and how many more at most."""
-
-    mask: Tensor
-    lengths: list[int]
-    width: int
-    new: int
-    chunk: int | None
-    assisted: bool
-
-
-def _read(
-    model: PreTrainedModel, inputs: Tensor | None, config: GenerationConfig | None, options: dict[str, Any]
-) -> _Prompts:
-    def option(name: str, default: Any = None) -> Any:
-        given: list[Any] = [options.get(name), *(getattr(one, name, None) for one in (config, model.generation_config))]
-        return next((value for value in given if value is not None), default)
-
-    ids = options.get("input_ids") if inputs is None else inputs
-    if ids is None or ids.dim() != 2 or ids.is_floating_point():
-        raise LongRopeError("input_ids: generate needs the prompts as token ids here, (rows, tokens)")
-    new = option("max_new_tokens")
-    if new is None and option("max_length") is None:
-        new = options["max_new_tokens"] = DEFAULT_NEW  # else transformers ends it at the model's original length
-    mask = options.get("attention_mask")
-    if mask is None:  # as transformers guesses it
-        pad, eos = option("pad_token_id", -1), option("eos_token_id")
-        mask = torch.ones_like(ids) if pad in (eos if isinstance(eos, list) else [eos]) else ids.ne(pad).long()
-    copies = max(option("num_beams", 1), option("num_return_sequences", 1))
-    return _Prompts(
-        mask=mask,
-        lengths=mask.sum(dim=-1).repeat_interleave(copies).tolist(),
-        width=ids.shape[1],
-        new=option("max_length") - ids.shape[1] if new is None else new,
-        chunk=option("prefill_chunk_size"),
-        assisted=options.get("assistant_model") is not None or option("prompt_lookup_num_tokens") is not None,
-    )
-
-
-def _check(prompts: _Prompts, extension: Extension, policy: str) -> None:
-    longest = max(prompts.lengths)
-    if longest + prompts.new > extension.length:
-        raise LongRopeError(
-            f"{longest} tokens of prompt and max_new_tokens = {prompts.new} make {longest + prompts.new}, above the "
-            f"extension's length = {extension.length}; shorten the prompt, generate less, or extend the model further"
-        )
-    if policy == "switch" and prompts.assisted:
-        raise LongRopeError("policy = 'switch' cannot do assisted generation or prompt lookup; use pin or static")
-    if policy == "switch" and prompts.mask.shape[1] != prompts.width:
-        raise LongRopeError("policy = 'switch' needs the whole text as input_ids, also what is in past_key_values")
-
-
 def _rows(scalings: Sequence[Scaling]) -> Scaling | Sequence[Scaling]:
     return scalings[0] if all(scaling == scalings[0] for scaling in scalings) else scalings
 
 
 @contextmanager
-def _fixed(model: PreTrainedModel, extension: Extension, policy: str, prompts: _Prompts) -> Iterator[None]:
+def _fixed(model: PreTrainedModel, extension: Extension, policy: str, prompts: Prompts) -> Iterator[None]:
     scalings = [factors_for(extension, policy, length, prompts.new) for length in prompts.lengths]
     with patch(model, _rows(scalings)), _shadowing(model, "prepare_inputs_for_generation", _preparing(model)):
         yield
 
 
 @contextmanager
-def _switching(model: PreTrainedModel, extension: Extension, policy: str, prompts: _Prompts) -> Iterator[None]:
+def _switching(model: PreTrainedModel, extension: Extension, policy: str, prompts: Prompts) -> Iterator[None]:
     prepare, held = _preparing(model), [extension.at(length) for length in prompts.lengths]
     with ExitStack() as stack:
         stack.enter_context(patch(model, _rows(held)))
