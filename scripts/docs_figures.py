@@ -1,0 +1,101 @@
+"""Draw the figures of docs/how-it-works.md into docs/images, from the code's own formulas and from results files.
+
+python scripts/docs_figures.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import altair as alt
+import numpy as np
+
+from longrope import Rope, Scaling, scheme
+from longrope.report import charts
+from longrope.report.found import factor_chart
+from longrope.report.looks import looks
+from longrope.report.svg import save
+from longrope.schemes import COMPARED
+
+ROOT = Path(__file__).parents[1]
+IMAGES, RESULTS = ROOT / "docs" / "images", ROOT / "benchmarks" / "results"
+SMOLLM2 = Rope(dim=64, base=100_000.0, original_length=8192)
+S, FAST, SLOW = 8, 0, 23
+
+
+def main() -> None:
+    """All figures."""
+    figures = {"wavelengths": wavelengths(), "angles": angles(), "factors-smollm2": factors(), "pairs": pairs()}
+    for name, chart in figures.items():
+        save(chart, IMAGES / f"{name}.svg")
+
+
+def wavelengths() -> alt.LayerChart:
+    """How many tokens each pair of SmolLM2 takes for a turn, against L0."""
+    done, not_done, border = "finishes a turn within L0", "does not", "L0 = 8,192 tokens"
+    records = [
+        {"name": done if pair < SMOLLM2.critical_pair else not_done, "x": pair, "y": wavelength, "tip": str(pair)}
+        for pair, wavelength in enumerate(SMOLLM2.wavelengths.tolist())
+    ]
+    ends = [{"name": border, "x": pair, "y": SMOLLM2.original_length, "tip": border} for pair in (0, 31)]
+    names = [border, done, not_done]
+    return charts.lines(
+        records + ends, looks(names), pair_axis(), charts.log_axis("wavelength (tokens)")
+    )
+
+
+def angles() -> alt.HConcatChart:
+    """What a pair adds to the score of two equal vectors at a distance: the cosine of the angle between them."""
+    near, far = np.arange(13), np.linspace(0, S * SMOLLM2.original_length, 33)
+    left = cosines(FAST, near, "distance (tokens)", f"Fast pair (turns in {SMOLLM2.wavelengths[FAST]:.1f} tokens)")
+    slow = f"Slow pair (turns in {SMOLLM2.wavelengths[SLOW]:,.0f} tokens)"
+    marks = {float(SMOLLM2.original_length): "L0: what it was trained on"}
+    right = cosines(SLOW, far, "distance (tokens)", slow, marks)
+    return alt.hconcat(left.properties(width=280), right.properties(width=280))
+
+
+def cosines(
+    pair: int, distances: np.ndarray, axis: str, title: str, marks: dict[float, str] | None = None
+) -> alt.LayerChart:
+    """By distance, as trained and with PI for 8 times L0."""
+    records = [
+        {"name": name, "x": float(distance), "y": float(np.cos(distance * SMOLLM2.inv_freq[pair] / factor)), "tip": name}
+        for name, factor in {"original": 1, "pi": S}.items()
+        for distance in distances
+    ]
+    x = alt.X("x:Q", title=axis, scale=alt.Scale(nice=False), axis=alt.Axis(format=",d", tickCount=6))
+    y = alt.Y("y:Q", title="cosine of the angle", scale=alt.Scale(domain=[-1.1, 1.3]), axis=alt.Axis(values=[-1, 0, 1]))
+    return charts.lines(records, looks(one["name"] for one in records), x, y, marks=marks).properties(title=title)
+
+
+def factors() -> alt.LayerChart:
+    """The factors of SmolLM2 at twice its length: closed forms, and those that a search found."""
+    found = json.loads((RESULTS / "smollm2-16k.json").read_text(encoding="utf-8"))
+    length = 2 * SMOLLM2.original_length
+    scalings = {name: scheme(name, SMOLLM2, length) for name in COMPARED}
+    scalings["searched"] = Scaling(found["factors"], length=length)
+    return factor_chart(SMOLLM2, scalings, looks(scalings))
+
+
+def pairs() -> alt.LayerChart:
+    """Perplexity of tiny when only the pairs from one on are interpolated."""
+    table = json.loads((RESULTS / "pairs.json").read_text(encoding="utf-8"))["perplexity"]
+    records = [
+        {"name": f"at {cell['length']:,} tokens", "x": int(name.split()[1]), "y": cell["perplexity"], "tip": name}
+        for name, row in table.items()
+        for cell in row
+        if name.startswith("from")
+    ]
+    x = alt.X("x:Q", title="first interpolated pair (0: all, 32: none)", scale=alt.Scale(nice=False, padding=10))
+    names = list(dict.fromkeys(one["name"] for one in records))
+    return charts.lines(records, looks(names), x, charts.log_axis("perplexity", base=2))
+
+
+def pair_axis() -> alt.X:
+    """Pairs from high to low frequency."""
+    return alt.X("x:Q", title="rotary pair (high to low frequency)", scale=alt.Scale(nice=False, padding=10))
+
+
+if __name__ == "__main__":
+    main()
