@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from longrope.scaling import Scaling as Scaling
     from longrope.schemes import SCHEMES as SCHEMES
     from longrope.schemes import attention_factor as attention_factor
+    from longrope.schemes import resonance as resonance
     from longrope.schemes import scheme as scheme
     from longrope.search.budget import Budget as Budget
     from longrope.search.methods import METHODS as METHODS
@@ -85,7 +86,7 @@ _HOMES = {
     "reading.factors": ("load_factors",),
     "rope": ("Rope",),
     "scaling": ("Extension", "Scaling"),
-    "schemes": ("SCHEMES", "attention_factor", "scheme"),
+    "schemes": ("SCHEMES", "attention_factor", "resonance", "scheme"),
     "search.budget": ("Budget",),
     "search.methods": ("METHODS",),
     "search.space": ("Space",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -133,6 +134,23 @@ def heuristic(rope: Rope, length: int) -> Scaling:
     )
 
 
+def resonance(rope: Rope, scaling: Scaling) -> Scaling:
+    """Resonance RoPE on any factors: wavelengths rounded to whole tokens, so that a pair repeats exactly.
+
+    λ_i' = round(λ_i·wavelength_i) / wavelength_i, at least 2 tokens (Wang et al. 2024, arXiv 2403.00071, section 4).
+
+    Raises:
+        LongRopeError: if the factors are another rope's.
+
+    >>> rope = Rope(dim=4, base=100.0, original_length=64)
+    >>> (resonance(rope, linear(rope, 128)).factors * rope.wavelengths).round(9).tolist()
+    [13.0, 126.0]
+    """
+    wavelengths = np.maximum(np.round(2 * math.pi / scaling.inv_freq(rope)), 2)
+    name = scaling.scheme.removesuffix(RESONANCE) + RESONANCE
+    return replace(scaling, factors=(wavelengths / rope.wavelengths).tolist(), scheme=name)
+
+
 SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
     "pi": linear,
     "ntk": ntk,
@@ -141,30 +159,38 @@ SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
     "llama3": llama3,
     "heuristic": heuristic,
 }
-
-
+RESONANCE = "+resonance"  # after the name of a scheme
 COMPARED = ("pi", "ntk", "yarn", "heuristic")  # what searches and evaluations are held against
 
 
+def is_scheme(name: str) -> bool:
+    """Whether it names one of `SCHEMES`, perhaps with ``+resonance`` after it."""
+    return name.removesuffix(RESONANCE) in SCHEMES
+
+
 def canonical(name: str) -> str:
-    """The name in `SCHEMES`; ``linear`` is another one for ``pi``.
+    """The name as in `SCHEMES`, perhaps with ``+resonance``; ``linear`` is another one for ``pi``.
 
     Raises:
         LongRopeError: if the name is unknown.
     """
-    name = "pi" if name == "linear" else name
-    if name not in SCHEMES:
-        raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {', '.join(SCHEMES)}")
+    base = name.removesuffix(RESONANCE)
+    name = name.replace("linear", "pi", 1) if base == "linear" else name
+    if not is_scheme(name):
+        known = ", ".join(SCHEMES)
+        raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {known}, also with {RESONANCE} after it")
     return name
 
 
 def scheme(name: str, rope: Rope, length: int) -> Scaling:
-    """The scaling that a scheme of `SCHEMES` chooses.
+    """The scaling that a scheme of `SCHEMES` chooses, its wavelengths whole if ``+resonance`` follows the name.
 
     Raises:
         LongRopeError: if the name is unknown or ``length`` is below L0.
     """
-    return SCHEMES[canonical(name)](rope, length)
+    name = canonical(name)
+    scaling = SCHEMES[name.removesuffix(RESONANCE)](rope, length)
+    return resonance(rope, scaling) if name.endswith(RESONANCE) else scaling
 
 
 def _base_growth(rope: Rope, alpha: float) -> list[float]:

@@ -53,9 +53,9 @@ def parse_starts(text: str) -> list[str]:
 def start(name: str, rope: Rope, length: int) -> Scaling:
     """The factors that a search starts from: a scheme's, or a file's (the long ones of an extension)."""
     from longrope.scaling import Extension
-    from longrope.schemes import SCHEMES, scheme
+    from longrope.schemes import is_scheme, scheme
 
-    if name in SCHEMES:
+    if is_scheme(name):
         return scheme(name, rope, length)
     found = options.read_factors(name)
     return found.long if isinstance(found, Extension) else found

@@ -23,7 +23,8 @@ def run(
         typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384 (default: --scaling's)."),
     ] = None,
     scheme: Annotated[
-        str | None, typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic (the default).")
+        str | None,
+        typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic (the default); or yarn+resonance …."),
     ] = None,
     scaling: Annotated[str | None, typer.Option(help=f"Instead of a scheme. {options.FACTORS}")] = None,
     attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: as it is).")] = None,

@@ -21,7 +21,7 @@ from longrope.models.load import load_config, load_tokenizer
 from longrope.reading.factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import SCHEMES, attention_factor
+from longrope.schemes import attention_factor, is_scheme
 
 Tell = Callable[[str, int, int, str], None]  # part of the work, done, of how much, what to say of it
 VERSION = 1
@@ -96,7 +96,7 @@ class Run:
             LongRopeError: if they are another rope's.
         """
         stage = self.plan.stages[number - 1]
-        if stage.factors == "search" or stage.factors in SCHEMES:
+        if stage.factors == "search" or is_scheme(stage.factors):
             return None
         found = load_factors(stage.factors)
         if isinstance(found, Extension) and found.rope != self.rope:

@@ -11,7 +11,7 @@ from longrope.lengths import short_length
 from longrope.report.records import Perplexity
 from longrope.report.runs import Run
 from longrope.report.tables import Number, percent, plain, share
-from longrope.schemes import SCHEMES
+from longrope.schemes import is_scheme
 
 HOLDS, FINDS = 1.05, 0.8
 RULE = (
@@ -61,7 +61,7 @@ def subject(run: Run) -> str | None:
     lengths = lengths_of(run)
     at = {row: _cell(run, row, lengths[-1]) for row in run.results.perplexity} if lengths else {}
     rows = {row: cell.perplexity or math.inf for row, cell in at.items() if cell is not None and row != "original"}
-    own = [row for row in rows if row not in SCHEMES]
+    own = [row for row in rows if not is_scheme(row)]
     if "extended" in rows:
         return "extended"
     return min(own or rows, key=lambda row: rows[row], default="original" if at.get("original") else None)
