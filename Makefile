@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-real test-compat test-gpu lint format tiny clean
+.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu lint format tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
@@ -24,6 +24,12 @@ install: $(READY)  ## make .venv with longrope and its development tools
 
 demo: $(READY)  ## extend the built-in model 8x: search, fine-tune, recover, compare, export, report (minutes)
 	$(BIN)/longrope demo
+
+examples: $(READY)  ## the ten example scripts, one after the other (two minutes)
+	for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+notebooks: $(READY)  ## run the notebooks again, with their outputs (a minute or two)
+	PYTHONWARNINGS=ignore $(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False examples/*.ipynb
 
 test: $(READY)  ## the tests (minutes, CPU, no downloads)
 	$(BIN)/python -m pytest
