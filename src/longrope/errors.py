@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LongRopeError(Exception):
     """Input that longrope cannot use; the message names the field, the value and the remedy.
 
     The command line prints the message and exits with code 2.
     """
+
+
+def unknown(field: str, value: str, known: Iterable[str], more: str = "") -> LongRopeError:
+    """The error for a name that is not among the known ones; suggests one that is written nearly so.
+
+    >>> print(unknown("scheme", "yran", ["pi", "ntk", "yarn"]))
+    scheme = 'yran' is unknown; choose one of pi, ntk, yarn; did you mean 'yarn'?
+    """
+    names = list(known)
+    return LongRopeError(
+        f"{field} = {value!r} is unknown; choose one of {', '.join(names)}{more}{did_you_mean(value, names)}"
+    )
+
+
+def did_you_mean(value: str, known: Iterable[str]) -> str:
+    """``; did you mean 'NAME'?`` with the known name that is nearest, or nothing if none is near."""
+    close = get_close_matches(value, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

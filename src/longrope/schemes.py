@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 
@@ -177,8 +177,7 @@ def canonical(name: str) -> str:
     base = name.removesuffix(RESONANCE)
     name = name.replace("linear", "pi", 1) if base == "linear" else name
     if not is_scheme(name):
-        known = ", ".join(SCHEMES)
-        raise LongRopeError(f"scheme = {name!r} is unknown; choose one of {known}, also with {RESONANCE} after it")
+        raise unknown("scheme", name, SCHEMES, f", also with {RESONANCE} after it")
     return name
 
 

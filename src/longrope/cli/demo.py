@@ -23,7 +23,7 @@ def run(
     ),
     as_json: options.Json = False,
 ) -> None:
-    """The whole job in minutes: extend the built-in model ``tiny`` from 256 to 2,048 tokens.
+    """The whole job in minutes: extend the built-in model tiny from 256 to 2,048 tokens.
 
     It searches, fine-tunes a little, recovers the short context, compares, exports, checks and writes a report. Its
     documents are parts of this Python's standard library that the model was not trained on. OUTPUT is replaced.

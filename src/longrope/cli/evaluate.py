@@ -68,7 +68,7 @@ def run(
 ) -> None:
     """Compare schemes, factors and checkpoints on test documents: perplexity, retrieval, benchmark tasks.
 
-    No search that was given the same --data and --data-seed has seen them. ``longrope report`` makes a page of it.
+    No search that was given the same --data and --data-seed has seen them. longrope report makes a page of it.
     """
     wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride)
     claim_results(output, resume=resume, overwrite=overwrite)

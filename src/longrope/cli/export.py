@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli import options
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
 
 if TYPE_CHECKING:
     from longrope.scaling import Extension
@@ -40,7 +40,7 @@ def run(
     from longrope.files import claim
 
     if to not in FORMS:
-        raise LongRopeError(f"to = {to!r} is unknown; choose one of {', '.join(FORMS)}")
+        raise unknown("to", to, FORMS)
     if mode not in (None, *MODES):
         raise LongRopeError(f"mode = {mode!r} is unknown; choose dual or static")
     if to == "huggingface" and factors is None:

@@ -77,7 +77,7 @@ def finetune(
     device: options.Device = "auto",
     report_to: Reports = "none",
 ) -> None:
-    """Fine-tune one stage of a run: what ``longrope extend --launch`` starts in every process."""
+    """Fine-tune one stage of a run: what longrope extend --launch starts in every process."""
     from longrope.errors import LongRopeError
     from longrope.extension.pipeline import train
     from longrope.extension.run import reopen

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,7 +27,6 @@ from longrope.cli import (
 from longrope.errors import LongRopeError
 
 app = typer.Typer(
-    help="Extend the context of a RoPE language model: find rescale factors, compare, export.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -64,6 +64,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def tell_version(wanted: bool) -> None:
+    """Print the version and end, if it is wanted."""
+    if wanted:
+        typer.echo(f"longrope {importlib.metadata.version('longrope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=tell_version)
+    ] = False,
+) -> None:
+    """Extend the context of a RoPE language model: find rescale factors, compare, export."""
 
 
 for name, function in COMMANDS.items():

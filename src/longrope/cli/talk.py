@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.cli import options
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
 from longrope.models.patch import patch
@@ -103,7 +103,7 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
         LongRopeError: if one of them is missing, or they do not belong together.
     """
     if policy not in POLICIES:
-        raise LongRopeError(f"policy = {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+        raise unknown("policy", policy, POLICIES)
     within = Path(name) / "extension.json"
     if factors is None and not within.is_file():
         raise LongRopeError(

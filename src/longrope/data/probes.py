@@ -18,7 +18,7 @@ from longrope.data.ruler import (
     variables,
 )
 from longrope.data.tasks import Probe, Request, bag_probes, needle_probes, recall_probes
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def make_probes(
             or texts are missing.
     """
     if task not in TASKS:
-        raise LongRopeError(f"task = {task!r} is unknown; choose one of {', '.join(TASKS)}")
+        raise unknown("task", task, TASKS)
     if trials < 1:
         raise LongRopeError(f"trials = {trials} must be at least 1")
     for depth in depths or ():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, did_you_mean
 from longrope.export.engines import ENGINES, PLAIN
 from longrope.export.rules import FIELDS, Engine, Rule
 from longrope.reading.configs import FULL
@@ -55,7 +55,9 @@ def find_engines(name: str) -> list[str]:
 
 
 def _no_such(name: str) -> LongRopeError:
-    return LongRopeError(f"engine = {name!r} is unknown; choose all or one of {', '.join(ENGINES)}")
+    return LongRopeError(
+        f"engine = {name!r} is unknown; choose all or one of {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
+    )
 
 
 def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[str, Any] | None:

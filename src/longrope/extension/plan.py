@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, did_you_mean
 from longrope.extension.stages import Data, Evaluation, Finetune, Recovery, Search, Stage
 from longrope.extension.values import Part, Some, checked
 from longrope.rope import Rope
@@ -155,9 +155,9 @@ def _said(error: Any) -> str:
     """One of pydantic's errors: the place in the file, the value, what is wrong and what to do."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     if error["type"] == "extra_forbidden":
-        *tables, _ = (part for part in error["loc"] if isinstance(part, str))
+        *tables, key = (part for part in error["loc"] if isinstance(part, str))
         keys = (TABLES[tables[-1]] if tables else Plan).model_fields
-        return f"{place} is no key of a plan; there are {', '.join(keys)}"
+        return f"{place} is no key of a plan; there are {', '.join(keys)}{did_you_mean(key, keys)}"
     shown = f" = {error['input']!r}" if isinstance(error["input"], (str, int, float)) else ""
     if error["type"] in SAID:
         return f"{place}{shown} {SAID[error['type']].format(**error.get('ctx', {}))}"
@@ -186,6 +186,5 @@ def load_plan(name: str) -> Plan:
         return parse_plan(path.read_text(encoding="utf-8"), str(name))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no UTF-8 text"
-        raise LongRopeError(
-            f"plan = {name!r} cannot be read: {reason}; give a file, or one of {', '.join(shipped)}"
-        ) from None
+        known = ", ".join(shipped) + did_you_mean(name, shipped)
+        raise LongRopeError(f"plan = {name!r} cannot be read: {reason}; give a file, or one of {known}") from None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from longrope.data.probes import TASKS
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, did_you_mean
 from longrope.lengths import parse_length, short_length
 from longrope.schemes import SCHEMES, canonical
 from longrope.search.methods import method
@@ -39,7 +39,7 @@ def _method(name: str) -> str:
 
 def _task(name: str) -> str:
     if name not in TASKS:
-        raise ValueError(f"choose one of {', '.join(TASKS)}")
+        raise ValueError(f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
     return name
 
 
@@ -49,7 +49,8 @@ def _source_of_factors(name: str) -> str:
     try:
         return canonical(name)
     except LongRopeError:
-        raise ValueError(f"choose search, an existing factors file, or one of {', '.join(SCHEMES)}") from None
+        close = did_you_mean(name, SCHEMES)
+        raise ValueError(f"choose search, an existing factors file, or one of {', '.join(SCHEMES)}{close}") from None
 
 
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]

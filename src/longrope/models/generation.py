@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
 from longrope.models.patch import patch
 from longrope.models.prompts import Prompts, check_prompts, read_prompts
 from longrope.models.rotary import find_rotary
@@ -44,7 +44,7 @@ def generating(model: PreTrainedModel, extension: Extension, policy: str = "pin"
             get longer than ``extension.length``, or the policy cannot do what is asked.
     """
     if policy not in POLICIES:
-        raise LongRopeError(f"policy = {policy!r} is unknown; choose one of {', '.join(POLICIES)}")
+        raise unknown("policy", policy, POLICIES)
     if (rope := find_rotary(model).rope) != extension.rope:
         raise LongRopeError(f"this extension is made for {extension.rope}, but the model has {rope}")
     kind: Any = type(model)

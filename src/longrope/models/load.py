@@ -17,13 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, did_you_mean, unknown
 from longrope.reading.configs import FULL
 from longrope.reading.gguf import find_extension
 from longrope.rope import Rope
 from longrope.scaling import Extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+BUILT_IN = ("tiny", "smollm2")
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -60,7 +61,7 @@ def check_dtype(dtype: str) -> None:
         LongRopeError: if it is none.
     """
     if dtype not in DTYPES:
-        raise LongRopeError(f"dtype = {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        raise unknown("dtype", dtype, DTYPES)
 
 
 def load_config(name: str) -> PreTrainedConfig:
@@ -103,7 +104,8 @@ def find_gguf(name: str) -> Path | None:
 
 def _not_loaded(name: str, error: Exception, where: str = "") -> LongRopeError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason}")
+    hint = "" if Path(name).exists() else did_you_mean(name, BUILT_IN)
+    return LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason.rstrip('.')}{hint}")
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:

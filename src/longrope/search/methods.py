@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from longrope.errors import LongRopeError
+from longrope.errors import unknown
 from longrope.scaling import Scaling
 from longrope.search.auto import Auto
 from longrope.search.cma import Cma
@@ -57,7 +57,7 @@ def method(name: str) -> Method:
         LongRopeError: if there is none.
     """
     if name not in METHODS:
-        raise LongRopeError(f"method = {name!r} is unknown; choose one of {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]
 
 

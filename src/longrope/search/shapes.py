@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from longrope.errors import LongRopeError
+from longrope.errors import unknown
 from longrope.rope import Rope
 
 KNOTS = 6
@@ -131,7 +131,7 @@ def shape(name: str, rope: Rope, scale: float, ceiling: float) -> Shape:
         LongRopeError: if there is no such shape.
     """
     if name not in SHAPES:
-        raise LongRopeError(f"space = {name!r} is unknown; choose one of {', '.join(SHAPES)}")
+        raise unknown("space", name, SHAPES)
     return SHAPES[name](rope, scale, ceiling)
 
 
