@@ -29,7 +29,7 @@ examples: $(READY)  ## the ten example scripts, one after the other (two minutes
 	for script in examples/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 notebooks: $(READY)  ## run the notebooks again, with their outputs (a minute or two)
-	PYTHONWARNINGS=ignore $(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False examples/*.ipynb
+	$(BIN)/python tests/examples/notebooks.py
 
 test: $(READY)  ## the tests (minutes, CPU, no downloads)
 	$(BIN)/python -m pytest
