@@ -13,7 +13,7 @@ from ropes import BAD_NUMBERS, ROPE, ropes
 from transformers import LlamaConfig, Qwen2VLConfig
 
 from longrope.errors import LongRopeError
-from longrope.rope import Rope
+from longrope.rope import Rope, positive, whole
 from longrope.scaling import Scaling
 
 GEOMETRIES = [(128, 1e4, 4096), (128, 5e5, 8192), (96, 1e4, 4096), (64, 1e5, 8192), (4, 1e4, 64), (2, 3.5, 7)]
@@ -55,16 +55,60 @@ def test_rope_refuses_bad_numbers(field: str, value: object) -> None:
     assert repr(value) in str(error.value)
 
 
-def test_rope_refuses_an_odd_dim() -> None:
+@given(st.floats(), st.sampled_from([float, np.float64, np.float32]))
+def test_a_positive_number_is_itself_and_no_other_is_one(value: float, kind: type) -> None:
+    with np.errstate(over="ignore"):
+        value = kind(value)
+    if 0 < value < math.inf:
+        found = positive("rate", value)
+        assert (found, type(found)) == (value, float)
+        return
+    with pytest.raises(LongRopeError) as error:
+        positive("rate", value)
+    assert str(error.value) == f"rate = {value!r} must be a finite number above 0"
+
+
+@given(st.integers(-3, 2**60), st.integers(0, 3), st.sampled_from([int, np.int64]))
+def test_a_whole_number_is_itself_from_the_least_on(value: int, least: int, kind: type) -> None:
+    if value >= least:
+        found = whole("count", kind(value), least)
+        assert (found, type(found)) == (value, int)
+        return
+    with pytest.raises(LongRopeError) as error:
+        whole("count", value, least)
+    assert str(error.value) == f"count = {value} must be a whole number, {least} or more"
+
+
+def test_rope_refuses_an_odd_dim_and_a_base_of_1() -> None:
     with pytest.raises(LongRopeError, match="dim = 7 must be even"):
         replace(ROPE, dim=7)
+    with pytest.raises(LongRopeError, match=r"base = 1\.0 must be above 1"):
+        replace(ROPE, base=1)
+    assert replace(ROPE, dim=2, base=1.0001, original_length=2).dim == 2  # the least of each
 
 
-def test_scale_is_the_ratio_of_lengths() -> None:
-    assert ROPE.scale(64) == 1
-    assert ROPE.scale(96) == 1.5
-    with pytest.raises(LongRopeError, match=r"length = 63 .* 64"):
-        ROPE.scale(63)
+@given(ropes)
+def test_each_pair_turns_slower_than_the_one_before_by_the_same_ratio(rope: Rope) -> None:
+    assert rope.inv_freq[0] == 1
+    np.testing.assert_allclose(rope.inv_freq[1:] / rope.inv_freq[:-1], rope.base ** (-2 / rope.dim), rtol=1e-12)
+    np.testing.assert_allclose(rope.wavelengths * rope.inv_freq, 2 * math.pi, rtol=1e-14)
+
+
+@given(ropes, st.integers(-7, 2**40))
+def test_scale_is_the_ratio_of_lengths(rope: Rope, more: int) -> None:
+    length = rope.original_length + more
+    if more >= 0:
+        assert rope.scale(length) * rope.original_length == pytest.approx(length, rel=1e-15)
+        return
+    with pytest.raises(LongRopeError, match=rf"length = {length} .* {rope.original_length}; ask for a longer one"):
+        rope.scale(length)
+
+
+def test_a_pair_that_turns_exactly_once_within_the_original_length_is_not_critical() -> None:
+    once, slower = 8 / (2 * math.pi), 8.1 / (2 * math.pi)
+    rope = Rope(dim=4, base=2.0, original_length=8, factors=(once, slower / math.sqrt(2)))
+    assert rope.wavelengths.tolist() == [8.0, pytest.approx(8.1)]
+    assert rope.critical_pair == 1
 
 
 def config(**fields: object) -> LlamaConfig:
@@ -115,6 +159,12 @@ def test_rope_of_a_model_is_that_of_its_config(family: str) -> None:
 def test_rope_of_names_the_model_type_it_refuses(family: str, why: str) -> None:
     with pytest.raises(LongRopeError, match=f"'{family}' .*{why}"):
         Rope.of(families.config(family))
+
+
+@pytest.mark.parametrize("value", ["tiny", 3, None, object()])
+def test_rope_of_names_the_type_of_what_is_no_model(value: object) -> None:
+    with pytest.raises(LongRopeError, match=f"'{type(value).__name__}' has no rotary"):
+        Rope.of(value)
 
 
 def test_rope_of_refuses_multimodal_sections() -> None:

@@ -1,0 +1,149 @@
+"""Mutation testing of the core by mutmut: how many small changes of the source do its own tests notice?
+
+    make mutation                                 # every file of `FILES` (about an hour on two cores)
+    python scripts/mutation.py rope.py search/cma.py --processes 2
+
+Each file is mutated in a copy of the tree under ``build/mutation`` and held against the test files that mirror it, with
+20 examples a property. mutmut leaves decorated functions alone, so in the copy ``@property`` above a function is
+written as ``name = property(name)`` below it. Not mutated: constants, defaults of dataclass fields, decorators and
+annotations. Mutants that survive are listed in ``benchmarks/results/mutation.json``; the "why" of one, written by
+hand, is kept as long as it survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from longrope.files import write_json
+from longrope.report.provenance import provenance
+
+ROOT = Path(__file__).parent.parent
+RESULTS, BUILD = ROOT / "benchmarks" / "results" / "mutation.json", ROOT / "build" / "mutation"
+FILES = {
+    "rope.py": "test_rope test_scaling",
+    "scaling.py": "test_scaling test_rope",
+    "schemes.py": "test_schemes",
+    "embedding.py": "test_embedding",
+    "search/auto.py": "search/test_auto",
+    "search/budget.py": "search/test_budget search/test_evaluator",
+    "search/cma.py": "search/test_cma",
+    "search/evaluator.py": "search/test_evaluator",
+    "search/evolution.py": "search/test_evolution",
+    "search/gradient.py": "search/test_gradient_method",
+    "search/journal.py": "search/test_journal",
+    "search/methods.py": "search/test_methods",
+    "search/objective.py": "search/test_search_objective",
+    "search/operators.py": "search/test_operators",
+    "search/racing.py": "search/test_racing",
+    "search/run.py": "search/test_run",
+    "search/shapes.py": "search/test_shapes search/test_space",
+    "search/space.py": "search/test_space",
+}
+EXCLUDED = {
+    "search/ray.py": "needs a Ray cluster for every mutant",
+    "search/workers.py": "its tests kill and replace processes, two minutes a mutant",
+}
+GROUPS = {"rope": ("rope.py", "scaling.py"), "schemes": ("schemes.py",), "embedding": ("embedding.py",)}
+SLOW = "compiled or killed or interrupted or resumes"  # minutes of them, and torch.compile cannot trace a mutant
+PROFILE = """
+import gc
+gc.disable()
+from hypothesis import HealthCheck, Phase
+settings.register_profile("mutation", settings.get_profile("longrope"), max_examples=20,
+    phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+settings.load_profile("mutation")
+"""
+STATUS = {1: "killed", 3: "killed", 0: "survived", 5: "no tests", 33: "no tests", -24: "timeout", 24: "timeout"}
+
+
+def main() -> None:
+    """Mutate the files that are asked for, and put what came out into the results."""
+    parser = argparse.ArgumentParser(description="Mutation testing of the core.")
+    parser.add_argument("files", nargs="*", default=list(FILES), help="below src/longrope; all if not given")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    record = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"files": {}}
+    for name in options.files:
+        folder = copy(name)
+        run = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", str(options.processes)]
+        subprocess.run(run, cwd=folder, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=sys.stderr)
+        record["files"][name] = outcome(name, folder, record["files"].get(name, {}))
+        write_json(RESULTS, {**summary(record["files"]), "provenance": {**provenance(), "mutmut": version("mutmut")}})
+        print(name, {key: value for key, value in record["files"][name].items() if key != "survivors"}, flush=True)
+
+
+def copy(name: str) -> Path:
+    """A fresh copy of the tree in which mutmut mutates one file."""
+    folder = BUILD / name.replace("/", "-").removesuffix(".py")
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("src", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    with (folder / "tests" / "conftest.py").open("a") as conftest:
+        conftest.write(PROFILE)
+    source = folder / "src" / "longrope" / name
+    source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
+    tests = [f"tests/{one}.py" for one in FILES[name].split() if (ROOT / f"tests/{one}.py").exists()]
+    lines = ["[mutmut]", "source_paths = src", f"only_mutate = src/longrope/{name}"]
+    lines += ["timeout_multiplier = 5.0", "timeout_constant = 6.0", "pytest_add_cli_args ="]
+    lines += [" -k", f" not ({SLOW})", " -p", " no:unraisableexception"]  # which collects garbage five times a mutant
+    lines += ["pytest_add_cli_args_test_selection =", *(f" {test}" for test in tests)]
+    (folder / "setup.cfg").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def undecorated(text: str) -> str:
+    """The source with ``name = property(name)`` below a function for ``@property`` above it."""
+    lines = text.split("\n")
+    found = [one for one in ast.walk(ast.parse(text)) if isinstance(one, ast.FunctionDef) and one.decorator_list]
+    for function in sorted(found, key=lambda one: -one.lineno):
+        (decorator,) = function.decorator_list
+        if isinstance(decorator, ast.Name) and decorator.id in ("property", "cached_property"):
+            indent = " " * function.col_offset
+            lines.insert(function.end_lineno or 0, f"{indent}{function.name} = {decorator.id}({function.name})")
+            del lines[decorator.lineno - 1]
+    return "\n".join(lines)
+
+
+def outcome(name: str, folder: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """How many mutants ended how, and those that survived."""
+    meta = json.loads((folder / "mutants" / "src" / "longrope" / f"{name}.meta").read_text("utf-8"))
+    statuses = {key: STATUS.get(code, "suspicious") for key, code in meta["exit_code_by_key"].items()}
+    why = {(one["in"], *one["change"]): one["why"] for one in before.get("survivors", ()) if one.get("why")}
+    survivors = []
+    for key in (key for key, status in statuses.items() if status in ("survived", "no tests", "suspicious")):
+        shown = [Path(sys.executable).with_name("mutmut"), "show", key]
+        diff = subprocess.run(shown, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()
+        change = [line for line in diff if line[:1] in "+-" and line[:3] not in ("---", "+++") and line.strip()]
+        place = key.rpartition(".")[2].partition("__mutmut")[0].removeprefix("x_").strip("xǁ").replace("ǁ", ".")
+        change = [" ".join(line.split()) for line in change]
+        survivors.append({"in": place, "change": change, "why": why.get((place, *change), "")})
+    counts = {status: list(statuses.values()).count(status) for status in sorted({*STATUS.values(), "suspicious"})}
+    return {"mutants": len(statuses), **counts, "tests": FILES[name].split(), "survivors": survivors}
+
+
+def summary(files: dict[str, Any]) -> dict[str, Any]:
+    """The score of each group, killed and timed out mutants of all, and the files."""
+    ordered, groups = {name: files[name] for name in FILES if name in files}, {}
+    for group in (*GROUPS, "search"):
+        named = GROUPS.get(group, [name for name in FILES if name.startswith("search/")])
+        found = [files[name] for name in named if name in files]
+        mutants = sum(one["mutants"] for one in found)
+        noticed = sum(one["killed"] + one["timeout"] for one in found)
+        equivalent = sum(bool(survivor["why"]) for one in found for survivor in one["survivors"])
+        score = round(noticed / mutants, 4) if mutants else None
+        groups[group] = {"mutants": mutants, "noticed": noticed, "equivalent": equivalent, "score": score}
+    return {"groups": groups, "files": ordered, "excluded": EXCLUDED}
+
+
+if __name__ == "__main__":
+    main()
