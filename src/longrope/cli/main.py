@@ -14,6 +14,7 @@ from longrope.cli import (
     chat,
     check,
     demo,
+    doctor,
     evaluate,
     export,
     extend,
@@ -45,6 +46,7 @@ COMMANDS = {
     "generate": generate.run,
     "chat": chat.run,
     "demo": demo.run,
+    "doctor": doctor.run,
 }
 
 
