@@ -2,8 +2,8 @@
 
     make benchmark-first-run      # a quarter of an hour on two cores
 
-Start-up is the median of five fresh processes, beside that of a bare Python. The way is walked once, in an empty folder,
-with what the machine's pip has in its cache. Results in ``benchmarks/results/first-run.json``.
+Start-up is the median of five fresh processes, beside that of a bare Python. The way is walked once, in an empty
+folder, with what the machine's pip has in its cache. Results in ``benchmarks/results/first-run.json``.
 """
 
 from __future__ import annotations
