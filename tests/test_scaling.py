@@ -128,6 +128,7 @@ def test_a_wrong_number_of_factors_is_refused(count: int) -> None:
 def test_identity() -> None:
     identity = Scaling.identity(ROPE)
     assert identity.is_identity
+    assert (identity.scheme, identity.length, identity.start_tokens) == ("original", 64, 0)
     assert np.array_equal(identity.inv_freq(ROPE), ROPE.inv_freq)
     assert not replace(identity, attention_factor=1.1).is_identity
     assert not replace(identity, factors=[1.0, 1.0, 1.0, 1.0 + 1e-12]).is_identity
@@ -137,10 +138,69 @@ def test_extension_of_leaves_short_sequences_alone() -> None:
     extension = Extension.of(ROPE, Scaling([2.0] * 4, attention_factor=1.2, length=512))
     assert extension.short.is_identity
     assert (extension.length, extension.scale) == (512, 8.0)
-    with pytest.raises(LongRopeError, match="length is not set"):
+    with pytest.raises(LongRopeError, match=r"^length is not set .* for \(longrope scale MODEL .* --length L does\)$"):
         Extension.of(ROPE, Scaling([2.0] * 4))
     with pytest.raises(LongRopeError, match="length = 32 is below"):
         Extension.of(ROPE, Scaling([2.0] * 4, length=32))
+
+
+@given(extensions(), st.integers(-8, 8))
+def test_an_extension_is_short_up_to_the_original_length_and_long_beyond(extension: Extension, more: int) -> None:
+    original = extension.rope.original_length
+    extension = replace(extension, short=replace(extension.short, scheme="short"))
+    assert extension.at(original + more) is (extension.short if more <= 0 else extension.long)
+    assert extension.scale * original == pytest.approx(extension.length, rel=1e-15)
+
+
+@pytest.mark.parametrize("value", [0, -5, 128.0, True, "128", None])
+def test_an_extension_refuses_a_bad_length(value: object) -> None:
+    one = Scaling.identity(ROPE)
+    with pytest.raises(LongRopeError) as error:
+        Extension(rope=ROPE, short=one, long=one, length=value)
+    assert str(error.value) == f"length = {value!r} must be a whole number, 1 or more"
+
+
+def test_lengths_of_numpy_become_whole_numbers() -> None:
+    one = Scaling.identity(ROPE)
+    assert type(Extension(rope=ROPE, short=one, long=one, length=np.int64(128)).length) is int
+    assert type(Scaling([1.0], length=np.int64(128)).length) is int
+    assert type(Scaling([1.0], start_tokens=np.int64(4)).start_tokens) is int
+
+
+@given(scalings(), st.floats(0.5, 2))
+def test_only_factors_and_attention_of_1_are_the_identity(scaling: Scaling, other: float) -> None:
+    same = replace(scaling, factors=[1.0] * len(scaling.factors), attention_factor=1.0)
+    assert same.is_identity
+    assert replace(same, factors=[*same.factors, other]).is_identity == (other == 1)
+    assert replace(same, attention_factor=other).is_identity == (other == 1)
+    assert scaling.is_identity == (scaling == same)
+
+
+@given(ropes, st.data())
+def test_inv_freq_times_the_factors_is_the_ropes(rope: Rope, data: st.DataObject) -> None:
+    factors = data.draw(st.lists(st.floats(0.5, 100), min_size=rope.dim // 2, max_size=rope.dim // 2))
+    found = Scaling(factors).inv_freq(rope)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found * factors, rope.inv_freq, rtol=1e-14)
+
+
+def test_a_file_holds_one_factor_a_line_and_no_number_that_json_has_not() -> None:
+    lines = SCALING_JSON.splitlines()
+    assert lines[lines.index(' "factors": [') + 1 :][:4] == ["  1.0,", "  2.0,", "  3.0,", "  4.0"]
+    assert SCALING_JSON.endswith("}\n")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Scaling([1.0], provenance={"loss": math.nan}).to_json()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"), [("kind", 'its "kind" field must say so'), ("version", "version = None,")]
+)
+@pytest.mark.parametrize("noun", [Scaling, Extension])
+def test_from_json_needs_kind_and_version(noun: type, field: str, message: str) -> None:
+    fields = json.loads(SCALING_JSON if noun is Scaling else EXTENSION_JSON)
+    del fields[field]
+    with pytest.raises(LongRopeError, match=message):
+        noun.from_json(json.dumps(fields))
 
 
 SCALING_JSON = Scaling([1.0, 2.0, 3.0, 4.0], length=128).to_json()
@@ -233,7 +293,7 @@ def test_after_two_stages(first: list[float], second: list[float]) -> None:
 
 
 def test_after_refuses_what_it_cannot_know() -> None:
-    with pytest.raises(LongRopeError, match="length is not set"):
+    with pytest.raises(LongRopeError, match=r"^length is not set on this scaling; set it to"):
         Scaling([2.0] * 4).rope_after(ROPE)
     with pytest.raises(LongRopeError, match=r"factors: 3 values .* dim 8, which has 4 pairs"):
         Scaling([2.0] * 3, length=128).rope_after(ROPE)
@@ -244,7 +304,7 @@ def test_after_refuses_what_it_cannot_know() -> None:
 def test_an_extension_is_relative_to_the_plain_rope() -> None:
     long = Scaling([1.0, 2.0, 3.0, 4.0], length=512)
     later = Scaling([1.0, 1.5, 2.0, 2.0], length=128).rope_after(ROPE)
-    with pytest.raises(LongRopeError, match=r"rope\.factors.*multiply"):
+    with pytest.raises(LongRopeError, match=r"^rope\.factors: .* relative to the plain rope; multiply$"):
         Extension.of(later, long)
     fields = json.loads(Extension.of(ROPE, long).to_json())
     assert fields["rope"] == {"dim": 8, "base": 1e4, "original_length": 64}
