@@ -35,7 +35,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
         path = outside(here, match[0])
         if path is None or not (root / path).is_file():
             return match[0]
-        copy = f"{COPIES}/{path}"
+        copy = f"{COPIES}/{path}" + ".txt" * path.endswith(".md")  # MkDocs would take it for a page
         if files.get_file_from_path(copy) is None:
             files.append(File.generated(config, copy, abs_src_path=str(root / path)))
         return relpath(copy, PurePosixPath(here).parent)
