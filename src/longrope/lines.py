@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ VERSION = 1
 
 class Lines:
     """JSON lines after a first one with a version and the settings that decide what the others say.
+
+    A line is with the operating system when `append` returns: a process that is killed loses none. Syncing each to the
+    disk would cost some milliseconds, so only `close` does it: after a power failure the last ones may be missing, and
+    what they said is computed again.
 
     Args:
         path: of the file.
@@ -39,27 +44,35 @@ class Lines:
         begun = self.path.exists() and self._restore(header)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise LongRopeError(f"cannot write {self.path}: {error.strerror}; choose another output with -o") from None
         if not begun:
             self.append(header)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write a line and flush it.
+        """Write a line, whole or not at all.
 
         Raises:
             LongRopeError: if it cannot be written.
         """
+        data, end = json.dumps(line).encode() + b"\n", self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            while data:  # a disk that is nearly full takes a part
+                data = data[self._file.write(data) :]
         except OSError as error:
-            raise LongRopeError(f"cannot write {self.path}: {error.strerror}; what is done is kept") from None
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise LongRopeError(
+                f"cannot write {self.path}: {error.strerror}; what is done is kept: make room, then --resume"
+            ) from None
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Sync the file to the disk, and close it."""
+        if not self._file.closed:
+            with suppress(OSError):  # every line has been taken already
+                os.fsync(self._file.fileno())
+            self._file.close()
 
     def damaged(self) -> LongRopeError:
         """The error to raise where a line is not what it should be."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
+    from longrope.evaluation.cells import Cells
     from longrope.evaluation.parts import Part
     from longrope.evaluation.perplexity import Perplexity
     from longrope.rope import Rope
@@ -73,10 +75,8 @@ def run(
     wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride)
     claim_results(output, resume=resume, overwrite=overwrite)
 
-    from longrope.evaluation.cells import JOURNAL, Cells
     from longrope.evaluation.side_by_side import Wanted, side_by_side
     from longrope.files import write_json
-    from longrope.lines import Lines
     from longrope.models.load import load_config, load_tokenizer
     from longrope.report.provenance import provenance
     from longrope.rope import Rope
@@ -99,25 +99,38 @@ def run(
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
     settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
     settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
-    if output is not None and not resume:
-        for name in (JOURNAL, "results.json"):
-            (output / name).unlink(missing_ok=True)
-    lines = output and Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)
-    with closing(lines) if lines else nullcontext(), parts_bar(quiet=as_json) as tell:
+    with kept(output, settings, resume=resume) as cells, parts_bar(quiet=as_json) as tell:
         record = side_by_side(
             rows,
             corpora,
             what,
             rope=rope,
             open_model=partial(options.open_model, dtype=dtype, device=on),
-            cells=Cells(lines),
+            cells=cells,
             more=more,
             tell=partial(tell, "eval"),
         )
-    record = {"model": model, "dtype": dtype, **record, "provenance": provenance()}
-    if output is not None:
-        write_json(output / "results.json", record)
+        record = {"model": model, "dtype": dtype, **record, "provenance": provenance()}
+        if output is not None:
+            write_json(output / "results.json", record)
     options.tell(record, as_json=as_json, text=lambda: describe(record, rope, output))
+
+
+@contextmanager
+def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[Cells]:
+    """The cells that a folder holds, which no other process may use meanwhile; without a folder, none."""
+    from longrope.evaluation.cells import JOURNAL, Cells
+    from longrope.files import held
+    from longrope.lines import Lines
+
+    if output is None:
+        yield Cells()
+        return
+    with held(output):
+        for name in () if resume else (JOURNAL, "results.json"):
+            (output / name).unlink(missing_ok=True)
+        with closing(Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)) as lines:
+            yield Cells(lines)
 
 
 def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int) -> list[Part]:

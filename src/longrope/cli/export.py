@@ -37,7 +37,7 @@ def run(
     Without FACTORS, MODEL is a checkpoint that longrope exported, or the run folder of an extension, and --to is gguf.
     """
     from longrope.export.config import MODES
-    from longrope.files import claim
+    from longrope.files import claim, held
 
     if to not in FORMS:
         raise unknown("to", to, FORMS)
@@ -50,10 +50,11 @@ def run(
     claim(output, overwrite=overwrite, folder=to == "huggingface")
     options.choose_device("cpu")  # quietens transformers
     weights, extension, mode = _what(model, factors, mode)
-    if to == "gguf":
-        _write_gguf(weights, extension, output, mode, dtype, outtype, overwrite=overwrite)
-    else:
-        _write_folder(weights, extension, output, mode, dtype, overwrite=overwrite)
+    with held(output, folder=False):
+        if to == "gguf":
+            _write_gguf(weights, extension, output, mode, dtype, outtype, overwrite=overwrite)
+        else:
+            _write_folder(weights, extension, output, mode, dtype, overwrite=overwrite)
 
 
 def _what(model: str, factors: str | None, mode: str | None) -> tuple[str, Extension, str]:

@@ -44,6 +44,7 @@ def run(
     from longrope.extension.cost import check_memory
     from longrope.extension.pipeline import extend
     from longrope.extension.run import Run, begin
+    from longrope.files import held
     from longrope.models.load import load_config
 
     if wanted.data.source is None:
@@ -60,13 +61,14 @@ def run(
             launch=words(launch),
             tell=tell,
         )
-        if not (output / "run.json").exists():
-            check_export(work)
-            if not work.launch:
-                check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
-        begin(work, resume=resume)
-        extend(work)
-        exported = export(work)
+        with held(output):
+            if not (output / "run.json").exists():
+                check_export(work)
+                if not work.launch:
+                    check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
+            begin(work, resume=resume)
+            extend(work)
+            exported = export(work)
     record = results(work)
     options.tell(record, as_json=as_json, text=lambda: describe(work, record, exported))
 

@@ -70,7 +70,7 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
-    from longrope.files import claim, write_json
+    from longrope.files import claim, held, write_json
     from longrope.search.budget import Budget
 
     tokens = parse_length(length)
@@ -105,7 +105,7 @@ def run(
         passes = [(rows, False), (1, True)] if slopes(chosen) else [(rows, False)]
         for batch, gradient in passes:
             check_room(load_config(model), size or tokens, batch=batch, dtype=dtype, device=place, gradient=gradient)
-    with connected(model, dtype=dtype, device=place, workers=workers) as there:
+    with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
             tokens,

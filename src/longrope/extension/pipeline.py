@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 
 import torch
 
-from longrope.errors import LongRopeError
 from longrope.evaluation.objective import ModelObjective
 from longrope.extension.arguments import wants_liger
 from longrope.extension.checkpoints import writing
 from longrope.extension.factors import find_factors
 from longrope.extension.finetune import finetune
+from longrope.extension.launch import first_process, launched, settle
 from longrope.extension.material import method_of
 from longrope.extension.results import measure
 from longrope.extension.run import Run
 from longrope.extension.stages import Search, Stage
-from longrope.files import write_json, write_text
+from longrope.files import LOCK, held, write_json, write_text
 from longrope.models.load import DTYPES, load, load_config
 from longrope.reading.factors import load_factors
 from longrope.scaling import Extension, Scaling
@@ -49,10 +49,11 @@ def extend(run: Run) -> Extension:
             write_text(run.stage(number) / "extension.json", Extension.of(run.rope, long).to_json())
         if stage.finetune is not None and not (run.stage(number) / "model").exists():
             launch = run.launch or ((sys.executable,) if wants_liger(run.device) else ())
-            _launched(run, number, launch) if launch else train(run, number)
+            launched(run, number, launch) if launch else train(run, number)
         training = run.stage(number) / "training"
         for used in (*training.glob("checkpoint-*"), training / "model"):
             shutil.rmtree(used, ignore_errors=True)
+        (run.stage(number) / LOCK).unlink(missing_ok=True)  # of a training that was killed as it ended
     path = run.folder / "extension.json"
     if not path.exists():
         long = run.factors(len(run.plan.stages))
@@ -65,7 +66,17 @@ def extend(run: Run) -> Extension:
 
 
 def train(run: Run, number: int) -> None:
-    """Fine-tune the weights of a stage with its factors: ``stage-NUMBER/model``; alike in all processes of a launch."""
+    """Fine-tune the weights of a stage with its factors: ``stage-NUMBER/model``; alike in all processes of a launch.
+
+    Raises:
+        LongRopeError: as `finetune` does, or if another fine-tuning of the stage goes on.
+    """
+    # not the lock of the run: a launch may go on where what began it was killed
+    with held(run.stage(number)) if first_process() else nullcontext():
+        _trained(run, number)
+
+
+def _trained(run: Run, number: int) -> None:
     stage, folder = run.plan.stages[number - 1], run.stage(number)
     how, long = stage.finetune, run.factors(number)
     assert how is not None
@@ -93,22 +104,8 @@ def train(run: Run, number: int) -> None:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         write_json(folder / "training.json", asdict(done))
+        settle(fresh)
         fresh.rename(folder / "model")
-
-
-def _launched(run: Run, number: int, launch: Sequence[str]) -> None:
-    """`train` in processes that another program starts."""
-    command = [*launch, "-m", "longrope", "finetune", str(run.folder), str(number), "--device", run.device]
-    command += ["--report-to", run.report_to]
-    try:
-        code = subprocess.run(command, stdout=2, check=False).returncode  # standard error, as the output may be JSON
-    except OSError as error:
-        raise LongRopeError(f"launch = {launch[0]!r} cannot be run: {error.strerror}") from None
-    if code or not (run.stage(number) / "model").exists():
-        raise LongRopeError(
-            f"launch = {' '.join(launch)!r}: fine-tuning stage {number} ended with code {code}; "
-            "see what it said above, then --resume"
-        )
 
 
 def _found(run: Run, number: int, stage: Stage) -> Scaling:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers.integrations.integration_utils import get_available_reporting_integrations
-
 from longrope.errors import LongRopeError
+from longrope.extension.equipment import check_equipment
 from longrope.extension.material import Material
 from longrope.extension.plan import Plan, parse_plan
-from longrope.files import claim, write_json, write_text
+from longrope.files import LOCK, claim, write_json, write_text
 from longrope.models.load import load_config, load_tokenizer
 from longrope.reading.factors import load_factors
 from longrope.rope import Rope
@@ -25,7 +22,13 @@ from longrope.schemes import attention_factor, is_scheme
 
 Tell = Callable[[str, int, int, str], None]  # part of the work, done, of how much, what to say of it
 VERSION = 1
-BEGUN = ("tokens", "plan.toml", ".plan.toml.", ".run.json.")  # what a run leaves that was refused or died in `begin`
+BEGUN = (
+    LOCK,
+    "tokens",
+    "plan.toml",
+    ".plan.toml.",
+    ".run.json.",
+)  # what a run leaves that was refused or died in `begin`
 
 
 @dataclass(frozen=True)
@@ -148,36 +151,12 @@ def begin(run: Run, *, resume: bool) -> None:
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim(run.folder, overwrite=True, folder=True)
     run.plan.fits(run.rope)
-    _equipped(run)
+    check_equipment(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
     for number in range(1, len(run.plan.stages) + 1):
         run.given(number)
     run.material.check()
     write_text(run.folder / "plan.toml", run.plan.to_toml())
     write_json(path, {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()})
-
-
-def _equipped(run: Run) -> None:
-    """See, before hours of work, that fine-tuning will find what it needs.
-
-    Raises:
-        LongRopeError: if a package, a program or a device is missing.
-    """
-    stages = [(i, stage.finetune) for i, stage in enumerate(run.plan.stages) if stage.finetune is not None]
-    for i, how in stages:
-        if how.lora and find_spec("peft") is None:
-            raise LongRopeError(
-                f"stages[{i}].finetune.lora = {how.lora} needs the package peft: pip install 'longrope[lora]'"
-            )
-    if stages and run.launch and shutil.which(run.launch[0]) is None:
-        raise LongRopeError(f"launch = {run.launch[0]!r}: there is no such program")
-    if stages and ":" in run.device:
-        raise LongRopeError(
-            f"device = {run.device!r}: fine-tuning takes the first device that it sees; "
-            "say --device cuda, and which in the variable CUDA_VISIBLE_DEVICES"
-        )
-    known = (*get_available_reporting_integrations(), "none", "all")
-    if stages and run.report_to not in known:
-        raise LongRopeError(f"report_to = {run.report_to!r} is unknown or not installed; here are {', '.join(known)}")
 
 
 def reopen(folder: Path, **given: Any) -> Run:
