@@ -89,13 +89,6 @@ def test_duplicates_are_evaluated_once(path: Path) -> None:
         assert 3 <= len(calls) == len(set(calls)) == len(outcome.ranked) == outcome.tokens < still.passes(1)
 
 
-@pytest.mark.parametrize("field", ["tokens", "seconds", "patience"])
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
-def test_no_budget_at_all(field: str, value: float) -> None:
-    with pytest.raises(LongRopeError, match=f"budget {field} = {value} allows nothing"):
-        Budget(**{field: value})
-
-
 @KINDS
 def test_it_ends_with_its_generations(path: Path, name: str) -> None:
     outcome = run_search(path, SMALL[name])

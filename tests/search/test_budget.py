@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from longrope.errors import LongRopeError
+from longrope.search.budget import Budget, Stop, too_small
+
+FIELDS = pytest.mark.parametrize("field", ["tokens", "seconds", "patience"])
+
+
+@FIELDS
+@given(st.floats() | st.integers())
+def test_a_budget_is_a_finite_number_above_0(field: str, value: float) -> None:
+    if 0 < value < math.inf:
+        assert getattr(Budget(**{field: value}), field) == value
+        return
+    with pytest.raises(LongRopeError) as error:
+        Budget(**{field: value})
+    assert str(error.value) == f"budget {field} = {value} allows nothing; use a number above 0"
+
+
+@FIELDS
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf])
+def test_what_allows_nothing(field: str, value: float) -> None:
+    with pytest.raises(LongRopeError, match=f"budget {field} = {value} allows nothing"):
+        Budget(**{"tokens": 5, "seconds": 5.0, "patience": 5, field: value})
+
+
+def test_without_limits_nothing_is_limited() -> None:
+    assert vars(Budget()) == {"tokens": None, "seconds": None, "patience": None}
+
+
+def test_too_small_a_budget_says_what_one_step_costs() -> None:
+    error = too_small(30, 37)
+    assert isinstance(error, LongRopeError)
+    assert str(error).startswith("budget = 30 token-evaluations is less than one step of this search, 37; raise it, or")
+    assert str(Stop("the time is spent")) == "the time is spent"
