@@ -1,10 +1,11 @@
 """Mutation testing of the core by mutmut: how many small changes of the source do its own tests notice?
 
     make mutation                                 # every file of `FILES` (about an hour on two cores)
-    python scripts/mutation.py rope.py search/cma.py --processes 2
+    python scripts/mutation.py rope.py search/cma.py
+    python scripts/mutation.py rope.py --again    # only what survived, after tests were added and nothing else changed
 
 Each file is mutated in a copy of the tree under ``build/mutation`` and held against the test files that mirror it, with
-20 examples a property. mutmut leaves decorated functions alone, so in the copy ``@property`` above a function is
+10 examples a property. mutmut leaves decorated functions alone, so in the copy ``@property`` above a function is
 written as ``name = property(name)`` below it. Not mutated: constants, defaults of dataclass fields, decorators and
 annotations. Mutants that survive are listed in ``benchmarks/results/mutation.json``; the "why" of one, written by
 hand, is kept as long as it survives.
@@ -16,6 +17,7 @@ import argparse
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,10 +30,11 @@ from longrope.report.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BUILD = ROOT / "benchmarks" / "results" / "mutation.json", ROOT / "build" / "mutation"
+MUTMUT = Path(sys.executable).with_name("mutmut")
 FILES = {
     "rope.py": "test_rope test_scaling",
     "scaling.py": "test_scaling test_rope",
-    "schemes.py": "test_schemes",
+    "schemes.py": "test_schemes test_resonance",
     "embedding.py": "test_embedding",
     "search/auto.py": "search/test_auto",
     "search/budget.py": "search/test_budget",
@@ -58,47 +61,51 @@ PROFILE = """
 import gc
 gc.disable()
 from hypothesis import HealthCheck, Phase
-settings.register_profile("mutation", settings.get_profile("longrope"), max_examples=20,
+settings.register_profile("mutation", settings.get_profile("longrope"), max_examples=10,
     phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 settings.load_profile("mutation")
 """
 STATUS = {1: "killed", 3: "killed", 0: "survived", 5: "no tests", 33: "no tests", -24: "timeout", 24: "timeout"}
+NOTICED = ("killed", "timeout")
 
 
 def main() -> None:
     """Mutate the files that are asked for, and put what came out into the results."""
     parser = argparse.ArgumentParser(description="Mutation testing of the core.")
     parser.add_argument("files", nargs="*", default=list(FILES), help="below src/longrope; all if not given")
+    parser.add_argument("--again", action="store_true", help="only what survived, after tests were added")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     record = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"files": {}}
     for name in options.files:
-        folder = copy(name)
-        run = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", str(options.processes)]
+        folder = BUILD / name.replace("/", "-").removesuffix(".py")
+        copy(name, folder, again=options.again)
+        run = [MUTMUT, "run", "--max-children", str(options.processes)]
+        run += unnoticed(statuses(name, folder)) if options.again else []
         subprocess.run(run, cwd=folder, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=sys.stderr)
         record["files"][name] = outcome(name, folder, record["files"].get(name, {}))
         write_json(RESULTS, {**summary(record["files"]), "provenance": {**provenance(), "mutmut": version("mutmut")}})
         print(name, {key: value for key, value in record["files"][name].items() if key != "survivors"}, flush=True)
 
 
-def copy(name: str) -> Path:
-    """A fresh copy of the tree in which mutmut mutates one file."""
-    folder = BUILD / name.replace("/", "-").removesuffix(".py")
-    shutil.rmtree(folder, ignore_errors=True)
-    for part in ("src", "tests"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+def copy(name: str, folder: Path, *, again: bool) -> None:
+    """A copy of the tree in which mutmut mutates one file: a fresh one, or with the tests of now."""
+    if not again:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        source = folder / "src" / "longrope" / name
+        source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
+    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+    shutil.copytree(ROOT / "tests", folder / "tests", dirs_exist_ok=True)
     with (folder / "tests" / "conftest.py").open("a") as conftest:
         conftest.write(PROFILE)
-    source = folder / "src" / "longrope" / name
-    source.write_text(undecorated(source.read_text("utf-8")), "utf-8")
+    shutil.copy(ROOT / "pyproject.toml", folder)
     tests = [f"tests/{one}.py" for one in FILES[name].split()]
     lines = ["[mutmut]", "source_paths = src", f"only_mutate = src/longrope/{name}"]
     lines += ["timeout_multiplier = 5.0", "timeout_constant = 6.0", "pytest_add_cli_args ="]
     lines += [" -k", f" not ({SLOW})", " -p", " no:unraisableexception"]  # which collects garbage five times a mutant
     lines += ["pytest_add_cli_args_test_selection =", *(f" {test}" for test in tests)]
     (folder / "setup.cfg").write_text("\n".join(lines) + "\n", "utf-8")
-    return folder
 
 
 def undecorated(text: str) -> str:
@@ -114,21 +121,29 @@ def undecorated(text: str) -> str:
     return "\n".join(lines)
 
 
+def statuses(name: str, folder: Path) -> dict[str, str]:
+    """How each mutant ended."""
+    meta = json.loads((folder / "mutants" / "src" / "longrope" / f"{name}.meta").read_text("utf-8"))
+    return {key: STATUS.get(code, "suspicious") for key, code in meta["exit_code_by_key"].items()}
+
+
+def unnoticed(found: dict[str, str]) -> list[str]:
+    """The mutants that no test noticed."""
+    return [key for key, status in found.items() if status not in NOTICED]
+
+
 def outcome(name: str, folder: Path, before: dict[str, Any]) -> dict[str, Any]:
     """How many mutants ended how, and those that survived."""
-    meta = json.loads((folder / "mutants" / "src" / "longrope" / f"{name}.meta").read_text("utf-8"))
-    statuses = {key: STATUS.get(code, "suspicious") for key, code in meta["exit_code_by_key"].items()}
+    found = statuses(name, folder)
     why = {(one["in"], *one["change"]): one["why"] for one in before.get("survivors", ()) if one.get("why")}
     survivors = []
-    for key in (key for key, status in statuses.items() if status in ("survived", "no tests", "suspicious")):
-        shown = [Path(sys.executable).with_name("mutmut"), "show", key]
-        diff = subprocess.run(shown, cwd=folder, check=True, capture_output=True, text=True).stdout.splitlines()
-        change = [line for line in diff if line[:1] in "+-" and line[:3] not in ("---", "+++") and line.strip()]
+    for key in unnoticed(found):
+        shown = subprocess.run([MUTMUT, "show", key], cwd=folder, check=True, capture_output=True, text=True)
+        change = [" ".join(line.split()) for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+])\s*\S", line)]
         place = key.rpartition(".")[2].partition("__mutmut")[0].removeprefix("x_").strip("xǁ").replace("ǁ", ".")
-        change = [" ".join(line.split()) for line in change]
         survivors.append({"in": place, "change": change, "why": why.get((place, *change), "")})
-    counts = {status: list(statuses.values()).count(status) for status in sorted({*STATUS.values(), "suspicious"})}
-    return {"mutants": len(statuses), **counts, "tests": FILES[name].split(), "survivors": survivors}
+    counts = {status: list(found.values()).count(status) for status in sorted({*STATUS.values(), "suspicious"})}
+    return {"mutants": len(found), **counts, "tests": FILES[name].split(), "survivors": survivors}
 
 
 def summary(files: dict[str, Any]) -> dict[str, Any]:
@@ -137,8 +152,7 @@ def summary(files: dict[str, Any]) -> dict[str, Any]:
     for group in (*GROUPS, "search"):
         named = GROUPS.get(group, [name for name in FILES if name.startswith("search/")])
         found = [files[name] for name in named if name in files]
-        mutants = sum(one["mutants"] for one in found)
-        noticed = sum(one["killed"] + one["timeout"] for one in found)
+        mutants, noticed = (sum(sum(one[key] for key in keys) for one in found) for keys in (["mutants"], NOTICED))
         equivalent = sum(bool(survivor["why"]) for one in found for survivor in one["survivors"])
         score = round(noticed / mutants, 4) if mutants else None
         groups[group] = {"mutants": mutants, "noticed": noticed, "equivalent": equivalent, "score": score}
