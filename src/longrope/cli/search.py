@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
+    from longrope.search.methods import Method
 
 
 def run(
@@ -90,11 +92,8 @@ def run(
     from longrope.data.documents import load_documents
     from longrope.data.split import split
     from longrope.evaluation.items import make_items
-    from longrope.evaluation.room import check_room
     from longrope.extension.connect import connected
-    from longrope.extension.cost import slopes
     from longrope.extension.factors import find_factors
-    from longrope.models.load import load_config
     from longrope.report.provenance import provenance
     from longrope.schemes import attention_factor
     from longrope.search.methods import planned
@@ -102,9 +101,7 @@ def run(
 
     place = options.choose_device(device)
     if not workers.startswith("ray"):  # those have memory of their own
-        passes = [(rows, False), (1, True)] if slopes(chosen) else [(rows, False)]
-        for batch, gradient in passes:
-            check_room(load_config(model), size or tokens, batch=batch, dtype=dtype, device=place, gradient=gradient)
+        check_passes(chosen, model, size or tokens, rows=rows, dtype=dtype, device=place)
     with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
@@ -117,27 +114,26 @@ def run(
         )
         source = options.default_data(model, data)
         parts = split(load_documents(source), seed=data_seed)
-        counts = {"search": search_documents, "held_out": held_out_documents}
-        items, documents = {}, {}
-        for part, count in counts.items():
-            items[part], documents[part] = make_items(
-                parts[part],
-                there.tokenizer,
-                lengths=lengths,
-                count=count,
-                needles=needles,
-                tail=scored,
-                window=size,
-                cache=cache,
-            )
-        lengths_of = [len(item.tokens) for item in items["search"]]
-        chosen, total = planned(chosen, lengths_of, limits.tokens if population is None else None)
+        make = partial(
+            make_items,
+            tokenizer=there.tokenizer,
+            lengths=lengths,
+            needles=needles,
+            tail=scored,
+            window=size,
+            cache=cache,
+        )
+        items, searched_on = make(parts["search"], count=search_documents)
+        judges, held_out = make(parts["held_out"], count=held_out_documents)
+        chosen, total = planned(
+            chosen, [len(item.tokens) for item in items], limits.tokens if population is None else None
+        )
         with search_bar(total, quiet=as_json) as watch:
             found = find_factors(
                 searched,
                 there.connect,
-                items["search"],
-                items["held_out"],
+                items,
+                judges,
                 output,
                 method=chosen,
                 starts=[choices.start(name, there.rope, tokens) for name in names],
@@ -150,9 +146,22 @@ def run(
                 provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
                 watch=watch,
             )
+    documents = {"search": searched_on, "held_out": held_out}
     record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
     write_json(output / "run.json", record | {"provenance": provenance()})
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
+
+
+def check_passes(method: Method, model: str, length: int, *, rows: int, dtype: str, device: str) -> None:
+    """Refuse a search whose passes cannot fit into memory, those backwards too if the method has them."""
+    from longrope.evaluation.room import check_room
+    from longrope.extension.cost import slopes
+    from longrope.models.load import load_config
+
+    check = partial(check_room, load_config(model), length, dtype=dtype, device=device)
+    check(batch=rows)
+    if slopes(method):
+        check(batch=1, gradient=True)
 
 
 def summary(found: Found) -> dict[str, object]:
