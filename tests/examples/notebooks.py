@@ -15,7 +15,7 @@ NOTEBOOKS = (FOLDER / "see_rope_break_and_mend_it.ipynb", FOLDER / "search_facto
 def executed(path: Path) -> NotebookNode:
     """A notebook after a run from top to bottom, with its outputs but not what went to standard error."""
     notebook = nbformat.read(path, as_version=4)
-    options = {"record_timing": False, "coalesce_streams": True, "timeout": 300}
+    options = {"record_timing": False, "coalesce_streams": True, "timeout": 600}
     NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
