@@ -31,18 +31,25 @@ def load_documents(source: str) -> list[Document]:
     Raises:
         LongRopeError: if the source does not exist, cannot be read or holds no text.
     """
-    if source in ("stdlib", "stdlib:unseen"):
-        found = [Document(*pair) for pair in stdlib_documents(unseen=source == "stdlib:unseen")]
-    elif Path(source).is_dir():
-        found = list(_folder(Path(source)))
-    elif Path(source).is_file():
-        found = list(_file(Path(source)))
-    else:
-        raise LongRopeError(f"data = {source!r}: there is no such file or folder (or use stdlib)")
+    try:
+        found = list(_found(source))
+    except OSError as error:
+        raise LongRopeError(f"data = {source!r} cannot be read: {error.strerror}; give another") from None
     distinct = {document.text: document for document in found if document.text.strip()}
     if not distinct:
         raise LongRopeError(f"data = {source!r} holds no text; give a folder of text files, .jsonl or .parquet")
     return list(distinct.values())
+
+
+def _found(source: str) -> Iterator[Document]:
+    if source in ("stdlib", "stdlib:unseen"):
+        yield from (Document(*pair) for pair in stdlib_documents(unseen=source == "stdlib:unseen"))
+    elif source and Path(source).is_dir():  # Path("") is the working folder
+        yield from _folder(Path(source))
+    elif Path(source).is_file():
+        yield from _file(Path(source))
+    else:
+        raise LongRopeError(f"data = {source!r}: there is no such file or folder (or use stdlib)")
 
 
 def _folder(folder: Path) -> Iterator[Document]:
@@ -79,7 +86,13 @@ def _jsonl(path: Path, text: str) -> Iterator[Document]:
             content = json.loads(line)["text"]
             if not isinstance(content, str):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise LongRopeError(
+                f'{path}, line {number}: "text" holds half a character ({error.object[error.start]!a}, number '
+                f"{error.start + 1}), which no tokenizer takes; remove it"
+            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise LongRopeError(f'{path}, line {number}: expected a JSON object with a string "text"') from None
         yield Document(f"{path}:{number}", content)
 

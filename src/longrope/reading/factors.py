@@ -32,11 +32,11 @@ def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
         LongRopeError: if it is missing, of another form, without a scaling, or with one that factors cannot express.
     """
     path = Path(path)
-    if path.is_dir():
-        plain = (path / "config.json").is_file() and not (path / "extension.json").is_file()
-        path = path / ("config.json" if plain else "extension.json")
     readers = {".csv": scaling_of_table, ".gguf": extension_of_gguf}
     try:
+        if path.is_dir():
+            plain = (path / "config.json").is_file() and not (path / "extension.json").is_file()
+            path = path / ("config.json" if plain else "extension.json")
         return readers.get(path.suffix, _of_json)(path)
     except OSError as error:
         raise LongRopeError(f"cannot read the factors file {path}: {error.strerror}") from None

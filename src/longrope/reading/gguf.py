@@ -9,6 +9,7 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.reading.fields import count, geometry, number
+from longrope.reading.gguf_header import read_header
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import yarn
@@ -35,9 +36,15 @@ def extension_of_gguf(path: Path) -> Extension:
 
 def find_extension(path: Path) -> Extension | None:
     """As `extension_of_gguf`; None of a model with plain RoPE."""
-    keys, tensors = _content(open_gguf(path), path)
+    _needs_gguf()
+    header = read_header(path)
+    if "general.architecture" not in header.keys:
+        raise LongRopeError(f"{path} has no key general.architecture: it is no language model")
+    prefix = f"{_decoded('general.architecture', header.keys['general.architecture'], path)}."
+    found = {name: value for name, value in header.keys.items() if name.startswith(prefix)}
+    keys = {name.removeprefix(prefix): _decoded(name, value, path) for name, value in found.items()}
     try:
-        return _extension(keys, tensors)
+        return _extension(keys, {name: header.values(name) for name in (FREQS, LONG, SHORT) if name in header.tensors})
     except LongRopeError as error:
         raise LongRopeError(f"{path}: {error}") from None
 
@@ -67,15 +74,13 @@ def open_gguf(path: Path) -> Any:
     Raises:
         LongRopeError: if it is none, is cut, or the package gguf is missing.
     """
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise LongRopeError("GGUF files need the package gguf: pip install gguf") from None
+    _needs_gguf()
+    from gguf import GGUFReader
+
+    read_header(path)  # that reader takes what a header says for granted, and reads on for hours
     try:
         return GGUFReader(path)
-    except OSError as error:
-        raise LongRopeError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise LongRopeError(
             f"{path} is no whole GGUF file ({str(error).partition(chr(10))[0]}); fetch it again"
         ) from None
@@ -93,6 +98,24 @@ def read(reader: Any, name: str, path: Path) -> Any:
     return _contents(field, path)
 
 
+def _needs_gguf() -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise LongRopeError("GGUF files need the package gguf: pip install gguf") from None
+
+
+def _decoded(name: str, value: Any, path: Path) -> Any:
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        raise _no_text(name, path) from None
+
+
+def _no_text(name: str, path: Path) -> LongRopeError:
+    return LongRopeError(f"{path}: {name} is no text; the file is damaged: fetch it again")
+
+
 def _content(reader: Any, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The keys of the architecture, without its name, and the tensors that scale a rope."""
     prefix = f"{read(reader, 'general.architecture', path)}."
@@ -105,7 +128,7 @@ def _contents(field: Any, path: Path) -> Any:
     try:
         return field.contents()
     except UnicodeDecodeError:
-        raise LongRopeError(f"{path}: {field.name} is no text; the file is damaged: fetch it again") from None
+        raise _no_text(field.name, path) from None
 
 
 def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extension | None:
