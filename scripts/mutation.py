@@ -66,6 +66,7 @@ settings.register_profile("mutation", settings.get_profile("longrope"), max_exam
 settings.load_profile("mutation")
 """
 STATUS = {1: "killed", 3: "killed", 0: "survived", 5: "no tests", 33: "no tests", -24: "timeout", 24: "timeout"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 NOTICED = ("killed", "timeout")
 
 
@@ -82,7 +83,7 @@ def main() -> None:
         copy(name, folder, again=options.again)
         run = [MUTMUT, "run", "--max-children", str(options.processes)]
         run += unnoticed(statuses(name, folder)) if options.again else []
-        subprocess.run(run, cwd=folder, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=sys.stderr)
+        subprocess.run(run, cwd=folder, check=True, env={**os.environ, **ENVIRONMENT}, stdout=sys.stderr)
         record["files"][name] = outcome(name, folder, record["files"].get(name, {}))
         write_json(RESULTS, {**summary(record["files"]), "provenance": {**provenance(), "mutmut": version("mutmut")}})
         print(name, {key: value for key, value in record["files"][name].items() if key != "survivors"}, flush=True)

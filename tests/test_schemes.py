@@ -13,7 +13,7 @@ from longrope import schemes
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.schemes import SCHEMES, attention_factor, scheme
+from longrope.schemes import SCHEMES, attention_factor, canonical, scheme
 
 # head_dim, partial rotary, rope_theta, L0, s
 SETUPS = [
@@ -86,6 +86,37 @@ def test_llama3_is_transformers_llama3(setup: tuple, edges: tuple[float, float])
     reference = theirs("llama3", setup, original_max_position_embeddings=setup[3], **fields)
     # transformers' ramp is float32 and near 0 at its end, where an error in it counts s times
     assert_same(schemes.llama3(rope, length, **fields), rope, reference, rtol=max(1e-6, setup[4] * 1e-8))
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+@pytest.mark.parametrize("setup", SETUPS)
+@pytest.mark.parametrize("factor", [1.0, 3.0, 40.0])
+def test_a_factor_may_differ_from_the_ratio_of_lengths(kind: str, setup: tuple, factor: float) -> None:
+    """As configs have it: transformers computes both kinds from the factor alone."""
+    rope, length = ours(setup)
+    edges = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}  # the defaults of ours
+    reference = theirs(kind, setup, original_max_position_embeddings=setup[3], **{**edges, "factor": factor})
+    found = getattr(schemes, kind)(rope, length, factor=factor)
+    assert_same(found, rope, reference, rtol=max(1e-6, factor * 1e-7))
+    assert (found.scheme, found.length) == (kind, length)
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_yarn_without_whole_pairs_is_transformers_untruncated(setup: tuple) -> None:
+    rope, length = ours(setup)
+    reference = theirs("yarn", setup, original_max_position_embeddings=setup[3], truncate=False)
+    assert_same(schemes.yarn(rope, length, truncate=False), rope, reference)
+
+
+@given(ropes, scales, st.floats(1, 8), st.floats(0.1, 1))
+def test_llama3_leaves_fast_pairs_alone_and_interpolates_slow_ones(
+    rope: Rope, scale: float, high: float, low: float
+) -> None:
+    length = math.ceil(rope.original_length * scale)
+    found = schemes.llama3(rope, length, low_freq_factor=low, high_freq_factor=high + 0.5)
+    turns, lam = rope.original_length / rope.wavelengths, np.array(found.factors)
+    assert (lam[turns >= high + 0.5] == 1).all()
+    np.testing.assert_allclose(lam[turns <= low], length / rope.original_length, rtol=1e-12)
 
 
 @pytest.mark.parametrize("setup", SETUPS)
@@ -185,6 +216,29 @@ def test_an_unknown_scheme_lists_the_known_ones(name: str) -> None:
 )
 def test_attention_policies(policy: str | float, expected: float) -> None:
     assert attention_factor(policy, ROPE, 2048) == pytest.approx(expected, rel=1e-15)
+
+
+@given(ropes, scales, st.floats(1e-6, 1e6))
+def test_attention_is_what_its_policy_says(rope: Rope, scale: float, number: float) -> None:
+    """A number at any length; otherwise a factor that grows with the length."""
+    length = math.ceil(rope.original_length * scale)
+    assert attention_factor(number, rope, length) == attention_factor(repr(number), rope, length) == number
+    assert attention_factor("none", rope, length) == 1
+    log_s = math.log(length / rope.original_length)
+    assert attention_factor("yarn", rope, length) == pytest.approx(1 + log_s / 10, rel=1e-14)
+    su = attention_factor("su", rope, length)
+    assert (su**2 - 1) * math.log(rope.original_length) == pytest.approx(log_s, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pi", "linear", *SCHEMES])
+def test_a_scheme_carries_its_canonical_name(name: str) -> None:
+    assert canonical(name) == scheme(name, ROPE, 1024).scheme
+    assert canonical(canonical(name)) == canonical(name)
+
+
+def test_a_resonant_pair_turns_at_most_half_a_turn_a_token() -> None:
+    found = schemes.resonance(ROPE, Scaling([0.01] * 32))
+    assert (2 * math.pi / found.inv_freq(ROPE)).min() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("policy", ["su", "yarn", "none"])
