@@ -172,18 +172,17 @@ def ready_made() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 
 
-def load_plan(name: str) -> Plan:
+def load_plan(name: str | Path) -> Plan:
     """The plan of a file, or a ready-made one by its name: ``tiny``, ``tiny.toml`` or ``plans/tiny.toml``.
 
     Raises:
         LongRopeError: if there is none, or it is not valid.
     """
-    shipped = ready_made()
+    shipped, path, name = ready_made(), Path(name), str(name)
     try:
-        path = Path(name)
         if not path.is_file():
             path = shipped.get(name.removeprefix("plans/").removesuffix(".toml"), path)
-        return parse_plan(path.read_text(encoding="utf-8"), str(name))
+        return parse_plan(path.read_text(encoding="utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no UTF-8 text"
         known = ", ".join(shipped) + did_you_mean(name, shipped)
