@@ -59,6 +59,46 @@ def test_usage_without_searched_factors() -> None:
     assert_close(long_rope(torch.zeros(1, 4096, 16)), expected, 2e-6)
 
 
+def test_the_defaults_are_those_of_the_paper() -> None:
+    made = LongRoPE(8)
+    assert made.rope == Rope(dim=8, base=10000.0, original_length=4096)
+    assert [one.length for one in made.scalings] == [2097152, 2097152]
+    assert [one.attention_factor for one in made.scalings] == [0.1 * math.log(512) + 1] * 2
+    assert made.scalings[0].factors == (1.0,) * 4
+    assert made.scalings[1].factors == heuristic(made.rope, 2097152).factors
+
+
+@given(
+    st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=6),
+    st.lists(st.floats(0.5, 600), min_size=4, max_size=4),
+    st.floats(0.5, 2),
+    st.integers(0, 8),
+)
+def test_each_pair_is_rotated_by_both_halves_alike(
+    positions: list[int], factors: list[float], attention: float, start_tokens: int
+) -> None:
+    """Its cos and sin lie on a circle whose radius is the attention factor."""
+    scaling = Scaling(factors, attention_factor=attention, start_tokens=start_tokens)
+    cos, sin = LongRoPE.static(ROPE, [scaling])(torch.zeros(1, 1, 1), torch.tensor([positions]))
+    assert cos.shape == sin.shape == (1, len(positions), 8)
+    assert torch.equal(cos[..., :4], cos[..., 4:])
+    assert torch.equal(sin[..., :4], sin[..., 4:])
+    torch.testing.assert_close(cos**2 + sin**2, torch.full_like(cos, attention**2), rtol=2e-6, atol=0)
+
+
+@given(st.lists(st.lists(st.integers(0, 511), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(0, 9))
+def test_rows_of_a_batch_are_computed_each_for_itself(rows: list[list[int]], start_tokens: int) -> None:
+    long = Scaling(LONG, attention_factor=1.2, start_tokens=start_tokens)
+    embedding = LongRoPE.of(Extension(rope=ROPE, short=Scaling(SHORT), long=long, length=512))
+    together = embedding(torch.zeros(len(rows), 3, 1), torch.tensor(rows))
+    for row, positions in enumerate(rows):
+        alone = embedding(torch.zeros(1, 3, 1), torch.tensor([positions]))
+        assert all(torch.equal(both[row], one[0]) for both, one in zip(together, alone, strict=True))
+        scaling = long if max(positions) >= 64 else Scaling(SHORT)
+        static = LongRoPE.static(ROPE, [scaling])(torch.zeros(1, 3, 1), torch.tensor([positions]))
+        assert all(torch.equal(*both) for both in zip(static, alone, strict=True))
+
+
 @pytest.mark.parametrize("mscale", [1.0, 0.5])
 def test_attention_of_the_constructor(mscale: float) -> None:
     for length in (10, 100):
