@@ -196,7 +196,7 @@ def test_linear_is_another_name_for_pi() -> None:
     assert scheme("linear", ROPE, 1024) == scheme("pi", ROPE, 1024)
 
 
-@pytest.mark.parametrize("name", ["su", "NTK", ""])
+@pytest.mark.parametrize("name", ["su", "NTK", "", "nonlinear"])
 def test_an_unknown_scheme_lists_the_known_ones(name: str) -> None:
     with pytest.raises(LongRopeError) as error:
         scheme(name, ROPE, 1024)
