@@ -6,9 +6,8 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +38,7 @@ MODELS = ["", "llama", "phi3", "phimoe", "gemma3_text", "qwen2", "gpt_neox"]
 GGUF = {"context_length": 64, "embedding_length": 16, "attention.head_count": 2, "rope.freq_base": 1e4}
 
 
-@dataclass(frozen=True)
-class Reader:
+class Reader(NamedTuple):
     """One kind of file.
 
     Attributes:

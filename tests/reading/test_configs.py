@@ -221,7 +221,7 @@ REFUSED = {
     "flat": ({"rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 4}}, "must be above low_freq_factor"),
     "no short": ({"rope_scaling": {"type": "longrope", "long_factor": LONG}}, "short_factor must be a list"),
     "few": ({"rope_scaling": {**SCALINGS["longrope"], "short_factor": [1.0]}}, "1 values for a rope of dim 64"),
-    "words": ({"rope_scaling": {**SCALINGS["longrope"], "long_factor": ["a"] * 32}}, r"factors\[0\] = 'a'"),
+    "words": ({"rope_scaling": {**SCALINGS["longrope"], "long_factor": ["a"] * 32}}, r"long_factor\[0\] = 'a'"),
     "no length": (
         {"max_position_embeddings": None, "rope_scaling": SCALINGS["yarn"]},
         "max_position_embeddings is miss",

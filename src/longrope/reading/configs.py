@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.reading.fields import count, geometry, number
+from longrope.reading.fields import count, geometry, number, numbers
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import dynamic_ntk, llama3, yarn
@@ -146,6 +146,7 @@ def _longrope(rope: Rope, parameters: Mapping[str, Any], factor: float, *, own_m
         if not isinstance(parameters.get(f"{name}_factor"), list):
             raise LongRopeError(f"{name}_factor must be a list of numbers; this config has none")
         own = number(parameters, f"{name}_mscale", attention) if own_mscale else attention
-        return Scaling(parameters[f"{name}_factor"], attention_factor=own, scheme="longrope")
+        factors = numbers(parameters[f"{name}_factor"], f"{name}_factor")
+        return Scaling(factors, attention_factor=own, scheme="longrope")
 
     return one("short"), one("long")

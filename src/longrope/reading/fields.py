@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrope.errors import LongRopeError
@@ -36,6 +36,15 @@ def count(fields: Mapping[str, Any], name: str, default: int | None = None) -> i
     if value != int(value):
         raise LongRopeError(f"{name} = {value!r} must be a whole number")
     return int(value)
+
+
+def numbers(values: Sequence[Any], name: str) -> list[float]:
+    """As `number` of each; the first one that is wrong is named with its place.
+
+    Raises:
+        LongRopeError: as `number`.
+    """
+    return [number({f"{name}[{i}]": value}, f"{name}[{i}]") for i, value in enumerate(values)]
 
 
 def geometry(dim: float, base: float, original_length: int) -> Rope:

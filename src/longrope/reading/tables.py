@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from longrope.errors import LongRopeError
+from longrope.reading.fields import numbers
 from longrope.scaling import Scaling
 
 
@@ -36,7 +37,7 @@ def scaling_of_table(path: Path) -> Scaling:
             "its layers; keep one line"
         )
     try:
-        return Scaling(factors, start_tokens=int(start))
+        return Scaling(numbers(factors, "factors"), start_tokens=int(start))
     except LongRopeError as error:
         raise LongRopeError(f"{path}: {error}") from None
 
