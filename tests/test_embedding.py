@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import mpmath
 import numpy as np
@@ -283,8 +284,21 @@ def test_bad_dims(dim: int) -> None:
 
 
 def test_an_empty_list_of_scalings_is_refused() -> None:
-    with pytest.raises(LongRopeError):
+    with pytest.raises(LongRopeError, match=r"^scalings is empty; give one, or one for each row of the batch$"):
         LongRoPE.static(ROPE, [])
+
+
+def test_an_extension_is_as_long_as_it_says_whatever_its_factors_are_made_for() -> None:
+    extension = Extension(rope=ROPE, short=Scaling(SHORT), long=Scaling(LONG), length=512)
+    assert LongRoPE.of(extension).scalings[1].length == 512
+    with pytest.raises(LongRopeError, match=r"^length = 16777217: .* end at 16777216 \(16m\) tokens; ask for less$"):
+        LongRoPE.of(replace(extension, length=2**24 + 1))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_another_number_of_rows_than_of_scalings_is_refused(rows: int) -> None:
+    with pytest.raises(LongRopeError, match=f"^a batch of {rows} rows where there are factors for 2; give one each$"):
+        SETS["rows"](torch.zeros(rows, 2, 1))
 
 
 @pytest.mark.parametrize("reach", [1, 100, 4095, 4096, 4097, 9000])
