@@ -233,6 +233,22 @@ def test_output_has_the_dtype_of_x_and_is_rounded_once(dtype: torch.dtype) -> No
         assert torch.equal(one, other.to(dtype))
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_cos_and_sin_are_on_the_device_of_x(name: str) -> None:
+    """Also where the module is on another one, as where a model's layers are on several."""
+    x = torch.zeros(2, 5, 1, device="meta")
+    for positions in (None, torch.zeros(2, 5, dtype=torch.long, device="meta")):
+        for seq_len in (None, 64):
+            cos, sin = SETS[name](x, positions, seq_len)
+            assert (cos.device.type, sin.device.type) == ("meta", "meta")
+            assert cos.shape[1:] == sin.shape[1:] == (5, 8)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_no_tokens_have_no_cos(name: str) -> None:
+    assert SETS[name](torch.zeros(2, 0, 1))[0].shape[1:] == (0, 8)
+
+
 def test_a_checkpoint_holds_none_of_it() -> None:
     assert module().state_dict() == {}
     assert not list(module().parameters())
