@@ -85,8 +85,9 @@ def held(path: Path, *, folder: bool = True) -> Iterator[None]:
         with contextlib.suppress(OSError):  # Windows removes no file that is open
             lock.unlink()
         os.close(file)
-        if made and not any(path.iterdir()):
-            path.rmdir()
+        with contextlib.suppress(OSError):
+            if made:
+                path.rmdir()
 
 
 def _take(path: Path, lock: Path) -> int:
@@ -178,8 +179,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file whole or not at all: to a temporary name beside it, then renamed.
 
-    The bytes are on the disk before the name is: a file says that something is done, and must not come out of a power
-    failure empty. That costs some milliseconds.
+    It is synced before (some milliseconds): its name says that something is done, also after a power failure.
 
     Raises:
         LongRopeError: if the place cannot be written.

@@ -1,0 +1,150 @@
+"""Kill search, extend, eval and export at random moments, resume, and compare with what nobody killed.
+
+    make benchmark-faults                    # 200 rounds, half an hour on an idle core; continues where it stopped
+    python benchmarks/faults.py --rounds 4 --folder /tmp/faults --results /tmp/faults.json
+
+A round runs one command on ``tiny`` in a place of its own and kills it, with its children, up to three times: the
+moments are uniform over what the command takes. Then it runs to its end. Everything in the place must then be as after
+an uninterrupted run: the same files, bit-equal apart from seconds and dates. Most runs are forked from this process, as
+imports would take most of the time; every tenth round starts processes of its own and kills them from their first
+millisecond on. Results in ``benchmarks/results/faults.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # read at the imports below
+
+import torch
+from faults_commands import COMMANDS, prepare
+from faults_processes import differences, ended, forked, log, signature, spawned
+
+from longrope.extension import finetune, pipeline  # noqa: F401  so that forks need not import them
+from longrope.files import held, write_json
+from longrope.lines import Lines
+from longrope.report.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results" / "faults.json"
+ORDER = "search,eval,export,search,eval,export,extend"  # in turn
+OWN = 0.1  # share of the rounds in processes of their own
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What an uninterrupted run leaves, and the seconds that it takes."""
+
+    signature: dict[str, str]
+    seconds: float
+
+
+def main() -> None:
+    """All rounds that are not in the journal yet, then the results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default=ORDER)
+    parser.add_argument("--folder", type=Path, default=Path("faults"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    folder, names = given.folder.resolve(), given.commands.split(",")
+    with held(folder):
+        settings = {"seed": given.seed, "commands": names}
+        with closing(Lines(folder / "rounds.jsonl", settings, of="a fault injection", resume=True)) as lines:
+            prepare(folder)
+            rounds, wanted, imports = lines.found, references(folder, names), seconds_of_imports()
+            for number in range(len(rounds), given.rounds):
+                name = names[number % len(names)]
+                rounds.append(one_round(folder, number, given.seed, name, wanted[name], imports))
+                lines.append(rounds[-1])
+                print(json.dumps(rounds[-1]), flush=True)
+    write_json(given.results, summary(rounds, given.seed) | {"provenance": provenance()})
+    if not all(line["equal"] for line in rounds):
+        raise SystemExit(f"not equal: see {folder}")
+
+
+def references(folder: Path, names: list[str]) -> dict[str, Whole]:
+    """Two uninterrupted runs of every command, which must be alike, and what they took."""
+    found = {}
+    for name in dict.fromkeys(["search", *names]):
+        seconds, left = [], []
+        for place in (folder / name, folder / f"{name}-again"):
+            shutil.rmtree(place, ignore_errors=True)
+            began = time.monotonic()
+            code = ended(forked(COMMANDS[name].words, place), None)
+            seconds.append(time.monotonic() - began)
+            assert code == 0, f"{name} ended with {code}; see {log(place)}"
+            left.append(signature(place))
+        assert left[0] == left[1], f"two runs of {name} differ: {differences(*left)}"
+        found[name] = Whole(left[0], min(seconds))
+        print(f"{name}: {seconds[0]:.1f} s, {seconds[1]:.1f} s", flush=True)
+    return found
+
+
+def seconds_of_imports() -> float:
+    """What a process takes before it begins to work."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import longrope.extension.pipeline"], check=True)
+    return time.monotonic() - began
+
+
+def one_round(folder: Path, number: int, seed: int, name: str, whole: Whole, imports: float) -> dict[str, Any]:
+    """Kill a command up to three times, let it end, and compare."""
+    rng, command, place = random.Random(f"{seed} {number}"), COMMANDS[name], folder / f"round-{number}"
+    shutil.rmtree(place, ignore_errors=True)
+    start, more = (spawned, imports) if rng.random() < OWN else (forked, 0.0)
+    kills, words = [], command.words
+    for _ in range(rng.randint(1, 3)):
+        after = rng.random() * (whole.seconds + more)
+        code = ended(start(words, place), after)
+        if code != -signal.SIGKILL:
+            assert code == 0, f"round {number}: {name} ended with {code}; see {log(place)}"
+        reached = [phase for mark, phase in command.marks.items() if (place / mark).exists()]
+        kills.append({"after": round(after, 3), "phase": (reached or ["start"])[-1], "killed": code != 0})
+        words = (*command.words, command.again)
+    code = ended(start(words, place), None)
+    found, expected = signature(place), whole.signature
+    line = {"round": number, "command": name, "start": start.__name__, "kills": kills, "code": code}
+    line |= {"equal": code == 0 and found == expected, "differences": differences(found, expected)}
+    if line["equal"]:
+        shutil.rmtree(place)
+        log(place).unlink()
+    return line
+
+
+def summary(rounds: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    """Counts by command and by the phase in which it was killed."""
+    found: dict[str, Any] = {"seed": seed, "rounds": len(rounds), "not_equal": 0, "kills": 0, "commands": {}}
+    for name in dict.fromkeys(line["command"] for line in rounds):
+        mine = [line for line in rounds if line["command"] == name]
+        kills = [kill for line in mine for kill in line["kills"]]
+        killed = Counter(kill["phase"] for kill in kills if kill["killed"])
+        found["commands"][name] = {
+            "rounds": len(mine),
+            "in_processes_of_their_own": sum(line["start"] == "spawned" for line in mine),
+            "killed": sum(killed.values()),
+            "had_ended_before": len(kills) - sum(killed.values()),
+            "killed_in": dict(sorted(killed.items())),
+            "not_equal": sum(not line["equal"] for line in mine),
+        }
+    for key, one in (("not_equal", "not_equal"), ("kills", "killed")):
+        found[key] = sum(row[one] for row in found["commands"].values())
+    return found
+
+
+if __name__ == "__main__":
+    main()

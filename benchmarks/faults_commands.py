@@ -1,0 +1,104 @@
+"""Small runs of search, extend, eval and export on ``tiny``, seconds each: for ``faults.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from longrope.data.stdlib import stdlib_documents
+
+TEXTS, LENGTH = "texts", 320
+PLAN = """version = 1
+attention = "none"
+export = "dual"
+{stages}
+[recovery.search]
+documents = 1
+needles = 0
+budget = 2000
+[data]
+source = "{texts}"
+repeats = 9
+[evaluation]
+documents = 1
+schemes = ["yarn"]
+retrieval = []
+"""
+STAGE = """[[stages]]
+length = {length}
+[stages.search]
+documents = 1
+needles = 0
+budget = 3000
+[stages.finetune]
+steps = 2
+batch = 1
+save_every = 1
+dtype = "float32"
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is killed: its words, those that it goes on with, and files that mark where it is, in their order."""
+
+    words: tuple[str, ...]
+    again: str
+    marks: dict[str, str]
+
+
+EXACT = ("--dtype", "float32")
+FEW = ("--search-documents", "1", "--held-out-documents", "1", "--needles", "0", "--budget", "4000")
+MORE = ("--documents", "2", "--schemes", "yarn", "--retrieval", "passkey", "--trials", "2")
+COMMANDS = {
+    "search": Command(
+        ("search", "tiny", *EXACT, "-l", str(LENGTH), "--data", f"../{TEXTS}", *FEW, "-o", "run"),
+        "--resume",
+        {"run/search-0.jsonl": "search", "run/held-out.jsonl": "held-out", "run/extension.json": "record"},
+    ),
+    "extend": Command(
+        ("extend", "tiny", "../plan.toml", *EXACT, "-o", "run"),
+        "--resume",
+        {
+            "run/run.json": "search 1",
+            "run/stage-1/extension.json": "fine-tuning 1",
+            "run/stage-1/model": "search 2",
+            "run/stage-2/extension.json": "fine-tuning 2",
+            "run/stage-2/model": "recovery",
+            "run/extension.json": "measuring",
+            "run/results.json": "export",
+            "run/checkpoint": "end",
+        },
+    ),
+    "eval": Command(
+        (
+            "eval",
+            "tiny",
+            *EXACT,
+            "--lengths",
+            f"256,{LENGTH}",
+            "--documents",
+            "2",
+            "--data",
+            f"../{TEXTS}",
+            *MORE,
+            "-o",
+            "run",
+        ),
+        "--resume",
+        {"run/cells.jsonl": "measuring", "run/results.json": "end"},
+    ),
+    "export": Command(
+        ("export", "tiny", "../search/run", "-o", "run"), "--overwrite", {".run.tmp": "writing", "run": "end"}
+    ),
+}
+
+
+def prepare(folder: Path) -> None:
+    """Texts and a plan."""
+    texts = folder / TEXTS
+    texts.mkdir(exist_ok=True)
+    for name, text in stdlib_documents(unseen=True)[:24]:
+        (texts / f"{name}.txt").write_text(text[:8000], encoding="utf-8")
+    stages = "".join(STAGE.format(length=length) for length in (LENGTH, LENGTH + 64))
+    (folder / "plan.toml").write_text(PLAN.format(stages=stages, texts=f"../{TEXTS}"), encoding="utf-8")
