@@ -161,8 +161,7 @@ def _table(positions: np.ndarray, inv_freq: np.ndarray, attention: np.ndarray) -
 
 
 def _look_up(table: Tensor, chosen: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cos and sin of the chosen sets at some positions, each ``(batch, sequence, dim // 2)``."""
+    """Cos and sin of the chosen sets at positions below the table's, each ``(batch, sequence, dim // 2)``."""
     cos, sin = table.view(torch.float32).to(positions.device).flatten(1, 2)
-    inside = (positions >= 0) & (positions < table.shape[2])
-    rows = torch.where(inside, chosen * table.shape[2] + positions, len(cos))
+    rows = torch.where(positions >= 0, chosen * table.shape[2] + positions, len(cos))
     return nn.functional.embedding(rows, cos), nn.functional.embedding(rows, sin)
