@@ -141,7 +141,7 @@ REFUSED = {
         "multiplier",
     ),
     "few": ({}, {FREQS: [1.0] * 16}, r"\(16,\) values.*\(32,\) is expected"),
-    "zero": ({}, {FREQS: [0.0] * 32}, r"factors\[0\] = 0.0"),
+    "zero": ({}, {FREQS: [0.0] * 32}, r"rope_freqs\.weight\[0\] = 0.0"),
     "negative": ({SCALING + "factor": -2.0}, {}, "factor = -2.0"),
     "heads": ({"attention.head_count": [4, 4], SCALING + "factor": 2.0}, {}, "attention.head_count = .* must be"),
     "length": ({"context_length": "long", SCALING + "factor": 2.0}, {}, "context_length = 'long' must be"),

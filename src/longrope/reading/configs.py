@@ -9,11 +9,10 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.reading.fields import count, geometry, number, numbers
-from longrope.rope import Rope
+from longrope.rope import FULL, Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import dynamic_ntk, llama3, yarn
 
-FULL = "full_attention"
 SCALING = ("rope_scaling", "rope_parameters")  # of transformers 4, which 5 prefers too, and 5
 KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "su")
 

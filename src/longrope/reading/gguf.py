@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.reading.fields import count, geometry, number
+from longrope.reading.fields import count, geometry, number, numbers
 from longrope.reading.gguf_header import read_header
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -151,10 +151,11 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
     provenance = {"rope.scaling.type": kind, "tensors": sorted(tensors)}
 
     def one(name: str, at: int) -> Scaling:
-        values = tensors.get(FREQS, tensors.get(name, np.ones(len(factors), np.float32)))
+        name = FREQS if FREQS in tensors else name
+        values = tensors.get(name, np.ones(len(factors), np.float32))
         if values.dtype.kind != "f" or values.shape != factors.shape:
             raise LongRopeError(f"{name}: {values.shape} values of {values.dtype}; float32 {factors.shape} is expected")
-        both = (factors * values.astype(float)).tolist()
+        both = (factors * numbers(values.tolist(), name)).tolist()
         return Scaling(both, attention_factor=attention, scheme=scheme, length=at, provenance=provenance)
 
     short, long = one(SHORT, rope.original_length), one(LONG, length)
