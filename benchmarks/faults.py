@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=ORDER)
-    parser.add_argument("--folder", type=Path, default=Path("faults"))
+    parser.add_argument("--folder", type=Path, default=Path("build/faults"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,0 +1,188 @@
+"""Two processes never work in one folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longrope import files
+from longrope.errors import LongRopeError
+from longrope.extension import pipeline
+from longrope.extension.plan import Plan
+from longrope.extension.run import Run
+from longrope.extension.stages import Data, Finetune, Stage
+from longrope.files import claim, held
+
+PLAN = Plan(stages=(Stage(length=512, factors="pi", finetune=Finetune(steps=1)),), data=Data(source="."))
+
+
+def said(pid: int) -> str:
+    return rf"in use by process {pid} on {platform.node()} since 20.*-o"
+
+
+def test_a_folder_that_is_held_is_refused_and_not_touched(holder, below, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".best.json.17.tmp").write_text("half")
+    with holder(path) as process:
+        (path / ".new.json.18.tmp").write_text("being written")
+        before = below(tmp_path)
+        for overwrite in (False, True):
+            with pytest.raises(LongRopeError, match=said(process.pid)):
+                claim(path, overwrite=overwrite, folder=True)
+        with pytest.raises(LongRopeError, match=said(process.pid)), held(path):
+            pytest.fail("held twice")
+        assert below(tmp_path) == before
+        assert set(before) == {"run", "run/.lock", "run/.new.json.18.tmp"}  # what was left before is swept
+        process.kill()
+        process.wait()
+        assert (path / ".lock").exists()
+        with held(path):
+            claim(path, overwrite=True, folder=True)  # by the process that holds it
+            assert set(below(path)) == {".lock"}
+    assert below(tmp_path) == {"run": None}
+    claim(path, overwrite=False, folder=True)
+
+
+def test_a_lock_that_was_left_makes_no_folder_full(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("")
+    claim(tmp_path, overwrite=False, folder=True)
+
+
+def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
+    script = "import subprocess; from longrope.files import held; from pathlib import Path\nwith held(Path('run')):\n"
+    script += " print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        with pytest.raises(LongRopeError, match=said(process.pid)), held(tmp_path / "run"):
+            pass
+        process.kill()
+    with held(tmp_path / "run"):
+        os.kill(child, 9)
+
+
+def test_a_new_folder_is_taken_away_again_unless_it_holds_something(tmp_path: Path) -> None:
+    for name, kept in (("empty", False), ("full", True)):
+        with held(tmp_path / name):
+            if kept:
+                (tmp_path / name / "file").write_text("")
+        assert (tmp_path / name).exists() == kept
+    (tmp_path / "mine").mkdir()
+    with held(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_file_or_a_folder_that_is_replaced_has_its_lock_beside_it(holder, below, tmp_path: Path) -> None:
+    with holder(tmp_path / "out", folder=False) as process:
+        assert set(below(tmp_path)) == {".out.lock"}
+        with pytest.raises(LongRopeError, match=said(process.pid)), held(tmp_path / "out", folder=False):
+            pass
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait() == 0
+    assert not below(tmp_path)
+
+
+def test_a_file_system_without_locks_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match=r"run: no lock here \(No locks available\)"), held(tmp_path / "run"):
+        claim(tmp_path / "run", overwrite=True, folder=True)
+
+
+def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lock, calls, real = tmp_path / ".lock", [], files._locked
+
+    def late(file: int, **given: bool) -> bool:
+        if not calls:
+            lock.unlink()
+        calls.append(file)
+        return real(file, **given)
+
+    monkeypatch.setattr(files, "_locked", late)
+    with held(tmp_path):
+        assert len(calls) == 2
+        assert os.path.samestat(os.fstat(calls[1]), lock.stat())
+
+
+def test_where_no_folder_can_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(LongRopeError, match=r"cannot write .*file.*-o"), held(path):
+            pass
+
+
+@pytest.mark.parametrize("name", ["search", "eval", "extend", "demo"])
+def test_commands_refuse_a_run_of_another_process(name: str, command, holder, below, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    words = {"search": ["tiny", "-l", 512], "eval": ["tiny", "--lengths", 512], "extend": ["tiny", "demo"], "demo": []}
+    more = [[], ["--resume"]] + [["--overwrite"]] * (name in ("search", "eval")) if name != "demo" else [[]]
+    with holder(path) as process:
+        before = below(tmp_path)
+        for options in more:
+            code, error = command(name, *words[name], "-o", path, *options)
+            assert code == 2
+            assert re.search(f"^error: .*{said(process.pid)}", error), error
+            assert below(tmp_path) == before
+
+
+def test_export_refuses_what_another_process_writes(command, holder, below, tmp_path: Path) -> None:
+    (tmp_path / "factors.csv").write_text("1\n" * 31 + "2\n")
+    with holder(tmp_path / "out", folder=False) as process:
+        before = below(tmp_path)
+        code, error = command("scale", "tiny", "--scheme", "pi", "-l", 512, "-o", tmp_path / "factors.json")
+        assert code == 0, error
+        code, error = command("export", "tiny", tmp_path / "factors.json", "-o", tmp_path / "out")
+        assert code == 2
+        assert re.search(said(process.pid), error), error
+        (tmp_path / "factors.json").unlink()
+        assert below(tmp_path) == before
+
+
+def test_one_process_of_a_launch_holds_the_stage(holder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, trained = Run(tmp_path, "tiny", PLAN), []
+    monkeypatch.setattr(pipeline, "_trained", lambda *args: trained.append(args))
+    with holder(run.stage(1)) as process:
+        with pytest.raises(LongRopeError, match=said(process.pid)):
+            pipeline.train(run, 1)
+        assert not trained
+        monkeypatch.setenv("RANK", "1")
+        pipeline.train(run, 1)
+        assert trained == [(run, 1)]
+
+
+@pytest.mark.slow
+def test_killed_while_another_waits_to_resume(command, tmp_path: Path) -> None:
+    words = ["search", "tiny", "-l", "300", "--dtype", "float32", "--needles", "0", "--search-documents", "1"]
+    words += ["--held-out-documents", "1", "--budget", "9000", "-o", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, "-m", "longrope", *words], stderr=subprocess.DEVNULL) as process:
+        journal, deadline = tmp_path / "run" / "search-0.jsonl", time.monotonic() + 120
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        code, error = command(*words, "--resume")
+        assert process.poll() is None
+        assert code == 2
+        assert re.search(said(process.pid), error), error
+        process.kill()
+        process.wait()
+    assert command(*words, "--resume")[0] == 0
+    assert not list(tmp_path.rglob(".*"))
