@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
@@ -13,6 +13,8 @@ FIELDS = pytest.mark.parametrize("field", ["tokens", "seconds", "patience"])
 
 
 @FIELDS
+@example(1)
+@example(0.5)
 @given(st.floats() | st.integers())
 def test_a_budget_is_a_finite_number_above_0(field: str, value: float) -> None:
     if 0 < value < math.inf:

@@ -80,6 +80,12 @@ def test_what_is_not_finite_says_all(differences: list[float], bad: float, place
     assert clearly_worse([*differences[:place], bad, *differences[place:]])
 
 
+@given(st.integers(2, 40), st.floats(-1, 0))
+def test_who_is_as_good_or_better_on_every_document_stays(n: int, difference: float) -> None:
+    assert not clearly_worse([difference] * n)
+    assert not clearly_worse([0.0] * n)
+
+
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=10), st.sampled_from([0.25, 4.0, 1024.0]))
 def test_the_unit_does_not_matter(differences: list[int], unit: float) -> None:
     assert clearly_worse(differences) == clearly_worse([one * unit for one in differences])

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from searching import SMALL, quadratic, run_search, slope
@@ -19,6 +20,13 @@ def test_a_function_answers_every_pair_in_its_place() -> None:
     assert found[0] + found[1] == [Answer(quadratic(one), tuple(slope(one))) for one, _ in pairs]
     plain = dict(Function(quadratic, slope).evaluate([pairs], gradient=False))
     assert plain == {0: [Answer(quadratic(one)) for one, _ in pairs]}
+
+
+def test_a_function_without_slope_has_no_gradient() -> None:
+    batches = [[(Scaling([2.0] * 8), 0)]]
+    assert dict(Function(quadratic).evaluate(batches, gradient=False))
+    with pytest.raises(AssertionError, match=r"^this function has no gradient$"):
+        dict(Function(quadratic).evaluate(batches, gradient=True))
 
 
 def test_a_loss_may_be_a_number_of_numpy(tmp_path: Path) -> None:
