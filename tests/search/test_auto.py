@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def test_ramps_are_straight_between_two_numbers_of_turns(dim: int, base: float, 
         slopes = np.diff(logs)[(turns[:-1] <= first) & (turns[1:] >= last)]
         assert (slopes > 0).all()
         np.testing.assert_allclose(slopes, slopes[:1].repeat(len(slopes)), rtol=1e-9)
+
+
+@given(st.integers(1, 40), st.floats(2, 1e7), st.integers(8, 2**17), st.floats(1.01, 512), st.floats(1, 2))
+def test_ramps_rise_from_1_to_their_ends(pairs: int, base: float, original: int, scale: float, ceiling: float) -> None:
+    space = space_of(METHOD, Rope(2 * pairs, base, original), math.ceil(original * scale), ceiling=ceiling)
+    for (_, _, top), one in zip(RAMPS, ramps(space), strict=True):
+        lam = np.array(one.factors)
+        assert lam.shape == (pairs,)
+        assert lam.min() >= 1
+        assert lam.max() <= min(top * space.scale, space.largest) * (1 + 1e-12)
+        assert (np.diff(lam) >= -1e-9).all()
+        assert (one.scheme, one.length) == ("searched", space.length)
 
 
 def test_ramps_keep_to_the_ceiling() -> None:

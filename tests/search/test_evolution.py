@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
-from longrope.search.evolution import Genes, Paper, Simple, _redrawn
+from longrope.search.evolution import Genes, Paper, Simple, _redrawn, sized
 from longrope.search.space import START_TOKENS, Space
 
 FULL = {"paper": Paper(), "simple": Simple()}
@@ -51,6 +51,20 @@ def test_another_population(method: Paper | Simple, population: int) -> None:
 def test_the_paper_halves_everything() -> None:
     half = Paper().sized(32)
     assert (half.population, half.mutations, half.crossovers, half.parents, half.generations) == (32, 8, 8, 16, 40)
+
+
+@given(st.integers(-10, 300))
+def test_a_population_is_4_or_more(population: int) -> None:
+    if population < 4:
+        with pytest.raises(LongRopeError, match=f"^population = {population} is too small; use at least 4$"):
+            sized(population)
+        return
+    paper, simple = Paper().sized(population), Simple().sized(population)
+    assert sized(population) == paper.population == simple.population == population
+    assert (paper.mutations, paper.crossovers, paper.parents) == (population // 4, population // 4, population // 2)
+    assert (paper.probability, paper.generations) == (0.3, 40)
+    assert (simple.kept, simple.sigma, simple.generations) == (0.2, 0.1, 100)
+    assert simple.elite == max(2, round(population / 5))
 
 
 @pytest.mark.parametrize("population", [3, 1, 0, -8])
