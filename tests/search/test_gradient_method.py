@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,6 +159,26 @@ def test_steps_are_adams_on_one_item_each_and_their_means_are_compared(shifts: l
     np.testing.assert_allclose(path(asked)[:, -1], expected[:-1], rtol=1e-6)
     means = [expected[1:11].mean(), expected[11:21].mean(), expected[21:].mean()]
     np.testing.assert_allclose(compared(asked)[:, -1], means, rtol=1e-6)
+
+
+def test_the_state_is_all_that_decides_the_next_step() -> None:
+    """For the journal: where it stands before a step, its rate, and Adam's means; a comparison repeats the last one."""
+    asked = middle(LONG)
+    for ask in asked[1:]:
+        json.dumps(ask.state)
+        assert list(ask.state) == ["step", "x", "rate", "count", "first", "second"]
+    turns = [ask for ask in asked if ask.turn is not None]
+    assert [ask.state["step"] for ask in turns] == [ask.state["count"] for ask in turns] == list(range(25))
+    assert {ask.state["rate"] for ask in turns} == {0.2 * math.log(8)}
+    np.testing.assert_allclose([ask.state["x"] for ask in turns], path(asked), atol=1e-12)
+    damped = np.minimum(1, 1 / (8 * ROPE.inv_freq))
+    slopes = np.array([slope(ask.candidates[0])[:-1] for ask in turns]) * damped**2
+    mean, square = np.zeros(8), np.zeros(8)
+    for ask, by in zip(turns, slopes, strict=True):
+        np.testing.assert_allclose(ask.state["first"], mean, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(ask.state["second"], square, rtol=1e-9, atol=1e-15)
+        mean, square = 0.9 * mean + 0.1 * by, 0.99 * square + 0.01 * by**2
+    assert [ask.state["step"] for ask in asked[1:] if ask.turn is None] == [9, 19, 24]
 
 
 def test_a_search_takes_the_items_in_turn(tmp_path: Path) -> None:
