@@ -15,7 +15,7 @@ export = "dual"
 [recovery.search]
 documents = 1
 needles = 0
-budget = 2000
+budget = 1500
 [data]
 source = "{texts}"
 repeats = 9
@@ -29,7 +29,7 @@ length = {length}
 [stages.search]
 documents = 1
 needles = 0
-budget = 3000
+budget = 1500
 [stages.finetune]
 steps = 2
 batch = 1
@@ -48,8 +48,8 @@ class Command:
 
 
 EXACT = ("--dtype", "float32")
-FEW = ("--search-documents", "1", "--held-out-documents", "1", "--needles", "0", "--budget", "4000")
-MORE = ("--documents", "2", "--schemes", "yarn", "--retrieval", "passkey", "--trials", "2")
+FEW = ("--search-documents", "1", "--held-out-documents", "1", "--needles", "0", "--budget", "2500")
+MORE = ("--documents", "3", "--schemes", "pi,yarn", "--stride", "200")
 COMMANDS = {
     "search": Command(
         ("search", "tiny", *EXACT, "-l", str(LENGTH), "--data", f"../{TEXTS}", *FEW, "-o", "run"),

@@ -25,6 +25,7 @@ else:
 LOCK = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_mine: set[Path] = set()  # the locks that this process has
 
 
 def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") -> None:
@@ -40,7 +41,7 @@ def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") 
         LongRopeError: if it exists and may not, is a folder where a file is wanted or the other way round, is held, or
             its place cannot be written.
     """
-    if folder:
+    if folder and path / LOCK not in _mine:
         _refuse_held(path)
     try:
         if path.exists() and path.is_dir() != folder:
@@ -76,12 +77,14 @@ def held(path: Path, *, folder: bool = True) -> Iterator[None]:
     """
     lock, made = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}"), folder and not path.exists()
     file = _take(path, lock)
+    _mine.add(lock)
     try:
         for left in path.rglob(".*.tmp") if folder else ():
             if left.is_file():
                 left.unlink()
         yield
     finally:
+        _mine.discard(lock)
         with contextlib.suppress(OSError):  # Windows removes no file that is open
             lock.unlink()
         os.close(file)
@@ -134,21 +137,16 @@ def _refuse_held(path: Path) -> None:
     with contextlib.suppress(OSError):  # there is no lock, or what comes after this says why it cannot be had
         file = os.open(path / LOCK, os.O_RDWR)
         try:
-            if not _locked(file, shared=True) and _holder(path / LOCK).get("process") != os.getpid():
+            if not _locked(file, shared=True):
                 raise _in_use(path, path / LOCK)
         finally:
             os.close(file)
 
 
-def _holder(lock: Path) -> dict[str, object]:
-    with contextlib.suppress(OSError, ValueError):  # it is just beginning
-        return json.loads(lock.read_text(encoding="utf-8"))
-    return {}
-
-
 def _in_use(path: Path, lock: Path) -> LongRopeError:
-    holder = _holder(lock)
-    who = "process {process} on {host} since {since}".format(**holder) if holder else "another process"
+    who = "another process"
+    with contextlib.suppress(OSError, ValueError):  # it is just beginning, or its disk is full
+        who = "process {process} on {host} since {since}".format(**json.loads(lock.read_text(encoding="utf-8")))
     return LongRopeError(f"{path} is in use by {who}; wait until that ends, stop it, or choose another output with -o")
 
 

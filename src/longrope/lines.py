@@ -48,7 +48,11 @@ class Lines:
         except OSError as error:
             raise LongRopeError(f"cannot write {self.path}: {error.strerror}; choose another output with -o") from None
         if not begun:
-            self.append(header)
+            try:
+                self.append(header)
+            except LongRopeError:
+                self.close()
+                raise
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line, whole or not at all.
