@@ -30,7 +30,8 @@ from longrope.data.split import split
 from longrope.data.tokens import encode
 from longrope.errors import LongRopeError
 from longrope.evaluation.loss import token_losses
-from longrope.evaluation.retrieval import rate, score_probes
+from longrope.evaluation.retrieval import score_probes
+from longrope.evaluation.statistics import mean_error
 from longrope.extension.pipeline import closed_form, extend
 from longrope.extension.plan import parse_plan
 from longrope.extension.run import Run, begin
@@ -225,8 +226,8 @@ def recalled(bench: Bench) -> dict[str, Any]:
         model, texts = bench.model(case, number), bench.text.reshape(-1, length)
         probes = make_probes("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
         with patch(model, factors or Scaling.identity(bench.rope)):
-            found = rate([outcome.score for outcome in score_probes(model, tokenizer, probes)])
-        return {"rate": found.mean, "standard_error": found.standard_error, "trials": RECALLED[length]}
+            mean, error = mean_error([outcome.score for outcome in score_probes(model, tokenizer, probes)])
+        return {"rate": mean, "standard_error": error, "trials": RECALLED[length]}
 
     cells = {}
     for length in RECALLED:

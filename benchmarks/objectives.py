@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from longrope.data.probes import make_probes
 from longrope.data.split import draw
 from longrope.evaluation.items import make_items
 from longrope.evaluation.objective import ModelObjective
-from longrope.evaluation.retrieval import rate, score_probes
+from longrope.evaluation.retrieval import score_probes
 from longrope.files import write_json
 from longrope.models.patch import patch
 from longrope.report.provenance import provenance
@@ -92,7 +93,7 @@ def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict
         found = score_probes(bench.model, bench.tokenizer, probes, done=lambda _: bar.update())
     (perplexity,) = bench.judged("test", [scaling])
     loss = float(np.mean([outcome.loss for outcome in found if outcome.loss is not None]))
-    recall = rate([outcome.score for outcome in found]).mean
+    recall = fmean(outcome.score for outcome in found)
     return {"perplexity": math.exp(perplexity), "recall_loss": loss, "recall": recall}
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+from statistics import fmean
+
 import numpy as np
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
@@ -27,7 +29,7 @@ from longrope.data.documents import load_documents
 from longrope.data.probes import make_probes
 from longrope.data.split import draw, split
 from longrope.data.tasks import Probe
-from longrope.evaluation.retrieval import rate, score_probes
+from longrope.evaluation.retrieval import score_probes
 from longrope.files import write_json
 from longrope.models.load import load
 from longrope.report.provenance import provenance
@@ -80,12 +82,12 @@ def main() -> None:
         theirs = harness(wrapped(pretrained=model, tokenizer=tokenizer, max_length=2 * length), task, probes, prompts)
         pairs = list(zip(ours, theirs["samples"], strict=True))
         rows[task] = {
-            "ours": rate([outcome.score for outcome in ours]).mean,
+            "ours": fmean(outcome.score for outcome in ours),
             "lm_eval": theirs["score"],
             "same_scores": sum(outcome.score == score for outcome, (score, _) in pairs),
             "same_texts": sum(outcome.text.strip() == text.strip() for outcome, (_, text) in pairs),
             "same_tokens": sum(np.array_equal(one.tokens, tokens) for one, tokens in zip(made, read, strict=True)),
-            "choice": rate([bool(outcome.choice) for outcome in ours]).mean if probes[0].wrong else None,
+            "choice": fmean(bool(outcome.choice) for outcome in ours) if probes[0].wrong else None,
         }
         print(task, json.dumps(rows[task]), flush=True)
     if not sys.argv[1:]:

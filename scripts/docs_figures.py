@@ -6,6 +6,7 @@ python scripts/docs_figures.py
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import altair as alt
@@ -40,9 +41,7 @@ def wavelengths() -> alt.LayerChart:
     ]
     ends = [{"name": border, "x": pair, "y": SMOLLM2.original_length, "tip": border} for pair in (0, 31)]
     names = [border, done, not_done]
-    return charts.lines(
-        records + ends, looks(names), pair_axis(), charts.log_axis("wavelength (tokens)")
-    )
+    return charts.lines(records + ends, looks(names), pair_axis(), charts.log_axis("wavelength (tokens)"))
 
 
 def angles() -> alt.HConcatChart:
@@ -60,7 +59,7 @@ def cosines(
 ) -> alt.LayerChart:
     """By distance, as trained and with PI for 8 times L0."""
     records = [
-        {"name": name, "x": float(distance), "y": float(np.cos(distance * SMOLLM2.inv_freq[pair] / factor)), "tip": name}
+        {"name": name, "x": float(distance), "y": math.cos(distance * SMOLLM2.inv_freq[pair] / factor), "tip": name}
         for name, factor in {"original": 1, "pi": S}.items()
         for distance in distances
     ]

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "reading": NOUNS | {"schemes"},
     "embedding": NOUNS | {"schemes"},
     "search": NOUNS | {"lines"},
-    "data": NOUNS,
+    "data": NOUNS | {"files"},
     "models": EVERYBODY | {"embedding", "reading"},
     "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
     "extension": EVERYBODY | {"reading", "search", "schemes", "models", "evaluation", "data", "report"},

@@ -11,6 +11,8 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 
+FULL = "full_attention"  # transformers' name of the layers that factors are for, where a model has others too
+
 
 def positive(name: str, value: Any) -> float:
     """A finite number above 0, or an error that names it."""
@@ -110,14 +112,23 @@ class Rope:
             raise LongRopeError(f"model type {kind!r} uses MLA, which splits off its own rotary part: not supported")
         parameters = getattr(config, "rope_parameters", None)
         if not parameters:
-            raise LongRopeError(f"model type {kind!r} has no rotary position embedding: longrope cannot extend it")
-        parameters = parameters.get("full_attention", parameters)
+            raise LongRopeError(
+                f"model type {kind!r} has no rotary position embedding, or none that its config tells of "
+                "(rope_parameters): longrope cannot extend it"
+            )
+        parameters = parameters.get(FULL, parameters)
         if "mrope_section" in parameters or "rope_theta" not in parameters:
             raise LongRopeError(f"model type {kind!r} uses a rotary embedding of its own ({parameters}): not supported")
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        original = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+        head_dim = getattr(config, "head_dim", None)
+        if not head_dim:
+            hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+            head_dim = whole("hidden_size", hidden, 1) // whole("num_attention_heads", heads, 1)
+        share = positive("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0)
+        name = "original_max_position_embeddings"
+        original = getattr(config, name, None) or parameters.get(name)
+        longest = getattr(config, "max_position_embeddings", None)
         return cls(
-            dim=int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)),
-            base=float(parameters["rope_theta"]),
-            original_length=int(getattr(config, "original_max_position_embeddings", None) or original),
+            dim=int(positive("head_dim", head_dim) * share),
+            base=positive("rope_theta", parameters["rope_theta"]),
+            original_length=original or whole("max_position_embeddings", longest, 2),
         )

@@ -322,3 +322,8 @@ def test_the_second_pass_cuts_elsewhere() -> None:
     assert not first & second
     order = [[int(made[i + at]["input_ids"][0, 0]) // 10 for i in range(100)] for at in (0, 100)]
     assert order[0] != order[1]
+
+
+def test_a_window_above_the_length_is_refused() -> None:
+    with pytest.raises(LongRopeError, match="window = 128 is above length = 64"):
+        windows([600], 64, 1, window=128)

@@ -59,3 +59,8 @@ def test_a_damaged_cache_file_is_not_believed(bpe: PreTrainedTokenizerFast, tmp_
     for path in tmp_path.iterdir():
         path.write_bytes(b"\x93NUMPY garbage")
     assert encode("the cat", bpe, length=9, cache=tmp_path).tolist() == own
+
+
+def test_a_text_that_begins_with_many_blanks(bpe: PreTrainedTokenizerFast) -> None:
+    text = " " * 3072 + "hello world " * 1000
+    np.testing.assert_array_equal(encode(text, bpe, length=256), bpe(text)["input_ids"][:256])

@@ -5,7 +5,7 @@ from functools import partial
 import families
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from longrope.errors import LongRopeError
@@ -61,3 +61,14 @@ def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest
     check(4 * 1024, held=1024)  # what is held is not asked for again
     with pytest.raises(LongRopeError, match=r"3073 tokens of prompt and answer need 0.0 GiB .* about 3k fit"):
         check(3 * 1024 + 1, held=0)
+
+
+@pytest.mark.parametrize(("kind", "fields"), [("falcon", {"alibi": False}), ("gpt_neox_japanese", {})])
+def test_models_that_call_their_mlp_otherwise(kind: str, fields: dict[str, object]) -> None:
+    config = AutoConfig.for_model(kind, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, **fields)
+    assert Anatomy.of(config).wide == 4 * 64
+
+
+def test_a_model_that_reads_more_than_text_is_refused_by_name() -> None:
+    with pytest.raises(LongRopeError, match="model type 'mistral3' is no causal language model that reads text alone"):
+        room.check_room(AutoConfig.for_model("mistral3"), 64, batch=1, dtype="auto", device="cpu")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +208,22 @@ def test_smollm2_loads_and_can_be_saved(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
     again, _ = load(str(tmp_path / "saved"))
     assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+BAD_FIELDS = {
+    "text for a number": {"max_position_embeddings": "4096"},
+    "null": {"hidden_size": None},
+    "no table": {"rope_scaling": 3},
+    "unknown dtype": {"dtype": "float99"},
+    "no heads": {"num_attention_heads": 0, "head_dim": None},
+    "a base in text": {"rope_parameters": {"rope_type": "default", "rope_theta": "x"}},
+}
+
+
+@pytest.mark.parametrize("fields", BAD_FIELDS.values(), ids=BAD_FIELDS)
+def test_a_config_with_a_bad_value(folder: Path, fields: dict[str, object], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(LongRopeError):
+        Rope.of(load_config(str(other)))

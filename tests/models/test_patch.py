@@ -300,3 +300,14 @@ def test_the_probe_leaves_no_gradient_and_gradients_flow(llama: PreTrainedModel)
         assert all(parameter.grad is None for parameter in llama.parameters())
         llama(input_ids=x, labels=x).loss.backward()
     assert all(parameter.grad is not None for parameter in llama.parameters())
+
+
+def test_factors_that_rounding_hides_are_no_error() -> None:
+    """In bfloat16 the slowest pair turns so little that a factor near 1 changes no logit."""
+    model = families.build("llama").to(torch.bfloat16)
+    pairs = Rope.of(model).dim // 2
+    with (
+        patch(model, Scaling([1.0] * (pairs - 1) + [1 + 1e-6])),
+        patch(model, Scaling([2.0] * pairs, start_tokens=1024)),
+    ):
+        pass

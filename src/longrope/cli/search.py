@@ -10,6 +10,7 @@ import typer
 
 from longrope.cli import choices, options
 from longrope.cli.progress import search_bar
+from longrope.errors import LongRopeError
 from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def run(
     population: Annotated[
         int | None, typer.Option(help="Population, or steps of the gradient, if not the method's.")
     ] = None,
-    space: Annotated[str | None, typer.Option(help="free, monotone, spline, ramp or critical (cma, gradient).")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="free, monotone, spline, ramp or critical (auto, gradient, cma).")
+    ] = None,
     starts: Annotated[
         str | None,
         typer.Option(help="Schemes or factor files to start from (default: the method's, such as yarn,heuristic)."),
@@ -82,6 +85,8 @@ def run(
         patience,
     )
     chosen = choices.method_of(method, population, tokens)
+    if space is not None and not chosen.shaped:
+        raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
     output = output or Path(f"{options.short_name(model)}-{length}")
     names = chosen.starts if starts is None else choices.parse_starts(starts)
     lengths = [tokens, *([] if also is None else choices.shorter(also, tokens))]

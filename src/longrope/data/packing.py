@@ -43,7 +43,8 @@ class Windows:
         seed: of everything.
 
     Raises:
-        LongRopeError: if the documents have too few tokens, or needles are wanted and there is no tokenizer.
+        LongRopeError: if the window is longer than the length, the documents have too few tokens, or needles are
+            wanted and there is no tokenizer.
     """
 
     documents: Sequence[np.ndarray]
@@ -59,6 +60,8 @@ class Windows:
     windows: Sequence[Sequence[Piece]] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.size > self.length:
+            raise LongRopeError(f"window = {self.window} is above length = {self.length}; take a shorter one, or None")
         if self.needles and self.tokenizer is None:
             raise LongRopeError(f"needles = {self.needles} needs a tokenizer")
         found, number = [], 0

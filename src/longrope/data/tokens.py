@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longrope.errors import LongRopeError
+from longrope.files import write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,8 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache:
         LongRopeError: if the cache cannot be written.
     """
     if len(text) > 24 * length:  # so long a head has more than enough tokens in nearly every language
-        head = _cached(text[: 12 * length].rsplit(None, 1)[0], tokenizer, cache)
+        words = text[: 12 * length].rsplit(None, 1)  # none where it begins with so many blanks
+        head = _cached(words[0] if words else "", tokenizer, cache)
         if len(head) > length:
             return head[:length]
     return _cached(text, tokenizer, cache)[:length]
@@ -53,13 +54,10 @@ def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -
         return np.load(path, allow_pickle=False).astype(np.int64)
     tokens, buffer = _encode(text, tokenizer), io.BytesIO()
     np.save(buffer, tokens.astype(np.int32), allow_pickle=False)
-    temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-    except OSError as error:
-        raise LongRopeError(f"cannot write the cache {cache}: {error.strerror}; choose another folder") from None
+        write_bytes(path, buffer.getvalue())
+    except LongRopeError as error:
+        raise LongRopeError(f"{error} (--cache)") from None
     return tokens
 
 

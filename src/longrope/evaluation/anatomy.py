@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from longrope.errors import LongRopeError
 from longrope.evaluation.loss import LOGITS_AT_ONCE
 from longrope.models.load import check_dtype
 from longrope.models.tiled import PIECE
@@ -76,11 +77,17 @@ class Anatomy:
         """Counted on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
 
         Raises:
-            LongRopeError: if the dtype is unknown.
+            LongRopeError: if the dtype is unknown, or the model is no text-only causal language model.
         """
         check_dtype(dtype)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except ValueError:
+            raise LongRopeError(
+                f"model type {config.model_type!r} is no causal language model that reads text alone: not supported; "
+                "load its text-only checkpoint"
+            ) from None
         text: Any = config.get_text_config()
         head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
         experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
@@ -92,7 +99,7 @@ class Anatomy:
         layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
         one = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        wide = active * (getattr(text, "moe_intermediate_size", None) or text.intermediate_size)
+        wide = active * _wide(text)
         return cls(
             parameters=model.num_parameters(),
             products=round(products),
@@ -162,6 +169,11 @@ class Anatomy:
         head = 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)  # four float32 copies of a quarter chunk
         layer = (wide * self.wide + keys * self.keys) * within + hidden * self.hidden * 4
         return len(self.windows) * length * self.hidden * between + max(layer * length, head)
+
+
+def _wide(text: Any) -> int:
+    names = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")
+    return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)
 
 
 def _windows(text: Any) -> tuple[int | None, ...]:

@@ -13,6 +13,7 @@ from longrope.data.documents import Document
 from longrope.data.recalls import make_recall
 from longrope.data.split import draw
 from longrope.errors import LongRopeError
+from longrope.rope import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,9 +81,14 @@ def needle_items(
         needles: lines planted in an item; `NEEDLES` if None, in short documents one for every 64 tokens.
         each: items made from each document.
         seed: of needles and places.
+
+    Raises:
+        LongRopeError: if ``needles`` is below 1.
     """
     rng, items = np.random.default_rng(seed), []
-    needles = needles or max(1, min(NEEDLES, tokens.shape[1] // 64))
+    if needles is None:
+        needles = max(1, min(NEEDLES, tokens.shape[1] // 64))
+    whole("needles", needles, 1)
     for row in tokens:
         for _ in range(each):
             recall = make_recall(row, tokenizer, rng=rng, length=len(row), needles=needles, asked=needles)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.statistics import mean_error
 from longrope.models.patch import patch
-from longrope.rope import Rope
+from longrope.rope import FULL, Rope
 from longrope.scaling import Extension, Scaling
 
 
@@ -126,6 +126,6 @@ def _border(model: PreTrainedModel, factors: Scaling | Extension | None) -> int:
     if isinstance(factors, Extension):
         return factors.rope.original_length
     own = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    own = own.get("full_attention", own)
+    own = own.get(FULL, own)
     depends = factors is None and own.get("rope_type", "default") in ("longrope", "dynamic")
     return Rope.of(model).original_length if depends else 0

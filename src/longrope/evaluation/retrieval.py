@@ -39,23 +39,6 @@ class Outcome:
     margin: float | None = None
 
 
-@dataclass(frozen=True)
-class Rate:
-    """The mean of some scores, and its standard error over trials."""
-
-    mean: float
-    standard_error: float
-
-
-def rate(scores: Sequence[float]) -> Rate:
-    """Of scores from 0 to 1; where they are right or wrong, the error is √(p(1 - p) / trials).
-
-    >>> rate([1.0, 0.0, 1.0, 0.0])
-    Rate(mean=0.5, standard_error=0.25)
-    """
-    return Rate(float(np.mean(scores)), float(np.std(scores) / len(scores) ** 0.5))
-
-
 def matched(text: str, answers: Sequence[str]) -> float:
     """RULER's string match (arXiv 2404.06654): the share of the answers that occur in a text, in whatever case.
 

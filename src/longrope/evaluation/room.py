@@ -64,8 +64,9 @@ def check_cache(config: PreTrainedConfig, length: int, *, held: int, dtype: str,
     if free is None or takes(length) - takes(held) <= free:
         return
     fits = bisect_right(range(length), free + takes(held), key=takes) - 1
+    most = f"about {short_length(fits)} fit" if fits else "not one fits"
     raise LongRopeError(
         f"{length} tokens of prompt and answer need {takes(length) / 2**30:.1f} GiB of keys and values where {device} "
-        f"has {(free + takes(held)) / 2**30:.1f} GiB for them; about {short_length(fits)} fit: give a shorter text, "
+        f"has {(free + takes(held)) / 2**30:.1f} GiB for them; {most}: give a shorter text, "
         "use --dtype bfloat16, or another device"
     )

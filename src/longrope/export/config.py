@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.reading.configs import FULL
+from longrope.rope import FULL
 from longrope.scaling import Extension
 from longrope.schemes import attention_factor
 

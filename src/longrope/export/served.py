@@ -11,8 +11,7 @@ import numpy as np
 from longrope.errors import LongRopeError, did_you_mean
 from longrope.export.engines import ENGINES, PLAIN
 from longrope.export.rules import FIELDS, Engine, Rule
-from longrope.reading.configs import FULL
-from longrope.rope import Rope
+from longrope.rope import FULL, Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 

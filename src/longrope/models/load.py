@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,9 +19,8 @@ from transformers import (
 )
 
 from longrope.errors import LongRopeError, did_you_mean, unknown
-from longrope.reading.configs import FULL
 from longrope.reading.gguf import find_extension
-from longrope.rope import Rope
+from longrope.rope import FULL, Rope
 from longrope.scaling import Extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -43,12 +43,10 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     check_dtype(dtype)
     folder, options = _locate(name)
     config = {"config": load_config(name)} if options else {}  # ours has the scaling of a GGUF
-    try:
+    with _explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options, **config)
         model = opened.to(device).eval()
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, AssertionError, SafetensorError) as error:
-        raise _not_loaded(name, error, f" on {device}") from error
     if options:
         _forget_quantization(model)
     return model, tokenizer
@@ -72,11 +70,9 @@ def load_config(name: str) -> PreTrainedConfig:
     """
     folder, options = _locate(name)
     extension = find_extension(Path(folder) / options["gguf_file"]) if options else None
-    try:
+    with _explained(name):
         config = AutoConfig.from_pretrained(folder, **options)
         return config if extension is None else _scaled(config, extension, name)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_loaded(name, error) from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -86,10 +82,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         LongRopeError: if there is no such model.
     """
     folder, options = _locate(name)
-    try:
+    with _explained(name):
         return AutoTokenizer.from_pretrained(folder, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise _not_loaded(name, error) from error
 
 
 def find_gguf(name: str) -> Path | None:
@@ -102,10 +96,17 @@ def find_gguf(name: str) -> Path | None:
     return Path(folder) / options["gguf_file"] if options else None
 
 
-def _not_loaded(name: str, error: Exception, where: str = "") -> LongRopeError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    hint = "" if Path(name).exists() else did_you_mean(name, BUILT_IN)
-    return LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason.rstrip('.')}{hint}")
+@contextmanager
+def _explained(name: str, where: str = "") -> Iterator[None]:
+    """What transformers raises in the block, as a LongRopeError that names the model."""
+    try:
+        yield
+    except LongRopeError:
+        raise
+    except Exception as error:  # each config class raises its own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = "" if Path(name).exists() else did_you_mean(name, BUILT_IN)
+        raise LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason.rstrip('.')}{hint}") from error
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:

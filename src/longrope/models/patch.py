@@ -51,7 +51,13 @@ def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scali
         rotary.install(rotary.original)
         before = _probe(model, longest, rows)
         rotary.install(Rescaled(rotary.original, embedding))
-        _guard(model, before, _probe(model, longest, rows), unchanged=embedding is None)
+        same = torch.equal(before, _probe(model, longest, rows))
+        if same and embedding is not None:  # factors near 1 may be lost in rounding; those of 2 are not
+            doubled = _embedding(rotary.rope, Scaling([2.0] * (rotary.rope.dim // 2)), model.device)
+            rotary.install(Rescaled(rotary.original, doubled))
+            same = torch.equal(before, _probe(model, longest, rows))
+            rotary.install(Rescaled(rotary.original, embedding))
+        _guard(model, same=same, unchanged=embedding is None)
     except BaseException:
         rotary.install(rotary.module)
         raise
@@ -92,8 +98,8 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _guard(model: PreTrainedModel, before: Tensor, after: Tensor, *, unchanged: bool) -> None:
-    if torch.equal(before, after) != unchanged:
+def _guard(model: PreTrainedModel, *, same: bool, unchanged: bool) -> None:
+    if same != unchanged:
         what = "changed the logits, though its factors are all 1" if unchanged else "did not change the logits"
         raise LongRopeError(
             f"patching model type {model.config.model_type!r} {what}: it computes its rotary embedding elsewhere"

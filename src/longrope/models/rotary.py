@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.reading.configs import FULL
-from longrope.rope import Rope
+from longrope.rope import FULL, Rope
 
 
 @dataclass(frozen=True)

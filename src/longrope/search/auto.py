@@ -28,6 +28,7 @@ class Auto:
 
     ramps: int = len(RAMPS)
     gradient: Gradient = field(default_factory=lambda: Gradient(steps=40))
+    shaped: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
     form: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")

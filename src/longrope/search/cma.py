@@ -29,6 +29,7 @@ class Cma:
     population: int | None = None
     sigma: float = 0.15
     generations: int = 40
+    shaped: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
     form: ClassVar[str] = "spline"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")

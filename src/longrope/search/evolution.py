@@ -40,6 +40,7 @@ class Paper:
     parents: int = 32
     probability: float = 0.3
     generations: int = 40
+    shaped: ClassVar[bool] = False
     ceiling: ClassVar[float] = 1.25
     form: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("pi", "ntk", "yarn")
@@ -98,6 +99,7 @@ class Simple:
     kept: float = 0.2
     sigma: float = 0.1
     generations: int = 100
+    shaped: ClassVar[bool] = False
     ceiling: ClassVar[float] = 1.0
     form: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("pi", "ntk", "yarn")

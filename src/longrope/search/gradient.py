@@ -41,6 +41,7 @@ class Gradient:
     betas: tuple[float, float] = (0.9, 0.99)
     reach: float = 8.0
     frozen: float | None = None
+    shaped: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
     form: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")

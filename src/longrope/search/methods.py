@@ -18,8 +18,12 @@ from longrope.search.space import Space
 
 
 class Method(Protocol):
-    """A small dataclass; ``ceiling`` and ``form`` of the space, and ``starts``, are those that it is best used with."""
+    """A small dataclass; ``ceiling`` and ``form`` of the space, and ``starts``, are those that it is best used with.
 
+    ``shaped`` is whether it moves through the coordinates of the space's form; without, that makes no difference.
+    """
+
+    shaped: ClassVar[bool]
     ceiling: ClassVar[float]
     form: ClassVar[str]
     starts: ClassVar[tuple[str, ...]]
@@ -66,4 +70,5 @@ def planned(chosen: Method, items: Sequence[int], budget: int | None) -> tuple[M
     count, once = len(items), sum(items)
     if budget is None:
         return chosen, chosen.passes(count) * once // count
-    return chosen.within(budget * count // once, count), budget
+    fitted = chosen.within(budget * count // once, count)
+    return fitted, min(budget, fitted.passes(count) * once // count)

@@ -103,7 +103,7 @@ def ramp(rope: Rope, scale: float, ceiling: float) -> Shape:
 
 
 def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
-    """LongRoPE2's: the critical pair κ, NTK-like factors λ_κ^(i/κ) below it, not decreasing in s … 2s from it on."""
+    """LongRoPE2's: the critical pair κ, λ_κ^(i/κ) below it (as NTK's), from it on s … ceiling·s, not decreasing."""
     pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
 
     def log_factors(x: np.ndarray) -> np.ndarray:
