@@ -257,8 +257,8 @@ def test_where_no_slope_is_finite_the_start_is_compared_again_and_again() -> Non
     np.testing.assert_allclose(np.concatenate([path(asked), compared(asked)]), np.log(3.0), rtol=1e-12)
 
 
-def test_every_number_of_start_tokens_is_asked_for_in_the_end() -> None:
-    offered = (0, 4, 8, 16)
+@pytest.mark.parametrize("offered", [(0, 4), (0, 4, 8, 16)])
+def test_every_number_of_start_tokens_is_asked_for_in_the_end(offered: tuple[int, ...]) -> None:
     asked = asks(LONG, space_of(LONG, start_tokens=offered), loss=lambda one: quadratic(one, -1.5))
     assert [one.start_tokens for one in asked[-1].candidates] == list(offered)
     means = [ask.candidates[0] for ask in asked[1:-1] if ask.turn is None]
