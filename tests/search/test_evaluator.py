@@ -219,6 +219,81 @@ def test_a_turn_that_the_budget_does_not_pay_for_is_not_taken(opened: Opened, to
     assert calls[5:] == [(B, 0)]
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the evaluator takes for the time in seconds."""
+    now = [100.0]
+    monkeypatch.setattr("longrope.search.evaluator.time.perf_counter", lambda: now[0])
+    return now
+
+
+def taking(clock: list[float], seconds: float) -> Documents:
+    """Documents of which every batch takes so long."""
+
+    class Taking(Documents):
+        def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+            for index, answers in super().evaluate(batches, gradient=gradient):
+                clock[0] += seconds
+                yield index, answers
+
+    return Taking()
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(1, 10), (2, 6), (3, 4)])
+def test_the_seconds_of_a_batch_are_shared_by_its_pairs(
+    opened: Opened, clock: list[float], rows: int, batches: int
+) -> None:
+    """And what is done between two batches is not counted."""
+
+    def told() -> None:
+        clock[0] += 50.0
+
+    one = evaluator(taking(clock, 0.6), opened[0], rows=rows, told=told)
+    one.answers(Ask([A, B]))
+    assert one.seconds == pytest.approx(0.6 * batches)
+    found = [line["seconds"] for line in evaluations(opened[1])]
+    of_one = {1: [0.6] * 5, 2: [0.3, 0.3, 0.6, 0.3, 0.3], 3: [0.2, 0.2, 0.2, 0.3, 0.3]}[rows]
+    assert found == pytest.approx(of_one * 2)
+    again = evaluator(taking(clock, 99.0), opened[0], rows=rows)
+    again.answers(Ask([A, B]))
+    assert again.seconds == pytest.approx(one.seconds)
+
+
+def test_seconds_are_written_to_a_millionth(opened: Opened, clock: list[float]) -> None:
+    evaluator(taking(clock, 0.12345678), opened[0]).answers(Ask([A]))
+    assert {line["seconds"] for line in evaluations(opened[1])} == {0.123457}
+
+
+@pytest.mark.parametrize(("seconds", "count", "said"), [(1.5, 3, "1.5"), (2.0, 4, "2"), (0.1, 1, "0.1")])
+def test_the_time_budget_ends_after_the_batch_that_spends_it(
+    opened: Opened, clock: list[float], seconds: float, count: int, said: str
+) -> None:
+    one = Evaluator(taking(clock, 0.5), opened[0], budget=Budget(seconds=seconds))
+    with pytest.raises(Stop, match=f"^the time budget of {said} s is spent$"):
+        one.answers(Ask([A, B]))
+    assert one.seconds == 0.5 * count
+    assert len(evaluations(opened[1])) == count
+
+
+@pytest.mark.parametrize(("rows", "times"), [(1, 10), (3, 4)])
+def test_every_batch_is_told_once_what_leads(opened: Opened, rows: int, times: int) -> None:
+    leading: list[tuple[float, Scaling] | None] = []
+    one = evaluator(Documents(), opened[0], rows=rows, told=lambda: leading.append(one.leading))
+    one.answers(Ask([A, B]))
+    assert len(leading) == times
+    first = leading.index((one.complete[A], A))
+    assert leading[:first] == [None] * first
+    assert first == {1: 4, 3: 1}[rows]
+    assert leading[-1] == min((loss, one_) for one_, loss in one.complete.items())
+
+
+def test_a_budget_of_thousands_is_easy_to_read(opened: Opened) -> None:
+    one = evaluator(Documents((1000, 1000)), opened[0], 3999)
+    with pytest.raises(Stop, match=r"^the budget of 3,999 token-evaluations is spent$"):
+        one.answers(Ask([A, B]))
+    assert one.tokens == 3000
+
+
 def racing_journal(path: Path, documents: Documents, asks: list[Ask], **fields: object) -> Evaluator:
     journal = Journal(path, {})
     one = evaluator(documents, journal, racing=True, **fields)
