@@ -276,6 +276,14 @@ def test_the_attention_factor_is_searched_with_the_factors(tmp_path: Path) -> No
     assert fixed.attention_factor == 1.0
 
 
+def test_the_attention_factor_takes_a_quarter_of_the_slow_pairs_step() -> None:
+    space = space_of(METHOD, attention=True)
+    asked = asks(METHOD, space, starts=MIDDLE, slope=lambda *_: [-1.0] * 9)
+    first = np.diff([math.log(ask.candidates[0].attention_factor) for ask in asked[1:3]])
+    assert first == pytest.approx(steps(asked)[0, -1] / 4, rel=1e-9)
+    assert first == pytest.approx(FIRST / 4, rel=1e-9)
+
+
 def test_candidates_stay_in_the_space() -> None:
     """However steep it is."""
     space = space_of(METHOD, attention=True)
