@@ -50,7 +50,12 @@ class Journal:
         return self.known.get(_key(pair, gradient=gradient))
 
     def add(self, pair: Pair, answer: Answer, seconds: float, *, gradient: bool) -> None:
-        """Write what an evaluation gave; a loss or slope that is no finite number is written as null."""
+        """Write what an evaluation gave; a loss or slope that is no finite number is written as null.
+
+        Factors that two names stand for are written once, as a resumed search would find them.
+        """
+        if self.get(pair, gradient=gradient) is not None:
+            return
         scaling, item = pair
         line = {"item": item, "loss": _written(answer.loss), "seconds": seconds}
         if gradient:
