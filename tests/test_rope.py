@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import families
 import mpmath
@@ -159,6 +160,52 @@ def test_rope_of_a_model_is_that_of_its_config(family: str) -> None:
 def test_rope_of_names_the_model_type_it_refuses(family: str, why: str) -> None:
     with pytest.raises(LongRopeError, match=f"'{family}' .*{why}"):
         Rope.of(families.config(family))
+
+
+def plain(theta: object = 1e4, partial: object = None, **fields: object) -> SimpleNamespace:
+    """A config of another make than transformers', with fields that say the same."""
+    parameters = {"rope_theta": theta, "partial_rotary_factor": partial}
+    least = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 512}
+    return SimpleNamespace(**{**least, "rope_parameters": parameters, **fields})
+
+
+def test_rope_of_any_config_with_the_fields() -> None:
+    assert Rope.of(plain()) == Rope(dim=16, base=1e4, original_length=512)
+    assert Rope.of(plain(original_max_position_embeddings=128)).original_length == 128
+    assert Rope.of(SimpleNamespace(config=plain(partial=0.5))).dim == 8
+    assert Rope.of(plain(max_position_embeddings=2)).original_length == 2
+    assert Rope.of(plain(hidden_size=2, num_attention_heads=1)).dim == 2
+    assert Rope.of(plain(hidden_size=67)).dim == 16  # as transformers divides
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": None}, "hidden_size = None must be a whole number, 1 or more"),
+        ({"hidden_size": 0}, "hidden_size = 0 must be a whole number, 1 or more"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0 must be a whole number, 1 or more"),
+        ({"head_dim": "16"}, "head_dim = '16' must be a finite number above 0"),
+        ({"head_dim": -16}, "head_dim = -16 must be a finite number above 0"),
+        ({"partial": "half"}, "partial_rotary_factor = 'half' must be a finite number above 0"),
+        ({"theta": None}, "rope_theta = None must be a finite number above 0"),
+        ({"theta": "1e4"}, "rope_theta = '1e4' must be a finite number above 0"),
+        ({"max_position_embeddings": None}, "max_position_embeddings = None must be a whole number, 2 or more"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings = 1 must be a whole number, 2 or more"),
+        ({"original_max_position_embeddings": 0.5}, "rope original_length = 0.5 must be a whole number, 2 or more"),
+    ],
+)
+def test_rope_of_names_the_field_of_a_config_that_is_odd(fields: dict, message: str) -> None:
+    with pytest.raises(LongRopeError) as error:
+        Rope.of(plain(**fields))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("missing", ["hidden_size", "num_attention_heads", "max_position_embeddings"])
+def test_rope_of_names_the_field_that_a_config_lacks(missing: str) -> None:
+    lacking = plain()
+    delattr(lacking, missing)
+    with pytest.raises(LongRopeError, match=f"^{missing} = None must be a whole number"):
+        Rope.of(lacking)
 
 
 @pytest.mark.parametrize("value", ["tiny", 3, None, object()])
