@@ -56,7 +56,7 @@ EXCLUDED = {
     "search/workers.py": "its tests kill and replace processes, two minutes a mutant",
 }
 GROUPS = {"rope": ("rope.py", "scaling.py"), "schemes": ("schemes.py",), "embedding": ("embedding.py",)}
-SLOW = "compiled or killed or interrupted or resumes"  # minutes of them, and torch.compile cannot trace a mutant
+SLOW = "compiled or killed or interrupted or recovers"  # minutes of them, and torch.compile cannot trace a mutant
 PROFILE = """
 import gc
 gc.disable()

@@ -60,7 +60,7 @@ def test_the_number_of_coordinates(name: str, count: int) -> None:
     ("name", "room", "tolerance"),
     [("free", 0, 1e-12), ("monotone", 0, 1e-3), ("spline", 0, 1e-3), ("ramp", 0.3, 0.15), ("critical", 0.3, 0.2)],
 )
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(fractions=FRACTIONS)
 def test_nearest_recovers_what_can_be_written(name: str, room: float, tolerance: float, fractions: list[float]) -> None:
     """Of the curved shapes, what is not at the edge."""
