@@ -241,9 +241,9 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
         (("--budget", -3), "budget = '-3' is no number of tokens"),
         (("--budget", "many"), "budget = 'many' is no number of tokens"),
         (("--budget", 319), "budget = 319 token-evaluations is less than one step of this search, 320; raise it"),
-        (("--minutes", 0), "budget seconds = 0"),
-        (("--minutes", -1), "budget seconds = -60"),
-        (("--minutes", "nan"), "budget seconds = nan"),
+        (("--minutes", 0), "minutes = 0 allows nothing"),
+        (("--minutes", -1), "minutes = -1 allows nothing"),
+        (("--minutes", "nan"), "minutes = nan allows nothing"),
         (("--population", 3), "population = 3 is too small; use at least 4"),
         (("--starts", "pi,bogus"), "scheme = 'bogus' is unknown"),
         (("--starts", ""), "starts? = ''|scheme = ''"),
@@ -365,7 +365,7 @@ def test_resume_with_other_settings(refused: Refused, model: Path, few, run: Pat
     refused("method was .*now", *again, "-l", 160, "--method", "simple")
     for other in ("auto", "gradient", "cma", "simple"):
         refused(f"method was .*Paper.*now .*{other.title()}", *again, "-l", 160, "--method", other)
-    refused("space was .*'free'.*now.*'ramp'", *again, "-l", 160, "--space", "ramp")
+    refused("space = 'ramp' makes no difference to method paper", *again, "-l", 160, "--space", "ramp")
     refused("racing was False, now True", *again, "-l", 160, "--racing")
     refused("data was", *again, "-l", 160, "--tail", 50)
     refused("data was", *again, "-l", 160, "--also", 100)
@@ -515,3 +515,24 @@ def test_a_checkpoint_that_is_extended_already(
     said = "already carries a rope scaling"
     refused(said, "search", exported, "-l", 200, *few, "--budget", 960, "-o", tmp_path / "x")
     refused(said, "export", exported, factors, "-o", tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("export", "MODEL", "RUN", "-o", "RUN", "--overwrite"),
+        ("search", "MODEL", "-l", "160", "-o", "RUN", "--overwrite"),
+        ("search", "MODEL", "-l", "160", "-o", "RUN", "--resume"),
+        ("eval", "MODEL", "--lengths", "160", "-o", "RUN", "--overwrite"),
+    ],
+)
+def test_the_run_of_an_extension_is_never_written_over(
+    refused: Callable[..., None], model: Path, factors: Path, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "stage-1" / "model").mkdir(parents=True)
+    shutil.copy(factors, run / "extension.json")
+    for name in ("plan.toml", "run.json", "cells.jsonl", "results.json", "stage-1/model/weights"):
+        (run / name).write_text("{}")
+    given = [{"MODEL": model, "RUN": run}.get(word, word) for word in words]
+    refused("choose another output with -o", *given)

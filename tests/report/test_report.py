@@ -203,6 +203,24 @@ def test_retrieval_that_was_not_measured_is_said_so(tmp_path):
     assert "retrieval not measured" in headline(run)
 
 
+def test_retrieval_at_a_shorter_length_says_nothing_of_the_longest(tmp_path):
+    def shorter(record):
+        for cells in record["retrieval"].values():
+            cells[:] = [cell for cell in cells if cell["length"] < 2048]
+
+    _, (works, _, _) = changed(tmp_path, shorter)
+    assert works.verdict == "Works by perplexity, retrieval not measured"
+
+
+def test_one_document_tells_no_difference(tmp_path):
+    def alone(record):
+        for one in record["differences"]["extended"]:
+            one |= {"percent": -3.0, "standard_error": None, "wins": 1, "losses": 0}
+
+    _, (_, _, better) = changed(tmp_path, alone)
+    assert better.verdict == "No clear difference from YaRN in perplexity"
+
+
 def test_a_perplexity_that_is_not_finite_does_not_work_and_is_shown(tmp_path):
     def burst(record):
         record["perplexity"]["extended"][-1] |= {"perplexity": None, "standard_error": None, "losses": [None] * 6}

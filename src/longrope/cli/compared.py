@@ -39,8 +39,16 @@ def compared_rows(
         if (Path(path) / "plan.toml").exists():
             run = reopen(Path(path))
             weights = run.weights(len(run.plan.stages) + 1)
-        rows[path] = Row(weights, options.read_factors(path))
-    return rows | {path: Row(path) for path in checkpoints}
+        rows[_new(path, rows)] = Row(weights, options.read_factors(path))
+    for path in checkpoints:
+        rows[_new(path, rows)] = Row(path)
+    return rows
+
+
+def _new(name: str, rows: Mapping[str, Row]) -> str:
+    if name in rows:
+        raise LongRopeError(f"row = {name!r} is there twice; write one as another path, such as ./{name}")
+    return name
 
 
 def read_corpora(
@@ -133,6 +141,8 @@ def check_rows(
         if row.factors is None:
             continue
         rope = Rope.of(configs[row.weights])
+        if rope != (own := Rope.of(configs[rows["original"].weights])):
+            raise LongRopeError(f"{name}: its model has {rope}, but the one compared with has {own}; evaluate it alone")
         if isinstance(row.factors, Extension) and row.factors.rope != rope:
             raise LongRopeError(f"{name}: this extension is made for {row.factors.rope}, but the model has {rope}")
         if not isinstance(row.factors, Extension):
@@ -149,7 +159,10 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
     from longrope.files import claim
 
     if folder is not None:
+        options.refuse_run(folder)
         begun = (folder / JOURNAL).exists()
+        if not begun and overwrite and folder.is_dir() and any(folder.iterdir()):
+            raise LongRopeError(f"{folder} holds no evaluation; choose another output with -o")
         claim(
             folder, overwrite=begun and (resume or overwrite), folder=True, also="continue it with --resume, " * begun
         )

@@ -126,10 +126,10 @@ def si(value: float, unit: str = "") -> str:
 def span(seconds: float) -> str:
     """A time as people say it.
 
-    >>> span(7.2), span(1800), span(86400), span(1e7)
-    ('7.2 s', '30 min', '24 h', '116 d')
+    >>> span(7.2), span(99.7), span(1800), span(86400), span(1e7)
+    ('7.2 s', '1.7 min', '30 min', '24 h', '116 d')
     """
-    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+    for unit, size, most in (("s", 1, 99.5), ("min", 60, 99.5), ("h", 3600, 48)):
         if seconds < most * size:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds / 86400:.3g} d"

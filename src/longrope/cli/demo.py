@@ -38,7 +38,8 @@ def run(
     from longrope.report.provenance import provenance
 
     console = Console(stderr=True, soft_wrap=True)
-    claim(output, overwrite=(output / "demo.json").exists(), folder=True)
+    barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", ".lock"}  # died at once
+    claim(output, overwrite=barely or (output / "demo.json").exists(), folder=True)
     shutil.rmtree(output, ignore_errors=True)
     options.choose_device("cpu")  # quietens transformers
     console.print("1. Search, fine-tune, recover the short context, compare on test documents")

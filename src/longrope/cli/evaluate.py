@@ -45,21 +45,21 @@ def run(
     ] = None,
     key_tokens: Annotated[
         str | None,
-        typer.Option(help="Also perplexity of tokens that only a long context tells (LongPPL); the row that says so."),
+        typer.Option(help="Also perplexity of key tokens (LongPPL), picked by this row, such as original."),
     ] = None,
     retrieval: Annotated[
         str | None, typer.Option(help="Tasks by commas (recall,passkey,niah_single_1 …), or all.")
     ] = None,
     retrieval_lengths: Annotated[str | None, typer.Option(help="Of the tasks; the lengths if not given.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Texts of each task at each length.")] = 20,
-    depths: Annotated[str, typer.Option(help="Where needles lie, that the trials take in turn.")] = (
+    depths: Annotated[str, typer.Option(help="Where needles lie, from 0 (beginning) to 1 (end), in turn.")] = (
         "0,0.25,0.5,0.75,1"
     ),
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness by commas ('longrope[lm-eval]').")
     ] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="Folder of its tasks of your own (YAML).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each of its tasks.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder of tasks of your own for it (YAML).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each of --tasks.")] = None,
     batch: options.Batch = 1,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -72,7 +72,7 @@ def run(
 
     No search that was given the same --data and --data-seed has seen them. longrope report makes a page of it.
     """
-    wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride)
+    wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
     claim_results(output, resume=resume, overwrite=overwrite)
 
     from longrope.evaluation.side_by_side import Wanted, side_by_side

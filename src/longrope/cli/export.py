@@ -26,7 +26,8 @@ def run(
     ] = None,
     to: Annotated[str, typer.Option(help="huggingface, or gguf for llama.cpp.")] = "huggingface",
     mode: Annotated[
-        str | None, typer.Option(help="static (long factors always, the default) or dual (needs --attention none).")
+        str | None,
+        typer.Option(help="static (long factors always; default with FACTORS) or dual (needs --attention none)."),
     ] = None,
     dtype: options.Dtype = "auto",
     outtype: Annotated[str, typer.Option(help="Of a GGUF's matrices: auto (as --dtype), f32, f16, q8_0 …")] = "auto",
@@ -42,11 +43,12 @@ def run(
     if to not in FORMS:
         raise unknown("to", to, FORMS)
     if mode not in (None, *MODES):
-        raise LongRopeError(f"mode = {mode!r} is unknown; choose dual or static")
+        raise unknown("mode", mode, MODES)
     if to == "huggingface" and factors is None:
         raise LongRopeError("FACTORS is missing; give the run folder of a search or a factors file after the model")
     if to == "huggingface" and outtype != "auto":
         raise LongRopeError(f"outtype = {outtype!r} is for --to gguf; a Hugging Face checkpoint takes --dtype")
+    output = output if output.name else output.resolve()
     claim(output, overwrite=overwrite, folder=to == "huggingface")
     options.choose_device("cpu")  # quietens transformers
     weights, extension, mode = _what(model, factors, mode)

@@ -1,4 +1,4 @@
-"""What several commands share: the options, and reading lengths."""
+"""What several commands share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 FACTORS = "Run folder of a search, or a factors file: longrope's, config.json, .csv, .gguf (docs/reading.md)."
 NEEDLES = 0.2  # perplexity alone gives factors that forget where things are (docs/search.md)
-Attention = Annotated[str, typer.Option(help="Attention factor: su, yarn, none, or a number.")]
 
 
 def short_name(model: str) -> str:
@@ -74,7 +73,7 @@ def choose_device(device: str) -> str:
 
 
 def command_line() -> str:
-    """This command, without what a run and its resume may differ in: output, --resume, --overwrite, --json."""
+    """This command, without what a run and its resume may differ in: -o OUTPUT, --resume, --overwrite, --json."""
     kept, words = ["longrope"], iter(sys.argv[1:])
     for word in words:
         if word in ("-o", "--output"):
@@ -82,6 +81,16 @@ def command_line() -> str:
         elif word not in ("--resume", "--overwrite", "--json"):
             kept.append(word)
     return shlex.join(kept)
+
+
+def refuse_run(folder: Path) -> None:
+    """Refuse the run folder of longrope extend as the output of another command.
+
+    Raises:
+        LongRopeError: if it is one.
+    """
+    if (folder / "plan.toml").exists():
+        raise LongRopeError(f"{folder} is a run of longrope extend; choose another output with -o")
 
 
 def default_data(model: str, data: str | None) -> str:

@@ -117,6 +117,6 @@ def heading(original_length: int, plan: Plan) -> str:
         f"# {options.command_line()}\n"
         f"# From {original_length} to {plan.length} tokens ({plan.length / original_length:g}x). Edit, then:\n"
         "# longrope extend MODEL THIS_FILE -o RUN\n"
-        f"# Each stage trains on about 5% of the model's original tokens, {told}.\n"
+        f"# Each stage that fine-tunes trains on about 5% of the model's original tokens, {told}.\n"
         "# Lengths and tokens: k is 1024, m is 1024^2, g is 1024^3.\n"
     )

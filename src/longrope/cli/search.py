@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,21 +78,25 @@ def run(
     """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.files import claim, held, write_json
     from longrope.search.budget import Budget
+    from longrope.search.shapes import SHAPES
 
     tokens = parse_length(length)
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise LongRopeError(f"minutes = {minutes:g} allows nothing; use a number above 0")
     limits = Budget(
         None if budget is None else parse_length(budget, "budget"),
         None if minutes is None else 60 * minutes,
         patience,
     )
     chosen = choices.method_of(method, population, tokens)
-    if space is not None and not chosen.shaped:
+    if space in SHAPES and not chosen.shaped:
         raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
     output = output or Path(f"{options.short_name(model)}-{length}")
     names = chosen.starts if starts is None else choices.parse_starts(starts)
     lengths = [tokens, *([] if also is None else choices.shorter(also, tokens))]
     scored = None if tail is None else parse_length(tail, "tail")
     size = None if window is None else parse_length(window, "window")
+    options.refuse_run(output)
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
     from longrope.data.documents import load_documents

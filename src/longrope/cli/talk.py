@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError, unknown
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
 from longrope.models.patch import patch
-from longrope.rope import Rope
+from longrope.rope import FULL, Rope
 from longrope.scaling import Extension, Scaling
 
 Turn = tuple[str, str]  # what was said to the model, and what it answered; nothing yet in the last one
@@ -112,7 +112,8 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
         )
     extension = options.read_factors(factors or str(within))
     parameters = load_config(name).get_text_config().rope_parameters if factors is None else None
-    exported = (parameters or {}).get("rope_type") == "longrope"
+    parameters = parameters or {}
+    exported = parameters.get(FULL, parameters).get("rope_type") == "longrope"
     if exported and isinstance(extension, Extension) and extension.short != extension.long:
         raise LongRopeError(
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "

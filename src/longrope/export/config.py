@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
 from longrope.rope import FULL
 from longrope.scaling import Extension
 from longrope.schemes import attention_factor
@@ -23,7 +23,7 @@ def for_mode(extension: Extension, mode: str) -> Extension:
         LongRopeError: if configs cannot express it: start tokens, or attention factors that differ.
     """
     if mode not in MODES:
-        raise LongRopeError(f"mode = {mode!r} is unknown; choose dual or static")
+        raise unknown("mode", mode, MODES)
     short = extension.short if mode == "dual" else extension.long
     for name, scaling in (("long", extension.long), ("short", short)):
         if scaling.start_tokens:

@@ -50,10 +50,9 @@ def export_huggingface(
     if find_rotary(model).rope != held.rope:
         raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
     folder = folder.resolve()
-    if overwrite and folder.is_dir() and any(folder.iterdir()) and not (folder / "extension.json").is_file():
+    ours = all((folder / name).is_file() for name in ("config.json", "extension.json"))  # a run has no config.json
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and not ours:
         raise LongRopeError(f"{folder} is no checkpoint that longrope wrote; choose another output with -o")
-    if overwrite and (folder / "search-0.jsonl").exists():
-        raise LongRopeError(f"{folder} is the run of a search; choose another output with -o")
     claim(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -64,10 +64,10 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
     """
     found = _stages(plan, anatomy, rope)
     if plan.recovery is not None:
-        lengths = plan.recovery.lengths or (rope.original_length, 2 * rope.original_length)
+        lengths = plan.recovered(rope.original_length)
         part = _search(plan.recovery.search, lengths, anatomy, starts=len(PARTS), compared=0)
         found.append(_joined("recovery", max(lengths), [part]))
-    measured = (plan.length,) if plan.evaluation.lengths is None else plan.evaluation.lengths
+    measured = plan.evaluated(rope.original_length)
     if measured:
         tuned = sum(stage.finetune is not None for stage in plan.stages)
         longest, rows = max(measured), 2 + len(plan.evaluation.schemes) + len(plan.stages) + tuned

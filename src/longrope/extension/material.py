@@ -75,16 +75,12 @@ class Material:
     @property
     def recovery_lengths(self) -> Sequence[int]:
         """In tokens, of the search for short factors."""
-        original, recovery = self.rope.original_length, self.plan.recovery
-        return (recovery.lengths if recovery is not None else ()) or (original, 2 * original)
+        return self.plan.recovered(self.rope.original_length)
 
     @property
     def lengths(self) -> Sequence[int]:
         """In tokens, of the evaluation, in ascending order."""
-        wanted = self.plan.evaluation.lengths
-        if wanted is None:
-            wanted = (self.rope.original_length, *(stage.length for stage in self.plan.stages))
-        return sorted(set(wanted))
+        return self.plan.evaluated(self.rope.original_length)
 
     def items(self, search: Search, lengths: Sequence[int]) -> dict[str, list[Item]]:
         """What a search minimises (``search``) and what chooses its winner (``held_out``)."""

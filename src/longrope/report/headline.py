@@ -68,10 +68,9 @@ def subject(run: Run) -> str | None:
 
 
 def recall(run: Run, row: str) -> float | None:
-    """The mean retrieval score over tasks and depths at the longest length that was tried."""
-    cells = [cell for cell in run.results.retrieval.get(row, ()) if cell.score is not None]
-    longest = max((cell.length for cell in cells), default=0)
-    scores = [cell.score for cell in cells if cell.length == longest and cell.score is not None]
+    """The mean retrieval score over tasks and depths at the longest length of all; None if not measured there."""
+    cells = run.results.retrieval.get(row, ())
+    scores = [cell.score for cell in cells if cell.length == lengths_of(run)[-1] and cell.score is not None]
     return fmean(scores) if scores else None
 
 
@@ -98,7 +97,7 @@ def _works(run: Run, row: str) -> Answer:
     why = f"Perplexity {plain(value)} there"
     why += f"; the original model has {plain(base)} at its own {original:,} tokens" if base is not None else ""
     why += f" and {plain(untouched.perplexity)} at {length:,}" if untouched is not None and row != "original" else ""
-    why += f". It finds {share(found)} of what is hidden." if found is not None else ". Retrieval was not measured."
+    why += ". Retrieval was not measured there." if found is None else f". It finds {share(found)} of what is hidden."
     holds = value is not None and base is not None and value <= HOLDS * base
     if length <= original:
         verdict = "No length above L0 was measured"
@@ -144,7 +143,7 @@ def _better(run: Run, row: str) -> Answer:
     why = f"Perplexity {percent(gap)} against YaRN at {length:,} tokens{wins}."
     why += f" Retrieval {share(ours)} against {share(theirs)}." if ours is not None and theirs is not None else ""
     assert gap.value is not None
-    if gap.error is not None and abs(gap.value) <= 2 * gap.error:
+    if gap.error is None or abs(gap.value) <= 2 * gap.error:
         return Answer(question, "No clear difference from YaRN in perplexity", why)
     side = "lower" if gap.value < 0 else "higher"
     verdict = "Better" if gap.value < 0 else "Worse"

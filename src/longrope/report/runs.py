@@ -58,10 +58,10 @@ def _read(folder: Path) -> tuple[Results, tuple[Search, ...]]:
     if (folder / "results.json").exists():
         return read_results(folder / "results.json"), searches
     if (folder / "run.json").exists() and not any(folder.glob("search-*.jsonl")):
-        remedy = f"finish the run with --resume, or run longrope eval … -o {folder}"
+        remedy = f"finish the run with --resume, or run longrope eval … --scaling {folder} -o eval, and report that"
         raise LongRopeError(f"{folder} has no results.json: {remedy}")
     if not searches:
-        raise LongRopeError(f"{folder} has no results.json; make one: run longrope eval … -o {folder}")
+        raise LongRopeError(f"{folder} has no results.json; make one: run longrope eval … -o eval, and report that")
     return results_of_search(folder, searches), searches
 
 
@@ -74,6 +74,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     if len({run.results.rope for run in runs}) > 1:
         lengths = [f"{run.name}: {run.results.rope.original_length:,}" for run in runs]
         told.append(f"Their rotary embeddings or original lengths L0 differ ({'; '.join(lengths)} tokens).")
+    runs = [run for run in runs if run.results.perplexity]  # a search measured nothing on test documents
     kinds = {run.results.dtype for run in runs}
     if len(kinds) > 1:
         told.append(f"They were measured in different precisions ({', '.join(sorted(kinds))}).")
