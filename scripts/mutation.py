@@ -157,7 +157,8 @@ def summary(files: dict[str, Any]) -> dict[str, Any]:
         equivalent = sum(bool(survivor["why"]) for one in found for survivor in one["survivors"])
         score = round(noticed / mutants, 4) if mutants else None
         groups[group] = {"mutants": mutants, "noticed": noticed, "equivalent": equivalent, "score": score}
-    return {"groups": groups, "files": ordered, "excluded": EXCLUDED}
+    missing = [name for name in FILES if name not in files]
+    return {"groups": groups, "not yet measured": missing, "excluded": EXCLUDED, "files": ordered}
 
 
 if __name__ == "__main__":

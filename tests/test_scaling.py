@@ -121,7 +121,7 @@ def test_a_wrong_number_of_factors_is_refused(count: int) -> None:
         lambda: Extension(rope=ROPE, short=wrong, long=right, length=128),
         lambda: Extension(rope=ROPE, short=right, long=wrong, length=128),
     ):
-        with pytest.raises(LongRopeError, match=f"factors: {count} values .* dim 8, which has 4 pairs"):
+        with pytest.raises(LongRopeError, match=f"^factors: {count} values .* 4 pairs; these factors belong to another model$"):
             use()
 
 
@@ -165,6 +165,7 @@ def test_lengths_of_numpy_become_whole_numbers() -> None:
     assert type(Extension(rope=ROPE, short=one, long=one, length=np.int64(128)).length) is int
     assert type(Scaling([1.0], length=np.int64(128)).length) is int
     assert type(Scaling([1.0], start_tokens=np.int64(4)).start_tokens) is int
+    assert type(Scaling([1.0], attention_factor=2).attention_factor) is float
 
 
 @given(scalings(), st.floats(0.5, 2))

@@ -25,6 +25,7 @@ SETUPS = [
     (64, 0.25, 1e6, 512, 16),
     (16, 1.0, 1e4, 64, 8),
     (64, 1.0, 20.0, 3000, 8),
+    (16, 1.0, 1e4, 5, 8),  # no pair turns once within L0
 ]
 ROPE = Rope(dim=64, base=10000.0, original_length=256)
 
