@@ -4,11 +4,12 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu coverage mutation lint format release-check tiny clean
+.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu test-faults coverage mutation lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
+.PHONY: benchmark-faults
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -50,6 +51,9 @@ test-compat: $(READY)  ## exported checkpoints opened by transformers 4.57, in a
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-faults: $(READY)  ## locks, kills, full disks and read-only folders; disks need root on Linux (minutes)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/faults
 
 coverage: $(READY)  ## which lines the tests run, command line and workers included; at least 95% (twice the tests' time)
 	$(BIN)/python scripts/measure_coverage.py
@@ -142,6 +146,9 @@ benchmark-scale-gpu: $(READY)  ## SmolLM2 from 64K to 2M tokens on one GPU: time
 
 benchmark-first-run: $(READY)  ## start-up, and from git clone to the demo's report (a quarter of an hour)
 	$(BIN)/python benchmarks/first_run.py
+
+benchmark-faults: $(READY)  ## 200 runs killed at random moments, resumed, compared with whole ones (hours; continues)
+	nice $(BIN)/python benchmarks/faults.py
 
 benchmark-serving: $(READY)  ## what engines compute with an export; ENGINES="vllm=PATH/python …", see docs/serving.md
 	$(BIN)/python benchmarks/serving.py $(ENGINES)

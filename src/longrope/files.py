@@ -80,7 +80,7 @@ def held(path: Path, *, folder: bool = True) -> Iterator[None]:
     _mine.add(lock)
     try:
         for left in path.rglob(".*.tmp") if folder else ():
-            if left.is_file():
+            with contextlib.suppress(OSError):  # a folder, or another user's
                 left.unlink()
         yield
     finally:
@@ -114,6 +114,7 @@ def _take(path: Path, lock: Path) -> int:
     record = {"process": os.getpid(), "host": platform.node(), "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"}
     with contextlib.suppress(OSError):  # a full disk has no room for who it is
         os.truncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
         os.write(file, json.dumps(record).encode())
     return file
 

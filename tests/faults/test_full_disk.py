@@ -20,25 +20,26 @@ SEARCH = ("search", "tiny", "-l", 300, *FEW)
 EVAL = ("eval", "tiny", *EXACT, "--lengths", "256,300", "--schemes", "pi,yarn", "--documents", 2)
 
 
+def append(lines: Lines, numbers: range) -> None:
+    for number in numbers:
+        lines.append({"number": number, "text": "x" * 1000})
+
+
 def test_a_journal_keeps_whole_lines_and_goes_on(disk, tmp_path: Path) -> None:
-    line = {"text": "x" * 1000}
     disk.remount("size=12k")
     path = disk.folder / "x.jsonl"
-    with closing(Lines(path, {}, of="a test")) as lines:
-        count = 0
-        with pytest.raises(LongRopeError, match=f"cannot write .*x.jsonl: {FULL}; .*make room, then --resume"):
-            for count in range(20):
-                lines.append({"count": count, **line})
-    assert 2 < count < 19
+    said = f"cannot write .*x.jsonl: {FULL}; what is done is kept: make room, then --resume"
+    with closing(Lines(path, {}, of="a test")) as lines, pytest.raises(LongRopeError, match=said):
+        append(lines, range(20))
     assert path.read_bytes().endswith(b"}\n")
     disk.remount("size=1m")
     with closing(Lines(path, {}, of="a test", resume=True)) as lines:
-        assert [one["count"] for one in lines.found] == list(range(count))
-        for more in range(count, 20):
-            lines.append({"count": more, **line})
+        kept = len(lines.found)
+        assert [one["number"] for one in lines.found] == list(range(kept))
+        assert kept == 12 * 1024 // len(json.dumps(lines.found[-1]) + "\n")
+        append(lines, range(kept, 20))
     with closing(Lines(tmp_path / "x.jsonl", {}, of="a test")) as lines:
-        for one in range(20):
-            lines.append({"count": one, **line})
+        append(lines, range(20))
     assert path.read_bytes() == (tmp_path / "x.jsonl").read_bytes()
 
 
