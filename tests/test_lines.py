@@ -48,3 +48,19 @@ def test_what_it_refuses(tmp_path: Path) -> None:
             Lines(path, SETTINGS, of="a test", resume=True)
     with pytest.raises(LongRopeError, match="cannot write"):
         Lines(path / "y", SETTINGS, of="a test")
+
+
+def test_what_a_power_failure_leaves_at_the_end_is_cut(tmp_path: Path) -> None:
+    """A file may have its new length, but not yet its last bytes."""
+    path = tmp_path / "x.jsonl"
+    whole = write(path, 3)
+    for tail in (b"\0" * 50, whole[-20:-1] + b"\0" * 9):
+        path.write_bytes(whole + tail)
+        with closing(Lines(path, SETTINGS, of="a test", resume=True)) as lines:
+            assert [line["cell"] for line in lines.found] == [0, 1, 2]
+        assert path.read_bytes() == whole
+
+
+def test_closing_twice_does_nothing(tmp_path: Path) -> None:
+    with closing(Lines(tmp_path / "x.jsonl", SETTINGS, of="a test")) as lines:
+        lines.close()
