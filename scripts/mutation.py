@@ -67,6 +67,7 @@ settings.load_profile("mutation")
 """
 STATUS = {1: "killed", 3: "killed", 0: "survived", 5: "no tests", 33: "no tests", -24: "timeout", 24: "timeout"}
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+TOOLS = {name: version(name) for name in ("mutmut", "pytest", "hypothesis")}
 NOTICED = ("killed", "timeout")
 
 
@@ -85,7 +86,8 @@ def main() -> None:
         run += unnoticed(statuses(name, folder)) if options.again else []
         subprocess.run(run, cwd=folder, check=True, env={**os.environ, **ENVIRONMENT}, stdout=sys.stderr)
         record["files"][name] = outcome(name, folder, record["files"].get(name, {}))
-        write_json(RESULTS, {**summary(record["files"]), "provenance": {**provenance(), "mutmut": version("mutmut")}})
+        made = provenance() | {"command": "make mutation"} | TOOLS
+        write_json(RESULTS, {**summary(record["files"]), "provenance": made})
         print(name, {key: value for key, value in record["files"][name].items() if key != "survivors"}, flush=True)
 
 

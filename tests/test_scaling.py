@@ -121,7 +121,9 @@ def test_a_wrong_number_of_factors_is_refused(count: int) -> None:
         lambda: Extension(rope=ROPE, short=wrong, long=right, length=128),
         lambda: Extension(rope=ROPE, short=right, long=wrong, length=128),
     ):
-        with pytest.raises(LongRopeError, match=f"^factors: {count} values .* 4 pairs; these factors belong to another model$"):
+        with pytest.raises(
+            LongRopeError, match=f"^factors: {count} values .* 4 pairs; these factors belong to another model$"
+        ):
             use()
 
 

@@ -238,6 +238,40 @@ def test_what_is_not_finite_has_no_children(method: Paper | Simple) -> None:
         assert {scaling.factors for generation in asked[1:] for scaling in generation} == {starts[6].factors}
 
 
+def test_children_of_the_simple_recipe_are_means_of_two() -> None:
+    """Without noise; of starts that are all 2 and all 6, they are all 2, 4 or 6, and then means of those."""
+    starts, space = [Scaling([2.0] * 8), Scaling([6.0] * 8)], space_of(Simple())
+    asked = generations(Simple(20, kept=1.0, sigma=0.0, generations=1), space, starts=starts)
+    assert {one.factors for one in asked[0]} == {(2.0,) * 8, (6.0,) * 8}
+    asked = generations(Simple(20, kept=0.5, sigma=0.0, generations=1), space, starts=starts, loss=lambda _: 1.0)
+    assert {one.factors for one in asked[1]} == {(2.0,) * 8, (4.0,) * 8, (6.0,) * 8}
+
+
+def test_the_noise_of_the_simple_recipe_is_normal() -> None:
+    rope = Rope(dim=2, base=1e4, original_length=256)  # one pair: nothing to sort, and no bound is near
+    method = Simple(4000, generations=0)
+    (asked,) = generations(method, space_of(method, rope), starts=[Scaling([4.0])])
+    moved = np.array([one.factors[0] for one in asked[1:]]) - 4.0
+    assert moved.mean() == pytest.approx(0, abs=0.01)
+    assert moved.std() == pytest.approx(0.1, abs=0.005)
+    assert np.abs(moved).max() > 0.25
+
+
+@pytest.mark.parametrize("method", [Paper(2000, 0, 0, 4, generations=0), Simple(2000, generations=0)])
+def test_mutants_have_other_start_tokens_with_a_probability_of_three_tenths(method: Paper | Simple) -> None:
+    """Of which half are those that they had."""
+    (asked,) = generations(method, space_of(method, start_tokens=(0, 8)), starts=STARTS[:1])
+    assert np.mean([one.start_tokens == 8 for one in asked[1:]]) == pytest.approx(0.15, abs=0.04)
+
+
+def test_three_tenths_of_the_papers_genes_are_drawn_anew() -> None:
+    """And a few of them as they were."""
+    method = Paper(400, 0, 0, 4, generations=0)
+    (asked,) = generations(method, space_of(method), starts=[Scaling(np.linspace(2, 8, 8).tolist())])
+    changed = np.array([np.not_equal(one.factors, asked[0].factors) for one in asked[1:]])
+    assert 0.25 < changed.mean() <= 0.31
+
+
 @KINDS
 def test_the_same_seed_asks_the_same(method: Paper | Simple) -> None:
     one, again, other = (generations(method, space_of(method), seed=seed) for seed in (3, 3, 4))

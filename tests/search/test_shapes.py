@@ -124,6 +124,35 @@ def test_a_ramp_is_flat_then_rises_then_is_flat(first: float, width: float) -> N
     np.testing.assert_allclose(one.log_factors(np.array([first, width, 1.7])), wanted, atol=1e-12)
 
 
+@given(ROPES, st.floats(1.1, 64), CEILINGS)
+def test_the_bounds_of_a_ramp(rope: Rope, scale: float, ceiling: float) -> None:
+    """It begins from a quarter of the pairs before the first to the last, and is half a pair to all of them wide."""
+    one, pairs = shape("ramp", rope, scale, ceiling), rope.dim // 2
+    np.testing.assert_allclose(one.lower, [-pairs / 4, 0.5, 0])
+    np.testing.assert_allclose(one.upper, [pairs - 1, pairs, np.log(ceiling * scale)])
+
+
+@given(ROPES, st.floats(1.1, 64), CEILINGS)
+def test_the_bounds_of_the_critical_shape(rope: Rope, scale: float, ceiling: float) -> None:
+    one, pairs = shape("critical", rope, scale, ceiling), rope.dim // 2
+    np.testing.assert_allclose(one.lower, [1, *[np.log(scale)] * pairs])
+    np.testing.assert_allclose(one.upper, [pairs - 1, *[np.log(ceiling * scale)] * pairs])
+
+
+@pytest.mark.parametrize("name", ["free", "monotone", "spline"])
+@given(ROPES, SCALES, CEILINGS)
+def test_sums_of_increments_reach_the_largest_factor_by_any_of_them(
+    name: str, rope: Rope, scale: float, ceiling: float
+) -> None:
+    assume(ceiling * scale > 1.01)
+    one, top = shape(name, rope, scale, ceiling), np.log(ceiling * scale)
+    assert not one.lower.any()
+    np.testing.assert_allclose(one.upper, top)
+    for each in np.diag(one.upper):
+        assert one.log_factors(each).max() == pytest.approx(top)
+    assert not one.log_factors(one.lower).any()
+
+
 TAILS = st.lists(st.floats(8.0, 16.0), min_size=8, max_size=8)
 
 
@@ -168,5 +197,7 @@ def test_the_jacobian_of_the_critical_shape(kappa: int) -> None:
 
 
 def test_an_unknown_shape_is_refused() -> None:
-    with pytest.raises(LongRopeError, match=r"'wavy' is unknown; choose one of free, monotone, spline, ramp, critical"):
+    with pytest.raises(
+        LongRopeError, match=r"^space = 'wavy' is unknown; choose one of free, monotone, spline, ramp, critical"
+    ):
         shape("wavy", ROPE, 8.0, 2.0)

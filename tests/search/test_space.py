@@ -105,6 +105,15 @@ def test_the_bounds_are_reached_and_not_passed(form: str) -> None:
     assert max(highest.factors) <= 16 * (1 + 1e-12)
 
 
+@EVERY
+def test_the_spread_of_what_is_not_a_factor_is_its_whole_range(form: str) -> None:
+    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), form=form)
+    lower, upper = space.bounds
+    assert space.spread[-2:].tolist() == pytest.approx([math.log(1 + 0.2 * math.log(8)), 2.0])
+    np.testing.assert_allclose(space.spread[-2:], (upper - lower)[-2:], rtol=1e-15)
+    np.testing.assert_allclose(space.spread[:-2], space.shape.spread, rtol=1e-15)
+
+
 def test_an_attention_factor_outside_the_usual_range_is_inside_its_own() -> None:
     for factor in (0.7, 3.0):
         space = Space(ROPE, 2048, attention_factor=factor, attention=True)
@@ -154,7 +163,7 @@ def test_a_start_of_another_rope_is_refused(form: str) -> None:
 def test_what_is_no_space() -> None:
     with pytest.raises(LongRopeError, match=r"length = 255 is below .* 256"):
         Space(ROPE, 255)
-    with pytest.raises(LongRopeError, match="start_tokens is empty"):
+    with pytest.raises(LongRopeError, match=r"^start_tokens is empty; \(0,\) searches without start tokens$"):
         Space(ROPE, 2048, start_tokens=())
     with pytest.raises(LongRopeError, match=r"no factor to choose but 1.* above the original 256"):
         Space(ROPE, 256, ceiling=1.0)

@@ -1,1 +1,1 @@
-"""Long documents: load, tokenize, cut, split."""
+"""Long documents, their tokens, training windows, and texts that hide what is asked for."""

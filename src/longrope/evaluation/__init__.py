@@ -1,1 +1,1 @@
-"""Perplexity by length, and what a search minimises."""
+"""Perplexity, retrieval and tasks side by side; what a search minimises; what a pass costs."""

@@ -93,10 +93,11 @@ def head_losses(
             end = min(start + size, tokens.shape[1] - 1)
             logits = logits_of(tokens[:, start:end], hidden[:, start:end]).flatten(0, 1)
             targets = tokens[:, start + 1 : end + 1].flatten()
-            yield start, end, _losses(logits, targets).view(len(tokens), -1)
+            yield start, end, losses_of(logits, targets).view(len(tokens), -1)
 
 
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each row of logits ``(rows, vocabulary)`` at its target ``(rows,)``, in nats, float32."""
     rows = max(1, LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     blocks = zip(logits.split(rows), targets.split(rows), strict=True)
     return torch.cat([cross_entropy(some.float(), wanted, reduction="none") for some, wanted in blocks])

@@ -1,1 +1,1 @@
-"""Load a model and put factors into it."""
+"""Load a model, put factors into it, run it in pieces, generate with it."""
