@@ -75,6 +75,8 @@ def held(path: Path, *, folder: bool = True) -> Iterator[None]:
     Raises:
         LongRopeError: if another process holds it, or its place cannot be written.
     """
+    if folder and path.exists() and not path.is_dir():
+        raise LongRopeError(f"{path} is no folder; choose another output with -o")
     lock, made = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}"), folder and not path.exists()
     file = _take(path, lock)
     _mine.add(lock)

@@ -58,6 +58,6 @@ def test_any_name_of_a_source_is_found_or_refused(name: str) -> None:
 def test_half_a_character_is_named_with_its_place(half: int, before: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "texts.jsonl"
-        path.write_text('{"text": "fine"}\n{"text": %s}\n' % json.dumps(before + chr(half)), encoding="utf-8")
+        path.write_text(f'{{"text": "fine"}}\n{{"text": {json.dumps(before + chr(half))}}}\n', encoding="utf-8")
         with pytest.raises(LongRopeError, match=rf"line 2: .*\\ud{half & 0xFFF:03x}', number {len(before) + 1}\)"):
             load_documents(str(path))

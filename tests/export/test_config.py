@@ -122,7 +122,7 @@ def test_modes() -> None:
     assert for_mode(dual, "dual") == dual
     static = for_mode(dual, "static")
     assert (static.short, static.long, static.length) == (dual.long, dual.long, dual.length)
-    with pytest.raises(LongRopeError, match=r"mode = 'both'.*dual or static"):
+    with pytest.raises(LongRopeError, match=r"mode = 'both'.*dual, static"):
         for_mode(dual, "both")
 
 

@@ -156,12 +156,12 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         LongRopeError: if it holds one and may not, or something else.
     """
     from longrope.evaluation.cells import JOURNAL
-    from longrope.files import claim
+    from longrope.files import LOCK, claim
 
     if folder is not None:
         options.refuse_run(folder)
         begun = (folder / JOURNAL).exists()
-        if not begun and overwrite and folder.is_dir() and any(folder.iterdir()):
+        if not begun and overwrite and folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
             raise LongRopeError(f"{folder} holds no evaluation; choose another output with -o")
         claim(
             folder, overwrite=begun and (resume or overwrite), folder=True, also="continue it with --resume, " * begun

@@ -50,8 +50,8 @@ def export_huggingface(
     if find_rotary(model).rope != held.rope:
         raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
     folder = folder.resolve()
-    ours = all((folder / name).is_file() for name in ("config.json", "extension.json"))  # a run has no config.json
-    if overwrite and folder.is_dir() and any(folder.iterdir()) and not ours:
+    run = any((folder / name).exists() for name in ("plan.toml", "search-0.jsonl"))  # these have an extension.json too
+    if overwrite and folder.is_dir() and any(folder.iterdir()) and (run or not (folder / "extension.json").is_file()):
         raise LongRopeError(f"{folder} is no checkpoint that longrope wrote; choose another output with -o")
     claim(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
