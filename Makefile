@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu test-faults coverage mutation lint format release-check tiny clean
+.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
@@ -61,6 +61,10 @@ coverage: $(READY)  ## which lines the tests run, command line and workers inclu
 
 mutation: $(READY)  ## how many small changes of the core the tests notice (an hour on two cores)
 	$(BIN)/python scripts/mutation.py
+
+fuzz: $(READY)  ## feed the readers of files with broken ones, guided by coverage (a quarter of an hour each)
+	$(BIN)/pip install --quiet atheris
+	for reader in json csv config gguf jsonl; do $(BIN)/python scripts/fuzz.py $$reader --seconds 900 || exit 1; done
 
 lint: $(READY)  ## ruff and pyright
 	$(BIN)/ruff check .

@@ -88,8 +88,6 @@ def change(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-# until `models/load.py` passes trust_remote_code=False, transformers asks [y/N] and takes a yes
-@pytest.mark.xfail(reason="transformers asks whether to run the code of a checkpoint, and runs it after a yes")
 @pytest.mark.parametrize("read", [load_config, load, load_tokenizer])
 def test_code_of_a_checkpoint_never_runs(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read, capsys
@@ -154,7 +152,6 @@ def test_an_export_copies_neither_links_nor_strange_files(checkpoint: Path, tmp_
     assert [path.name for path in out.parent.iterdir()] == ["extended"]
 
 
-@pytest.mark.xfail(reason="a ValueError of transformers, after all the work", raises=ValueError)
 def test_a_tokenizer_names_no_file_outside(checkpoint: Path, tmp_path: Path) -> None:
     """Transformers writes a chat template into a file of its name."""
     templates = [{"name": "default", "template": "x"}, {"name": "../../../../pwned", "template": "y"}]

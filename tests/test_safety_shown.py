@@ -110,7 +110,6 @@ SHOWN = {
 }
 
 
-@pytest.mark.xfail(reason="rich reads the name as markup", raises=Exception)
 @pytest.mark.parametrize("name", [*SHOWN, "progress"])
 def test_markup_in_a_name_is_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     word = "a[red]b[/red][/c]"
@@ -123,7 +122,6 @@ def test_markup_in_a_name_is_text(name: str, capsys: pytest.CaptureFixture[str])
     assert word in told.out + told.err
 
 
-@pytest.mark.xfail(reason="an error's text is printed as it is")
 def test_an_error_obeys_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise LongRopeError("a file named \x1b]0;title\x07\x1b[2J")
@@ -148,7 +146,6 @@ def kinds(text: str) -> list[str]:
     return [inner.type for token in tokens for inner in (token, *(token.children or ()))]
 
 
-@pytest.mark.xfail(reason="the card takes names as Markdown")
 @pytest.mark.parametrize("word", MARKDOWN)
 def test_names_add_nothing_to_a_model_card(word: str) -> None:
     def written(word: str) -> str:

@@ -45,6 +45,8 @@ class Scaling:
         factors = tuple(positive(f"factors[{i}]", value) for i, value in enumerate(self.factors))
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "attention_factor", positive("attention_factor", self.attention_factor))
+        if not isinstance(self.scheme, str) or any("\ud800" <= letter <= "\udfff" for letter in self.scheme):
+            raise LongRopeError(f"scheme = {self.scheme!r} must be text, without half characters")
         object.__setattr__(self, "start_tokens", whole("start_tokens", self.start_tokens, 0))
         if self.length is not None:
             object.__setattr__(self, "length", whole("length", self.length, 1))
@@ -100,7 +102,7 @@ class Scaling:
             LongRopeError: if the text is no scaling of a known version, or holds a bad value.
         """
         try:
-            return cls(**_loads(text, "scaling"))
+            return _finite(cls(**_loads(text, "scaling")))
         except TypeError as error:
             raise LongRopeError(f"scaling: field missing or unknown: {error}") from None
 
@@ -164,13 +166,22 @@ class Extension:
         data = _loads(text, "extension")
         try:
             rope, short, long = Rope(**data.pop("rope")), Scaling(**data.pop("short")), Scaling(**data.pop("long"))
-            return cls(rope=rope, short=short, long=long, **data)
+            return cls(rope=rope, short=_finite(short), long=_finite(long), **data)
         except (KeyError, TypeError) as error:
             raise LongRopeError(f"extension: field missing or unknown: {error}") from None
 
 
 def _dumps(kind: str, fields: Mapping[str, Any]) -> str:
     return json.dumps({"version": VERSION, "kind": kind, **fields}, indent=1, allow_nan=False) + "\n"
+
+
+def _finite(scaling: Scaling) -> Scaling:
+    """The same, if its provenance can be written again: Python's reader takes NaN and 1e999."""
+    try:
+        json.dumps(scaling.provenance, allow_nan=False)
+    except ValueError:
+        raise LongRopeError("provenance: a number is not finite; write null") from None
+    return scaling
 
 
 def _plain(scaling: Scaling) -> dict[str, Any]:

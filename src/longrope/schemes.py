@@ -137,7 +137,7 @@ def heuristic(rope: Rope, length: int) -> Scaling:
 def resonance(rope: Rope, scaling: Scaling) -> Scaling:
     """Resonance RoPE on any factors: wavelengths rounded to whole tokens, so that a pair repeats exactly.
 
-    λ_i' = round(λ_i·wavelength_i) / wavelength_i, at least 2 tokens (Wang et al. 2024, arXiv 2403.00071, section 4).
+    λ_i' = round(λ_i·wavelength_i) / wavelength_i, at least 2 tokens (Wang et al. 2024, arXiv 2403.00071).
 
     Raises:
         LongRopeError: if the factors are another rope's.

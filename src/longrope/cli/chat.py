@@ -77,5 +77,5 @@ def take_turn(memory: Memory, turns: list[Turn], said: str, *, new: int, tempera
     except KeyboardInterrupt:
         stream.end()
         talk.note("(stopped)")
-    talk.note(f"[{len(ids):,} tokens, {speaker.sets(ids, new)} factors; {stream.speed()}]")
+    talk.note(f"[{len(ids):,} tokens, {speaker.sets(ids, new, len(stream.tokens))} factors; {stream.speed()}]")
     return [*turns, (said, str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True)))]

@@ -88,7 +88,7 @@ def show(report: Report, title: str, *, err: bool) -> None:
         table.add_row(part.part, f"{part.length:,}", *_cells([part], report))
     table.add_section()
     table.add_row("all", "", *_cells(report.parts, report))
-    console = Console(stderr=err)
+    console = Console(stderr=err, markup=False)
     console.print(table)
     for dtype, rate in report.rates.items():
         console.print(

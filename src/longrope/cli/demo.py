@@ -34,11 +34,11 @@ def run(
     from longrope.extension.pipeline import extend as carry_out
     from longrope.extension.plan import load_plan
     from longrope.extension.run import Run, begin
-    from longrope.files import claim, write_json
+    from longrope.files import LOCK, claim, write_json
     from longrope.report.provenance import provenance
 
     console = Console(stderr=True, soft_wrap=True)
-    barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", ".lock"}  # died at once
+    barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", LOCK}  # died at once
     claim(output, overwrite=barely or (output / "demo.json").exists(), folder=True)
     shutil.rmtree(output, ignore_errors=True)
     options.choose_device("cpu")  # quietens transformers

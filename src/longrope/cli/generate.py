@@ -62,7 +62,7 @@ def run(
         "text": speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True),
         "tokens": len(stream.tokens),
         "prompt_tokens": len(ids),
-        "factors": speaker.sets(ids, len(stream.tokens)),
+        "factors": speaker.sets(ids, new, len(stream.tokens)),
         "policy": speaker.policy,
         "seconds": stream.times[-1],
         "first_token_seconds": stream.times[0],

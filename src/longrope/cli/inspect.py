@@ -53,8 +53,9 @@ def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int) -> N
     """Print the table of pairs."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{model}: {rope.dim} rotated dimensions, rope_theta {rope.base:,.0f}, L0 = {rope.original_length:,} tokens; "
         f"factors for {length:,} tokens (s = {rope.scale(length):g})"
@@ -62,7 +63,7 @@ def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int) -> N
     table = Table("pair", "wavelength", "turns", "trained", *scalings, box=None, padding=(0, 1, 0, 0))
     for i, wavelength in enumerate(rope.wavelengths):
         turns = rope.original_length / wavelength
-        trained = "yes" if i < rope.critical_pair else "[yellow]no[/]"
+        trained = "yes" if i < rope.critical_pair else Text("no", style="yellow")
         factors = [f"{scaling.factors[i]:.3f}" for scaling in scalings.values()]
         table.add_row(str(i), f"{wavelength:,.1f}", f"{turns:,.2f}", trained, *factors)
     console.print(table)

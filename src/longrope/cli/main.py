@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -27,6 +28,7 @@ from longrope.cli import (
 )
 from longrope.errors import LongRopeError
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # in the name of a file, say: a terminal would obey
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -59,7 +61,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except LongRopeError as error:
-            console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+            said = CONTROLS.sub("?", f"error: {error}")
+            console.print(said, style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             console.print("interrupted" + "; with -o, it continues with --resume" * ("resume" in kwargs))

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from longrope.search.run import Progress as Standing
 
 
+def _progress(*, quiet: bool) -> Progress:
+    said, note = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[note]"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(said, BarColumn(), TaskProgressColumn(), note, *times, console=Console(stderr=True), disable=quiet)
+
+
 @contextmanager
 def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
     """A progress bar on standard error; the function given takes what is done and what to say of it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
+    with _progress(quiet=quiet) as progress:
         task = progress.add_task(description, total=total, note="")
         yield lambda done, note: progress.update(task, completed=done, note=note)
 
@@ -49,10 +53,8 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, Standing],
 @contextmanager
 def parts_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None]]:
     """One bar for each part of the work; the function given takes the part, what is done, of how much, and a note."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
+    with _progress(quiet=quiet) as progress:
 
         def tell(part: str, done: int, total: int, note: str) -> None:
             if part not in tasks:

@@ -24,7 +24,7 @@ def run(
     ] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3 or heuristic (the default); or yarn+resonance …."),
+        typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3, heuristic (the default); yarn+resonance and so on."),
     ] = None,
     scaling: Annotated[str | None, typer.Option(help=f"Instead of a scheme. {options.FACTORS}")] = None,
     attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: as it is).")] = None,

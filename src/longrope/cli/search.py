@@ -156,9 +156,9 @@ def run(
                 provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
                 watch=watch,
             )
-    documents = {"search": searched_on, "held_out": held_out}
-    record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
-    write_json(output / "run.json", record | {"provenance": provenance()})
+        documents = {"search": searched_on, "held_out": held_out}
+        record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
+        write_json(output / "run.json", record | {"provenance": provenance()})
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
 
 

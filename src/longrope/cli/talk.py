@@ -65,9 +65,10 @@ class Speaker:
             note(f"the file has {len(tokens):,} tokens, of which the first {size:,} fit: the rest is left out")
         return kept
 
-    def sets(self, ids: list[int], new: int) -> str:
-        """Which factors are used: long, short, or ``short, then long``."""
-        ends = [factors_for(self.extension, self.policy, len(ids) + more, new - more) for more in (0, new)]
+    def sets(self, ids: list[int], new: int, made: int | None = None) -> str:
+        """Which factors are used: long, short, or ``short, then long``; of ``new`` tokens, ``made`` came (or all)."""
+        made = new if made is None else made
+        ends = [factors_for(self.extension, self.policy, len(ids) + more, new - more) for more in (0, made)]
         return ", then ".join(dict.fromkeys("long" if end == self.extension.long else "short" for end in ends))
 
 

@@ -34,7 +34,8 @@ def load_documents(source: str) -> list[Document]:
     try:
         found = list(_found(source))
     except OSError as error:
-        raise LongRopeError(f"data = {source!r} cannot be read: {error.strerror}; give another") from None
+        where = error.filename or source
+        raise LongRopeError(f"data = {str(where)!r} cannot be read: {error.strerror}; give another") from None
     distinct = {document.text: document for document in found if document.text.strip()}
     if not distinct:
         raise LongRopeError(f"data = {source!r} holds no text; give a folder of text files, .jsonl or .parquet")
@@ -70,8 +71,6 @@ def _file(path: Path) -> Iterator[Document]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         text = "\0"
-    except OSError as error:
-        raise LongRopeError(f"data = {str(path)!r} cannot be read: {error.strerror}") from None
     if "\0" in text:
         raise LongRopeError(f"data = {str(path)!r} is no UTF-8 text; give text files, .jsonl or .parquet")
     if path.suffix == ".jsonl":

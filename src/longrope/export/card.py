@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from longrope.export.config import on_formula
 from longrope.scaling import Extension
 
@@ -14,6 +16,11 @@ SETS = {
 }
 
 
+def _plain(text: object) -> str:
+    """Text in one line, with nothing in it that Markdown or HTML would take for more."""
+    return re.sub(r"([\\`*_\[\]<>|&!#~])", r"\\\1", " ".join(str(text).split()))
+
+
 def card(extension: Extension, mode: str, name: str) -> str:
     """Markdown: what the checkpoint is, its factors, and where they come from."""
     long, rope = extension.long, extension.rope
@@ -21,7 +28,7 @@ def card(extension: Extension, mode: str, name: str) -> str:
         f"| {i} | {w:,.1f} | {s:.4g} | {f:.4g} |"
         for i, (w, s, f) in enumerate(zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))
     ]
-    found = [f"- {key}: {value}" for key, value in long.provenance.items()]
+    name, found = _plain(name), [f"- {_plain(key)}: {_plain(value)}" for key, value in long.provenance.items()]
     return "\n".join(
         [
             "---",
@@ -30,7 +37,7 @@ def card(extension: Extension, mode: str, name: str) -> str:
             "---",
             f"# {name}, extended from {rope.original_length:,} to {extension.length:,} tokens",
             "",
-            f"The weights of {name} with LongRoPE factors (scheme: {long.scheme}, s = {extension.scale:g}, "
+            f"The weights of {name} with LongRoPE factors (scheme: {_plain(long.scheme)}, s = {extension.scale:g}, "
             f"attention factor {long.attention_factor:g}). {SETS[mode].format(original=rope.original_length)}",
             "",
             *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}", ""]),

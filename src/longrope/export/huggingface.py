@@ -58,8 +58,8 @@ def export_huggingface(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         config_fields(model.config.to_dict(), held)
+        save_tokenizer(tokenizer, temporary)  # before the large files: it may be refused
         model.save_pretrained(temporary)
-        save_tokenizer(tokenizer, temporary)
         config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), held)
         write_json(temporary / "config.json", config)
         write_text(temporary / "extension.json", held.to_json())

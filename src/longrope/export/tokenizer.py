@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from longrope.errors import LongRopeError
 from longrope.files import write_json
 
 
@@ -15,13 +16,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
     Raises:
         OSError: if the folder cannot be written.
+        LongRopeError: if transformers does not write this one.
     """
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the package tokenizers raises nothing narrower
         if "(os error" in str(error):
             raise OSError(str(error)) from None
-        raise
+        raise LongRopeError(f"the tokenizer cannot be written: {error}") from error
     path = folder / "tokenizer_config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     if fields.get("tokenizer_class") == "TokenizersBackend":

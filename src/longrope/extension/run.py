@@ -22,13 +22,8 @@ from longrope.schemes import attention_factor, is_scheme
 
 Tell = Callable[[str, int, int, str], None]  # part of the work, done, of how much, what to say of it
 VERSION = 1
-BEGUN = (
-    LOCK,
-    "tokens",
-    "plan.toml",
-    ".plan.toml.",
-    ".run.json.",
-)  # what a run leaves that was refused or died in `begin`
+# what a run leaves that was refused or died in `begin`
+BEGUN = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.")
 
 
 @dataclass(frozen=True)

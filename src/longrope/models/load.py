@@ -44,8 +44,10 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     folder, options = _locate(name)
     config = {"config": load_config(name)} if options else {}  # ours has the scaling of a GGUF
     with _explained(name, f" on {device}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **options, **config)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, dtype=DTYPES[dtype], **options, **config
+        )
         model = opened.to(device).eval()
     if options:
         _forget_quantization(model)
@@ -71,7 +73,7 @@ def load_config(name: str) -> PreTrainedConfig:
     folder, options = _locate(name)
     extension = find_extension(Path(folder) / options["gguf_file"]) if options else None
     with _explained(name):
-        config = AutoConfig.from_pretrained(folder, **options)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
         return config if extension is None else _scaled(config, extension, name)
 
 
@@ -83,7 +85,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     folder, options = _locate(name)
     with _explained(name):
-        return AutoTokenizer.from_pretrained(folder, **options)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def find_gguf(name: str) -> Path | None:
@@ -105,6 +107,8 @@ def _explained(name: str, where: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # each config class raises its own kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is not run; give a checkpoint of a model that transformers has"
         hint = "" if Path(name).exists() else did_you_mean(name, BUILT_IN)
         raise LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason.rstrip('.')}{hint}") from error
 

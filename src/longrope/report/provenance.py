@@ -14,7 +14,7 @@ import torch
 
 
 def provenance() -> dict[str, object]:
-    """The command line (without folders), versions, machine in general words and the date, as JSON values."""
+    """The command line, its program without the folder, versions, machine in general words and date, as JSON values."""
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
