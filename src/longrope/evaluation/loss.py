@@ -17,7 +17,7 @@ from longrope.models.memory import explain_out_of_memory
 from longrope.models.tiled import tiled
 
 LOGITS_AT_ONCE = 2**24
-LOGITS_IN_CACHE = 2**20  # in float32 4 MiB: a CPU's softmax of more waits for memory, four times as long
+LOGITS_IN_CACHE = 2**20  # in float32 4 MiB: a CPU's softmax of more waits for memory (benchmarks/losses.py)
 
 
 def token_losses(
