@@ -17,8 +17,8 @@ SETS = {
 
 
 def _plain(text: object) -> str:
-    """Text in one line, with nothing in it that Markdown or HTML would take for more."""
-    return re.sub(r"([\\`*_\[\]<>|&!#~])", r"\\\1", " ".join(str(text).split()))
+    """Text in one line, with nothing in it that Markdown or HTML would take for more; underscores inside words stay."""
+    return re.sub(r"([\\`*\[\]<>|&!#~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
 
 
 def card(extension: Extension, mode: str, name: str) -> str:
