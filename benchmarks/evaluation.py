@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune import status
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from measuring import status
 from torch.nn.functional import cross_entropy
 
 from longrope.data.documents import load_documents

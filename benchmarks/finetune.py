@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import status
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from longrope.data.packing import Windows
@@ -112,12 +113,6 @@ def cell(name: str, way: str, length: int) -> dict[str, float]:
         "tokens_a_second": length / float(seconds),
         "loss": float(next(row["train_loss"] for row in trainer.state.log_history if "train_loss" in row)),
     }
-
-
-def status(field: str) -> int:
-    """Bytes of a field of this process's status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
 
 
 if __name__ == "__main__":

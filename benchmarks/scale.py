@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from finetune import status
+from measuring import status
 from torch.nn.functional import cross_entropy
 
 from longrope.data.documents import load_documents

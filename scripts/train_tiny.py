@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the finished model")
-    parser.add_argument("--tokens", type=int, default=28_000_000, help="tokens to train on in all")
+    parser.add_argument("--tokens", type=int, default=17_000_000, help="tokens to train on in all")
     parser.add_argument("--batch", type=int, default=32, help="sequences a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)

@@ -80,7 +80,12 @@ def main() -> None:
                     "perplexity": float(np.exp(losses.mean())),
                     "perplexity_by_position": by_position,
                 }
-            record = {"cells": cells, "device": name, "product_flops_per_second": rate, "provenance": provenance()}
+            record = {
+                "cells": cells,
+                "device": name,
+                "product_flops_per_second": rate,
+                "provenance": provenance(given.device),
+            }
             write_json(given.output, record)
             print(key, cells[key], flush=True)
 

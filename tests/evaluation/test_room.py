@@ -14,8 +14,8 @@ from longrope.evaluation.anatomy import Anatomy
 from longrope.models.load import load_config
 
 
-def check(length: int, batch: int) -> None:
-    room.check_room(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu")
+def check(length: int, batch: int, workers: int = 1) -> None:
+    room.check_room(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu", workers=workers)
 
 
 def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +29,14 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyP
         check((int(fits.removesuffix("k")) + 1) * 1024, 1)
     with pytest.raises(LongRopeError, match="with batch = 64"):
         check(2**16, 64)
+
+
+def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    takes = Anatomy.of(load_config("tiny"), "auto").searching(2048, gradient=False)
+    monkeypatch.setattr(room, "free_memory", lambda _: 3 * takes)
+    check(2048, 1, workers=3)
+    with pytest.raises(LongRopeError, match=r"GiB free for each of 4 workers; .*, fewer workers"):
+        check(2048, 1, workers=4)
 
 
 def test_a_device_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

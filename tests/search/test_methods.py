@@ -7,7 +7,7 @@ from searching import LENGTH, ROPE, SMALL, STARTS, asks, space_of
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.schemes import SCHEMES, scheme
-from longrope.search.evolution import STEP
+from longrope.search.evolution import STEP, Paper
 from longrope.search.methods import METHODS, method, planned
 from longrope.search.shapes import SHAPES
 
@@ -22,6 +22,14 @@ def test_an_unknown_method_is_refused() -> None:
         LongRopeError, match=r"^method = 'magic' is unknown; choose one of auto, gradient, cma, paper, s"
     ):
         method("magic")
+
+
+def test_only_the_papers_population_is_half_beyond_512k() -> None:
+    """64 becomes 32 at 1M and 2M (section 4.1), unless told otherwise."""
+    assert method("paper", length=2**19) == Paper()
+    assert method("paper", length=2**21) == Paper(population=32, mutations=8, crossovers=8, parents=16)
+    assert method("paper", 12, 2**21) == Paper().sized(12)
+    assert all(method(name, length=2**21) is METHODS[name] for name in METHODS if name != "paper")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,18 +12,6 @@ from longrope.lengths import parse_lengths
 if TYPE_CHECKING:
     from longrope.rope import Rope
     from longrope.scaling import Scaling
-    from longrope.search.methods import Method
-
-
-def method_of(name: str, population: int | None, length: int) -> Method:
-    """The method of a name; beyond 512K tokens the paper's with half its population, as in the paper."""
-    from longrope.search.evolution import Paper
-    from longrope.search.methods import method
-
-    chosen = method(name)
-    if population is None and length > 512 * 1024 and isinstance(chosen, Paper):
-        population = chosen.population // 2
-    return chosen if population is None else chosen.sized(population)
 
 
 def shorter(also: str, length: int) -> list[int]:

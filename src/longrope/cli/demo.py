@@ -34,28 +34,31 @@ def run(
     from longrope.extension.pipeline import extend as carry_out
     from longrope.extension.plan import load_plan
     from longrope.extension.run import Run, begin
-    from longrope.files import LOCK, claim, write_json
+    from longrope.files import LOCK, claim, held, write_json
     from longrope.report.provenance import provenance
 
     console = Console(stderr=True, soft_wrap=True)
     barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", LOCK}  # died at once
     claim(output, overwrite=barely or (output / "demo.json").exists(), folder=True)
-    shutil.rmtree(output, ignore_errors=True)
     options.choose_device("cpu")  # quietens transformers
-    console.print("1. Search, fine-tune, recover the short context, compare on test documents")
-    with parts_bar(quiet=as_json) as tell:
-        work = Run(output, MODEL, load_plan(PLAN), dtype="float32", tell=tell)
-        begin(work, resume=False)
-        write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
-        carry_out(work)
-    console.print("2. Export, and check in plain transformers")
-    checkpoint, record = extend.export(work), extend.results(work)
-    assert checkpoint is not None
-    model, _ = options.open_model(work.weights(len(work.plan.stages) + 1), "float32", "cpu")
-    parity = check_parity(checkpoint, model)
-    report = write_report(work)
-    record["parity"] = {row.length: row.difference for row in parity}
-    write_json(output / "demo.json", record | {"provenance": provenance()})
+    with held(output):
+        for old in output.iterdir():
+            if old.name != LOCK:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
+        console.print("1. Search, fine-tune, recover the short context, compare on test documents")
+        with parts_bar(quiet=as_json) as tell:
+            work = Run(output, MODEL, load_plan(PLAN), dtype="float32", tell=tell)
+            begin(work, resume=False)
+            write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
+            carry_out(work)
+        console.print("2. Export, and check in plain transformers")
+        checkpoint, record = extend.export(work), extend.results(work)
+        assert checkpoint is not None
+        model, _ = options.open_model(work.weights(len(work.plan.stages) + 1), "float32", "cpu")
+        parity = check_parity(checkpoint, model)
+        report = write_report(work)
+        record["parity"] = {row.length: row.difference for row in parity}
+        write_json(output / "demo.json", record | {"provenance": provenance()})
 
     def show() -> None:
         extend.describe(work, record, checkpoint)

@@ -110,7 +110,7 @@ def run(
             more=more,
             tell=partial(tell, "eval"),
         )
-        record = {"model": model, "dtype": dtype, **record, "provenance": provenance()}
+        record = {"model": model, "dtype": dtype, **record, "provenance": provenance(on)}
         if output is not None:
             write_json(output / "results.json", record)
     options.tell(record, as_json=as_json, text=lambda: describe(record, rope, output))

@@ -78,7 +78,7 @@ def command_line() -> str:
     for word in words:
         if word in ("-o", "--output"):
             next(words, None)
-        elif word not in ("--resume", "--overwrite", "--json"):
+        elif word not in ("--resume", "--overwrite", "--json") and not word.startswith(("-o", "--output=")):
             kept.append(word)
     return shlex.join(kept)
 

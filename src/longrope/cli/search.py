@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -78,6 +78,7 @@ def run(
     """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.files import claim, held, write_json
     from longrope.search.budget import Budget
+    from longrope.search.methods import method as named
     from longrope.search.shapes import SHAPES
 
     tokens = parse_length(length)
@@ -88,7 +89,7 @@ def run(
         None if minutes is None else 60 * minutes,
         patience,
     )
-    chosen = choices.method_of(method, population, tokens)
+    chosen = named(method, population, tokens)
     if space in SHAPES and not chosen.shaped:
         raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
     output = output or Path(f"{options.short_name(model)}-{length}")
@@ -102,7 +103,7 @@ def run(
     from longrope.data.documents import load_documents
     from longrope.data.split import split
     from longrope.evaluation.items import make_items
-    from longrope.extension.connect import connected
+    from longrope.extension.connect import connected, processes
     from longrope.extension.factors import find_factors
     from longrope.report.provenance import provenance
     from longrope.schemes import attention_factor
@@ -110,8 +111,8 @@ def run(
     from longrope.search.space import START_TOKENS, Space
 
     place = options.choose_device(device)
-    if not workers.startswith("ray"):  # those have memory of their own
-        check_passes(chosen, model, size or tokens, rows=rows, dtype=dtype, device=place)
+    if local := processes(workers):
+        check_passes(chosen, model, size or tokens, rows=rows, dtype=dtype, device=place, workers=local)
     with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
@@ -158,17 +159,17 @@ def run(
             )
         documents = {"search": searched_on, "held_out": held_out}
         record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
-        write_json(output / "run.json", record | {"provenance": provenance()})
+        write_json(output / "run.json", record | {"provenance": provenance(place)})
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
 
 
-def check_passes(method: Method, model: str, length: int, *, rows: int, dtype: str, device: str) -> None:
+def check_passes(method: Method, model: str, length: int, *, rows: int, **place: Any) -> None:
     """Refuse a search whose passes cannot fit into memory, those backwards too if the method has them."""
     from longrope.evaluation.room import check_room
     from longrope.extension.cost import slopes
     from longrope.models.load import load_config
 
-    check = partial(check_room, load_config(model), length, dtype=dtype, device=device)
+    check = partial(check_room, load_config(model), length, **place)
     check(batch=rows)
     if slopes(method):
         check(batch=1, gradient=True)

@@ -158,10 +158,10 @@ class Anatomy:
             lora: its rank; 0 trains all weights, which are then float32.
             mixed: whether products are computed in bfloat16.
         """
-        weights = ADAM * self.parameters
+        weights, between = ADAM * self.parameters, self.bytes if lora and mixed else 4
         if lora:
-            weights = self.bytes * self.parameters + ADAM * lora * self.adapted
-        return round(weights + self._held(length, within=2 if mixed else 4, between=self.bytes if lora else 4))
+            weights = between * self.parameters + ADAM * lora * self.adapted
+        return round(weights + self._held(length, within=2 if mixed else 4, between=between))
 
     def _held(self, length: int, *, within: int, between: int) -> float:
         """Bytes for the inputs of all layers, and for one layer backwards or the head."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from functools import partial
 
+import torch
 from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
@@ -14,7 +16,14 @@ from longrope.models.memory import free_memory
 
 
 def check_room(
-    config: PreTrainedConfig, length: int, *, batch: int, dtype: str, device: str, gradient: bool = False
+    config: PreTrainedConfig,
+    length: int,
+    *,
+    batch: int,
+    dtype: str,
+    device: str,
+    gradient: bool = False,
+    workers: int = 1,
 ) -> None:
     """Refuse passes that cannot fit.
 
@@ -25,6 +34,7 @@ def check_room(
         dtype: that the model will be loaded in, a key of `longrope.models.load.DTYPES`.
         device: where.
         gradient: whether passes go backwards too.
+        workers: models on this machine, each in a process; several devices of the name ``cuda`` share them.
 
     Raises:
         LongRopeError: if the device has less free memory than weights and a pass take; says what fits.
@@ -32,7 +42,10 @@ def check_room(
     free = free_memory(device)
     if free is None:
         return
-    needs = partial(Anatomy.of(config, dtype).searching, gradient=gradient)
+    needs, sharing = partial(Anatomy.of(config, dtype).searching, gradient=gradient), workers
+    if device == "cuda":
+        sharing = math.ceil(workers / torch.cuda.device_count())
+    free //= sharing
     if needs(length * batch) <= free:
         return
     fits = bisect_right(range(length * batch), free, key=needs) - 1
@@ -40,10 +53,11 @@ def check_room(
     rows = "" if batch == 1 else f" with batch = {batch}"
     what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
     most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
+    each, fewer = (f" for each of {sharing} workers", ", fewer workers") if sharing > 1 else ("", "")
     raise LongRopeError(
         f"length = {length}{rows} takes about {needs(length * batch) / 2**30:.1f} GiB with the weights where {device} "
-        f"has {free / 2**30:.1f} GiB free; {most}: lower the length or the "
-        f"batch, use dtype bfloat16{remedy}, or another device"
+        f"has {free / 2**30:.1f} GiB free{each}; {most}: lower the length or the "
+        f"batch, use dtype bfloat16{fewer}{remedy}, or another device"
     )
 
 

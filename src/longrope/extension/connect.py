@@ -44,18 +44,15 @@ def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: s
     Raises:
         LongRopeError: if the model or the workers cannot be had.
     """
-    if workers == "1":
+    local = processes(workers)
+    if local == 1:
         model, tokenizer = load(name, dtype=dtype, device=device)
         yield Connection(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
         return
     config, tokenizer = load_config(name), load_tokenizer(name)
     check_dtype(dtype)
-    if workers == "ray" or workers.startswith("ray://"):
-        engine: Engine = RayEngine(partial(_build, name, dtype, device, 0), workers)
-    elif workers.isdecimal() and int(workers) > 0:
-        engine = LocalEngine(partial(_build, name, dtype, device, int(workers)), int(workers))
-    else:
-        raise LongRopeError(f"workers = {workers!r}: use a number of processes, ray, or ray://HOST:PORT")
+    build = partial(_build, name, dtype, device, local)
+    engine: Engine = LocalEngine(build, local) if local else RayEngine(build, workers)
     loaded = (config.dtype or torch.float32) if dtype == "auto" else DTYPES[dtype]
 
     def connect(items: Sequence[Item]) -> Objective:
@@ -65,6 +62,19 @@ def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: s
         yield Connection(Rope.of(config), tokenizer, str(loaded), connect)
     finally:
         engine.close()
+
+
+def processes(workers: str) -> int:
+    """How many local processes these workers are; 0 on Ray.
+
+    Raises:
+        LongRopeError: if they are neither.
+    """
+    if workers == "ray" or workers.startswith("ray://"):
+        return 0
+    if not workers.isdecimal() or int(workers) == 0:
+        raise LongRopeError(f"workers = {workers!r}: use a number of processes, ray, or ray://HOST:PORT")
+    return int(workers)
 
 
 def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[Item]], Objective]:

@@ -121,9 +121,9 @@ def _joined(name: str, length: int, parts: Sequence[Cost]) -> Cost:
 def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts: int, compared: int) -> Cost:
     """Of a search, and of judging the finalists, the starts and what is compared with them on as many other items."""
     kinds = 1 if search.needles in (0, 1) else 2  # an item for its perplexity, one with needles
+    chosen = method(search.method, search.population, max(lengths))
     lengths = [min(length, search.window or length) for length in lengths]
     items = [length for length in lengths for _ in range(kinds * search.documents)]
-    chosen = method(search.method) if search.population is None else method(search.method).sized(search.population)
     chosen, _ = planned(chosen, items, search.budget if search.population is None else None)
     once = sum(items) / len(items)
     more = len(items) * (starts - len(chosen.starts))

@@ -31,7 +31,7 @@ def method_of(search: Search, items: Sequence[Item]) -> tuple[Method, int]:
     Raises:
         LongRopeError: if its population is too small, or its budget is for these items.
     """
-    chosen = method(search.method) if search.population is None else method(search.method).sized(search.population)
+    chosen = method(search.method, search.population, max(item.reach for item in items))
     tokens = [len(item.tokens) for item in items]
     if search.budget is not None and search.budget < sum(tokens):
         raise too_small(search.budget, sum(tokens))

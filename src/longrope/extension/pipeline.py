@@ -81,7 +81,7 @@ def _trained(run: Run, number: int) -> None:
     how, long = stage.finetune, run.factors(number)
     assert how is not None
     steps, part = how.count(stage.length), f"stage {number}: fine-tune at {stage.length:,}"
-    model, tokenizer = load(run.weights(number), dtype=run.dtype if how.lora else "float32")
+    model, tokenizer = load(run.weights(number), dtype=run.dtype if how.lora and how.dtype != "float32" else "float32")
     trained = folder / "training" / "model"
     done = finetune(
         model,

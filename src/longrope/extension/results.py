@@ -42,7 +42,7 @@ def measure(run: Run, extension: Extension) -> None:
             cells=Cells(lines),
             tell=lambda done, total, note: run.tell("measure", done, total, note),
         )
-    write_json(path, {"model": run.model, "dtype": run.dtype, **record, "provenance": provenance()})
+    write_json(path, {"model": run.model, "dtype": run.dtype, **record, "provenance": provenance(run.device)})
 
 
 def _rows(run: Run, extension: Extension) -> dict[str, Row]:

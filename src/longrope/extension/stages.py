@@ -45,7 +45,8 @@ class Finetune(Part):
         short: share of the tokens that are in short documents, of L0 at most, which see the original RoPE and not
             each other (LongRoPE2's mixed windows).
         lora: rank of LoRA on all linear layers; 0 trains all weights.
-        dtype: ``bfloat16`` (mixed precision) or ``float32``.
+        dtype: of products, ``bfloat16`` (mixed precision) or ``float32``. Weights that are trained are float32; under
+            LoRA the others keep the run's dtype with ``bfloat16``.
         seed: of the order of the data.
         save_every: steps from one checkpoint to the next; a twentieth of all if not given.
     """

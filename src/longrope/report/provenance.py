@@ -13,9 +13,12 @@ from pathlib import Path
 import torch
 
 
-def provenance() -> dict[str, object]:
-    """The command line, its program without the folder, versions, machine in general words and date, as JSON values."""
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def provenance(device: str = "cpu") -> dict[str, object]:
+    """The command line, its program without the folder, versions, machine in general words and date, as JSON values.
+
+    Args:
+        device: the torch device that the numbers come from.
+    """
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: importlib.metadata.version(name) for name in ("longrope", "torch", "transformers", "numpy")}
@@ -24,7 +27,7 @@ def provenance() -> dict[str, object]:
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "device": cuda or "cpu",
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         },
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }

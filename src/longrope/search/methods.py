@@ -16,6 +16,8 @@ from longrope.search.gradient import Gradient
 from longrope.search.objective import Conversation
 from longrope.search.space import Space
 
+HALVED = 512 * 1024  # tokens
+
 
 class Method(Protocol):
     """A small dataclass; ``ceiling`` and ``form`` of the space, and ``starts``, are those that it is best used with.
@@ -54,15 +56,23 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method(name: str) -> Method:
-    """The method of a name.
+def method(name: str, population: int | None = None, length: int = 0) -> Method:
+    """The method of a name, as it is used at a length.
+
+    Args:
+        name: a key of `METHODS`.
+        population: its own if None; the paper's is then half of it beyond 512K tokens, as in the paper.
+        length: in tokens.
 
     Raises:
-        LongRopeError: if there is none.
+        LongRopeError: if there is none, or the population is too small.
     """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    return METHODS[name]
+    chosen = METHODS[name]
+    if population is None and length > HALVED and isinstance(chosen, Paper):
+        population = chosen.population // 2
+    return chosen if population is None else chosen.sized(population)
 
 
 def planned(chosen: Method, items: Sequence[int], budget: int | None) -> tuple[Method, int]:
