@@ -80,7 +80,7 @@ class ModelObjective:
             hidden.backward(leaf.grad)
         slopes = module.offset.grad
         assert slopes is not None
-        return Answer(total, tuple(slopes.double().tolist()))
+        return Answer(total, tuple(slopes.tolist()))
 
     def _embedding(self, scalings: Sequence[Scaling], length: int) -> LongRoPE:
         return LongRoPE.static(self.rotary.rope, scalings, reach=length).to(self.model.device)

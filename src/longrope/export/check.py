@@ -74,4 +74,5 @@ def check_parity(folder: Path, model: PreTrainedModel, lengths: Sequence[int] | 
 @torch.inference_mode()
 def _last_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     with explain_out_of_memory(tokens.shape[1], f"on {model.device}", "give shorter --lengths"):
-        return model(input_ids=tokens, use_cache=False, logits_to_keep=KEPT).logits[:, -KEPT:].double()
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=KEPT).logits[:, -KEPT:]
+    return logits.cpu().double()  # Apple's GPUs have no doubles
