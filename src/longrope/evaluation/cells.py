@@ -93,7 +93,10 @@ def fill(
         open_model: a model and its tokenizer by name.
         tell: hears of the progress.
     """
-    work = [(name, row, part) for name, row in rows.items() for part in parts]
+    unlike: dict[str, tuple[str, Row]] = {}
+    for name, row in rows.items():
+        unlike.setdefault(row.mark, (name, row))
+    work = [(*named, part) for named in unlike.values() for part in parts]
     total = sum(part.count * part.tokens for _, _, part in work)
     done = total - sum(len(cells.missing(row, part)) * part.tokens for _, row, part in work)
     number, count = 1 + sum(not cells.missing(row, part) for _, row, part in work), len(work)
