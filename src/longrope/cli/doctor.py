@@ -7,13 +7,12 @@ import importlib.util
 import os
 import platform
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from longrope.cli import options
+from longrope.cli import advice, options
 
 EXTRAS = {  # a package, what needs it, how it comes
     "gguf": ("read and write .gguf", "pip install 'longrope[gguf]'"),
@@ -25,7 +24,6 @@ EXTRAS = {  # a package, what needs it, how it comes
     "flash_attn": ("faster attention on CUDA; not needed", "pip install flash-attn"),
     "liger_kernel": ("less memory in fine-tuning on CUDA; not needed", "pip install liger-kernel"),
 }
-SLOW = 1.5  # times float32: beyond it, bfloat16 saves memory and costs time
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def machine() -> list[Finding]:
         Finding("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"),
         Finding("memory", f"{size(memory.available)} free of {size(memory.total)}"),
     ]
-    ratio = slowness()
-    remedy = "use --dtype float32 on this CPU where it fits" if ratio > SLOW else ""
+    ratio = advice.slowness()
+    remedy = "use --dtype float32 on this CPU where it fits" if ratio > advice.SLOW else ""
     found.append(Finding("bfloat16", f"a product takes {ratio:.1f} times as long as in float32", remedy))
     found += [
         Finding(
@@ -104,21 +102,6 @@ def machine() -> list[Finding]:
     well = os.access(there, os.W_OK)
     remedy = "" if well else "downloads will fail; set HF_HOME to a folder that can be written"
     return [*found, Finding("models are kept in", str(cache), remedy)]
-
-
-def slowness() -> float:
-    """The time of a bfloat16 matrix product on the CPU over that of a float32 one, each the best of five."""
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, times = torch.ones(384, 384, dtype=dtype), []
-        for _ in range(5):
-            began = time.perf_counter()
-            torch.mm(a, a)
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    return seconds(torch.bfloat16) / seconds(torch.float32)
 
 
 def extra(package: str, purpose: str, remedy: str) -> Finding:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import evaluate, options
+from longrope.cli import advice, evaluate, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def run(
                 if not work.launch:
                     check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
             begin(work, resume=resume)
+            tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
+            advice.warn_of_slow_bfloat16(model, dtype, work.device, tuned_in=tuned_in)
             extend(work)
             exported = export(work)
     record = results(work)
