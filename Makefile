@@ -32,8 +32,8 @@ examples: $(READY)  ## the ten example scripts, one after the other (two minutes
 notebooks: $(READY)  ## run the notebooks again, with their outputs (a minute or two)
 	$(BIN)/python tests/examples/notebooks.py
 
-test: $(READY)  ## the tests (minutes, CPU, no downloads)
-	$(BIN)/python -m pytest
+test: $(READY)  ## the tests (ten minutes on two cores, no GPU, no downloads)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)  ## the slow tests
 	$(BIN)/python -m pytest -m slow

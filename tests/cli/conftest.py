@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from longrope.cli import advice
 from longrope.cli.main import main
 
 WORDS = "the cat sat on a mat and def return if else import x y z = + 1 2 3 été\n".split(" ")
@@ -48,6 +49,13 @@ def longrope(*args: object) -> Result:
         except SystemExit as stop:
             code = stop.code or 0
     return Result(int(code), out.getvalue(), " ".join(err.getvalue().split()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _bfloat16_is_as_fast_everywhere() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(advice, "slowness", lambda: 1.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,12 +50,15 @@ def run(
     if wanted.data.source is None:
         data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
         wanted = wanted.model_copy(update={"data": data})
+    tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
+    place = options.choose_device(device)
+    advice.warn_of_slow_bfloat16(model, dtype, place, tuned_in=tuned_in)
     with parts_bar(quiet=as_json) as tell:
         work = Run(
             output,
             model,
             wanted,
-            device=options.choose_device(device),
+            device=place,
             dtype=dtype,
             report_to=report_to,
             launch=words(launch),
@@ -67,8 +70,6 @@ def run(
                 if not work.launch:
                     check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
             begin(work, resume=resume)
-            tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
-            advice.warn_of_slow_bfloat16(model, dtype, work.device, tuned_in=tuned_in)
             extend(work)
             exported = export(work)
     record = results(work)
