@@ -19,7 +19,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from longrope.cli import advice
+from longrope.cli import bfloat16
 from longrope.cli.main import main
 
 WORDS = "the cat sat on a mat and def return if else import x y z = + 1 2 3 été\n".split(" ")
@@ -54,7 +54,7 @@ def longrope(*args: object) -> Result:
 @pytest.fixture(scope="session", autouse=True)
 def _bfloat16_is_as_fast_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(advice, "slowness", lambda: 1.0)
+        patched.setattr(bfloat16, "slowness", lambda: 1.0)
         yield
 
 

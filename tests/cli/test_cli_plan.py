@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from longrope.cli import bfloat16
 from longrope.cli import costs as printed
 from longrope.extension.plan import load_plan, parse_plan, ready_made
 
@@ -60,6 +61,16 @@ def test_the_dtype_of_the_search(cli, model: Path) -> None:
     assert (plain[2]["part"], plain[2]["train_tokens"]) == ("stage 3", 0)
     assert half[2]["memory_bytes"] < plain[2]["memory_bytes"]
     assert half[0]["flops"] == plain[0]["flops"]
+
+
+@pytest.mark.parametrize(("ratio", "dtype"), [(1.0, "bfloat16"), (3.0, "float32")])
+def test_the_dtype_of_fine_tuning_is_one_that_the_cpu_is_fast_in(
+    cli, model: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, dtype: str
+) -> None:
+    monkeypatch.setattr(bfloat16, "slowness", lambda: ratio)
+    plan = parse_plan(cli("plan", model, "--to", "512", "--device", "cpu", "--no-measure").out)
+    assert plan.stages[0].finetune is not None
+    assert plan.stages[0].finetune.dtype == dtype
 
 
 def test_times_of_this_device(cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

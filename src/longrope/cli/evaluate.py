@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import advice, options
+from longrope.cli import bfloat16, options
 from longrope.cli.compared import check_rows, claim_results, compared_rows, parse_depths, read_corpora, read_probes
 from longrope.cli.progress import parts_bar
 from longrope.errors import LongRopeError
@@ -84,7 +84,7 @@ def run(
     rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
     rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
     on = options.choose_device(device)
-    advice.warn_of_slow_bfloat16(model, dtype, on)
+    bfloat16.warn(model, dtype, on)
     check_rows(rows, tokenizer, wanted[-1], batch=batch, dtype=dtype, device=on)
     if key_tokens is not None and key_tokens not in rows:
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import advice, evaluate, options
+from longrope.cli import bfloat16, evaluate, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(
         wanted = wanted.model_copy(update={"data": data})
     tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
     place = options.choose_device(device)
-    advice.warn_of_slow_bfloat16(model, dtype, place, tuned_in=tuned_in)
+    bfloat16.warn(model, dtype, place, tuned_in=tuned_in)
     with parts_bar(quiet=as_json) as tell:
         work = Run(
             output,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longrope.cli import bfloat16, options
 from longrope.cli import costs as printed
-from longrope.cli import options
 from longrope.errors import LongRopeError
 from longrope.lengths import parse_length
 
@@ -65,7 +65,8 @@ def run(
         assert wanted is not None
         documents = Data(source=data, train=train or ("stdlib" if model == "tiny" and data is None else None))
         parameters = Anatomy.of(config).parameters
-        new = propose(rope, wanted, parameters=parameters, original_tokens=tokens, data=documents)
+        tuned_in = "float32" if place == "cpu" and bfloat16.slowness() > bfloat16.SLOW else "bfloat16"
+        new = propose(rope, wanted, parameters=parameters, original_tokens=tokens, data=documents, dtype=tuned_in)
         text = heading(rope.original_length, new) + new.to_toml()
     else:
         new, text = old, None

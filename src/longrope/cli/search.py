@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import advice, choices, options
+from longrope.cli import bfloat16, choices, options
 from longrope.cli.progress import search_bar
 from longrope.errors import LongRopeError
 from longrope.lengths import parse_length
@@ -113,7 +113,7 @@ def run(
     place = options.choose_device(device)
     if local := processes(workers):
         check_passes(chosen, model, size or tokens, rows=rows, dtype=dtype, device=place, workers=local)
-    advice.warn_of_slow_bfloat16(model, dtype, place)
+    bfloat16.warn(model, dtype, place)
     with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,

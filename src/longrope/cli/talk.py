@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longrope.cli import advice, options
+from longrope.cli import bfloat16, options
 from longrope.errors import LongRopeError, unknown
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
@@ -121,7 +121,7 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
             f"made from, and --extension {name}"
         )
     model, tokenizer = options.open_model(name, dtype, device)
-    advice.warn_of_slow_bfloat16(name, dtype, str(model.device))
+    bfloat16.warn(name, dtype, str(model.device))
     if not isinstance(extension, Extension):
         extension = Extension.of(Rope.of(model), extension)
     speaker = Speaker(model, tokenizer, extension, "static" if exported else policy, exported)

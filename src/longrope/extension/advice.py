@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from longrope.errors import LongRopeError
 from longrope.extension.plan import Plan
 from longrope.extension.stages import Data, Finetune, Recovery, Stage
@@ -41,7 +43,13 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
 
 
 def propose(
-    rope: Rope, length: int, *, parameters: int, original_tokens: float | None = None, data: Data | None = None
+    rope: Rope,
+    length: int,
+    *,
+    parameters: int,
+    original_tokens: float | None = None,
+    data: Data | None = None,
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
 ) -> Plan:
     """A plan that takes a model to a length with none of the pitfalls.
 
@@ -54,6 +62,7 @@ def propose(
             so that a stage trains on one token a parameter; LongRoPE and LongRoPE2 took that many for 7B and 8B.
         original_tokens: that the model was trained on.
         data: documents.
+        dtype: of the products in fine-tuning.
 
     Raises:
         LongRopeError: if the length is not above the original one.
@@ -65,7 +74,9 @@ def propose(
     tokens = SHARE * (original_tokens or 20 * parameters)
     unit = 2**20 if tokens > 2**23 else 2**10
     finetune = Finetune(
-        tokens=max(1, round(tokens / unit)) * unit, rate=next(rate for size, rate in RATES if parameters >= size)
+        tokens=max(1, round(tokens / unit)) * unit,
+        rate=next(rate for size, rate in RATES if parameters >= size),
+        dtype=dtype,
     )
     lengths, largest = [], STEP
     before = rope.original_length

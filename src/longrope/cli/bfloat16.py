@@ -1,4 +1,4 @@
-"""What is told before hours are spent: is bfloat16 slow on this CPU?"""
+"""Is bfloat16 slow on this CPU? Told before hours are spent in it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def slowness() -> float:
     return seconds(torch.bfloat16) / seconds(torch.float32)
 
 
-def warn_of_slow_bfloat16(model: str, dtype: str, device: str, *, tuned_in: frozenset[str] = frozenset()) -> None:
-    """Say so, on standard error, if a model is to run in a bfloat16 that its CPU is slow at.
+def warn(model: str, dtype: str, device: str, *, tuned_in: frozenset[str] = frozenset()) -> None:
+    """Say, on standard error, if a model is to run in bfloat16 on a CPU that is slow at it.
 
     Args:
         model: its name.
