@@ -55,7 +55,7 @@ test-gpu: $(READY)  ## the tests that need a CUDA device
 test-faults: $(READY)  ## locks, kills, full disks and read-only folders; disks need root on Linux (minutes)
 	$(BIN)/python -m pytest -m "slow or not slow" tests/faults
 
-coverage: $(READY)  ## which lines the tests run, command line and workers included; at least 95% (twice the tests' time)
+coverage: $(READY)  ## which lines the tests run, command line and workers included; at least 95% (a quarter of an hour)
 	$(BIN)/python scripts/measure_coverage.py
 
 mutation: $(READY)  ## how many small changes of the core the tests notice (an hour on two cores)

@@ -10,6 +10,7 @@ asks for. What a killed process ran is not counted. Results in ``benchmarks/resu
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from longrope.report.provenance import provenance
 ROOT = Path(__file__).parent.parent
 RESULTS, BUILD = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "build" / "coverage"
 COVERAGE = [sys.executable, "-m", "coverage"]
+WHOLE = "-n auto --maxprocesses 4 --dist loadfile".split()  # as make test does
 
 
 def main() -> None:
     """Run the tests under coverage.py, put their processes together, write and check."""
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
-    tests = subprocess.run([*COVERAGE, "run", "-m", "pytest", *sys.argv[1:]], cwd=ROOT)
+    wanted, threads = sys.argv[1:] or WHOLE, {**os.environ, "OMP_NUM_THREADS": "1"}
+    tests = subprocess.run([*COVERAGE, "run", "-m", "pytest", *wanted], cwd=ROOT, env=threads)
     subprocess.run([*COVERAGE, "combine", "--quiet"], cwd=ROOT, check=True)
     subprocess.run([*COVERAGE, "json", "--quiet", "--fail-under=0", "-o", BUILD / "report.json"], cwd=ROOT, check=True)
     report = json.loads((BUILD / "report.json").read_text("utf-8"))
