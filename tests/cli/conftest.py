@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -21,6 +22,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.cli import bfloat16
 from longrope.cli.main import main
+
+# what was started in the background ignores Ctrl-C, and so would the commands that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = "the cat sat on a mat and def return if else import x y z = + 1 2 3 été\n".split(" ")
 

@@ -93,7 +93,7 @@ def test_a_plan_is_carried_out(extended: tuple[Path, object], model: Path) -> No
     assert re.search(r"at 64 tokens, extended: [+-]\d+\.\d% perplexity", result.out)
     assert f"Factors: {output / 'extension.json'}" in result.out
     assert f"Checkpoint: {output / 'checkpoint'}" in result.out
-    assert "stage 1: search at 128" in result.err
+    assert "stage 1: search at" in result.err
     extension = load_factors(output / "extension.json")
     loaded = AutoModelForCausalLM.from_pretrained(output / "checkpoint")
     parameters = loaded.config.rope_parameters
