@@ -113,7 +113,6 @@ def run(
     place = options.choose_device(device)
     if local := processes(workers):
         check_passes(chosen, model, size or tokens, rows=rows, dtype=dtype, device=place, workers=local)
-    bfloat16.warn(model, dtype, place)
     with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
@@ -124,6 +123,7 @@ def run(
             ceiling=chosen.ceiling,
             form=space or chosen.form,
         )
+        bfloat16.warn(model, dtype, place)
         source = options.default_data(model, data)
         parts = split(load_documents(source), seed=data_seed)
         make = partial(
