@@ -31,7 +31,8 @@ def positive(name: str, value: Any) -> float:
 def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least ``least``, or an error that names it."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= MOST:
-        raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more")
+        most = ", 2^53 at most" if isinstance(value, int) and value > MOST else ""
+        raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more{most}")
     return int(value)
 
 

@@ -84,7 +84,6 @@ def run(
     rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
     rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
     on = options.choose_device(device)
-    bfloat16.warn(model, dtype, on)
     check_rows(rows, tokenizer, wanted[-1], batch=batch, dtype=dtype, device=on)
     if key_tokens is not None and key_tokens not in rows:
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
@@ -100,6 +99,7 @@ def run(
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
     settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
     settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
+    bfloat16.warn(model, dtype, on)
     with kept(output, settings, resume=resume) as cells, parts_bar(quiet=as_json) as tell:
         record = side_by_side(
             rows,
