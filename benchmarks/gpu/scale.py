@@ -1,12 +1,15 @@
 """SmolLM2 from 64K to 2M tokens on one GPU, one forward pass a row: time, memory, FLOP/s, perplexity by position.
 
-    python benchmarks/gpu/scale.py                                   # minutes to an hour; continues where it stopped
-    python benchmarks/gpu/scale.py --factors run                     # a row more: searched factors
-    python benchmarks/gpu/scale.py --model tiny --device cpu --lengths 4k,8k -o build/scale.json   # does it run?
+    python benchmarks/gpu/scale.py                       # a quarter of an hour on an H200; continues where it stopped
+    python benchmarks/gpu/scale.py 64k 2m:yarn           # these alone, in this order
+    python benchmarks/gpu/scale.py 128k:searched --factors run
+    python benchmarks/gpu/scale.py 4k 8k --model tiny --device cpu -o build/scale.json   # does it run?
 
 The text is the longest test documents of this Python's library, one after the other. FLOP/s are those of
 `longrope.evaluation.anatomy` over the seconds of the pass, beside the rate that one large product of matrices reaches;
-the floor is what attention alone would take at that rate. Results in ``benchmarks/results/gpu-scale.json``.
+the floor is what attention alone would take at that rate. What was foreseen is what ``longrope plan`` would tell: bytes
+from the model's shape, seconds from a calibration. What is not the backbone's is the rest of a candidate of a search:
+factors, tables of phases, the head and its loss. Results in ``benchmarks/results/gpu-scale.json``.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,9 @@ import torch
 
 from longrope.data.documents import load_documents
 from longrope.data.split import split
-from longrope.errors import LongRopeError
 from longrope.evaluation.anatomy import Anatomy
 from longrope.evaluation.loss import token_losses
+from longrope.extension.rates import measure_rates
 from longrope.files import write_json
 from longrope.lengths import parse_length
 from longrope.models.load import load
@@ -32,62 +36,69 @@ from longrope.models.patch import patch
 from longrope.reading.factors import load_factors
 from longrope.report.provenance import provenance
 from longrope.rope import Rope
-from longrope.scaling import Extension
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu-scale.json"
-LENGTHS = "64k,128k,256k,512k,1m,2m"
+CELLS = ("64k", "128k", "256k", "512k", "1m", "2m")
+ROWS = ("none", "yarn", "heuristic")
 BINS, SIDE = 16, 8192
 
 
 def main() -> None:
-    """Every cell that is not there yet, the short ones first."""
+    """Every cell that is not there yet."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("cells", nargs="*", help="LENGTH or LENGTH:ROW,ROW", default=CELLS)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--lengths", default=LENGTHS)
-    parser.add_argument("--factors", help="run folder or factors file: a row more")
+    parser.add_argument("--factors", help="run folder or factors file: what the row 'searched' means")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
     model, tokenizer = load(given.model, dtype="bfloat16", device=given.device)
-    rope, anatomy = Rope.of(model), Anatomy.of(model.config, "bfloat16")
-    lengths = sorted(parse_length(length, "lengths") for length in given.lengths.split(","))
-    tokens, rate = text(tokenizer, max(lengths)), product_rate(given.device)
-    name = torch.cuda.get_device_name() if given.device.startswith("cuda") else given.device
-    for length in lengths:
-        rows: dict[str, Any] = {"none": None, **{one: scheme(one, rope, length) for one in ("yarn", "heuristic")}}
-        if given.factors:
-            found = load_factors(given.factors)
-            rows["searched"] = found.long if isinstance(found, Extension) else found
-        for row, factors in rows.items():
-            key = f"{length} {row}"
-            if key in cells:
-                continue
-            try:
-                with patch(model, factors):
-                    losses, seconds, peak = one_pass(model, tokens[:, :length], given.device)
-            except LongRopeError as error:  # what does not fit is a result too
-                cells[key] = {"error": str(error)}
-            else:
-                work = anatomy.forward(length)
-                by_position = [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)]
-                cells[key] = {
-                    "seconds": seconds,
-                    "peak_bytes": peak,
-                    "flops_per_second": work.flops / seconds,
-                    "attention_floor_seconds": work.attention / rate,
-                    "perplexity": float(np.exp(losses.mean())),
-                    "perplexity_by_position": by_position,
-                }
-            record = {
-                "cells": cells,
-                "device": name,
-                "product_flops_per_second": rate,
-                "provenance": provenance(given.device),
-            }
-            write_json(given.output, record)
-            print(key, cells[key], flush=True)
+    rope, anatomy = Rope.of(model), Anatomy.of(model.config, "bfloat16", given.device)
+    rates = measure_rates(model.config, device=given.device, dtype="bfloat16")
+    wanted = [wish(cell) for cell in given.cells]
+    tokens, rate = text(tokenizer, max(length for length, _ in wanted)), product_rate(given.device)
+    for length, row in [(length, row) for length, rows in wanted for row in rows if f"{length} {row}" not in cells]:
+        with patch(model, factors_of(row, rope, length, given.factors)):
+            losses, found = one_pass(model, tokens[:, :length], given.device)
+        work = anatomy.forward(length)
+        cells[f"{length} {row}"] = {
+            **found,
+            "foreseen_seconds": rates.seconds(work),
+            "foreseen_bytes": anatomy.searching(length, gradient=False) - anatomy.parameters * anatomy.bytes,
+            "flops_per_second": work.flops / found["seconds"],
+            "attention_floor_seconds": work.attention / rate,
+            "perplexity": float(np.exp(losses.mean())),
+            "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)],
+        }
+        record = {
+            "cells": cells,
+            "product_flops_per_second": rate,
+            "calibration": asdict(rates),
+            "provenance": provenance(given.device),
+        }
+        write_json(given.output, record)
+        print(length, row, cells[f"{length} {row}"], flush=True)
+
+
+def wish(cell: str) -> tuple[int, tuple[str, ...]]:
+    """A length and its rows."""
+    length, _, rows = cell.partition(":")
+    return parse_length(length, "cells"), tuple(rows.split(",")) if rows else ROWS
+
+
+def factors_of(row: str, rope: Rope, length: int, searched: str | None) -> Scaling | None:
+    """The factors that a row is named after."""
+    if row == "none":
+        return None
+    if row != "searched":
+        return scheme(row, rope, length)
+    if searched is None:
+        raise SystemExit("the row 'searched' needs --factors")
+    found = load_factors(searched)
+    return found.long if isinstance(found, Extension) else found
 
 
 def text(tokenizer: Any, length: int) -> np.ndarray:
@@ -102,16 +113,33 @@ def text(tokenizer: Any, length: int) -> np.ndarray:
     return np.concatenate(parts)[None, :length]
 
 
-def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, float, int | None]:
-    """Losses by token, seconds, and on CUDA the peak bytes above what was held before."""
-    cuda = device.startswith("cuda")
+def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, float | None]]:
+    """Losses by token; seconds, those not in the backbone, and on CUDA the peak bytes above what was held before."""
+    cuda, marks = device.startswith("cuda"), []
+
+    def now() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    hooks = [
+        model.base_model.register_forward_pre_hook(lambda *_: marks.append(now())),
+        model.base_model.register_forward_hook(lambda *_: marks.append(now())),
+    ]
     before = torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    started = time.perf_counter()
+    started = now()
     losses = token_losses(model, tokens)[0].astype(np.float64)
-    seconds = time.perf_counter() - started
-    return losses, seconds, torch.cuda.max_memory_allocated() - before if cuda else None
+    seconds = now() - started
+    for hook in hooks:
+        hook.remove()
+    backbone = marks[1] - marks[0]
+    return losses, {
+        "seconds": seconds,
+        "rest_over_backbone": (seconds - backbone) / backbone,
+        "peak_bytes": torch.cuda.max_memory_allocated() - before if cuda else None,
+    }
 
 
 def product_rate(device: str) -> float:

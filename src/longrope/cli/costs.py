@@ -48,7 +48,7 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     from longrope.rope import Rope
 
     rope = Rope.of(config)
-    parts = costs(plan, Anatomy.of(config, dtype), rope)
+    parts = costs(plan, Anatomy.of(config, dtype, device), rope)
     dtypes = sorted({dtype for part in parts for dtype in part.work}) if measure else []
     rates = {dtype: measure_rates(config, device=device, dtype=dtype) for dtype in dtypes}
     there = device_memory(device)

@@ -10,9 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.loss import LOGITS_AT_ONCE
+from longrope.evaluation.loss import LOGITS_AT_ONCE, logits_on
 from longrope.models.load import check_dtype
-from longrope.models.tiled import PIECE
+from longrope.models.offload import room_for_kept
+from longrope.models.tiled import piece_on
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 # Features per token that live at once, found on tiny and SmolLM2. In a pass on pieces of the sequence, of a piece:
@@ -59,6 +60,7 @@ class Anatomy:
         vocabulary: logits of a token.
         adapted: features in and out of all linear layers but the head, what LoRA of rank 1 has parameters for.
         dtype: of the checkpoint.
+        device: where it runs, for the memory that it takes.
     """
 
     parameters: int
@@ -71,9 +73,10 @@ class Anatomy:
     vocabulary: int
     adapted: int
     dtype: str
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, dtype: str = "auto") -> Anatomy:
+    def of(cls, config: PreTrainedConfig, dtype: str = "auto", device: str = "cpu") -> Anatomy:
         """Counted on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
 
         Raises:
@@ -111,7 +114,13 @@ class Anatomy:
             vocabulary=len(head.weight),
             adapted=sum(layer.in_features + layer.out_features for layer in layers),
             dtype=str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype,
+            device=device,
         )
+
+    @property
+    def kind(self) -> str:
+        """Of the device."""
+        return torch.device(self.device).type
 
     @property
     def bytes(self) -> int:
@@ -136,15 +145,25 @@ class Anatomy:
         return self.forward(length).times(4 if trained else 3, 4.5)
 
     def searching(self, length: int, *, gradient: bool) -> int:
-        """Peak bytes of a search at a length, one sequence at a time, in the checkpoint's dtype."""
+        """Peak bytes on the device of a search at a length, one sequence at a time, in the checkpoint's dtype."""
         (hidden, keys), part = (GRADIENT_WHOLE, GRADIENT_PIECE) if gradient else (FORWARD_WHOLE, FORWARD_PIECE)
-        layers = len(self.windows) if gradient else 0
-        logits = min(LOGITS_AT_ONCE, length * self.vocabulary)
-        head = 16 * min(LOGITS_AT_ONCE // 4, logits) if gradient else logits * (10 if self.bytes == 2 else 8)
-        piece = sum(count * size for count, size in zip(part, (self.wide, self.keys, self.hidden), strict=True))
-        layer = (keys * self.keys * length + piece * min(PIECE, length)) * self.bytes
-        stream = (layers + hidden) * self.hidden * length * self.bytes
+        at_once, size = logits_on(self.kind), min(piece_on(self.kind), length)
+        logits = min(at_once, length * self.vocabulary)
+        head = 16 * min(at_once // 4, logits) if gradient else logits * (10 if self.bytes == 2 else 8)
+        piece = sum(count * wide for count, wide in zip(part, (self.wide, self.keys, self.hidden), strict=True))
+        layer = (keys * self.keys * length + piece * size) * self.bytes
+        stream = hidden * self.hidden * length * self.bytes if gradient else 0
+        stream += self.kept(length, gradient=gradient) - self.moved(length, gradient=gradient)
         return round(self.parameters * self.bytes + stream + max(layer, head))
+
+    def kept(self, length: int, *, gradient: bool) -> int:
+        """Bytes that wait for their turn: the residual stream, or with gradients the inputs of all layers."""
+        return (len(self.windows) if gradient else 1) * self.hidden * length * self.bytes
+
+    def moved(self, length: int, *, gradient: bool) -> int:
+        """How much of that waits in main memory (`longrope.models.offload`)."""
+        kept, room = self.kept(length, gradient=gradient), room_for_kept(self.device)
+        return 0 if kept <= room else round(kept - room) if gradient else kept
 
     def cached(self, length: int) -> int:
         """Bytes of the keys and values of so many tokens in all layers, which generation keeps."""

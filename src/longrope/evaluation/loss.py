@@ -31,7 +31,8 @@ def token_losses(
 ) -> np.ndarray:
     """The loss of every token but the first given those before it, in nats, float32 ``(documents, length - 1)``.
 
-    The backbone runs once a batch; the head runs on chunks of `LOGITS_AT_ONCE` logits (64 MiB in float32).
+    The backbone runs once a batch; the head runs on chunks of `LOGITS_AT_ONCE` logits (64 MiB in float32), on
+    an accelerator of four times as many.
 
     Args:
         model: a causal language model, patched or not.
@@ -87,13 +88,19 @@ def head_losses(
         skip: how many losses at the beginning are left out.
         parts: make the chunks so many times smaller; a backward pass through one takes about four times its memory.
     """
-    size = max(1, LOGITS_AT_ONCE // (parts * len(tokens) * model.config.get_text_config().vocab_size))
+    at_once = logits_on(tokens.device.type) // parts
+    size = max(1, at_once // (len(tokens) * model.config.get_text_config().vocab_size))
     with head_only(model) as logits_of:
         for start in range(skip, tokens.shape[1] - 1, size):
             end = min(start + size, tokens.shape[1] - 1)
-            logits = logits_of(tokens[:, start:end], hidden[:, start:end]).flatten(0, 1)
+            logits = logits_of(tokens[:, start:end], hidden[:, start:end].to(tokens.device)).flatten(0, 1)
             targets = tokens[:, start + 1 : end + 1].flatten()
             yield start, end, losses_of(logits, targets).view(len(tokens), -1)
+
+
+def logits_on(device: str) -> int:
+    """Logits at once; by the kind of device."""
+    return LOGITS_AT_ONCE * (1 if device == "cpu" else 4)
 
 
 def losses_of(logits: Tensor, targets: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from longrope.evaluation.items import Item
 from longrope.evaluation.loss import head_losses, last_hidden, token_losses
 from longrope.models.differentiable import Differentiable, frozen
 from longrope.models.memory import explain_out_of_memory
+from longrope.models.offload import offloaded
 from longrope.models.patch import patch
 from longrope.models.rotary import Rescaled, find_rotary
 from longrope.models.tiled import tiled
@@ -71,7 +72,8 @@ class ModelObjective:
             explain_out_of_memory(len(item.tokens), where, remedy),
         ):
             at = _positions([item])
-            hidden = last_hidden(model, tokens, None if at is None else torch.from_numpy(at))
+            with offloaded(model.device):
+                hidden = last_hidden(model, tokens, None if at is None else torch.from_numpy(at))
             leaf = hidden.detach().requires_grad_()
             for start, end, losses in head_losses(model, tokens, leaf, item.skip, parts=4):
                 part = (losses[0] * weights[start:end]).sum()

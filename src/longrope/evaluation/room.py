@@ -42,14 +42,20 @@ def check_room(
     free = free_memory(device)
     if free is None:
         return
-    needs, sharing = partial(Anatomy.of(config, dtype).searching, gradient=gradient), workers
+    anatomy, sharing = Anatomy.of(config, dtype, device), workers
     if device == "cuda":
         sharing = math.ceil(workers / torch.cuda.device_count())
     free //= sharing
-    if needs(length * batch) <= free:
+    needs, waits = (partial(how, gradient=gradient) for how in (anatomy.searching, anatomy.moved))
+    main = (free_memory("cpu") or 0) // workers
+
+    def fit(tokens: int) -> bool:
+        return needs(tokens) <= free and waits(tokens) <= main
+
+    if fit(length * batch):
         return
-    fits = bisect_right(range(length * batch), free, key=needs) - 1
-    fits = max(0, fits - fits % 1024 if fits > 1024 else fits)
+    tried = (*range(min(1024, length * batch)), *range(1024, length * batch, 1024))
+    fits = max(filter(fit, tried), default=0)
     rows = "" if batch == 1 else f" with batch = {batch}"
     what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
     most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"

@@ -89,7 +89,7 @@ def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: st
     free = free_memory(device)
     if free is None:
         return
-    for part in costs(plan, Anatomy.of(config, dtype), Rope.of(config)):
+    for part in costs(plan, Anatomy.of(config, dtype, device), Rope.of(config)):
         if part.memory > free:
             raise LongRopeError(
                 f"{part.part}: length = {part.length} takes about {part.memory / 2**30:.1f} GiB where {device} has "

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention, softmax
 from torch.utils.checkpoint import checkpoint
 
+from longrope.models.kernels import in_blocks, joinable, preferred
+
 SCORES = 2**24  # of a block of rows, where scores or a mask must be written down
-flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+SHARING = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)  # kernels for heads that share keys
 
 
 def attend(
@@ -28,8 +30,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention as a function of transformers' ``AttentionInterface``; without dropout, and without a mask.
 
-    Heads that share a key are taken together, so that no key is copied. Where a kernel keeps the scores to itself
-    nothing is written down; soft caps and sliding windows take `SCORES` at a time.
+    Heads that share a key are taken together, so that no key is copied, all at once where the kernel can. Where a
+    kernel keeps the scores to itself nothing is written down; soft caps and sliding windows take `SCORES` at a time.
 
     Args:
         module: whose attention it is.
@@ -44,6 +46,8 @@ def attend(
     assert attention_mask is None, f"{type(module).__name__}: pieces of a sequence know no mask"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window if sliding_window and sliding_window < key.shape[2] else None
+    if query.is_cuda and not window and not softcap and preferred(query, key, value) in SHARING:
+        return _causal(query, key, value, scale).transpose(1, 2), None
     groups = zip(query.chunk(key.shape[1], dim=1), key.split(1, dim=1), value.split(1, dim=1), strict=True)
     found = [
         _by_rows(q, _shared(k, q), _shared(v, q), scale, window, softcap)
@@ -59,43 +63,13 @@ def _shared(one: Tensor, query: Tensor) -> Tensor:
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    shared = {"scale": scaling, "enable_gqa": key.shape[1] < query.shape[1]}
     if key.shape[2] == query.shape[2]:
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    if query.device.type == "cpu":
-        return _Split.apply(query, key, value, scaling)  # pyright: ignore[reportReturnType]
+        return scaled_dot_product_attention(query, key, value, is_causal=True, **shared)
+    if joinable(query, key, value):
+        return in_blocks(query, key, value, scaling)
     bias = causal_lower_right(query.shape[2], key.shape[2])
-    return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
-
-
-class _Split(torch.autograd.Function):
-    """To the tokens before, all visible, and to the own ones, causally; both joined by their log-sum-exp.
-
-    PyTorch's flash attention for CPUs has no causal form for fewer queries than keys. Backwards each part gets the
-    joint output and log-sum-exp: with these its gradients are its share of the whole (as in ring attention).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        before = slice(0, key.shape[2] - query.shape[2])
-        own = slice(before.stop, None)
-        out, norm = flash(query, key[:, :, before], value[:, :, before], scale=scaling)
-        near, near_norm = flash(query, key[:, :, own], value[:, :, own], is_causal=True, scale=scaling)
-        out = torch.lerp(out.to(norm), near.to(norm), torch.sigmoid(near_norm - norm)[..., None]).to(query)
-        ctx.save_for_backward(query, key, value, out, torch.logaddexp(norm, near_norm))
-        ctx.scaling, ctx.parts = scaling, ((before, False), (own, True))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        query, key, value, out, norm = ctx.saved_tensors
-        by_query, by_key, by_value = torch.zeros_like(query), [], []
-        for part, causal in ctx.parts:
-            given = (by_out, query, key[:, :, part], value[:, :, part], out, norm)
-            by = flash_backward(*given, 0.0, causal, scale=ctx.scaling)
-            by_query += by[0]
-            by_key.append(by[1])
-            by_value.append(by[2])
-        return by_query, torch.cat(by_key, dim=2), torch.cat(by_value, dim=2), None
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias, **shared)
 
 
 def _by_rows(

@@ -9,25 +9,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from longrope.models.offload import room_for_kept
 
 CACHES = ("past_key_values", "layer_past")  # how layers call the argument
 
 
-def in_pieces(forward: Callable[..., Any], piece: int, x: Tensor, *rest: Any, **named: Any) -> Any:
-    """What looks at each token alone, without gradients in place, piece by piece."""
-    if rest or named or x.dim() != 3 or not x.is_floating_point() or torch.is_grad_enabled():
+def in_pieces(
+    forward: Callable[..., Any], piece: int, device: torch.device, x: Tensor, *rest: Any, **named: Any
+) -> Any:
+    """What looks at each token alone, piece by piece: in place, or with gradients computed anew backwards."""
+    if rest or named or x.dim() != 3 or not x.is_floating_point():
         return forward(x, *rest, **named)
-    for part in _parts(x, piece):
-        x[:, part] = forward(x[:, part])
+    parts = _parts(x, piece)
+    if torch.is_grad_enabled():
+        sizes = [part.stop - part.start for part in parts]
+        return torch.cat([checkpoint(forward, one, use_reentrant=False) for one in x.split(sizes, dim=1)], dim=1)
+    for part in parts:
+        x[:, part] = forward(x[:, part].to(device))
     return x
 
 
-def layer_in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *rest: Any, **named: Any) -> Any:
+def layer_in_pieces(
+    forward: Callable[..., Any], piece: int, device: torch.device, hidden: Tensor, *rest: Any, **named: Any
+) -> Any:
     """A decoder layer: its attention meets keys and values of all pieces so far.
 
     Args:
         forward: the layer's own.
         piece: tokens of all rows together.
+        device: where it is computed; without gradients a large ``hidden`` moves to main memory.
         hidden: ``(batch, tokens, hidden)``; overwritten with the result where no gradients are asked for.
         rest: further positional arguments; with any, the layer just runs.
         named: as the layers of transformers take them, cos and sin as ``position_embeddings``.
@@ -42,8 +54,10 @@ def layer_in_pieces(forward: Callable[..., Any], piece: int, hidden: Tensor, *re
     if torch.is_grad_enabled():
         return _Pieces.apply(*inputs, layer, parts)
     held = _Held(hidden.shape[1]) if len(parts) > 1 else None
+    if hidden.nbytes > room_for_kept(device):
+        hidden = hidden.cpu()
     for part in parts:
-        hidden[:, part] = layer.run(_cut(inputs, part), held)
+        hidden[:, part] = layer.run([hidden[:, part].to(device), *_cut(inputs[1:], part)], held)
     return hidden
 
 

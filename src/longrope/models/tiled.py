@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,12 +16,11 @@ from longrope.models.attention import attend
 from longrope.models.patch import evaluating
 from longrope.models.pieces import in_pieces, layer_in_pieces
 
-PIECE = 2048  # tokens of all rows together: enough for full speed, few beside the residual stream
 NAME = "longrope"  # of our attention, among transformers' functions
 
 
 @contextmanager
-def tiled(model: PreTrainedModel, piece: int = PIECE) -> Iterator[None]:
+def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
     """In the block, layers of a model see at most so many tokens at once; results stay the same to rounding.
 
     A layer takes its pieces in turn and keeps keys and values of those before, so that beside these only the residual
@@ -33,13 +33,19 @@ def tiled(model: PreTrainedModel, piece: int = PIECE) -> Iterator[None]:
 
     Args:
         model: a transformers model whose layers take gradient checkpointing.
-        piece: tokens of all rows together.
+        piece: tokens of all rows together; `piece_on` its device if None.
     """
+    device, piece = model.device, piece or piece_on(model.device.type)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
-    wrapped = _wrapped(layers, layer_in_pieces, piece), _wrapped(alone, in_pieces, piece)
+    wrapped = _wrapped(layers, layer_in_pieces, piece, device), _wrapped(alone, in_pieces, piece, device)
     with evaluating(model), _attention(model), wrapped[0], wrapped[1]:
         yield
+
+
+def piece_on(device: str) -> int:
+    """Tokens that are enough for full speed and few beside the residual stream; by the kind of device."""
+    return 2048 if device == "cpu" else 16384
 
 
 @contextmanager
@@ -56,11 +62,13 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _wrapped(modules: Sequence[nn.Module], wrapper: Callable[..., Any], piece: int) -> Iterator[None]:
+def _wrapped(
+    modules: Sequence[nn.Module], wrapper: Callable[..., Any], piece: int, device: torch.device
+) -> Iterator[None]:
     before = [vars(module).get("forward") for module in modules]
     try:
         for module in modules:
-            vars(module)["forward"] = partial(wrapper, module.forward, piece)
+            vars(module)["forward"] = partial(wrapper, module.forward, piece, device)
         yield
     finally:
         for module, forward in zip(modules, before, strict=True):

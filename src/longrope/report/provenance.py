@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+import longrope
+
 
 def provenance(device: str = "cpu") -> dict[str, object]:
     """The command line, its program without the folder, versions, machine in general words and date, as JSON values.
@@ -21,8 +23,11 @@ def provenance(device: str = "cpu") -> dict[str, object]:
     """
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name) for name in ("longrope", "torch", "transformers", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": {
+            "longrope": longrope.__version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+            "python": platform.python_version(),
+        },
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
