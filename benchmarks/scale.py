@@ -6,7 +6,6 @@ Same weights (bfloat16), same text, one sequence, every cell a process of its ow
 gives the loss of every token; a ``gradient`` also its slopes by the factors. ``plain`` is the model as transformers has
 it, with all logits, and for the gradient with its activation checkpointing. Memory is the peak above the loaded model.
 The longest length in 8 GB is extrapolated along the line through the shortest and the longest that were measured.
-A ``candidate`` is one evaluation of a search, and how much of it is not the model's.
 Results in ``benchmarks/results/scale.json``.
 """
 
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,15 +51,11 @@ TURNS = {  # of each way, in this order
     "forward smollm2 32768": 1,
     "forward tiny 131072": 1,
 }
-CANDIDATES = ("candidate tiny 2048", "candidate smollm2 8192")
 BUDGET = 8 * 2**30
 
 
 def main() -> None:
     """Every cell that is not there yet."""
-    if len(sys.argv) == 4:
-        print(json.dumps(candidate(sys.argv[2], int(sys.argv[3]))))
-        return
     if len(sys.argv) > 1:
         kind, name, length, way = sys.argv[1:]
         print(json.dumps(cell(kind, name, int(length), way)))
@@ -73,7 +67,7 @@ def main() -> None:
         for turn in range(turns)
         for way in WAYS
     }
-    for key, words in (wanted | dict(zip(CANDIDATES, CANDIDATES, strict=True))).items():
+    for key, words in wanted.items():
         if key not in cells:
             command = [sys.executable, __file__, *words.split()]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -107,34 +101,6 @@ def summary(cells: dict[str, Any]) -> dict[str, Any]:
             slope = (shares[long] - shares[short]) / (long - short)
             found[f"{who}: longest in 8 GB"] = int(long + (1 - shares[long]) / slope)
     return found
-
-
-def candidate(name: str, length: int) -> dict[str, float]:
-    """Seconds of one candidate's evaluation in a search: in the backbone, in the head, in all; medians of five."""
-    model, _ = load(name, dtype="bfloat16")
-    rope = find_rotary(model).rope
-    tokens = np.random.default_rng(0).integers(10, 2000, (1, length))
-    objective = ModelObjective(model, [Item(tokens[0], np.full(length - 1, 1 / (length - 1)))])
-    spent = {"backbone": 0.0, "head": 0.0}
-    began: list[float] = []
-    parts: dict[str, Any] = {"backbone": model.base_model, "head": model.get_output_embeddings()}
-    for part, module in parts.items():
-
-        def ended(*_: Any, part: str = part) -> None:
-            spent[part] += time.perf_counter() - began.pop()
-
-        module.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
-        module.register_forward_hook(ended)
-    rows = []
-    for turn in range(6):  # the first is a rehearsal
-        spent.update(backbone=0.0, head=0.0)
-        started = time.perf_counter()
-        yarn = replace(scheme("yarn", rope, 4 * rope.original_length), attention_factor=1.0 + turn / 100)
-        list(objective.evaluate([[(yarn, 0)]], gradient=False))
-        rows.append({**spent, "all": time.perf_counter() - started})
-    found = {part: median(row[part] for row in rows[1:]) for part in rows[0]}
-    rest = median((row["all"] - row["backbone"] - row["head"]) / row["backbone"] for row in rows[1:])
-    return found | {"rest over backbone": rest}
 
 
 def cell(kind: str, name: str, length: int, way: str) -> dict[str, float]:

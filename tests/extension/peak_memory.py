@@ -1,4 +1,4 @@
-"""What one pass of ``tiny`` over 4,096 tokens holds beside the model, in bytes: a process of its own that prints it.
+"""What one pass of ``tiny`` over some tokens holds beside the model, in bytes: a process of its own that prints it.
 
 Peaks of the resident memory tell tensors only where the allocator gives freed memory back at once:
 MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ must be small.
@@ -18,6 +18,7 @@ from longrope.evaluation.bounded import bound_loss
 from longrope.evaluation.items import perplexity_items
 from longrope.evaluation.objective import ModelObjective
 from longrope.models.load import load
+from longrope.models.tiled import tile_mlps
 from longrope.rope import Rope
 from longrope.schemes import scheme
 
@@ -27,13 +28,13 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def main(mode: str, dtype: str) -> None:
+def main(mode: str, dtype: str, length: str) -> None:
     torch.set_num_threads(1)
     model, _ = load("tiny", dtype="float32" if mode == "train" else dtype)
     if mode == "train":
         model.train()
         model.activation_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW(bound_loss(model).parameters())
+        optimizer = torch.optim.AdamW(tile_mlps(bound_loss(model)).parameters())
 
     def step(length: int) -> None:
         tokens = np.random.default_rng(0).integers(0, 2000, (1, length))
@@ -54,7 +55,7 @@ def main(mode: str, dtype: str) -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    step(4096)
+    step(int(length))
     print(resident("VmHWM") - before)
 
 

@@ -4,10 +4,11 @@ import families
 import pytest
 import torch
 from families import build, tokens
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longrope.models.tiled import tiled
+from longrope.models import tiled as tiled_module
+from longrope.models.tiled import tile_mlps, tiled
 
 WINDOWS = {
     "mistral": {"sliding_window": 9},
@@ -49,6 +50,32 @@ def test_windows_and_caps(family: str) -> None:
         with tiled(model, 28):
             assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(unlike, whole, rtol=1e-3, atol=1e-3)
+
+
+def trained(model: PreTrainedModel, x: Tensor) -> list[Tensor]:
+    """The gradients of all weights."""
+    model.train().activation_checkpointing_enable({"use_reentrant": False})
+    model.zero_grad()
+    model(input_ids=x, labels=x, use_cache=False).loss.backward()
+    return [one.grad.clone() for one in model.parameters() if one.grad is not None]
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_mlps_in_pieces_train_as_whole_ones(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_module, "piece_on", lambda _: 20)
+    model, x, seen = build(family), tokens(2, 50), []
+    wanted = trained(model, x)
+    tile_mlps(model)
+    inner = [part for name, part in model.named_modules() if ".mlp." in name and isinstance(part, nn.Linear)]
+    for part in inner:
+        part.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
+    for one, other in zip(trained(model, x), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    if "mixtral" not in family and "moe" not in family:
+        assert max(seen) == 20
+    seen.clear()
+    trained(model, x[:, :39])  # not long enough
+    assert not seen or max(seen) == 78
 
 
 def test_positions_may_jump() -> None:

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.loss import LOGITS_AT_ONCE, logits_on
+from longrope.evaluation.loss import LOGITS_AT_ONCE, LOGITS_IN_CACHE, logits_on
 from longrope.models.load import check_dtype
 from longrope.models.offload import room_for_kept
-from longrope.models.tiled import piece_on
+from longrope.models.tiled import LONG, piece_on
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 # Features per token that live at once, found on tiny and SmolLM2. In a pass on pieces of the sequence, of a piece:
@@ -149,12 +149,18 @@ class Anatomy:
         (hidden, keys), part = (GRADIENT_WHOLE, GRADIENT_PIECE) if gradient else (FORWARD_WHOLE, FORWARD_PIECE)
         at_once, size = logits_on(self.kind), min(piece_on(self.kind), length)
         logits = min(at_once, length * self.vocabulary)
-        head = 16 * min(at_once // 4, logits) if gradient else logits * (10 if self.bytes == 2 else 8)
+        head = 16 * min(at_once // 4, logits) if gradient else self._losses(logits)
         piece = sum(count * wide for count, wide in zip(part, (self.wide, self.keys, self.hidden), strict=True))
         layer = (keys * self.keys * length + piece * size) * self.bytes
         stream = hidden * self.hidden * length * self.bytes if gradient else 0
         stream += self.kept(length, gradient=gradient) - self.moved(length, gradient=gradient)
         return round(self.parameters * self.bytes + stream + max(layer, head))
+
+    def _losses(self, logits: int) -> int:
+        """Bytes of so many logits and their losses, which a CPU takes by blocks."""
+        if self.kind == "cpu":
+            return logits * self.bytes + 8 * min(logits, LOGITS_IN_CACHE)
+        return logits * (10 if self.bytes == 2 else 8)
 
     def kept(self, length: int, *, gradient: bool) -> int:
         """Bytes that wait for their turn: the residual stream, or with gradients the inputs of all layers."""
@@ -186,8 +192,11 @@ class Anatomy:
         """Bytes for the inputs of all layers, and for one layer backwards or the head."""
         wide, keys, hidden = TRAINED
         head = 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)  # four float32 copies of a quarter chunk
-        layer = (wide * self.wide + keys * self.keys) * within + hidden * self.hidden * 4
-        return len(self.windows) * length * self.hidden * between + max(layer * length, head)
+        at_once = piece_on(self.kind)  # what MLPs see of a long sequence
+        seen = at_once if length >= LONG * at_once else length
+        layer = (wide * self.wide * seen + keys * self.keys * length) * within + hidden * self.hidden * 4 * length
+        inputs = min(len(self.windows) * length * self.hidden * between, room_for_kept(self.device))
+        return inputs + max(layer, head)
 
 
 def _wide(text: Any) -> int:

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.packing import IGNORED
 from longrope.evaluation.loss import LOGITS_AT_ONCE, head_only
+from longrope.models.offload import offloaded
 
 COPIES = 4  # of a chunk of logits in float32 that live at once in its backward pass
 
@@ -23,7 +24,8 @@ def bound_loss(model: PreTrainedModel) -> PreTrainedModel:
 
     ``labels`` (or ``shift_labels``, which stand beside the token that predicts them, as sequence parallelism wants it)
     are required; the loss is their mean, or their sum over ``num_items_in_batch``, in nats. It is the model's own head,
-    soft caps and scales included, so the loss is what its own forward gives. For keeps; returns the model.
+    soft caps and scales included, so the loss is what its own forward gives. What layers keep for the backward pass
+    waits in main memory as far as it is too much for a GPU (`longrope.models.offload`). For keeps; returns the model.
     """
     plain = partial(type(model).forward, model)
 
@@ -39,9 +41,10 @@ def bound_loss(model: PreTrainedModel) -> PreTrainedModel:
         if shift_labels is None:
             assert labels is not None
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
-        hidden = model.base_model(
-            input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        with offloaded(input_ids.device):
+            hidden = model.base_model(
+                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
         size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))
         total = torch.zeros((), device=hidden.device)
         for start in range(0, input_ids.shape[1], size):

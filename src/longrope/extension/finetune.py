@@ -22,6 +22,7 @@ from longrope.extension.checkpoints import Watcher, last_whole, writing
 from longrope.extension.stages import Finetune
 from longrope.models.memory import explain_out_of_memory
 from longrope.models.patch import attach
+from longrope.models.tiled import tile_mlps
 from longrope.scaling import Extension, Scaling
 
 
@@ -72,7 +73,7 @@ def finetune(
             missing.
     """
     began = time.monotonic()
-    bound_loss(attach(model, factors))
+    tile_mlps(bound_loss(attach(model, factors)))
     trained = _with_lora(model, how) if how.lora else model
     steps, cached = len(windows) // how.batch, getattr(model.config, "use_cache", None)
     arguments = training_arguments(how, steps, folder, device, report_to)

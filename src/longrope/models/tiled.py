@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -16,6 +16,8 @@ from longrope.models.attention import attend
 from longrope.models.patch import evaluating
 from longrope.models.pieces import in_pieces, layer_in_pieces
 
+MLPS = ("mlp", "feed_forward")  # how layers call them
+LONG = 4  # pieces, of a sequence in training
 NAME = "longrope"  # of our attention, among transformers' functions
 
 
@@ -46,6 +48,27 @@ def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
 def piece_on(device: str) -> int:
     """Tokens that are enough for full speed and few beside the residual stream; by the kind of device."""
     return 2048 if device == "cpu" else 16384
+
+
+def tile_mlps(model: PreTrainedModel) -> PreTrainedModel:
+    """For training: MLPs see a long sequence piece by piece and are computed anew backwards. For keeps.
+
+    Long is what has `LONG` pieces: below, the memory is not worth the time. Mixtures of experts stay whole.
+
+    Args:
+        model: a transformers model whose layers take gradient checkpointing; returned.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for name, part in [pair for layer in layers for pair in layer.named_children()]:
+        if name in MLPS and not any("expert" in inner for inner, _ in part.named_modules()):
+            part.forward = partial(_long_in_pieces, part.forward)
+    return model
+
+
+def _long_in_pieces(forward: Callable[..., Any], x: Tensor) -> Tensor:
+    piece = piece_on(x.device.type)
+    long = x.shape[:-1].numel() >= LONG * piece and torch.is_grad_enabled()
+    return in_pieces(forward, piece, x.device, x) if long else forward(x)
 
 
 @contextmanager

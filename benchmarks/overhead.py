@@ -1,0 +1,70 @@
+"""How much of one candidate's evaluation in a search is not the model's: factors, tables of phases, the loss.
+
+    make benchmark-overhead        # minutes on two cores
+
+In float32: where bfloat16 is slow the model would be, and the rest seem less. A rehearsal, then the median of three.
+The backbone and the head are the model's; ``rest_over_backbone`` is what is left. Results in
+``benchmarks/results/overhead.json``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from longrope.evaluation.items import Item
+from longrope.evaluation.objective import ModelObjective
+from longrope.files import write_json
+from longrope.models.load import load
+from longrope.models.rotary import find_rotary
+from longrope.report.provenance import provenance
+from longrope.schemes import scheme
+
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+CELLS = (("tiny", 2048), ("tiny", 16384), ("smollm2", 8192))
+
+
+def main() -> None:
+    """All cells."""
+    cells = {}
+    for name, length in CELLS:
+        cells[f"{name} {length}"] = candidate(name, length)
+        print(name, length, cells[f"{name} {length}"], flush=True)
+        write_json(RESULTS, {"cells": cells, "provenance": provenance()})
+
+
+def candidate(name: str, length: int) -> dict[str, float]:
+    """Seconds in the backbone, in the head and in all."""
+    model, _ = load(name, dtype="float32")
+    rope = find_rotary(model).rope
+    tokens = np.random.default_rng(0).integers(10, 2000, (1, length))
+    objective = ModelObjective(model, [Item(tokens[0], np.full(length - 1, 1 / (length - 1)))])
+    spent = {"backbone": 0.0, "head": 0.0}
+    began: list[float] = []
+    parts: dict[str, Any] = {"backbone": model.base_model, "head": model.get_output_embeddings()}
+    for part, module in parts.items():
+
+        def ended(*_: Any, part: str = part) -> None:
+            spent[part] += time.perf_counter() - began.pop()
+
+        module.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+        module.register_forward_hook(ended)
+    rows = []
+    for turn in range(4):
+        spent.update(backbone=0.0, head=0.0)
+        started = time.perf_counter()
+        yarn = replace(scheme("yarn", rope, 4 * rope.original_length), attention_factor=1.0 + turn / 100)
+        list(objective.evaluate([[(yarn, 0)]], gradient=False))
+        rows.append({**spent, "all": time.perf_counter() - started})
+    found = {part: median(row[part] for row in rows[1:]) for part in rows[0]}
+    rest = median((row["all"] - row["backbone"] - row["head"]) / row["backbone"] for row in rows[1:])
+    return found | {"rest_over_backbone": rest}
+
+
+if __name__ == "__main__":
+    main()
