@@ -9,6 +9,7 @@ from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from longrope.errors import LongRopeError
+from longrope.evaluation import anatomy as anatomy_module
 from longrope.evaluation import room
 from longrope.evaluation.anatomy import Anatomy
 from longrope.models.load import load_config
@@ -80,3 +81,28 @@ def test_models_that_call_their_mlp_otherwise(kind: str, fields: dict[str, objec
 def test_a_model_that_reads_more_than_text_is_refused_by_name() -> None:
     with pytest.raises(LongRopeError, match="model type 'mistral3' is no causal language model that reads text alone"):
         room.check_room(AutoConfig.for_model("mistral3"), 64, batch=1, dtype="auto", device="cpu")
+
+
+def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of 64K tokens on a card that may keep 16 MiB of the inputs of layers."""
+    config, room_there, length = load_config("tiny"), 2**24, 2**16
+    monkeypatch.setattr(anatomy_module, "room_for_kept", lambda _: room_there)
+    anatomy = Anatomy.of(config, "float32", "cuda:0")
+    inputs = 4 * length * 256 * 4
+    assert anatomy.kept(length, gradient=True) == inputs
+    assert anatomy.moved(length, gradient=True) == inputs - room_there
+    assert anatomy.moved(length, gradient=False) == length * 256 * 4  # the stream as a whole
+    takes = anatomy.searching(length, gradient=True)
+    monkeypatch.setattr(anatomy_module, "room_for_kept", lambda _: float("inf"))
+    assert anatomy.searching(length, gradient=True) - takes == inputs - room_there
+    monkeypatch.setattr(anatomy_module, "room_for_kept", lambda _: room_there)
+    main = inputs - room_there
+    place = {"batch": 1, "dtype": "float32", "device": "cuda:0", "gradient": True}
+    monkeypatch.setattr(room, "free_memory", lambda device: main if device == "cpu" else takes)
+    room.check_room(config, length, **place)
+    monkeypatch.setattr(room, "free_memory", lambda device: main - 1 if device == "cpu" else takes)
+    with pytest.raises(LongRopeError, match="GiB of main memory, which has 0.2; about 63k tokens fit in a gradient"):
+        room.check_room(config, length, **place)
+    monkeypatch.setattr(room, "free_memory", lambda device: main if device == "cpu" else takes - 1)
+    with pytest.raises(LongRopeError, match="about 63k tokens fit in a gradient"):
+        room.check_room(config, length, **place)

@@ -60,9 +60,11 @@ def check_room(
     what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
     most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
     each, fewer = (f" for each of {sharing} workers", ", fewer workers") if sharing > 1 else ("", "")
+    beside = waits(length * batch)
+    there = f", and {beside / 2**30:.1f} GiB of main memory, which has {main / 2**30:.1f}" if beside else ""
     raise LongRopeError(
         f"length = {length}{rows} takes about {needs(length * batch) / 2**30:.1f} GiB with the weights where {device} "
-        f"has {free / 2**30:.1f} GiB free{each}; {most}: lower the length or the "
+        f"has {free / 2**30:.1f} GiB free{each}{there}; {most}: lower the length or the "
         f"batch, use dtype bfloat16{fewer}{remedy}, or another device"
     )
 
