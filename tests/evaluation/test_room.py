@@ -101,7 +101,7 @@ def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(room, "free_memory", lambda device: main if device == "cpu" else takes)
     room.check_room(config, length, **place)
     monkeypatch.setattr(room, "free_memory", lambda device: main - 1 if device == "cpu" else takes)
-    with pytest.raises(LongRopeError, match="GiB of main memory, which has 0.2; about 63k tokens fit in a gradient"):
+    with pytest.raises(LongRopeError, match=r"GiB of main memory, which has 0\.2; about 63k tokens fit in a gradient"):
         room.check_room(config, length, **place)
     monkeypatch.setattr(room, "free_memory", lambda device: main if device == "cpu" else takes - 1)
     with pytest.raises(LongRopeError, match="about 63k tokens fit in a gradient"):

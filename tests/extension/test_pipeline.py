@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import running
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import compare
+from longrope.extension import pipeline
 from longrope.extension.pipeline import extend, train
 from longrope.extension.plan import Plan
 from longrope.extension.run import Run, begin, reopen
@@ -382,6 +383,27 @@ def test_mixed_windows_are_trained_with_both_sets(begun: Begun, tmp_path: Path) 
         with patch(model, run.factors(1) if steps == 3 else Scaling.identity(running.ROPE)), torch.inference_mode():
             wanted = model(**item).loss.item()
         assert json.loads((run.stage(1) / "training.json").read_text())["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
+@pytest.mark.parametrize(
+    ("lora", "dtype", "held"),
+    [(2, "float32", torch.float32), (2, "bfloat16", torch.bfloat16), (0, "bfloat16", torch.float32)],
+)
+def test_what_weights_are_held_in(
+    lora: int, dtype: str, held: torch.dtype, begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA's frozen ones in the checkpoint's dtype, unless float32 is asked for; trained ones in float32."""
+    given, real = set(), pipeline.finetune
+
+    def finetune(model: PreTrainedModel, *rest: Any, **named: Any) -> object:
+        given.update(weight.dtype for weight in model.parameters())
+        return real(model, *rest, **named)
+
+    monkeypatch.setattr(pipeline, "finetune", finetune)
+    how = Finetune(steps=1, batch=1, rate=1e-3, lora=lora, dtype=dtype)
+    extend(begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=how), **QUICK))
+    assert given == {held}
 
 
 def test_a_ceiling_of_the_recovery(begun: Begun, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and seco
 # Features per token that live at once, found on tiny and SmolLM2. In a pass on pieces of the sequence, of a piece:
 # of the MLP's width, of keys and values, of the hidden size. Of the whole length, beside the hidden states (with a
 # gradient: beside every layer's): of the hidden size, of keys and values.
-FORWARD_PIECE, FORWARD_WHOLE = (3.0, 0.0, 6.0), (1.0, 1.0)
+FORWARD_PIECE, FORWARD_WHOLE = (3.0, 0.0, 6.0), (0.0, 1.0)
 GRADIENT_PIECE, GRADIENT_WHOLE = (6.0, 1.0, 10.5), (4.0, 5.0)
 # In training, a layer computed anew without pieces: of the MLP's width, of keys and values; in float32: hidden.
 TRAINED = (6.0, 1.0, 10.5)
@@ -149,11 +149,12 @@ class Anatomy:
         (hidden, keys), part = (GRADIENT_WHOLE, GRADIENT_PIECE) if gradient else (FORWARD_WHOLE, FORWARD_PIECE)
         at_once, size = logits_on(self.kind), min(piece_on(self.kind), length)
         logits = min(at_once, length * self.vocabulary)
-        head = 16 * min(at_once // 4, logits) if gradient else self._losses(logits)
+        # backwards: logits, and three float32 copies of a quarter of them
+        head = (12 + self.bytes) * min(at_once // 4, logits) if gradient else self._losses(logits)
         piece = sum(count * wide for count, wide in zip(part, (self.wide, self.keys, self.hidden), strict=True))
         layer = (keys * self.keys * length + piece * size) * self.bytes
-        stream = hidden * self.hidden * length * self.bytes if gradient else 0
-        stream += self.kept(length, gradient=gradient) - self.moved(length, gradient=gradient)
+        stream = hidden * self.hidden * length * self.bytes + self.kept(length, gradient=gradient)
+        stream -= self.moved(length, gradient=gradient)
         return round(self.parameters * self.bytes + stream + max(layer, head))
 
     def _losses(self, logits: int) -> int:
