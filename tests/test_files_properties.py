@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
-from longrope.files import claim, dumps, write_bytes, write_json
+from longrope.files import dumps, write_bytes, write_json
+from longrope.locks import claim
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=40).filter(
     lambda name: name not in (".", "..") and len(name.encode()) < 200

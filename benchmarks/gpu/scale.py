@@ -8,8 +8,8 @@
 The text is the longest test documents of this Python's library, one after the other. FLOP/s are those of
 `longrope.evaluation.anatomy` over the seconds of the pass, beside the rate that one large product of matrices reaches;
 the floor is what attention alone would take at that rate. What was foreseen is what ``longrope plan`` would tell: bytes
-from the model's shape, seconds from a calibration. What is not the backbone's is the rest of a candidate of a search:
-factors, tables of phases, the head and its loss. Results in ``benchmarks/results/gpu-scale.json``.
+from the model's shape, seconds from a calibration. What does not fit is a row too, with the error. Results in
+``benchmarks/results/gpu-scale.json``; its calibration, rate and provenance are those of the last call.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 
 from longrope.data.documents import load_documents
 from longrope.data.split import split
+from longrope.errors import LongRopeError
 from longrope.evaluation.anatomy import Anatomy
 from longrope.evaluation.loss import token_losses
 from longrope.extension.rates import measure_rates
@@ -59,23 +60,28 @@ def main() -> None:
     model, tokenizer = load(given.model, dtype="bfloat16", device=given.device)
     rope, anatomy = Rope.of(model), Anatomy.of(model.config, "bfloat16", given.device)
     rates = measure_rates(model.config, device=given.device, dtype="bfloat16")
-    wanted = [wish(cell) for cell in given.cells]
+    rows = (*ROWS, "searched") if given.factors else ROWS
+    wanted = [wish(cell, rows) for cell in given.cells]
     tokens, rate = text(tokenizer, max(length for length, _ in wanted)), product_rate(given.device)
     for length, row in [(length, row) for length, rows in wanted for row in rows if f"{length} {row}" not in cells]:
-        with patch(model, factors_of(row, rope, length, given.factors)):
-            if length <= REHEARSED:
-                one_pass(model, tokens[:, :length], given.device)
-            losses, found = one_pass(model, tokens[:, :length], given.device)
         work = anatomy.forward(length)
-        cells[f"{length} {row}"] = {
-            **found,
-            "foreseen_seconds": rates.seconds(work),
-            "foreseen_bytes": anatomy.searching(length, gradient=False) - anatomy.parameters * anatomy.bytes,
-            "flops_per_second": work.flops / found["seconds"],
-            "attention_floor_seconds": work.attention / rate,
-            "perplexity": float(np.exp(losses.mean())),
-            "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)],
-        }
+        try:
+            with patch(model, factors_of(row, rope, length, given.factors)):
+                if length <= REHEARSED:
+                    one_pass(model, tokens[:, :length], given.device)
+                losses, found = one_pass(model, tokens[:, :length], given.device)
+        except LongRopeError as error:
+            cells[f"{length} {row}"] = {"error": str(error)}
+        else:
+            cells[f"{length} {row}"] = {
+                **found,
+                "foreseen_seconds": rates.seconds(work),
+                "foreseen_bytes": anatomy.searching(length, gradient=False) - anatomy.parameters * anatomy.bytes,
+                "flops_per_second": work.flops / found["seconds"],
+                "attention_floor_seconds": work.attention / rate,
+                "perplexity": float(np.exp(losses.mean())),
+                "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)],
+            }
         record = {
             "cells": cells,
             "product_flops_per_second": rate,
@@ -86,10 +92,10 @@ def main() -> None:
         print(length, row, cells[f"{length} {row}"], flush=True)
 
 
-def wish(cell: str) -> tuple[int, tuple[str, ...]]:
-    """A length and its rows."""
-    length, _, rows = cell.partition(":")
-    return parse_length(length, "cells"), tuple(rows.split(",")) if rows else ROWS
+def wish(cell: str, rows: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+    """A length and its rows, those given if it names none."""
+    length, _, named = cell.partition(":")
+    return parse_length(length, "cells"), tuple(named.split(",")) if named else rows
 
 
 def factors_of(row: str, rope: Rope, length: int, searched: str | None) -> Scaling | None:
@@ -117,7 +123,7 @@ def text(tokenizer: Any, length: int) -> np.ndarray:
 
 
 def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, float | None]]:
-    """Losses by token; seconds, those not in the backbone, and on CUDA the peak bytes above what was held before."""
+    """Losses by token; seconds, the head's and its loss's over the backbone's, on CUDA the peak bytes above the model."""
     cuda, marks = device.startswith("cuda"), []
 
     def now() -> float:
@@ -140,7 +146,7 @@ def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, d
     backbone = marks[1] - marks[0]
     return losses, {
         "seconds": seconds,
-        "rest_over_backbone": (seconds - backbone) / backbone,
+        "head_and_loss_over_backbone": (seconds - backbone) / backbone,
         "peak_bytes": torch.cuda.max_memory_allocated() - before if cuda else None,
     }
 

@@ -1,6 +1,6 @@
 """A gradient search on SmolLM2 at 128K tokens on one GPU, whole texts, from the command line to the factors.
 
-    python benchmarks/gpu/search.py                                              # minutes on an H200
+    python benchmarks/gpu/search.py                                              # minutes on an H200; once
     python benchmarks/gpu/search.py tiny 2k --device cpu -o build/search.json    # does it run?
 
 Ten steps on one document, judged on another one. Results in ``benchmarks/results/gpu-search.json``: seconds from the
@@ -28,9 +28,12 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("length", nargs="?", default="128k")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--run", type=Path, default=Path("gpu-search"), help="its run folder")
+    parser.add_argument("--run", type=Path, default=Path("build/gpu-search"), help="its run folder")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
+    if given.output.exists():
+        print(f"{given.output} is there: remove it to measure again")
+        return
     words = [given.model, "--length", given.length, *FEW.split(), "--device", given.device, "-o", str(given.run)]
     script = "import sys; from longrope.cli.main import main; sys.argv[0] = 'longrope'; main()"
     started = time.perf_counter()

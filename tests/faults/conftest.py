@@ -17,7 +17,7 @@ from longrope.cli.main import main
 HOLD = """
 import sys
 from pathlib import Path
-from longrope.files import held
+from longrope.locks import held
 with held(Path(sys.argv[1]), folder=sys.argv[2] == "True"):
     print("held", flush=True)
     sys.stdin.read()

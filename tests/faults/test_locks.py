@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from longrope import files
+from longrope import locks
 from longrope.errors import LongRopeError
 from longrope.extension import pipeline
 from longrope.extension.plan import Plan
 from longrope.extension.run import Run
 from longrope.extension.stages import Data, Finetune, Stage
-from longrope.files import claim, held
+from longrope.locks import claim, held
 
 PLAN = Plan(stages=(Stage(length=512, factors="pi", finetune=Finetune(steps=1)),), data=Data(source="."))
 
@@ -59,7 +59,7 @@ def test_a_lock_that_was_left_makes_no_folder_full(tmp_path: Path) -> None:
 
 
 def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
-    script = "import subprocess; from longrope.files import held; from pathlib import Path\nwith held(Path('run')):\n"
+    script = "import subprocess; from longrope.locks import held; from pathlib import Path\nwith held(Path('run')):\n"
     script += " print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -108,7 +108,7 @@ def test_a_file_system_without_locks_is_warned_of(monkeypatch: pytest.MonkeyPatc
 def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lock, calls, real = tmp_path / ".lock", [], files._locked
+    lock, calls, real = tmp_path / ".lock", [], locks._locked
 
     def late(file: int, **given: bool) -> bool:
         if not calls:
@@ -116,7 +116,7 @@ def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
         calls.append(file)
         return real(file, **given)
 
-    monkeypatch.setattr(files, "_locked", late)
+    monkeypatch.setattr(locks, "_locked", late)
     with held(tmp_path):
         assert len(calls) == 2
         assert os.path.samestat(os.fstat(calls[1]), lock.stat())

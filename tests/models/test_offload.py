@@ -35,6 +35,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, room: float) -> None:
+    monkeypatch.setattr(offload, "SMALL", 1000)
     for module in (offload, pieces):
         monkeypatch.setattr(module, "room_for_kept", lambda _: room)
 

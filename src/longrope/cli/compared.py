@@ -156,7 +156,7 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         LongRopeError: if it holds one and may not, or something else.
     """
     from longrope.evaluation.cells import JOURNAL
-    from longrope.files import LOCK, claim
+    from longrope.locks import LOCK, claim
 
     if folder is not None:
         options.refuse_run(folder)

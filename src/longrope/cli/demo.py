@@ -34,7 +34,8 @@ def run(
     from longrope.extension.pipeline import extend as carry_out
     from longrope.extension.plan import load_plan
     from longrope.extension.run import Run, begin
-    from longrope.files import LOCK, claim, held, write_json
+    from longrope.files import write_json
+    from longrope.locks import LOCK, claim, held
     from longrope.report.provenance import provenance
 
     console = Console(stderr=True, soft_wrap=True)

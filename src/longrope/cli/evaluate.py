@@ -121,8 +121,8 @@ def run(
 def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[Cells]:
     """The cells that a folder holds, which no other process may use meanwhile; without a folder, none."""
     from longrope.evaluation.cells import JOURNAL, Cells
-    from longrope.files import held
     from longrope.lines import Lines
+    from longrope.locks import held
 
     if output is None:
         yield Cells()

@@ -38,7 +38,7 @@ def run(
     Without FACTORS, MODEL is a checkpoint that longrope exported, or the run folder of an extension, and --to is gguf.
     """
     from longrope.export.config import MODES
-    from longrope.files import claim, held
+    from longrope.locks import claim, held
 
     if to not in FORMS:
         raise unknown("to", to, FORMS)

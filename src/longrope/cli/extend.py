@@ -44,7 +44,7 @@ def run(
     from longrope.extension.cost import check_memory
     from longrope.extension.pipeline import extend
     from longrope.extension.run import Run, begin
-    from longrope.files import held
+    from longrope.locks import held
     from longrope.models.load import load_config
 
     if wanted.data.source is None:
@@ -52,7 +52,6 @@ def run(
         wanted = wanted.model_copy(update={"data": data})
     tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
     place = options.choose_device(device)
-    bfloat16.warn(model, dtype, place, tuned_in=tuned_in)
     with parts_bar(quiet=as_json) as tell:
         work = Run(
             output,
@@ -70,6 +69,7 @@ def run(
                 if not work.launch:
                     check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
             begin(work, resume=resume)
+            bfloat16.warn(model, dtype, place, tuned_in=tuned_in)
             extend(work)
             exported = export(work)
     record = results(work)

@@ -43,7 +43,8 @@ def run(
 
     The plan is for you to edit. It goes to standard output unless -o is given; the costs go beside it.
     """
-    from longrope.files import claim, write_text
+    from longrope.files import write_text
+    from longrope.locks import claim
 
     wanted = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)

@@ -25,7 +25,8 @@ def run(
 
     Several runs are compared; what makes them hard to compare is said.
     """
-    from longrope.files import claim, write_text
+    from longrope.files import write_text
+    from longrope.locks import claim
     from longrope.report.runs import read_runs
 
     read = read_runs(runs)

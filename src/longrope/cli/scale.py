@@ -32,7 +32,8 @@ def run(
     overwrite: options.Overwrite = False,
 ) -> None:
     """The factors of a closed-form scheme, or those that others wrote, as a factors file (no search)."""
-    from longrope.files import claim, write_text
+    from longrope.files import write_text
+    from longrope.locks import claim
 
     tokens = None if length is None else parse_length(length)
     if scheme is not None and scaling is not None:

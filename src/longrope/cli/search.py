@@ -76,7 +76,8 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
-    from longrope.files import claim, held, write_json
+    from longrope.files import write_json
+    from longrope.locks import claim, held
     from longrope.search.budget import Budget
     from longrope.search.methods import method as named
     from longrope.search.shapes import SHAPES

@@ -21,7 +21,7 @@ ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and seco
 # gradient: beside every layer's): of the hidden size, of keys and values.
 FORWARD_PIECE, FORWARD_WHOLE = (3.0, 0.0, 6.0), (0.0, 1.0)
 GRADIENT_PIECE, GRADIENT_WHOLE = (6.0, 1.0, 10.5), (4.0, 5.0)
-# In training, a layer computed anew without pieces: of the MLP's width, of keys and values; in float32: hidden.
+# In training, of a layer computed anew: of the MLP's width, of keys and values; in float32: hidden.
 TRAINED = (6.0, 1.0, 10.5)
 
 
@@ -61,6 +61,8 @@ class Anatomy:
         adapted: features in and out of all linear layers but the head, what LoRA of rank 1 has parameters for.
         dtype: of the checkpoint.
         device: where it runs, for the memory that it takes.
+        phases: features of a token's cos and sin.
+        tiled: whether training runs MLPs in pieces (`longrope.models.tiled.tile_mlps`).
     """
 
     parameters: int
@@ -74,6 +76,8 @@ class Anatomy:
     adapted: int
     dtype: str
     device: str = "cpu"
+    phases: int = 0
+    tiled: bool = True
 
     @classmethod
     def of(cls, config: PreTrainedConfig, dtype: str = "auto", device: str = "cpu") -> Anatomy:
@@ -115,6 +119,8 @@ class Anatomy:
             adapted=sum(layer.in_features + layer.out_features for layer in layers),
             dtype=str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype,
             device=device,
+            phases=2 * one,
+            tiled=experts == 1,
         )
 
     @property
@@ -135,7 +141,8 @@ class Anatomy:
     def backward(self, length: int, *, trained: bool) -> Work:
         """Forward, forward again for what was not kept, and backward.
 
-        Up to 7% too much: the second time, the last product of a layer may be left out.
+        Up to 7% too much: the second time, the last product of a layer may be left out. Of sequences long enough for
+        MLPs in pieces, what these cost a third time is not counted.
 
         Args:
             length: in tokens.
@@ -149,11 +156,11 @@ class Anatomy:
         (hidden, keys), part = (GRADIENT_WHOLE, GRADIENT_PIECE) if gradient else (FORWARD_WHOLE, FORWARD_PIECE)
         at_once, size = logits_on(self.kind), min(piece_on(self.kind), length)
         logits = min(at_once, length * self.vocabulary)
-        # backwards: logits, and three float32 copies of a quarter of them
+        # backwards, of a quarter chunk: logits, and three copies in float32
         head = (12 + self.bytes) * min(at_once // 4, logits) if gradient else self._losses(logits)
         piece = sum(count * wide for count, wide in zip(part, (self.wide, self.keys, self.hidden), strict=True))
         layer = (keys * self.keys * length + piece * size) * self.bytes
-        stream = hidden * self.hidden * length * self.bytes + self.kept(length, gradient=gradient)
+        stream = (hidden * self.hidden + self.phases) * length * self.bytes + self.kept(length, gradient=gradient)
         stream -= self.moved(length, gradient=gradient)
         return round(self.parameters * self.bytes + stream + max(layer, head))
 
@@ -184,20 +191,24 @@ class Anatomy:
             lora: its rank; 0 trains all weights, which are then float32.
             mixed: whether products are computed in bfloat16.
         """
-        weights, between = ADAM * self.parameters, self.bytes if lora and mixed else 4
+        weights = ADAM * self.parameters
         if lora:
-            weights = between * self.parameters + ADAM * lora * self.adapted
-        return round(weights + self._held(length, within=2 if mixed else 4, between=between))
+            weights = (self.bytes if mixed else 4) * self.parameters + ADAM * lora * self.adapted
+        inputs = min(self.inputs(length, lora=lora, mixed=mixed), room_for_kept(self.device))
+        return round(weights + inputs + self._layer(length, within=2 if mixed else 4))
 
-    def _held(self, length: int, *, within: int, between: int) -> float:
-        """Bytes for the inputs of all layers, and for one layer backwards or the head."""
+    def inputs(self, length: int, *, lora: int, mixed: bool) -> int:
+        """Bytes of the inputs of all layers, which wait for the backward pass; arguments as for `training`."""
+        return len(self.windows) * length * self.hidden * (self.bytes if lora and mixed else 4)
+
+    def _layer(self, length: int, *, within: int) -> float:
+        """Bytes for one layer backwards, or for the head."""
         wide, keys, hidden = TRAINED
         head = 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)  # four float32 copies of a quarter chunk
         at_once = piece_on(self.kind)  # what MLPs see of a long sequence
-        seen = at_once if length >= LONG * at_once else length
+        seen = at_once if self.tiled and length >= LONG * at_once else length
         layer = (wide * self.wide * seen + keys * self.keys * length) * within + hidden * self.hidden * 4 * length
-        inputs = min(len(self.windows) * length * self.hidden * between, room_for_kept(self.device))
-        return inputs + max(layer, head)
+        return max(layer, head)
 
 
 def _wide(text: Any) -> int:

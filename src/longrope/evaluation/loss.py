@@ -32,7 +32,7 @@ def token_losses(
     """The loss of every token but the first given those before it, in nats, float32 ``(documents, length - 1)``.
 
     The backbone runs once a batch; the head runs on chunks of `LOGITS_AT_ONCE` logits (64 MiB in float32), on
-    an accelerator of four times as many.
+    CUDA of four times as many.
 
     Args:
         model: a causal language model, patched or not.
@@ -98,9 +98,9 @@ def head_losses(
             yield start, end, losses_of(logits, targets).view(len(tokens), -1)
 
 
-def logits_on(device: str) -> int:
-    """Logits at once; by the kind of device."""
-    return LOGITS_AT_ONCE * (1 if device == "cpu" else 4)
+def logits_on(kind: str) -> int:
+    """Logits at once on a kind of device."""
+    return LOGITS_AT_ONCE * (4 if kind == "cuda" else 1)
 
 
 def losses_of(logits: Tensor, targets: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def check_room(
         workers: models on this machine, each in a process; several devices of the name ``cuda`` share them.
 
     Raises:
-        LongRopeError: if the device has less free memory than weights and a pass take; says what fits.
+        LongRopeError: if the device, or the main memory for what waits there, has less free than weights and a pass
+            take; says what fits.
     """
     free = free_memory(device)
     if free is None:
@@ -58,7 +59,7 @@ def check_room(
     fits = max(filter(fit, tried), default=0)
     rows = "" if batch == 1 else f" with batch = {batch}"
     what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
-    most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
+    most = f"about {short_length(fits)} tokens fit in {what}" if fits else "not one token fits"
     each, fewer = (f" for each of {sharing} workers", ", fewer workers") if sharing > 1 else ("", "")
     beside = waits(length * batch)
     there = f", and {beside / 2**30:.1f} GiB of main memory, which has {main / 2**30:.1f}" if beside else ""

@@ -14,7 +14,8 @@ from longrope.export.card import card
 from longrope.export.config import config_fields, for_mode
 from longrope.export.serving import serving
 from longrope.export.tokenizer import save_tokenizer
-from longrope.files import claim, write_json, write_text
+from longrope.files import write_json, write_text
+from longrope.locks import claim
 from longrope.models.rotary import find_rotary
 from longrope.scaling import Extension
 

@@ -16,6 +16,7 @@ from longrope.extension.plan import Plan
 from longrope.extension.rates import Rates
 from longrope.extension.stages import Finetune, Search
 from longrope.models.memory import free_memory
+from longrope.models.offload import room_for_kept
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
 from longrope.search.auto import Auto
@@ -38,6 +39,7 @@ class Cost:
         trained: tokens that weights are trained on.
         work: FLOPs by the dtype that they are done in.
         memory: peak bytes on one device, one sequence at a time.
+        waits: bytes of main memory beside them, for what is too much for a GPU.
     """
 
     part: str
@@ -46,6 +48,7 @@ class Cost:
     trained: int
     work: Mapping[str, Work]
     memory: int
+    waits: int = 0
 
     @property
     def flops(self) -> float:
@@ -76,7 +79,8 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
         work = anatomy.forward(longest).times(count)
         work = sum((anatomy.forward(length).times(probes) for length in measured), work)
         tokens = count * longest + probes * sum(measured)
-        found.append(Cost("evaluation", longest, tokens, 0, {anatomy.dtype: work}, memory))
+        waits = anatomy.moved(longest, gradient=False)
+        found.append(Cost("evaluation", longest, tokens, 0, {anatomy.dtype: work}, memory, waits))
     return found
 
 
@@ -89,7 +93,13 @@ def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: st
     free = free_memory(device)
     if free is None:
         return
+    main = free_memory("cpu") or 0
     for part in costs(plan, Anatomy.of(config, dtype, device), Rope.of(config)):
+        if part.waits > main:
+            raise LongRopeError(
+                f"{part.part}: length = {part.length} takes about {part.waits / 2**30:.1f} GiB of main memory beside "
+                f"{device} where {main / 2**30:.1f} GiB are free: {REMEDIES}"
+            )
         if part.memory > free:
             raise LongRopeError(
                 f"{part.part}: length = {part.length} takes about {part.memory / 2**30:.1f} GiB where {device} has "
@@ -115,7 +125,8 @@ def _joined(name: str, length: int, parts: Sequence[Cost]) -> Cost:
     for dtype, part in (pair for one in parts for pair in one.work.items()):
         work[dtype] = work.get(dtype, Work()) + part
     searched, trained = sum(one.searched for one in parts), sum(one.trained for one in parts)
-    return Cost(name, length, searched, trained, work, max((one.memory for one in parts), default=0))
+    memory, waits = (max((getattr(one, of) for one in parts), default=0) for of in ("memory", "waits"))
+    return Cost(name, length, searched, trained, work, memory, waits)
 
 
 def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts: int, compared: int) -> Cost:
@@ -133,8 +144,8 @@ def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts:
     each = [(anatomy.forward(length), anatomy.backward(length, trained=False)) for length in lengths]
     forward, backward = (sum(work, Work()).times(1 / len(lengths)) for work in zip(*each, strict=True))
     work = forward.times(passes - BACKWARD * steps + judged) + backward.times(steps)
-    memory = anatomy.searching(max(lengths), gradient=steps > 0)
-    return Cost("search", max(lengths), round((passes + judged) * once), 0, {anatomy.dtype: work}, memory)
+    memory, waits = (of(max(lengths), gradient=steps > 0) for of in (anatomy.searching, anatomy.moved))
+    return Cost("search", max(lengths), round((passes + judged) * once), 0, {anatomy.dtype: work}, memory, waits)
 
 
 def slopes(chosen: Method) -> int:
@@ -148,6 +159,8 @@ def _finetune(how: Finetune, length: int, anatomy: Anatomy, rope: Rope) -> Cost:
     tokens, short = how.sequence(length), min(rope.original_length, how.sequence(length))
     long_one, short_one = (anatomy.backward(size, trained=not how.lora) for size in (tokens, short))
     sequence = long_one.times(1 - how.short) + short_one.times(how.short * tokens / short)
-    memory = anatomy.training(tokens, lora=how.lora, mixed=how.dtype == "bfloat16")
+    mixed = how.dtype == "bfloat16"
+    memory, inputs = (of(tokens, lora=how.lora, mixed=mixed) for of in (anatomy.training, anatomy.inputs))
+    waits = round(max(0, inputs - room_for_kept(anatomy.device)))
     work = sequence.times(how.count(length) * how.batch)
-    return Cost("finetune", length, 0, how.trained(length), {how.dtype: work}, memory)
+    return Cost("finetune", length, 0, how.trained(length), {how.dtype: work}, memory, waits)

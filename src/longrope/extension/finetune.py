@@ -73,7 +73,7 @@ def finetune(
             missing.
     """
     began = time.monotonic()
-    tile_mlps(bound_loss(attach(model, factors)))
+    bound_loss(attach(model, factors))
     trained = _with_lora(model, how) if how.lora else model
     steps, cached = len(windows) // how.batch, getattr(model.config, "use_cache", None)
     arguments = training_arguments(how, steps, folder, device, report_to)
@@ -84,6 +84,7 @@ def finetune(
         data_collator=_collate,
         callbacks=[Watcher(watch)],
     )
+    tile_mlps(model)  # after what the trainer may have put in place of their forward
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
     first = trainer.is_world_process_zero()

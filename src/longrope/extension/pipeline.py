@@ -21,7 +21,8 @@ from longrope.extension.material import method_of
 from longrope.extension.results import measure
 from longrope.extension.run import Run
 from longrope.extension.stages import Search, Stage
-from longrope.files import LOCK, held, write_json, write_text
+from longrope.files import write_json, write_text
+from longrope.locks import LOCK, held
 from longrope.models.load import DTYPES, load, load_config
 from longrope.reading.factors import load_factors
 from longrope.scaling import Extension, Scaling

@@ -13,7 +13,8 @@ from longrope.errors import LongRopeError
 from longrope.extension.equipment import check_equipment
 from longrope.extension.material import Material
 from longrope.extension.plan import Plan, parse_plan
-from longrope.files import LOCK, claim, write_json, write_text
+from longrope.files import write_json, write_text
+from longrope.locks import LOCK, claim
 from longrope.models.load import load_config, load_tokenizer
 from longrope.reading.factors import load_factors
 from longrope.rope import Rope

@@ -52,13 +52,13 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_out: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         query, key, value, out, norm = ctx.saved_tensors
-        by_query, by_key, by_value = torch.zeros_like(query), [], []
+        by_query, by_key, by_value = torch.zeros_like(query, dtype=norm.dtype), [], []
         for part, causal in ctx.parts:
             by = _run_back(by_out, query, key[:, :, part], value[:, :, part], out, norm, causal, ctx.scaling)
             by_query += by[0]
             by_key.append(by[1])
             by_value.append(by[2])
-        return by_query, torch.cat(by_key, dim=2), torch.cat(by_value, dim=2), None
+        return by_query.to(query), torch.cat(by_key, dim=2), torch.cat(by_value, dim=2), None
 
 
 def _parts(query: Tensor, key: Tensor) -> list[tuple[slice, bool]]:

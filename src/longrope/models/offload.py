@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from longrope.models.memory import device_memory
 
 SHARE = 16  # the part of a card's memory that may hold it: 1/16
+SMALL = 2**20  # bytes; what has fewer is not worth moving
 
 
 def room_for_kept(device: torch.device | str) -> float:
@@ -25,18 +26,20 @@ def room_for_kept(device: torch.device | str) -> float:
 def offloaded(device: torch.device | str) -> Iterator[None]:
     """In the block, what autograd saves stays on the device as far as there is `room_for_kept`; the rest moves.
 
-    It comes back when the backward pass wants it.
+    It comes back when the backward pass wants it. Small tensors and parameters stay.
 
     Args:
         device: a torch device.
     """
-    room = room_for_kept(device)
-    kept = 0
+    room, kept = room_for_kept(device), 0
+    if room == math.inf:
+        yield
+        return
 
     def pack(tensor: Tensor) -> tuple[Tensor, torch.device]:
         nonlocal kept
         home = tensor.device
-        if kept + tensor.nbytes > room and not isinstance(tensor, torch.nn.Parameter):
+        if kept + tensor.nbytes > room and tensor.nbytes > SMALL and not isinstance(tensor, torch.nn.Parameter):
             return tensor.cpu(), home
         kept += tensor.nbytes
         return tensor, home

@@ -54,8 +54,9 @@ def layer_in_pieces(
     if torch.is_grad_enabled():
         return _Pieces.apply(*inputs, layer, parts)
     held = _Held(hidden.shape[1]) if len(parts) > 1 else None
-    if hidden.nbytes > room_for_kept(device):
-        hidden = hidden.cpu()
+    if hidden.nbytes > room_for_kept(device) and (moved := hidden.cpu()) is not hidden:
+        hidden.untyped_storage().resize_(0)  # the model's forward holds on to it
+        hidden = moved
     for part in parts:
         hidden[:, part] = layer.run([hidden[:, part].to(device), *_cut(inputs[1:], part)], held)
     return hidden

@@ -45,9 +45,9 @@ def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
         yield
 
 
-def piece_on(device: str) -> int:
-    """Tokens that are enough for full speed and few beside the residual stream; by the kind of device."""
-    return 2048 if device == "cpu" else 16384
+def piece_on(kind: str) -> int:
+    """Tokens that are enough for full speed and few beside the residual stream, on a kind of device."""
+    return 16384 if kind == "cuda" else 2048
 
 
 def tile_mlps(model: PreTrainedModel) -> PreTrainedModel:

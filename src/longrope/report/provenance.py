@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-import longrope
+from longrope import __version__
 
 
 def provenance(device: str = "cpu") -> dict[str, object]:
@@ -24,7 +24,7 @@ def provenance(device: str = "cpu") -> dict[str, object]:
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {
-            "longrope": longrope.__version__,
+            "longrope": __version__,
             **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
             "python": platform.python_version(),
         },

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.files import claim
+from longrope.locks import claim
 from longrope.reading.gguf import LONG, SHORT
 from longrope.scaling import Extension
 
