@@ -123,7 +123,7 @@ def text(tokenizer: Any, length: int) -> np.ndarray:
 
 
 def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, float | None]]:
-    """Losses by token; seconds, the head's and its loss's over the backbone's, on CUDA the peak bytes above the model."""
+    """Losses by token; seconds, those of head and loss over the backbone's, on CUDA the peak bytes above the model."""
     cuda, marks = device.startswith("cuda"), []
 
     def now() -> float:

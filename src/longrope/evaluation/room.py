@@ -59,7 +59,7 @@ def check_room(
     fits = max(filter(fit, tried), default=0)
     rows = "" if batch == 1 else f" with batch = {batch}"
     what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
-    most = f"about {short_length(fits)} tokens fit in {what}" if fits else "not one token fits"
+    most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
     each, fewer = (f" for each of {sharing} workers", ", fewer workers") if sharing > 1 else ("", "")
     beside = waits(length * batch)
     there = f", and {beside / 2**30:.1f} GiB of main memory, which has {main / 2**30:.1f}" if beside else ""
