@@ -122,7 +122,7 @@ def text(tokenizer: Any, length: int) -> np.ndarray:
     return np.concatenate(parts)[None, :length]
 
 
-def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, float | None]]:
+def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Losses by token; seconds, those of head and loss over the backbone's, on CUDA the peak bytes above the model."""
     cuda, marks = device.startswith("cuda"), []
 
