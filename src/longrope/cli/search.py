@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,6 @@ from longrope.lengths import parse_length
 
 if TYPE_CHECKING:
     from longrope.extension.factors import Found
-    from longrope.search.methods import Method
 
 
 def run(
@@ -105,7 +104,9 @@ def run(
     from longrope.data.split import split
     from longrope.evaluation.items import make_items
     from longrope.extension.connect import connected, processes
+    from longrope.extension.cost import check_passes
     from longrope.extension.factors import find_factors
+    from longrope.models.load import load_config
     from longrope.report.provenance import provenance
     from longrope.schemes import attention_factor
     from longrope.search.methods import planned
@@ -113,7 +114,7 @@ def run(
 
     place = options.choose_device(device)
     if local := processes(workers):
-        check_passes(chosen, model, size or tokens, rows=rows, dtype=dtype, device=place, workers=local)
+        check_passes(chosen, load_config(model), size or tokens, rows=rows, dtype=dtype, device=place, workers=local)
     with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
@@ -163,18 +164,6 @@ def run(
         record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
         write_json(output / "run.json", record | {"provenance": provenance(place)})
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
-
-
-def check_passes(method: Method, model: str, length: int, *, rows: int, **place: Any) -> None:
-    """Refuse a search whose passes cannot fit into memory, those backwards too if the method has them."""
-    from longrope.evaluation.room import check_room
-    from longrope.extension.cost import slopes
-    from longrope.models.load import load_config
-
-    check = partial(check_room, load_config(model), length, **place)
-    check(batch=rows)
-    if slopes(method):
-        check(batch=1, gradient=True)
 
 
 def summary(found: Found) -> dict[str, object]:

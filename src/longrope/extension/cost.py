@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.anatomy import Anatomy, Work
+from longrope.evaluation.room import check_room
 from longrope.extension.factors import FINALISTS
 from longrope.extension.pipeline import PARTS
 from longrope.extension.plan import Plan
@@ -105,6 +107,24 @@ def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: st
                 f"{part.part}: length = {part.length} takes about {part.memory / 2**30:.1f} GiB where {device} has "
                 f"{free / 2**30:.1f} GiB free: {REMEDIES}"
             )
+
+
+def check_passes(chosen: Method, config: PreTrainedConfig, length: int, *, rows: int, **place: Any) -> None:
+    """Refuse a search whose passes cannot fit into memory, those backwards too if the method has them.
+
+    Args:
+        chosen: the method.
+        config: of the model.
+        length: of a pass, in tokens.
+        rows: of a pass.
+        place: dtype, device and workers as for `check_room`.
+
+    Raises:
+        LongRopeError: as `check_room` does.
+    """
+    check_room(config, length, batch=rows, **place)
+    if slopes(chosen):
+        check_room(config, length, batch=1, gradient=True, **place)
 
 
 def _stages(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
