@@ -23,11 +23,13 @@ FOUND = [pytest.param(path, id=f"{path.parent.name}/{path.name}") for path in so
 
 @pytest.mark.parametrize("found", FOUND)
 def test_what_was_found_is_read_or_refused(found: Path, tmp_path: Path) -> None:
-    reader, begun = READERS[found.parent.name], time.process_time()
+    reader = READERS[found.parent.name]
     path = tmp_path / reader.name
     path.write_bytes(found.read_bytes())
-    with contextlib.suppress(LongRopeError):
-        reader.read(path)
+    for _ in range(2):  # the first may have modules to import
+        begun = time.process_time()
+        with contextlib.suppress(LongRopeError):
+            reader.read(path)
     assert time.process_time() - begun < 2
 
 
