@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from longrope.cli.costs import report
 from longrope.errors import LongRopeError
+from longrope.evaluation import anatomy as anatomy_module
 from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.evaluation.bounded import bound_loss
 from longrope.evaluation.items import Item, perplexity_items
@@ -28,6 +30,7 @@ from longrope.extension.factors import find_factors
 from longrope.extension.plan import Plan
 from longrope.extension.rates import Rates, measure_rates
 from longrope.extension.stages import Evaluation, Finetune, Recovery, Search, Stage
+from longrope.models import memory as memory_module
 from longrope.models.load import load_config
 from longrope.models.memory import device_memory
 from longrope.rope import Rope
@@ -251,6 +254,25 @@ def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         check_memory(plan(None), config, dtype="auto", device="cpu")
     monkeypatch.setattr(costing, "free_memory", lambda _: None)
     check_memory(plan(None), config, dtype="auto", device="mps")
+
+
+def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning, and a search by gradient, where a device may keep nothing."""
+    for module in (anatomy_module, costing):
+        monkeypatch.setattr(module, "room_for_kept", lambda _: 0)
+    config, length = load_config("tiny"), 2**17
+    plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
+    (part,) = costs(plan, Anatomy.of(config), Rope.of(config))
+    inputs = 4 * length * 256
+    assert part.waits == 4 * inputs  # in float32
+    monkeypatch.setattr(costing, "free_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
+    with pytest.raises(LongRopeError, match=r"takes about 0\.5 GiB of main memory beside cuda where"):
+        check_memory(plan, config, dtype="auto", device="cuda")
+    monkeypatch.setattr(memory_module, "device_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
+    (warning,) = [
+        one for one in report(plan, config, "cuda", dtype="auto", measure=False).advice if "main memory" in one
+    ]
+    assert warning.startswith("stage 1: needs about")
 
 
 def test_memory_of_this_machine() -> None:

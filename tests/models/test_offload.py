@@ -10,9 +10,10 @@ from torch import Tensor
 
 from longrope.evaluation.bounded import bound_loss
 from longrope.evaluation.items import Item
+from longrope.evaluation.loss import token_losses
 from longrope.evaluation.objective import ModelObjective
 from longrope.models import offload, pieces
-from longrope.models.offload import offloaded, room_for_kept
+from longrope.models.offload import room_for_kept
 from longrope.rope import Rope
 from longrope.schemes import scheme
 
@@ -72,8 +73,6 @@ def test_the_inputs_of_layers(gradients: object, moved: list[int], monkeypatch: 
 
 
 def test_the_residual_stream(moved: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    from longrope.evaluation.loss import token_losses
-
     model, x = families.build("llama"), families.tokens(1, LENGTH).numpy()
     wanted = token_losses(model, x)
     limit(monkeypatch, LENGTH * 64 * 4 - 1)
@@ -84,5 +83,3 @@ def test_the_residual_stream(moved: list[int], monkeypatch: pytest.MonkeyPatch) 
 
 def test_room_on_other_devices_has_no_end() -> None:
     assert room_for_kept("cpu") == float("inf")
-    with offloaded("cpu"):
-        pass

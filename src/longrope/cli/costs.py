@@ -51,11 +51,14 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     parts = costs(plan, Anatomy.of(config, dtype, device), rope)
     dtypes = sorted({dtype for part in parts for dtype in part.work}) if measure else []
     rates = {dtype: measure_rates(config, device=device, dtype=dtype) for dtype in dtypes}
-    there = device_memory(device)
     large = [
-        f"{part.part}: needs about {si(part.memory, 'B')} at its peak where {device} has {si(there, 'B')}: {REMEDIES}"
+        f"{part.part}: needs about {si(needed, 'B')} at its peak where {place} has {si(there, 'B')}: {REMEDIES}"
         for part in parts
-        if there is not None and part.memory > there
+        for place, needed, there in (
+            (device, part.memory, device_memory(device)),
+            ("main memory", part.waits, device_memory("cpu")),
+        )
+        if there is not None and needed > there
     ]
     return Report(parts, rates, [*advice(plan, rope), *large])
 
