@@ -16,6 +16,7 @@ from searching import (
     build,
     build_dying,
     build_marking,
+    build_marking_together,
     build_refused,
     build_refusing,
     run_search,
@@ -87,7 +88,7 @@ def test_searches_are_those_of_this_process(engine: Callable[..., LocalEngine], 
 
 
 def test_all_workers_work(engine: Callable[..., LocalEngine], tmp_path: Path) -> None:
-    answers(engine(partial(build_marking, tmp_path, 0.05), 2))
+    answers(engine(partial(build_marking_together, tmp_path, 0.05, 2), 2))
     lines = [path.read_text().count("\n") for path in tmp_path.iterdir()]
     assert len(lines) == 2
     assert sum(lines) == len(BATCHES)
@@ -111,7 +112,7 @@ def test_a_killed_worker_is_replaced(engine: Callable[..., LocalEngine], tmp_pat
     killed: list[int] = []
     killer = threading.Thread(target=kill_one, args=(tmp_path, killed))
     killer.start()
-    found = answers(engine(partial(build_marking, tmp_path, 0.02), count))
+    found = answers(engine(partial(build_marking_together, tmp_path, 0.02, count), count))
     killer.join()
     assert found == dict(HERE.evaluate(BATCHES, gradient=False))
     processes = {int(path.name) for path in tmp_path.iterdir()}
