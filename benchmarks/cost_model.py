@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+from longrope.evaluation import footprint
 from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.extension.cost import costs
 from longrope.extension.plan import Plan
@@ -49,7 +50,7 @@ def main() -> None:
         anatomy = Anatomy.of(config)
         one = anatomy.forward(LENGTH)
         rows: dict[str, Any] = {
-            "one forward pass": _row(one) | {"memory_bytes": anatomy.searching(LENGTH, gradient=False)}
+            "one forward pass": _row(one) | {"memory_bytes": footprint.of_pass(anatomy, LENGTH, gradient=False)}
         }
         for search, fields in SEARCHES.items():
             stage = {"length": LENGTH, "search": fields}

@@ -27,6 +27,7 @@ import torch
 from longrope.data.documents import load_documents
 from longrope.data.split import split
 from longrope.errors import LongRopeError
+from longrope.evaluation import footprint
 from longrope.evaluation.anatomy import Anatomy
 from longrope.evaluation.loss import token_losses
 from longrope.extension.rates import measure_rates
@@ -64,7 +65,7 @@ def main() -> None:
     wanted = [wish(cell, rows) for cell in given.cells]
     tokens, rate = text(tokenizer, max(length for length, _ in wanted)), product_rate(given.device)
     for length, row in [(length, row) for length, rows in wanted for row in rows if f"{length} {row}" not in cells]:
-        work = anatomy.forward(length)
+        work, weights = anatomy.forward(length), anatomy.parameters * anatomy.bytes
         try:
             with patch(model, factors_of(row, rope, length, given.factors)):
                 if length <= REHEARSED:
@@ -76,7 +77,7 @@ def main() -> None:
             cells[f"{length} {row}"] = {
                 **found,
                 "foreseen_seconds": rates.seconds(work),
-                "foreseen_bytes": anatomy.searching(length, gradient=False) - anatomy.parameters * anatomy.bytes,
+                "foreseen_bytes": footprint.of_pass(anatomy, length, gradient=False) - weights,
                 "flops_per_second": work.flops / found["seconds"],
                 "attention_floor_seconds": work.attention / rate,
                 "perplexity": float(np.exp(losses.mean())),

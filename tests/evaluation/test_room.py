@@ -9,8 +9,7 @@ from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from longrope.errors import LongRopeError
-from longrope.evaluation import anatomy as anatomy_module
-from longrope.evaluation import room
+from longrope.evaluation import footprint, room
 from longrope.evaluation.anatomy import Anatomy
 from longrope.models.load import load_config
 
@@ -33,7 +32,7 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyP
 
 
 def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    takes = Anatomy.of(load_config("tiny"), "auto").searching(2048, gradient=False)
+    takes = footprint.of_pass(Anatomy.of(load_config("tiny"), "auto"), 2048, gradient=False)
     monkeypatch.setattr(room, "free_memory", lambda _: 3 * takes)
     check(2048, 1, workers=3)
     with pytest.raises(LongRopeError, match=r"GiB free for each of 4 workers; .*, fewer workers"):
@@ -58,12 +57,13 @@ def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
     held = sum(one.nbytes for layer in kept for one in (layer.keys, layer.values) if one is not None)
     anatomy = Anatomy.of(model.config, "float32")
     moved = sum(window is not None and window <= length for window in anatomy.windows)
-    assert anatomy.cached(length + 1) - held == moved * anatomy.keys * 4  # of its window a layer keeps all but one
+    # of its window a layer keeps all but one
+    assert footprint.of_cache(anatomy, length + 1) - held == moved * anatomy.keys * 4
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("tiny")
-    free = Anatomy.of(config, "float32").cached(3 * 1024)
+    free = footprint.of_cache(Anatomy.of(config, "float32"), 3 * 1024)
     monkeypatch.setattr(room, "free_memory", lambda _: free)
     check = partial(room.check_cache, config, dtype="float32", device="cpu")
     check(3 * 1024, held=0)
@@ -86,16 +86,15 @@ def test_a_model_that_reads_more_than_text_is_refused_by_name() -> None:
 def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient of 64K tokens on a card that may keep 16 MiB of the inputs of layers."""
     config, room_there, length = load_config("tiny"), 2**24, 2**16
-    monkeypatch.setattr(anatomy_module, "room_for_kept", lambda _: room_there)
+    monkeypatch.setattr(footprint, "room_for_kept", lambda _: room_there)
     anatomy = Anatomy.of(config, "float32", "cuda:0")
     inputs = 4 * length * 256 * 4
-    assert anatomy.kept(length, gradient=True) == inputs
-    assert anatomy.moved(length, gradient=True) == inputs - room_there
-    assert anatomy.moved(length, gradient=False) == length * 256 * 4  # the stream as a whole
-    takes = anatomy.searching(length, gradient=True)
-    monkeypatch.setattr(anatomy_module, "room_for_kept", lambda _: float("inf"))
-    assert anatomy.searching(length, gradient=True) - takes == inputs - room_there
-    monkeypatch.setattr(anatomy_module, "room_for_kept", lambda _: room_there)
+    assert footprint.moved_in_pass(anatomy, length, gradient=True) == inputs - room_there
+    assert footprint.moved_in_pass(anatomy, length, gradient=False) == length * 256 * 4  # the stream as a whole
+    takes = footprint.of_pass(anatomy, length, gradient=True)
+    monkeypatch.setattr(footprint, "room_for_kept", lambda _: float("inf"))
+    assert footprint.of_pass(anatomy, length, gradient=True) - takes == inputs - room_there
+    monkeypatch.setattr(footprint, "room_for_kept", lambda _: room_there)
     main = inputs - room_there
     place = {"batch": 1, "dtype": "float32", "device": "cuda:0", "gradient": True}
     monkeypatch.setattr(room, "free_memory", lambda device: main if device == "cpu" else takes)

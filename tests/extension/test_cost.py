@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longrope.cli.costs import report
 from longrope.errors import LongRopeError
-from longrope.evaluation import anatomy as anatomy_module
+from longrope.evaluation import footprint
 from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.evaluation.bounded import bound_loss
 from longrope.evaluation.items import Item, perplexity_items
@@ -258,8 +258,7 @@ def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fine-tuning, and a search by gradient, where a device may keep nothing."""
-    for module in (anatomy_module, costing):
-        monkeypatch.setattr(module, "room_for_kept", lambda _: 0)
+    monkeypatch.setattr(footprint, "room_for_kept", lambda _: 0)
     config, length = load_config("tiny"), 2**17
     plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
     (part,) = costs(plan, Anatomy.of(config), Rope.of(config))
@@ -296,7 +295,7 @@ def test_peak_memory(mode: str, dtype: str, length: int) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     measured, anatomy = int(done.stdout), replace(TINY, dtype=dtype)
     if mode == "train":
-        predicted = anatomy.training(length, lora=0, mixed=dtype == "bfloat16") - 16 * anatomy.parameters
+        predicted = footprint.of_training(anatomy, length, lora=0, mixed=dtype == "bfloat16") - 16 * anatomy.parameters
     else:
-        predicted = anatomy.searching(length, gradient=mode == "gradient") - anatomy.parameters * anatomy.bytes
+        predicted = footprint.of_pass(anatomy, length, gradient=mode == "gradient") - anatomy.parameters * anatomy.bytes
     assert predicted == pytest.approx(measured, rel=0.25)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from longrope.embedding import LongRoPE
 from longrope.errors import LongRopeError
+from longrope.evaluation import footprint
 from longrope.evaluation.anatomy import Anatomy
 from longrope.evaluation.items import Item
 from longrope.evaluation.loss import token_losses
@@ -135,7 +136,7 @@ def peak(model: PreTrainedModel, length: int, *, gradient: bool) -> int:
 @pytest.mark.parametrize("length", [32768, 131072])
 def test_memory_is_what_is_foreseen(length: int, gradient: bool) -> None:
     model, _ = load("tiny", dtype="bfloat16", device="cuda")
-    foreseen = Anatomy.of(model.config, "bfloat16", "cuda").searching(length, gradient=gradient)
+    foreseen = footprint.of_pass(Anatomy.of(model.config, "bfloat16", "cuda"), length, gradient=gradient)
     assert peak(model, length, gradient=gradient) == pytest.approx(foreseen, rel=0.25)
 
 

@@ -1,4 +1,4 @@
-"""What one pass through a model costs: FLOPs and memory, from its config alone."""
+"""What the costs of a model depend on, from its config alone, and the FLOPs of a pass."""
 
 from __future__ import annotations
 
@@ -10,19 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.loss import LOGITS_AT_ONCE, LOGITS_IN_CACHE, logits_on
 from longrope.models.load import check_dtype
-from longrope.models.offload import room_for_kept
-from longrope.models.tiled import LONG, piece_on
-
-ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
-# Features per token that live at once, found on tiny and SmolLM2. In a pass on pieces of the sequence, of a piece:
-# of the MLP's width, of keys and values, of the hidden size. Of the whole length, beside the hidden states (with a
-# gradient: beside every layer's): of the hidden size, of keys and values.
-FORWARD_PIECE, FORWARD_WHOLE = (3.0, 0.0, 6.0), (0.0, 1.0)
-GRADIENT_PIECE, GRADIENT_WHOLE = (6.0, 1.0, 10.5), (4.0, 5.0)
-# In training, of a layer computed anew: of the MLP's width, of keys and values; in float32: hidden.
-TRAINED = (6.0, 1.0, 10.5)
 
 
 @dataclass(frozen=True)
@@ -124,11 +112,6 @@ class Anatomy:
         )
 
     @property
-    def kind(self) -> str:
-        """Of the device."""
-        return torch.device(self.device).type
-
-    @property
     def bytes(self) -> int:
         """Of a parameter in the checkpoint."""
         return getattr(torch, self.dtype).itemsize
@@ -150,65 +133,6 @@ class Anatomy:
         """
         # attention kernels keep no scores: backwards, five products where forwards there are two (Dao 2023)
         return self.forward(length).times(4 if trained else 3, 4.5)
-
-    def searching(self, length: int, *, gradient: bool) -> int:
-        """Peak bytes on the device of a search at a length, one sequence at a time, in the checkpoint's dtype."""
-        (hidden, keys), part = (GRADIENT_WHOLE, GRADIENT_PIECE) if gradient else (FORWARD_WHOLE, FORWARD_PIECE)
-        at_once, size = logits_on(self.kind), min(piece_on(self.kind), length)
-        logits = min(at_once, length * self.vocabulary)
-        # backwards, of a quarter chunk: logits, and three copies in float32
-        head = (12 + self.bytes) * min(at_once // 4, logits) if gradient else self._losses(logits)
-        piece = sum(count * wide for count, wide in zip(part, (self.wide, self.keys, self.hidden), strict=True))
-        layer = (keys * self.keys * length + piece * size) * self.bytes
-        stream = (hidden * self.hidden + self.phases) * length * self.bytes + self.kept(length, gradient=gradient)
-        stream -= self.moved(length, gradient=gradient)
-        return round(self.parameters * self.bytes + stream + max(layer, head))
-
-    def _losses(self, logits: int) -> int:
-        """Bytes of so many logits and their losses, which a CPU takes by blocks."""
-        if self.kind == "cpu":
-            return logits * self.bytes + 8 * min(logits, LOGITS_IN_CACHE)
-        return logits * (10 if self.bytes == 2 else 8)
-
-    def kept(self, length: int, *, gradient: bool) -> int:
-        """Bytes that wait for their turn: the residual stream, or with gradients the inputs of all layers."""
-        return (len(self.windows) if gradient else 1) * self.hidden * length * self.bytes
-
-    def moved(self, length: int, *, gradient: bool) -> int:
-        """How much of that waits in main memory (`longrope.models.offload`)."""
-        kept, room = self.kept(length, gradient=gradient), room_for_kept(self.device)
-        return 0 if kept <= room else round(kept - room) if gradient else kept
-
-    def cached(self, length: int) -> int:
-        """Bytes of the keys and values of so many tokens in all layers, which generation keeps."""
-        return sum(min(length, window or length) for window in self.windows) * self.keys * self.bytes
-
-    def training(self, length: int, *, lora: int, mixed: bool) -> int:
-        """Peak bytes of fine-tuning on sequences of so many tokens, one at a time, on one device.
-
-        Args:
-            length: in tokens.
-            lora: its rank; 0 trains all weights, which are then float32.
-            mixed: whether products are computed in bfloat16.
-        """
-        weights = ADAM * self.parameters
-        if lora:
-            weights = (self.bytes if mixed else 4) * self.parameters + ADAM * lora * self.adapted
-        inputs = min(self.inputs(length, lora=lora, mixed=mixed), room_for_kept(self.device))
-        return round(weights + inputs + self._layer(length, within=2 if mixed else 4))
-
-    def inputs(self, length: int, *, lora: int, mixed: bool) -> int:
-        """Bytes of the inputs of all layers, which wait for the backward pass; arguments as for `training`."""
-        return len(self.windows) * length * self.hidden * (self.bytes if lora and mixed else 4)
-
-    def _layer(self, length: int, *, within: int) -> float:
-        """Bytes for one layer backwards, or for the head."""
-        wide, keys, hidden = TRAINED
-        head = 16 * min(LOGITS_AT_ONCE // 4, length * self.vocabulary)  # four float32 copies of a quarter chunk
-        at_once = piece_on(self.kind)  # what MLPs see of a long sequence
-        seen = at_once if self.tiled and length >= LONG * at_once else length
-        layer = (wide * self.wide * seen + keys * self.keys * length) * within + hidden * self.hidden * 4 * length
-        return max(layer, head)
 
 
 def _wide(text: Any) -> int:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
+from longrope.evaluation import footprint
 from longrope.evaluation.anatomy import Anatomy
 from longrope.lengths import short_length
 from longrope.models.memory import free_memory
@@ -47,7 +48,8 @@ def check_room(
     if device == "cuda":
         sharing = math.ceil(workers / torch.cuda.device_count())
     free //= sharing
-    needs, waits = (partial(how, gradient=gradient) for how in (anatomy.searching, anatomy.moved))
+    formulas = footprint.of_pass, footprint.moved_in_pass
+    needs, waits = (partial(one, anatomy, gradient=gradient) for one in formulas)
     main = (free_memory("cpu") or 0) // workers
 
     def fit(tokens: int) -> bool:
@@ -83,7 +85,7 @@ def check_cache(config: PreTrainedConfig, length: int, *, held: int, dtype: str,
     Raises:
         LongRopeError: if the device has less free memory than the cache takes; says what fits.
     """
-    free, takes = free_memory(device), Anatomy.of(config, dtype).cached
+    free, takes = free_memory(device), partial(footprint.of_cache, Anatomy.of(config, dtype))
     if free is None or takes(length) - takes(held) <= free:
         return
     fits = bisect_right(range(length), free + takes(held), key=takes) - 1

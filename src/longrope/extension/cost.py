@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
+from longrope.evaluation import footprint
 from longrope.evaluation.anatomy import Anatomy, Work
 from longrope.evaluation.room import check_room
 from longrope.extension.factors import FINALISTS
@@ -18,7 +19,6 @@ from longrope.extension.plan import Plan
 from longrope.extension.rates import Rates
 from longrope.extension.stages import Finetune, Search
 from longrope.models.memory import free_memory
-from longrope.models.offload import room_for_kept
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
 from longrope.search.auto import Auto
@@ -76,12 +76,12 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
     if measured:
         tuned = sum(stage.finetune is not None for stage in plan.stages)
         longest, rows = max(measured), 2 + len(plan.evaluation.schemes) + len(plan.stages) + tuned
-        count, memory = plan.evaluation.documents * rows, anatomy.searching(longest, gradient=False)
+        count, memory = plan.evaluation.documents * rows, footprint.of_pass(anatomy, longest, gradient=False)
         probes = rows * plan.evaluation.trials * len(plan.evaluation.retrieval)
         work = anatomy.forward(longest).times(count)
         work = sum((anatomy.forward(length).times(probes) for length in measured), work)
         tokens = count * longest + probes * sum(measured)
-        waits = anatomy.moved(longest, gradient=False)
+        waits = footprint.moved_in_pass(anatomy, longest, gradient=False)
         found.append(Cost("evaluation", longest, tokens, 0, {anatomy.dtype: work}, memory, waits))
     return found
 
@@ -164,7 +164,8 @@ def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts:
     each = [(anatomy.forward(length), anatomy.backward(length, trained=False)) for length in lengths]
     forward, backward = (sum(work, Work()).times(1 / len(lengths)) for work in zip(*each, strict=True))
     work = forward.times(passes - BACKWARD * steps + judged) + backward.times(steps)
-    memory, waits = (of(max(lengths), gradient=steps > 0) for of in (anatomy.searching, anatomy.moved))
+    formulas = footprint.of_pass, footprint.moved_in_pass
+    memory, waits = (of(anatomy, max(lengths), gradient=steps > 0) for of in formulas)
     return Cost("search", max(lengths), round((passes + judged) * once), 0, {anatomy.dtype: work}, memory, waits)
 
 
@@ -180,7 +181,7 @@ def _finetune(how: Finetune, length: int, anatomy: Anatomy, rope: Rope) -> Cost:
     long_one, short_one = (anatomy.backward(size, trained=not how.lora) for size in (tokens, short))
     sequence = long_one.times(1 - how.short) + short_one.times(how.short * tokens / short)
     mixed = how.dtype == "bfloat16"
-    memory, inputs = (of(tokens, lora=how.lora, mixed=mixed) for of in (anatomy.training, anatomy.inputs))
-    waits = round(max(0, inputs - room_for_kept(anatomy.device)))
+    formulas = footprint.of_training, footprint.moved_in_training
+    memory, waits = (of(anatomy, tokens, lora=how.lora, mixed=mixed) for of in formulas)
     work = sequence.times(how.count(length) * how.batch)
     return Cost("finetune", length, 0, how.trained(length), {how.dtype: work}, memory, waits)
