@@ -275,13 +275,14 @@ def test_the_time_budget_ends_after_the_batch_that_spends_it(
     assert len(evaluations(opened[1])) == count
 
 
+@pytest.mark.parametrize("asked", [[A, B], [B, A]])
 @pytest.mark.parametrize(("rows", "times"), [(1, 10), (3, 4)])
-def test_every_batch_is_told_once_what_leads(opened: Opened, rows: int, times: int) -> None:
+def test_every_batch_is_told_once_what_leads(opened: Opened, rows: int, times: int, asked: list[Scaling]) -> None:
     leading: list[tuple[float, Scaling] | None] = []
     one = evaluator(Documents(), opened[0], rows=rows, told=lambda: leading.append(one.leading))
-    one.answers(Ask([A, B]))
+    one.answers(Ask(asked))
     assert len(leading) == times
-    first = leading.index((one.complete[A], A))
+    first = leading.index((one.complete[asked[0]], asked[0]))
     assert leading[:first] == [None] * first
     assert first == {1: 4, 3: 1}[rows]
     assert leading[-1] == min((loss, one_) for one_, loss in one.complete.items())
@@ -313,6 +314,13 @@ def test_who_is_clearly_worse_is_not_evaluated_any_further(tmp_path: Path) -> No
     assert calls == [(BEST, item) for item in range(5)] + [(WORSE, 0), (WORSE, 1)]
     assert one.tokens == 33 + 10
     assert list(one.complete) == [BEST]
+
+
+def test_nobody_is_raced_unasked(opened: Opened) -> None:
+    one = evaluator(Documents(), opened[0])
+    one.answers(Ask([BEST]))
+    one.answers(Ask([WORSE]))
+    assert list(one.complete) == [BEST, WORSE]
 
 
 def test_who_lost_a_race_is_told_what_it_would_come_to(opened: Opened) -> None:
