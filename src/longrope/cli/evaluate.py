@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import bfloat16, options
-from longrope.cli.compared import check_rows, claim_results, compared_rows, parse_depths, read_corpora, read_probes
+from longrope.cli import bfloat16, options, together
+from longrope.cli.compared import (
+    check_rows,
+    claim_results,
+    compared_rows,
+    harness_parts,
+    parse_depths,
+    read_corpora,
+    read_probes,
+)
 from longrope.cli.progress import parts_bar
 from longrope.errors import LongRopeError
 from longrope.lengths import parse_length, parse_lengths
 
 if TYPE_CHECKING:
     from longrope.evaluation.cells import Cells
-    from longrope.evaluation.parts import Part
     from longrope.evaluation.perplexity import Perplexity
     from longrope.rope import Rope
 
@@ -73,7 +80,10 @@ def run(
     No search that was given the same --data and --data-seed has seen them. longrope report makes a page of it.
     """
     wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
-    claim_results(output, resume=resume, overwrite=overwrite)
+    if first := together.first():
+        claim_results(output, resume=resume, overwrite=overwrite)
+    if tasks is not None and together.count() > 1:
+        raise LongRopeError("tasks: lm-evaluation-harness runs in one process; leave --tasks out of this launch")
 
     from longrope.evaluation.side_by_side import Wanted, side_by_side
     from longrope.files import write_json
@@ -85,6 +95,7 @@ def run(
     rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
     on = options.choose_device(device)
     check_rows(rows, tokenizer, wanted[-1], batch=batch, dtype=dtype, device=on)
+    on = together.own_device(on)
     if key_tokens is not None and key_tokens not in rows:
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
     sources = data or [options.default_data(model, None)]
@@ -99,49 +110,47 @@ def run(
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
     settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
     settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
-    bfloat16.warn(model, dtype, on)
-    with kept(output, settings, resume=resume) as cells, parts_bar(quiet=as_json) as tell:
+    if first:
+        bfloat16.warn(model, dtype, on)
+    where, silent = output if first else None, as_json or not first
+    with together.joined(on), kept(where, settings, resume=resume) as cells, parts_bar(quiet=silent) as tell:
         record = side_by_side(
             rows,
             corpora,
             what,
             rope=rope,
-            open_model=partial(options.open_model, dtype=dtype, device=on),
+            open_model=partial(together.open_model, dtype=dtype, device=on),
             cells=cells,
             more=more,
             tell=partial(tell, "eval"),
         )
-        record = {"model": model, "dtype": dtype, **record, "provenance": provenance(on)}
-        if output is not None:
-            write_json(output / "results.json", record)
-    options.tell(record, as_json=as_json, text=lambda: describe(record, rope, output))
+        record = {"model": model, "dtype": dtype, **record, "provenance": provenance(on) | together.told()}
+        if where is not None:
+            write_json(where / "results.json", record)
+    if first:
+        options.tell(record, as_json=as_json, text=lambda: describe(record, rope, output))
 
 
 @contextmanager
 def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[Cells]:
-    """The cells that a folder holds, which no other process may use meanwhile; without a folder, none."""
+    """The cells that a folder holds, which no other process may use meanwhile; without a folder, none.
+
+    Of processes that evaluate together, all get those that the first one has.
+    """
     from longrope.evaluation.cells import JOURNAL, Cells
     from longrope.lines import Lines
     from longrope.locks import held
 
     if output is None:
-        yield Cells()
+        yield Cells(found=together.same([]))
         return
     with held(output):
         for name in () if resume else (JOURNAL, "results.json"):
             (output / name).unlink(missing_ok=True)
         with closing(Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)) as lines:
-            yield Cells(lines)
-
-
-def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int) -> list[Part]:
-    """The part that runs lm-evaluation-harness, if a task of it is wanted."""
-    if tasks is None:
-        return []
-    from longrope.evaluation.harness import harness
-
-    names = [name.strip() for name in tasks.split(",")]
-    return [harness(names, folder=folder, limit=limit, batch=batch, length=length)]
+            cells = Cells(lines)
+            together.same(lines.found)
+            yield cells
 
 
 def describe(record: dict[str, Any], rope: Rope, output: Path | None) -> None:

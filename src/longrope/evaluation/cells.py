@@ -48,16 +48,17 @@ class Cells:
 
     Args:
         lines: the journal; without one, nothing is kept on disk.
+        found: lines of another process's journal, where there is none here.
 
     Raises:
         LongRopeError: if a line of the journal is no cell.
     """
 
-    def __init__(self, lines: Lines | None = None) -> None:
+    def __init__(self, lines: Lines | None = None, found: Sequence[Mapping[str, Any]] = ()) -> None:
         self._known: dict[tuple[str, str], dict[int, Any]] = {}
         self._lines = lines
         try:
-            for line in lines.found if lines else ():
+            for line in lines.found if lines else found:
                 self._known.setdefault((line["row"], line["part"]), {})[int(line["cell"])] = line["value"]
         except (KeyError, TypeError, ValueError):
             assert lines is not None

@@ -7,7 +7,8 @@ import torch
 from longrope.evaluation.anatomy import Anatomy
 from longrope.evaluation.loss import LOGITS_AT_ONCE, LOGITS_IN_CACHE, logits_on
 from longrope.models.offload import room_for_kept
-from longrope.models.tiled import LONG, piece_on
+from longrope.models.pieces import piece_on
+from longrope.models.tiled import LONG
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 # Features per token that live at once, found on tiny and SmolLM2. In a pass on pieces of the sequence, of a piece:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from longrope.models.memory import explain_out_of_memory
+from longrope.models.spread import spread_of
 from longrope.models.tiled import tiled
 
 LOGITS_AT_ONCE = 2**24
@@ -62,9 +63,13 @@ def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | No
     tokens = tokens.to(model.device)
     with tiled(model):
         hidden = last_hidden(model, tokens, positions)
-    losses = torch.zeros(len(tokens), tokens.shape[1] - 1)
-    for start, end, found in head_losses(model, tokens, hidden, skip):
-        losses[:, start:end] = found
+    losses, how, begin = torch.zeros(len(tokens), tokens.shape[1] - 1), spread_of(model), 0
+    for part in how.own(*tokens.shape) if how else [slice(0, tokens.shape[1])]:
+        here, own = tokens[:, part.start : part.stop + 1], slice(begin, begin := begin + part.stop - part.start)
+        for start, end, found in head_losses(model, here, hidden[:, own], max(0, skip - part.start)):
+            losses[:, part.start + start : part.start + end] = found
+    if how:
+        torch.distributed.all_reduce(losses)  # where one has a loss, all others have 0
     return losses.numpy()
 
 

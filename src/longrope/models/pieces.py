@@ -49,17 +49,28 @@ def layer_in_pieces(
     cache = next((name for name in CACHES if name in named), None)
     whole = cache is None or named[cache] is not None or named.get("attention_mask") is not None
     parts = [slice(0, hidden.shape[1])] if whole else _parts(hidden, piece)
-    layer = _Layer(forward, cache, named)
+    layer = Layer(forward, cache, named)
     inputs = (hidden, *named["position_embeddings"])
     if torch.is_grad_enabled():
         return _Pieces.apply(*inputs, layer, parts)
     held = _Held(hidden.shape[1]) if len(parts) > 1 else None
-    if hidden.nbytes > room_for_kept(device) and (moved := hidden.cpu()) is not hidden:
-        hidden.untyped_storage().resize_(0)  # the model's forward holds on to it
-        hidden = moved
+    hidden = moved(hidden, device)
     for part in parts:
-        hidden[:, part] = layer.run([hidden[:, part].to(device), *_cut(inputs[1:], part)], held)
+        hidden[:, part] = layer.run([hidden[:, part].to(device), *cut(inputs[1:], part)], held)
     return hidden
+
+
+def piece_on(kind: str) -> int:
+    """Tokens that are enough for full speed and few beside the residual stream, on a kind of device."""
+    return 16384 if kind == "cuda" else 2048
+
+
+def moved(hidden: Tensor, device: torch.device) -> Tensor:
+    """Hidden states in main memory where the device has no room for them."""
+    if hidden.nbytes <= room_for_kept(device) or (there := hidden.cpu()) is hidden:
+        return hidden
+    hidden.untyped_storage().resize_(0)  # the model's forward holds on to it
+    return there
 
 
 def _parts(hidden: Tensor, piece: int) -> list[slice]:
@@ -67,20 +78,27 @@ def _parts(hidden: Tensor, piece: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _cut(tensors: Sequence[Tensor], part: slice) -> list[Tensor]:
+def cut(tensors: Sequence[Tensor], part: slice) -> list[Tensor]:
+    """A part of the tokens of each."""
     return [one[:, part] for one in tensors]
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """A layer's own forward, the name of its cache, and its other arguments."""
 
     forward: Callable[..., Any]
     cache: str | None
     named: dict[str, Any]
 
-    def run(self, inputs: Sequence[Tensor], held: _Held | _Replayed | None) -> Tensor:
-        """Its output for a part's hidden states, cos and sin; ``held`` is None where that is the whole sequence."""
+    def run(self, inputs: Sequence[Tensor], held: Any) -> Tensor:
+        """Its output for a part's hidden states, cos and sin.
+
+        Args:
+            inputs: the three.
+            held: keys and values before, with an ``update`` like that of transformers' caches; None where the part is
+                the whole sequence.
+        """
         hidden, cos, sin = inputs
         named = {**self.named, "position_embeddings": (cos, sin)}
         if held is not None and self.cache is not None:
@@ -130,12 +148,12 @@ class _Pieces(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layer: _Layer, parts: list[slice]) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layer: Layer, parts: list[slice]) -> Tensor:
         ctx.save_for_backward(hidden)
         ctx.embeddings, ctx.layer, ctx.parts = (cos, sin), layer, parts
         out, held = torch.empty_like(hidden), _Held(hidden.shape[1]) if len(parts) > 1 else None
         for part in parts:
-            out[:, part] = layer.run(_cut((hidden, cos, sin), part), held)
+            out[:, part] = layer.run(cut((hidden, cos, sin), part), held)
         return out
 
     @staticmethod
@@ -147,7 +165,7 @@ class _Pieces(torch.autograd.Function):
         by_held = [] if held is None else [torch.zeros_like(held.keys), torch.zeros_like(held.values)]
         for part in reversed(parts):
             with torch.enable_grad():
-                leaves = [one.detach().requires_grad_() for one in _cut(inputs, part)]
+                leaves = [one.detach().requires_grad_() for one in cut(inputs, part)]
                 replayed = None
                 if held is not None:
                     past = (held.keys[:, :, : part.start], held.values[:, :, : part.start])
@@ -159,7 +177,7 @@ class _Pieces(torch.autograd.Function):
                 given += [one[:, :, part] for one in by_held]
                 sources += replayed.past
             slopes = torch.autograd.grad(own, sources, given, allow_unused=True)
-            places = [*_cut(totals, part), *(one[:, :, : part.start] for one in by_held)]
+            places = [*cut(totals, part), *(one[:, :, : part.start] for one in by_held)]
             for place, slope in zip(places, slopes, strict=True):
                 if slope is not None:  # a layer may not rotate at all
                     place += slope
@@ -167,10 +185,10 @@ class _Pieces(torch.autograd.Function):
         return *(by_input.get(i) for i in range(3)), None, None
 
 
-def _keys_and_values(layer: _Layer, parts: list[slice], inputs: Sequence[Tensor]) -> _Held:
+def _keys_and_values(layer: Layer, parts: list[slice], inputs: Sequence[Tensor]) -> _Held:
     """Of all pieces, computed anew."""
     held = _Held(inputs[0].shape[1], enough=True)
     for part in parts:
         with suppress(_EnoughError):
-            layer.run(_cut(inputs, part), held)
+            layer.run(cut(inputs, part), held)
     return held

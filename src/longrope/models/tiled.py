@@ -14,7 +14,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.models.attention import attend
 from longrope.models.patch import evaluating
-from longrope.models.pieces import in_pieces, layer_in_pieces
+from longrope.models.pieces import in_pieces, layer_in_pieces, piece_on
+from longrope.models.spread import layer_on_processes, spread_of
 
 MLPS = ("mlp", "feed_forward")  # how layers call them
 LONG = 4  # pieces, of a sequence in training
@@ -35,19 +36,16 @@ def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
 
     Args:
         model: a transformers model whose layers take gradient checkpointing.
-        piece: tokens of all rows together; `piece_on` its device if None.
+        piece: tokens of all rows together; `piece_on` its device if None; of a `spread` model, what that was given.
     """
-    device, piece = model.device, piece or piece_on(model.device.type)
+    how = spread_of(model)
+    device, piece = model.device, how.piece if how else piece or piece_on(model.device.type)
+    of_layer = partial(layer_on_processes, how) if how else layer_in_pieces
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
-    wrapped = _wrapped(layers, layer_in_pieces, piece, device), _wrapped(alone, in_pieces, piece, device)
+    wrapped = _wrapped(layers, of_layer, piece, device), _wrapped(alone, in_pieces, piece, device)
     with evaluating(model), _attention(model), wrapped[0], wrapped[1]:
         yield
-
-
-def piece_on(kind: str) -> int:
-    """Tokens that are enough for full speed and few beside the residual stream, on a kind of device."""
-    return 16384 if kind == "cuda" else 2048
 
 
 def tile_mlps(model: PreTrainedModel) -> PreTrainedModel:

@@ -21,8 +21,9 @@ def provenance(device: str = "cpu") -> dict[str, object]:
     Args:
         device: the torch device that the numbers come from.
     """
+    program = Path(sys.argv[0])
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([program.parent.name if program.name == "__main__.py" else program.name, *sys.argv[1:]]),
         "versions": {
             "longrope": __version__,
             **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},

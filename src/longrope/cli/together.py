@@ -1,0 +1,85 @@
+"""Processes of one launch (torchrun, accelerate launch) that run one command together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from longrope.cli import options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many there are."""
+    return _number("WORLD_SIZE", 1) if "MASTER_ADDR" in os.environ else 1
+
+
+def here() -> int:
+    """How many of them are on this machine."""
+    return _number("LOCAL_WORLD_SIZE", count()) if count() > 1 else 1
+
+
+def first() -> bool:
+    """Whether this one speaks and writes for all."""
+    return count() == 1 or _number("RANK", 0) == 0
+
+
+def told() -> dict[str, int]:
+    """What provenance says of them."""
+    return {"processes": count()} if count() > 1 else {}
+
+
+def own_device(device: str) -> str:
+    """Of this process, where ``cuda`` means all."""
+    return f"cuda:{_number('LOCAL_RANK', 0)}" if device == "cuda" and count() > 1 else device
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """In the block, the processes can talk to each other.
+
+    Args:
+        device: of this process.
+    """
+    if count() == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    yield
+    dist.destroy_process_group()  # not after an error, when others may be waiting for this one
+
+
+def same(value: T) -> T:
+    """What the first process has, in all of them."""
+    if count() == 1:
+        return value
+    import torch
+    import torch.distributed as dist
+
+    held = [value]
+    dist.broadcast_object_list(held, device=torch.device("cpu"))
+    return held[0]
+
+
+def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `options.open_model`; of several processes, all run the model together."""
+    from longrope.models.spread import spread
+
+    model, tokenizer = options.open_model(name, dtype, device)
+    return spread(model) if count() > 1 else model, tokenizer
+
+
+def _number(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))

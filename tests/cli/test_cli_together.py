@@ -1,0 +1,77 @@
+"""``longrope eval`` by two real processes together: what one gives, written by the first alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "longrope", "eval")
+WORDS = ("--lengths", "64,160", "--documents", "2", "--schemes", "yarn", "--stride", "50", "--key-tokens", "yarn")
+WORDS += ("--retrieval", "recall", "--retrieval-lengths", "150", "--trials", "2", "--dtype", "float32", "--json")
+
+
+def together(*words: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, *map(str, words), *WORDS]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def flat(record: Any) -> dict[str, Any]:
+    """Every value by its place, but where it comes from."""
+    if isinstance(record, list):
+        record = dict(enumerate(record))
+    if not isinstance(record, dict):
+        return {"": record}
+    named = [(key, flat(value)) for key, value in record.items() if key != "provenance"]
+    return {f"{key}/{inner}": one for key, found in named for inner, one in found.items()}
+
+
+def assert_same(found: Any, wanted: Any, tolerance: float) -> None:
+    one, other = flat(found), flat(wanted)
+    assert one.keys() == other.keys()
+    for place, value in one.items():
+        close = pytest.approx(value, rel=tolerance, abs=tolerance) if isinstance(value, float) else value
+        assert other[place] == close, place
+
+
+@pytest.fixture(scope="module")
+def wanted(cli, model: Path, texts: Path) -> Any:
+    result = cli("eval", model, *WORDS, "--data", texts)
+    assert result.code == 0, result.err
+    return result.json
+
+
+def test_two_processes_evaluate_what_one_does_and_resume(wanted: Any, model: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = together(model, "--data", texts, "-o", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in out.iterdir()) == ["cells.jsonl", "results.json"]
+    record = json.loads((out / "results.json").read_text())
+    assert json.loads(done.stdout) == record
+    assert_same(record, wanted, 1e-4)
+    assert record["provenance"]["processes"] == 2
+    assert record["provenance"]["command"].startswith("longrope eval")
+
+    lines = (out / "cells.jsonl").read_text().splitlines(keepends=True)
+    (out / "cells.jsonl").write_text("".join(lines[:5]))  # the other process has no journal
+    again = together(model, "--data", texts, "-o", out, "--resume")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (out / "cells.jsonl").read_text().splitlines(keepends=True)[:5] == lines[:5]
+    assert_same(json.loads(again.stdout), record, 1e-6)
+
+    refused = together(model, "--data", texts, "-o", out)
+    assert refused.returncode != 0
+    assert f"{out} exists; continue it with --resume" in refused.stderr
+    assert (out / "cells.jsonl").read_text().count("\n") == len(lines)
+
+
+def test_tasks_are_refused(model: Path, texts: Path) -> None:
+    done = together(model, "--data", texts, "--tasks", "lambada")
+    assert done.returncode != 0
+    assert "tasks: lm-evaluation-harness runs in one process; leave --tasks out" in done.stderr
