@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from longrope.models.load import load as load
     from longrope.models.patch import attach as attach
     from longrope.models.patch import patch as patch
+    from longrope.models.spread import spread as spread
     from longrope.reading.factors import load_factors as load_factors
     from longrope.rope import Rope as Rope
     from longrope.scaling import Extension as Extension
@@ -83,6 +84,7 @@ _HOMES = {
     "models.generation": ("generating",),
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
+    "models.spread": ("spread",),
     "reading.factors": ("load_factors",),
     "rope": ("Rope",),
     "scaling": ("Extension", "Scaling"),

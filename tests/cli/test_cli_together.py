@@ -75,3 +75,17 @@ def test_tasks_are_refused(model: Path, texts: Path) -> None:
     done = together(model, "--data", texts, "--tasks", "lambada")
     assert done.returncode != 0
     assert "tasks: lm-evaluation-harness runs in one process; leave --tasks out" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"), [(("search", "tiny", "-l", "512"), "--workers"), (("extend", "tiny", "demo"), "--launch")]
+)
+def test_other_commands_start_others_themselves(
+    cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], instead: str
+) -> None:
+    for name, value in (("MASTER_ADDR", "localhost"), ("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    result = cli(*words, "-o", tmp_path / "out")
+    assert result.code == 2
+    assert f"WORLD_SIZE = 2: this command runs in one process, and starts others with {instead}; start" in result.err
+    assert not list(tmp_path.iterdir())

@@ -78,6 +78,7 @@ def run(
     """Compare schemes, factors and checkpoints on test documents: perplexity, retrieval, benchmark tasks.
 
     No search that was given the same --data and --data-seed has seen them. longrope report makes a page of it.
+    Started by torchrun, all processes run each pass together.
     """
     wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
     if first := together.first():

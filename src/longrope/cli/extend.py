@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import bfloat16, evaluate, options
+from longrope.cli import bfloat16, evaluate, options, together
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def run(
     from longrope.extension.plan import load_plan
     from longrope.lengths import short_length
 
+    together.refuse("--launch")
     wanted = load_plan(plan)
     output = output or Path(f"{options.short_name(model)}-{short_length(wanted.length)}")
 

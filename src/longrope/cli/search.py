@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli import bfloat16, choices, options
+from longrope.cli import bfloat16, choices, options, together
 from longrope.cli.progress import search_bar
 from longrope.errors import LongRopeError
 from longrope.lengths import parse_length
@@ -81,6 +81,7 @@ def run(
     from longrope.search.methods import method as named
     from longrope.search.shapes import SHAPES
 
+    together.refuse("--workers")
     tokens = parse_length(length)
     if minutes is not None and not 0 < minutes < math.inf:
         raise LongRopeError(f"minutes = {minutes:g} allows nothing; use a number above 0")

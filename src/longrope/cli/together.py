@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from longrope.cli import options
+from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,22 @@ def here() -> int:
 def first() -> bool:
     """Whether this one speaks and writes for all."""
     return count() == 1 or _number("RANK", 0) == 0
+
+
+def refuse(instead: str) -> None:
+    """Refuse to run in several processes.
+
+    Args:
+        instead: the option that starts others.
+
+    Raises:
+        LongRopeError: if this is one of several.
+    """
+    if count() > 1:
+        raise LongRopeError(
+            f"WORLD_SIZE = {count()}: this command runs in one process, and starts others with {instead}; "
+            "start it without torchrun, or unset WORLD_SIZE"
+        )
 
 
 def told() -> dict[str, int]:

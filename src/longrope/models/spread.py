@@ -75,6 +75,7 @@ def layer_on_processes(
     _: int,
     device: torch.device,
     hidden: Tensor,
+    *rest: Any,
     **named: Any,
 ) -> Tensor:
     """A decoder layer on the pieces of this process; arguments as of `longrope.models.pieces.layer_in_pieces`.
@@ -87,14 +88,15 @@ def layer_on_processes(
     if torch.is_grad_enabled():
         raise LongRopeError("a gradient cannot be spread over processes; use one, and windows for long texts")
     cache = next((name for name in CACHES if name in named), None)
-    if cache is None or named[cache] is not None or named.get("attention_mask") is not None:
+    whole = cache is None or named[cache] is not None or named.get("attention_mask") is not None
+    if rest or whole or "position_embeddings" not in named:
         raise LongRopeError("this attention cannot be spread over processes; load the model with attention sdpa")
     cos, sin = named["position_embeddings"]
     parts = how.parts(hidden.shape[0], cos.shape[1])
     own = parts[how.rank :: how.count]
     if hidden.shape[1] == cos.shape[1]:
-        whole, hidden = hidden, torch.cat([hidden[:, part] for part in own], dim=1)
-        whole.untyped_storage().resize_(0)  # the model's forward holds on to it
+        every, hidden = hidden, torch.cat([hidden[:, part] for part in own], dim=1)
+        every.untyped_storage().resize_(0)  # the model's forward holds on to it
     hidden, layer, gathered, start = moved(hidden, device), Layer(forward, cache, named), _Gathered(how, parts), 0
     for part in own:
         place = slice(start, start := start + part.stop - part.start)
