@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any
 
 import pytest
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "longrope", "eval")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python")
+LONGROPE = (sys.executable, "-m", "longrope")
 WORDS = ("--lengths", "64,160", "--documents", "2", "--schemes", "yarn", "--stride", "50", "--key-tokens", "yarn")
 WORDS += ("--retrieval", "recall", "--retrieval-lengths", "150", "--trials", "2", "--dtype", "float32", "--json")
 
 
 def together(*words: object) -> subprocess.CompletedProcess[str]:
+    """By two processes; ``RANK`` in a word is the number of the process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*TORCHRUN, *map(str, words), *WORDS]
+    quoted = shlex.join([*LONGROPE, "eval", *map(str, words), *WORDS]).replace("RANK", '"$RANK"')
+    command = [*TORCHRUN, "bash", "-c", f"exec {quoted}"]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
@@ -68,7 +73,20 @@ def test_two_processes_evaluate_what_one_does_and_resume(wanted: Any, model: Pat
     refused = together(model, "--data", texts, "-o", out)
     assert refused.returncode != 0
     assert f"{out} exists; continue it with --resume" in refused.stderr
+    refused = together(model, "--data", texts, "-o", out, "--resume", "--data-seed", 1)
+    assert refused.stderr.count("error: ") == 1  # the first process says why
+    assert "was begun with other settings" in refused.stderr
+    assert "Traceback" not in refused.stderr.partition("torch")[0]
     assert (out / "cells.jsonl").read_text().count("\n") == len(lines)
+
+
+def test_processes_that_read_other_texts_are_refused(model: Path, texts: Path, tmp_path: Path) -> None:
+    for rank in ("0", "1"):
+        shutil.copytree(texts, tmp_path / rank)
+        (tmp_path / rank / "01.txt").write_text(f"the cat sat on {rank} " * 200)
+    done = together(model, "--data", tmp_path / "RANK")
+    assert done.returncode != 0
+    assert "error: process 1 of 2 has other data than the first one; put model, factors and data where" in done.stderr
 
 
 def test_tasks_are_refused(model: Path, texts: Path) -> None:
@@ -89,3 +107,21 @@ def test_other_commands_start_others_themselves(
     assert result.code == 2
     assert f"WORLD_SIZE = 2: this command runs in one process, and starts others with {instead}; start" in result.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:0", "device = 'cuda:0' for 2 processes: each needs its own; use --device cuda"),
+        ("cuda", "2 processes for 1 CUDA devices: each needs its own; start fewer"),
+    ],
+)
+def test_each_process_needs_a_device(
+    cli, monkeypatch: pytest.MonkeyPatch, model: Path, texts: Path, device: str, said: str
+) -> None:
+    for name, value in (("MASTER_ADDR", "localhost"), ("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    result = cli("eval", model, "--lengths", 160, "--data", texts, "--device", device)
+    assert result.code == 2
+    assert said in result.err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import families
@@ -92,6 +93,9 @@ def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatc
     assert footprint.moved_in_pass(anatomy, length, gradient=True) == inputs - room_there
     assert footprint.moved_in_pass(anatomy, length, gradient=False) == length * 256 * 4  # the stream as a whole
     takes = footprint.of_pass(anatomy, length, gradient=True)
+    slim, long = replace(anatomy, keys=32), 2**20  # the moment before the embeddings move is the peak
+    embedded = slim.parameters * 4 + long * (256 + slim.phases) * 4
+    assert footprint.of_pass(slim, long, gradient=False) == embedded
     monkeypatch.setattr(footprint, "room_for_kept", lambda _: float("inf"))
     assert footprint.of_pass(anatomy, length, gradient=True) - takes == inputs - room_there
     monkeypatch.setattr(footprint, "room_for_kept", lambda _: room_there)

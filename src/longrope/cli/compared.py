@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from longrope.cli import options, together
 from longrope.errors import LongRopeError
 
@@ -31,7 +29,7 @@ def compared_rows(
 
     names = [] if schemes == "none" else options.parse_schemes(schemes)
     if names and length <= rope.original_length:
-        typer.echo("Schemes are left out: no length is above the original one.", err=True)
+        together.say("Schemes are left out: no length is above the original one.")
         names = []
     rows = {"original": Row(model)} | {name: Row(model, scheme(name, rope, length)) for name in names}
     for path in scalings:
@@ -97,7 +95,7 @@ def read_probes(
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
     found, refusals = probe_sets(names, lengths, tokenizer, texts, some=tasks == "all", **how)
     for said in refusals:
-        typer.echo(f"Left out: {said}", err=True)
+        together.say(f"Left out: {said}")
     return found
 
 
@@ -142,7 +140,7 @@ def check_rows(
 
     configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
     for weights, config in configs.items():
-        check_room(config, length, batch=batch, dtype=dtype, device=device, workers=together.here())
+        check_room(config, length, batch=batch, dtype=dtype, device=device, together=together.here())
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
             raise LongRopeError(
                 f"{weights} has another tokenizer: perplexity of other tokens cannot be compared; evaluate it alone"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,8 +95,8 @@ def run(
     rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
     rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
     on = options.choose_device(device)
+    together.take_device(on)
     check_rows(rows, tokenizer, wanted[-1], batch=batch, dtype=dtype, device=on)
-    on = together.own_device(on)
     if key_tokens is not None and key_tokens not in rows:
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
     sources = data or [options.default_data(model, None)]
@@ -114,7 +114,10 @@ def run(
     if first:
         bfloat16.warn(model, dtype, on)
     where, silent = output if first else None, as_json or not first
+    read = settings | {"factors": {name: row.as_record() for name, row in rows.items()}, "batch": batch}
+    read |= {"documents": documents, "trials": trials, "retrieval": [(*key, len(one)) for key, one in probes.items()]}
     with together.joined(on), kept(where, settings, resume=resume) as cells, parts_bar(quiet=silent) as tell:
+        together.agree(read)
         record = side_by_side(
             rows,
             corpora,
@@ -143,15 +146,24 @@ def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iter
     from longrope.locks import held
 
     if output is None:
-        yield Cells(found=together.same([]))
+        found = together.same([])
+        if found is None:  # and the first one says why
+            raise typer.Exit(2)
+        yield Cells(found=found)
         return
-    with held(output):
-        for name in () if resume else (JOURNAL, "results.json"):
-            (output / name).unlink(missing_ok=True)
-        with closing(Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)) as lines:
+    with ExitStack() as opened:
+        try:
+            opened.enter_context(held(output))
+            for name in () if resume else (JOURNAL, "results.json"):
+                (output / name).unlink(missing_ok=True)
+            lines = Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)
+            opened.enter_context(closing(lines))
             cells = Cells(lines)
-            together.same(lines.found)
-            yield cells
+        except LongRopeError:
+            together.same(None)
+            raise
+        together.same(lines.found)
+        yield cells
 
 
 def describe(record: dict[str, Any], rope: Rope, output: Path | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
 
 from longrope.cli import options
 from longrope.errors import LongRopeError
@@ -52,9 +54,29 @@ def told() -> dict[str, int]:
     return {"processes": count()} if count() > 1 else {}
 
 
-def own_device(device: str) -> str:
-    """Of this process, where ``cuda`` means all."""
-    return f"cuda:{_number('LOCAL_RANK', 0)}" if device == "cuda" and count() > 1 else device
+def say(text: str) -> None:
+    """Tell the user something, once for all."""
+    if first():
+        typer.echo(text, err=True)
+
+
+def take_device(device: str) -> None:
+    """Give each of several processes a CUDA device of its own, which ``cuda`` means from then on.
+
+    Raises:
+        LongRopeError: if the device is one for all, or there are fewer than processes.
+    """
+    if count() == 1 or not device.startswith("cuda"):
+        return
+    import torch
+
+    if device != "cuda":
+        raise LongRopeError(f"device = {device!r} for {here()} processes: each needs its own; use --device cuda")
+    if here() > torch.cuda.device_count():
+        raise LongRopeError(
+            f"{here()} processes for {torch.cuda.device_count()} CUDA devices: each needs its own; start fewer"
+        )
+    torch.cuda.set_device(_number("LOCAL_RANK", 0))
 
 
 @contextmanager
@@ -62,18 +84,14 @@ def joined(device: str) -> Iterator[None]:
     """In the block, the processes can talk to each other.
 
     Args:
-        device: of this process.
+        device: on which they will compute.
     """
     if count() == 1:
         yield
         return
-    import torch
     import torch.distributed as dist
 
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     yield
     dist.destroy_process_group()  # not after an error, when others may be waiting for this one
 
@@ -88,6 +106,21 @@ def same(value: T) -> T:
     held = [value]
     dist.broadcast_object_list(held, device=torch.device("cpu"))
     return held[0]
+
+
+def agree(read: Mapping[str, Any]) -> None:
+    """Refuse to go on where this process has read something else than the first one.
+
+    Raises:
+        LongRopeError: names what.
+    """
+    theirs = same(read)
+    unlike = [name for name in read if read[name] != theirs.get(name)]
+    if unlike:
+        raise LongRopeError(
+            f"process {_number('RANK', 0)} of {count()} has other {', '.join(unlike)} than the first one; "
+            "put model, factors and data where all see the same"
+        )
 
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

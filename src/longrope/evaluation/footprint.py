@@ -37,9 +37,11 @@ def of_pass(anatomy: Anatomy, length: int, *, gradient: bool) -> int:
     widths = (anatomy.wide, anatomy.keys, anatomy.hidden)
     piece = sum(count * width for count, width in zip(part, widths, strict=True))
     layer = (keys * anatomy.keys * length + piece * size) * bytes_
+    moved = moved_in_pass(anatomy, length, gradient=gradient)
     stream = (hidden * anatomy.hidden + anatomy.phases) * length * bytes_
-    stream += _kept(anatomy, length, gradient=gradient) - moved_in_pass(anatomy, length, gradient=gradient)
-    return round(anatomy.parameters * bytes_ + stream + max(layer, head))
+    stream += _kept(anatomy, length, gradient=gradient) - moved
+    embeddings = 0 if gradient else moved  # they are whole on the device before they move
+    return round(anatomy.parameters * bytes_ + stream + max(layer, head, embeddings))
 
 
 def moved_in_pass(anatomy: Anatomy, length: int, *, gradient: bool) -> int:

@@ -69,8 +69,9 @@ def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | No
         for start, end, found in head_losses(model, here, hidden[:, own], max(0, skip - part.start)):
             losses[:, part.start + start : part.start + end] = found
     if how:
+        losses = losses.to(model.device)  # a group may have no way between CPUs
         torch.distributed.all_reduce(losses)  # where one has a loss, all others have 0
-    return losses.numpy()
+    return losses.cpu().numpy()
 
 
 def last_hidden(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> Tensor:

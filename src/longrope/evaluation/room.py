@@ -25,6 +25,7 @@ def check_room(
     device: str,
     gradient: bool = False,
     workers: int = 1,
+    together: int = 1,
 ) -> None:
     """Refuse passes that cannot fit.
 
@@ -36,6 +37,7 @@ def check_room(
         device: where.
         gradient: whether passes go backwards too.
         workers: models on this machine, each in a process; several devices of the name ``cuda`` share them.
+        together: processes on this machine that run one pass (`longrope.models.spread`); of CUDA devices, each has one.
 
     Raises:
         LongRopeError: if the device, or the main memory for what waits there, has less free than weights and a pass
@@ -44,7 +46,7 @@ def check_room(
     free = free_memory(device)
     if free is None:
         return
-    anatomy, sharing = Anatomy.of(config, dtype, device), workers
+    anatomy, sharing = Anatomy.of(config, dtype, device), workers * together
     if device == "cuda":
         sharing = math.ceil(workers / torch.cuda.device_count())
     free //= sharing
@@ -62,7 +64,8 @@ def check_room(
     rows = "" if batch == 1 else f" with batch = {batch}"
     what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
     most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
-    each, fewer = (f" for each of {sharing} workers", ", fewer workers") if sharing > 1 else ("", "")
+    who = "processes" if together > 1 else "workers"
+    each, fewer = (f" for each of {sharing} {who}", f", fewer {who}") if sharing > 1 else ("", "")
     beside = waits(length * batch)
     there = f", and {beside / 2**30:.1f} GiB of main memory, which has {main / 2**30:.1f}" if beside else ""
     raise LongRopeError(

@@ -15,10 +15,15 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.models.pieces import CACHES, Layer, cut, moved, piece_on
 
+TURNS = 4
+
 
 @dataclass(frozen=True)
 class Spread:
-    """Which pieces of a sequence a process computes: every one of ``count`` in turn, so that all have as much to do.
+    """Which pieces of a sequence a process computes: every one of ``count`` in turn.
+
+    In each turn the process with the last piece has the most to attend to, and the others wait: with 8 processes it has
+    22% more than the mean in 4 turns, 5% in 16. So where there would be few turns, pieces are smaller.
 
     Args:
         rank: of this process.
@@ -38,7 +43,10 @@ class Spread:
         """
         if length < self.count:
             raise LongRopeError(f"length = {length} cannot be spread over {self.count} processes; start fewer")
-        size = max(1, min(self.piece // rows, length // self.count))
+        size = self.piece // rows
+        while size > self.piece // (8 * rows) and length < TURNS * self.count * size:
+            size //= 2  # and still divides the blocks of keys that a kernel is compiled for
+        size = max(1, min(size, length // self.count))
         return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
     def own(self, rows: int, length: int) -> list[slice]:
@@ -53,8 +61,9 @@ def spread(model: PreTrainedModel, piece: int | None = None) -> PreTrainedModel:
     """From now on, losses by token of this model are computed by all processes of the default group together.
 
     Every process must hold the model and ask for the same losses in the same order; each gets all of them. A process
-    keeps the residual stream of its own pieces, and keys and values of one layer at a time of the whole sequence (as in
-    Llama 3's context parallelism, arXiv 2407.21783 section 3.3.2). Gradients are not computed this way.
+    keeps the residual stream of its own pieces, and of the whole sequence cos, sin, and keys and values of one layer at
+    a time (as in Llama 3's context parallelism, arXiv 2407.21783 section 3.3.2); the embeddings of the whole come
+    first. Gradients are not computed this way.
 
     Args:
         model: a transformers model; returned.
