@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import bfloat16, evaluate, options, together
+from longrope.cli import bfloat16, evaluated, options, together
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def results(work: Run) -> dict[str, Any]:
 def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
     if record:
-        evaluate.show(evaluate.read_table(record), work.rope)
+        evaluated.show(evaluated.read_table(record), work.rope)
         for name, percent in record["short_context"].items():
             typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
         typer.echo(f"Results: {work.folder / 'results.json'}; see longrope report {work.folder}")
