@@ -57,7 +57,7 @@ def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -
     try:
         write_bytes(path, buffer.getvalue())
     except LongRopeError as error:
-        raise LongRopeError(f"{error} (--cache)") from None
+        raise LongRopeError(f"{error}, or another --cache") from None
     return tokens
 
 
