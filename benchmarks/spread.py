@@ -1,9 +1,9 @@
-"""What a second process does for one pass: `longrope.models.spread` on two cores, one thread a process.
+"""What a second process does for one pass (`longrope.models.spread`), on two cores.
 
-    make benchmark-spread        # ten minutes on two cores
+    make benchmark-spread        # a quarter of an hour on two cores
 
-Losses by token of one text in float32, by one process and by two in turn, three times; the median of the seconds and
-the peak of a process above the loaded model. Results in ``benchmarks/results/spread.json``.
+Losses by token of one text in float32 in the `WAYS` in turn, three times: the median of the seconds, and of the peak of
+a process above the loaded model. Results in ``benchmarks/results/spread.json``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from longrope.report.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results" / "spread.json"
 CELLS = (("tiny", 32768), ("smollm2", 8192))
+WAYS = {"one process": (1, 1), "two processes": (2, 1), "one process, two threads": (1, 2)}
 TIMES = 3
 
 
@@ -43,22 +44,24 @@ def main() -> None:
         return
     cells: dict[str, Any] = {}
     for name, length in CELLS:
-        found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for _ in range(TIMES):
-            for count in found:
-                found[count].append(launched(count, name, length))
-                print(name, length, count, found[count][-1], flush=True)
-        assert abs(found[1][0]["loss"] - found[2][0]["loss"]) < 1e-4
-        of = {count: {key: median(row[key] for row in rows) for key in rows[0]} for count, rows in found.items()}
-        cells[f"{name} {length}"] = {"one": of[1], "two": of[2], "times_faster": of[1]["seconds"] / of[2]["seconds"]}
-        write_json(RESULTS, {"cells": cells, "times": TIMES, "threads_each": 1, "provenance": provenance()})
+            for way, (count, threads) in WAYS.items():
+                found[way].append(launched(count, threads, name, length))
+                print(name, length, way, found[way][-1], flush=True)
+        of = {way: {key: median(row[key] for row in rows) for key in rows[0]} for way, rows in found.items()}
+        seconds = {way: row["seconds"] for way, row in of.items()}
+        assert max(row["loss"] for row in of.values()) - min(row["loss"] for row in of.values()) < 1e-4
+        faster = {way: seconds["one process"] / taken for way, taken in seconds.items()}
+        cells[f"{name} {length}"] = {**of, "times_as_fast_as_one_process": faster}
+        write_json(RESULTS, {"cells": cells, "times": TIMES, "provenance": provenance()})
 
 
-def launched(count: int, name: str, length: int) -> dict[str, float]:
-    """What the first of so many processes measured."""
+def launched(count: int, threads: int, name: str, length: int) -> dict[str, float]:
+    """What the first of so many processes, each with so many threads, measured."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
     command += [__file__, "--one-pass", name, str(length)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout)
 
