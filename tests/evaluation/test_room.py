@@ -15,8 +15,9 @@ from longrope.evaluation.anatomy import Anatomy
 from longrope.models.load import load_config
 
 
-def check(length: int, batch: int, workers: int = 1) -> None:
-    room.check_room(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu", workers=workers)
+def check(length: int, batch: int, workers: int = 1, together: int = 1) -> None:
+    sharing = {"workers": workers, "together": together}
+    room.check_room(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu", **sharing)
 
 
 def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +39,24 @@ def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     check(2048, 1, workers=3)
     with pytest.raises(LongRopeError, match=r"GiB free for each of 4 workers; .*, fewer workers"):
         check(2048, 1, workers=4)
+
+
+def test_processes_of_one_pass_share_a_cpu_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config("tiny")
+    takes = footprint.of_pass(Anatomy.of(config, "auto"), 2048, gradient=False)
+    monkeypatch.setattr(room, "free_memory", lambda _: 3 * takes)
+    check(2048, 1, together=3)
+    with pytest.raises(LongRopeError, match=r"GiB free for each of 4 processes; .*, fewer processes"):
+        check(2048, 1, together=4)
+    monkeypatch.setattr(footprint, "room_for_kept", lambda _: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    anatomy, length = Anatomy.of(config, "auto", "cuda"), 2**16
+    free, main = (of(anatomy, length, gradient=False) for of in (footprint.of_pass, footprint.moved_in_pass))
+    monkeypatch.setattr(room, "free_memory", lambda device: main if device == "cpu" else free)
+    place = {"batch": 1, "dtype": "auto", "device": "cuda"}
+    room.check_room(config, length, **place, together=8)  # of the residual stream each moves its own part
+    with pytest.raises(LongRopeError, match="of main memory, which has"):
+        room.check_room(config, length, **place, workers=8)
 
 
 def test_a_device_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:

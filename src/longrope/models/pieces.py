@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,9 +46,8 @@ def layer_in_pieces(
     """
     if rest or "position_embeddings" not in named:
         return forward(hidden, *rest, **named)
-    cache = next((name for name in CACHES if name in named), None)
-    whole = cache is None or named[cache] is not None or named.get("attention_mask") is not None
-    parts = [slice(0, hidden.shape[1])] if whole else _parts(hidden, piece)
+    cache = cache_name(named)
+    parts = [slice(0, hidden.shape[1])] if cache is None else _parts(hidden, piece)
     layer = Layer(forward, cache, named)
     inputs = (hidden, *named["position_embeddings"])
     if torch.is_grad_enabled():
@@ -73,9 +72,19 @@ def moved(hidden: Tensor, device: torch.device) -> Tensor:
     return there
 
 
-def _parts(hidden: Tensor, piece: int) -> list[slice]:
-    size, length = max(1, piece // hidden.shape[0]), hidden.shape[1]
+def cache_name(named: Mapping[str, Any]) -> str | None:
+    """How a layer with these arguments calls its cache; None if its attention must see the whole sequence."""
+    name = next((name for name in CACHES if name in named), None)
+    return None if name is None or named[name] is not None or named.get("attention_mask") is not None else name
+
+
+def slices(length: int, size: int) -> list[slice]:
+    """A sequence in pieces of ``size`` tokens; the last one may have fewer."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _parts(hidden: Tensor, piece: int) -> list[slice]:
+    return slices(hidden.shape[1], max(1, piece // hidden.shape[0]))
 
 
 def cut(tensors: Sequence[Tensor], part: slice) -> list[Tensor]:

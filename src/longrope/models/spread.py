@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.pieces import CACHES, Layer, cut, moved, piece_on
+from longrope.models.pieces import Layer, cache_name, cut, moved, piece_on, slices
 
 TURNS = 4
 
@@ -46,8 +46,7 @@ class Spread:
         size = self.piece // rows
         while size > self.piece // (8 * rows) and length < TURNS * self.count * size:
             size //= 2  # and still divides the blocks of keys that a kernel is compiled for
-        size = max(1, min(size, length // self.count))
-        return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+        return slices(length, max(1, min(size, length // self.count)))
 
     def own(self, rows: int, length: int) -> list[slice]:
         """Those of this process."""
@@ -96,9 +95,8 @@ def layer_on_processes(
     """
     if torch.is_grad_enabled():
         raise LongRopeError("a gradient cannot be spread over processes; use one, and windows for long texts")
-    cache = next((name for name in CACHES if name in named), None)
-    whole = cache is None or named[cache] is not None or named.get("attention_mask") is not None
-    if rest or whole or "position_embeddings" not in named:
+    cache = cache_name(named)
+    if rest or cache is None or "position_embeddings" not in named:
         raise LongRopeError("this attention cannot be spread over processes; load the model with attention sdpa")
     cos, sin = named["position_embeddings"]
     parts = how.parts(hidden.shape[0], cos.shape[1])
