@@ -2,7 +2,7 @@
 
     python benchmarks/cost_model.py     # seconds
 
-FLOPs come from `longrope.evaluation.anatomy` (2 a parameter and token, 4 a query feature and pair of tokens; a gradient
+FLOPs come from `longrope.cost.model_shape` (2 a parameter and token, 4 a query feature and pair of tokens; a gradient
 3 and 4.5 times that), counts of passes from the methods themselves. Time is FLOPs over an assumed rate: 156 TFLOP/s a
 device, half of an A100's bf16 peak, spread over the devices without loss. It is a model, not a measurement. The
 ``paper`` search has its population halved, as the paper does above 512K, but not its 40 iterations. The first model
@@ -18,13 +18,13 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from longrope.evaluation import footprint
-from longrope.evaluation.anatomy import Anatomy, Work
-from longrope.extension.cost import costs
-from longrope.extension.plan import Plan
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.cost import peak_memory
+from longrope.cost.model_shape import Anatomy, Work
+from longrope.cost.plan_cost import costs
+from longrope.provenance import provenance
 from longrope.rope import Rope
+from longrope.stages.plan import Plan
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "cost-model.json"
 RATE, LENGTH, WINDOW = 156e12, 2**21, 2**15
@@ -50,7 +50,7 @@ def main() -> None:
         anatomy = Anatomy.of(config)
         one = anatomy.forward(LENGTH)
         rows: dict[str, Any] = {
-            "one forward pass": _row(one) | {"memory_bytes": footprint.of_pass(anatomy, LENGTH, gradient=False)}
+            "one forward pass": _row(one) | {"memory_bytes": peak_memory.of_pass(anatomy, LENGTH, gradient=False)}
         }
         for search, fields in SEARCHES.items():
             stage = {"length": LENGTH, "search": fields}

@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy
 
 from longrope.data.documents import load_documents
 from longrope.data.split import split
-from longrope.evaluation.loss import token_losses
-from longrope.files import write_json
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.json"
 WAYS = ("ours", "full logits", "lm-eval")

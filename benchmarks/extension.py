@@ -25,25 +25,25 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from longrope.data.documents import load_documents
-from longrope.data.probes import make_probes
 from longrope.data.split import split
-from longrope.data.tokens import encode
+from longrope.data.tokenize import encode
 from longrope.errors import LongRopeError
-from longrope.evaluation.loss import token_losses
-from longrope.evaluation.retrieval import score_probes
 from longrope.evaluation.statistics import mean_error
-from longrope.extension.pipeline import closed_form, extend
-from longrope.extension.plan import parse_plan
-from longrope.extension.run import Run, begin
-from longrope.files import write_json
+from longrope.formats.load_factors import load_factors
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load, load_config, load_tokenizer
 from longrope.models.patch import patch
-from longrope.reading.factors import load_factors
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.space import Space
+from longrope.stages.pipeline import closed_form, extend
+from longrope.stages.plan import parse_plan
+from longrope.stages.run_folder import Run, begin
+from longrope.storage.atomic import write_json
+from longrope.tasks.registry import make_probes
+from longrope.tasks.scoring import score_probes
 
 BUILD, RESULTS = Path("build/extension"), Path(__file__).parent / "results" / "extension.json"
 TEXT, LENGTHS = 2**17, (2048, 8192, 32768, 131072)

@@ -33,11 +33,11 @@ import torch
 from faults_commands import COMMANDS, prepare
 from faults_processes import differences, ended, forked, log, signature, spawned
 
-from longrope.extension import finetune, pipeline  # noqa: F401  so that forks need not import them
-from longrope.files import write_json
-from longrope.lines import Lines
-from longrope.locks import held
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.stages import finetune, pipeline  # noqa: F401  so that forks need not import them
+from longrope.storage.atomic import write_json
+from longrope.storage.jsonl import Lines
+from longrope.storage.lock import held
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 ORDER = "search,eval,export,search,eval,export,extend"  # in turn
@@ -99,7 +99,7 @@ def references(folder: Path, names: list[str]) -> dict[str, Whole]:
 def seconds_of_imports() -> float:
     """What a process takes before it begins to work."""
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import longrope.extension.pipeline"], check=True)
+    subprocess.run([sys.executable, "-c", "import longrope.stages.pipeline"], check=True)
     return time.monotonic() - began
 
 

@@ -25,14 +25,14 @@ import torch
 from measuring import status
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from longrope.data.packing import Windows
-from longrope.evaluation.bounded import bound_loss
-from longrope.files import write_json
+from longrope.data.training_windows import Windows
+from longrope.longcontext.training_loss import bound_loss
 from longrope.models.load import load
 from longrope.models.patch import attach
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.schemes import scheme
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 WAYS = ("plain", "checkpointed", "ours")

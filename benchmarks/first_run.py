@@ -19,8 +19,8 @@ from statistics import median
 
 from packaging.requirements import Requirement
 
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "first-run.json"

@@ -25,19 +25,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from longrope.cli.memory import Memory
-from longrope.cli.stream import Stream
-from longrope.cli.talk import Speaker, Turn, before
+from longrope.cli.chat_cache import Memory
+from longrope.cli.chat_session import Speaker, Turn, before
+from longrope.cli.chat_stream import Stream
 from longrope.data.stdlib import stdlib_documents
-from longrope.export.config import config_fields
-from longrope.files import write_json
+from longrope.export.hf_config import config_fields
 from longrope.models.generation import POLICIES, generating
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension
 from longrope.schemes import heuristic
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 SEED, DOCUMENTS, READ, LENGTH = 0, 16, 200, 512

@@ -14,29 +14,29 @@ from statistics import median
 
 import torch
 
-from longrope.evaluation import loss
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.longcontext import token_losses
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "losses.json"
 VOCABULARY = 49152
-WAYS = {"at once": loss.LOGITS_AT_ONCE, "by blocks": loss.LOGITS_IN_CACHE}
+WAYS = {"at once": token_losses.LOGITS_AT_ONCE, "by blocks": token_losses.LOGITS_IN_CACHE}
 
 
 @torch.inference_mode()
 def main() -> None:
     """Measure and write."""
     torch.manual_seed(0)
-    rows = loss.LOGITS_AT_ONCE // VOCABULARY
+    rows = token_losses.LOGITS_AT_ONCE // VOCABULARY
     logits = torch.randn(rows, VOCABULARY).bfloat16()
     targets = torch.randint(VOCABULARY, (rows,))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     found = {}
     for _ in range(61):
         for way, block in WAYS.items():
-            loss.LOGITS_IN_CACHE = block
+            token_losses.LOGITS_IN_CACHE = block
             began = time.perf_counter()
-            found[way] = loss.losses_of(logits, targets)
+            found[way] = token_losses.losses_of(logits, targets)
             seconds[way].append(time.perf_counter() - began)
     middle = {way: median(times) for way, times in seconds.items()}
     same = torch.equal(found["at once"], found["by blocks"])

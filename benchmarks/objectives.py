@@ -21,20 +21,20 @@ import numpy as np
 from search import BUILD, Bench
 from tqdm import tqdm
 
-from longrope.data.probes import make_probes
 from longrope.data.split import draw
-from longrope.evaluation.items import make_items
-from longrope.evaluation.objective import ModelObjective
-from longrope.evaluation.retrieval import score_probes
-from longrope.files import write_json
+from longrope.data.weighted_text import make_items
 from longrope.models.patch import patch
-from longrope.report.provenance import provenance
+from longrope.objectives.model_loss import ModelObjective
+from longrope.provenance import provenance
 from longrope.scaling import Scaling
 from longrope.schemes import attention_factor
 from longrope.search.journal import Journal
-from longrope.search.methods import METHODS
-from longrope.search.run import search
+from longrope.search.loop import search
+from longrope.search.registry import METHODS
 from longrope.search.space import Space
+from longrope.storage.atomic import write_json
+from longrope.tasks.registry import make_probes
+from longrope.tasks.scoring import score_probes
 
 RESULTS, MEASURED = Path(__file__).parent / "results" / "objectives.json", BUILD / "objectives-measured.json"
 WEIGHTS = {"perplexity": 0.0, "needles 0.1": 0.1, "needles 0.2": 0.2, "needles 0.5": 0.5, "needles alone": 1.0}

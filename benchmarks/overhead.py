@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from longrope.evaluation.items import Item
-from longrope.evaluation.objective import ModelObjective
-from longrope.files import write_json
+from longrope.data.weighted_text import Item
 from longrope.models.load import load
-from longrope.models.rotary import find_rotary
-from longrope.report.provenance import provenance
+from longrope.models.rotary_slot import find_rotary
+from longrope.objectives.model_loss import ModelObjective
+from longrope.provenance import provenance
 from longrope.schemes import scheme
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 CELLS = (("tiny", 2048), ("tiny", 16384), ("smollm2", 8192))

@@ -23,16 +23,16 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.embedding import LongRoPE
-from longrope.evaluation.loss import token_losses
 from longrope.export.huggingface import export_huggingface
-from longrope.files import write_json
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.report.provenance import provenance
+from longrope.models.rotary_embedding import LongRoPE
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension
 from longrope.schemes import heuristic
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "phases.json"
 ROPE = Rope(dim=128, base=500000.0, original_length=8192)

@@ -26,13 +26,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from longrope.data.documents import load_documents
-from longrope.data.probes import make_probes
 from longrope.data.split import draw, split
-from longrope.data.tasks import Probe
-from longrope.evaluation.retrieval import score_probes
-from longrope.files import write_json
 from longrope.models.load import load
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
+from longrope.tasks.prompts import Probe
+from longrope.tasks.registry import make_probes
+from longrope.tasks.scoring import score_probes
 
 BUILD, RESULTS = Path("build/ruler"), Path(__file__).parent / "results" / "ruler.json"
 TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multiquery")

@@ -27,17 +27,17 @@ from torch.nn.functional import cross_entropy
 
 from longrope.data.documents import load_documents
 from longrope.data.split import split
-from longrope.embedding import LongRoPE
-from longrope.evaluation.items import Item
-from longrope.evaluation.loss import token_losses
-from longrope.evaluation.objective import ModelObjective
-from longrope.files import write_json
-from longrope.models.differentiable import Differentiable
+from longrope.data.weighted_text import Item
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.models.rotary import Rescaled, find_rotary
-from longrope.report.provenance import provenance
+from longrope.models.rotary_embedding import LongRoPE
+from longrope.models.rotary_slot import Rescaled, find_rotary
+from longrope.objectives.factor_gradient import Differentiable
+from longrope.objectives.model_loss import ModelObjective
+from longrope.provenance import provenance
 from longrope.schemes import scheme
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 WAYS = ("ours", "plain")

@@ -27,22 +27,22 @@ from tqdm import tqdm
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.evaluation.items import perplexity_items
-from longrope.evaluation.objective import ModelObjective
-from longrope.extension.factors import FINALISTS
-from longrope.files import write_json
+from longrope.data.weighted_text import perplexity_items
 from longrope.models.load import load
-from longrope.report.provenance import provenance
+from longrope.objectives.model_loss import ModelObjective
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
+from longrope.search.find import FINALISTS
 from longrope.search.journal import Journal
-from longrope.search.methods import METHODS
-from longrope.search.objective import Ask
-from longrope.search.run import Outcome, Progress, search
+from longrope.search.loop import Outcome, Progress, search
+from longrope.search.protocol import Ask
+from longrope.search.registry import METHODS
 from longrope.search.space import Space
+from longrope.storage.atomic import write_json
 
 BUILD, RESULTS, IMAGES = Path("build/search"), Path(__file__).parent / "results", Path("docs/images")
 
@@ -185,7 +185,7 @@ def plot(name: str, record: dict[str, Any], path: Path) -> None:
     """Perplexity relative to YaRN's against evaluations: the median over seeds, and their range."""
     import altair as alt
 
-    from longrope.report.looks import looks
+    from longrope.report.style import looks
     from longrope.report.svg import save
 
     styles, charts = looks(record["runs"]), []

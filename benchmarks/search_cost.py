@@ -22,18 +22,18 @@ from transformers import PreTrainedModel
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.evaluation.items import perplexity_items
-from longrope.evaluation.objective import ModelObjective
-from longrope.files import write_json
+from longrope.data.weighted_text import perplexity_items
 from longrope.models.load import load
-from longrope.report.provenance import provenance
+from longrope.objectives.model_loss import ModelObjective
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.evolution import Paper
 from longrope.search.journal import Journal
-from longrope.search.run import search
+from longrope.search.loop import search
 from longrope.search.space import Space
+from longrope.storage.atomic import write_json
 
 RESULTS, ROUNDS = Path(__file__).parent / "results" / "search-cost.json", 5
 

@@ -61,8 +61,8 @@ def main() -> None:
 
 def save(cells: dict[str, Any]) -> None:
     """The results file."""
-    from longrope.files import write_json
-    from longrope.report.provenance import provenance
+    from longrope.provenance import provenance
+    from longrope.storage.atomic import write_json
 
     made = {**provenance(), "command": "serving.py ENGINE=PYTHON ..."}
     write_json(RESULTS, {"seed": SEED, "cells": dict(sorted(cells.items())), "provenance": made})

@@ -22,14 +22,14 @@ from transformers import AutoModelForCausalLM
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import model_losses, perplexity
-from longrope.files import write_json
+from longrope.formats.load_factors import load_factors
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
-from longrope.reading.factors import load_factors
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
 from longrope.scaling import Extension
 from longrope.schemes import scheme
+from longrope.storage.atomic import write_json
 
 LENGTH, LENGTHS = 16384, (2048, 4096, 8192, 12288, 16384)
 TEST_DOCUMENTS = 3

@@ -14,11 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from longrope.files import write_text
 from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
+from longrope.storage.atomic import write_text
 
 RESULTS = Path(__file__).parent / "results"
 BUILD, LENGTH = Path("build/smollm2"), 16384

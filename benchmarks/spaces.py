@@ -20,8 +20,7 @@ import numpy as np
 from search import BUILD, Bench
 from tqdm import tqdm
 
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
 from longrope.scaling import Scaling
 from longrope.schemes import attention_factor
 from longrope.search.auto import Auto
@@ -29,10 +28,11 @@ from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
-from longrope.search.methods import Method
-from longrope.search.run import search
-from longrope.search.shapes import SHAPES
+from longrope.search.loop import search
+from longrope.search.parametrizations import SHAPES
+from longrope.search.registry import Method
 from longrope.search.space import START_TOKENS, Space
+from longrope.storage.atomic import write_json
 
 RESULTS, SEEDS, VALIDATION = Path(__file__).parent / "results" / "spaces.json", 2, 8
 STEPS = Gradient(steps=40)

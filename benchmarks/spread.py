@@ -1,4 +1,4 @@
-"""What a second process does for one pass (`longrope.models.spread`), on two cores.
+"""What a second process does for one pass (`longrope.longcontext.context_parallel`), on two cores.
 
     make benchmark-spread        # a quarter of an hour on two cores
 
@@ -22,11 +22,11 @@ import numpy as np
 import torch.distributed as dist
 from measuring import status
 
-from longrope.evaluation.loss import token_losses
-from longrope.files import write_json
+from longrope.longcontext.context_parallel import spread
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
-from longrope.models.spread import spread
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "spread.json"
 CELLS = (("tiny", 32768), ("smollm2", 8192))

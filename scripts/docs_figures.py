@@ -14,8 +14,8 @@ import numpy as np
 
 from longrope import Rope, Scaling, scheme
 from longrope.report import charts
-from longrope.report.found import factor_chart
-from longrope.report.looks import looks
+from longrope.report.factor_figures import factor_chart
+from longrope.report.style import looks
 from longrope.report.svg import save
 from longrope.schemes import COMPARED
 

@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from longrope import Rope, Scaling, compare, draw, load, load_documents, split
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "pairs.json"
 LENGTHS, DOCUMENTS, SEED, STEP = (256, 2048), 8, 0, 2

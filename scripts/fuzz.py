@@ -128,8 +128,8 @@ def _memory() -> int:
 
 def record() -> None:
     """Sum the runs of each reader up, with the findings that the corpus keeps."""
-    from longrope.files import write_json
-    from longrope.report.provenance import provenance
+    from longrope.provenance import provenance
+    from longrope.storage.atomic import write_json
 
     rows = {}
     for folder in sorted(path for path in OUT.iterdir() if path.is_dir()):

@@ -13,12 +13,12 @@ import numpy as np
 
 from longrope.data.documents import load_documents
 from longrope.errors import LongRopeError
-from longrope.extension.plan import load_plan, parse_plan, ready_made
-from longrope.lines import Lines
-from longrope.reading.factors import load_factors
-from longrope.reading.gguf import open_gguf, plain_rope
+from longrope.formats.gguf import open_gguf, plain_rope
+from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
+from longrope.stages.plan import load_plan, parse_plan, ready_made
+from longrope.storage.jsonl import Lines
 
 SETTINGS = {"model": "tiny", "lengths": [1, 2]}
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 64, "rope_theta": 1e4}

@@ -17,8 +17,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BUILD = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "build" / "coverage"

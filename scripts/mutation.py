@@ -25,8 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from longrope.files import write_json
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
+from longrope.storage.atomic import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS, BUILD = ROOT / "benchmarks" / "results" / "mutation.json", ROOT / "build" / "mutation"
@@ -43,17 +43,17 @@ FILES = {
     "search/evolution.py": "search/test_evolution",
     "search/gradient.py": "search/test_gradient_method",
     "search/journal.py": "search/test_journal",
-    "search/methods.py": "search/test_methods",
-    "search/objective.py": "search/test_search_objective",
-    "search/operators.py": "search/test_operators",
+    "search/registry.py": "search/test_methods",
+    "search/protocol.py": "search/test_search_objective",
+    "search/genetic_operators.py": "search/test_operators",
     "search/racing.py": "search/test_racing",
-    "search/run.py": "search/test_run",
-    "search/shapes.py": "search/test_shapes search/test_space",
+    "search/loop.py": "search/test_run",
+    "search/parametrizations.py": "search/test_shapes search/test_space",
     "search/space.py": "search/test_space",
 }
 EXCLUDED = {
-    "search/ray.py": "needs a Ray cluster for every mutant",
-    "search/workers.py": "its tests kill and replace processes, two minutes a mutant",
+    "objectives/ray_workers.py": "needs a Ray cluster for every mutant",
+    "objectives/local_workers.py": "its tests kill and replace processes, two minutes a mutant",
 }
 GROUPS = {"rope": ("rope.py", "scaling.py"), "schemes": ("schemes.py",), "embedding": ("embedding.py",)}
 SLOW = "compiled or killed or interrupted or recovers"  # minutes of them, and torch.compile cannot trace a mutant

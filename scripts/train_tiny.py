@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longrope.data.recalls import make_recall
+from longrope.data.key_value_lines import make_recall
 from longrope.data.stdlib import is_unseen, stdlib_documents
 
 LENGTH, VOCABULARY, THETA, END = 256, 2048, 10000.0, "<|endoftext|>"
@@ -334,7 +334,8 @@ extension in a minute on a CPU; it is of no use for writing.
 
 **Data.** Source of the Python {python} standard library (PSF licence), the documents for which
 `longrope.data.stdlib.is_unseen` is false, and synthetic `key = word word` lines planted in it and repeated later
-(`longrope.data.recalls`): half of the sequences have none, 20% one, 30% two to five; the repeated words weigh 3 times.
+(`longrope.data.key_value_lines`): half of the sequences have none, 20% one, 30% two to five; the repeated words weigh
+3 times.
 The byte-level BPE of 2,048 tokens was trained on the same documents.
 
 **Made by**

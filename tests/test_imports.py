@@ -11,26 +11,41 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "longrope"
-NOUNS = {"errors", "rope", "scaling"}
-EVERYBODY = NOUNS | {"lengths", "lines", "files", "locks"}
+BASE = {"errors", "checks", "units", "rope", "scaling", "storage"}
 MAY_IMPORT = {
     "errors": set(),
-    "lengths": {"errors"},
-    "lines": {"errors"},
-    "rope": {"errors"},
-    "scaling": {"errors", "rope"},
-    "files": {"errors"},
-    "locks": {"errors", "files"},
-    "schemes": NOUNS,
-    "reading": NOUNS | {"schemes"},
-    "embedding": NOUNS | {"schemes"},
-    "search": NOUNS | {"lines"},
-    "data": NOUNS | {"files"},
-    "models": EVERYBODY | {"embedding", "reading"},
-    "evaluation": EVERYBODY | {"data", "models", "search", "embedding"},
-    "extension": EVERYBODY | {"reading", "search", "schemes", "models", "evaluation", "data", "report"},
-    "report": EVERYBODY | {"reading", "schemes", "models", "evaluation"},
-    "export": EVERYBODY | {"reading", "schemes", "models"},
+    "checks": {"errors"},
+    "units": {"errors"},
+    "storage": {"errors"},
+    "rope": {"errors", "checks"},
+    "scaling": {"errors", "checks", "rope"},
+    "schemes": BASE - {"storage"},
+    "provenance": BASE,
+    "formats": BASE | {"schemes"},
+    "data": BASE,
+    "models": BASE | {"schemes", "formats"},
+    "longcontext": BASE | {"data", "models"},
+    "tasks": BASE | {"data", "models"},
+    "search": BASE | {"schemes", "data"},
+    "objectives": BASE | {"data", "models", "longcontext", "search"},
+    "evaluation": BASE | {"schemes", "data", "models", "longcontext", "tasks"},
+    "stages": BASE
+    | {
+        "schemes",
+        "provenance",
+        "formats",
+        "data",
+        "models",
+        "longcontext",
+        "tasks",
+        "search",
+        "objectives",
+        "evaluation",
+    },
+    "cost": BASE | {"schemes", "models", "longcontext", "search", "stages"},
+    "engines": BASE | {"schemes"},
+    "export": BASE | {"schemes", "formats", "models", "engines"},
+    "report": BASE | {"schemes", "formats", "evaluation"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FREE = {"__init__", "__main__"}
@@ -67,7 +82,7 @@ def test_the_arrows(name: str) -> None:
     assert "longrope" not in imports(name), "import from the module that defines the name"
 
 
-@pytest.mark.parametrize("part", ["search", "rope", "scaling", "files", "locks", "lines", "schemes", "errors"])
+@pytest.mark.parametrize("part", ["search", "rope", "scaling", "checks", "units", "storage", "schemes", "errors"])
 def test_no_torch_and_no_transformers(part: str) -> None:
     for name in (name for name in FILES if PART_OF[name] == part):
         assert not {"torch", "transformers"} & {one.split(".")[0] for one in imports(name)}, name
@@ -107,13 +122,13 @@ def test_the_walk_sees_imports() -> None:
     "code",
     [
         "import longrope",
-        "import longrope.search.run",
-        "import longrope.search.methods, longrope.search.workers",
+        "import longrope.search.loop",
+        "import longrope.search.registry, longrope.objectives.local_workers",
         "from longrope import METHODS, Budget, Space, Rope; Space(Rope(8, 1e4, 64), 512)",
         "from longrope import Rope, Scaling, scheme; scheme('yarn', Rope(8, 1e4, 64), 512)",
         "from longrope.cli.main import app; app(['--help'], standalone_mode=False)",
         "from longrope.cli.main import app; app(['search', '--help'], standalone_mode=False)",
-        "import longrope.reading.factors, longrope.reading.gguf",
+        "import longrope.formats.load_factors, longrope.formats.gguf",
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longrope.embedding import LongRoPE
+from longrope.models.rotary_embedding import LongRoPE
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from ropes import BAD_NUMBERS, ROPE, ropes
 from transformers import LlamaConfig, Qwen2VLConfig
 
+from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, positive, whole
+from longrope.rope import Rope
 from longrope.scaling import Scaling
 
 GEOMETRIES = [(128, 1e4, 4096), (128, 5e5, 8192), (96, 1e4, 4096), (64, 1e5, 8192), (4, 1e4, 64), (2, 3.5, 7)]

@@ -1,6 +1,6 @@
 """What hostile checkpoints, paths and names cannot do: run code, write outside the output, forge a page.
 
-Processes of ours hand objects to each other by pickle: ``search/workers.py`` itself, and ``concurrent.futures``,
+Processes of ours hand objects to each other by pickle: ``objectives/local_workers.py`` itself, and ``concurrent.futures``,
 ``torch.distributed`` and Ray inside. No file is involved, and both ends are the same user's. From a file, nothing is
 unpickled but by torch's ``weights_only`` loading of ``pytorch_model.bin``, inside transformers.
 """
@@ -30,7 +30,7 @@ SOURCE = Path(longrope.__file__).parent
 TINY = SOURCE / "assets" / "tiny"
 MODULES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 CALLS = ("eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "pickle.load", "torch.hub.load")
-BETWEEN_PROCESSES = {"search/workers.py": ["pickle"]}
+BETWEEN_PROCESSES = {"objectives/local_workers.py": ["pickle"]}
 MUST = {"torch.load": ("weights_only", True)}
 MUST_NOT = ("shell", "allow_pickle", "trust_remote_code")
 

@@ -14,16 +14,16 @@ import sample_runs
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from longrope.cli import costs, inspect, progress
+from longrope.cli import inspect, plan_output, progress
 from longrope.cli.main import guarded
 from longrope.cli.report import write_figures
+from longrope.cost.plan_cost import Cost
 from longrope.errors import LongRopeError
-from longrope.export.card import card
-from longrope.extension.cost import Cost
+from longrope.export.model_card import card
 from longrope.report import terminal
-from longrope.report.figures import figures
-from longrope.report.page import page
-from longrope.report.runs import Run, read_runs
+from longrope.report.all_figures import figures
+from longrope.report.html import page
+from longrope.report.load import Run, read_runs
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 
@@ -106,7 +106,7 @@ def test_the_terminal_shows_names_and_obeys_none(hostile: tuple[Run, ...]) -> No
 
 SHOWN = {
     "inspect": lambda word: inspect.show(word, ROPE, {word: Scaling.identity(ROPE)}, 512),
-    "plan": lambda word: costs.show(costs.Report([Cost("part", 512, 1, 0, {}, 1)], {}, ()), word, err=True),
+    "plan": lambda word: plan_output.show(plan_output.Report([Cost("part", 512, 1, 0, {}, 1)], {}, ()), word, err=True),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longrope
-from longrope.data.recalls import make_recall
+from longrope.data.key_value_lines import make_recall
 from longrope.data.stdlib import stdlib_documents
 
 FOLDER, LENGTH = Path(longrope.__file__).parent / "assets" / "tiny", 256

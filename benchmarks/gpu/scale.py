@@ -6,7 +6,7 @@
     python benchmarks/gpu/scale.py 4k 8k --model tiny --device cpu -o build/scale.json   # does it run?
 
 The text is the longest test documents of this Python's library, one after the other. FLOP/s are those of
-`longrope.evaluation.anatomy` over the seconds of the pass, beside the rate that one large product of matrices reaches;
+`longrope.cost.model_shape` over the seconds of the pass, beside the rate that one large product of matrices reaches;
 the floor is what attention alone would take at that rate. What was foreseen is what ``longrope plan`` would tell: bytes
 from the model's shape, seconds from a calibration. What does not fit is a row too, with the error. Results in
 ``benchmarks/results/gpu-scale.json``; its calibration, rate and provenance are those of the last call.
@@ -24,22 +24,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from longrope.cost import peak_memory
+from longrope.cost.device_speed import measure_rates
+from longrope.cost.model_shape import Anatomy
 from longrope.data.documents import load_documents
 from longrope.data.split import split
 from longrope.errors import LongRopeError
-from longrope.evaluation import footprint
-from longrope.evaluation.anatomy import Anatomy
-from longrope.evaluation.loss import token_losses
-from longrope.extension.rates import measure_rates
-from longrope.files import write_json
-from longrope.lengths import parse_length
+from longrope.formats.load_factors import load_factors
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.reading.factors import load_factors
-from longrope.report.provenance import provenance
+from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
+from longrope.storage.atomic import write_json
+from longrope.units import parse_length
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu-scale.json"
 CELLS = ("64k", "128k", "256k", "512k", "1m", "2m")
@@ -77,7 +77,7 @@ def main() -> None:
             cells[f"{length} {row}"] = {
                 **found,
                 "foreseen_seconds": rates.seconds(work),
-                "foreseen_bytes": footprint.of_pass(anatomy, length, gradient=False) - weights,
+                "foreseen_bytes": peak_memory.of_pass(anatomy, length, gradient=False) - weights,
                 "flops_per_second": work.flops / found["seconds"],
                 "attention_floor_seconds": work.attention / rate,
                 "perplexity": float(np.exp(losses.mean())),

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from longrope.files import write_json
+from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu-search.json"
 FEW = "--method gradient --population 10 --search-documents 1 --held-out-documents 1 --needles 0 --dtype bfloat16"

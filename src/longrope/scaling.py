@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
-from longrope.rope import Rope, positive, whole
+from longrope.rope import Rope
 
 VERSION = 1
 

@@ -20,8 +20,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from longrope.cli import bfloat16
 from longrope.cli.main import main
+from longrope.cost import bfloat16_speed
 
 # what was started in the background ignores Ctrl-C, and so would the commands that tests interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -58,7 +58,7 @@ def longrope(*args: object) -> Result:
 @pytest.fixture(scope="session", autouse=True)
 def _bfloat16_is_as_fast_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bfloat16, "slowness", lambda: 1.0)
+        patched.setattr(bfloat16_speed, "slowness", lambda: 1.0)
         yield
 
 

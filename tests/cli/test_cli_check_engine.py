@@ -11,7 +11,7 @@ from typing import Any
 import families
 import pytest
 
-from longrope.export.engines import ENGINES
+from longrope.engines.registry import ENGINES
 from longrope.export.huggingface import export_huggingface
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
-from longrope.evaluation.items import make_items
+from longrope.data.weighted_text import make_items
 from longrope.evaluation.perplexity import compare, model_losses
-from longrope.reading.factors import load_factors
+from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import SCHEMES, attention_factor, scheme
-from longrope.search.methods import METHODS
+from longrope.search.registry import METHODS
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)
 

@@ -9,12 +9,12 @@ from longrope.cli import demo as module
 from longrope.data.documents import load_documents
 from longrope.data.split import draw, split
 from longrope.evaluation.perplexity import model_losses, perplexity
+from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
-from longrope.reading.factors import load_factors
 from longrope.scaling import Extension
 from longrope.search.auto import Auto
 from longrope.search.gradient import Gradient
-from longrope.search.methods import METHODS
+from longrope.search.registry import METHODS
 
 PLAN = """
 version = 1

@@ -13,17 +13,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from longrope.cost import memory_check
 from longrope.data.documents import load_documents
-from longrope.data.probes import make_probes
 from longrope.data.split import draw, split
-from longrope.evaluation import parts, room
+from longrope.evaluation import measurements
 from longrope.evaluation.perplexity import model_losses
-from longrope.evaluation.retrieval import score_probes
-from longrope.evaluation.windows import key_tokens, sliding_losses
+from longrope.evaluation.sliding_window import key_tokens, sliding_losses
+from longrope.formats.load_factors import load_factors
 from longrope.models.patch import patch
-from longrope.reading.factors import load_factors
 from longrope.rope import Rope
 from longrope.schemes import scheme
+from longrope.tasks.registry import make_probes
+from longrope.tasks.scoring import score_probes
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)
 LENGTHS = ("--lengths", "64,160", "--documents", 3, "--schemes", "yarn")
@@ -101,8 +102,8 @@ def test_rows_that_are_added_do_not_cost_the_others_again(
     cli, model: Path, texts: Path, exported: Path, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, passes = Path(shutil.copytree(whole[0], tmp_path / "run")), []
-    counted = parts.losses_by_length
-    monkeypatch.setattr(parts, "losses_by_length", lambda *a, **k: (passes.append(a[1]), counted(*a, **k))[1])
+    counted = measurements.losses_by_length
+    monkeypatch.setattr(measurements, "losses_by_length", lambda *a, **k: (passes.append(a[1]), counted(*a, **k))[1])
     command = ("eval", model, *LENGTHS[:-1], "yarn,pi", *MORE, "--data", texts, "-o", folder, "--json", "--resume")
     result = cli(*command, "--checkpoint", exported)
     assert result.code == 0, result.err
@@ -115,7 +116,7 @@ def test_what_cannot_be_compared(refused, model: Path, texts: Path, tmp_path: Pa
     """Refused before a folder is begun, so that the next try needs no other options."""
     good = ("eval", model, *LENGTHS, "--data", texts, "-o", tmp_path / "run")
     refused("tiny has another tokenizer: perplexity of other tokens cannot be compared", *good, "--checkpoint", "tiny")
-    monkeypatch.setattr(room, "free_memory", lambda _: 2**19)
+    monkeypatch.setattr(memory_check, "free_memory", lambda _: 2**19)
     refused("length = 160 takes about .* GiB free; about", *good)
 
 

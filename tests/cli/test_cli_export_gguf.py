@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFReader
 from gguf_files import plain
 
-from longrope.reading.factors import load_factors
+from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension
 from longrope.schemes import scheme

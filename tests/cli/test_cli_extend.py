@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from longrope.extension import cost
-from longrope.reading.factors import load_factors
+from longrope.cost import plan_cost
+from longrope.formats.load_factors import load_factors
 from longrope.scaling import Scaling
 
 PLAN = """
@@ -223,7 +223,7 @@ def test_what_is_missing_is_said_before_any_work(
 
 
 def test_no_room(refused: Refused, model: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "free_memory", lambda _: 2**20)
+    monkeypatch.setattr(plan_cost, "free_memory", lambda _: 2**20)
     said = r"stage 1: length = 128 takes about [\d.]+ GiB where cpu has 0.0 GiB free: a window, lora"
     refused(said, "extend", model, plan, "-o", tmp_path / "run")
 

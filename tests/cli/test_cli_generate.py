@@ -20,11 +20,11 @@ from families import L0, build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from longrope.cli.chat_cache import Memory
+from longrope.cli.chat_session import Speaker
+from longrope.cli.chat_stream import Stream
 from longrope.cli.main import guarded
-from longrope.cli.memory import Memory
-from longrope.cli.stream import Stream
-from longrope.cli.talk import Speaker
-from longrope.data.recalls import make_recall
+from longrope.data.key_value_lines import make_recall
 from longrope.data.stdlib import stdlib_documents
 from longrope.models.generation import POLICIES, generating
 from longrope.models.load import load

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from longrope.cli import bfloat16
-from longrope.cli import costs as printed
-from longrope.extension.plan import load_plan, parse_plan, ready_made
+from longrope.cli import plan_output as printed
+from longrope.cost import bfloat16_speed
+from longrope.stages.plan import load_plan, parse_plan, ready_made
 
 QUICK = ("--no-measure", "--device", "cpu")
 
@@ -67,16 +67,16 @@ def test_the_dtype_of_the_search(cli, model: Path) -> None:
 def test_the_dtype_of_fine_tuning_is_one_that_the_cpu_is_fast_in(
     cli, model: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, dtype: str
 ) -> None:
-    monkeypatch.setattr(bfloat16, "slowness", lambda: ratio)
+    monkeypatch.setattr(bfloat16_speed, "slowness", lambda: ratio)
     plan = parse_plan(cli("plan", model, "--to", "512", "--device", "cpu", "--no-measure").out)
     assert plan.stages[0].finetune is not None
     assert plan.stages[0].finetune.dtype == dtype
 
 
 def test_times_of_this_device(cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longrope.extension import rates
+    from longrope.cost import device_speed
 
-    monkeypatch.setattr(rates, "ENOUGH", 1e-4)
+    monkeypatch.setattr(device_speed, "ENOUGH", 1e-4)
     record = cli("plan", model, "--to", "512", "--device", "cpu", "--json").json
     assert set(record["flops_per_second"]) == {"bfloat16", "float32"}  # mixed in training; the checkpoint's
     assert all(part["seconds"] > 0 for part in record["costs"])
@@ -104,9 +104,9 @@ def test_advice_is_printed(cli, tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_too_small(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longrope.models import memory
+    from longrope.models import device_memory
 
-    monkeypatch.setattr(memory, "device_memory", lambda _: 2**20)
+    monkeypatch.setattr(device_memory, "device_memory", lambda _: 2**20)
     advice = cli("plan", "tiny", "--plan", "tiny", *QUICK, "--json").json["advice"]
     small = [line for line in advice if "where cpu has 1.05 MB" in line]
     assert len(small) == 4

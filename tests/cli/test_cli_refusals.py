@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longrope.evaluation import loss as loss_module
-from longrope.evaluation import room
+from longrope.cost import memory_check
+from longrope.longcontext import token_losses as loss_module
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -167,7 +167,7 @@ def test_a_damaged_model(refused: Refused, model: Path, few, tmp_path: Path, dam
 def test_searches_without_room(
     refused: Refused, model: Path, few, tmp_path: Path, free: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "free_memory", lambda _: free)
+    monkeypatch.setattr(memory_check, "free_memory", lambda _: free)
     refused(said, "search", model, "-l", 4096, *few[:2], "-o", tmp_path / "x")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from longrope.search.methods import METHODS
+from longrope.search.registry import METHODS
 
 # one document of 512 tokens each; 24 evaluations
 SHORT = ("--search-documents", 1, "--held-out-documents", 1, "--budget", 24 * 512, "--dtype", "float32")

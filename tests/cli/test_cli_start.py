@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from longrope.cli.main import COMMANDS
-from longrope.reading.factors import load_factors
+from longrope.formats.load_factors import load_factors
 
 LONGROPE = [sys.executable, "-c", "from longrope.cli.main import main; main()"]
 

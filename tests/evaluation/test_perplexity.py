@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.loss import token_losses
 from longrope.evaluation.perplexity import compare, model_losses, perplexity
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling

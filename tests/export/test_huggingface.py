@@ -10,11 +10,11 @@ from families import build, logits, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.export.check import check_parity
 from longrope.export.huggingface import export_huggingface
+from longrope.export.parity import check_parity
+from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.reading.factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme

@@ -20,9 +20,9 @@ from longrope.data.documents import load_documents
 from longrope.export.gguf.convert import export_gguf
 from longrope.export.gguf.copy import extend_gguf
 from longrope.export.gguf.vocabulary import BYTE_LEVEL
+from longrope.formats.load_factors import load_factors
 from longrope.models.load import find_gguf, load
 from longrope.models.patch import patch
-from longrope.reading.factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from longrope.data.documents import load_documents
 from longrope.export.huggingface import export_huggingface
+from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.reading.factors import load_factors
 from longrope.scaling import Extension
 
 HERE = Path(__file__).parent

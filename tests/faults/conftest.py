@@ -17,7 +17,7 @@ from longrope.cli.main import main
 HOLD = """
 import sys
 from pathlib import Path
-from longrope.locks import held
+from longrope.storage.lock import held
 with held(Path(sys.argv[1]), folder=sys.argv[2] == "True"):
     print("held", flush=True)
     sys.stdin.read()

@@ -12,7 +12,7 @@ import pytest
 
 from longrope.scaling import Scaling
 from longrope.search.journal import Journal
-from longrope.search.objective import Answer
+from longrope.search.protocol import Answer
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "faults.py"
 

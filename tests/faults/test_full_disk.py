@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.files import write_json
-from longrope.lines import Lines
-from longrope.locks import claim, held
+from longrope.storage.atomic import write_json
+from longrope.storage.jsonl import Lines
+from longrope.storage.lock import claim, held
 
 FULL = "No space left on device"
 EXACT = ("--dtype", "float32")

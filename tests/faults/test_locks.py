@@ -16,11 +16,11 @@ import pytest
 
 from longrope import locks
 from longrope.errors import LongRopeError
-from longrope.extension import pipeline
-from longrope.extension.plan import Plan
-from longrope.extension.run import Run
-from longrope.extension.stages import Data, Finetune, Stage
-from longrope.locks import claim, held
+from longrope.stages import pipeline
+from longrope.stages.plan import Plan
+from longrope.stages.plan_tables import Data, Finetune, Stage
+from longrope.stages.run_folder import Run
+from longrope.storage.lock import claim, held
 
 PLAN = Plan(stages=(Stage(length=512, factors="pi", finetune=Finetune(steps=1)),), data=Data(source="."))
 
@@ -59,7 +59,9 @@ def test_a_lock_that_was_left_makes_no_folder_full(tmp_path: Path) -> None:
 
 
 def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
-    script = "import subprocess; from longrope.locks import held; from pathlib import Path\nwith held(Path('run')):\n"
+    script = (
+        "import subprocess; from longrope.storage.lock import held; from pathlib import Path\nwith held(Path('run')):\n"
+    )
     script += " print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

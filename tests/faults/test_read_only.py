@@ -13,8 +13,8 @@ import pytest
 
 import longrope
 from longrope.errors import LongRopeError
-from longrope.files import write_json
-from longrope.locks import claim, held
+from longrope.storage.atomic import write_json
+from longrope.storage.lock import claim, held
 
 REFUSED = r"^error: cannot write \S+: Read-only file system; choose another"
 FEW = ("--dtype", "float32", "--search-documents", 1, "--held-out-documents", 1, "--needles", 0, "--budget", 6000)

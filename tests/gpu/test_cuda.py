@@ -16,23 +16,23 @@ from families import build, tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.embedding import LongRoPE
+from longrope.cost import peak_memory
+from longrope.cost.device_speed import measure_rates
+from longrope.cost.model_shape import Anatomy
+from longrope.data.weighted_text import Item
 from longrope.errors import LongRopeError
-from longrope.evaluation import footprint
-from longrope.evaluation.anatomy import Anatomy
-from longrope.evaluation.items import Item
-from longrope.evaluation.loss import token_losses
-from longrope.evaluation.objective import ModelObjective
-from longrope.extension.rates import measure_rates
-from longrope.models import offload
-from longrope.models import tiled as tiled_module
-from longrope.models.attention import attend
+from longrope.longcontext import cpu_offload
+from longrope.longcontext import tiling as tiled_module
+from longrope.longcontext.attention import attend
+from longrope.longcontext.tiling import tiled
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
-from longrope.models.tiled import tiled
+from longrope.models.rotary_embedding import LongRoPE
+from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.schemes import scheme
-from longrope.search.objective import Answer
+from longrope.search.protocol import Answer
 
 pytestmark = pytest.mark.gpu
 LENGTH = 150
@@ -91,7 +91,7 @@ def test_what_waits_may_wait_in_main_memory(gradient: bool, monkeypatch: pytest.
     torch.cuda.reset_peak_memory_stats()
     work()
     before = took()
-    monkeypatch.setattr(offload, "SHARE", 10**9)
+    monkeypatch.setattr(cpu_offload, "SHARE", 10**9)
     torch.cuda.reset_peak_memory_stats()
     np.testing.assert_allclose(work(), wanted, rtol=1e-2, atol=1e-4)
     assert took() < before - 60000 * 64 * 4 * (2 if gradient else 1) * 0.9
@@ -136,7 +136,7 @@ def peak(model: PreTrainedModel, length: int, *, gradient: bool) -> int:
 @pytest.mark.parametrize("length", [32768, 131072])
 def test_memory_is_what_is_foreseen(length: int, gradient: bool) -> None:
     model, _ = load("tiny", dtype="bfloat16", device="cuda")
-    foreseen = footprint.of_pass(Anatomy.of(model.config, "bfloat16", "cuda"), length, gradient=gradient)
+    foreseen = peak_memory.of_pass(Anatomy.of(model.config, "bfloat16", "cuda"), length, gradient=gradient)
     assert peak(model, length, gradient=gradient) == pytest.approx(foreseen, rel=0.25)
 
 

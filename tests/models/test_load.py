@@ -18,9 +18,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
 from longrope.export.gguf.convert import export_gguf
+from longrope.formats.gguf import FREQS, extension_of_gguf
 from longrope.models.load import find_gguf, load, load_config
 from longrope.models.patch import patch
-from longrope.reading.gguf import FREQS, extension_of_gguf
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme

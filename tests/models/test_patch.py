@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.patch import attach, patch
-from longrope.models.rotary import find_rotary
+from longrope.models.rotary_slot import find_rotary
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from longrope.errors import LongRopeError
 from longrope.report import terminal
-from longrope.report.figures import SECTIONS, figures
-from longrope.report.headline import answers, headline
-from longrope.report.page import page
-from longrope.report.runs import read_runs, warnings
+from longrope.report.all_figures import SECTIONS, figures
+from longrope.report.html import page
+from longrope.report.load import read_runs, warnings
+from longrope.report.verdict import answers, headline
 from longrope.scaling import Extension
 
 

@@ -11,9 +11,9 @@ import subprocess
 import pytest
 import sample_runs
 
-from longrope.report.figures import figures
-from longrope.report.page import page
-from longrope.report.runs import read_runs
+from longrope.report.all_figures import figures
+from longrope.report.html import page
+from longrope.report.load import read_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # in a frame, since a window is 500 pixels wide at least

@@ -14,7 +14,7 @@ from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.cma import Cma, _state
-from longrope.search.shapes import SHAPES
+from longrope.search.parametrizations import SHAPES
 
 METHOD = Cma(population=6, generations=6)
 

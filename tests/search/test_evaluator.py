@@ -18,7 +18,7 @@ from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, stride
 from longrope.search.journal import Journal
-from longrope.search.objective import Answer, Ask, Batch
+from longrope.search.protocol import Answer, Ask, Batch
 
 A, B, C, D = (Scaling([1.0 + i] * 8) for i in range(4))
 Opened = tuple[Journal, Path]

@@ -29,8 +29,8 @@ from searching import (
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.gradient import Gradient
-from longrope.search.objective import Answer, Ask, Function
-from longrope.search.shapes import SHAPES
+from longrope.search.parametrizations import SHAPES
+from longrope.search.protocol import Answer, Ask, Function
 
 METHOD = Gradient(steps=10)
 LONG = Gradient(steps=25)  # compared after 10, 20 and 25 steps

@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.evolution import Paper
 from longrope.search.journal import Journal
-from longrope.search.objective import Answer
+from longrope.search.protocol import Answer
 
 SETTINGS = {"model": "tiny", "length": 2048, "space": {"start_tokens": (0, 1)}, "seed": 0}
 METHOD, BUDGET = Paper(generations=2).sized(8), 12

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.search.shapes import SHAPES
+from longrope.search.parametrizations import SHAPES
 from longrope.search.space import START_TOKENS, Space
 
 ROPE = Rope(dim=8, base=10000.0, original_length=256)

@@ -9,8 +9,8 @@ from longrope.cli import generate, options
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
-    from longrope.cli.memory import Memory
-    from longrope.cli.talk import Turn
+    from longrope.cli.chat_cache import Memory
+    from longrope.cli.chat_session import Turn
 
 TURNS = 1 / 8  # of L that a file leaves free for turns
 HELP = "/reset begins anew (a file is kept), /exit or the end of the input ends, Ctrl-C stops an answer"
@@ -30,14 +30,16 @@ def run(
     """Talk with an extended model, about a long file perhaps: every line of the input is a turn."""
     import torch
 
-    from longrope.cli import talk
-    from longrope.cli.memory import Memory
+    from longrope.cli import chat_session
+    from longrope.cli.chat_cache import Memory
 
-    text = talk.read_file(file)
-    speaker = talk.open_speaker(model, extension, policy, dtype, device)
+    text = chat_session.read_file(file)
+    speaker = chat_session.open_speaker(model, extension, policy, dtype, device)
     torch.manual_seed(seed)
     length = speaker.extension.length
-    talk.note(f"L0 = {speaker.extension.rope.original_length:,}, L = {length:,}, policy {speaker.policy}; {HELP}")
+    chat_session.note(
+        f"L0 = {speaker.extension.rope.original_length:,}, L = {length:,}, policy {speaker.policy}; {HELP}"
+    )
     if text:
         room = length - new - int(length * TURNS)
         text = speaker.cut(text, room, lambda cut: speaker.encode([(cut, "")]))
@@ -46,7 +48,7 @@ def run(
         if said == "/reset":
             turns = []
         elif said:
-            said = said if turns else talk.before(text, said)
+            said = said if turns else chat_session.before(text, said)
             turns = take_turn(memory, turns, said, new=new, temperature=temperature)
 
 
@@ -64,18 +66,18 @@ def read_line() -> str | None:
 
 def take_turn(memory: Memory, turns: list[Turn], said: str, *, new: int, temperature: float) -> list[Turn]:
     """Let the model answer; the turns with this one, or without it if it does not fit."""
-    from longrope.cli import talk
-    from longrope.cli.stream import Stream
+    from longrope.cli import chat_session
+    from longrope.cli.chat_stream import Stream
 
     speaker = memory.speaker
     ids, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer)
     try:
         memory.answer(ids, new=new, temperature=temperature, stream=stream)
     except LongRopeError as error:
-        talk.note(f"error: {error} (or /reset)")
+        chat_session.note(f"error: {error} (or /reset)")
         return turns
     except KeyboardInterrupt:
         stream.end()
-        talk.note("(stopped)")
-    talk.note(f"[{len(ids):,} tokens, {speaker.sets(ids, new, len(stream.tokens))} factors; {stream.speed()}]")
+        chat_session.note("(stopped)")
+    chat_session.note(f"[{len(ids):,} tokens, {speaker.sets(ids, new, len(stream.tokens))} factors; {stream.speed()}]")
     return [*turns, (said, str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True)))]

@@ -10,10 +10,10 @@ import typer
 
 from longrope.cli import options
 from longrope.errors import LongRopeError
-from longrope.lengths import parse_length, parse_lengths
+from longrope.units import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.export.served import Served
+    from longrope.engines.predict import Served
 
 
 def run(
@@ -66,7 +66,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _compare(folder: Path, model: str, lengths: list[int] | None, device: str, *, as_json: bool) -> bool:
-    from longrope.export.check import check_parity
+    from longrope.export.parity import check_parity
 
     dtype = _config(folder).get("dtype")
     if not isinstance(dtype, str):
@@ -85,7 +85,7 @@ def _compare(folder: Path, model: str, lengths: list[int] | None, device: str, *
 
 
 def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[int] | None, *, as_json: bool) -> bool:
-    from longrope.export.served import find_engines, held_extension, serve
+    from longrope.engines.predict import find_engines, held_extension, serve
     from longrope.scaling import Extension
 
     engines, config = find_engines(engine), _config(folder)
@@ -105,7 +105,7 @@ def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[in
 
 
 def _record(one: Served, limit: int) -> dict[str, Any]:
-    from longrope.export.engines import ENGINES
+    from longrope.engines.registry import ENGINES
 
     return {
         "engine": one.engine,

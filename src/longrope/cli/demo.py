@@ -12,7 +12,7 @@ from longrope.cli import extend, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
-    from longrope.extension.run import Run
+    from longrope.stages.run_folder import Run
 
 MODEL, PLAN = "tiny", "demo"
 
@@ -30,13 +30,13 @@ def run(
     """
     from rich.console import Console
 
-    from longrope.export.check import check_parity
-    from longrope.extension.pipeline import extend as carry_out
-    from longrope.extension.plan import load_plan
-    from longrope.extension.run import Run, begin
-    from longrope.files import write_json
-    from longrope.locks import LOCK, claim, held
-    from longrope.report.provenance import provenance
+    from longrope.export.parity import check_parity
+    from longrope.provenance import provenance
+    from longrope.stages.pipeline import extend as carry_out
+    from longrope.stages.plan import load_plan
+    from longrope.stages.run_folder import Run, begin
+    from longrope.storage.atomic import write_json
+    from longrope.storage.lock import LOCK, claim, held
 
     console = Console(stderr=True, soft_wrap=True)
     barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", LOCK}  # died at once
@@ -76,10 +76,10 @@ def run(
 def write_report(work: Run) -> Path:
     """The page of ``longrope report``, with its figures beside it."""
     from longrope.cli.report import write_figures
-    from longrope.files import write_text
-    from longrope.report.figures import figures
-    from longrope.report.page import page
-    from longrope.report.runs import read_runs
+    from longrope.report.all_figures import figures
+    from longrope.report.html import page
+    from longrope.report.load import read_runs
+    from longrope.storage.atomic import write_text
 
     path, runs = work.folder / "report.html", read_runs([work.folder])
     shown = figures(runs)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import typer
 
-from longrope.cli import bfloat16, options
+from longrope.cli import options
+from longrope.cost import bfloat16_speed
 
 EXTRAS = {  # a package, what needs it, how it comes
     "gguf": ("read and write .gguf", "pip install 'longrope[gguf]'"),
@@ -80,8 +81,8 @@ def machine() -> list[Finding]:
         Finding("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"),
         Finding("memory", f"{size(memory.available)} free of {size(memory.total)}"),
     ]
-    ratio = bfloat16.slowness()
-    remedy = "use --dtype float32 on this CPU where it fits" if ratio > bfloat16.SLOW else ""
+    ratio = bfloat16_speed.slowness()
+    remedy = "use --dtype float32 on this CPU where it fits" if ratio > bfloat16_speed.SLOW else ""
     found.append(Finding("bfloat16", f"a product takes {ratio:.1f} times as long as in float32", remedy))
     found += [
         Finding(

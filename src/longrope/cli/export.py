@@ -37,8 +37,8 @@ def run(
 
     Without FACTORS, MODEL is a checkpoint that longrope exported, or the run folder of an extension, and --to is gguf.
     """
-    from longrope.export.config import MODES
-    from longrope.locks import claim, held
+    from longrope.export.hf_config import MODES
+    from longrope.storage.lock import claim, held
 
     if to not in FORMS:
         raise unknown("to", to, FORMS)
@@ -78,10 +78,10 @@ def _what(model: str, factors: str | None, mode: str | None) -> tuple[str, Exten
 
 
 def _write_folder(model: str, extension: Extension, output: Path, mode: str, dtype: str, *, overwrite: bool) -> None:
-    from longrope.export.card import OFF_FORMULA
-    from longrope.export.config import on_formula
+    from longrope.engines.guide import launch_lines
+    from longrope.export.hf_config import on_formula
     from longrope.export.huggingface import export_huggingface
-    from longrope.export.serving import launch_lines
+    from longrope.export.model_card import OFF_FORMULA
 
     loaded, tokenizer = options.open_model(model, dtype, "cpu")
     name = options.short_name(model)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import bfloat16, evaluated, options, together
+from longrope.cli import distributed, eval_output, options
 from longrope.cli.progress import parts_bar
+from longrope.cost import bfloat16_speed
 
 if TYPE_CHECKING:
-    from longrope.extension.run import Run
+    from longrope.stages.run_folder import Run
 
 Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
 
@@ -35,18 +36,18 @@ def run(
 
     OUTPUT gets a folder for every stage, extension.json, results.json and the folder checkpoint.
     """
-    from longrope.extension.plan import load_plan
-    from longrope.lengths import short_length
+    from longrope.stages.plan import load_plan
+    from longrope.units import short_length
 
-    together.refuse("--launch")
+    distributed.refuse("--launch")
     wanted = load_plan(plan)
     output = output or Path(f"{options.short_name(model)}-{short_length(wanted.length)}")
 
-    from longrope.extension.cost import check_memory
-    from longrope.extension.pipeline import extend
-    from longrope.extension.run import Run, begin
-    from longrope.locks import held
+    from longrope.cost.plan_cost import check_memory
     from longrope.models.load import load_config
+    from longrope.stages.pipeline import extend
+    from longrope.stages.run_folder import Run, begin
+    from longrope.storage.lock import held
 
     if wanted.data.source is None:
         data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
@@ -70,7 +71,7 @@ def run(
                 if not work.launch:
                     check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
             begin(work, resume=resume)
-            bfloat16.warn(model, dtype, place, tuned_in=tuned_in)
+            bfloat16_speed.warn(model, dtype, place, tuned_in=tuned_in)
             extend(work)
             exported = export(work)
     record = results(work)
@@ -85,8 +86,8 @@ def finetune(
 ) -> None:
     """Fine-tune one stage of a run: what longrope extend --launch starts in every process."""
     from longrope.errors import LongRopeError
-    from longrope.extension.pipeline import train
-    from longrope.extension.run import reopen
+    from longrope.stages.pipeline import train
+    from longrope.stages.run_folder import reopen
 
     with parts_bar(quiet=False) as tell:
         work = reopen(folder, device=options.choose_device(device), report_to=report_to, tell=tell)
@@ -120,7 +121,7 @@ def check_export(work: Run) -> None:
     Raises:
         LongRopeError: if no config can express what the plan leads to.
     """
-    from longrope.export.config import config_fields, for_mode
+    from longrope.export.hf_config import config_fields, for_mode
     from longrope.models.load import load_config
     from longrope.scaling import Extension, Scaling
 
@@ -138,8 +139,8 @@ def check_export(work: Run) -> None:
 def export(work: Run) -> Path | None:
     """The checkpoint that the plan asks for, if it is not there yet."""
     from longrope.export.huggingface import export_huggingface
+    from longrope.formats.load_factors import load_factors
     from longrope.models.load import load
-    from longrope.reading.factors import load_factors
     from longrope.scaling import Extension
 
     folder = work.folder / "checkpoint"
@@ -165,7 +166,7 @@ def results(work: Run) -> dict[str, Any]:
 def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
     if record:
-        evaluated.show(evaluated.read_table(record), work.rope)
+        eval_output.show(eval_output.read_table(record), work.rope)
         for name, percent in record["short_context"].items():
             typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
         typer.echo(f"Results: {work.folder / 'results.json'}; see longrope report {work.folder}")

@@ -40,19 +40,19 @@ def run(
 
     import torch
 
-    from longrope.cli import talk
-    from longrope.cli.memory import Memory
-    from longrope.cli.stream import Stream
+    from longrope.cli import chat_session
+    from longrope.cli.chat_cache import Memory
+    from longrope.cli.chat_stream import Stream
 
-    text = talk.read_file(file)
-    speaker = talk.open_speaker(model, extension, policy, dtype, device)
+    text = chat_session.read_file(file)
+    speaker = chat_session.open_speaker(model, extension, policy, dtype, device)
     torch.manual_seed(seed)
     room = speaker.extension.length - new
     if text:
-        text = speaker.cut(text, room, lambda cut: speaker.encode([(talk.before(cut, prompt), "")]))
-    ids = speaker.encode([(talk.before(text, prompt), "")])
+        text = speaker.cut(text, room, lambda cut: speaker.encode([(chat_session.before(cut, prompt), "")]))
+    ids = speaker.encode([(chat_session.before(text, prompt), "")])
     rope = speaker.extension.rope
-    talk.note(
+    chat_session.note(
         f"{len(ids):,} tokens, at most {new:,} new: {speaker.sets(ids, new)} factors (policy {speaker.policy}, "
         f"L0 = {rope.original_length:,}, L = {speaker.extension.length:,})"
     )
@@ -68,4 +68,4 @@ def run(
         "first_token_seconds": stream.times[0],
         "tokens_per_second": stream.rate,
     }
-    options.tell(record, as_json=as_json, text=lambda: talk.note(stream.speed()))
+    options.tell(record, as_json=as_json, text=lambda: chat_session.note(stream.speed()))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli import options
-from longrope.lengths import parse_length
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
     from longrope.rope import Rope

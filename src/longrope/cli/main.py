@@ -11,21 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from longrope.cli import (
-    chat,
-    check,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    extend,
-    generate,
-    inspect,
-    plan,
-    report,
-    scale,
-    search,
-)
+from longrope.cli import chat, check, demo, doctor, eval, export, extend, generate, inspect, plan, report, scale, search
 from longrope.errors import LongRopeError
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # in the name of a file, say: a terminal would obey
@@ -41,7 +27,7 @@ COMMANDS = {
     "plan": plan.run,
     "extend": extend.run,
     "finetune": extend.finetune,
-    "eval": evaluate.run,
+    "eval": eval.run,
     "report": report.run,
     "export": export.run,
     "check": check.run,

@@ -100,7 +100,7 @@ def default_data(model: str, data: str | None) -> str:
 
 def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
     """Print a record as JSON, or call what prints it for people."""
-    from longrope.files import dumps
+    from longrope.storage.atomic import dumps
 
     if as_json:
         typer.echo(dumps(record), nl=False)
@@ -109,8 +109,8 @@ def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def read_factors(path: str) -> Scaling | Extension:
-    """A run folder's, or what `longrope.reading.factors.load_factors` reads."""
-    from longrope.reading.factors import load_factors
+    """A run folder's, or what `longrope.formats.load_factors.load_factors` reads."""
+    from longrope.formats.load_factors import load_factors
 
     if (Path(path) / "best.json").exists() and not (Path(path) / "extension.json").exists():
         raise LongRopeError(f"{path}: the search is not finished; go on with --resume, or use {path}/best.json")

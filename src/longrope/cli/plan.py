@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli import bfloat16, options
-from longrope.cli import costs as printed
+from longrope.cli import options
+from longrope.cli import plan_output as printed
+from longrope.cost import bfloat16_speed
 from longrope.errors import LongRopeError
-from longrope.lengths import parse_length
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.extension.plan import Plan
+    from longrope.stages.plan import Plan
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
@@ -43,8 +44,8 @@ def run(
 
     The plan is for you to edit. It goes to standard output unless -o is given; the costs go beside it.
     """
-    from longrope.files import write_text
-    from longrope.locks import claim
+    from longrope.storage.atomic import write_text
+    from longrope.storage.lock import claim
 
     wanted = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)
@@ -53,12 +54,12 @@ def run(
     if output is not None:
         claim(output, overwrite=overwrite)
 
-    from longrope.evaluation.anatomy import Anatomy
-    from longrope.extension.advice import propose
-    from longrope.extension.plan import load_plan
-    from longrope.extension.stages import Data
+    from longrope.cost.model_shape import Anatomy
     from longrope.models.load import load_config
     from longrope.rope import Rope
+    from longrope.stages.plan import load_plan
+    from longrope.stages.plan_advice import propose
+    from longrope.stages.plan_tables import Data
 
     old, config = None if plan is None else load_plan(plan), load_config(model)
     rope, place = Rope.of(config), options.choose_device(device)
@@ -66,7 +67,7 @@ def run(
         assert wanted is not None
         documents = Data(source=data, train=train or ("stdlib" if model == "tiny" and data is None else None))
         parameters = Anatomy.of(config).parameters
-        tuned_in = "float32" if place == "cpu" and bfloat16.slowness() > bfloat16.SLOW else "bfloat16"
+        tuned_in = "float32" if place == "cpu" and bfloat16_speed.slowness() > bfloat16_speed.SLOW else "bfloat16"
         new = propose(rope, wanted, parameters=parameters, original_tokens=tokens, data=documents, dtype=tuned_in)
         text = heading(rope.original_length, new) + new.to_toml()
     else:

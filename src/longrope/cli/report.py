@@ -12,7 +12,7 @@ from longrope.cli import options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from longrope.report.tables import Figure
+    from longrope.report.figure import Figure
 
 
 def run(
@@ -25,9 +25,9 @@ def run(
 
     Several runs are compared; what makes them hard to compare is said.
     """
-    from longrope.files import write_text
-    from longrope.locks import claim
-    from longrope.report.runs import read_runs
+    from longrope.report.load import read_runs
+    from longrope.storage.atomic import write_text
+    from longrope.storage.lock import claim
 
     read = read_runs(runs)
     if output is not None:
@@ -35,14 +35,14 @@ def run(
     if figures is not None:
         claim(figures, overwrite=overwrite, folder=True)
 
-    from longrope.report.figures import figures as all_figures
+    from longrope.report.all_figures import figures as all_figures
 
     shown = all_figures(read)
     if figures is not None:
         write_figures(shown, figures)
         typer.echo(f"Figures: {figures}")
     if output is not None:
-        from longrope.report.page import page
+        from longrope.report.html import page
 
         write_text(output, page(read, shown))
         typer.echo(f"Report: {output}")

@@ -9,7 +9,7 @@ import typer
 
 from longrope.cli import options
 from longrope.errors import LongRopeError
-from longrope.lengths import parse_length
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
     from longrope.rope import Rope
@@ -32,8 +32,8 @@ def run(
     overwrite: options.Overwrite = False,
 ) -> None:
     """The factors of a closed-form scheme, or those that others wrote, as a factors file (no search)."""
-    from longrope.files import write_text
-    from longrope.locks import claim
+    from longrope.storage.atomic import write_text
+    from longrope.storage.lock import claim
 
     tokens = None if length is None else parse_length(length)
     if scheme is not None and scaling is not None:

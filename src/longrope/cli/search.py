@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli import bfloat16, choices, options, together
+from longrope.cli import distributed, options, search_inputs
 from longrope.cli.progress import search_bar
+from longrope.cost import bfloat16_speed
 from longrope.errors import LongRopeError
-from longrope.lengths import parse_length
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.extension.factors import Found
+    from longrope.search.find import Found
 
 
 def run(
@@ -75,13 +76,13 @@ def run(
     as_json: options.Json = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
-    from longrope.files import write_json
-    from longrope.locks import claim, held
     from longrope.search.budget import Budget
-    from longrope.search.methods import method as named
-    from longrope.search.shapes import SHAPES
+    from longrope.search.parametrizations import SHAPES
+    from longrope.search.registry import method as named
+    from longrope.storage.atomic import write_json
+    from longrope.storage.lock import claim, held
 
-    together.refuse("--workers")
+    distributed.refuse("--workers")
     tokens = parse_length(length)
     if minutes is not None and not 0 < minutes < math.inf:
         raise LongRopeError(f"minutes = {minutes:g} allows nothing; use a number above 0")
@@ -94,23 +95,23 @@ def run(
     if space in SHAPES and not chosen.shaped:
         raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
     output = output or Path(f"{options.short_name(model)}-{length}")
-    names = chosen.starts if starts is None else choices.parse_starts(starts)
-    lengths = [tokens, *([] if also is None else choices.shorter(also, tokens))]
+    names = chosen.starts if starts is None else search_inputs.parse_starts(starts)
+    lengths = [tokens, *([] if also is None else search_inputs.shorter(also, tokens))]
     scored = None if tail is None else parse_length(tail, "tail")
     size = None if window is None else parse_length(window, "window")
     options.refuse_run(output)
     claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
+    from longrope.cost.plan_cost import check_passes
     from longrope.data.documents import load_documents
     from longrope.data.split import split
-    from longrope.evaluation.items import make_items
-    from longrope.extension.connect import connected, processes
-    from longrope.extension.cost import check_passes
-    from longrope.extension.factors import find_factors
+    from longrope.data.weighted_text import make_items
     from longrope.models.load import load_config
-    from longrope.report.provenance import provenance
+    from longrope.objectives.backend import connected, processes
+    from longrope.provenance import provenance
     from longrope.schemes import attention_factor
-    from longrope.search.methods import planned
+    from longrope.search.find import find_factors
+    from longrope.search.registry import planned
     from longrope.search.space import START_TOKENS, Space
 
     place = options.choose_device(device)
@@ -126,7 +127,7 @@ def run(
             ceiling=chosen.ceiling,
             form=space or chosen.form,
         )
-        bfloat16.warn(model, dtype, place)
+        bfloat16_speed.warn(model, dtype, place)
         source = options.default_data(model, data)
         parts = split(load_documents(source), seed=data_seed)
         make = partial(
@@ -151,7 +152,7 @@ def run(
                 judges,
                 output,
                 method=chosen,
-                starts=[choices.start(name, there.rope, tokens) for name in names],
+                starts=[search_inputs.start(name, there.rope, tokens) for name in names],
                 seeds=range(seeds),
                 budget=limits,
                 rows=rows,

@@ -1,1 +1,1 @@
-"""Long documents, their tokens, training windows, and texts that hide what is asked for."""
+"""Documents, their split and tokenization, training windows, and texts with weighted tokens."""

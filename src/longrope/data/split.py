@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.data.documents import Document
-from longrope.data.tokens import encode
+from longrope.data.tokenize import encode
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Perplexity, retrieval and tasks side by side; what a search minimises; what a pass costs."""
+"""Measure candidates side by side: perplexity, retrieval and benchmark tasks."""

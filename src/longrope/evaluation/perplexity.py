@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from longrope.evaluation.loss import token_losses
 from longrope.evaluation.statistics import mean_error
+from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.rope import FULL, Rope
 from longrope.scaling import Extension, Scaling

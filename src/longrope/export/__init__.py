@@ -1,1 +1,1 @@
-"""Checkpoints that others load with the same numbers."""
+"""Write checkpoints that other programs load with the same numbers."""

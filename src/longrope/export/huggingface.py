@@ -9,15 +9,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longrope.engines.guide import serving
 from longrope.errors import LongRopeError
-from longrope.export.card import card
-from longrope.export.config import config_fields, for_mode
-from longrope.export.serving import serving
+from longrope.export.hf_config import config_fields, for_mode
+from longrope.export.model_card import card
 from longrope.export.tokenizer import save_tokenizer
-from longrope.files import write_json, write_text
-from longrope.locks import claim
-from longrope.models.rotary import find_rotary
+from longrope.models.rotary_slot import find_rotary
 from longrope.scaling import Extension
+from longrope.storage.atomic import write_json, write_text
+from longrope.storage.lock import claim
 
 
 def export_huggingface(

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
-from longrope.files import write_json
+from longrope.storage.atomic import write_json
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

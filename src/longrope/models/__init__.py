@@ -1,1 +1,1 @@
-"""Load a model, put factors into it, run it in pieces, generate with it."""
+"""Load a model, replace its rotary embedding, and generate with it."""

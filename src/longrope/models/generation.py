@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from longrope.errors import LongRopeError, unknown
+from longrope.models.generate_request import Prompts, check_prompts, read_prompts
 from longrope.models.patch import patch
-from longrope.models.prompts import Prompts, check_prompts, read_prompts
-from longrope.models.rotary import find_rotary
+from longrope.models.rotary_slot import find_rotary
 from longrope.scaling import Extension, Scaling
 
 POLICIES = ("pin", "switch", "static")

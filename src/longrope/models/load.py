@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from longrope.errors import LongRopeError, did_you_mean, unknown
-from longrope.reading.gguf import find_extension
+from longrope.formats.gguf import find_extension
 from longrope.rope import FULL, Rope
 from longrope.scaling import Extension
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.embedding import LongRoPE
 from longrope.errors import LongRopeError
-from longrope.models.rotary import Rescaled, find_rotary
+from longrope.models.rotary_embedding import LongRoPE
+from longrope.models.rotary_slot import Rescaled, find_rotary
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 

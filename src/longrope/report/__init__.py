@@ -1,1 +1,1 @@
-"""Plots and tables."""
+"""Figures, tables and the HTML page of one or several runs."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from longrope.report.looks import GREY, HEIGHT, WIDTH, Look
+from longrope.report.style import GREY, HEIGHT, WIDTH, Look
 
 Records = list[dict[str, Any]]
 Looks = Mapping[str, Look]

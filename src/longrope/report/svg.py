@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from longrope.errors import LongRopeError
-from longrope.files import write_bytes, write_text
-from longrope.report.looks import config
+from longrope.report.style import config
+from longrope.storage.atomic import write_bytes, write_text
 
 if TYPE_CHECKING:
     import altair as alt

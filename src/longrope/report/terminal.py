@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longrope.report.headline import RULE, answers, headlines
-from longrope.report.runs import Run, warnings
-from longrope.report.tables import Figure, Number
+from longrope.report.figure import Figure, Number
+from longrope.report.load import Run, warnings
+from longrope.report.verdict import RULE, answers, headlines
 
 VIRIDIS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 BLOCKS = "▁▂▃▄▅▆▇█"

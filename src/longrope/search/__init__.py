@@ -1,1 +1,1 @@
-"""Search for factors: spaces, methods, journal."""
+"""Search for factors: spaces, methods, journal and the search loop. Imports no torch."""

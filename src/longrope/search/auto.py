@@ -11,7 +11,7 @@ import numpy as np
 from longrope.scaling import Scaling
 from longrope.search.evolution import sized
 from longrope.search.gradient import STARTS, Gradient
-from longrope.search.objective import Ask, Conversation
+from longrope.search.protocol import Ask, Conversation
 from longrope.search.space import Space
 
 RAMPS = ((10, 0.3, 1.15), (10, 1, 1.0), (32, 0.3, 1.15), (3, 0.3, 1.15), (3, 1, 1.0))

@@ -12,7 +12,7 @@ from cmaes import CMA
 
 from longrope.scaling import Scaling
 from longrope.search.evolution import sized
-from longrope.search.objective import Ask, Conversation
+from longrope.search.protocol import Ask, Conversation
 from longrope.search.space import Space
 
 

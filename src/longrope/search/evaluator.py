@@ -11,7 +11,7 @@ from itertools import accumulate, groupby
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop, too_small
 from longrope.search.journal import Journal
-from longrope.search.objective import BACKWARD, Answer, Ask, Batch, Objective, Pair
+from longrope.search.protocol import BACKWARD, Answer, Ask, Batch, Objective, Pair
 from longrope.search.racing import clearly_worse
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
-from longrope.search.objective import Ask, Conversation
-from longrope.search.operators import STEP, crossover, mutate
+from longrope.search.genetic_operators import STEP, crossover, mutate
+from longrope.search.protocol import Ask, Conversation
 from longrope.search.space import Space
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from longrope.scaling import Scaling
 from longrope.search.evolution import sized
-from longrope.search.objective import BACKWARD, Ask, Conversation
+from longrope.search.protocol import BACKWARD, Ask, Conversation
 from longrope.search.space import Space
 
 EVERY = 10  # steps from one comparison on all items to the next

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.lines import Lines
-from longrope.search.objective import Answer, Pair
+from longrope.search.protocol import Answer, Pair
+from longrope.storage.jsonl import Lines
 
 Key = tuple[tuple[float, ...], int, float, int, bool]
 

@@ -12,7 +12,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.search.shapes import Shape, shape
+from longrope.search.parametrizations import Shape, shape
 
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 

@@ -1,1 +1,1 @@
-"""GGUF files that llama.cpp runs with the factors."""
+"""Write GGUF files that llama.cpp runs with the factors."""

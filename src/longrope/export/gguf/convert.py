@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
-from longrope.export.config import for_mode, refuse_quantized
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
 from longrope.export.gguf.vocabulary import add_vocabulary
-from longrope.models.rotary import find_rotary
+from longrope.export.hf_config import for_mode, refuse_quantized
+from longrope.models.rotary_slot import find_rotary
 from longrope.rope import Rope
 from longrope.scaling import Extension
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.export.config import for_mode
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
-from longrope.reading.gguf import open_gguf, plain_rope, read
+from longrope.export.hf_config import for_mode
+from longrope.formats.gguf import open_gguf, plain_rope, read
 from longrope.scaling import Extension
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.locks import claim
-from longrope.reading.gguf import LONG, SHORT
+from longrope.formats.gguf import LONG, SHORT
 from longrope.scaling import Extension
+from longrope.storage.lock import claim
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

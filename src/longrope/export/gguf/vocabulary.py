@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
 from longrope.export.tokenizer import save_tokenizer
-from longrope.files import write_json
+from longrope.storage.atomic import write_json
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -1,0 +1,1 @@
+"""What each serving engine does with an exported checkpoint."""

@@ -1,0 +1,153 @@
+"""How each serving engine reads a checkpoint, by the source of the version named (evidence: docs/serving.md)."""
+
+from __future__ import annotations
+
+from longrope.engines.rules import (
+    Engine,
+    Rule,
+    always,
+    by_context,
+    by_launch,
+    by_position,
+    by_sequence,
+    formula,
+    launched,
+    mscale,
+    own,
+    unscaled,
+)
+
+FAMILIES = (
+    "cohere gemma2 gemma3_text glm gpt_neox granite llama mistral mixtral nemotron olmo2 olmo3 phi phi3 qwen2 "
+    "qwen2_moe qwen3 smollm3 stablelm starcoder2"
+)
+
+
+def _models(*rules: tuple[str, Rule | str]) -> dict[str, Rule | str]:
+    """Rules by model types, which stand together by spaces; later ones overrule earlier ones."""
+    return {kind: rule for kinds, rule in rules for kind in kinds.split()}
+
+
+GROWS = (
+    "a batch takes the set of its longest row, and a sequence that grows past L0 keeps keys of the short factors "
+    "in its cache"
+)
+BATCH = "a batch takes the set of its longest row; a sequence that grows past L0 is computed anew from its start"
+CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"
+PAIRS = "stops: its longrope rotates halves of a head, and this architecture rotates pairs side by side"
+QWEN = "stops: 'longrope' is no position embedding type of its Qwen models"
+SLOTS = "with -np N and without --kv-unified, a slot has 1/N of -c, and its set goes by that"
+ABSENT = "has no such architecture"
+
+PLAIN = Rule(always("none"), unscaled)  # ignores the factors without a word
+TRANSFORMERS = Rule(by_sequence, own, GROWS)
+
+
+def _handed_on(options: str) -> Rule:
+    """Transformers' code within another engine, which cannot compile its choice between the sets."""
+    return Rule(by_sequence, own, CHUNKS, options)
+
+
+VLLM = Rule(by_launch, mscale)
+SGLANG = Rule(
+    by_position,
+    mscale,
+    CHUNKS,
+    slip="it rotates the token at position L0 as if it stood at position 0, unless a later one is in its batch",
+)
+LONG = Rule(always("long"), formula)
+
+ENGINES: dict[str, Engine] = {
+    "transformers": Engine(
+        version="5.23.0",
+        models=_models(
+            (FAMILIES, TRANSFORMERS),
+            ("phi3", Rule(by_sequence, own, BATCH)),
+            ("phimoe", Rule(always("short"), mscale)),
+        ),
+        takes_limit=False,
+    ),
+    "transformers-4.57": Engine(
+        version="4.57.6",
+        models=_models(
+            (FAMILIES, TRANSFORMERS),
+            ("phi3", Rule(by_sequence, own, BATCH)),
+            ("nemotron", PLAIN),
+            ("olmo2", "stops: its config takes a rope_scaling of two fields only"),
+        ),
+        fields=("rope_scaling",),
+        takes_limit=False,
+    ),
+    "vllm": Engine(
+        version="0.32.0",
+        models=_models(
+            (f"{FAMILIES} phimoe", VLLM),
+            ("glm olmo2 phi smollm3 starcoder2", _handed_on("--enforce-eager")),
+            ("olmo3", "stops at the second long sequence: transformers 5.19, which it asks for, has a fault there"),
+            ("gpt_neox", "gave wrong logits for a random model of this architecture, with factors and without"),
+            ("cohere", PAIRS),
+        ),
+        beyond="refuse",
+    ),
+    "sglang": Engine(
+        version="0.5.23",
+        models=_models(
+            (f"{FAMILIES} phimoe", SGLANG),
+            ("gemma2 mixtral phi stablelm starcoder2", PLAIN),
+            ("gemma3_text", Rule(always("short"), own)),
+            ("glm gpt_neox nemotron smollm3", _handed_on("--disable-cuda-graph")),
+            ("cohere", PAIRS),
+        ),
+        beyond="refuse",
+    ),
+    "mlx-lm": Engine(
+        version="0.32.2",
+        models=_models(
+            (FAMILIES, LONG),
+            ("phimoe", Rule(always("long"), mscale)),
+            ("cohere gemma2 mixtral phi stablelm starcoder2", PLAIN),
+            ("nemotron qwen2_moe", "stops: it takes linear scaling only for this architecture"),
+            ("glm", "rotates whole heads of this architecture, which rotates halves: wrong with any factors"),
+            ("gpt_neox", "stops: it wants rotary_emb_base and rotary_pct, which transformers 5 does not write"),
+        ),
+        fields=("rope_scaling",),
+        takes_limit=False,
+    ),
+    "exllamav2": Engine(
+        version="0.3.2",
+        models=_models(
+            (FAMILIES, ABSENT),
+            (
+                "cohere gemma2 granite llama mistral mixtral phi3 qwen2 qwen3 starcoder2",
+                Rule(by_launch, launched),
+            ),
+        ),
+        fields=("rope_scaling",),
+    ),
+    "exllamav3": Engine(
+        version="1.6.5",
+        models=_models(
+            (FAMILIES, ABSENT),
+            ("cohere gemma2 gemma3_text llama mistral mixtral olmo3 qwen2 qwen3 smollm3", LONG),
+            ("phi3", Rule(by_launch, formula)),
+        ),
+    ),
+    "tensorrt-llm": Engine(
+        version="the main branch of 2026",
+        models=_models(
+            (FAMILIES, ABSENT),
+            ("llama mistral mixtral nemotron starcoder2", LONG),
+            ("phi3", Rule(by_launch, formula)),
+            ("gemma3_text", PLAIN),
+            ("qwen2 qwen2_moe qwen3", QWEN),
+        ),
+        beyond="cut",
+    ),
+    "llama.cpp": Engine(
+        version="that reads what longrope export --to gguf wrote",
+        models=_models(
+            (FAMILIES, "ignores the factors of this architecture, so that longrope writes no GGUF of it"),
+            ("llama mistral phi3", Rule(by_context, own, SLOTS)),
+        ),
+    ),
+}

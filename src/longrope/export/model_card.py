@@ -1,0 +1,50 @@
+"""The model card of an exported checkpoint."""
+
+from __future__ import annotations
+
+import re
+
+from longrope.export.hf_config import on_formula
+from longrope.scaling import Extension
+
+OFF_FORMULA = "engines that compute the attention factor from L/L0 will not use the one chosen here."
+SETS = {
+    "dual": "Two sets of factors: the short ones up to {original:,} tokens, the long ones beyond. Engines choose "
+    "between them differently (transformers by the longest row of a batch, vLLM once by `max_model_len`): SERVING.md "
+    "says how; export with `--mode static` for one set everywhere.",
+    "static": "One set of factors at every length, so that no engine can take the wrong one: see SERVING.md.",
+}
+
+
+def _plain(text: object) -> str:
+    """Text in one line, with nothing in it that Markdown or HTML would take for more; underscores inside words stay."""
+    return re.sub(r"([\\`*\[\]<>|&!#~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
+
+
+def card(extension: Extension, mode: str, name: str) -> str:
+    """Markdown: what the checkpoint is, its factors, and where they come from."""
+    long, rope = extension.long, extension.rope
+    rows = [
+        f"| {i} | {w:,.1f} | {s:.4g} | {f:.4g} |"
+        for i, (w, s, f) in enumerate(zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))
+    ]
+    name, found = _plain(name), [f"- {_plain(key)}: {_plain(value)}" for key, value in long.provenance.items()]
+    return "\n".join(
+        [
+            "---",
+            "tags: [longrope, long-context]",
+            "library_name: transformers",
+            "---",
+            f"# {name}, extended from {rope.original_length:,} to {extension.length:,} tokens",
+            "",
+            f"The weights of {name} with LongRoPE factors (scheme: {_plain(long.scheme)}, s = {extension.scale:g}, "
+            f"attention factor {long.attention_factor:g}). {SETS[mode].format(original=rope.original_length)}",
+            "",
+            *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}", ""]),
+            *(["How the factors were found:", "", *found, ""] if found else []),
+            "| pair | wavelength (tokens) | short factor | long factor |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )

@@ -1,1 +1,0 @@
-"""Take a model further: find factors for a length."""

@@ -1,0 +1,1 @@
+"""Readers for factors that other tools wrote."""

@@ -1,0 +1,61 @@
+"""Factors from a file or folder, of whatever form."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from longrope.errors import LongRopeError
+from longrope.formats.gguf import extension_of_gguf
+from longrope.formats.hf_config import extension_of_config
+from longrope.formats.microsoft_csv import scaling_of_table
+from longrope.scaling import Extension, Scaling
+
+FORMS = (
+    "longrope's scaling or extension (.json), a Hugging Face config.json or a folder with one, "
+    "a table of microsoft/LongRoPE (.csv), or a .gguf file"
+)
+MARKS = ("rope_scaling", "rope_parameters", "model_type", "architectures")
+
+
+def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
+    """Read factors: longrope's own, a checkpoint's config, microsoft/LongRoPE's table or a GGUF file (docs/reading.md).
+
+    Args:
+        path: of a file, or of a folder with an ``extension.json`` or else a ``config.json``.
+
+    Returns:
+        An extension where the model's geometry is known: from all but a scaling of longrope's and a table.
+
+    Raises:
+        LongRopeError: if it is missing, of another form, without a scaling, or with one that factors cannot express.
+    """
+    path = Path(path)
+    readers = {".csv": scaling_of_table, ".gguf": extension_of_gguf}
+    try:
+        if path.is_dir():
+            plain = (path / "config.json").is_file() and not (path / "extension.json").is_file()
+            path = path / ("config.json" if plain else "extension.json")
+        return readers.get(path.suffix, _of_json)(path)
+    except OSError as error:
+        raise LongRopeError(f"cannot read the factors file {path}: {error.strerror}") from None
+
+
+def _of_json(path: Path) -> Scaling | Extension:
+    unknown = LongRopeError(f"{path} is no factors file; longrope reads {FORMS}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise unknown from None
+    if not isinstance(data, dict):
+        raise unknown
+    try:
+        if data.get("kind") in ("scaling", "extension"):
+            return (Extension if data["kind"] == "extension" else Scaling).from_json(text)
+        if any(mark in data for mark in MARKS):
+            return extension_of_config(data)
+    except LongRopeError as error:
+        raise LongRopeError(f"{path}: {error}") from None
+    raise unknown

@@ -1,0 +1,1 @@
+"""Run long sequences in bounded memory: blockwise attention, layer chunks, context parallelism, offload."""

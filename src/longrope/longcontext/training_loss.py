@@ -1,0 +1,64 @@
+"""Training loss in memory that does not grow with vocabulary times length."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from longrope.data.training_windows import IGNORED
+from longrope.longcontext.cpu_offload import offloaded
+from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
+
+COPIES = 4  # of a chunk of logits in float32 that live at once in its backward pass
+
+
+def bound_loss(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model's forward give the loss alone, for training: its head runs on chunks, each computed anew backwards.
+
+    ``labels`` (or ``shift_labels``, which stand beside the token that predicts them, as sequence parallelism wants it)
+    are required; the loss is their mean, or their sum over ``num_items_in_batch``, in nats. It is the model's own head,
+    soft caps and scales included, so the loss is what its own forward gives. What layers keep for the backward pass
+    waits in main memory as far as it is too much for a GPU (`offloaded`). For keeps; returns the model.
+    """
+    plain = partial(type(model).forward, model)
+
+    def forward(
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> CausalLMOutput:
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
+        with offloaded(input_ids.device):
+            hidden = model.base_model(
+                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+        size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))
+        total = torch.zeros((), device=hidden.device)
+        for start in range(0, input_ids.shape[1], size):
+            part = slice(start, start + size)
+            inputs = (model, plain, input_ids[:, part], hidden[:, part], shift_labels[:, part])
+            total = total + checkpoint(_sum_of_losses, *inputs, use_reentrant=False)
+        count = (shift_labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType]
+
+    model.forward = forward
+    return model
+
+
+def _sum_of_losses(model: PreTrainedModel, plain: Any, tokens: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
+    with head_only(model, plain) as logits_of:
+        logits = logits_of(tokens, hidden).flatten(0, 1).float()
+    return cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,87 @@
+"""Where candidates are evaluated: on a model in this process, on local processes, or on Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from longrope.data.weighted_text import Item
+from longrope.errors import LongRopeError
+from longrope.models.load import DTYPES, check_dtype, load, load_config, load_tokenizer
+from longrope.objectives.local_workers import Engine, LocalEngine, Shared
+from longrope.objectives.model_loss import ModelObjective
+from longrope.objectives.ray_workers import RayEngine
+from longrope.rope import Rope
+from longrope.search.protocol import Objective
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A model somewhere: its geometry, tokenizer and dtype, and what makes an objective of items on it."""
+
+    rope: Rope
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    connect: Callable[[Sequence[Item]], Objective]
+
+
+@contextmanager
+def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1") -> Iterator[Connection]:
+    """Load a model here, or once in every worker.
+
+    Args:
+        name: of the model.
+        dtype: a key of `DTYPES`.
+        device: a torch device; with local workers ``cuda`` becomes one device each.
+        workers: a number of local processes (1: in this process), ``ray`` or ``ray://HOST:PORT``.
+
+    Raises:
+        LongRopeError: if the model or the workers cannot be had.
+    """
+    local = processes(workers)
+    if local == 1:
+        model, tokenizer = load(name, dtype=dtype, device=device)
+        yield Connection(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
+        return
+    config, tokenizer = load_config(name), load_tokenizer(name)
+    check_dtype(dtype)
+    build = partial(_build, name, dtype, device, local)
+    engine: Engine = LocalEngine(build, local) if local else RayEngine(build, workers)
+    loaded = (config.dtype or torch.float32) if dtype == "auto" else DTYPES[dtype]
+
+    def connect(items: Sequence[Item]) -> Objective:
+        return Shared(engine, items, [len(item.tokens) for item in items])
+
+    try:
+        yield Connection(Rope.of(config), tokenizer, str(loaded), connect)
+    finally:
+        engine.close()
+
+
+def processes(workers: str) -> int:
+    """How many local processes these workers are; 0 on Ray.
+
+    Raises:
+        LongRopeError: if they are neither.
+    """
+    if workers == "ray" or workers.startswith("ray://"):
+        return 0
+    if not workers.isdecimal() or int(workers) == 0:
+        raise LongRopeError(f"workers = {workers!r}: use a number of processes, ray, or ray://HOST:PORT")
+    return int(workers)
+
+
+def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[Item]], Objective]:
+    """In a worker: load the model and give what makes objectives on it."""
+    if device == "cuda" and count:
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    if device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count) if count else 1)
+    model, _ = load(name, dtype=dtype, device=device)
+    return partial(ModelObjective, model)

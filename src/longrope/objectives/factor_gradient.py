@@ -1,0 +1,69 @@
+"""Differentiate a model's loss by its factors: through cos and sin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from longrope.models.rotary_embedding import LongRoPE
+
+
+class Differentiable(nn.Module):
+    """A `LongRoPE` with one scaling whose cos and sin carry gradients.
+
+    ``offset`` is all zeros, ``(dim // 2 + 1,)``; the gradient that it collects is the one by the log of each factor,
+    then by the log of the attention factor.
+    """
+
+    def __init__(self, embedding: LongRoPE) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.offset = nn.Parameter(torch.zeros(embedding.rope.dim // 2 + 1, device=embedding.coarse.device))
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LongRoPE.forward`."""
+        with torch.no_grad():
+            cos, sin = self.embedding(x, position_ids)
+        return _Phases.apply(self.offset, cos, sin, position_ids, self.embedding)  # pyright: ignore[reportReturnType]
+
+
+class _Phases(torch.autograd.Function):
+    """Cos and sin as they are; backwards, d(A·cos φ) = -A·sin φ·dφ + A·cos φ·d(log A) and dφ = -φ·d(log λ)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, offset: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor, embedding: LongRoPE
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin, position_ids)
+        ctx.embedding = embedding
+        return cos.clone(), sin.clone()
+
+    @staticmethod
+    def backward(ctx: Any, by_cos: Tensor, by_sin: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        cos, sin, position_ids = ctx.saved_tensors
+        by_cos, by_sin, cos, sin = (part.float() for part in (by_cos, by_sin, cos, sin))
+        by_attention = (by_cos * cos + by_sin * sin).sum()
+        by_phase = sum((by_sin * cos - by_cos * sin).chunk(2, dim=-1))
+        scaling, embedding = ctx.embedding.scalings[0], ctx.embedding
+        rescaled = position_ids * (position_ids >= scaling.start_tokens)
+        inv_freq = torch.from_numpy(scaling.inv_freq(embedding.rope)).float().to(cos.device)
+        by_factor = -(by_phase * rescaled[..., None]).flatten(0, -2).sum(0) * inv_freq
+        return torch.cat([by_factor, by_attention[None]]), None, None, None, None
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients for the weights; afterwards everything is as it was."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,1 +1,0 @@
-"""Factors that others wrote."""

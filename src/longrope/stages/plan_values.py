@@ -1,0 +1,71 @@
+"""What the values of a plan's tables may be, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+from longrope.errors import LongRopeError, did_you_mean
+from longrope.schemes import SCHEMES, canonical
+from longrope.search.registry import method
+from longrope.tasks.registry import TASKS
+from longrope.units import parse_length, short_length
+
+
+def checked(check: Callable[[Any], Any], value: Any) -> Any:
+    """The value checked by what raises LongRopeError, where pydantic wants a ValueError."""
+    try:
+        return check(value)
+    except LongRopeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _tokens(value: Any) -> Any:
+    return checked(parse_length, value) if isinstance(value, str) else value
+
+
+def _short(tokens: int) -> str | int:
+    text = short_length(tokens)
+    return tokens if text.isdecimal() or len(text) > 12 else text
+
+
+def _method(name: str) -> str:
+    checked(method, name)
+    return name
+
+
+def _task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
+    return name
+
+
+def _source_of_factors(name: str) -> str:
+    if name == "search" or Path(name).is_file():
+        return name
+    try:
+        return canonical(name)
+    except LongRopeError:
+        close = did_you_mean(name, SCHEMES)
+        raise ValueError(f"choose search, an existing factors file, or one of {', '.join(SCHEMES)}{close}") from None
+
+
+Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]
+Scheme = Annotated[str, AfterValidator(lambda name: checked(canonical, name))]
+Task = Annotated[str, AfterValidator(_task)]
+Method = Annotated[str, AfterValidator(_method)]
+Factors = Annotated[str, AfterValidator(_source_of_factors)]
+Schedule = Literal[  # transformers' SchedulerType, less those that need numbers of their own
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+# The file is strict: no "8" or true for a number. But TOML has lists where the plan has tuples.
+Some = Field(strict=False)
+
+
+class Part(BaseModel):
+    """A table of the plan; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,0 +1,90 @@
+"""A fine-tuning in the terms of transformers' Trainer, on one process or many."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import ParallelismConfig
+from transformers import TrainingArguments
+
+from longrope.errors import LongRopeError
+from longrope.stages.plan_tables import Finetune
+
+
+def wants_liger(device: str) -> bool:
+    """Whether Liger's kernels are used. They replace parts of transformers for the rest of the process."""
+    return device != "cpu" and importlib.util.find_spec("liger_kernel") is not None
+
+
+def training_arguments(how: Finetune, steps: int, folder: Path, device: str, report_to: str) -> TrainingArguments:
+    """A fine-tuning in the terms of transformers' Trainer.
+
+    Raises:
+        LongRopeError: if a step's sequences cannot be spread over the processes.
+    """
+    cpu = device == "cpu"
+    new = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    options: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    if wants_liger(device):  # norms and MLP; the loss is bounded already
+        kernels = ("rope", "cross_entropy", "fused_linear_cross_entropy")
+        options |= {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(kernels, False)}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        learning_rate=how.rate,
+        lr_scheduler_type=how.schedule,
+        warmup_steps=round(how.warmup * steps),
+        adam_beta2=0.95,
+        bf16=how.dtype == "bfloat16",
+        use_cpu=cpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=how.save_every or max(1, math.ceil(steps / 20)),
+        save_total_limit=2,
+        report_to=report_to,
+        seed=how.seed,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        **options,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process: without a launch, transformers takes them all
+    sharing = _processes_of_a_sequence(how)
+    groups = arguments.world_size / sharing  # 0.5 where there are fewer processes than are to share a sequence
+    each, rest = divmod(how.batch, groups)
+    if rest or groups % 1:
+        raise LongRopeError(
+            f"finetune.batch = {how.batch} does not divide by {arguments.world_size} processes, {sharing} a sequence"
+        )
+    arguments.gradient_accumulation_steps = int(each)
+    return arguments
+
+
+def _processes_of_a_sequence(how: Finetune) -> int:
+    """Over how many processes accelerate spreads one sequence (context, sequence or tensor parallelism).
+
+    Raises:
+        LongRopeError: if documents, or positions that jump, would then be seen in another way than they should.
+    """
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
+        return 1
+    spread = ParallelismConfig()
+    if how.short and (spread.cp_enabled or spread.sp_enabled):
+        raise LongRopeError(
+            f"finetune.short = {how.short}: documents would see each other where several processes share a sequence; "
+            "use short = 0, or a whole sequence on each device"
+        )
+    if how.window is not None and spread.sp_enabled:
+        raise LongRopeError(
+            f"finetune.window = {how.window}: DeepSpeed takes a jump of positions for the border of a document; "
+            "leave it out, or use a whole sequence on each device"
+        )
+    return spread.non_data_parallel_size

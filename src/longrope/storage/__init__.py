@@ -1,0 +1,1 @@
+"""Whole-file writes, append-only JSONL journals, and locks on output folders."""

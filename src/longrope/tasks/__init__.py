@@ -1,0 +1,1 @@
+"""Long-context retrieval tasks: prompts of exact length in tokens, and their scoring."""

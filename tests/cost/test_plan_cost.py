@@ -1,0 +1,305 @@
+"""What plans cost: counted on real models, in FLOPs, in token-evaluations and in memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import families
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from longrope.cli.plan_output import report
+from longrope.cost import device_speed as timing
+from longrope.cost import peak_memory
+from longrope.cost import plan_cost as costing
+from longrope.cost.device_speed import Rates, measure_rates
+from longrope.cost.model_shape import Anatomy, Work
+from longrope.cost.plan_cost import Cost, check_memory, costs
+from longrope.data.weighted_text import Item, perplexity_items
+from longrope.errors import LongRopeError
+from longrope.longcontext.training_loss import bound_loss
+from longrope.models import device_memory as memory_module
+from longrope.models.device_memory import device_memory
+from longrope.models.load import load_config
+from longrope.objectives.model_loss import ModelObjective
+from longrope.rope import Rope
+from longrope.schemes import scheme
+from longrope.search.find import find_factors
+from longrope.search.protocol import Answer, Batch
+from longrope.search.registry import METHODS
+from longrope.search.space import Space
+from longrope.stages.plan import Plan
+from longrope.stages.plan_tables import Evaluation, Finetune, Recovery, Search, Stage
+
+TINY = Anatomy.of(load_config("tiny"))
+LENGTH = 16  # no family's window is shorter
+SHAPES = {**{name: {} for name in families.FAMILIES}, "all heads": {"num_key_value_heads": 4}}
+
+
+def config(name: str) -> object:
+    found = families.config("llama" if name == "all heads" else name, **SHAPES[name])
+    found._attn_implementation, found._experts_implementation = "eager", "eager"  # kernels that the counter sees into
+    return found
+
+
+def counted(model: torch.nn.Module, *, backward: bool) -> int:
+    tokens = families.tokens(1, LENGTH)
+    with FlopCounterMode(display=False) as counter:
+        if backward:
+            model(input_ids=tokens, labels=tokens).loss.backward()
+        else:
+            families.logits(model, tokens)
+    return counter.get_total_flops()
+
+
+def as_counted(work: Work, times: float = 1.0) -> float:
+    """A kernel that is no fused one computes the masked half of attention, too."""
+    return times * (work.linear + work.attention * 2 * LENGTH / (LENGTH + 1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_and_flops_of_a_forward_pass(name: str) -> None:
+    model = families.from_config(config(name))
+    anatomy = Anatomy.of(model.config)
+    assert anatomy.parameters == model.num_parameters()
+    assert counted(model, backward=False) == pytest.approx(as_counted(anatomy.forward(LENGTH)), rel=0.01)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_flops_of_training(trained: bool) -> None:
+    """Checkpointed, as it is in fine-tuning: all is computed twice and then backwards."""
+    model = families.from_config(config("llama")).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    if not trained:  # as with LoRA: only what flows through
+        model.requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(True)
+    work = Anatomy.of(model.config).backward(LENGTH, trained=trained)
+    # backwards, attention has four products where they are not fused, two of them without gradients for the weights
+    plain = replace(work, attention=work.attention * 4 / 4.5)
+    found = counted(bound_loss(model), backward=True)
+    assert found <= as_counted(plain)  # the last product of a layer is not computed again: nobody needs it
+    assert found == pytest.approx(as_counted(plain), rel=0.07)
+
+
+@given(st.integers(1, 300), st.none() | st.integers(1, 400))
+def test_attention_sees_a_window(length: int, window: int | None) -> None:
+    anatomy = replace(TINY, windows=(window,), queries=1)
+    seen = sum(min(i + 1, window or length) for i in range(length))
+    assert anatomy.forward(length).attention == 4 * seen
+
+
+class Counting:
+    """An objective that counts token-evaluations."""
+
+    def __init__(self, objective: ModelObjective, total: list[int]) -> None:
+        self.objective, self.tokens, self.total = objective, objective.tokens, total
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        for number, answers in self.objective.evaluate(batches, gradient=gradient):
+            self.total[0] += sum(self.tokens[item] for _, item in batches[number]) * (3 if gradient else 1)
+            yield number, answers
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "population"), [("auto", None, None), ("auto", 8000, None), ("cma", None, 4), ("paper", 4000, 8)]
+)
+def test_token_evaluations_of_a_search(name: str, budget: int | None, population: int | None, tmp_path: Path) -> None:
+    from longrope.search.budget import Budget
+    from longrope.search.registry import planned
+
+    model, length = families.build("llama", num_hidden_layers=1), 128
+    rope, how = Rope.of(model), Search(method=name, budget=budget, documents=2, needles=0.0, population=population)
+    plan = Plan(stages=(Stage(length=length, search=how),), evaluation=Evaluation(lengths=()))
+    (cost,) = costs(plan, Anatomy.of(model.config), rope)
+    items = perplexity_items(families.tokens(4, length).numpy())
+    chosen = METHODS[name] if population is None else METHODS[name].sized(population)
+    chosen, _ = planned(chosen, [length, length], budget if population is None else None)
+    total = [0]
+
+    def connect(items: Sequence[Item]) -> Counting:
+        return Counting(ModelObjective(model, items), total)
+
+    find_factors(
+        Space(rope, length, ceiling=chosen.ceiling, form=chosen.form),
+        connect,
+        items[:2],
+        items[2:],
+        tmp_path,
+        method=chosen,
+        starts=[scheme(name, rope, length) for name in chosen.starts],
+        budget=Budget(budget),
+    )
+    assert cost.searched == pytest.approx(total[0], rel=0.2)
+
+
+ROPE = Rope(dim=64, base=1e4, original_length=256)
+TUNE = Finetune(steps=10, batch=2)
+
+
+def cost_of(*stages: Stage, **rest: object) -> list[Cost]:
+    return costs(Plan(stages=stages, **{"evaluation": Evaluation(lengths=()), **rest}), TINY, ROPE)
+
+
+def test_parts_of_a_plan() -> None:
+    parts = cost_of(
+        Stage(length=2048, finetune=TUNE),
+        Stage(length=8192, factors="yarn"),
+        recovery=Recovery(),
+        evaluation=Evaluation(documents=3, schemes=("pi",)),
+    )
+    assert [(part.part, part.length) for part in parts] == [
+        ("stage 1", 2048),
+        ("stage 2", 8192),
+        ("recovery", 512),
+        ("evaluation", 8192),
+    ]
+    assert [part.trained for part in parts] == [10 * 2 * 2048, 0, 0, 0]
+    assert (parts[1].flops, parts[1].memory, parts[1].searched) == (0, 0, 0)
+    assert parts[3].searched == 3 * 6 * 8192  # original, PI, two stages' factors, one fine-tuned, extended
+    assert parts[3].work == {"bfloat16": TINY.forward(8192).times(18)}
+
+
+def test_what_makes_training_cheaper() -> None:
+    def tuned(**how: object) -> Cost:
+        return cost_of(Stage(length=8192, factors="yarn", finetune=TUNE.model_copy(update=how)))[0]
+
+    plain = tuned()
+    assert plain.work == {"bfloat16": TINY.backward(8192, trained=True).times(20)}
+    assert set(tuned(dtype="float32").work) == {"float32"}
+    assert tuned(lora=8).flops < plain.flops
+    assert tuned(lora=8).memory < plain.memory < tuned(dtype="float32").memory
+    short = tuned(window=1024)
+    assert short.trained == plain.trained / 8
+    assert short.flops < plain.flops / 8
+    assert short.memory < plain.memory / 2
+    assert tuned(short=0.5).flops < plain.flops
+    assert tuned(short=0.5).work["bfloat16"].linear == plain.work["bfloat16"].linear
+
+
+def test_what_makes_a_search_cheaper() -> None:
+    def searched(**how: object) -> Cost:
+        return cost_of(Stage(length=2**15, search=Search(**how)))[0]
+
+    plain = searched()
+    assert searched(documents=2).searched < plain.searched
+    assert searched(needles=0.0).searched < plain.searched
+    assert searched(budget=10 * 2**15).searched < plain.searched
+    assert searched(window=1024).flops < plain.flops / 8
+    assert searched(method="cma").memory < plain.memory  # no gradients
+
+
+def test_a_search_costs_the_same_after_a_training() -> None:
+    first, second = (
+        cost_of(Stage(length=2048), Stage(length=2049)),
+        cost_of(Stage(length=2048, factors="yarn", finetune=TUNE), Stage(length=2049)),
+    )
+    assert second[1].searched == first[1].searched
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
+def test_lora_counts_its_parameters() -> None:
+    peft = pytest.importorskip("peft")
+    model = families.build("llama")
+    anatomy = Anatomy.of(model.config)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    assert adapted.get_nb_trainable_parameters()[0] == 4 * anatomy.adapted
+
+
+def test_time_is_work_by_rate() -> None:
+    work = {"bfloat16": Work(100.0, 30.0), "float32": Work(10.0)}
+    cost = Cost("x", 1, 0, 0, work, 0)
+    assert cost.flops == 140
+    assert cost.seconds({"bfloat16": Rates(10.0, 5.0), "float32": Rates(2.0, 1.0)}) == 10 + 6 + 5
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "smollm3", "phi3"])
+def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "ENOUGH", 1e-4)
+    given, random = families.config(name), torch.get_rng_state()
+    before = given.to_dict()
+    found = measure_rates(given, device="cpu", dtype="float32")
+    assert found.linear > 1e6
+    assert found.attention > 1e6
+    assert given.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_model_that_is_timed_has_the_last_layers() -> None:
+    given = families.config("gemma3_text")
+    small = Anatomy.of(timing._small(given))
+    assert (small.windows, small.wide) == ((16, None), Anatomy.of(given).wide)
+
+
+def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows make the same length fit."""
+    config = load_config("tiny")
+    monkeypatch.setattr(costing, "free_memory", lambda _: 2**30)
+
+    def plan(window: int | None) -> Plan:
+        stage = Stage(length=2**17, search=Search(window=window), finetune=Finetune(steps=1, window=window))
+        return Plan(stages=[stage], evaluation=Evaluation(lengths=(2048,)))
+
+    check_memory(plan(2048), config, dtype="auto", device="cpu")
+    with pytest.raises(
+        LongRopeError, match=r"stage 1: length = 131072 takes about [\d.]+ GiB .* 1.0 GiB free: a window"
+    ):
+        check_memory(plan(None), config, dtype="auto", device="cpu")
+    monkeypatch.setattr(costing, "free_memory", lambda _: None)
+    check_memory(plan(None), config, dtype="auto", device="mps")
+
+
+def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine-tuning, and a search by gradient, where a device may keep nothing."""
+    monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
+    config, length = load_config("tiny"), 2**17
+    plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
+    (part,) = costs(plan, Anatomy.of(config), Rope.of(config))
+    inputs = 4 * length * 256
+    assert part.waits == 4 * inputs  # in float32
+    monkeypatch.setattr(costing, "free_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
+    with pytest.raises(LongRopeError, match=r"takes about 0\.5 GiB of main memory beside cuda where"):
+        check_memory(plan, config, dtype="auto", device="cuda")
+    monkeypatch.setattr(memory_module, "device_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
+    (warning,) = [
+        one for one in report(plan, config, "cuda", dtype="auto", measure=False).advice if "main memory" in one
+    ]
+    assert warning.startswith("stage 1: needs about")
+
+
+def test_memory_of_this_machine() -> None:
+    assert (device_memory("cpu") or 0) > 2**28
+    assert device_memory("mps") is None
+
+
+MEASURED = Path(__file__).parent / "peak_memory.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("mode", "dtype", "length"),
+    [(mode, dtype, 4096) for mode in ("forward", "gradient", "train") for dtype in ("float32", "bfloat16")]
+    + [("train", "float32", 16384)],  # where MLPs go in pieces
+)
+def test_peak_memory(mode: str, dtype: str, length: int) -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    command = [sys.executable, MEASURED, mode, dtype, str(length)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    measured, anatomy = int(done.stdout), replace(TINY, dtype=dtype)
+    if mode == "train":
+        predicted = (
+            peak_memory.of_training(anatomy, length, lora=0, mixed=dtype == "bfloat16") - 16 * anatomy.parameters
+        )
+    else:
+        predicted = (
+            peak_memory.of_pass(anatomy, length, gradient=mode == "gradient") - anatomy.parameters * anatomy.bytes
+        )
+    assert predicted == pytest.approx(measured, rel=0.25)

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import re
+
+import families
+import numpy as np
+import pytest
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from longrope.data.documents import Document
+from longrope.data.weighted_text import Item, make_items, mixed, needle_items, perplexity_items
+from longrope.errors import LongRopeError
+from longrope.longcontext.token_losses import token_losses
+from longrope.models.patch import patch
+from longrope.objectives.model_loss import ModelObjective
+from longrope.scaling import Scaling
+
+SCALING = Scaling(np.linspace(1, 3, 8).tolist(), attention_factor=1.1)
+LINE = re.compile(r"^([a-z]{6}) = (\w+ \w+)$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def reader() -> PreTrainedModel:
+    """A model of as many tokens as the bytes' tokenizer has."""
+    return families.build("llama", vocab_size=300, num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def background(bytes_tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """Three documents of 400 tokens."""
+    return np.array([bytes_tokenizer(letter * 400)["input_ids"][:400] for letter in "QZJ"])
+
+
+def losses_of(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
+    with patch(model, SCALING):
+        return token_losses(model, tokens).astype(np.float64)
+
+
+def value(model: PreTrainedModel, items: list[Item]) -> float:
+    """What a search is told, one item a forward pass."""
+    objective = ModelObjective(model, items)
+    answers = [found[0] for _, found in objective.evaluate([[(SCALING, i)] for i in range(len(items))], gradient=False)]
+    return float(np.mean([answer.loss for answer in answers]))
+
+
+@pytest.mark.parametrize("tail", [None, 1, 20, 99])
+def test_perplexity_is_the_mean_over_the_last_tokens(llama: PreTrainedModel, tail: int | None) -> None:
+    tokens = families.tokens(3, 100).numpy()
+    items = perplexity_items(tokens, tail=tail)
+    expected = losses_of(llama, tokens)[:, -(tail or 99) :].mean()
+    assert value(llama, items) == pytest.approx(expected, rel=1e-6)
+    assert [item.skip for item in items] == [99 - (tail or 99)] * 3
+    assert all(np.array_equal(item.tokens, row) for item, row in zip(items, tokens, strict=True))
+
+
+@pytest.mark.parametrize("tail", [0, -1, 100, 1000])
+def test_tails_that_do_not_fit_are_refused(tail: int) -> None:
+    with pytest.raises(LongRopeError, match=f"tail = {tail} must lie between 1 and 99"):
+        perplexity_items(families.tokens(1, 100).numpy(), tail=tail)
+
+
+@pytest.mark.parametrize(
+    "weights", [np.ones(10), np.ones(8), np.zeros(9), np.array([np.nan, *[1] * 8]), np.array([np.inf, *[1] * 8]), []]
+)
+def test_bad_weights_are_refused(weights: np.ndarray) -> None:
+    with pytest.raises(LongRopeError, match="an item of 10 tokens needs 9 finite weights, not all 0"):
+        Item(np.arange(10), np.asarray(weights))
+
+
+def test_skip_counts_the_zeros_in_front_only() -> None:
+    assert Item(np.arange(6), np.array([0, 0, 2.0, 0, 1.0])).skip == 2
+    assert Item(np.arange(3), np.array([1.0, 0])).skip == 0
+
+
+@pytest.mark.parametrize("needles", [1, 2, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_only_the_answers_to_planted_lines_count(
+    background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, needles: int, seed: int
+) -> None:
+    items = needle_items(background, bytes_tokenizer, needles=needles, seed=seed)
+    assert len(items) == 3
+    for item in items:
+        assert item.tokens.shape == (400,)
+        assert item.tokens.dtype == np.int64
+        lines = LINE.findall(bytes_tokenizer.decode(item.tokens))
+        planted, asked = lines[:-needles], lines[-needles:]
+        assert sorted(planted) == sorted(asked)
+        assert len(set(asked)) == needles
+        answers = bytes_tokenizer.decode(item.tokens[1:][item.weights > 0])
+        assert answers == "".join(f" {words}" for _, words in asked)
+        assert item.weights.sum() == pytest.approx(1)
+        assert len(set(item.weights)) == 2  # 0, and the same for every token of an answer
+
+
+def test_needles_lie_in_their_own_documents(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    items = needle_items(background, bytes_tokenizer, needles=2, each=2)
+    texts = [bytes_tokenizer.decode(item.tokens) for item in items]
+    assert [max("QZJ", key=text.count) for text in texts] == list("QQZZJJ")
+    assert len({LINE.findall(text)[0] for text in texts}) == 6
+
+
+def test_the_seed_decides_the_needles(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    first, again, other = (
+        np.stack([item.tokens for item in needle_items(background, bytes_tokenizer, seed=seed)]) for seed in (4, 4, 5)
+    )
+    assert np.array_equal(first, again)
+    assert (first != other).any(axis=1).all()
+
+
+def test_the_loss_of_needles_is_that_of_their_answers(
+    reader: PreTrainedModel, background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    items = needle_items(background, bytes_tokenizer, seed=1)
+    losses = losses_of(reader, np.stack([item.tokens for item in items]))
+    answers = [row[item.weights > 0].mean() for row, item in zip(losses, items, strict=True)]
+    assert value(reader, items) == pytest.approx(np.mean(answers), rel=1e-6)
+
+
+def test_too_short_for_a_needle_is_refused(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(LongRopeError, match=r"length=20 is too short for needles=8.*add \d+ tokens"):
+        needle_items(background[:, :20], bytes_tokenizer, needles=8)
+
+
+@pytest.mark.parametrize(("length", "planted"), [(100, 1), (200, 3), (256, 4)])
+def test_a_short_document_has_fewer_needles(
+    background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, length: int, planted: int
+) -> None:
+    (item,) = needle_items(background[:1, :length], bytes_tokenizer)
+    assert len(item.tokens) == length
+    assert bytes_tokenizer.decode(item.tokens).count(" = ") >= 2 * planted
+    answers = np.flatnonzero(item.weights)
+    assert 1 + np.count_nonzero(np.diff(answers) > 1) == planted
+
+
+def test_mixed_is_the_weighted_sum_of_the_means(
+    reader: PreTrainedModel, background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    parts = [
+        (0.7, perplexity_items(background)),
+        (0.2, needle_items(background, bytes_tokenizer, each=2)),
+        (1.5, perplexity_items(background[:1, :90], tail=10)),
+    ]
+    expected = sum(weight * value(reader, items) for weight, items in parts)
+    assert value(reader, mixed(parts)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_part_of_weight_1_is_itself() -> None:
+    items = perplexity_items(families.tokens(3, 20).numpy(), tail=4)
+    for one, other in zip(mixed([(1.0, items)]), items, strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+        np.testing.assert_allclose(one.weights, other.weights)
+
+
+@pytest.mark.parametrize(("weight", "count"), [(0, 2), (-1, 2), (float("nan"), 2), (1.0, 0)])
+def test_parts_that_say_nothing_are_refused(weight: float, count: int) -> None:
+    items = perplexity_items(families.tokens(2, 20).numpy())
+    with pytest.raises(LongRopeError, match=rf"a part of weight {weight} with {count} items: use a weight above 0"):
+        mixed([(1.0, items), (weight, items[:count])])
+
+
+DOCUMENTS = [Document(f"{i}", f"{letter} apple = pearl " * 200) for i, letter in enumerate("QZJXV")]
+
+
+@pytest.mark.parametrize("needles", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("lengths", [[500], [350, 500], [500, 350, 400, 350]])
+def test_each_length_weighs_the_same(
+    reader: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast, needles: float, lengths: list[int]
+) -> None:
+    items, names = make_items(DOCUMENTS, bytes_tokenizer, lengths=lengths, count=2, needles=needles, tail=50, seed=3)
+    assert names == ("0", "1")
+    tokens = np.array([bytes_tokenizer(document.text)["input_ids"][:500] for document in DOCUMENTS[:2]])
+    expected = []
+    for length in set(lengths):
+        planted = needle_items(tokens[:, :length], bytes_tokenizer, seed=3)
+        parts = [(1 - needles, perplexity_items(tokens[:, :length], tail=50)), (needles, planted)]
+        expected.append(sum(weight * value(reader, part) for weight, part in parts))
+    assert value(reader, items) == pytest.approx(np.mean(expected), rel=1e-6)
+    assert {len(item.tokens) for item in items} == set(lengths)
+
+
+def test_too_few_documents_are_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(LongRopeError, match="6 documents of 300 tokens are needed"):
+        make_items(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=6)
+
+
+def test_a_tail_longer_than_the_shortest_length_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(LongRopeError, match="tail = 100 must lie between 1 and 99"):
+        make_items(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=1, tail=100)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+
+from longrope.engines.guide import launch_lines, serving
+from longrope.engines.registry import ENGINES, FAMILIES
+from longrope.export.hf_config import config_fields, for_mode
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
+from longrope.schemes import heuristic
+
+L0, LENGTH = 64, 512
+
+
+def exported(kind: str, mode: str) -> tuple[dict[str, Any], Extension]:
+    plain = families.config(kind, **({"rope_parameters": None} if kind == "phi3" else {}))
+    rope = Rope.of(plain)
+    long = heuristic(rope, LENGTH)
+    short = Scaling([1.0] * (rope.dim // 2), attention_factor=long.attention_factor)
+    held = for_mode(Extension(rope=rope, short=short, long=long, length=LENGTH), mode)
+    return config_fields(plain.to_dict(), held), held
+
+
+def sections(text: str) -> dict[str, str]:
+    """What stands under each engine's heading."""
+    parts = re.split(r"^## (\S+) \(.*\)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def written(kind: str, mode: str, name: str = "long-model") -> dict[str, str]:
+    config, extension = exported(kind, mode)
+    return sections(serving(config, extension, mode, name))
+
+
+@pytest.mark.parametrize("mode", ["dual", "static"])
+@pytest.mark.parametrize("kind", FAMILIES.split())
+def test_every_engine_has_a_launch_or_a_reason(kind: str, mode: str) -> None:
+    told = written(kind, mode)
+    assert list(told) == list(ENGINES)
+    for engine, text in told.items():
+        assert ("```" in text) != ("Do not serve it so" in text), engine
+
+
+def test_the_lines_of_a_static_llama() -> None:
+    told = written("llama", "static")
+    assert "vllm serve long-model --max-model-len 512" in told["vllm"]
+    assert "--model-path long-model --context-length 512" in told["sglang"]
+    assert "mlx_lm.generate --model long-model" in told["mlx-lm"]
+    assert "config.max_seq_len = 512" in told["exllamav2"]
+    assert "max_num_tokens=512" in told["exllamav3"]
+    assert "trtllm-serve long-model --max_seq_len 512" in told["tensorrt-llm"]
+    assert "longrope export long-model --to gguf -o long-model.gguf" in told["llama.cpp"]
+    assert "llama-server -m long-model.gguf -c 512" in told["llama.cpp"]
+    assert not any("Warning" in text for text in told.values())
+    assert "starts for 64 tokens" in told["vllm"]
+
+
+def test_warnings_of_a_dual_llama() -> None:
+    told = written("llama", "dual")
+    for engine in ("vllm", "mlx-lm", "exllamav2", "exllamav3", "tensorrt-llm", "llama.cpp"):
+        assert f"Warning: {engine} uses the long factors at 64 tokens, where the short ones belong" in told[engine]
+    assert "Launched for up to 64 tokens, it uses the short factors" in told["vllm"]
+    assert "short factors up to 64 tokens and the long ones beyond" in told["transformers"]
+    assert "in its cache" in told["transformers"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine", "said"),
+    [
+        ("gemma2", "sglang", "uses no factors at all"),
+        ("gemma2", "mlx-lm", "uses no factors at all"),
+        ("nemotron", "transformers-4.57", "uses no factors at all"),
+        ("cohere", "vllm", "'cohere': vllm stops"),
+        ("qwen2", "tensorrt-llm", "'qwen2': tensorrt-llm stops"),
+        ("olmo2", "exllamav3", "has no such architecture"),
+        ("qwen3", "llama.cpp", "ignores the factors"),
+    ],
+)
+def test_engines_that_would_run_it_wrong(kind: str, engine: str, said: str) -> None:
+    told = written(kind, "static")
+    assert said in told[engine]
+    assert "```" not in told[engine]
+
+
+def test_options_without_which_it_does_not_start() -> None:
+    assert "vllm serve long-model --max-model-len 512 --enforce-eager\n" in written("smollm3", "static")["vllm"]
+    assert "--context-length 512 --disable-cuda-graph\n" in written("smollm3", "static")["sglang"]
+    assert "Warning: vllm needs --enforce-eager" in written("smollm3", "static")["vllm"]
+
+
+def test_lines_for_the_terminal() -> None:
+    config, extension = exported("llama", "static")
+    lines = launch_lines(config, extension, "a folder")
+    assert [shlex.split(line)[0] for line in lines] == ["vllm", "python", "mlx_lm.generate", "trtllm-serve", "longrope"]
+    assert "vllm serve 'a folder' --max-model-len 512" in lines
+    assert [line.split()[0] for line in launch_lines(*exported("gemma2", "static"), "x")] == ["vllm"]
+
+
+@pytest.mark.parametrize("name", ["long", "a folder", "it's"])
+def test_blocks_are_valid_shell_and_python(name: str, tmp_path: Path) -> None:
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", serving(*exported("llama", "static"), "static", name), re.DOTALL)
+    assert {language for language, _ in blocks} == {"sh", "python"}
+    for language, code in blocks:
+        if language == "python":
+            compile(code, "block", "exec")
+            assert repr(name) in code
+        else:
+            subprocess.run(["sh", "-n", "-c", code], check=True, cwd=tmp_path)
+            assert name in " ".join(shlex.split(code))

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+from transformers import AutoConfig, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from longrope.engines.predict import Served, find_engines, held_extension, serve
+from longrope.engines.registry import ENGINES, FAMILIES
+from longrope.engines.rules import Rule, unscaled
+from longrope.errors import LongRopeError
+from longrope.export.hf_config import config_fields, for_mode
+from longrope.models.load import load_config
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
+from longrope.schemes import attention_factor, heuristic
+
+L0, LENGTH = 64, 512
+MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "serving.json").read_text())["cells"]
+ROPE = Rope(dim=16, base=10000.0, original_length=L0)
+SU = attention_factor("su", ROPE, LENGTH)
+
+
+@cache
+def exported(kind: str, mode: str = "dual", attention: float | None = None) -> tuple[dict[str, Any], Extension]:
+    """The config of an exported checkpoint, and its extension: short factors that rise, long ones by the heuristic."""
+    fields = {"rope_parameters": None} if kind == "phi3" else {}
+    plain = load_config("tiny") if kind == "tiny" else families.config(kind, **fields)
+    config = {**plain.to_dict(), "model_type": plain.model_type}
+    rope = Rope.of(plain)
+    long = heuristic(rope, 8 * rope.original_length)
+    factor = attention or long.attention_factor
+    short = Scaling([1 + i / rope.dim for i in range(rope.dim // 2)], attention_factor=factor)
+    long = Scaling(long.factors, attention_factor=factor)
+    made = for_mode(Extension(rope=rope, short=short, long=long, length=8 * rope.original_length), mode)
+    return config_fields(config, made), made
+
+
+def served(engine: str, kind: str, length: int, limit: int = LENGTH, mode: str = "dual") -> Served:
+    config, extension = exported(kind, mode)
+    return serve(engine, config, extension, limit=limit, length=length)
+
+
+@pytest.mark.parametrize("key", MEASURED)
+def test_the_rule_is_what_the_engine_computed(key: str) -> None:
+    """Against what engines gave, each by its own code (benchmarks/serving.py)."""
+    engine, kind, mode, limit = key.split()
+    cell = MEASURED[key]
+    config, extension = exported(kind, mode)
+    if "error" in cell:
+        told = serve(engine, config, extension, limit=int(limit), length=L0)
+        assert (told.factors, told.ok) == ("refused", False)
+        return
+    assert cell["version"] == ENGINES[engine].version
+    for length, row in cell["lengths"].items():
+        told = serve(engine, config, extension, limit=int(limit), length=int(length))
+        if row["set"] == "other":
+            assert (told.scaling, told.ok) == (None, False)
+            continue
+        sets = {"short": extension.short.factors, "long": extension.long.factors, "none": [1.0] * len(config)}
+        assert told.scaling is not None
+        assert told.scaling.factors == tuple(sets[row["set"]][: len(told.scaling.factors)]), length
+        if "attention_factor" in row:
+            assert told.scaling.attention_factor == pytest.approx(row["attention_factor"], rel=1e-6)
+        same = np.isclose(told.scaling.attention_factor, extension.long.attention_factor)
+        assert told.ok == (row["from ours"] < 1e-2 and row.get("last position") != "other" and same), length
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gemma2", "gemma3_text", "gpt_neox"])
+@pytest.mark.parametrize("length", [L0, L0 + 1])
+def test_transformers_own_functions_give_the_same(kind: str, length: int) -> None:
+    config, _ = exported(kind)
+    layer = "full_attention" if kind == "gemma3_text" else None
+    made = AutoConfig.for_model(**config)
+    inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](made, "cpu", seq_len=length, layer_type=layer)
+    told = served("transformers", kind, length)
+    assert told.ok
+    assert told.scaling is not None
+    np.testing.assert_allclose(told.scaling.inv_freq(held_extension(config).rope), inv_freq, rtol=1e-6)
+    assert told.scaling.attention_factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("kind", FAMILIES.split())
+def test_the_config_holds_the_extension(kind: str) -> None:
+    config, extension = exported(kind)
+    held = held_extension(config)
+    assert (held.rope, held.length) == (extension.rope, extension.length)
+    assert (held.short.factors, held.long.factors) == (extension.short.factors, extension.long.factors)
+    assert held.long.attention_factor == pytest.approx(extension.long.attention_factor)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", FAMILIES.split())
+def test_one_set_serves_everywhere_where_an_engine_reads_it(engine: str, kind: str) -> None:
+    for length in (L0, LENGTH):
+        told = served(engine, kind, length, mode="static")
+        assert told.ok == (told.factors in ("short", "long"))
+        assert all("needs --" in line for line in told.cautions)
+        if not told.ok:
+            assert engine in told.departures[0]
+            assert repr(kind) in told.departures[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_type_that_was_not_read_is_named(engine: str) -> None:
+    config, extension = exported("llama")
+    told = serve(engine, {**config, "model_type": "martian"}, extension, limit=LENGTH, length=L0)
+    assert (told.factors, told.scaling, told.ok) == ("unknown", None, False)
+    assert engine in told.departures[0]
+    assert "'martian'" in told.departures[0]
+
+
+def test_launched_for_more_than_the_engine_takes() -> None:
+    for engine in ("vllm", "sglang"):
+        told = served(engine, "llama", 100, limit=LENGTH + 1)
+        assert told.factors == "refused"
+        assert "513 tokens: max_position_embeddings is 512" in told.departures[0]
+    assert served("tensorrt-llm", "llama", LENGTH, limit=2 * LENGTH).ok
+    assert "up to 512 tokens when launched for 1,024" in served("tensorrt-llm", "llama", 600, 1024).departures[0]
+    for engine in ("transformers", "mlx-lm", "exllamav3", "llama.cpp"):
+        assert served(engine, "llama", 600, limit=1024).departures == ("the checkpoint is made for up to 512 tokens",)
+
+
+def test_a_sequence_longer_than_the_launch() -> None:
+    assert served("vllm", "llama", 101, limit=100).factors == "refused"
+    assert served("vllm", "llama", 100, limit=100).factors == "long"
+    assert served("transformers", "llama", 101, limit=100).ok  # it is not launched for a length
+
+
+def test_the_attention_factor_of_exllamav2_follows_the_launch() -> None:
+    told = served("exllamav2", "llama", 200, limit=256)
+    assert told.scaling is not None
+    assert told.scaling.attention_factor == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
+    assert "attention factor of 1.1547 at 200 tokens, where 1.22474 belongs" in told.departures[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_attention_factor_off_the_formula(engine: str) -> None:
+    config, extension = exported("llama", "static", 1.0)
+    told = serve(engine, config, extension, limit=LENGTH, length=LENGTH)
+    reads = engine in ("transformers", "transformers-4.57", "vllm", "sglang", "llama.cpp")
+    assert told.scaling is not None
+    assert told.scaling.attention_factor == pytest.approx(1.0 if reads else SU)
+    assert told.ok == reads
+
+
+def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
+    """Without ``rope_scaling`` and the fields beside it."""
+    config, extension = exported("llama")
+    saved = LlamaConfig(**config).to_dict()
+    saved = {key: value for key, value in saved.items() if key != "rope_scaling"}
+    told = {name: serve(name, saved, extension, limit=LENGTH, length=100) for name in ENGINES}
+    plain = {name for name, one in told.items() if one.factors == "none"}
+    assert all("reads rope_scaling alone" in told[name].departures[1] for name in plain)
+    assert plain == {
+        "transformers-4.57",
+        "mlx-lm",
+        "exllamav2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "no longrope factors"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "no longrope factors"),
+        ({"rope_scaling": 3, "rope_parameters": []}, "no longrope factors"),
+        ({"max_position_embeddings": None}, "length = None must be a whole number"),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [2.0]}}, "config.json: a field is missing or bad"),
+        ({"original_max_position_embeddings": "64"}, "original_length = '64'"),
+    ],
+)
+def test_configs_without_usable_factors(fields: dict[str, Any], said: str) -> None:
+    config, extension = exported("llama")
+    with pytest.raises(LongRopeError, match=said):
+        serve("vllm", {**config, **fields}, extension, limit=LENGTH, length=L0)
+
+
+def test_names_of_engines() -> None:
+    assert find_engines("all") == list(ENGINES)
+    assert find_engines("vllm") == ["vllm"]
+    with pytest.raises(LongRopeError, match="engine = 'vlm' is unknown; choose all or one of transformers"):
+        find_engines("vlm")
+
+
+def test_tensorrt_llm_hands_the_launched_length_to_phi3_alone() -> None:
+    """`Phi3Attention` sets `config.max_seq_len`, by which `RopeParams` chooses; other classes leave it None: long."""
+    for kind, which in (("phi3", "short"), ("llama", "long")):
+        assert served("tensorrt-llm", kind, L0, limit=L0).factors == which
+        assert served("tensorrt-llm", kind, L0).factors == "long"
+    assert served("tensorrt-llm", "gemma3_text", LENGTH).factors == "none"
+
+
+def test_llama_cpp_rounds_its_context_up_to_256() -> None:
+    assert served("llama.cpp", "llama", 50, limit=L0).factors == "long"
+    config, extension = exported("tiny")
+    for limit, which in ((extension.rope.original_length, "short"), (extension.rope.original_length + 1, "long")):
+        assert serve("llama.cpp", config, extension, limit=limit, length=50).factors == which
+
+
+def test_sglang_slips_at_one_token_beyond() -> None:
+    """Its table is entered at row L0, which is position 0 of the long set, as its own code showed (serving.json)."""
+    for mode in ("dual", "static"):
+        assert any("position 0" in line for line in served("sglang", "llama", L0 + 1, mode=mode).departures)
+        assert served("sglang", "llama", L0 + 2, mode=mode).ok
+
+
+def test_two_sets_come_with_the_cautions_of_serving() -> None:
+    assert "read in pieces" in served("sglang", "llama", 100).cautions[0]
+    assert "computed anew" in served("transformers", "phi3", 100).cautions[0]
+    assert not served("vllm", "llama", 100).cautions
+    assert not served("sglang", "llama", 100, mode="static").cautions
+
+
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+WORDS = {"ssll": "both", "sssl": "both", "slll": "launch", "llll": "long", "ssss": "short"}
+
+
+def word(engine: str, kind: str) -> str:
+    """What docs/serving.md calls it: at L0 launched for L0, then launched for more at L0, L0 + 1 and L0 + 2."""
+    rule = ENGINES[engine].models[kind]
+    if not isinstance(rule, Rule):
+        return next((one for one in ("stops", "wrong") if one in rule), "–")
+    if rule.attention is unscaled:
+        return "plain"
+    asked = [(1024, 1024), (4096, 1024), (4096, 1025), (4096, 1026)]
+    return WORDS["".join(rule.choice(1024, limit, length)[0] for limit, length in asked)]
+
+
+def was_run(engine: str, kind: str) -> bool:
+    if engine in ("transformers", "llama.cpp"):  # test_huggingface.py, test_llama_cpp.py
+        return word(engine, kind) != "–"
+    cells = [cell for key, cell in MEASURED.items() if key.startswith(f"{engine} {kind} ")]
+    return any(cell.get("verified", "run") == "run" for cell in cells)
+
+
+@pytest.mark.parametrize("kind", FAMILIES.split())
+def test_the_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
+    [row] = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| {kind} |")]
+    cells = [f"**{word(engine, kind)}**" if was_run(engine, kind) else word(engine, kind) for engine in ENGINES]
+    assert row == f"| {kind} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"llama.cpp"}))
+def test_the_docs_name_the_versions(engine: str) -> None:
+    assert ENGINES[engine].version in DOCUMENTED

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import families
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longrope.data.training_windows import IGNORED
+from longrope.longcontext import training_loss as module
+from longrope.longcontext.training_loss import COPIES, bound_loss
+
+# and with the heads' own soft cap and scales
+MODELS: dict[str, tuple[str, dict[str, float]]] = {name: (name, {}) for name in families.FAMILIES}
+MODELS |= {
+    "gemma2 capped": ("gemma2", {"final_logit_softcapping": 5.0}),
+    "cohere scaled": ("cohere", {"logit_scale": 0.3}),
+    "granite scaled": ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0}),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "qwen2_moe": ("qwen2_moe", {"num_experts": 6, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}),
+}
+EVERY = pytest.mark.parametrize("name", MODELS)
+ROWS, LENGTH, POSITIONS = 2, 50, 7  # positions of one chunk
+
+
+def build(name: str) -> PreTrainedModel:
+    family, fields = MODELS[name]
+    return families.build(family, **fields)
+
+
+@pytest.fixture(autouse=True)
+def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks for one sequence."""
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", COPIES * ROWS * families.VOCABULARY * POSITIONS)
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return families.tokens(ROWS, LENGTH)
+
+
+@pytest.fixture(scope="module")
+def labels(ids: Tensor) -> Tensor:
+    """Some are not predicted: a whole chunk, and others here and there."""
+    found = ids.clone()
+    found[0, 8:16] = found[1, ::3] = found[:, 0] = IGNORED
+    return found
+
+
+def gradients(model: PreTrainedModel, **given: Tensor) -> tuple[float, dict[str, Tensor | None]]:
+    """The loss, and the gradient of every parameter."""
+    model.zero_grad()
+    loss = model(**given).loss
+    loss.backward()
+    return loss.item(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same(found: tuple[float, dict[str, Tensor | None]], wanted: tuple[float, dict[str, Tensor | None]]) -> None:
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        if gradient is None:
+            assert found[1][name] is None, name
+        else:
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-4 * gradient.abs().max().item())
+
+
+@EVERY
+def test_loss_and_gradients_are_those_of_the_models_own_forward(name: str, ids: Tensor, labels: Tensor) -> None:
+    wanted = gradients(build(name), input_ids=ids, labels=labels)
+    found = gradients(bound_loss(build(name)), input_ids=ids, labels=labels)
+    assert_same(found, wanted)
+    assert max(one.abs().max() for one in wanted[1].values() if one is not None) > 0.01
+
+
+@EVERY
+def test_gradient_checkpointing_changes_nothing(name: str, ids: Tensor, labels: Tensor) -> None:
+    wanted = gradients(build(name), input_ids=ids, labels=labels)
+    model = bound_loss(build(name)).train()
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    calls: list[int] = []
+    part = next(model.base_model.get_submodule("layers.1").children())
+    with part.register_forward_pre_hook(lambda *_: calls.append(1)):
+        found = gradients(model, input_ids=ids, labels=labels)
+    assert len(calls) == 2  # once more in the backward pass
+    assert_same(found, wanted)
+
+
+@EVERY
+def test_documents_with_positions_of_their_own_do_not_see_each_other(name: str, ids: Tensor) -> None:
+    """Packed one after the other, they have the loss and the gradients that they have alone."""
+    cuts, given = [17, 21, 12], ids[:1]
+    model = bound_loss(build(name))
+    positions = torch.cat([torch.arange(cut) for cut in cuts])[None]
+    labels = torch.where(positions == 0, IGNORED, given)
+    found = gradients(model, input_ids=given, labels=labels, position_ids=positions)
+    alone, total = build(name), LENGTH - len(cuts)
+    loss = sum(alone(input_ids=one, labels=one).loss * (one.shape[1] - 1) for one in given.split(cuts, 1)) / total
+    loss.backward()
+    wanted = {name: parameter.grad for name, parameter in alone.named_parameters()}
+    assert_same(found, (loss.item(), wanted))
+    seen = model(input_ids=given, labels=labels).loss.item()
+    assert abs(seen - found[0]) > 1e-3  # else nothing above would tell
+
+
+def test_gaps_between_positions_are_seen_through_with_a_mask(ids: Tensor) -> None:
+    model, positions = build("llama"), torch.arange(LENGTH)[None].repeat(ROWS, 1)
+    positions[:, 20:] += 300
+    given = {"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
+    wanted = gradients(model, **given, labels=ids)
+    assert_same(gradients(bound_loss(build("llama")), **given, labels=ids), wanted)
+    without = bound_loss(model)(input_ids=ids, position_ids=positions, labels=ids).loss.item()
+    assert abs(without - wanted[0]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2 capped", "mixtral"])
+def test_shifted_labels_stand_beside_the_token_that_predicts_them(name: str, ids: Tensor, labels: Tensor) -> None:
+    model = bound_loss(build(name))
+    wanted = gradients(model, input_ids=ids, labels=labels)
+    ends = torch.full((ROWS, 1), IGNORED)
+    shifted = gradients(model, input_ids=ids, shift_labels=torch.cat([labels[:, 1:], ends], dim=1))
+    assert_same(shifted, wanted)
+
+
+@pytest.mark.parametrize("count", [160, torch.tensor(160)])
+@pytest.mark.parametrize("name", ["llama", "cohere scaled"])
+def test_the_sum_over_a_given_number(name: str, count: int | Tensor, ids: Tensor, labels: Tensor) -> None:
+    """What several sequences of a step need: their mean is over the predicted tokens of all of them."""
+    given = {"input_ids": ids, "labels": labels, "num_items_in_batch": count}
+    wanted = gradients(build(name), **given)
+    assert_same(gradients(bound_loss(build(name)), **given), wanted)
+    mean = bound_loss(build(name))(input_ids=ids, labels=labels).loss.item()
+    assert wanted[0] == pytest.approx(mean * (labels[:, 1:] != IGNORED).sum().item() / 160, rel=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 49, 50, 1000])
+def test_the_size_of_the_chunks_does_not_matter(
+    positions: int, ids: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = gradients(build("llama"), input_ids=ids, labels=labels)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", COPIES * ROWS * families.VOCABULARY * positions)
+    assert_same(gradients(bound_loss(build("llama")), input_ids=ids, labels=labels), wanted)
+
+
+@EVERY
+def test_no_more_logits_at_once_than_said(name: str, ids: Tensor) -> None:
+    """Neither forwards nor backwards; twice each, as the backward pass computes them anew."""
+    model, sizes = bound_loss(build(name)), []
+    with model.get_output_embeddings().register_forward_hook(lambda *made: sizes.append(made[2].shape[1])):
+        gradients(model, input_ids=ids, labels=ids)
+    assert max(sizes) == POSITIONS
+    assert sum(sizes) == 2 * LENGTH
+
+
+def test_no_logits_are_kept_for_the_backward_pass(ids: Tensor) -> None:
+    model, kept = bound_loss(build("llama")), []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        assert model(input_ids=ids, labels=ids).loss.requires_grad
+    made = [shape for shape in kept if shape[-1:] == (families.VOCABULARY,)]
+    assert kept
+    assert not made
+
+
+def test_the_backbone_runs_once_and_is_what_it_was(ids: Tensor) -> None:
+    model, calls = build("llama"), []
+    hidden = model.base_model(input_ids=ids).last_hidden_state
+    bound_loss(model)
+    with model.base_model.layers[1].register_forward_hook(lambda *_: calls.append(1)):
+        gradients(model, input_ids=ids, labels=ids)
+    assert len(calls) == 1
+    assert "forward" not in vars(model.base_model)
+    assert torch.equal(model.base_model(input_ids=ids).last_hidden_state, hidden)
+
+
+def test_bfloat16_losses_are_summed_in_float32(ids: Tensor) -> None:
+    model = build("llama").to(torch.bfloat16)
+    wanted = model(input_ids=ids, labels=ids).loss
+    found = bound_loss(model)(input_ids=ids, labels=ids).loss
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_it_returns_the_model() -> None:
+    model = build("llama")
+    assert bound_loss(model) is model

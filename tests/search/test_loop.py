@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from searching import (
+    DRAWN,
+    ROPE,
+    SMALL,
+    STARTS,
+    Documents,
+    attentive,
+    attentive_slope,
+    counted,
+    evaluations,
+    quadratic,
+    run_search,
+    slope,
+    timeless,
+)
+
+from longrope.errors import LongRopeError
+from longrope.scaling import Scaling
+from longrope.schemes import scheme
+from longrope.search.auto import Auto
+from longrope.search.budget import Budget
+from longrope.search.cma import Cma
+from longrope.search.evolution import Paper, Simple
+from longrope.search.gradient import Gradient
+from longrope.search.journal import Journal
+from longrope.search.loop import Outcome, Progress, search
+from longrope.search.protocol import Ask, Conversation, Function
+from longrope.search.registry import METHODS
+from longrope.search.space import START_TOKENS
+
+KINDS = pytest.mark.parametrize("name", SMALL)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "search.jsonl"
+
+
+def without_time(outcome: Outcome) -> tuple[object, ...]:
+    return outcome.stopped, outcome.ranked, outcome.records, outcome.tokens
+
+
+def spent(path: Path) -> int:
+    """Token-evaluations of one-token items in a journal."""
+    return sum(3 if "gradient" in line else 1 for line in evaluations(path))
+
+
+@KINDS
+@pytest.mark.parametrize("tokens", [3, 4, 6, 7, 11, 12, 13, 20, 25])
+def test_the_budget_is_never_passed_and_used_up(path: Path, name: str, tokens: int) -> None:
+    calls: list[Scaling] = []
+    outcome = run_search(path, SMALL[name], objective=counted(calls), tokens=tokens)
+    assert outcome.tokens == spent(path)
+    assert len(calls) == len(evaluations(path))
+    assert outcome.stopped == f"the budget of {tokens} token-evaluations is spent"
+    assert tokens - 3 < outcome.tokens <= tokens
+    if name in DRAWN:
+        assert outcome.tokens == len(set(calls)) == len(outcome.ranked) == tokens
+
+
+@KINDS
+@pytest.mark.parametrize("tokens", [1, 5, 36])
+def test_a_budget_below_the_first_step_is_an_error_that_says_so(path: Path, name: str, tokens: int) -> None:
+    with pytest.raises(LongRopeError, match=rf"budget = {tokens} .*less than one step of this search, 37; raise it"):
+        run_search(path, SMALL[name], objective=Documents((5, 5, 9, 9, 9)), tokens=tokens)
+
+
+def test_duplicates_are_evaluated_once(path: Path) -> None:
+    """Without noise, few distinct candidates can come."""
+    for name, still in {"p": Paper(12, 3, 3, 6, probability=0.0), "s": Simple(12, sigma=0.0, generations=3)}.items():
+        calls: list[Scaling] = []
+        outcome = run_search(path.with_name(name), still, objective=counted(calls))
+        assert outcome.stopped == "the method is done"
+        assert 3 <= len(calls) == len(set(calls)) == len(outcome.ranked) == outcome.tokens < still.passes(1)
+
+
+@KINDS
+def test_it_ends_with_its_generations(path: Path, name: str) -> None:
+    outcome = run_search(path, SMALL[name])
+    assert outcome.stopped == "the method is done"
+    assert outcome.best is outcome.ranked[0][1]
+    assert list(outcome.ranked) == sorted(outcome.ranked, key=lambda one: one[0])
+    assert all(quadratic(one) == loss for loss, one in outcome.ranked)
+
+
+@KINDS
+def test_records_are_the_steps_of_the_best(path: Path, name: str) -> None:
+    """Each is better than the one before, and the last one is the best of all."""
+    outcome = run_search(path, SMALL[name])
+    losses = [record.loss for record in outcome.records]
+    assert losses == sorted(set(losses), reverse=True)
+    assert (losses[-1], outcome.records[-1].scaling) == outcome.ranked[0]
+    spent_then = [record.tokens for record in outcome.records]
+    assert spent_then == sorted(spent_then)
+    assert spent_then[-1] <= outcome.tokens
+
+
+def scripted(losses: dict[int, float]) -> Callable[[Scaling], float]:
+    """Losses by the number of the call, 9 otherwise."""
+    numbers = count()
+    return lambda _: losses.get(next(numbers), 9.0)
+
+
+def endless() -> Conversation:
+    """One new candidate a generation."""
+    for i in count():
+        yield Ask([Scaling([1.0 + i])])
+
+
+@pytest.mark.parametrize("patience", [1, 2, 4])
+def test_patience(path: Path, patience: int) -> None:
+    """One candidate a generation; the fourth is the last that is better."""
+    seen: list[Progress] = []
+    losses = Function(scripted({0: 3.0, 1: 2.0, 2: 2.0, 3: 1.0, 5: 1.0}))
+    journal = Journal(path, {})
+    outcome = search(losses, endless(), journal, budget=Budget(patience=patience), watch=seen.append)
+    journal.close()
+    last = 1 if patience == 1 else 3
+    assert outcome.stopped == f"no better candidate in {patience} generations"
+    assert len(outcome.ranked) == (last + 1) + patience
+    assert outcome.best.factors == (1.0 + last,)
+    assert [progress.generation for progress in seen] == list(range(last + patience + 1))
+
+
+COMPARING = {**SMALL, "auto": Auto(gradient=Gradient(steps=35)), "gradient": Gradient(steps=35)}
+
+
+@KINDS
+def test_patience_ends_every_method_and_cuts_nothing_else(tmp_path: Path, name: str) -> None:
+    """Up to where it stops, the search is the one without patience."""
+    target = scheme("yarn", ROPE, 2048)
+    flat = Function(lambda one: 1.0 if one.factors != target.factors else 0.5, slope)
+    impatient = run_search(tmp_path / "a", COMPARING[name], objective=flat, patience=2)
+    assert impatient.stopped == "no better candidate in 2 generations"
+    whole = run_search(tmp_path / "b", COMPARING[name], objective=flat)
+    assert timeless(tmp_path / "b")[: len(timeless(tmp_path / "a"))] == timeless(tmp_path / "a")
+    assert impatient.tokens < whole.tokens
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_steps_on_single_items_try_no_patience(path: Path, patience: int) -> None:
+    """Only comparisons on all items do: the start and the first are progress, those after it are not."""
+    seen: list[Progress] = []
+    better = Documents((5, 5), noise=lambda one, _: 0.0 if len(seen) <= 22 else 1.0)
+    outcome = run_search(
+        path, Gradient(steps=60), objective=better, starts=STARTS[:1], patience=patience, watch=seen.append
+    )
+    assert outcome.stopped == f"no better candidate in {patience} generations"
+    lines = evaluations(path)
+    assert sum("gradient" in line for line in lines) == 10 + 10 * patience
+    assert sum("gradient" not in line for line in lines) == 2 * (2 + patience)
+
+
+def slow(scaling: Scaling) -> float:
+    time.sleep(0.02)
+    return quadratic(scaling)
+
+
+@pytest.mark.parametrize("name", ["paper", "gradient"])
+def test_the_time_budget_counts_what_came_before_a_resume(path: Path, name: str) -> None:
+    first = run_search(path, SMALL[name], objective=slow, seconds=0.1)
+    assert first.stopped.startswith("the time budget of")
+    assert 0.1 <= first.seconds < 0.5
+    assert 2 <= len(first.ranked) <= 5
+    again = run_search(path, SMALL[name], objective=slow, seconds=0.1, resume=True)
+    assert again == first
+    longer = run_search(path, SMALL[name], objective=slow, seconds=0.2, resume=True)
+    assert len(first.ranked) < len(longer.ranked) <= 11
+    written = [json.loads(line).get("seconds", 0) for line in path.read_text().splitlines()]
+    assert longer.seconds == pytest.approx(sum(written))
+
+
+@KINDS
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_bad_loss_is_the_worst_and_does_not_stop_the_search(path: Path, name: str, bad: float) -> None:
+    """Where the fourth factor is large; the first of the starts, PI, is there too."""
+    calls: list[Scaling] = []
+
+    def objective(scaling: Scaling) -> float:
+        calls.append(scaling)
+        return bad if scaling.factors[3] > 3 else quadratic(scaling)
+
+    outcome = run_search(path, SMALL[name], objective=objective)
+    written = [line["loss"] for line in evaluations(path)]
+    assert len(calls) == len(written)
+    assert 0 < written.count(None) < len(written)
+    assert math.isfinite(outcome.ranked[0][0])
+    assert outcome.ranked[0][0] < quadratic(STARTS[2])
+    assert outcome.ranked[-1][0] == math.inf
+    again = run_search(path, SMALL[name], objective=scripted({}), resume=True)
+    assert again.ranked == outcome.ranked
+
+
+@KINDS
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nothing_finite_is_an_error(path: Path, name: str, bad: float) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(LongRopeError, match=r"no candidate has a finite loss.*float32"):
+        run_search(path, SMALL[name], objective=lambda _: bad, watch=seen.append)
+    assert not seen
+    assert all(line["loss"] is None for line in evaluations(path))
+
+
+@KINDS
+def test_progress_is_told_after_every_evaluation(path: Path, name: str) -> None:
+    seen: list[Progress] = []
+    outcome = run_search(path, SMALL[name], watch=seen.append)
+    lines = evaluations(path)
+    assert [progress.tokens for progress in seen] == np.cumsum([1 + 2 * ("gradient" in one) for one in lines]).tolist()
+    assert [progress.loss for progress in seen] == np.minimum.accumulate([one["loss"] for one in lines]).tolist()
+    assert all(quadratic(progress.best) == progress.loss for progress in seen)
+    assert seen[-1].seconds == outcome.seconds
+    assert seen[-1].tokens == outcome.tokens
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_progress_counts_distinct_candidates(path: Path, name: str) -> None:
+    seen: list[Progress] = []
+    outcome = run_search(path, SMALL[name], watch=seen.append)
+    assert [progress.evaluations for progress in seen] == list(range(1, len(outcome.ranked) + 1))
+
+
+@KINDS
+@pytest.mark.parametrize("start_tokens", [(0,), (0, 4, 8, 16)])
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 6, 9, 11, 12, 13, 14, 19, 25])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tmp_path: Path, name: str, start_tokens: tuple[int, ...], stop_at: int
+) -> None:
+    whole, cut, first, second = tmp_path / "whole", tmp_path / "cut", [], []
+    fields = {"start_tokens": start_tokens, "seed": 5, "attention": stop_at % 2 == 0}
+    expected = run_search(whole, SMALL[name], **fields)
+    stop_at = min(stop_at, len(evaluations(whole)))
+    with pytest.raises(KeyboardInterrupt):
+        run_search(cut, SMALL[name], objective=counted(first, stop_at), **fields)
+    found = run_search(cut, SMALL[name], objective=counted(second), resume=True, **fields)
+    assert without_time(found) == without_time(expected)
+    assert timeless(cut) == timeless(whole)
+    assert len(first) == stop_at - 1
+    assert len(first) + len(second) == len(evaluations(whole))
+
+
+@KINDS
+@pytest.mark.parametrize(("rows", "racing"), [(1, True), (3, False), (3, True)])
+@pytest.mark.parametrize("kept", [2, 17, 40, 61])
+def test_cut_anywhere_with_items_rows_and_races_equals_uninterrupted(
+    tmp_path: Path, name: str, rows: int, racing: bool, kept: int
+) -> None:
+    """A batch that was half written is written again, so lines may come twice, but no other ones."""
+    whole, cut, fields = tmp_path / "whole", tmp_path / "cut", {"rows": rows, "racing": racing}
+    fields["objective"] = Documents(apart=0.2)
+    expected = run_search(whole, SMALL[name], **fields)
+    lines = whole.read_text().splitlines(keepends=True)
+    cut.write_text("".join(lines[:kept]))
+    found = run_search(cut, SMALL[name], resume=True, **fields)
+    assert without_time(found) == without_time(expected)
+    assert set(timeless(cut)) == set(timeless(whole))
+
+
+@KINDS
+def test_interrupted_again_and_again(tmp_path: Path, name: str) -> None:
+    expected, calls = run_search(tmp_path / "whole", SMALL[name]), 0
+    while True:
+        few: list[Scaling] = []
+        try:
+            found = run_search(tmp_path / "cut", SMALL[name], objective=counted(few, 5), resume=True)
+            break
+        except KeyboardInterrupt:
+            calls += len(few)
+    assert without_time(found) == without_time(expected)
+    assert timeless(tmp_path / "cut") == timeless(tmp_path / "whole")
+    assert calls + len(few) == len(evaluations(tmp_path / "whole"))
+
+
+@KINDS
+@pytest.mark.parametrize(("patience", "tokens"), [(2, None), (None, 25)])
+def test_a_larger_budget_continues_a_smaller_one(
+    tmp_path: Path, name: str, patience: int | None, tokens: int | None
+) -> None:
+    expected = run_search(tmp_path / "whole", SMALL[name], patience=patience, tokens=tokens)
+    for smaller in (5, 17):
+        run_search(tmp_path / "parts", SMALL[name], tokens=smaller, resume=True)
+    before, calls = len(evaluations(tmp_path / "parts")), []
+    found = run_search(
+        tmp_path / "parts", SMALL[name], patience=patience, tokens=tokens, objective=counted(calls), resume=True
+    )
+    assert without_time(found) == without_time(expected)
+    assert len(calls) == max(0, len(evaluations(tmp_path / "whole")) - before)
+
+
+@KINDS
+def test_the_seed_decides(tmp_path: Path, name: str) -> None:
+    one, again, other = (run_search(tmp_path / str(i), SMALL[name], seed=seed) for i, seed in enumerate((3, 3, 4)))
+    assert without_time(one) == without_time(again)
+    assert (without_time(one) == without_time(other)) == (name not in DRAWN)
+
+
+def test_an_error_of_the_objective_passes_through_and_loses_nothing(path: Path) -> None:
+    calls: list[Scaling] = []
+
+    def objective(scaling: Scaling) -> float:
+        calls.append(scaling)
+        if len(calls) == 4:
+            raise LongRopeError("out of memory at length 2048")
+        return quadratic(scaling)
+
+    with pytest.raises(LongRopeError, match="out of memory"):
+        run_search(path, SMALL["paper"], objective=objective)
+    assert len(evaluations(path)) == 3
+
+
+LARGER = {
+    "auto": Auto(),
+    "gradient": Gradient(),
+    "cma": Cma(population=12),
+    "paper": Paper(generations=25),
+    "simple": Simple(generations=15),
+}
+
+
+@KINDS
+@pytest.mark.parametrize("wanted", [8, 64])
+def test_the_best_start_tokens_are_found(path: Path, name: str, wanted: int) -> None:
+    """They stand at different places of the list, and matter less than the factors at first."""
+
+    def loss(scaling: Scaling) -> float:
+        off = START_TOKENS.index(scaling.start_tokens) - START_TOKENS.index(wanted)
+        return quadratic(scaling) + 0.02 * off**2 - 0.001 * abs(scaling.start_tokens - 8)
+
+    outcome = run_search(path, LARGER[name], objective=loss, start_tokens=START_TOKENS)
+    assert outcome.best.start_tokens == wanted
+
+
+@KINDS
+def test_the_attention_factor_moves_towards_the_best(path: Path, name: str) -> None:
+    objective = Function(attentive, attentive_slope)
+    outcome = run_search(path, LARGER[name], objective=objective, attention=True)
+    assert abs(outcome.best.attention_factor - 1.15) < 0.05
+    assert outcome.ranked[0][0] < min(attentive(start) for start in STARTS)
+
+
+@KINDS
+def test_every_method_beats_its_starts(path: Path, name: str) -> None:
+    outcome = run_search(path, LARGER[name], tokens=1000)
+    assert outcome.ranked[0][0] < 0.6 * min(quadratic(start) for start in STARTS)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from longrope.search.registry import METHODS
+from searching import quadratic, run_search
+
+def slow(scaling):
+    time.sleep(0.01)
+    return quadratic(scaling)
+
+run_search(Path(sys.argv[1]), METHODS[sys.argv[2]], objective=slow, start_tokens=(0, 4, 8), tokens=200, resume=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["paper", "cma"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> None:
+    path, environment = tmp_path / "killed", {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    for lines in (30, 80):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path), name], env=environment)
+        try:
+            deadline = time.monotonic() + 60
+            while not path.exists() or path.read_bytes().count(b"\n") < lines:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+    killed_at = path.read_bytes().count(b'"loss"')
+    calls: list[Scaling] = []
+    limits = {"start_tokens": (0, 4, 8), "tokens": 200}
+    found = run_search(path, METHODS[name], objective=counted(calls), resume=True, **limits)
+    expected = run_search(tmp_path / "whole", METHODS[name], **limits)
+    assert without_time(found) == without_time(expected)
+    assert timeless(path) == timeless(tmp_path / "whole")
+    assert len(calls) in (200 - killed_at, 201 - killed_at)  # the last line may have been cut
+    assert killed_at > 60

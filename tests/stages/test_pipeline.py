@@ -1,0 +1,638 @@
+"""A plan from its first search to its results, on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import running
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.perplexity import compare
+from longrope.longcontext.token_losses import token_losses
+from longrope.models.load import load
+from longrope.models.patch import patch
+from longrope.scaling import Extension, Scaling
+from longrope.schemes import attention_factor, scheme
+from longrope.stages import pipeline
+from longrope.stages.pipeline import extend, train
+from longrope.stages.plan import Plan
+from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.run_folder import Run, begin, reopen
+
+SEARCH = Search(documents=1, population=4)
+TRAIN = Finetune(steps=3, batch=2, rate=1e-2, save_every=1)
+TWO = (Stage(length=128, search=SEARCH, finetune=TRAIN), Stage(length=256, search=SEARCH, finetune=TRAIN))
+Begun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return running.save(tmp_path_factory.mktemp("models") / "llama", torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return running.text_folder(tmp_path_factory.mktemp("texts") / "texts")
+
+
+@pytest.fixture(scope="module")
+def begun(model: Path, texts: Path) -> Begun:
+    """Begins a run of some stages."""
+
+    def make(folder: Path, *stages: Stage, **fields: Any) -> Run:
+        given = {"recovery": Recovery(search=SEARCH), "evaluation": Evaluation(documents=2), **fields}
+        run = Run(folder, str(model), Plan(stages=stages or TWO, data=Data(source=str(texts), repeats=3), **given))
+        begin(run, resume=False)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(begun: Begun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Extension]:
+    """A whole run; not to be changed."""
+    run = begun(tmp_path_factory.mktemp("finished") / "run")
+    return run, extend(run)
+
+
+QUICK: dict[str, Any] = {"recovery": None, "evaluation": Evaluation(lengths=())}
+
+
+def journal(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    head, *lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return head, lines
+
+
+def test_factors_multiply(finished: tuple[Run, Extension]) -> None:
+    run, extension = finished
+    first, second = run.factors(1), run.factors(2)
+    assert (first.length, second.length) == (128, 256)
+    steps = np.array(second.factors) / np.array(first.factors)
+    assert (np.array(first.factors) >= 1 - 1e-9).all()
+    assert (steps >= 1 - 1e-9).all()
+    assert steps.max() > 1.5  # and were found anew
+    assert extension.long == second
+    assert extension.length == 256
+    for one, length in ((first, 128), (second, 256)):
+        assert one.attention_factor == attention_factor("su", running.ROPE, length)
+
+
+def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[Run, Extension]) -> None:
+    """Its journal has the losses of the first stage's weights with what it asked about, and of no others."""
+    run, _ = finished
+    items = run.material.items(SEARCH, [256])["search"]
+    head, lines = journal(run.stage(2) / "search", "search-0.jsonl")
+    assert head["settings"]["space"]["before"]["factors"] == list(run.factors(1).factors)
+    asked = lines[0]
+    scaling = Scaling(asked["factors"], attention_factor=asked["attention_factor"])
+    assert (np.array(asked["factors"]) / np.array(run.factors(1).factors) >= 1 - 1e-9).all()
+    losses = []
+    for weights in (run.stage(1) / "model", run.model):
+        loaded, _ = load(str(weights))
+        with patch(loaded, scaling):
+            found = token_losses(loaded, items[asked["item"]].tokens[None])[0]
+        losses.append(found.astype(np.float64) @ items[asked["item"]].weights)
+    assert asked["loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert abs(asked["loss"] - losses[1]) > 1e-2
+
+
+def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[Run, Extension]) -> None:
+    run, _ = finished
+    first, attention = run.factors(1), attention_factor("su", running.ROPE, 256)
+    yarn = scheme("yarn", first.rope_after(running.ROPE), 256)
+    wanted = np.array(yarn.factors) * np.array(first.factors)
+    _, lines = journal(run.stage(2) / "search", "search-0.jsonl")
+    assert any(np.allclose(line["factors"], wanted) for line in lines if "factors" in line)
+    assert {line["attention_factor"] for line in lines if "factors" in line} == {attention}
+
+
+def test_every_stage_starts_from_the_weights_of_the_one_before(finished: tuple[Run, Extension]) -> None:
+    run, _ = finished
+    original, first, second = (running.weights(Path(run.weights(number))) for number in (1, 2, 3))
+    distance = [
+        sum((one[name].float() - other[name].float()).norm().item() for name in one)
+        for one, other in ((original, first), (first, second), (original, second))
+    ]
+    assert min(distance) > 0
+    assert distance[2] > max(distance[:2])
+
+
+def form(weights: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in weights.items()}
+
+
+def test_weights_keep_the_checkpoints_own_form(finished: tuple[Run, Extension]) -> None:
+    """dtype, names, config and tokenizer; and the rope is the plain one."""
+    run, _ = finished
+    for number in (1, 2):
+        folder = run.stage(number) / "model"
+        one, other = running.weights(Path(run.model)), running.weights(folder)
+        assert form(one) == form(other)
+        configs = [json.loads((path / "config.json").read_text()) for path in (Path(run.model), folder)]
+        assert configs[0] == configs[1]
+        assert (folder / "tokenizer.json").read_bytes() == (Path(run.model) / "tokenizer.json").read_bytes()
+        _, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(report.values())
+
+
+def test_what_a_stage_leaves(finished: tuple[Run, Extension]) -> None:
+    run, _ = finished
+    for number in (1, 2):
+        names = {path.name for path in run.stage(number).iterdir()}
+        assert names == {"extension.json", "model", "search", "training", "training.json"}
+        assert not list((run.stage(number) / "training").iterdir())
+        record = json.loads((run.stage(number) / "training.json").read_text())
+        assert (record["steps"], record["tokens"]) == (3, 3 * 2 * 64 * 2**number)
+        assert math.isfinite(record["loss"])
+    kept = [path.suffix for path in run.folder.rglob("*") if path.is_file()]
+    assert not {".pt", ".pth", ".bin", ".pkl"} & set(kept)  # nothing is pickled
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+def test_short_factors(finished: tuple[Run, Extension]) -> None:
+    run, extension = finished
+    short, long = np.array(extension.short.factors), np.array(extension.long.factors)
+    assert (short >= 1 - 1e-9).all()
+    assert (short <= max(2, *long) + 1e-9).all()
+    assert extension.short.length == running.L0
+    assert extension.short.attention_factor == extension.long.attention_factor
+    head, _ = journal(run.folder / "recovery" / "search", "search-0.jsonl")
+    space = head["settings"]["space"]
+    assert (space["length"], space["before"]) == (2 * running.L0, None)
+    assert space["ceiling"] * 2 == pytest.approx(max(2, *long))
+    _, lines = journal(run.folder / "recovery" / "search", "held-out.jsonl")
+    judged = np.unique([line["factors"] for line in lines], axis=0)
+    for part in (0.0, 0.5, 1.0):
+        assert np.isclose(judged, long**part).all(axis=1).any()
+    best = min(
+        (sum(line["loss"] for line in lines if line["factors"] == one.tolist()), tuple(one.tolist())) for one in judged
+    )
+    assert extension.short.factors == pytest.approx(best[1])
+
+
+def rows(run: Run, extension: Extension) -> dict[str, tuple[str, Scaling | Extension | None]]:
+    trained = [str(run.stage(number) / "model") for number in (1, 2)]
+    return {
+        "original": (run.model, None),
+        "yarn": (run.model, scheme("yarn", running.ROPE, 256)),
+        "heuristic": (run.model, scheme("heuristic", running.ROPE, 256)),
+        "128 searched": (run.model, run.factors(1)),
+        "128 fine-tuned": (trained[0], run.factors(1)),
+        "256 searched": (trained[0], run.factors(2)),
+        "256 fine-tuned": (trained[1], run.factors(2)),
+        "extended": (trained[1], extension),
+    }
+
+
+def test_results_are_what_compare_gives(finished: tuple[Run, Extension]) -> None:
+    run, extension = finished
+    record, wanted = json.loads((run.folder / "results.json").read_text()), rows(run, extension)
+    assert list(record["perplexity"]) == list(wanted)
+    assert record["lengths"] == [64, 128, 256]
+    at = {}
+    for name, (weights, factors) in wanted.items():
+        loaded, _ = load(weights)
+        cells = compare(loaded, {name: factors}, run.material.test().tokens, [64, 128, 256])[name]
+        found = [{key: value for key, value in cell.items() if key != "corpus"} for cell in record["perplexity"][name]]
+        for ours, cell in zip(found, cells, strict=True):
+            expected = json.loads(json.dumps(asdict(cell)))
+            assert ours.pop("losses") == pytest.approx(expected.pop("losses"), rel=1e-5)
+            assert ours == pytest.approx(expected, rel=1e-4)
+        at[name] = cells[0].perplexity
+    lost = {name: 100 * (value / at["original"] - 1) for name, value in at.items() if name != "original"}
+    assert record["short_context"] == pytest.approx(lost)
+    assert len({row[2]["perplexity"] for row in record["perplexity"].values()} - {None}) == 7  # the last two agree
+
+
+def test_a_finished_run_is_left_as_it_is(finished: tuple[Run, Extension]) -> None:
+    run, extension = finished
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.folder.rglob("*")}
+    begin(run, resume=True)
+    assert extend(run) == extension
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.folder.rglob("*")} == before
+
+
+def test_runs_of_others_are_refused(finished: tuple[Run, Extension], model: Path, tmp_path: Path) -> None:
+    run, _ = finished
+    other = run.plan.model_copy(update={"attention": "none"})
+    for given, resume, said in (
+        (run, False, "exists; continue it with --resume or choose another output with -o"),
+        (replace(run, plan=other), True, "is the run of another plan, .*/plan.toml; resume with that one"),
+        (replace(run, plan=other), False, "is the run of another plan"),
+        (replace(run, model="tiny"), True, f"is a run of model {model}; choose another output"),
+    ):
+        with pytest.raises(LongRopeError, match=said):
+            begin(given, resume=resume)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    for resume in (False, True):
+        with pytest.raises(LongRopeError, match="taken exists and holds no run; choose another output with -o"):
+            begin(replace(run, folder=tmp_path / "taken"), resume=resume)
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes.txt"]
+
+
+DAMAGED = {
+    "missing": None,
+    "no JSON": "{",
+    "a list": "[]",
+    "no plan": '{"version": 1, "model": "tiny"}',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_folders_that_hold_no_run(name: str, tmp_path: Path) -> None:
+    text = DAMAGED[name]
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(LongRopeError, match=r"holds no run of longrope extend: its run.json is missing or damaged"):
+        reopen(tmp_path)
+
+
+def test_another_dtype_is_not_mixed_in(finished: tuple[Run, Extension]) -> None:
+    run, _ = finished
+    with pytest.raises(LongRopeError, match=f"was begun with dtype {run.dtype}, now bfloat16"):
+        begin(replace(run, dtype="bfloat16"), resume=True)
+    assert reopen(run.folder).dtype == run.dtype
+
+
+def test_a_run_of_a_newer_version(finished: tuple[Run, Extension], tmp_path: Path) -> None:
+    record = json.loads((finished[0].folder / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(record | {"version": 2}))
+    with pytest.raises(LongRopeError, match=r"run.json: version = 2, but this longrope reads 1: upgrade longrope"):
+        reopen(tmp_path)
+
+
+def test_a_run_can_be_reopened(finished: tuple[Run, Extension]) -> None:
+    run, _ = finished
+    again = reopen(run.folder)
+    assert (again.model, again.plan) == (run.model, run.plan)
+    assert (run.folder / "plan.toml").read_text() == run.plan.to_toml()
+
+
+def test_a_stage_without_fine_tuning(begun: Begun, tmp_path: Path) -> None:
+    """The next one goes on from the weights and the factors that were fine-tuned last."""
+    stages = (
+        Stage(length=128, factors="pi", finetune=TRAIN),
+        Stage(length=192, factors="ntk"),
+        Stage(length=256, search=SEARCH),
+    )
+    run = begun(tmp_path / "run", *stages, **QUICK)
+    assert [run.trained_before(number) for number in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    assert run.weights(1) == run.model
+    assert run.weights(2) == run.weights(3) == run.weights(4) == str(run.stage(1) / "model")
+    extension = extend(run)
+    assert not (run.stage(2) / "model").exists()
+    assert not (run.stage(3) / "model").exists()
+    head, _ = journal(run.stage(3) / "search", "search-0.jsonl")
+    assert head["settings"]["space"]["before"]["factors"] == [2.0] * 8
+    assert min(extension.long.factors) >= 2 - 1e-9
+
+
+def test_factors_of_a_scheme(begun: Begun, tmp_path: Path) -> None:
+    stages = (Stage(length=128, factors="yarn", finetune=TRAIN), Stage(length=256, factors="linear"))
+    run = begun(tmp_path / "run", *stages, attention="yarn", **QUICK)
+    extension, yarn = extend(run), scheme("yarn", running.ROPE, 128)
+    assert run.factors(1).factors == yarn.factors
+    assert np.allclose(extension.long.factors, 2 * np.array(yarn.factors))  # PI from 128 to 256 is twice
+    assert extension.long.attention_factor == 0.1 * math.log(4) + 1
+    assert not (run.stage(1) / "search").exists()
+
+
+@pytest.mark.parametrize("kind", ["scaling", "extension"])
+def test_factors_of_a_file(begun: Begun, tmp_path: Path, kind: str) -> None:
+    """They are taken as they are, whole, whatever was fine-tuned before and whatever length they were made for."""
+    given = Scaling([1.0, 1.5, 1.25, 2, 3, 3, 4, 5], attention_factor=1.25, scheme="mine", length=128)
+    written = given if kind == "scaling" else Extension.of(running.ROPE, given)
+    (tmp_path / "mine.json").write_text(written.to_json())
+    stages = (Stage(length=128, factors="pi", finetune=TRAIN), Stage(length=256, factors=str(tmp_path / "mine.json")))
+    run = begun(tmp_path / "run", *stages, **QUICK)
+    extension = extend(run)
+    assert (extension.long.factors, extension.long.attention_factor) == (given.factors, 1.25)
+    assert extension.long.length == extension.length == 256
+    assert run.attention(2) == 1.25
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (Scaling([1.0, 2.0], length=256), "2 values for a rope of dim 16"),
+        (
+            Extension.of(replace(running.ROPE, base=5e5), Scaling([2.0] * 8, length=256)),
+            r"stages\[0\].factors = '.*mine.json' is made for Rope\(.*500000.*but the model has Rope",
+        ),
+    ],
+)
+def test_factors_of_another_model(begun: Begun, tmp_path: Path, written: Scaling | Extension, said: str) -> None:
+    (tmp_path / "mine.json").write_text(written.to_json())
+    with pytest.raises(LongRopeError, match=said):
+        begun(tmp_path / "run", Stage(length=256, factors=str(tmp_path / "mine.json"), finetune=TRAIN))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+MIXED = TRAIN.model_copy(update={"short": 0.5})
+ATTENTION = {  # of the short factors, by how the stages are trained
+    "trained": ([TRAIN], "su", attention_factor("su", running.ROPE, 128)),
+    "with mixed windows": ([MIXED], "su", 1.0),
+    "with mixed windows in the end": ([TRAIN, MIXED], "su", 1.0),
+    "with mixed windows in the beginning": ([MIXED, TRAIN], "su", attention_factor("su", running.ROPE, 256)),
+    "not trained": ([None], "su", 1.0),
+    "not trained in the end": ([TRAIN, None], "su", attention_factor("su", running.ROPE, 128)),
+    "without": ([TRAIN, TRAIN], "none", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_short_factors_keep_the_attention_factor_that_short_sequences_were_trained_with(
+    name: str, begun: Begun, tmp_path: Path
+) -> None:
+    hows, policy, wanted = ATTENTION[name]
+    stages = [Stage(length=128 * (i + 1), factors="pi", finetune=how) for i, how in enumerate(hows)]
+    run = begun(tmp_path / "run", *stages, attention=policy, evaluation=Evaluation(lengths=()))
+    assert run.short_attention == wanted
+    extension = extend(run)
+    assert extension.short.attention_factor == wanted
+    head, _ = journal(run.folder / "recovery" / "search", "search-0.jsonl")
+    assert head["settings"]["space"]["attention_factor"] == wanted
+    assert not (run.folder / "results.json").exists()
+
+
+def test_mixed_windows_are_trained_with_both_sets(begun: Begun, tmp_path: Path) -> None:
+    """The second step has short rows alone, the third a whole window."""
+    how = Finetune(steps=3, batch=1, rate=1e-12, short=0.5, dtype="float32", save_every=3)
+    for steps in (2, 3):
+        stage = Stage(length=128, factors="pi", finetune=how.model_copy(update={"steps": steps}))
+        run = begun(tmp_path / f"{steps}", stage, **QUICK)
+        extend(run)
+        item = {name: torch.from_numpy(array) for name, array in run.material.windows(stage)[steps - 1].items()}
+        assert len(item["input_ids"]) == (2 if steps == 2 else 1)
+        model, _ = load(run.model, dtype="float32")
+        with patch(model, run.factors(1) if steps == 3 else Scaling.identity(running.ROPE)), torch.inference_mode():
+            wanted = model(**item).loss.item()
+        assert json.loads((run.stage(1) / "training.json").read_text())["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
+@pytest.mark.parametrize(
+    ("lora", "dtype", "held"),
+    [(2, "float32", torch.float32), (2, "bfloat16", torch.bfloat16), (0, "bfloat16", torch.float32)],
+)
+def test_what_weights_are_held_in(
+    lora: int, dtype: str, held: torch.dtype, begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA's frozen ones in the checkpoint's dtype, unless float32 is asked for; trained ones in float32."""
+    given, real = set(), pipeline.finetune
+
+    def finetune(model: PreTrainedModel, *rest: Any, **named: Any) -> object:
+        given.update(weight.dtype for weight in model.parameters())
+        return real(model, *rest, **named)
+
+    monkeypatch.setattr(pipeline, "finetune", finetune)
+    how = Finetune(steps=1, batch=1, rate=1e-3, lora=lora, dtype=dtype)
+    extend(begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=how), **QUICK))
+    assert given == {held}
+
+
+def test_a_ceiling_of_the_recovery(begun: Begun, tmp_path: Path) -> None:
+    stage = Stage(length=1024, factors="pi")
+    evaluation = Evaluation(lengths=(64,), documents=1)
+    run = begun(tmp_path / "run", stage, recovery=Recovery(ceiling=1.5, search=SEARCH), evaluation=evaluation)
+    assert max(extend(run).short.factors) <= 1.5 + 1e-9
+    for name in ("search-0.jsonl", "held-out.jsonl"):
+        _, lines = journal(run.folder / "recovery" / "search", name)
+        assert max(max(line["factors"]) for line in lines if "factors" in line) == pytest.approx(1.5)
+
+
+def test_without_recovery_short_sequences_see_the_original_rope(begun: Begun, tmp_path: Path) -> None:
+    extension = extend(begun(tmp_path / "run", Stage(length=128, factors="ntk"), **QUICK))
+    assert extension.short.is_identity
+    assert not (tmp_path / "run" / "recovery").exists()
+
+
+def test_one_test_document_and_losses_that_are_not_finite(begun: Begun, tmp_path: Path) -> None:
+    """The error of one document, and the loss of a broken model, are null; what is there is gone on with."""
+    run = begun(tmp_path / "run", Stage(length=128, factors="ntk"), recovery=None, evaluation=Evaluation(documents=1))
+    extend(run)
+    path, journal = run.folder / "results.json", run.folder / "cells.jsonl"
+    record = json.loads(path.read_text())
+    assert record["perplexity"]["original"][0]["standard_error"] is None
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[2]["value"]["lengths"] = dict.fromkeys(lines[2]["value"]["lengths"])  # of YaRN
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+    path.unlink()
+    extend(run)
+    found = json.loads(path.read_text())
+    assert found["perplexity"]["extended"] == record["perplexity"]["extended"]
+    assert found["perplexity"]["yarn"][0]["perplexity"] is None
+    assert set(found["short_context"]) == {"heuristic", "128 ntk", "extended"}
+
+
+TOO_SMALL = {
+    "population": (Search(documents=1, population=3), "population = 3 is too small; use at least 4"),
+    "budget": (Search(documents=1, budget=255), "budget = 255 token-evaluations is less than one step of this search"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_SMALL)
+@pytest.mark.parametrize("place", ["stage", "recovery"])
+def test_searches_that_are_too_small_are_refused_before_any_work(
+    name: str, place: str, begun: Begun, tmp_path: Path
+) -> None:
+    search, said = TOO_SMALL[name]
+    fields = {"recovery": Recovery(search=search)} if place == "recovery" else QUICK
+    last = Stage(length=256, search=search if place == "stage" else SEARCH)
+    with pytest.raises(LongRopeError, match=said):
+        begun(tmp_path / "run", TWO[0], last, **fields)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_model_that_is_long_enough(begun: Begun, tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match=r"stages\[0\].length = 64 is not above the model's original length 64"):
+        begun(tmp_path / "run", Stage(length=64), Stage(length=128))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
+def test_lora_leaves_whole_weights(begun: Begun, tmp_path: Path) -> None:
+    lora = TRAIN.model_copy(update={"lora": 4, "rate": 1e-1})
+    run = begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=lora), **QUICK)
+    extend(run)
+    before, after = running.weights(Path(run.model)), running.weights(run.stage(1) / "model")
+    assert form(before) == form(after)
+    assert all(torch.equal(before[name], after[name]) != ("_proj" in name) for name in before)
+
+
+class Died(Exception):  # noqa: N818
+    pass
+
+
+def signature(run: Run) -> dict[str, Any]:
+    """All that a run leaves, without times."""
+    found: dict[str, Any] = {}
+    for path in sorted(run.folder.rglob("*")):
+        name = str(path.relative_to(run.folder))
+        if not path.is_file() or name.startswith("tokens/"):
+            continue
+        if path.suffix == ".safetensors":
+            found[name] = {key: tensor.tolist() for key, tensor in running.weights(path.parent).items()}
+        elif path.suffix == ".jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+        elif path.suffix == ".json":
+            record = json.loads(path.read_text())
+            found[name] = {key: value for key, value in record.items() if key not in ("seconds", "provenance")}
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
+    finished: tuple[Run, Extension], tmp_path: Path
+) -> None:
+    """An exception out of every report of progress: each search, each fine-tuning step, the recovery, each result."""
+    whole, _ = finished
+    moments: list[tuple[str, int]] = []
+
+    def count(part: str, done: int, *_: Any) -> None:
+        moments.append((part, done))
+
+    counted = replace(whole, folder=tmp_path / "counted", tell=count)
+    begin(counted, resume=False)
+    extend(counted)
+    assert len({part for part, _ in moments}) == 6
+    left = list(dict.fromkeys(moments))
+    cut = tmp_path / "cut"
+
+    def die(part: str, done: int, *_: Any) -> None:
+        if left and (part, done) == left[0]:
+            left.pop(0)
+            raise Died
+
+    deaths = 0
+    begin(replace(whole, folder=cut), resume=False)
+    while True:
+        try:
+            extend(replace(whole, folder=cut, tell=die))
+            break
+        except Died:
+            deaths += 1
+            del left[:2]  # some are passed over, so that there is progress between two deaths
+    assert deaths > 10
+    assert signature(replace(whole, folder=cut)) == signature(whole)
+
+
+def test_training_that_is_done_anew_starts_clean(finished: tuple[Run, Extension], tmp_path: Path) -> None:
+    """What a crash left of the weights' new folder is thrown away."""
+    whole, _ = finished
+    shutil.copytree(whole.folder, tmp_path / "run")
+    run = replace(whole, folder=tmp_path / "run")
+    shutil.rmtree(run.stage(2) / "model")
+    (run.stage(2) / "model.new").mkdir()
+    (run.stage(2) / "model.new" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+    (run.stage(2) / "model.new" / "added_tokens.json").write_text("{}")
+    (run.stage(2) / "training" / "model").mkdir(parents=True)
+    (run.stage(2) / "training" / "model" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+    train(run, 2)
+    names = {path.name for path in (run.stage(2) / "model").iterdir()}
+    assert names == {path.name for path in (whole.stage(2) / "model").iterdir()}
+    running.assert_equal(run.stage(2) / "model", whole.stage(2) / "model")
+
+
+def command(whole: Run, folder: Path, *more: str) -> list[str]:
+    """The command line for the run of a plan in a folder."""
+    plan = folder.parent / "plan.toml"
+    plan.write_text(whole.plan.to_toml())
+    return [sys.executable, "-m", "longrope", "extend", whole.model, str(plan), "-o", str(folder), "--json", *more]
+
+
+@pytest.fixture
+def uninterrupted(finished: tuple[Run, Extension], tmp_path: Path) -> Run:
+    """The same run by the command line, which exports as well."""
+    whole = replace(finished[0], folder=tmp_path / "uninterrupted")
+    subprocess.run(command(finished[0], whole.folder), check=True, capture_output=True, env=ONE_THREAD)
+    return whole
+
+
+def lines_of(name: str, count: int) -> Callable[[Path], bool]:
+    return lambda run: (run / name).exists() and (run / name).read_bytes().count(b"\n") >= count
+
+
+def made(name: str) -> Callable[[Path], bool]:
+    return lambda run: (run / name).exists()
+
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+MOMENTS = {  # at which a run is killed, in their order
+    "documents": made("tokens"),
+    "the plan": made("run.json"),
+    "a search": lines_of("stage-1/search/search-0.jsonl", 4),
+    "its judges": lines_of("stage-1/search/held-out.jsonl", 3),
+    "first step": made("stage-1/training/checkpoint-1"),
+    "last step": made("stage-1/training/checkpoint-3/complete"),
+    "weights": made("stage-1/training/model/model.safetensors"),
+    "weights in their own dtype": made("stage-1/model.new"),
+    "a stage": made("stage-1/model"),
+    "the second search": lines_of("stage-2/search/search-0.jsonl", 9),
+    "the second stage's steps": made("stage-2/training/checkpoint-2/optimizer.pt"),
+    "the second stage": made("stage-2/model"),
+    "the recovery": lines_of("recovery/search/search-0.jsonl", 4),
+    "the factors": made("extension.json"),
+    "the results": made("results.json"),
+}
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_and_resumed_equals_uninterrupted(
+    finished: tuple[Run, Extension], uninterrupted: Run, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    for name, reached in MOMENTS.items():
+        process = subprocess.Popen(
+            command(finished[0], cut, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ONE_THREAD
+        )
+        deadline = time.monotonic() + 120
+        while not reached(cut):
+            assert process.poll() is None, name
+            assert time.monotonic() < deadline, name
+            time.sleep(0.0005)
+        process.kill()
+        assert process.wait() == -9, name
+    done = subprocess.run(command(finished[0], cut, "--resume"), capture_output=True, text=True, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert signature(replace(finished[0], folder=cut)) == signature(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_again_and_again(
+    finished: tuple[Run, Extension], uninterrupted: Run, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """It grows until the run is done; every time before, the error says what cannot be written."""
+    disk, said = small_disk(20_000), []
+    for size in (20, 100, 250, 500, 750, 1000, 1250, 1500, 2000, 3000, 8000):
+        subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+        run = [*command(finished[0], tmp_path / "run")[:-3], "-o", str(disk / "run"), "--json", "--resume"]
+        done = subprocess.run(run, capture_output=True, text=True, env=ONE_THREAD)
+        if done.returncode == 0:
+            break
+        assert done.returncode == 2, done.stderr
+        error = " ".join(done.stderr.split())
+        assert "Traceback" not in error
+        assert "error: cannot write" in error, error
+        said.append(error)
+    assert done.returncode == 0
+    assert len(said) >= 4
+    assert any("training: " in error for error in said)
+    assert signature(replace(finished[0], folder=disk / "run")) == signature(uninterrupted)

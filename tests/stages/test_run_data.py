@@ -1,0 +1,248 @@
+"""The documents of a plan: no two of its parts share one, and too few are said before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import running
+
+from longrope.data.training_windows import IGNORED
+from longrope.errors import LongRopeError
+from longrope.stages.plan import Plan
+from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.run_data import Material
+from longrope.stages.run_folder import Run, begin
+
+SMALL = Search(documents=2, needles=0.0)
+TRAIN = Finetune(steps=2, batch=4)
+DOCUMENTS = 30
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents of 700 to 1,000 tokens; the second token of each names it, and it has no other of these tokens."""
+    folder = tmp_path_factory.mktemp("texts") / "source"
+    folder.mkdir()
+    for i in range(DOCUMENTS):
+        marked = np.random.default_rng(i).integers(3, 60, 700 + 10 * i)
+        marked[::16] = 64 + i
+        (folder / f"{i:02}.txt").write_text(" ".join(f"t{token}" for token in marked), encoding="utf-8")
+    return folder
+
+
+def plan(texts: Path, **fields: Any) -> Plan:
+    data = {"source": str(texts), **fields.pop("data", {})}
+    stages = (Stage(length=256, search=SMALL, finetune=TRAIN), Stage(length=512, search=SMALL, finetune=TRAIN))
+    given = {"stages": stages, "recovery": Recovery(search=SMALL), "evaluation": Evaluation(documents=2), **fields}
+    return Plan(data=Data(**data), **given)
+
+
+@pytest.fixture
+def material(texts: Path, tmp_path: Path) -> Callable[..., Material]:
+    def make(**fields: Any) -> Material:
+        return Material(plan(texts, **fields), running.ROPE, families.tokenizer(), tmp_path / "tokens")
+
+    return make
+
+
+def documents(tokens: Any) -> set[int]:
+    """Which documents some token ids come from."""
+    found = np.unique(np.concatenate([np.ravel(array) for array in tokens]))
+    return {int(token) - 64 for token in found if token >= 64}
+
+
+def parts(material: Material) -> dict[str, set[int]]:
+    """Which documents each part of a plan reads."""
+    searches = [(stage.search, [stage.length]) for stage in material.plan.stages if stage.factors == "search"]
+    if material.plan.recovery is not None:
+        searches.append((material.plan.recovery.search, list(material.recovery_lengths)))
+    drawn = [material.items(search, lengths) for search, lengths in searches]
+    windows = [material.windows(stage) for stage in material.plan.stages if stage.finetune is not None]
+    return {
+        "search": set().union(*(documents(item.tokens for item in items["search"]) for items in drawn)),
+        "held_out": set().union(*(documents(item.tokens for item in items["held_out"]) for items in drawn)),
+        "test": documents([material.test().tokens]),
+        "training": set().union(*(documents(one[i]["input_ids"] for i in range(len(one))) for one in windows)),
+    }
+
+
+FOUR = {
+    "as by default": {},
+    "training on the source": {"data": {"train": "SOURCE"}},
+    "other seed": {"data": {"seed": 7, "train": "SOURCE"}},
+    "more searched": {"recovery": Recovery(search=Search(documents=4, needles=0.0))},
+    "long searches": {
+        "stages": (Stage(length=900, search=SMALL), Stage(length=950, finetune=TRAIN, factors="yarn")),
+        "data": {"repeats": 3},
+    },
+    "windows": {
+        "stages": (Stage(length=2048, search=Search(documents=3, window=128, needles=0.0), finetune=TRAIN),),
+        "evaluation": Evaluation(lengths=(64,), documents=3),
+        "data": {"train": "SOURCE", "repeats": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callable[..., Material]) -> None:
+    fields = {**FOUR[name]}
+    if fields.get("data", {}).get("train"):
+        fields["data"] = {**fields["data"], "train": str(texts)}
+    found = parts(material(**fields))
+    for one in found:
+        assert found[one], one
+        for other in found:
+            assert one == other or not found[one] & found[other], (one, other)
+
+
+def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Callable[..., Material]) -> None:
+    made = material(data={"train": str(texts), "repeats": 100})
+    stage = Stage(length=512, search=SMALL, finetune=Finetune(steps=20, batch=4))
+    windows = made.windows(stage)
+    found, searched = parts(made), documents(windows[i]["input_ids"] for i in range(len(windows)))
+    kept = set().union(*({int(one.name[-6:-4]) for one in made._parts[part]} for part in ("held_out", "test")))
+    assert searched == set(range(DOCUMENTS)) - kept - found["search"]
+
+
+def test_a_document_is_known_by_its_text_not_its_name(
+    texts: Path, material: Callable[..., Material], tmp_path: Path
+) -> None:
+    """Training texts under other names, in one file of many."""
+    lines = [json.dumps({"text": path.read_text()}) for path in sorted(texts.iterdir())]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    found = parts(material(data={"train": str(tmp_path / "all.jsonl")}))
+    assert found["training"]
+    assert not found["training"] & (found["search"] | found["held_out"] | found["test"])
+
+
+def test_training_texts_of_their_own_are_read_as_well(
+    texts: Path, material: Callable[..., Material], tmp_path: Path
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.txt").write_text("t127 " * 5000)
+    found = parts(material(data={"train": str(tmp_path / "train")}))
+    assert found["training"] == {127 - 64}
+    assert found["search"] <= set(range(DOCUMENTS))
+
+
+def test_the_same_every_time(material: Callable[..., Material]) -> None:
+    one, other = material(), material()
+    stage = one.plan.stages[1]
+    for i in range(3):
+        assert np.array_equal(one.windows(stage)[i]["input_ids"], other.windows(stage)[i]["input_ids"])
+    assert np.array_equal(one.test().tokens, other.test().tokens)
+
+
+def test_documents_end_with_the_end_of_text_token(material: Callable[..., Material]) -> None:
+    made = material()
+    made.tokenizer.add_special_tokens({"eos_token": "t127"})  # in none of the texts
+    end = 127
+    windows = made.windows(made.plan.stages[1])
+    ends = 0
+    for i in range(len(windows)):
+        tokens, labels = windows[i]["input_ids"][0], windows[i]["labels"][0]
+        ends += int((tokens == end).sum())
+        follows = np.flatnonzero(tokens[:-1] == end) + 1
+        assert (labels[follows] == IGNORED).all()
+        assert (labels[tokens == end] == end).all()  # the end itself is learnt
+    assert ends > 0
+
+
+def test_lengths_as_by_default(material: Callable[..., Material]) -> None:
+    made = material()
+    assert list(made.recovery_lengths) == [64, 128]
+    assert list(made.lengths) == [64, 256, 512]
+    assert made.test().tokens.shape == (2, 512)
+    given = material(
+        recovery=Recovery(lengths=(100,), search=SMALL), evaluation=Evaluation(lengths=(300, 64), documents=3)
+    )
+    assert list(given.recovery_lengths) == [100]
+    assert list(given.lengths) == [64, 300]
+    assert given.test().tokens.shape == (3, 300)
+
+
+def test_as_much_as_the_stage_asks_for(material: Callable[..., Material]) -> None:
+    for how, count, size in (
+        (Finetune(steps=2, batch=3), 6, 256),
+        (Finetune(tokens=2048, batch=2), 8, 256),
+        (Finetune(steps=1, batch=2, window=100), 2, 100),
+    ):
+        windows = material().windows(Stage(length=256, finetune=how))
+        assert len(windows) == count
+        assert windows[count - 1]["input_ids"].shape == (1, size)
+
+
+LITTLE = {
+    "training": (
+        {"stages": (Stage(length=256, search=SMALL, finetune=Finetune(tokens=100_000, batch=4)),)},
+        r"data: 392 sequences of 256 tokens are to be trained on, but the training documents give \d+ in 1 pass\(es\); "
+        r"give more documents \(data.train\)",
+    ),
+    "training of the second stage": (
+        {
+            "stages": (
+                Stage(length=256, search=SMALL, finetune=TRAIN),
+                Stage(length=512, search=SMALL, finetune=Finetune(tokens=100_000, batch=4)),
+            )
+        },
+        "data: 196 sequences of 512 tokens are to be trained on",
+    ),
+    "search": (
+        {"stages": (Stage(length=256, search=Search(documents=20)),)},
+        r"data: 20 documents of 256 tokens are needed, but of the 12 found for this part 12 are that long",
+    ),
+    "held out": (
+        {"stages": (Stage(length=256, search=Search(documents=8)),)},
+        r"data: 8 documents of 256 tokens are needed, but of the 6 found for this part",
+    ),
+    "length of the second stage": (
+        {"stages": (Stage(length=256, search=SMALL), Stage(length=4096, search=SMALL))},
+        r"data: 2 documents of 4096 tokens are needed, but of the 12 found for this part 0 are that long \(the longest",
+    ),
+    "recovery": (
+        {"recovery": Recovery(search=Search(documents=13)), "stages": (Stage(length=256, search=SMALL),)},
+        "data: 13 documents of 128 tokens are needed",
+    ),
+    "test": (
+        {"evaluation": Evaluation(documents=13), "stages": (Stage(length=256, search=SMALL),)},
+        "data: 13 documents of 256 tokens are needed",
+    ),
+    "test at its own length": (
+        {"evaluation": Evaluation(lengths=(64, 2048), documents=1), "stages": (Stage(length=256, search=SMALL),)},
+        "data: 1 documents of 2048 tokens are needed",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return running.save(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.mark.parametrize("name", LITTLE)
+def test_too_little_is_said_before_any_work(name: str, texts: Path, model: Path, tmp_path: Path) -> None:
+    fields, said = LITTLE[name]
+    folder = tmp_path / "run"
+    with pytest.raises(LongRopeError, match=said):
+        begin(Run(folder, str(model), plan(texts, **fields)), resume=False)
+    assert not list(folder.glob("*.json"))
+    assert not list(folder.glob("stage-*"))
+    begin(Run(folder, str(model), plan(texts)), resume=False)  # and the folder can be used
+    assert (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize("part", ["search", "held_out", "test"])
+def test_training_documents_that_are_all_kept_back(
+    part: str, texts: Path, model: Path, material: Callable[..., Material], tmp_path: Path
+) -> None:
+    number = min(parts(material())[part])
+    given = plan(texts, data={"train": str(texts / f"{number:02}.txt"), "repeats": 100})
+    with pytest.raises(LongRopeError, match=re.escape("the training documents give 0 in 100 pass(es)")):
+        begin(Run(tmp_path / "run", str(model), given), resume=False)

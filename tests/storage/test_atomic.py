@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from longrope.errors import LongRopeError
+from longrope.storage.atomic import write_json, write_text
+from longrope.storage.lock import claim
+
+
+def test_write_text_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "text"
+    write_text(path, "old")
+    write_text(str(path), "λ")
+    assert path.read_bytes() == "λ".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    write_text(path, "old")
+    with pytest.raises((LongRopeError, UnicodeEncodeError)):
+        write_text(path, "begins well, ends badly \ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_text_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LongRopeError, match=r"cannot write .*file/text.*-o"):
+        write_text(tmp_path / "file" / "text", "")
+
+
+def test_write_text_over_a_folder_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LongRopeError, match="cannot write"):
+        write_text(tmp_path / "folder", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_write_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    write_json(tmp_path / "some.json", {"a": [1, 0.1, (math.nan, -math.inf)], "b": {"c": math.inf}})
+    assert json.loads((tmp_path / "some.json").read_text()) == {"a": [1, 0.1, [None, None]], "b": {"c": None}}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("folder", [False, True])
+def test_claim(folder: bool, overwrite: bool, tmp_path: Path) -> None:
+    for name in ("full", "empty"):
+        (tmp_path / name).mkdir()
+    for name in ("file", "full/file"):
+        (tmp_path / name).write_text("mine")
+    allowed = {"new": True, "deep/new": True, "file": overwrite and not folder, "file/below": False}
+    allowed |= {"full": overwrite and folder, "empty": folder}
+    for name, may in allowed.items():
+        with nullcontext() if may else pytest.raises(LongRopeError, match=f"{name}.*-o"):
+            claim(tmp_path / name, overwrite=overwrite, folder=folder)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"full", "empty", "file", "full/file", "deep"}
