@@ -45,16 +45,16 @@ def test_processes_of_one_pass_share_a_cpu_and_have_a_gpu_each(monkeypatch: pyte
     config = load_config("tiny")
     takes = peak_memory.of_pass(Anatomy.of(config, "auto"), 2048, gradient=False)
     monkeypatch.setattr(memory_check, "free_memory", lambda _: 3 * takes)
-    check(2048, 1, together=3)
+    check(2048, 1, processes=3)
     with pytest.raises(LongRopeError, match=r"GiB free for each of 4 processes; .*, fewer processes"):
-        check(2048, 1, together=4)
+        check(2048, 1, processes=4)
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     anatomy, length = Anatomy.of(config, "auto", "cuda"), 2**16
     free, main = (of(anatomy, length, gradient=False) for of in (peak_memory.of_pass, peak_memory.moved_in_pass))
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else free)
     place = {"batch": 1, "dtype": "auto", "device": "cuda"}
-    memory_check.check_room(config, length, **place, together=8)  # of the residual stream each moves its own part
+    memory_check.check_room(config, length, **place, processes=8)  # of the residual stream each moves its own part
     with pytest.raises(LongRopeError, match="of main memory, which has"):
         memory_check.check_room(config, length, **place, workers=8)
 
