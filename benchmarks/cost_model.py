@@ -19,7 +19,7 @@ from typing import Any
 from transformers import LlamaConfig
 
 from longrope.cost import peak_memory
-from longrope.cost.model_shape import Anatomy, Work
+from longrope.cost.model_shape import Flops, ModelShape
 from longrope.cost.plan_cost import costs
 from longrope.provenance import provenance
 from longrope.rope import Rope
@@ -47,7 +47,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, shape in SHAPES.items():
         config = _config(*shape)
-        anatomy = Anatomy.of(config)
+        anatomy = ModelShape.of(config)
         one = anatomy.forward(LENGTH)
         rows: dict[str, Any] = {
             "one forward pass": _row(one) | {"memory_bytes": peak_memory.of_pass(anatomy, LENGTH, gradient=False)}
@@ -56,14 +56,14 @@ def main() -> None:
             stage = {"length": LENGTH, "search": fields}
             plan = Plan.model_validate({"version": 1, "stages": [stage], "evaluation": {"lengths": []}})
             cost = costs(plan, anatomy, Rope.of(config))[0]
-            work = sum(cost.work.values(), Work())
+            work = sum(cost.work.values(), Flops())
             rows[search] = _row(work) | {"passes": cost.searched / cost.length, "memory_bytes": cost.memory}
         found[name] = rows
     write_json(RESULTS, {"models": found, "flops_per_second": RATE, "length": LENGTH, "provenance": provenance()})
     print(json.dumps(found, indent=1))
 
 
-def _row(work: Work) -> dict[str, Any]:
+def _row(work: Flops) -> dict[str, Any]:
     hours = {f"hours on {count}": work.flops / RATE / count / 3600 for count in DEVICES}
     return {"linear_flops": work.linear, "attention_flops": work.attention, **hours}
 

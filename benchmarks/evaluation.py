@@ -25,7 +25,7 @@ from measuring import status
 from torch.nn.functional import cross_entropy
 
 from longrope.data.documents import load_documents
-from longrope.data.split import split
+from longrope.data.split import split_documents
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.provenance import provenance
@@ -79,7 +79,7 @@ def cell(way: str, length: int) -> dict[str, float]:
     """Peak bytes above the loaded model, seconds of one pass, and the mean loss in nats."""
     torch.manual_seed(0)
     model, tokenizer = load("smollm2", dtype="float32")
-    text = max((document.text for document in split(load_documents("stdlib"))["test"]), key=len)
+    text = max((document.text for document in split_documents(load_documents("stdlib"))["test"]), key=len)
     harness: Any = HFLM(pretrained=model, tokenizer=tokenizer, max_length=length)  # pyright: ignore
     ids = harness.tok_encode(text)[:length]
     text = tokenizer.decode(ids)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from longrope.data.documents import load_documents
-from longrope.data.split import split
+from longrope.data.split import split_documents
 from longrope.data.tokenize import encode
 from longrope.errors import LongRopeError
 from longrope.evaluation.statistics import mean_error
@@ -40,10 +40,10 @@ from longrope.schemes import attention_factor, scheme
 from longrope.search.space import Space
 from longrope.stages.pipeline import closed_form, extend
 from longrope.stages.plan import parse_plan
-from longrope.stages.run_folder import Run, begin
+from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_json
-from longrope.tasks.registry import make_probes
-from longrope.tasks.scoring import score_probes
+from longrope.tasks.registry import make_prompts
+from longrope.tasks.scoring import score_prompts
 
 BUILD, RESULTS = Path("build/extension"), Path(__file__).parent / "results" / "extension.json"
 TEXT, LENGTHS = 2**17, (2048, 8192, 32768, 131072)
@@ -115,11 +115,11 @@ class Bench:
     def text(self) -> np.ndarray:
         """``(TEXT,)``: test documents joined, the longest first."""
         tokenizer = load_tokenizer("tiny")
-        documents = split(load_documents("stdlib:unseen"), seed=0)["test"]
+        documents = split_documents(load_documents("stdlib:unseen"), seed=0)["test"]
         tokens = [encode(document.text, tokenizer, length=TEXT) for document in documents]
         return np.concatenate(sorted(tokens, key=len, reverse=True))[:TEXT]
 
-    def run(self, case: str) -> Run:
+    def run(self, case: str) -> StagedRun:
         """A finished run."""
         BUILD.mkdir(parents=True, exist_ok=True)
         with tqdm(desc=case) as bar:
@@ -129,8 +129,8 @@ class Bench:
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            found = Run(BUILD / case, "tiny", parse_plan(CASES[case], case), tell=tell)
-            begin(found, resume=True)
+            found = StagedRun(BUILD / case, "tiny", parse_plan(CASES[case], case), tell=tell)
+            begin_run(found, resume=True)
             extend(found)
         return found
 
@@ -224,9 +224,9 @@ def recalled(bench: Bench) -> dict[str, Any]:
 
     def cell(case: str, number: int, factors: Scaling | None, length: int) -> dict[str, Any]:
         model, texts = bench.model(case, number), bench.text.reshape(-1, length)
-        probes = make_probes("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
+        probes = make_prompts("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
         with patch(model, factors or Scaling.identity(bench.rope)):
-            mean, error = mean_error([outcome.score for outcome in score_probes(model, tokenizer, probes)])
+            mean, error = mean_error([outcome.score for outcome in score_prompts(model, tokenizer, probes)])
         return {"rate": mean, "standard_error": error, "trials": RECALLED[length]}
 
     cells = {}

@@ -36,8 +36,8 @@ from faults_processes import differences, ended, forked, log, signature, spawned
 from longrope.provenance import provenance
 from longrope.stages import finetune, pipeline  # noqa: F401  so that forks need not import them
 from longrope.storage.atomic import write_json
-from longrope.storage.jsonl import Lines
-from longrope.storage.lock import held
+from longrope.storage.jsonl import JsonlFile
+from longrope.storage.lock import locked
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 ORDER = "search,eval,export,search,eval,export,extend"  # in turn
@@ -63,9 +63,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     folder, names = given.folder.resolve(), given.commands.split(",")
-    with held(folder):
+    with locked(folder):
         settings = {"seed": given.seed, "commands": names}
-        with closing(Lines(folder / "rounds.jsonl", settings, of="a fault injection", resume=True)) as lines:
+        with closing(JsonlFile(folder / "rounds.jsonl", settings, of="a fault injection", resume=True)) as lines:
             prepare(folder)
             rounds, wanted, imports = lines.found, references(folder, names), seconds_of_imports()
             for number in range(len(rounds), given.rounds):

@@ -26,7 +26,7 @@ from measuring import status
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from longrope.data.training_windows import Windows
-from longrope.longcontext.training_loss import bound_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.load import load
 from longrope.models.patch import attach
 from longrope.provenance import provenance
@@ -80,7 +80,7 @@ def cell(name: str, way: str, length: int) -> dict[str, float]:
     tokens = np.random.default_rng(0).integers(1, 2000, (STEPS + 1) * length)
     windows = Windows([tokens], length=length, count=STEPS, original_length=256)
     if way == "ours":
-        bound_loss(model)
+        use_chunked_loss(model)
     clock = Clock()
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from longrope.cli.chat_cache import Memory
-from longrope.cli.chat_session import Speaker, Turn, before
+from longrope.cli.chat_cache import ChatCache
+from longrope.cli.chat_session import ChatModel, Turn, before
 from longrope.cli.chat_stream import Stream
 from longrope.data.stdlib import stdlib_documents
 from longrope.export.hf_config import config_fields
@@ -106,7 +106,7 @@ def chat(found: dict[str, Any]) -> None:
     model, tokenizer = load("smollm2", dtype="bfloat16")
     rope = Rope.of(model)
     extension = Extension.of(rope, heuristic(rope, 4 * rope.original_length))
-    speaker = Speaker(model, tokenizer, extension, "pin", exported=False)
+    speaker = ChatModel(model, tokenizer, extension, "pin", exported=False)
     topics = importlib.import_module("pydoc_data.topics").topics  # Python's own manual, in English
     ids = tokenizer("\n".join(topics.values()), verbose=False)["input_ids"]
     settings = {"model": "smollm2", "dtype": "bfloat16", "scheme": "heuristic", "length": extension.length}
@@ -120,12 +120,12 @@ def chat(found: dict[str, Any]) -> None:
             print(key, json.dumps(cells[key]), flush=True)
 
 
-def two_turns(speaker: Speaker, text: str, depth: float) -> dict[str, Any]:
+def two_turns(speaker: ChatModel, text: str, depth: float) -> dict[str, Any]:
     """A sentence planted in a text is asked for, then something else: answers, speed, and how busy the machine was."""
     number = str(np.random.default_rng([SEED, round(100 * depth), len(text)]).integers(100_000, 1_000_000))
     place = text.index("\n", int(depth * len(text)))
     file = f"{text[:place]}\n{NEEDLE.format(number)}{text[place:]}"
-    memory, turns, rows = Memory(speaker), list[Turn](), list[dict[str, Any]]()
+    memory, turns, rows = ChatCache(speaker), list[Turn](), list[dict[str, Any]]()
     for said in (before(file, ASKED), NEXT):
         tokens, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer, quiet=True)
         memory.answer(tokens, new=NEW, temperature=0, stream=stream)

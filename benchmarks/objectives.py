@@ -21,20 +21,20 @@ import numpy as np
 from search import BUILD, Bench
 from tqdm import tqdm
 
-from longrope.data.split import draw
-from longrope.data.weighted_text import make_items
+from longrope.data.split import draw_tokens
+from longrope.data.weighted_text import search_texts
 from longrope.models.patch import patch
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
 from longrope.scaling import Scaling
 from longrope.schemes import attention_factor
 from longrope.search.journal import Journal
-from longrope.search.loop import search
+from longrope.search.loop import run_search
 from longrope.search.registry import METHODS
 from longrope.search.space import Space
 from longrope.storage.atomic import write_json
-from longrope.tasks.registry import make_probes
-from longrope.tasks.scoring import score_probes
+from longrope.tasks.registry import make_prompts
+from longrope.tasks.scoring import score_prompts
 
 RESULTS, MEASURED = Path(__file__).parent / "results" / "objectives.json", BUILD / "objectives-measured.json"
 WEIGHTS = {"perplexity": 0.0, "needles 0.1": 0.1, "needles 0.2": 0.2, "needles 0.5": 0.5, "needles alone": 1.0}
@@ -46,7 +46,7 @@ def main() -> None:
     """Search, then measure; what is in the build folder is not done again."""
     bench = Bench("tiny-8x")
     length = bench.case.length
-    test = draw(bench.parts["test"], bench.tokenizer, length=length, count=bench.case.test).tokens
+    test = draw_tokens(bench.parts["test"], bench.tokenizer, length=length, count=bench.case.test).tokens
     done: dict[str, Any] = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     rows: dict[str, list[dict[str, Any]]] = {}
 
@@ -62,7 +62,10 @@ def main() -> None:
     for name in ("yarn", "heuristic"):
         row(name, lambda _, name=name: bench.schemes[name])
     for form, name in WAYS:
-        row(f"auto, {name}, {form}", lambda seed, form=form, name=name: find(bench, WEIGHTS[name], form, seed))
+        row(
+            f"auto, {name}, {form}",
+            lambda seed, form=form, name=name: find(bench, WEIGHTS[name], form, seed),
+        )
     for name in OTHERS:  # their searches, for perplexity, are those of benchmarks/search.py
         row(f"{name}, perplexity", lambda seed, name=name: bench.run(name, seed)[0].best)
     for name, runs in rows.items():
@@ -74,23 +77,23 @@ def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
     """The best of one search."""
     count, length = bench.case.search, bench.case.length
     documents = bench.parts["search"]
-    names = draw(documents, bench.tokenizer, length=length, count=count * (seed + 1)).names
+    names = draw_tokens(documents, bench.tokenizer, length=length, count=count * (seed + 1)).names
     own = [document for document in documents if document.name in names[count * seed :]]
-    items, _ = make_items(own, bench.tokenizer, lengths=[length], count=count, needles=weight, seed=seed)
+    items, _ = search_texts(own, bench.tokenizer, lengths=[length], count=count, needles=weight, seed=seed)
     method, factor = METHODS["auto"], attention_factor("su", bench.rope, length)
-    space = Space(bench.rope, length, attention_factor=factor, ceiling=method.ceiling, form=form)
+    space = Space(bench.rope, length, attention_factor=factor, ceiling=method.ceiling, parametrization=form)
     conversation = method.converse(space, [bench.schemes[one] for one in method.starts], np.random.default_rng(seed))
     path = BUILD / f"objectives-{weight}-{form}-{seed}.jsonl"
-    with closing(Journal(path, {"weight": weight, "form": form, "seed": seed}, resume=True)) as journal:
-        return search(ModelObjective(bench.model, items), conversation, journal).best
+    with closing(Journal(path, {"weight": weight, "parametrization": form, "seed": seed}, resume=True)) as journal:
+        return run_search(ModelObjective(bench.model, items), conversation, journal).best
 
 
 def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict[str, Any]:
     """Test perplexity; loss of the answers and exact recall over `TRIALS` texts with one needle."""
     length = test.shape[1]
-    probes = make_probes("recall", bench.tokenizer, length=length, trials=TRIALS, texts=test, seed=1000 + seed)
+    probes = make_prompts("recall", bench.tokenizer, length=length, trials=TRIALS, texts=test, seed=1000 + seed)
     with patch(bench.model, scaling), tqdm(total=TRIALS, desc=scaling.scheme) as bar:
-        found = score_probes(bench.model, bench.tokenizer, probes, done=lambda _: bar.update())
+        found = score_prompts(bench.model, bench.tokenizer, probes, done=lambda _: bar.update())
     (perplexity,) = bench.judged("test", [scaling])
     loss = float(np.mean([outcome.loss for outcome in found if outcome.loss is not None]))
     recall = fmean(outcome.score for outcome in found)

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from longrope.data.weighted_text import Item
+from longrope.data.weighted_text import WeightedText
 from longrope.models.load import load
-from longrope.models.rotary_slot import find_rotary
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
 from longrope.schemes import scheme
@@ -41,9 +41,9 @@ def main() -> None:
 def candidate(name: str, length: int) -> dict[str, float]:
     """Seconds in the backbone, in the head and in all."""
     model, _ = load(name, dtype="float32")
-    rope = find_rotary(model).rope
+    rope = find_rotary_slot(model).rope
     tokens = np.random.default_rng(0).integers(10, 2000, (1, length))
-    objective = ModelObjective(model, [Item(tokens[0], np.full(length - 1, 1 / (length - 1)))])
+    objective = ModelObjective(model, [WeightedText(tokens[0], np.full(length - 1, 1 / (length - 1)))])
     spent = {"backbone": 0.0, "head": 0.0}
     began: list[float] = []
     parts: dict[str, Any] = {"backbone": model.base_model, "head": model.get_output_embeddings()}

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
+from longrope.data.split import draw_tokens, split_documents
 from longrope.export.huggingface import export_huggingface
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
@@ -80,7 +80,9 @@ def losses() -> dict[str, Any]:
     model, tokenizer = load("tiny", dtype="float32")
     rope = Rope.of(model)
     long = heuristic(rope, LENGTHS[-1])
-    tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=WINDOW, count=DOCUMENTS).tokens
+    tokens = draw_tokens(
+        split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=WINDOW, count=DOCUMENTS
+    ).tokens
     with tempfile.TemporaryDirectory() as folder:
         export_huggingface(model, tokenizer, Extension.of(rope, long), Path(folder) / "made")
         exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "made", dtype=torch.float32).eval()

@@ -26,13 +26,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
+from longrope.data.split import draw_tokens, split_documents
 from longrope.models.load import load
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
-from longrope.tasks.prompts import Probe
-from longrope.tasks.registry import make_probes
-from longrope.tasks.scoring import score_probes
+from longrope.tasks.prompts import Prompt
+from longrope.tasks.registry import make_prompts
+from longrope.tasks.scoring import score_prompts
 
 BUILD, RESULTS = Path("build/ruler"), Path(__file__).parent / "results" / "ruler.json"
 TASKS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multiquery")
@@ -70,15 +70,17 @@ def main() -> None:
     model, tokenizer = load(str(name), dtype="float32")
     wrapped: Any = HFLM  # its decorators hide its parameters
     source = "stdlib:unseen" if name == "tiny" else "stdlib"
-    texts = draw(split(load_documents(source))["test"], tokenizer, length=length, count=DOCUMENTS).tokens
+    texts = draw_tokens(
+        split_documents(load_documents(source))["test"], tokenizer, length=length, count=DOCUMENTS
+    ).tokens
     rows: dict[str, Any] = {}
     for task in TASKS:
-        made = make_probes(task, tokenizer, length=length, trials=trials, texts=texts)
+        made = make_prompts(task, tokenizer, length=length, trials=trials, texts=texts)
         prompts = [str(tokenizer.decode(probe.tokens)) for probe in made]
         # the harness reads texts, so that we take their tokens too: at the borders of pieces they may be others
         read = [np.array(tokenizer(prompt, verbose=False)["input_ids"], dtype=np.int64) for prompt in prompts]
         probes = [replace(probe, tokens=tokens) for probe, tokens in zip(made, read, strict=True)]
-        ours = score_probes(model, tokenizer, probes)
+        ours = score_prompts(model, tokenizer, probes)
         theirs = harness(wrapped(pretrained=model, tokenizer=tokenizer, max_length=2 * length), task, probes, prompts)
         pairs = list(zip(ours, theirs["samples"], strict=True))
         rows[task] = {
@@ -95,7 +97,7 @@ def main() -> None:
         write_json(RESULTS, settings | {"tasks": rows, "provenance": provenance()})
 
 
-def harness(model: Any, task: str, probes: list[Probe], prompts: list[str]) -> dict[str, Any]:
+def harness(model: Any, task: str, probes: list[Prompt], prompts: list[str]) -> dict[str, Any]:
     """The harness's score, and (score, text) of each prompt."""
     BUILD.mkdir(parents=True, exist_ok=True)
     length, lines = str(len(probes[0].tokens)), BUILD / f"{task}.jsonl"

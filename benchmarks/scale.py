@@ -26,13 +26,13 @@ from measuring import status
 from torch.nn.functional import cross_entropy
 
 from longrope.data.documents import load_documents
-from longrope.data.split import split
-from longrope.data.weighted_text import Item
+from longrope.data.split import split_documents
+from longrope.data.weighted_text import WeightedText
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.models.rotary_slot import Rescaled, find_rotary
+from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.objectives.factor_gradient import Differentiable
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
@@ -107,12 +107,12 @@ def cell(kind: str, name: str, length: int, way: str) -> dict[str, float]:
     """Peak bytes above the loaded model, seconds of one pass, and the mean loss in nats."""
     torch.manual_seed(0)
     model, tokenizer = load(name, dtype="bfloat16")
-    texts = [document.text for document in split(load_documents("stdlib"))["test"]]
+    texts = [document.text for document in split_documents(load_documents("stdlib"))["test"]]
     ids = np.concatenate([tokenizer(text)["input_ids"] for text in sorted(texts, key=len)[::-1][:40]])
     tokens = np.ascontiguousarray(ids[None, :length]).astype(np.int64)
     assert tokens.shape == (1, length)
-    yarn = scheme("yarn", find_rotary(model).rope, max(length, 2 * find_rotary(model).rope.original_length))
-    item = Item(tokens[0], np.full(length - 1, 1 / (length - 1)))
+    yarn = scheme("yarn", find_rotary_slot(model).rope, max(length, 2 * find_rotary_slot(model).rope.original_length))
+    item = WeightedText(tokens[0], np.full(length - 1, 1 / (length - 1)))
     objective = ModelObjective(model, [item])
 
     def ours() -> float:
@@ -129,9 +129,9 @@ def cell(kind: str, name: str, length: int, way: str) -> dict[str, float]:
         return next(iter(objective.evaluate([[(yarn, 0)]], gradient=True)))[1][0].loss
 
     def plain_gradient() -> float:
-        rotary = find_rotary(model)
+        rotary = find_rotary_slot(model)
         module = Differentiable(LongRoPE.static(rotary.rope, [yarn], reach=length))
-        rotary.install(Rescaled(rotary.original, module))
+        rotary.install(RescaledRotary(rotary.original, module))
         model.requires_grad_(False).train().gradient_checkpointing_enable({"use_reentrant": False})
         given = torch.from_numpy(tokens)
         loss = model(input_ids=given, labels=given, use_cache=False).loss

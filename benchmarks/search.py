@@ -26,8 +26,8 @@ import torch
 from tqdm import tqdm
 
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
-from longrope.data.weighted_text import perplexity_items
+from longrope.data.split import draw_tokens, split_documents
+from longrope.data.weighted_text import perplexity_texts
 from longrope.models.load import load
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
@@ -38,8 +38,8 @@ from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.find import FINALISTS
 from longrope.search.journal import Journal
-from longrope.search.loop import Outcome, Progress, search
-from longrope.search.protocol import Ask
+from longrope.search.loop import SearchOutcome, SearchProgress, run_search
+from longrope.search.protocol import CandidateBatch
 from longrope.search.registry import METHODS
 from longrope.search.space import Space
 from longrope.storage.atomic import write_json
@@ -85,7 +85,7 @@ class Bench:
             self.case.model, dtype="bfloat16", device="cuda" if torch.cuda.is_available() else "cpu"
         )
         self.rope = Rope.of(self.model)
-        self.parts = split(load_documents(self.case.data))
+        self.parts = split_documents(load_documents(self.case.data))
         self.schemes = {one: scheme(one, self.rope, self.case.length) for one in COMPARED}
         self.judges = {
             part: self.drawn(part, count)
@@ -94,14 +94,14 @@ class Bench:
 
     def drawn(self, part: str, count: int, skip: int = 0) -> tuple[ModelObjective, list[str]]:
         """Perplexity on some documents of a part, and their names."""
-        found = draw(self.parts[part], self.tokenizer, length=self.case.length, count=skip + count)
-        return ModelObjective(self.model, perplexity_items(found.tokens[skip:])), list(found.names[skip:])
+        found = draw_tokens(self.parts[part], self.tokenizer, length=self.case.length, count=skip + count)
+        return ModelObjective(self.model, perplexity_texts(found.tokens[skip:])), list(found.names[skip:])
 
     def objective(self, seed: int) -> tuple[ModelObjective, list[str]]:
         """The search documents of a seed."""
         return self.drawn("search", self.case.search, self.case.search * seed)
 
-    def run(self, method: str, seed: int) -> tuple[Outcome, int, list[str]]:
+    def run(self, method: str, seed: int) -> tuple[SearchOutcome, int, list[str]]:
         """One search; what its journal holds is not computed again."""
         objective, names = self.objective(seed)
         chosen, cost, items = METHODS[method], sum(objective.tokens), self.case.search
@@ -110,7 +110,13 @@ class Bench:
             budget = Budget(cost * self.case.budget[method])
             chosen = chosen.within(items * self.case.budget[method], items)
         factor = attention_factor("su", self.rope, self.case.length)
-        space = Space(self.rope, self.case.length, attention_factor=factor, ceiling=chosen.ceiling, form=chosen.form)
+        space = Space(
+            self.rope,
+            self.case.length,
+            attention_factor=factor,
+            ceiling=chosen.ceiling,
+            parametrization=chosen.parametrization,
+        )
         settings = {"case": self.name, "method": method, "seed": seed, "documents": names}
         starts = [self.schemes[one] for one in chosen.starts]
         conversation = chosen.converse(space, starts, np.random.default_rng(seed))
@@ -119,17 +125,17 @@ class Bench:
             tqdm(desc=f"{self.name} {method} {seed}", total=chosen.passes(items) / items) as bar,
         ):
 
-            def watch(standing: Progress) -> None:
+            def watch(standing: SearchProgress) -> None:
                 bar.update(standing.tokens / cost - bar.n)
 
-            return search(objective, conversation, journal, budget=budget, watch=watch), cost, names
+            return run_search(objective, conversation, journal, budget=budget, watch=watch), cost, names
 
     def judged(self, part: str, scalings: list[Scaling]) -> list[float]:
         """Losses on the validation (``held_out``) or test documents, kept in a journal too."""
         objective, names = self.judges[part]
         settings = {"case": self.name, "documents": names}
         with closing(Journal(BUILD / f"{self.name}-{part}-{len(names)}.jsonl", settings, resume=True)) as journal:
-            answers = Evaluator(objective, journal, budget=Budget()).answers(Ask(scalings))
+            answers = Evaluator(objective, journal, budget=Budget()).answers(CandidateBatch(scalings))
         return [answer.loss for answer in answers]
 
     def measure(self, method: str, seed: int) -> dict[str, Any]:

@@ -21,8 +21,8 @@ import torch
 from transformers import PreTrainedModel
 
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
-from longrope.data.weighted_text import perplexity_items
+from longrope.data.split import draw_tokens, split_documents
+from longrope.data.weighted_text import perplexity_texts
 from longrope.models.load import load
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
@@ -31,7 +31,7 @@ from longrope.scaling import Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search.evolution import Paper
 from longrope.search.journal import Journal
-from longrope.search.loop import search
+from longrope.search.loop import run_search
 from longrope.search.space import Space
 from longrope.storage.atomic import write_json
 
@@ -41,7 +41,9 @@ RESULTS, ROUNDS = Path(__file__).parent / "results" / "search-cost.json", 5
 def documents(count: int, length: int) -> np.ndarray:
     """Search documents of ``tiny``."""
     _, tokenizer = load("tiny")
-    return draw(split(load_documents("stdlib:unseen"))["search"], tokenizer, length=length, count=count).tokens
+    return draw_tokens(
+        split_documents(load_documents("stdlib:unseen"))["search"], tokenizer, length=length, count=count
+    ).tokens
 
 
 def side_by_side(ways: dict[str, Callable[[], Any]]) -> dict[str, dict[str, Any]]:
@@ -73,7 +75,7 @@ def mutants(rope: Rope, length: int, count: int) -> list[Scaling]:
 
 def rows(model: PreTrainedModel, length: int) -> dict[str, Any]:
     """Sixteen candidates on one document: one, four or sixteen of them in a forward pass."""
-    objective = ModelObjective(model, perplexity_items(documents(1, length)))
+    objective = ModelObjective(model, perplexity_texts(documents(1, length)))
     pairs = [(one, 0) for one in mutants(objective.rotary.rope, length, 16)]
 
     def way(size: int) -> Callable[[], list[float]]:
@@ -87,7 +89,7 @@ def scoring(model: PreTrainedModel) -> dict[str, Any]:
     """The last 256 of 2,048 tokens scored, all, and all with the logits of the whole text at once."""
     tokens = documents(1, 2048)
     yarn = scheme("yarn", Rope.of(model), 2048)
-    whole, tail = (ModelObjective(model, perplexity_items(tokens, tail=tail)) for tail in (None, 256))
+    whole, tail = (ModelObjective(model, perplexity_texts(tokens, tail=tail)) for tail in (None, 256))
 
     @torch.inference_mode()
     def plain() -> float:
@@ -108,7 +110,7 @@ def dtypes() -> dict[str, Any]:
     ways = {}
     for dtype in ("float32", "bfloat16"):
         model, _ = load("tiny", dtype=dtype)
-        objective, yarn = ModelObjective(model, perplexity_items(tokens)), scheme("yarn", Rope.of(model), 2048)
+        objective, yarn = ModelObjective(model, perplexity_texts(tokens)), scheme("yarn", Rope.of(model), 2048)
         ways[dtype] = lambda objective=objective, yarn=yarn: (
             next(objective.evaluate([[(yarn, 0)]], gradient=False))[1][0].loss
         )
@@ -118,7 +120,7 @@ def dtypes() -> dict[str, Any]:
 def racing(model: PreTrainedModel, seed: int) -> dict[str, Any]:
     """The paper's algorithm, small, on eight documents: token-evaluations with racing and without, and the results."""
     tokens, rope = documents(8, 1024), Rope.of(model)
-    objective, method = ModelObjective(model, perplexity_items(tokens)), Paper(generations=10).sized(16)
+    objective, method = ModelObjective(model, perplexity_texts(tokens)), Paper(generations=10).sized(16)
     space = Space(rope, 1024, attention_factor=attention_factor("su", rope, 1024))
     starts = [scheme(one, rope, 1024) for one in method.starts]
     found = {}
@@ -126,7 +128,7 @@ def racing(model: PreTrainedModel, seed: int) -> dict[str, Any]:
         with TemporaryDirectory() as folder:
             journal = Journal(Path(folder) / "journal.jsonl", {})
             conversation = method.converse(space, starts, np.random.default_rng(seed))
-            outcome = search(objective, conversation, journal, racing=race)
+            outcome = run_search(objective, conversation, journal, racing=race)
             journal.close()
         found[name] = {"evaluations": outcome.tokens / tokens.size, "best_loss": outcome.ranked[0][0]}
     return found | {"times_fewer": found["without"]["evaluations"] / found["with"]["evaluations"]}

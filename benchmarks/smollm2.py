@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
-from longrope.evaluation.perplexity import model_losses, perplexity
+from longrope.data.split import draw_tokens, split_documents
+from longrope.evaluation.perplexity import model_losses, perplexity_of_losses
 from longrope.formats.load_factors import load_factors
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
@@ -48,7 +48,9 @@ def main() -> None:
     names = ("pi", "ntk", "yarn", "heuristic")
     candidates = {"original": None, **{name: scheme(name, found.rope, LENGTH) for name in names}}
     candidates["searched"] = found.long
-    drawn = draw(split(load_documents("stdlib"))["test"], tokenizer, length=LENGTH, count=TEST_DOCUMENTS)
+    drawn = draw_tokens(
+        split_documents(load_documents("stdlib"))["test"], tokenizer, length=LENGTH, count=TEST_DOCUMENTS
+    )
     path = RUN / "compared.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"perplexity": {}}
     factors = list(found.long.factors)
@@ -62,7 +64,7 @@ def main() -> None:
     }
     for name in [name for name in candidates if name not in record["perplexity"]]:
         losses = model_losses(model, candidates[name], drawn.tokens)
-        row = [asdict(perplexity(losses, length)) for length in LENGTHS]
+        row = [asdict(perplexity_of_losses(losses, length)) for length in LENGTHS]
         last = losses[:, 3 * LENGTH // 4 :]
         record["perplexity"][name] = {"lengths": row, "last_quarter": float(np.exp(last.mean(dtype=np.float64)))}
         record["provenance"] = provenance()
@@ -78,7 +80,7 @@ def reloaded(tokens: np.ndarray, record: dict[str, Any]) -> None:
     path = RUN / "reloaded.json"
     if not path.exists():
         exported = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
-        alone = perplexity(token_losses(exported, tokens), LENGTH)
+        alone = perplexity_of_losses(token_losses(exported, tokens), LENGTH)
         ours = record["perplexity"]["searched"]["lengths"][-1]["losses"][0]
         command = [sys.executable, "-m", "longrope", "check", str(CHECKPOINT), "smollm2", "--json"]
         checked = json.loads(subprocess.run(command, stdout=subprocess.PIPE).stdout)

@@ -28,8 +28,8 @@ from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
-from longrope.search.loop import search
-from longrope.search.parametrizations import SHAPES
+from longrope.search.loop import run_search
+from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.registry import Method
 from longrope.search.space import START_TOKENS, Space
 from longrope.storage.atomic import write_json
@@ -55,12 +55,12 @@ WAYS = {
     "auto, ceiling s": Way(Auto(), {"ceiling": 1.0}),
     "auto, ceiling 4s": Way(Auto(), {"ceiling": 4.0}),
     "auto, twice the steps": Way(Auto(gradient=Gradient(steps=80))),
-    "auto, then cma": Way(Auto(), then=Way(Cma(), {"form": "free"}, 64)),
-    **{f"gradient, {form}": Way(STEPS, {"form": form}) for form in SHAPES},
+    "auto, then cma": Way(Auto(), then=Way(Cma(), {"parametrization": "free"}, 64)),
+    **{f"gradient, {form}": Way(STEPS, {"parametrization": form}) for form in PARAMETRIZATIONS},
     "gradient, free, fast pairs frozen (10 turns)": Way(Gradient(steps=40, frozen=10.0)),
     "gradient, free, fast pairs frozen (3 turns)": Way(Gradient(steps=40, frozen=3.0)),
     "gradient, free, fast pairs not damped": Way(Gradient(steps=40, reach=1e-9)),
-    **{f"cma, {form}": Way(Cma(), {"form": form}, 128) for form in SHAPES},
+    **{f"cma, {form}": Way(Cma(), {"parametrization": form}, 128) for form in PARAMETRIZATIONS},
 }
 
 
@@ -69,14 +69,19 @@ def find(bench: Bench, name: str, way: Way, seed: int, starts: list[Scaling] | N
     objective, documents = bench.objective(seed)
     method, length, cost = way.method, bench.case.length, sum(objective.tokens)
     factor = attention_factor("su", bench.rope, length)
-    fields = {"attention_factor": factor, "ceiling": method.ceiling, "form": method.form, **way.space}
+    fields = {
+        "attention_factor": factor,
+        "ceiling": method.ceiling,
+        "parametrization": method.parametrization,
+        **way.space,
+    }
     space = Space(bench.rope, length, **fields)
     starts = starts or [bench.schemes[one] for one in method.starts]
     conversation = method.converse(space, starts, np.random.default_rng(seed))
     budget = Budget(cost * way.evaluations) if way.evaluations else None
     path = BUILD / f"spaces-{name.replace(' ', '-')}-{seed}.jsonl"
     with closing(Journal(path, {"way": name, "seed": seed, "documents": documents}, resume=True)) as journal:
-        outcome = search(objective, conversation, journal, budget=budget)
+        outcome = run_search(objective, conversation, journal, budget=budget)
     if way.then is None:
         return outcome.best, outcome.tokens / cost
     best, more = find(bench, f"{name}, second", way.then, seed, [outcome.best])

@@ -22,7 +22,7 @@ import numpy as np
 import torch.distributed as dist
 from measuring import status
 
-from longrope.longcontext.context_parallel import spread
+from longrope.longcontext.context_parallel import context_parallel
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.provenance import provenance
@@ -71,7 +71,7 @@ def one_pass(name: str, length: int) -> None:
     dist.init_process_group("gloo")
     model, _ = load(name, dtype="float32")
     if dist.get_world_size() > 1:
-        spread(model)
+        context_parallel(model)
     tokens = np.random.default_rng(0).integers(10, 2000, (1, length))
     token_losses(model, tokens[:, :4096])
     dist.barrier()

@@ -6,11 +6,21 @@ falls, as more context should make it. At 256 tokens the plain model is the bett
 
 import numpy as np
 
-from longrope import Rope, draw, load, load_documents, patch, perplexity, scheme, split, token_losses
+from longrope import (
+    Rope,
+    draw_tokens,
+    load,
+    load_documents,
+    patch,
+    perplexity_of_losses,
+    scheme,
+    split_documents,
+    token_losses,
+)
 
 model, tokenizer = load("tiny", dtype="float32")
-unseen = split(load_documents("stdlib:unseen"))  # parts of Python's library that tiny was not trained on
-tokens = draw(unseen["test"], tokenizer, length=1024, count=4).tokens
+unseen = split_documents(load_documents("stdlib:unseen"))  # parts of Python's library that tiny was not trained on
+tokens = draw_tokens(unseen["test"], tokenizer, length=1024, count=4).tokens
 yarn = scheme("yarn", Rope.of(model), 1024)
 
 before = token_losses(model, tokens)
@@ -20,10 +30,11 @@ after = token_losses(model, tokens)
 
 print("tokens   original       YaRN")
 for length in (256, 512, 1024):
-    print(f"{length:6} {perplexity(before, length).perplexity:10.1f} {perplexity(patched, length).perplexity:10.1f}")
+    values = [perplexity_of_losses(losses, length).perplexity for losses in (before, patched)]
+    print(f"{length:6} {values[0]:10.1f} {values[1]:10.1f}")
 
-assert perplexity(patched, 1024).perplexity < perplexity(patched, 256).perplexity
-assert perplexity(before, 1024).perplexity > 2 * perplexity(patched, 1024).perplexity
-assert perplexity(before, 256).perplexity < perplexity(patched, 256).perplexity
+assert perplexity_of_losses(patched, 1024).perplexity < perplexity_of_losses(patched, 256).perplexity
+assert perplexity_of_losses(before, 1024).perplexity > 2 * perplexity_of_losses(patched, 1024).perplexity
+assert perplexity_of_losses(before, 256).perplexity < perplexity_of_losses(patched, 256).perplexity
 assert np.array_equal(before, after)
 print("after the block the losses are bit for bit those of before")

@@ -7,7 +7,17 @@ ramp begins at 32 turns, so it slows down pairs that the model knows well. Look 
 
 import numpy as np
 
-from longrope import Rope, Scaling, attention_factor, compare, draw, load, load_documents, scheme, split
+from longrope import (
+    Rope,
+    Scaling,
+    attention_factor,
+    compare,
+    draw_tokens,
+    load,
+    load_documents,
+    scheme,
+    split_documents,
+)
 
 
 def ramp(rope: Rope, length: int) -> Scaling:
@@ -22,7 +32,7 @@ def ramp(rope: Rope, length: int) -> Scaling:
 
 model, tokenizer = load("tiny", dtype="float32")
 rope = Rope.of(model)
-tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=4).tokens
+tokens = draw_tokens(split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=4).tokens
 candidates = {"yarn": scheme("yarn", rope, 2048), "ramp": ramp(rope, 2048)}
 found = compare(model, candidates, tokens, [256, 2048])
 

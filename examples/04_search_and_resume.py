@@ -16,22 +16,23 @@ from longrope import (
     ModelObjective,
     Rope,
     Space,
-    draw,
+    draw_tokens,
     find_factors,
     load,
     load_documents,
-    perplexity_items,
+    perplexity_texts,
     scheme,
-    split,
+    split_documents,
 )
 
 LENGTH = 1024
 model, tokenizer = load("tiny", dtype="float32")
-rope, parts, cma = Rope.of(model), split(load_documents("stdlib:unseen")), METHODS["cma"]
+rope, parts, cma = Rope.of(model), split_documents(load_documents("stdlib:unseen")), METHODS["cma"]
 searched, held_out = (
-    perplexity_items(draw(parts[part], tokenizer, length=LENGTH, count=1).tokens) for part in ("search", "held_out")
+    perplexity_texts(draw_tokens(parts[part], tokenizer, length=LENGTH, count=1).tokens)
+    for part in ("search", "held_out")
 )
-space = Space(rope, LENGTH, ceiling=cma.ceiling, form=cma.form)
+space = Space(rope, LENGTH, ceiling=cma.ceiling, parametrization=cma.parametrization)
 starts = [scheme(name, rope, LENGTH) for name in cma.starts]
 
 

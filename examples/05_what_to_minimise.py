@@ -1,4 +1,4 @@
-"""A search minimises what you say: each `Item` is a text and a weight for the loss of every token.
+"""A search minimises what you say: each `WeightedText` is a text and a weight for the loss of every token.
 
 Three ways to judge the same factors on the same documents: all tokens alike (perplexity), planted lines that the text
 asks for again (needles), and weights of our own: only tokens that repeat what stood more than a window ago. Look at
@@ -8,36 +8,38 @@ the heuristic: the plain mean hardly tells it from YaRN, the needles do. `find_f
 import numpy as np
 
 from longrope import (
-    Item,
     ModelObjective,
     Rope,
-    draw,
+    WeightedText,
+    draw_tokens,
     load,
     load_documents,
-    needle_items,
-    perplexity_items,
+    needle_texts,
+    perplexity_texts,
     scheme,
-    split,
+    split_documents,
 )
 
 LENGTH, WINDOW, COPIED = 1024, 256, 4
 
 
-def far_copies(tokens: np.ndarray) -> Item:
+def far_copies(tokens: np.ndarray) -> WeightedText:
     """Counts the tokens that end a run of `COPIED` tokens seen before, but not within the last `WINDOW`."""
     last, weights = {}, np.zeros(len(tokens) - 1)
     for end in range(COPIED, len(tokens) + 1):
         run = tuple(tokens[end - COPIED : end])
         weights[end - 2] = run in last and end - last[run] > WINDOW
         last[run] = end
-    return Item(tokens, weights / weights.sum())
+    return WeightedText(tokens, weights / weights.sum())
 
 
 model, tokenizer = load("tiny", dtype="float32")
-tokens = draw(split(load_documents("stdlib:unseen"))["search"], tokenizer, length=LENGTH, count=2).tokens
+tokens = draw_tokens(
+    split_documents(load_documents("stdlib:unseen"))["search"], tokenizer, length=LENGTH, count=2
+).tokens
 judges = {
-    "all tokens": perplexity_items(tokens),
-    "needles": needle_items(tokens, tokenizer),
+    "all tokens": perplexity_texts(tokens),
+    "needles": needle_texts(tokens, tokenizer),
     "far copies": [far_copies(row) for row in tokens],
 }
 candidates = {name: scheme(name, Rope.of(model), LENGTH) for name in ("pi", "ntk", "heuristic", "yarn")}

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from longrope import Extension, Rope, draw, generating, load, load_documents, patch, scheme, split
+from longrope import Extension, Rope, draw_tokens, generating, load, load_documents, patch, scheme, split_documents
 
 model: Any
 model, tokenizer = load("tiny", dtype="float32")
 rope = Rope.of(model)
 extension = Extension.of(rope, scheme("yarn", rope, 2048))
-tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=248, count=1).tokens
+tokens = draw_tokens(split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=248, count=1).tokens
 prompt = torch.from_numpy(tokens)
 asked = {"max_new_tokens": 16, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 

@@ -9,7 +9,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from longrope import Run, begin, extend, load_plan
+from longrope import StagedRun, begin_run, extend, load_plan
 
 PLAN = """
 version = 1
@@ -46,8 +46,8 @@ schemes = []
 
 with tempfile.TemporaryDirectory() as name:
     (Path(name) / "plan.toml").write_text(PLAN)
-    run = Run(Path(name) / "run", "tiny", load_plan(str(Path(name) / "plan.toml")), dtype="float32")
-    begin(run, resume=False)
+    run = StagedRun(Path(name) / "run", "tiny", load_plan(str(Path(name) / "plan.toml")), dtype="float32")
+    begin_run(run, resume=False)
     extension = extend(run)  # killed, it goes on from here with begin(run, resume=True)
     measured = json.loads((run.folder / "results.json").read_text())["perplexity"]
 

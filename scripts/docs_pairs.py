@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from longrope import Rope, Scaling, compare, draw, load, load_documents, split
+from longrope import Rope, Scaling, compare, draw_tokens, load, load_documents, split_documents
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 
@@ -25,8 +25,8 @@ def main() -> None:
     """Measure, and write the results file."""
     model, tokenizer = load("tiny", dtype="float32")
     rope = Rope.of(model)
-    parts = split(load_documents("stdlib:unseen"), seed=SEED)
-    drawn = draw(parts["test"], tokenizer, length=LENGTHS[-1], count=DOCUMENTS)
+    parts = split_documents(load_documents("stdlib:unseen"), seed=SEED)
+    drawn = draw_tokens(parts["test"], tokenizer, length=LENGTHS[-1], count=DOCUMENTS)
     table = compare(model, candidates(rope), drawn.tokens, LENGTHS, done=tell)
     perplexities = {name: [asdict(cell) for cell in row] for name, row in table.items()}
     about = {"model": "tiny", "lengths": LENGTHS, "data": "stdlib:unseen", "seed": SEED, "documents": drawn.names}

@@ -18,7 +18,7 @@ from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.stages.plan import load_plan, parse_plan, ready_made
-from longrope.storage.jsonl import Lines
+from longrope.storage.jsonl import JsonlFile
 
 SETTINGS = {"model": "tiny", "lengths": [1, 2]}
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 64, "rope_theta": 1e4}
@@ -85,10 +85,10 @@ def read_plan(path: Path) -> None:
 
 def read_lines(path: Path) -> None:
     """What was found is objects, and is found again after one more line."""
-    with closing(Lines(path, SETTINGS, of="a test", resume=True)) as lines:
+    with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
         found = lines.found
         lines.append({"cell": 1})
-    with closing(Lines(path, SETTINGS, of="a test", resume=True)) as lines:
+    with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
         assert [*found, {"cell": 1}] == lines.found or "nan" in repr(found)
     assert all(isinstance(line, dict) for line in found)
 

@@ -35,7 +35,8 @@ FILES = {
     "rope.py": "test_rope test_scaling",
     "scaling.py": "test_scaling test_rope",
     "schemes.py": "test_schemes test_resonance",
-    "embedding.py": "test_embedding",
+    "checks.py": "test_rope test_scaling",
+    "models/rotary_embedding.py": "models/test_rotary_embedding",
     "search/auto.py": "search/test_auto",
     "search/budget.py": "search/test_budget",
     "search/cma.py": "search/test_cma",
@@ -43,19 +44,23 @@ FILES = {
     "search/evolution.py": "search/test_evolution",
     "search/gradient.py": "search/test_gradient_method",
     "search/journal.py": "search/test_journal",
-    "search/registry.py": "search/test_methods",
-    "search/protocol.py": "search/test_search_objective",
-    "search/genetic_operators.py": "search/test_operators",
+    "search/registry.py": "search/test_registry",
+    "search/protocol.py": "search/test_protocol",
+    "search/genetic_operators.py": "search/test_genetic_operators",
     "search/racing.py": "search/test_racing",
-    "search/loop.py": "search/test_run",
-    "search/parametrizations.py": "search/test_shapes search/test_space",
+    "search/loop.py": "search/test_loop",
+    "search/parametrizations.py": "search/test_parametrizations search/test_space",
     "search/space.py": "search/test_space",
 }
 EXCLUDED = {
     "objectives/ray_workers.py": "needs a Ray cluster for every mutant",
     "objectives/local_workers.py": "its tests kill and replace processes, two minutes a mutant",
 }
-GROUPS = {"rope": ("rope.py", "scaling.py"), "schemes": ("schemes.py",), "embedding": ("embedding.py",)}
+GROUPS = {
+    "rope": ("rope.py", "scaling.py", "checks.py"),
+    "schemes": ("schemes.py",),
+    "embedding": ("models/rotary_embedding.py",),
+}
 SLOW = "compiled or killed or interrupted or recovers"  # minutes of them, and torch.compile cannot trace a mutant
 PROFILE = """
 import gc

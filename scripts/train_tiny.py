@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from longrope.data.key_value_lines import make_recall
+from longrope.data.key_value_lines import make_key_value_text
 from longrope.data.stdlib import is_unseen, stdlib_documents
 
 LENGTH, VOCABULARY, THETA, END = 256, 2048, 10000.0, "<|endoftext|>"
@@ -208,7 +208,7 @@ def make_batch(
         needles = int(rng.choice(NEEDLE_COUNTS, p=NEEDLE_SHARES))
         if needles:
             where = rng.uniform(0.4, 1.0)
-            recall = make_recall(
+            recall = make_key_value_text(
                 window, tokenizer, rng=rng, length=LENGTH, needles=needles, asked=needles, asked_at=where
             )
             ids[row], answers[row] = recall.tokens, recall.answers
@@ -286,7 +286,7 @@ def _recalls(
     rng: np.random.Generator,
     needles: int,
 ) -> bool:
-    recall = make_recall(background, tokenizer, rng=rng, length=LENGTH, needles=needles)
+    recall = make_key_value_text(background, tokenizer, rng=rng, length=LENGTH, needles=needles)
     ids = torch.from_numpy(recall.tokens)[None]
     best = model(input_ids=ids, use_cache=False).logits[0, :-1].argmax(-1).numpy()
     return bool((best == recall.tokens[1:])[recall.answers[1:]].all())

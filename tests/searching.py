@@ -25,8 +25,8 @@ from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
-from longrope.search.loop import Outcome, Progress, search
-from longrope.search.protocol import Answer, Ask, Batch, Function, Objective
+from longrope.search.loop import SearchOutcome, SearchProgress, run_search
+from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss, FunctionObjective, Objective
 from longrope.search.registry import Method
 from longrope.search.space import Space
 
@@ -93,14 +93,14 @@ class Documents:
         """Of the loss without the noise."""
         return tuple(map(float, slope(scaling, self.shift(item))))
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         order = list(enumerate(batches))
         for index, batch in order[::-1] if self.backwards else order:
             assert len({self.tokens[item] for _, item in batch}) == 1, "a batch of unequal lengths"
             if self.calls is not None:
                 self.calls.extend(batch)
             slopes = [self.slope(*pair) if gradient else None for pair in batch]
-            yield index, [Answer(self.loss(*pair), by) for pair, by in zip(batch, slopes, strict=True)]
+            yield index, [CandidateLoss(self.loss(*pair), by) for pair, by in zip(batch, slopes, strict=True)]
 
 
 def scattered(scaling: Scaling, item: int) -> float:
@@ -127,7 +127,7 @@ def never(_: Scaling) -> float:
     raise AssertionError("evaluated again")
 
 
-def run_search(
+def search_with(
     path: Path,
     method: Method,
     *,
@@ -138,27 +138,29 @@ def run_search(
     form: str | None = None,
     starts: Sequence[Scaling] = STARTS,
     resume: bool = False,
-    watch: Callable[[Progress], None] | None = None,
+    watch: Callable[[SearchProgress], None] | None = None,
     tokens: int | None = None,
     seconds: float | None = None,
     patience: int | None = None,
     rows: int = 1,
     racing: bool = False,
-) -> Outcome:
+) -> SearchOutcome:
     """Search with a method in the space that it is best used with."""
-    space = space_of(method, start_tokens=tuple(start_tokens), attention=attention, form=form or method.form)
-    objective = Function(objective, slope) if callable(objective) else objective
+    space = space_of(
+        method, start_tokens=tuple(start_tokens), attention=attention, parametrization=form or method.parametrization
+    )
+    objective = FunctionObjective(objective, slope) if callable(objective) else objective
     journal = Journal(path, {"seed": seed}, resume=resume)
     try:
         conversation = method.converse(space, starts, np.random.default_rng(seed))
         budget = Budget(tokens, seconds, patience)
-        return search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=watch)
+        return run_search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=watch)
     finally:
         journal.close()
 
 
 def space_of(method: Method, rope: Rope = ROPE, length: int = LENGTH, **fields: Any) -> Space:
-    return Space(rope, length, **{"ceiling": method.ceiling, "form": method.form, **fields})
+    return Space(rope, length, **{"ceiling": method.ceiling, "parametrization": method.parametrization, **fields})
 
 
 def asks(
@@ -169,14 +171,16 @@ def asks(
     slope: Callable[[Scaling, int], Sequence[float]] = lambda one, _: slope(one),
     starts: Sequence[Scaling] = STARTS,
     seed: int = 0,
-) -> list[Ask]:
+) -> list[CandidateBatch]:
     """All that a method asks when it is told the losses and, where it asks for a turn, the slopes of it."""
     asked, conversation = [], method.converse(space, starts, np.random.default_rng(seed))
     ask = next(conversation)
     while True:
         asked.append(ask)
         turn = ask.turn
-        answers = [Answer(loss(one), None if turn is None else tuple(slope(one, turn))) for one in ask.candidates]
+        answers = [
+            CandidateLoss(loss(one), None if turn is None else tuple(slope(one, turn))) for one in ask.candidates
+        ]
         try:
             ask = conversation.send(answers)
         except StopIteration:
@@ -223,7 +227,7 @@ def build_marking_together(folder: Path, delay: float, count: int, rank: int) ->
 
 def build_dying(_: int) -> Callable[[Sequence[Any]], Objective]:
     """Every evaluation ends its process."""
-    return lambda _: Function(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    return lambda _: FunctionObjective(lambda _: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def build_refusing(_: int) -> Callable[[Sequence[Any]], Objective]:
@@ -248,8 +252,8 @@ def _marking(folder: Path, delay: float, items: Sequence[tuple[int, float]]) -> 
     return Documents(tuple(tokens for tokens, _ in items), added)
 
 
-def _refusing(_: Sequence[Any]) -> Function:
+def _refusing(_: Sequence[Any]) -> FunctionObjective:
     def refuse(_: Scaling) -> float:
         raise LongRopeError("out of memory at length 2048; use a shorter one")
 
-    return Function(refuse)
+    return FunctionObjective(refuse)

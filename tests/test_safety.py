@@ -1,8 +1,8 @@
 """What hostile checkpoints, paths and names cannot do: run code, write outside the output, forge a page.
 
 Processes of ours hand objects to each other by pickle: ``objectives/local_workers.py`` itself, and
-``concurrent.futures``, ``torch.distributed`` and Ray inside. No file is involved, and both ends are the same user's. From a file, nothing is
-unpickled but by torch's ``weights_only`` loading of ``pytorch_model.bin``, inside transformers.
+``concurrent.futures``, ``torch.distributed`` and Ray inside. No file is involved, and both ends are the same user's.
+From a file, nothing is unpickled but by torch's ``weights_only`` loading of ``pytorch_model.bin``, inside transformers.
 """
 
 from __future__ import annotations

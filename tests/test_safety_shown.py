@@ -23,7 +23,7 @@ from longrope.export.model_card import card
 from longrope.report import terminal
 from longrope.report.all_figures import figures
 from longrope.report.html import page
-from longrope.report.load import Run, read_runs
+from longrope.report.load import LoadedRun, read_runs
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 
@@ -53,7 +53,7 @@ class Elements(HTMLParser):
         self.found[(tag, *sorted(name for name, _ in attrs))] += 1
 
 
-def run(folder: Path, words: tuple[str, ...]) -> tuple[Run, ...]:
+def run(folder: Path, words: tuple[str, ...]) -> tuple[LoadedRun, ...]:
     """A run in which the words are names of rows, model, corpus, documents, tasks and the machine."""
     record = sample_runs.results(("original", "yarn", *words), model=words[0])
     record = json.loads(json.dumps(record).replace(json.dumps(sample_runs.CORPUS), json.dumps(words[1])))
@@ -70,11 +70,11 @@ def run(folder: Path, words: tuple[str, ...]) -> tuple[Run, ...]:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ...]:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedRun, ...]:
     return run(tmp_path_factory.mktemp("hostile"), HOSTILE)
 
 
-def test_names_add_no_element_to_a_page(hostile: tuple[Run, ...], tmp_path: Path) -> None:
+def test_names_add_no_element_to_a_page(hostile: tuple[LoadedRun, ...], tmp_path: Path) -> None:
     plain = run(tmp_path, PLAIN)
     text = page(hostile, figures(hostile))
     assert Elements(text).found == Elements(page(plain, figures(plain))).found
@@ -83,7 +83,7 @@ def test_names_add_no_element_to_a_page(hostile: tuple[Run, ...], tmp_path: Path
     assert "\x1b" not in text
 
 
-def test_names_add_no_element_to_a_picture_and_name_no_file(hostile: tuple[Run, ...], tmp_path: Path) -> None:
+def test_names_add_no_element_to_a_picture_and_name_no_file(hostile: tuple[LoadedRun, ...], tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "figures"
     write_figures(figures(hostile), folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -95,7 +95,7 @@ def test_names_add_no_element_to_a_picture_and_name_no_file(hostile: tuple[Run, 
             assert not [name for name in element.attrib if name.startswith("on") or name.endswith("href")]
 
 
-def test_the_terminal_shows_names_and_obeys_none(hostile: tuple[Run, ...]) -> None:
+def test_the_terminal_shows_names_and_obeys_none(hostile: tuple[LoadedRun, ...]) -> None:
     console = Console(file=io.StringIO(), width=300, force_terminal=True)
     terminal.show(hostile, figures(hostile), console)
     printed = console.file.getvalue()

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longrope
-from longrope.data.key_value_lines import make_recall
+from longrope.data.key_value_lines import make_key_value_text
 from longrope.data.stdlib import stdlib_documents
 
 FOLDER, LENGTH = Path(longrope.__file__).parent / "assets" / "tiny", 256
@@ -56,7 +56,9 @@ def test_recall_is_exact_inside_the_window(
 ) -> None:
     rng, exact = np.random.default_rng(0), []
     for _ in range(2):
-        recalls = [make_recall(window, tokenizer, rng=rng, length=LENGTH, needles=needles) for window in windows]
+        recalls = [
+            make_key_value_text(window, tokenizer, rng=rng, length=LENGTH, needles=needles) for window in windows
+        ]
         ids = np.stack([recall.tokens for recall in recalls])
         right = logits(model, ids).argmax(-1).numpy() == ids[:, 1:]
         exact += [row[recall.answers[1:]].all() for row, recall in zip(right, recalls, strict=True)]

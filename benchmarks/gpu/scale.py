@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from longrope.cost import peak_memory
-from longrope.cost.device_speed import measure_rates
-from longrope.cost.model_shape import Anatomy
+from longrope.cost.device_speed import measure_device_speed
+from longrope.cost.model_shape import ModelShape
 from longrope.data.documents import load_documents
-from longrope.data.split import split
+from longrope.data.split import split_documents
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_factors
 from longrope.longcontext.token_losses import token_losses
@@ -59,8 +59,8 @@ def main() -> None:
     given = parser.parse_args()
     cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
     model, tokenizer = load(given.model, dtype="bfloat16", device=given.device)
-    rope, anatomy = Rope.of(model), Anatomy.of(model.config, "bfloat16", given.device)
-    rates = measure_rates(model.config, device=given.device, dtype="bfloat16")
+    rope, anatomy = Rope.of(model), ModelShape.of(model.config, "bfloat16", given.device)
+    rates = measure_device_speed(model.config, device=given.device, dtype="bfloat16")
     rows = (*ROWS, "searched") if given.factors else ROWS
     wanted = [wish(cell, rows) for cell in given.cells]
     tokens, rate = text(tokenizer, max(length for length, _ in wanted)), product_rate(given.device)
@@ -113,7 +113,7 @@ def factors_of(row: str, rope: Rope, length: int, searched: str | None) -> Scali
 
 def text(tokenizer: Any, length: int) -> np.ndarray:
     """``(1, length)`` token ids, the documents again from the first if they end."""
-    documents = sorted(split(load_documents("stdlib"))["test"], key=lambda document: -len(document.text))
+    documents = sorted(split_documents(load_documents("stdlib"))["test"], key=lambda document: -len(document.text))
     parts: list[np.ndarray] = []
     while sum(map(len, parts)) < length:
         for document in documents:

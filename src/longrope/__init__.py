@@ -8,27 +8,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longrope.data.documents import Document as Document
     from longrope.data.documents import load_documents as load_documents
-    from longrope.data.split import draw as draw
-    from longrope.data.split import split as split
+    from longrope.data.split import draw_tokens as draw_tokens
+    from longrope.data.split import split_documents as split_documents
     from longrope.data.training_windows import Windows as Windows
-    from longrope.data.weighted_text import Item as Item
-    from longrope.data.weighted_text import mixed as mixed
-    from longrope.data.weighted_text import needle_items as needle_items
-    from longrope.data.weighted_text import perplexity_items as perplexity_items
+    from longrope.data.weighted_text import WeightedText as WeightedText
+    from longrope.data.weighted_text import mix_texts as mix_texts
+    from longrope.data.weighted_text import needle_texts as needle_texts
+    from longrope.data.weighted_text import perplexity_texts as perplexity_texts
     from longrope.errors import LongRopeError as LongRopeError
-    from longrope.evaluation.evaluate import Wanted as Wanted
-    from longrope.evaluation.evaluate import side_by_side as side_by_side
+    from longrope.evaluation.evaluate import EvalSpec as EvalSpec
+    from longrope.evaluation.evaluate import evaluate as evaluate
     from longrope.evaluation.measurements import Corpus as Corpus
     from longrope.evaluation.perplexity import compare as compare
-    from longrope.evaluation.perplexity import perplexity as perplexity
-    from longrope.evaluation.runner import Row as Row
+    from longrope.evaluation.perplexity import perplexity_of_losses as perplexity_of_losses
+    from longrope.evaluation.runner import Candidate as Candidate
     from longrope.evaluation.sliding_window import sliding_losses as sliding_losses
     from longrope.export.huggingface import export_huggingface as export_huggingface
     from longrope.export.parity import check_parity as check_parity
     from longrope.formats.load_factors import load_factors as load_factors
-    from longrope.longcontext.context_parallel import spread as spread
+    from longrope.longcontext.context_parallel import context_parallel as context_parallel
     from longrope.longcontext.token_losses import token_losses as token_losses
-    from longrope.longcontext.training_loss import bound_loss as bound_loss
+    from longrope.longcontext.training_loss import use_chunked_loss as use_chunked_loss
     from longrope.models.generation import generating as generating
     from longrope.models.load import load as load
     from longrope.models.patch import attach as attach
@@ -51,27 +51,27 @@ if TYPE_CHECKING:
     from longrope.stages.plan import Plan as Plan
     from longrope.stages.plan import load_plan as load_plan
     from longrope.stages.plan_tables import Finetune as Finetune
-    from longrope.stages.run_folder import Run as Run
-    from longrope.stages.run_folder import begin as begin
-    from longrope.tasks.registry import make_probes as make_probes
-    from longrope.tasks.scoring import score_probes as score_probes
+    from longrope.stages.run_folder import StagedRun as StagedRun
+    from longrope.stages.run_folder import begin_run as begin_run
+    from longrope.tasks.registry import make_prompts as make_prompts
+    from longrope.tasks.scoring import score_prompts as score_prompts
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
     "data.training_windows": ("Windows",),
-    "tasks.registry": ("make_probes",),
-    "data.split": ("draw", "split"),
+    "tasks.registry": ("make_prompts",),
+    "data.split": ("draw_tokens", "split_documents"),
     "models.rotary_embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
-    "longcontext.training_loss": ("bound_loss",),
-    "evaluation.runner": ("Row",),
-    "data.weighted_text": ("Item", "mixed", "needle_items", "perplexity_items"),
+    "longcontext.training_loss": ("use_chunked_loss",),
+    "evaluation.runner": ("Candidate",),
+    "data.weighted_text": ("WeightedText", "mix_texts", "needle_texts", "perplexity_texts"),
     "longcontext.token_losses": ("token_losses",),
     "objectives.model_loss": ("ModelObjective",),
     "evaluation.measurements": ("Corpus",),
-    "evaluation.perplexity": ("compare", "perplexity"),
-    "tasks.scoring": ("score_probes",),
-    "evaluation.evaluate": ("Wanted", "side_by_side"),
+    "evaluation.perplexity": ("compare", "perplexity_of_losses"),
+    "tasks.scoring": ("score_prompts",),
+    "evaluation.evaluate": ("EvalSpec", "evaluate"),
     "evaluation.sliding_window": ("sliding_losses",),
     "export.parity": ("check_parity",),
     "export.huggingface": ("export_huggingface",),
@@ -79,12 +79,12 @@ _HOMES = {
     "stages.finetune": ("finetune",),
     "stages.pipeline": ("extend",),
     "stages.plan": ("Plan", "load_plan"),
-    "stages.run_folder": ("Run", "begin"),
+    "stages.run_folder": ("StagedRun", "begin_run"),
     "stages.plan_tables": ("Finetune",),
     "models.generation": ("generating",),
     "models.load": ("load",),
     "models.patch": ("attach", "patch"),
-    "longcontext.context_parallel": ("spread",),
+    "longcontext.context_parallel": ("context_parallel",),
     "formats.load_factors": ("load_factors",),
     "rope": ("Rope",),
     "scaling": ("Extension", "Scaling"),

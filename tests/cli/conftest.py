@@ -58,7 +58,7 @@ def longrope(*args: object) -> Result:
 @pytest.fixture(scope="session", autouse=True)
 def _bfloat16_is_as_fast_everywhere() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bfloat16_speed, "slowness", lambda: 1.0)
+        patched.setattr(bfloat16_speed, "bfloat16_slowdown", lambda: 1.0)
         yield
 
 

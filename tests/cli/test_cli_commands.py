@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
-from longrope.data.weighted_text import make_items
+from longrope.data.split import draw_tokens, split_documents
+from longrope.data.weighted_text import search_texts
 from longrope.evaluation.perplexity import compare, model_losses
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
@@ -96,7 +96,7 @@ def test_search_tells_what_its_files_hold(searched, model: Path, texts: Path) ->
     assert record["data"] == str(texts)
     assert record["stopped"] == ["the budget of 3,200 token-evaluations is spent"]
     assert record["model"] == str(model)
-    parts = split(load_documents(str(texts)), seed=0)
+    parts = split_documents(load_documents(str(texts)), seed=0)
     for part, names in record["documents"].items():
         assert names == [document.name for document in parts[part][:2]]
     lowest = min(record["held_out_loss"], key=record["held_out_loss"].__getitem__)
@@ -158,7 +158,9 @@ def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> No
     found = table(cli, model, texts, "--scaling", run, "--scaling", run / "best.json")
     assert list(found) == ["original", "pi", "ntk", "yarn", "heuristic", str(run), str(run / "best.json")]
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    drawn = draw(split(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3)
+    drawn = draw_tokens(
+        split_documents(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3
+    )
     candidates = {"original": None, "yarn": scheme("yarn", ROPE, 160), str(run): load_factors(run / "extension.json")}
     for name, row in compare(loaded, candidates, drawn.tokens, [32, 64, 65, 160]).items():
         assert [cell["length"] for cell in found[name]] == [32, 64, 65, 160]
@@ -291,11 +293,11 @@ def test_every_method_finds_what_it_says(cli, model: Path, few, tmp_path: Path, 
     record, best = result.json, load_factors(tmp_path / "best.json")
     assert list(header(tmp_path)["method"]) == [type(METHODS[name]).__name__]
     assert [start.split()[0] for start in header(tmp_path)["starts"]] == list(METHODS[name].starts)
-    assert header(tmp_path)["space"]["form"] == METHODS[name].form
+    assert header(tmp_path)["space"]["form"] == METHODS[name].parametrization
     assert record["token_evaluations"] <= 24 * 320
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    tokenizer, parts = AutoTokenizer.from_pretrained(model), split(load_documents(record["data"]))
-    tokens = {part: draw(parts[part], tokenizer, length=160, count=2).tokens for part in ("search", "held_out")}
+    tokenizer, parts = AutoTokenizer.from_pretrained(model), split_documents(load_documents(record["data"]))
+    tokens = {part: draw_tokens(parts[part], tokenizer, length=160, count=2).tokens for part in ("search", "held_out")}
     assert record["search_loss"] == pytest.approx(model_losses(loaded, best, tokens["search"]).mean(), abs=1e-5)
     winner = load_factors(tmp_path / "extension.json").long
     held_out = model_losses(loaded, winner, tokens["held_out"]).mean()
@@ -315,13 +317,13 @@ def test_auto_is_the_default(cli, model: Path, few, tmp_path: Path) -> None:
 
 
 def test_needles_tails_and_other_lengths(cli, model: Path, few, texts: Path, tmp_path: Path) -> None:
-    """The search minimises what `make_items` makes."""
+    """The search minimises what `search_texts` makes."""
     more = ("--needles", 0.25, "--also", "450,400", "--tail", 100, "--budget", "30k", "--batch", 2)
     result = cli("search", model, "-l", 500, *few, *more, "-o", tmp_path, "--json")
     assert result.code == 0, result.err
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    items, names = make_items(
-        split(load_documents(str(texts)))["search"],
+    items, names = search_texts(
+        split_documents(load_documents(str(texts)))["search"],
         AutoTokenizer.from_pretrained(model),
         lengths=[500, 450, 400],
         count=2,

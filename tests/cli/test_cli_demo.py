@@ -7,8 +7,8 @@ import pytest
 
 from longrope.cli import demo as module
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
-from longrope.evaluation.perplexity import model_losses, perplexity
+from longrope.data.split import draw_tokens, split_documents
+from longrope.evaluation.perplexity import model_losses, perplexity_of_losses
 from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
 from longrope.scaling import Extension
@@ -58,13 +58,17 @@ def test_its_numbers_can_be_recomputed(demo: Path) -> None:
     extension = load_factors(demo / "extension.json")
     assert isinstance(extension, Extension)
     _, tokenizer = load("tiny")
-    tokens = draw(split(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=4).tokens
+    tokens = draw_tokens(
+        split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=4
+    ).tokens
     rows = {"2k searched": "tiny", "extended": str(demo / "stage-1" / "model")}
     for name, weights in rows.items():
         model, _ = load(weights, dtype="float32")
         for factors, cell in zip((extension.short, extension.long), record["perplexity"][name], strict=True):
             used = factors if name == "extended" else extension.long
-            found = perplexity(model_losses(model, used, tokens[:, : cell["length"]], batch=4), cell["length"])
+            found = perplexity_of_losses(
+                model_losses(model, used, tokens[:, : cell["length"]], batch=4), cell["length"]
+            )
             assert cell["perplexity"] == pytest.approx(found.perplexity, rel=1e-4)
             assert cell["standard_error"] == pytest.approx(found.standard_error, rel=1e-3)
 

@@ -50,7 +50,7 @@ def test_a_package_that_is_too_old_or_missing_fails(cli: Cli, monkeypatch: pytes
 
 @pytest.mark.parametrize(("ratio", "advised"), [(0.4, False), (25.0, True)])
 def test_slow_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch, ratio: float, advised: bool) -> None:
-    monkeypatch.setattr(bfloat16_speed, "slowness", lambda: ratio)
+    monkeypatch.setattr(bfloat16_speed, "bfloat16_slowdown", lambda: ratio)
     (found,) = [one for one in doctor.machine() if one.name == "bfloat16"]
     assert ("--dtype float32" in found.remedy) == advised
 
@@ -61,7 +61,7 @@ def test_slow_bfloat16_is_told_before_the_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: str, ratio: float
 ) -> None:
     """The checkpoint of tiny is in bfloat16."""
-    monkeypatch.setattr(bfloat16_speed, "slowness", lambda: ratio)
+    monkeypatch.setattr(bfloat16_speed, "bfloat16_slowdown", lambda: ratio)
     bfloat16_speed.warn("tiny", dtype, "cpu")
     bfloat16_speed.warn("tiny", dtype, "cuda")
     slow = "Note: on this CPU a product in bfloat16 takes 3.0 times as long as in float32; --dtype float32 would be"

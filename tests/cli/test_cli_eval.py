@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.cost import memory_check
 from longrope.data.documents import load_documents
-from longrope.data.split import draw, split
+from longrope.data.split import draw_tokens, split_documents
 from longrope.evaluation import measurements
 from longrope.evaluation.perplexity import model_losses
 from longrope.evaluation.sliding_window import key_tokens, sliding_losses
@@ -23,8 +23,8 @@ from longrope.formats.load_factors import load_factors
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.schemes import scheme
-from longrope.tasks.registry import make_probes
-from longrope.tasks.scoring import score_probes
+from longrope.tasks.registry import make_prompts
+from longrope.tasks.scoring import score_prompts
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)
 LENGTHS = ("--lengths", "64,160", "--documents", 3, "--schemes", "yarn")
@@ -48,13 +48,17 @@ def whole(cli, model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactor
 def opened(model: Path, texts: Path) -> tuple[Any, Any, np.ndarray]:
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return loaded, tokenizer, draw(split(load_documents(str(texts)))["test"], tokenizer, length=160, count=3).tokens
+    return (
+        loaded,
+        tokenizer,
+        draw_tokens(split_documents(load_documents(str(texts)))["test"], tokenizer, length=160, count=3).tokens,
+    )
 
 
 def test_every_measure_is_what_the_library_gives(whole, opened) -> None:
     record, (loaded, tokenizer, tokens) = whole[1], opened
     chosen = [key_tokens(loaded, scheme("yarn", ROPE, 160), row, window=64) for row in tokens]
-    probes = make_probes("recall", tokenizer, length=150, trials=4, texts=tokens, depths=[0, 0.25, 0.5, 0.75, 1])
+    probes = make_prompts("recall", tokenizer, length=150, trials=4, texts=tokens, depths=[0, 0.25, 0.5, 0.75, 1])
     for name, factors in {"original": None, "yarn": scheme("yarn", ROPE, 160)}.items():
         losses = model_losses(loaded, factors, tokens)
         for cell in record["positions"][name]:
@@ -73,7 +77,7 @@ def test_every_measure_is_what_the_library_gives(whole, opened) -> None:
         if len(found):
             assert row["perplexity"] == pytest.approx(math.exp(found.mean()), rel=1e-4)
         with patch(loaded, factors):
-            outcomes = score_probes(loaded, tokenizer, probes)
+            outcomes = score_prompts(loaded, tokenizer, probes)
         cells = record["retrieval"][name]
         assert sum(cell["score"] for cell in cells) == pytest.approx(sum(one.score for one in outcomes))
         assert [cell["choice"] for cell in cells] == [float(bool(one.choice)) for one in outcomes]

@@ -20,11 +20,11 @@ from families import L0, build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from longrope.cli.chat_cache import Memory
-from longrope.cli.chat_session import Speaker
+from longrope.cli.chat_cache import ChatCache
+from longrope.cli.chat_session import ChatModel
 from longrope.cli.chat_stream import Stream
 from longrope.cli.main import guarded
-from longrope.data.key_value_lines import make_recall
+from longrope.data.key_value_lines import make_key_value_text
 from longrope.data.stdlib import stdlib_documents
 from longrope.models.generation import POLICIES, generating
 from longrope.models.load import load
@@ -143,7 +143,7 @@ def test_a_line_of_a_long_file_is_recalled(cli: Cli, tiny, heuristic: Path, tmp_
     for trial in range(3):
         document = np.array(tokenizer(texts[trial][:8000], verbose=False)["input_ids"])
         rng = np.random.default_rng(trial)
-        recall = make_recall(document, tokenizer, rng=rng, length=500, depth=0.1)
+        recall = make_key_value_text(document, tokenizer, rng=rng, length=500, depth=0.1)
         text = tokenizer.decode(recall.tokens[: np.flatnonzero(recall.answers)[0]])
         (tmp_path / "book.txt").write_text(text[: text.rindex("\n")])
         answer = tokenizer.decode(recall.tokens[recall.answers]).strip()
@@ -234,12 +234,12 @@ def test_a_file_leaves_room_for_a_chat(chat: Cli, model: Path, small: Path, tmp_
     assert result.out
 
 
-def speaker_of(family: str, policy: str, **fields: object) -> Speaker:
+def speaker_of(family: str, policy: str, **fields: object) -> ChatModel:
     model = build(family, vocab_size=300, eos_token_id=None, **fields)
-    return Speaker(model, byte_bpe(), two_sets(model), policy, exported=False)
+    return ChatModel(model, byte_bpe(), two_sets(model), policy, exported=False)
 
 
-def answered(memory: Memory, ids: list[int], new: int) -> list[int]:
+def answered(memory: ChatCache, ids: list[int], new: int) -> list[int]:
     stream = Stream(memory.speaker.tokenizer, quiet=True)
     memory.answer(ids, new=new, temperature=0, stream=stream)
     return stream.tokens
@@ -257,17 +257,17 @@ SLIDING = {"sliding_window": 24}
 def test_a_memory_changes_no_answer(family: str, fields: dict[str, int], policy: str) -> None:
     """Longer, shorter and other texts than those remembered, on both sides of L0."""
     speaker = speaker_of(family, policy, **fields)
-    memory, first = Memory(speaker), ids_of(40, 0)
+    memory, first = ChatCache(speaker), ids_of(40, 0)
     longer = first + answered(memory, first, 7) + ids_of(12, 1)
     across = longer + answered(memory, longer, 11) + ids_of(30, 2)
-    fresh = functools.cache(lambda ids: answered(Memory(speaker), [*ids], 11))
+    fresh = functools.cache(lambda ids: answered(ChatCache(speaker), [*ids], 11))
     for ids in (across, across[:70] + ids_of(20, 3), first, ids_of(5, 4), across, across):
         assert answered(memory, ids, 11) == fresh(tuple(ids))
         assert memory.cache.get_seq_length() == len(memory.ids) == len(ids) + 10
 
 
 def test_what_is_remembered_is_not_read_again() -> None:
-    memory, first, sizes = Memory(speaker_of("llama", "static")), ids_of(200, 0), []
+    memory, first, sizes = ChatCache(speaker_of("llama", "static")), ids_of(200, 0), []
     model = memory.speaker.model.base_model
     model.register_forward_pre_hook(
         lambda module, args, given: sizes.append(given["input_ids"].shape[1]) if given["use_cache"] else None,
@@ -290,7 +290,7 @@ def test_an_interrupt_in_the_middle_of_a_step_spoils_nothing(
 ) -> None:
     """After the first layer of the two: of the prompt, or of a new token, at L0 too."""
     speaker = speaker_of(family, policy, **fields)
-    memory, ids, calls = Memory(speaker), ids_of(L0 - 3, 0), []
+    memory, ids, calls = ChatCache(speaker), ids_of(L0 - 3, 0), []
 
     def interrupt(module: object, args: object, given: dict[str, object], output: Tensor) -> None:
         calls.append(given["use_cache"])
@@ -302,7 +302,7 @@ def test_an_interrupt_in_the_middle_of_a_step_spoils_nothing(
         answered(memory, ids, 20)
     hook.remove()
     for again in (ids + ids_of(2, 1), ids[:30]):
-        assert answered(memory, again, 9) == answered(Memory(speaker), again, 9)
+        assert answered(memory, again, 9) == answered(ChatCache(speaker), again, 9)
 
 
 def test_an_interrupt_names_resume_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,7 @@ def test_the_dtype_of_the_search(cli, model: Path) -> None:
 def test_the_dtype_of_fine_tuning_is_one_that_the_cpu_is_fast_in(
     cli, model: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, dtype: str
 ) -> None:
-    monkeypatch.setattr(bfloat16_speed, "slowness", lambda: ratio)
+    monkeypatch.setattr(bfloat16_speed, "bfloat16_slowdown", lambda: ratio)
     plan = parse_plan(cli("plan", model, "--to", "512", "--device", "cpu", "--no-measure").out)
     assert plan.stages[0].finetune is not None
     assert plan.stages[0].finetune.dtype == dtype

@@ -10,14 +10,14 @@ from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from longrope.cost import memory_check, peak_memory
-from longrope.cost.model_shape import Anatomy
+from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.load import load_config
 
 
 def check(length: int, batch: int, workers: int = 1, together: int = 1) -> None:
     sharing = {"workers": workers, "together": together}
-    memory_check.check_room(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu", **sharing)
+    memory_check.check_pass_memory(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu", **sharing)
 
 
 def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyP
 
 
 def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    takes = peak_memory.of_pass(Anatomy.of(load_config("tiny"), "auto"), 2048, gradient=False)
+    takes = peak_memory.of_pass(ModelShape.of(load_config("tiny"), "auto"), 2048, gradient=False)
     monkeypatch.setattr(memory_check, "free_memory", lambda _: 3 * takes)
     check(2048, 1, workers=3)
     with pytest.raises(LongRopeError, match=r"GiB free for each of 4 workers; .*, fewer workers"):
@@ -43,20 +43,22 @@ def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
 
 def test_processes_of_one_pass_share_a_cpu_and_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("tiny")
-    takes = peak_memory.of_pass(Anatomy.of(config, "auto"), 2048, gradient=False)
+    takes = peak_memory.of_pass(ModelShape.of(config, "auto"), 2048, gradient=False)
     monkeypatch.setattr(memory_check, "free_memory", lambda _: 3 * takes)
     check(2048, 1, processes=3)
     with pytest.raises(LongRopeError, match=r"GiB free for each of 4 processes; .*, fewer processes"):
         check(2048, 1, processes=4)
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    anatomy, length = Anatomy.of(config, "auto", "cuda"), 2**16
+    anatomy, length = ModelShape.of(config, "auto", "cuda"), 2**16
     free, main = (of(anatomy, length, gradient=False) for of in (peak_memory.of_pass, peak_memory.moved_in_pass))
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else free)
     place = {"batch": 1, "dtype": "auto", "device": "cuda"}
-    memory_check.check_room(config, length, **place, processes=8)  # of the residual stream each moves its own part
+    memory_check.check_pass_memory(
+        config, length, **place, processes=8
+    )  # of the residual stream each moves its own part
     with pytest.raises(LongRopeError, match="of main memory, which has"):
-        memory_check.check_room(config, length, **place, workers=8)
+        memory_check.check_pass_memory(config, length, **place, workers=8)
 
 
 def test_a_device_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +77,7 @@ def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
         model(tokens[:, :1], past_key_values=cache, use_cache=True)
     kept = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     held = sum(one.nbytes for layer in kept for one in (layer.keys, layer.values) if one is not None)
-    anatomy = Anatomy.of(model.config, "float32")
+    anatomy = ModelShape.of(model.config, "float32")
     moved = sum(window is not None and window <= length for window in anatomy.windows)
     # of its window a layer keeps all but one
     assert peak_memory.of_cache(anatomy, length + 1) - held == moved * anatomy.keys * 4
@@ -83,9 +85,9 @@ def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("tiny")
-    free = peak_memory.of_cache(Anatomy.of(config, "float32"), 3 * 1024)
+    free = peak_memory.of_cache(ModelShape.of(config, "float32"), 3 * 1024)
     monkeypatch.setattr(memory_check, "free_memory", lambda _: free)
-    check = partial(memory_check.check_cache, config, dtype="float32", device="cpu")
+    check = partial(memory_check.check_cache_memory, config, dtype="float32", device="cpu")
     check(3 * 1024, held=0)
     check(4 * 1024, held=1024)  # what is held is not asked for again
     with pytest.raises(LongRopeError, match=r"3073 tokens of prompt and answer need 0.0 GiB .* about 3k fit"):
@@ -95,19 +97,19 @@ def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest
 @pytest.mark.parametrize(("kind", "fields"), [("falcon", {"alibi": False}), ("gpt_neox_japanese", {})])
 def test_models_that_call_their_mlp_otherwise(kind: str, fields: dict[str, object]) -> None:
     config = AutoConfig.for_model(kind, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, **fields)
-    assert Anatomy.of(config).wide == 4 * 64
+    assert ModelShape.of(config).wide == 4 * 64
 
 
 def test_a_model_that_reads_more_than_text_is_refused_by_name() -> None:
     with pytest.raises(LongRopeError, match="model type 'mistral3' is no causal language model that reads text alone"):
-        memory_check.check_room(AutoConfig.for_model("mistral3"), 64, batch=1, dtype="auto", device="cpu")
+        memory_check.check_pass_memory(AutoConfig.for_model("mistral3"), 64, batch=1, dtype="auto", device="cpu")
 
 
 def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient of 64K tokens on a card that may keep 16 MiB of the inputs of layers."""
     config, room_there, length = load_config("tiny"), 2**24, 2**16
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: room_there)
-    anatomy = Anatomy.of(config, "float32", "cuda:0")
+    anatomy = ModelShape.of(config, "float32", "cuda:0")
     inputs = 4 * length * 256 * 4
     assert peak_memory.moved_in_pass(anatomy, length, gradient=True) == inputs - room_there
     assert peak_memory.moved_in_pass(anatomy, length, gradient=False) == length * 256 * 4  # the stream as a whole
@@ -121,10 +123,10 @@ def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatc
     main = inputs - room_there
     place = {"batch": 1, "dtype": "float32", "device": "cuda:0", "gradient": True}
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else takes)
-    memory_check.check_room(config, length, **place)
+    memory_check.check_pass_memory(config, length, **place)
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main - 1 if device == "cpu" else takes)
     with pytest.raises(LongRopeError, match=r"GiB of main memory, which has 0\.2; about 63k tokens fit in a gradient"):
-        memory_check.check_room(config, length, **place)
+        memory_check.check_pass_memory(config, length, **place)
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else takes - 1)
     with pytest.raises(LongRopeError, match="about 63k tokens fit in a gradient"):
-        memory_check.check_room(config, length, **place)
+        memory_check.check_pass_memory(config, length, **place)

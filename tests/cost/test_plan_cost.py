@@ -20,12 +20,12 @@ from longrope.cli.plan_output import report
 from longrope.cost import device_speed as timing
 from longrope.cost import peak_memory
 from longrope.cost import plan_cost as costing
-from longrope.cost.device_speed import Rates, measure_rates
-from longrope.cost.model_shape import Anatomy, Work
-from longrope.cost.plan_cost import Cost, check_memory, costs
-from longrope.data.weighted_text import Item, perplexity_items
+from longrope.cost.device_speed import DeviceSpeed, measure_device_speed
+from longrope.cost.model_shape import Flops, ModelShape
+from longrope.cost.plan_cost import Cost, check_plan_memory, costs
+from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
-from longrope.longcontext.training_loss import bound_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models import device_memory as memory_module
 from longrope.models.device_memory import device_memory
 from longrope.models.load import load_config
@@ -33,13 +33,13 @@ from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.schemes import scheme
 from longrope.search.find import find_factors
-from longrope.search.protocol import Answer, Batch
+from longrope.search.protocol import Batch, CandidateLoss
 from longrope.search.registry import METHODS
 from longrope.search.space import Space
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Evaluation, Finetune, Recovery, Search, Stage
 
-TINY = Anatomy.of(load_config("tiny"))
+TINY = ModelShape.of(load_config("tiny"))
 LENGTH = 16  # no family's window is shorter
 SHAPES = {**{name: {} for name in families.FAMILIES}, "all heads": {"num_key_value_heads": 4}}
 
@@ -60,7 +60,7 @@ def counted(model: torch.nn.Module, *, backward: bool) -> int:
     return counter.get_total_flops()
 
 
-def as_counted(work: Work, times: float = 1.0) -> float:
+def as_counted(work: Flops, times: float = 1.0) -> float:
     """A kernel that is no fused one computes the masked half of attention, too."""
     return times * (work.linear + work.attention * 2 * LENGTH / (LENGTH + 1))
 
@@ -68,7 +68,7 @@ def as_counted(work: Work, times: float = 1.0) -> float:
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_and_flops_of_a_forward_pass(name: str) -> None:
     model = families.from_config(config(name))
-    anatomy = Anatomy.of(model.config)
+    anatomy = ModelShape.of(model.config)
     assert anatomy.parameters == model.num_parameters()
     assert counted(model, backward=False) == pytest.approx(as_counted(anatomy.forward(LENGTH)), rel=0.01)
 
@@ -81,10 +81,10 @@ def test_flops_of_training(trained: bool) -> None:
     if not trained:  # as with LoRA: only what flows through
         model.requires_grad_(False)
         model.get_input_embeddings().requires_grad_(True)
-    work = Anatomy.of(model.config).backward(LENGTH, trained=trained)
+    work = ModelShape.of(model.config).backward(LENGTH, trained=trained)
     # backwards, attention has four products where they are not fused, two of them without gradients for the weights
     plain = replace(work, attention=work.attention * 4 / 4.5)
-    found = counted(bound_loss(model), backward=True)
+    found = counted(use_chunked_loss(model), backward=True)
     assert found <= as_counted(plain)  # the last product of a layer is not computed again: nobody needs it
     assert found == pytest.approx(as_counted(plain), rel=0.07)
 
@@ -102,7 +102,7 @@ class Counting:
     def __init__(self, objective: ModelObjective, total: list[int]) -> None:
         self.objective, self.tokens, self.total = objective, objective.tokens, total
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         for number, answers in self.objective.evaluate(batches, gradient=gradient):
             self.total[0] += sum(self.tokens[item] for _, item in batches[number]) * (3 if gradient else 1)
             yield number, answers
@@ -118,17 +118,17 @@ def test_token_evaluations_of_a_search(name: str, budget: int | None, population
     model, length = families.build("llama", num_hidden_layers=1), 128
     rope, how = Rope.of(model), Search(method=name, budget=budget, documents=2, needles=0.0, population=population)
     plan = Plan(stages=(Stage(length=length, search=how),), evaluation=Evaluation(lengths=()))
-    (cost,) = costs(plan, Anatomy.of(model.config), rope)
-    items = perplexity_items(families.tokens(4, length).numpy())
+    (cost,) = costs(plan, ModelShape.of(model.config), rope)
+    items = perplexity_texts(families.tokens(4, length).numpy())
     chosen = METHODS[name] if population is None else METHODS[name].sized(population)
     chosen, _ = planned(chosen, [length, length], budget if population is None else None)
     total = [0]
 
-    def connect(items: Sequence[Item]) -> Counting:
+    def connect(items: Sequence[WeightedText]) -> Counting:
         return Counting(ModelObjective(model, items), total)
 
     find_factors(
-        Space(rope, length, ceiling=chosen.ceiling, form=chosen.form),
+        Space(rope, length, ceiling=chosen.ceiling, parametrization=chosen.parametrization),
         connect,
         items[:2],
         items[2:],
@@ -208,16 +208,16 @@ def test_a_search_costs_the_same_after_a_training() -> None:
 def test_lora_counts_its_parameters() -> None:
     peft = pytest.importorskip("peft")
     model = families.build("llama")
-    anatomy = Anatomy.of(model.config)
+    anatomy = ModelShape.of(model.config)
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     assert adapted.get_nb_trainable_parameters()[0] == 4 * anatomy.adapted
 
 
 def test_time_is_work_by_rate() -> None:
-    work = {"bfloat16": Work(100.0, 30.0), "float32": Work(10.0)}
+    work = {"bfloat16": Flops(100.0, 30.0), "float32": Flops(10.0)}
     cost = Cost("x", 1, 0, 0, work, 0)
     assert cost.flops == 140
-    assert cost.seconds({"bfloat16": Rates(10.0, 5.0), "float32": Rates(2.0, 1.0)}) == 10 + 6 + 5
+    assert cost.seconds({"bfloat16": DeviceSpeed(10.0, 5.0), "float32": DeviceSpeed(2.0, 1.0)}) == 10 + 6 + 5
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "smollm3", "phi3"])
@@ -225,7 +225,7 @@ def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENOUGH", 1e-4)
     given, random = families.config(name), torch.get_rng_state()
     before = given.to_dict()
-    found = measure_rates(given, device="cpu", dtype="float32")
+    found = measure_device_speed(given, device="cpu", dtype="float32")
     assert found.linear > 1e6
     assert found.attention > 1e6
     assert given.to_dict() == before
@@ -234,8 +234,8 @@ def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_model_that_is_timed_has_the_last_layers() -> None:
     given = families.config("gemma3_text")
-    small = Anatomy.of(timing._small(given))
-    assert (small.windows, small.wide) == ((16, None), Anatomy.of(given).wide)
+    small = ModelShape.of(timing._small(given))
+    assert (small.windows, small.wide) == ((16, None), ModelShape.of(given).wide)
 
 
 def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +247,13 @@ def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         stage = Stage(length=2**17, search=Search(window=window), finetune=Finetune(steps=1, window=window))
         return Plan(stages=[stage], evaluation=Evaluation(lengths=(2048,)))
 
-    check_memory(plan(2048), config, dtype="auto", device="cpu")
+    check_plan_memory(plan(2048), config, dtype="auto", device="cpu")
     with pytest.raises(
         LongRopeError, match=r"stage 1: length = 131072 takes about [\d.]+ GiB .* 1.0 GiB free: a window"
     ):
-        check_memory(plan(None), config, dtype="auto", device="cpu")
+        check_plan_memory(plan(None), config, dtype="auto", device="cpu")
     monkeypatch.setattr(costing, "free_memory", lambda _: None)
-    check_memory(plan(None), config, dtype="auto", device="mps")
+    check_plan_memory(plan(None), config, dtype="auto", device="mps")
 
 
 def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,12 +261,12 @@ def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
     config, length = load_config("tiny"), 2**17
     plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
-    (part,) = costs(plan, Anatomy.of(config), Rope.of(config))
+    (part,) = costs(plan, ModelShape.of(config), Rope.of(config))
     inputs = 4 * length * 256
     assert part.waits == 4 * inputs  # in float32
     monkeypatch.setattr(costing, "free_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
     with pytest.raises(LongRopeError, match=r"takes about 0\.5 GiB of main memory beside cuda where"):
-        check_memory(plan, config, dtype="auto", device="cuda")
+        check_plan_memory(plan, config, dtype="auto", device="cuda")
     monkeypatch.setattr(memory_module, "device_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
     (warning,) = [
         one for one in report(plan, config, "cuda", dtype="auto", measure=False).advice if "main memory" in one

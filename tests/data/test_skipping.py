@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
-from longrope.data.weighted_text import Item, make_items, perplexity_items, skipping
+from longrope.data.weighted_text import WeightedText, perplexity_texts, search_texts, skipping
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.objectives.model_loss import ModelObjective
@@ -26,11 +26,11 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
-    return skipping(perplexity_items(families.tokens(4, SIZE).numpy()), LENGTH)
+def items() -> list[WeightedText]:
+    return skipping(perplexity_texts(families.tokens(4, SIZE).numpy()), LENGTH)
 
 
-def test_one_jump_each_and_the_last_reaches_the_length(items: list[Item]) -> None:
+def test_one_jump_each_and_the_last_reaches_the_length(items: list[WeightedText]) -> None:
     for number, item in enumerate(items, start=1):
         assert item.positions is not None
         steps = np.diff(item.positions)
@@ -43,13 +43,13 @@ def test_one_jump_each_and_the_last_reaches_the_length(items: list[Item]) -> Non
 
 
 def test_the_seed_decides_the_places() -> None:
-    plain = perplexity_items(families.tokens(4, SIZE).numpy())
+    plain = perplexity_texts(families.tokens(4, SIZE).numpy())
     one, same, other = (skipping(plain, LENGTH, seed=seed) for seed in (1, 1, 2))
     assert data_hash(one) == data_hash(same)
     assert len({data_hash(one), data_hash(other), data_hash(plain)}) == 3
 
 
-def test_the_losses_are_those_of_one_text_at_those_positions(model: PreTrainedModel, items: list[Item]) -> None:
+def test_the_losses_are_those_of_one_text_at_those_positions(model: PreTrainedModel, items: list[WeightedText]) -> None:
     tokens, positions = np.stack([item.tokens for item in items]), np.stack([item.positions for item in items])
     found = token_losses(model, tokens, positions=positions, batch=3)
     rows = torch.from_numpy(tokens)
@@ -68,9 +68,9 @@ def test_positions_in_order_change_nothing(model: PreTrainedModel) -> None:
     np.testing.assert_allclose(token_losses(model, tokens, positions=plain), token_losses(model, tokens), atol=1e-6)
 
 
-def test_an_objective_reads_them(model: PreTrainedModel, items: list[Item]) -> None:
+def test_an_objective_reads_them(model: PreTrainedModel, items: list[WeightedText]) -> None:
     """Alone, in one batch with other candidates, and beside an item without positions."""
-    mixture = [*items, *perplexity_items(families.tokens(1, SIZE).numpy())]
+    mixture = [*items, *perplexity_texts(families.tokens(1, SIZE).numpy())]
     objective, other = ModelObjective(model, mixture), Scaling([2.0] * 8)
     batch = [(SCALING, 3), (other, 3), (SCALING, 4)]
     together = next(iter(objective.evaluate([batch], gradient=False)))[1]
@@ -82,7 +82,7 @@ def test_an_objective_reads_them(model: PreTrainedModel, items: list[Item]) -> N
         assert answer.loss == pytest.approx(float(losses[0] @ item.weights), abs=1e-5)
 
 
-def test_the_slope_is_the_derivative(items: list[Item]) -> None:
+def test_the_slope_is_the_derivative(items: list[WeightedText]) -> None:
     model = families.build("llama").double()
     objective, logs = ModelObjective(model, items), np.log([*SCALING.factors, SCALING.attention_factor])
 
@@ -101,7 +101,7 @@ def test_the_slope_is_the_derivative(items: list[Item]) -> None:
 
 def test_short_documents_are_enough_for_a_long_length(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     documents = [Document(str(i), f"text number {i} " * 40) for i in range(3)]
-    items, names = make_items(documents, bytes_tokenizer, lengths=[150, 5000], count=2, needles=0.5, window=300)
+    items, names = search_texts(documents, bytes_tokenizer, lengths=[150, 5000], count=2, needles=0.5, window=300)
     assert len(names) == 2
     assert {(len(item.tokens), item.positions is None) for item in items} == {(150, True), (300, False)}
     assert max(item.reach for item in items) == 5000

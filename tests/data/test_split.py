@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
-from longrope.data.split import PARTS, draw, split
+from longrope.data.split import PARTS, draw_tokens, split_documents
 from longrope.errors import LongRopeError
 
 SIZES = st.lists(st.integers(1, 99), max_size=40)
@@ -24,24 +24,26 @@ def documents(sizes: list[int]) -> list[Document]:
 @given(SIZES, st.integers(0, 2**32))
 def test_disjoint_complete_and_decided_by_the_seed(sizes: list[int], seed: int) -> None:
     given_ = documents(sizes)
-    parts = split(given_, seed=seed)
+    parts = split_documents(given_, seed=seed)
     assert set(parts) == set(PARTS)
     names = [document.name for found in parts.values() for document in found]
     assert sorted(names) == sorted(document.name for document in given_)
-    assert split(given_, seed=seed) == parts
+    assert split_documents(given_, seed=seed) == parts
 
 
 @given(SIZES, st.integers(0, 99))
 def test_the_order_they_come_in_does_not_matter(sizes: list[int], seed: int) -> None:
     shuffled = documents(sizes)
     random.Random(seed).shuffle(shuffled)
-    assert split(shuffled, seed=seed) == split(documents(sizes), seed=seed)
+    assert split_documents(shuffled, seed=seed) == split_documents(documents(sizes), seed=seed)
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=5, max_size=40, unique=True), st.integers(0, 99))
 def test_every_five_of_like_size_are_shared_two_one_two(sizes: list[int], seed: int) -> None:
     part_of = {
-        len(one.text): part for part, found in split(documents([s % 997 for s in sizes])).items() for one in found
+        len(one.text): part
+        for part, found in split_documents(documents([s % 997 for s in sizes])).items()
+        for one in found
     }
     by_size = sorted((size % 997 for size in sizes), reverse=True)
     if len(part_of) == len(by_size):  # distinct sizes: which block a document is in is then certain
@@ -52,14 +54,17 @@ def test_every_five_of_like_size_are_shared_two_one_two(sizes: list[int], seed: 
 
 def test_seeds_differ_in_parts_and_in_order() -> None:
     given_ = documents(list(range(1, 31)))
-    assert len({tuple(one.name for one in split(given_, seed=seed)["search"]) for seed in range(20)}) == 20
-    assert len({frozenset(one.name for one in split(given_, seed=seed)["test"]) for seed in range(20)}) > 15
+    assert len({tuple(one.name for one in split_documents(given_, seed=seed)["search"]) for seed in range(20)}) == 20
+    assert len({frozenset(one.name for one in split_documents(given_, seed=seed)["test"]) for seed in range(20)}) > 15
 
 
 def test_every_document_can_land_in_every_part() -> None:
     given_ = documents([5, 4, 3, 2, 1])
     landed = {
-        (one.name, part) for seed in range(60) for part, found in split(given_, seed=seed).items() for one in found
+        (one.name, part)
+        for seed in range(60)
+        for part, found in split_documents(given_, seed=seed).items()
+        for one in found
     }
     assert len(landed) == 15
 
@@ -78,7 +83,7 @@ def test_draw_cuts_exactly_and_keeps_the_order(
 ) -> None:
     own = {one.name: bpe(one.text)["input_ids"] for one in prose}
     long_enough = [one.name for one in prose if len(own[one.name]) >= length][:3]
-    drawn = draw(prose, bpe, length=length, count=3)
+    drawn = draw_tokens(prose, bpe, length=length, count=3)
     assert drawn.tokens.shape == (3, length)
     assert drawn.tokens.dtype == np.int64
     assert list(drawn.names) == long_enough
@@ -86,7 +91,7 @@ def test_draw_cuts_exactly_and_keeps_the_order(
 
 
 def test_a_longer_draw_begins_like_a_shorter_one(bpe: PreTrainedTokenizerFast, prose: list[Document]) -> None:
-    short, long = (draw(prose[3:5], bpe, length=length, count=2).tokens for length in (64, 512))
+    short, long = (draw_tokens(prose[3:5], bpe, length=length, count=2).tokens for length in (64, 512))
     assert np.array_equal(long[:, :64], short)
 
 
@@ -96,7 +101,7 @@ def test_a_cut_inside_a_word_does_not_show(bpe: PreTrainedTokenizerFast, length:
     for shift in range(24):
         text = "b\n" * (length // 4) + "a" * shift + "\n" + "a" * 40 * length
         own = bpe(text)["input_ids"][:length]
-        assert draw([Document("d", text)], bpe, length=length, count=1).tokens[0].tolist() == own
+        assert draw_tokens([Document("d", text)], bpe, length=length, count=1).tokens[0].tolist() == own
 
 
 def test_special_tokens_come_as_for_the_models_own_input(bpe: PreTrainedTokenizerFast, prose: list[Document]) -> None:
@@ -108,7 +113,7 @@ def test_special_tokens_come_as_for_the_models_own_input(bpe: PreTrainedTokenize
     with_ends.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     ends = [(name, with_ends.convert_tokens_to_ids(name)) for name in ("<s>", "</s>")]
     with_ends.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-    tokens = draw(prose[4:5], with_ends, length=50, count=1).tokens[0].tolist()
+    tokens = draw_tokens(prose[4:5], with_ends, length=50, count=1).tokens[0].tolist()
     assert tokens == with_ends(prose[4].text)["input_ids"][:50]
     assert tokens[0] == ends[0][1]
     assert ends[1][1] not in tokens
@@ -118,26 +123,27 @@ def test_too_few_says_what_was_found_and_what_is_needed(bpe: PreTrainedTokenizer
     lengths = [len(bpe(one.text)["input_ids"]) for one in prose]
     needed = sorted(lengths)[-2]
     with pytest.raises(LongRopeError) as raised:
-        draw(prose, bpe, length=needed, count=3)
+        draw_tokens(prose, bpe, length=needed, count=3)
     numbers = [int(number) for number in re.findall(r"\d+", str(raised.value))]
     assert numbers == [3, needed, len(prose), 2, needed]  # a document is read no further than what is needed
     with pytest.raises(LongRopeError, match=f"0 are that long.*longest has {max(lengths)} tokens"):
-        draw(prose, bpe, length=max(lengths) + 1, count=1)
+        draw_tokens(prose, bpe, length=max(lengths) + 1, count=1)
     with pytest.raises(LongRopeError, match="longest has 0 tokens"):
-        draw([], bpe, length=8, count=1)
+        draw_tokens([], bpe, length=8, count=1)
 
 
 def test_the_cache_is_used_and_gives_the_same(
     bpe: PreTrainedTokenizerFast, prose: list[Document], tmp_path: Path
 ) -> None:
     plain, cached, again = (
-        draw(prose, bpe, length=40, count=3, cache=cache).tokens for cache in (None, tmp_path / "c", tmp_path / "c")
+        draw_tokens(prose, bpe, length=40, count=3, cache=cache).tokens
+        for cache in (None, tmp_path / "c", tmp_path / "c")
     )
     assert np.array_equal(plain, cached)
     assert np.array_equal(plain, again)
     files = list((tmp_path / "c").iterdir())
     for path in files:
         np.save(path, np.load(path)[::-1])
-    poisoned = draw(prose, bpe, length=40, count=3, cache=tmp_path / "c").tokens
+    poisoned = draw_tokens(prose, bpe, length=40, count=3, cache=tmp_path / "c").tokens
     assert not np.array_equal(poisoned, plain)
     assert sorted(files) == sorted((tmp_path / "c").iterdir())

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
-from longrope.data.weighted_text import Item, make_items, mixed, needle_items, perplexity_items
+from longrope.data.weighted_text import WeightedText, mix_texts, needle_texts, perplexity_texts, search_texts
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
@@ -36,7 +36,7 @@ def losses_of(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
         return token_losses(model, tokens).astype(np.float64)
 
 
-def value(model: PreTrainedModel, items: list[Item]) -> float:
+def value(model: PreTrainedModel, items: list[WeightedText]) -> float:
     """What a search is told, one item a forward pass."""
     objective = ModelObjective(model, items)
     answers = [found[0] for _, found in objective.evaluate([[(SCALING, i)] for i in range(len(items))], gradient=False)]
@@ -46,7 +46,7 @@ def value(model: PreTrainedModel, items: list[Item]) -> float:
 @pytest.mark.parametrize("tail", [None, 1, 20, 99])
 def test_perplexity_is_the_mean_over_the_last_tokens(llama: PreTrainedModel, tail: int | None) -> None:
     tokens = families.tokens(3, 100).numpy()
-    items = perplexity_items(tokens, tail=tail)
+    items = perplexity_texts(tokens, tail=tail)
     expected = losses_of(llama, tokens)[:, -(tail or 99) :].mean()
     assert value(llama, items) == pytest.approx(expected, rel=1e-6)
     assert [item.skip for item in items] == [99 - (tail or 99)] * 3
@@ -56,7 +56,7 @@ def test_perplexity_is_the_mean_over_the_last_tokens(llama: PreTrainedModel, tai
 @pytest.mark.parametrize("tail", [0, -1, 100, 1000])
 def test_tails_that_do_not_fit_are_refused(tail: int) -> None:
     with pytest.raises(LongRopeError, match=f"tail = {tail} must lie between 1 and 99"):
-        perplexity_items(families.tokens(1, 100).numpy(), tail=tail)
+        perplexity_texts(families.tokens(1, 100).numpy(), tail=tail)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +64,12 @@ def test_tails_that_do_not_fit_are_refused(tail: int) -> None:
 )
 def test_bad_weights_are_refused(weights: np.ndarray) -> None:
     with pytest.raises(LongRopeError, match="an item of 10 tokens needs 9 finite weights, not all 0"):
-        Item(np.arange(10), np.asarray(weights))
+        WeightedText(np.arange(10), np.asarray(weights))
 
 
 def test_skip_counts_the_zeros_in_front_only() -> None:
-    assert Item(np.arange(6), np.array([0, 0, 2.0, 0, 1.0])).skip == 2
-    assert Item(np.arange(3), np.array([1.0, 0])).skip == 0
+    assert WeightedText(np.arange(6), np.array([0, 0, 2.0, 0, 1.0])).skip == 2
+    assert WeightedText(np.arange(3), np.array([1.0, 0])).skip == 0
 
 
 @pytest.mark.parametrize("needles", [1, 2, 5])
@@ -77,7 +77,7 @@ def test_skip_counts_the_zeros_in_front_only() -> None:
 def test_only_the_answers_to_planted_lines_count(
     background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, needles: int, seed: int
 ) -> None:
-    items = needle_items(background, bytes_tokenizer, needles=needles, seed=seed)
+    items = needle_texts(background, bytes_tokenizer, needles=needles, seed=seed)
     assert len(items) == 3
     for item in items:
         assert item.tokens.shape == (400,)
@@ -93,7 +93,7 @@ def test_only_the_answers_to_planted_lines_count(
 
 
 def test_needles_lie_in_their_own_documents(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    items = needle_items(background, bytes_tokenizer, needles=2, each=2)
+    items = needle_texts(background, bytes_tokenizer, needles=2, each=2)
     texts = [bytes_tokenizer.decode(item.tokens) for item in items]
     assert [max("QZJ", key=text.count) for text in texts] == list("QQZZJJ")
     assert len({LINE.findall(text)[0] for text in texts}) == 6
@@ -101,7 +101,7 @@ def test_needles_lie_in_their_own_documents(background: np.ndarray, bytes_tokeni
 
 def test_the_seed_decides_the_needles(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     first, again, other = (
-        np.stack([item.tokens for item in needle_items(background, bytes_tokenizer, seed=seed)]) for seed in (4, 4, 5)
+        np.stack([item.tokens for item in needle_texts(background, bytes_tokenizer, seed=seed)]) for seed in (4, 4, 5)
     )
     assert np.array_equal(first, again)
     assert (first != other).any(axis=1).all()
@@ -110,7 +110,7 @@ def test_the_seed_decides_the_needles(background: np.ndarray, bytes_tokenizer: P
 def test_the_loss_of_needles_is_that_of_their_answers(
     reader: PreTrainedModel, background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    items = needle_items(background, bytes_tokenizer, seed=1)
+    items = needle_texts(background, bytes_tokenizer, seed=1)
     losses = losses_of(reader, np.stack([item.tokens for item in items]))
     answers = [row[item.weights > 0].mean() for row, item in zip(losses, items, strict=True)]
     assert value(reader, items) == pytest.approx(np.mean(answers), rel=1e-6)
@@ -118,14 +118,14 @@ def test_the_loss_of_needles_is_that_of_their_answers(
 
 def test_too_short_for_a_needle_is_refused(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(LongRopeError, match=r"length=20 is too short for needles=8.*add \d+ tokens"):
-        needle_items(background[:, :20], bytes_tokenizer, needles=8)
+        needle_texts(background[:, :20], bytes_tokenizer, needles=8)
 
 
 @pytest.mark.parametrize(("length", "planted"), [(100, 1), (200, 3), (256, 4)])
 def test_a_short_document_has_fewer_needles(
     background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, length: int, planted: int
 ) -> None:
-    (item,) = needle_items(background[:1, :length], bytes_tokenizer)
+    (item,) = needle_texts(background[:1, :length], bytes_tokenizer)
     assert len(item.tokens) == length
     assert bytes_tokenizer.decode(item.tokens).count(" = ") >= 2 * planted
     answers = np.flatnonzero(item.weights)
@@ -136,26 +136,26 @@ def test_mixed_is_the_weighted_sum_of_the_means(
     reader: PreTrainedModel, background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     parts = [
-        (0.7, perplexity_items(background)),
-        (0.2, needle_items(background, bytes_tokenizer, each=2)),
-        (1.5, perplexity_items(background[:1, :90], tail=10)),
+        (0.7, perplexity_texts(background)),
+        (0.2, needle_texts(background, bytes_tokenizer, each=2)),
+        (1.5, perplexity_texts(background[:1, :90], tail=10)),
     ]
     expected = sum(weight * value(reader, items) for weight, items in parts)
-    assert value(reader, mixed(parts)) == pytest.approx(expected, rel=1e-6)
+    assert value(reader, mix_texts(parts)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_part_of_weight_1_is_itself() -> None:
-    items = perplexity_items(families.tokens(3, 20).numpy(), tail=4)
-    for one, other in zip(mixed([(1.0, items)]), items, strict=True):
+    items = perplexity_texts(families.tokens(3, 20).numpy(), tail=4)
+    for one, other in zip(mix_texts([(1.0, items)]), items, strict=True):
         assert np.array_equal(one.tokens, other.tokens)
         np.testing.assert_allclose(one.weights, other.weights)
 
 
 @pytest.mark.parametrize(("weight", "count"), [(0, 2), (-1, 2), (float("nan"), 2), (1.0, 0)])
 def test_parts_that_say_nothing_are_refused(weight: float, count: int) -> None:
-    items = perplexity_items(families.tokens(2, 20).numpy())
+    items = perplexity_texts(families.tokens(2, 20).numpy())
     with pytest.raises(LongRopeError, match=rf"a part of weight {weight} with {count} items: use a weight above 0"):
-        mixed([(1.0, items), (weight, items[:count])])
+        mix_texts([(1.0, items), (weight, items[:count])])
 
 
 DOCUMENTS = [Document(f"{i}", f"{letter} apple = pearl " * 200) for i, letter in enumerate("QZJXV")]
@@ -166,13 +166,13 @@ DOCUMENTS = [Document(f"{i}", f"{letter} apple = pearl " * 200) for i, letter in
 def test_each_length_weighs_the_same(
     reader: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast, needles: float, lengths: list[int]
 ) -> None:
-    items, names = make_items(DOCUMENTS, bytes_tokenizer, lengths=lengths, count=2, needles=needles, tail=50, seed=3)
+    items, names = search_texts(DOCUMENTS, bytes_tokenizer, lengths=lengths, count=2, needles=needles, tail=50, seed=3)
     assert names == ("0", "1")
     tokens = np.array([bytes_tokenizer(document.text)["input_ids"][:500] for document in DOCUMENTS[:2]])
     expected = []
     for length in set(lengths):
-        planted = needle_items(tokens[:, :length], bytes_tokenizer, seed=3)
-        parts = [(1 - needles, perplexity_items(tokens[:, :length], tail=50)), (needles, planted)]
+        planted = needle_texts(tokens[:, :length], bytes_tokenizer, seed=3)
+        parts = [(1 - needles, perplexity_texts(tokens[:, :length], tail=50)), (needles, planted)]
         expected.append(sum(weight * value(reader, part) for weight, part in parts))
     assert value(reader, items) == pytest.approx(np.mean(expected), rel=1e-6)
     assert {len(item.tokens) for item in items} == set(lengths)
@@ -180,9 +180,9 @@ def test_each_length_weighs_the_same(
 
 def test_too_few_documents_are_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(LongRopeError, match="6 documents of 300 tokens are needed"):
-        make_items(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=6)
+        search_texts(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=6)
 
 
 def test_a_tail_longer_than_the_shortest_length_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(LongRopeError, match="tail = 100 must lie between 1 and 99"):
-        make_items(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=1, tail=100)
+        search_texts(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=1, tail=100)

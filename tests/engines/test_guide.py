@@ -9,7 +9,7 @@ from typing import Any
 import families
 import pytest
 
-from longrope.engines.guide import launch_lines, serving
+from longrope.engines.guide import launch_lines, serving_guide
 from longrope.engines.registry import ENGINES, FAMILIES
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.rope import Rope
@@ -36,7 +36,7 @@ def sections(text: str) -> dict[str, str]:
 
 def written(kind: str, mode: str, name: str = "long-model") -> dict[str, str]:
     config, extension = exported(kind, mode)
-    return sections(serving(config, extension, mode, name))
+    return sections(serving_guide(config, extension, mode, name))
 
 
 @pytest.mark.parametrize("mode", ["dual", "static"])
@@ -105,7 +105,9 @@ def test_lines_for_the_terminal() -> None:
 
 @pytest.mark.parametrize("name", ["long", "a folder", "it's"])
 def test_blocks_are_valid_shell_and_python(name: str, tmp_path: Path) -> None:
-    blocks = re.findall(r"```(sh|python)\n(.*?)```", serving(*exported("llama", "static"), "static", name), re.DOTALL)
+    blocks = re.findall(
+        r"```(sh|python)\n(.*?)```", serving_guide(*exported("llama", "static"), "static", name), re.DOTALL
+    )
     assert {language for language, _ in blocks} == {"sh", "python"}
     for language, code in blocks:
         if language == "python":

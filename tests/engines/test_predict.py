@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longrope.engines.predict import Served, find_engines, held_extension, serve
+from longrope.engines.predict import EnginePrediction, extension_in_config, find_engines, predict
 from longrope.engines.registry import ENGINES, FAMILIES
 from longrope.engines.rules import Rule, unscaled
 from longrope.errors import LongRopeError
@@ -42,9 +42,9 @@ def exported(kind: str, mode: str = "dual", attention: float | None = None) -> t
     return config_fields(config, made), made
 
 
-def served(engine: str, kind: str, length: int, limit: int = LENGTH, mode: str = "dual") -> Served:
+def served(engine: str, kind: str, length: int, limit: int = LENGTH, mode: str = "dual") -> EnginePrediction:
     config, extension = exported(kind, mode)
-    return serve(engine, config, extension, limit=limit, length=length)
+    return predict(engine, config, extension, limit=limit, length=length)
 
 
 @pytest.mark.parametrize("key", MEASURED)
@@ -54,12 +54,12 @@ def test_the_rule_is_what_the_engine_computed(key: str) -> None:
     cell = MEASURED[key]
     config, extension = exported(kind, mode)
     if "error" in cell:
-        told = serve(engine, config, extension, limit=int(limit), length=L0)
+        told = predict(engine, config, extension, limit=int(limit), length=L0)
         assert (told.factors, told.ok) == ("refused", False)
         return
     assert cell["version"] == ENGINES[engine].version
     for length, row in cell["lengths"].items():
-        told = serve(engine, config, extension, limit=int(limit), length=int(length))
+        told = predict(engine, config, extension, limit=int(limit), length=int(length))
         if row["set"] == "other":
             assert (told.scaling, told.ok) == (None, False)
             continue
@@ -82,14 +82,14 @@ def test_transformers_own_functions_give_the_same(kind: str, length: int) -> Non
     told = served("transformers", kind, length)
     assert told.ok
     assert told.scaling is not None
-    np.testing.assert_allclose(told.scaling.inv_freq(held_extension(config).rope), inv_freq, rtol=1e-6)
+    np.testing.assert_allclose(told.scaling.inv_freq(extension_in_config(config).rope), inv_freq, rtol=1e-6)
     assert told.scaling.attention_factor == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("kind", FAMILIES.split())
 def test_the_config_holds_the_extension(kind: str) -> None:
     config, extension = exported(kind)
-    held = held_extension(config)
+    held = extension_in_config(config)
     assert (held.rope, held.length) == (extension.rope, extension.length)
     assert (held.short.factors, held.long.factors) == (extension.short.factors, extension.long.factors)
     assert held.long.attention_factor == pytest.approx(extension.long.attention_factor)
@@ -110,7 +110,7 @@ def test_one_set_serves_everywhere_where_an_engine_reads_it(engine: str, kind: s
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_type_that_was_not_read_is_named(engine: str) -> None:
     config, extension = exported("llama")
-    told = serve(engine, {**config, "model_type": "martian"}, extension, limit=LENGTH, length=L0)
+    told = predict(engine, {**config, "model_type": "martian"}, extension, limit=LENGTH, length=L0)
     assert (told.factors, told.scaling, told.ok) == ("unknown", None, False)
     assert engine in told.departures[0]
     assert "'martian'" in told.departures[0]
@@ -143,7 +143,7 @@ def test_the_attention_factor_of_exllamav2_follows_the_launch() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_attention_factor_off_the_formula(engine: str) -> None:
     config, extension = exported("llama", "static", 1.0)
-    told = serve(engine, config, extension, limit=LENGTH, length=LENGTH)
+    told = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
     reads = engine in ("transformers", "transformers-4.57", "vllm", "sglang", "llama.cpp")
     assert told.scaling is not None
     assert told.scaling.attention_factor == pytest.approx(1.0 if reads else SU)
@@ -155,7 +155,7 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
     config, extension = exported("llama")
     saved = LlamaConfig(**config).to_dict()
     saved = {key: value for key, value in saved.items() if key != "rope_scaling"}
-    told = {name: serve(name, saved, extension, limit=LENGTH, length=100) for name in ENGINES}
+    told = {name: predict(name, saved, extension, limit=LENGTH, length=100) for name in ENGINES}
     plain = {name for name, one in told.items() if one.factors == "none"}
     assert all("reads rope_scaling alone" in told[name].departures[1] for name in plain)
     assert plain == {
@@ -179,7 +179,7 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
 def test_configs_without_usable_factors(fields: dict[str, Any], said: str) -> None:
     config, extension = exported("llama")
     with pytest.raises(LongRopeError, match=said):
-        serve("vllm", {**config, **fields}, extension, limit=LENGTH, length=L0)
+        predict("vllm", {**config, **fields}, extension, limit=LENGTH, length=L0)
 
 
 def test_names_of_engines() -> None:
@@ -201,7 +201,7 @@ def test_llama_cpp_rounds_its_context_up_to_256() -> None:
     assert served("llama.cpp", "llama", 50, limit=L0).factors == "long"
     config, extension = exported("tiny")
     for limit, which in ((extension.rope.original_length, "short"), (extension.rope.original_length + 1, "long")):
-        assert serve("llama.cpp", config, extension, limit=limit, length=50).factors == which
+        assert predict("llama.cpp", config, extension, limit=limit, length=50).factors == which
 
 
 def test_sglang_slips_at_one_token_beyond() -> None:

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 
 from longrope.evaluation import aggregate
-from longrope.evaluation.measurements import Part
-from longrope.evaluation.runner import Cells, Row, fill
+from longrope.evaluation.measurements import Measurement
+from longrope.evaluation.runner import Candidate, SampleStore, fill
 from longrope.scaling import Scaling
-from longrope.storage.jsonl import Lines
+from longrope.storage.jsonl import JsonlFile
 
-ROW = Row("model")
+ROW = Candidate("model")
 
 
-def part(name: str, values: Sequence[Any]) -> Part:
+def part(name: str, values: Sequence[Any]) -> Measurement:
     """A part that measures these values."""
-    return Part(name, len(values), 1, lambda _, cells: ((cell, values[cell]) for cell in cells))
+    return Measurement(name, len(values), 1, lambda _, cells: ((cell, values[cell]) for cell in cells))
 
 
-def measured(*parts: Part) -> Cells:
+def measured(*parts: Measurement) -> SampleStore:
     """The cells of `ROW`."""
-    cells = Cells()
+    cells = SampleStore()
     fill(cells, {"row": ROW}, parts, lambda _: (None, None))  # pyright: ignore[reportArgumentType]
     return cells
 
@@ -129,17 +129,17 @@ def test_only_what_is_missing_is_measured_and_equal_factors_once(tmp_path: Path)
         seen.append([*cells])
         return ((cell, float(cell)) for cell in cells)
 
-    three = Part("three", 3, 10, measure)
-    rows = {name: Row("model", Scaling([2.0, 2.0], scheme=name)) for name in ("pi", "the same by another name")}
+    three = Measurement("three", 3, 10, measure)
+    rows = {name: Candidate("model", Scaling([2.0, 2.0], scheme=name)) for name in ("pi", "the same by another name")}
     path = tmp_path / "cells.jsonl"
-    with closing(Lines(path, {}, of="a test", resume=False)) as lines:
-        Cells(lines).add(rows["pi"], three, 1, math.inf)
-    with closing(Lines(path, {}, of="a test", resume=True)) as lines:
-        cells, told = Cells(lines), []
+    with closing(JsonlFile(path, {}, of="a test", resume=False)) as lines:
+        SampleStore(lines).add(rows["pi"], three, 1, math.inf)
+    with closing(JsonlFile(path, {}, of="a test", resume=True)) as lines:
+        cells, told = SampleStore(lines), []
         fill(cells, rows, [three], open_model, lambda *line: told.append(line))
         assert cells.of(rows["pi"], three) == [0.0, None, 2.0]  # what is not finite is nothing
     assert (seen, opened) == ([[0, 2]], ["model"])
     assert (told[0], told[-1]) == ((10, 30, "1/1 pi: three"), (30, 30, "1/1 pi: three"))
-    with closing(Lines(path, {}, of="a test", resume=True)) as lines:
-        fill(Cells(lines), rows, [three], open_model)
+    with closing(JsonlFile(path, {}, of="a test", resume=True)) as lines:
+        fill(SampleStore(lines), rows, [three], open_model)
     assert opened == ["model"]

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import compare, model_losses, perplexity
+from longrope.evaluation.perplexity import compare, model_losses, perplexity_of_losses
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.rope import Rope
@@ -24,8 +24,8 @@ L0, LENGTHS = families.L0, [16, 64, 65, 128]
 
 def test_by_hand() -> None:
     losses = np.log(np.array([[2.0, 8.0, 4.0], [4.0, 4.0, 32.0]]))
-    assert perplexity(losses, 2).perplexity == pytest.approx(math.sqrt(2 * 4))
-    found = perplexity(losses, 4)
+    assert perplexity_of_losses(losses, 2).perplexity == pytest.approx(math.sqrt(2 * 4))
+    found = perplexity_of_losses(losses, 4)
     assert found.length == 4
     assert found.perplexity == pytest.approx((2 * 8 * 4 * 4 * 4 * 32) ** (1 / 6))
     assert found.losses == pytest.approx((math.log(4), math.log(8)))
@@ -35,7 +35,7 @@ def test_by_hand() -> None:
 
 @given(LOSSES, st.integers(2, 10))
 def test_token_weighted_over_the_prefix(losses: np.ndarray, length: int) -> None:
-    found = perplexity(losses, length)
+    found = perplexity_of_losses(losses, length)
     prefix = losses[:, : length - 1].astype(np.float64)
     assert found.perplexity == pytest.approx(np.exp(prefix.mean()), rel=1e-9)
     error = prefix.mean(axis=1).std(ddof=1) / 2 * found.perplexity
@@ -45,12 +45,12 @@ def test_token_weighted_over_the_prefix(losses: np.ndarray, length: int) -> None
 
 @given(LOSSES, st.permutations(range(4)))
 def test_the_order_of_documents_does_not_matter(losses: np.ndarray, order: list[int]) -> None:
-    one, two = perplexity(losses, 10), perplexity(losses[order], 10)
+    one, two = perplexity_of_losses(losses, 10), perplexity_of_losses(losses[order], 10)
     assert (one.perplexity, one.standard_error) == pytest.approx((two.perplexity, two.standard_error))
 
 
 def test_one_document_has_no_standard_error() -> None:
-    assert np.isnan(perplexity(np.ones((1, 5), dtype=np.float32), 6).standard_error)
+    assert np.isnan(perplexity_of_losses(np.ones((1, 5), dtype=np.float32), 6).standard_error)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_static_factors_take_one_forward_for_all_lengths(
     assert list(table) == list(candidates)
     for name, factors in candidates.items():
         for cell, length in zip(table[name], LENGTHS, strict=True):
-            alone = perplexity(model_losses(llama, factors, tokens[:, :length]), length)
+            alone = perplexity_of_losses(model_losses(llama, factors, tokens[:, :length]), length)
             assert cell.length == length
             assert cell.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
             assert cell.losses == pytest.approx(alone.losses, rel=1e-5)
@@ -83,7 +83,7 @@ def test_static_factors_take_one_forward_for_all_lengths(
 
 def test_none_is_the_model_unpatched(llama: PreTrainedModel, tokens: np.ndarray) -> None:
     cells = compare(llama, {"original": None}, tokens, [150])["original"]
-    assert cells == [perplexity(token_losses(llama, tokens), 150)]
+    assert cells == [perplexity_of_losses(token_losses(llama, tokens), 150)]
 
 
 @pytest.mark.parametrize("short", [1.0, 1.3])
@@ -124,7 +124,7 @@ def test_a_model_with_two_sets_of_its_own(rope: Rope, tokens: np.ndarray) -> Non
     exported = families.build("llama", max_position_embeddings=128, rope_parameters=parameters)
     cells = compare(exported, {"original": None}, tokens, [L0, 128])["original"]
     for cell in cells:
-        alone = perplexity(token_losses(exported, tokens[:, : cell.length]), cell.length)
+        alone = perplexity_of_losses(token_losses(exported, tokens[:, : cell.length]), cell.length)
         assert cell.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from longrope.scaling import Scaling
 from longrope.search.journal import Journal
-from longrope.search.protocol import Answer
+from longrope.search.protocol import CandidateLoss
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "faults.py"
 
@@ -43,5 +43,5 @@ def test_two_names_of_the_same_factors_are_one_line(tmp_path: Path) -> None:
     """Else a search that was killed between them would have one line less than another."""
     with closing(Journal(tmp_path / "x.jsonl", {})) as journal:
         for name in ("yarn", "searched"):
-            journal.add((Scaling([1.0, 2.0], scheme=name), 0), Answer(1.5), 0.1, gradient=False)
+            journal.add((Scaling([1.0, 2.0], scheme=name), 0), CandidateLoss(1.5), 0.1, gradient=False)
     assert (tmp_path / "x.jsonl").read_bytes().count(b"\n") == 2

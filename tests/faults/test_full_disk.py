@@ -11,8 +11,8 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.storage.atomic import write_json
-from longrope.storage.jsonl import Lines
-from longrope.storage.lock import claim, held
+from longrope.storage.jsonl import JsonlFile
+from longrope.storage.lock import claim_output, locked
 
 FULL = "No space left on device"
 EXACT = ("--dtype", "float32")
@@ -21,7 +21,7 @@ SEARCH = ("search", "tiny", "-l", 300, *FEW)
 EVAL = ("eval", "tiny", *EXACT, "--lengths", "256,300", "--schemes", "pi,yarn", "--documents", 2)
 
 
-def append(lines: Lines, numbers: range) -> None:
+def append(lines: JsonlFile, numbers: range) -> None:
     for number in numbers:
         lines.append({"number": number, "text": "x" * 1000})
 
@@ -30,16 +30,16 @@ def test_a_journal_keeps_whole_lines_and_goes_on(disk, tmp_path: Path) -> None:
     disk.remount("size=12k")
     path = disk.folder / "x.jsonl"
     said = f"cannot write .*x.jsonl: {FULL}; what is done is kept: make room, then --resume"
-    with closing(Lines(path, {}, of="a test")) as lines, pytest.raises(LongRopeError, match=said):
+    with closing(JsonlFile(path, {}, of="a test")) as lines, pytest.raises(LongRopeError, match=said):
         append(lines, range(20))
     assert path.read_bytes().endswith(b"}\n")
     disk.remount("size=1m")
-    with closing(Lines(path, {}, of="a test", resume=True)) as lines:
+    with closing(JsonlFile(path, {}, of="a test", resume=True)) as lines:
         kept = len(lines.found)
         assert [one["number"] for one in lines.found] == list(range(kept))
         assert kept == 12 * 1024 // len(json.dumps(lines.found[-1]) + "\n")
         append(lines, range(kept, 20))
-    with closing(Lines(tmp_path / "x.jsonl", {}, of="a test")) as lines:
+    with closing(JsonlFile(tmp_path / "x.jsonl", {}, of="a test")) as lines:
         append(lines, range(20))
     assert path.read_bytes() == (tmp_path / "x.jsonl").read_bytes()
 
@@ -49,9 +49,9 @@ def test_a_journal_that_cannot_begin_can_begin_later(disk) -> None:
     (disk.folder / "other").write_bytes(b"x" * 4096)
     path = disk.folder / "x.jsonl"
     with pytest.raises(LongRopeError, match=rf"x.jsonl: {FULL}; .*make room"):
-        Lines(path, {"a": 1}, of="a test")
+        JsonlFile(path, {"a": 1}, of="a test")
     (disk.folder / "other").unlink()
-    with closing(Lines(path, {"a": 1}, of="a test", resume=True)) as lines:
+    with closing(JsonlFile(path, {"a": 1}, of="a test", resume=True)) as lines:
         assert not lines.found
     assert path.read_bytes().count(b"\n") == 1
 
@@ -61,8 +61,8 @@ def test_a_file_stays_as_it_was_and_the_lock_can_be_had(disk, below) -> None:
     write_json(disk.folder / "x.json", [1])
     (disk.folder / "other").write_bytes(b"x" * 4096)
     before = below(disk.folder)
-    with held(disk.folder):
-        claim(disk.folder, overwrite=True, folder=True)
+    with locked(disk.folder):
+        claim_output(disk.folder, overwrite=True, folder=True)
         with pytest.raises(LongRopeError, match=rf"cannot write .*x.json: {FULL}; make room and try again"):
             write_json(disk.folder / "x.json", list(range(5000)))
     assert below(disk.folder) == before

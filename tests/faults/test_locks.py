@@ -19,8 +19,8 @@ from longrope.errors import LongRopeError
 from longrope.stages import pipeline
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Finetune, Stage
-from longrope.stages.run_folder import Run
-from longrope.storage.lock import claim, held
+from longrope.stages.run_folder import StagedRun
+from longrope.storage.lock import claim_output, locked
 
 PLAN = Plan(stages=(Stage(length=512, factors="pi", finetune=Finetune(steps=1)),), data=Data(source="."))
 
@@ -38,24 +38,24 @@ def test_a_folder_that_is_held_is_refused_and_not_touched(holder, below, tmp_pat
         before = below(tmp_path)
         for overwrite in (False, True):
             with pytest.raises(LongRopeError, match=said(process.pid)):
-                claim(path, overwrite=overwrite, folder=True)
-        with pytest.raises(LongRopeError, match=said(process.pid)), held(path):
+                claim_output(path, overwrite=overwrite, folder=True)
+        with pytest.raises(LongRopeError, match=said(process.pid)), locked(path):
             pytest.fail("held twice")
         assert below(tmp_path) == before
         assert set(before) == {"run", "run/.lock", "run/.new.json.18.tmp"}  # what was left before is swept
         process.kill()
         process.wait()
         assert (path / ".lock").exists()
-        with held(path):
-            claim(path, overwrite=True, folder=True)  # by the process that holds it
+        with locked(path):
+            claim_output(path, overwrite=True, folder=True)  # by the process that holds it
             assert set(below(path)) == {".lock"}
     assert below(tmp_path) == {"run": None}
-    claim(path, overwrite=False, folder=True)
+    claim_output(path, overwrite=False, folder=True)
 
 
 def test_a_lock_that_was_left_makes_no_folder_full(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("")
-    claim(tmp_path, overwrite=False, folder=True)
+    claim_output(tmp_path, overwrite=False, folder=True)
 
 
 def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
@@ -68,21 +68,21 @@ def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        with pytest.raises(LongRopeError, match=said(process.pid)), held(tmp_path / "run"):
+        with pytest.raises(LongRopeError, match=said(process.pid)), locked(tmp_path / "run"):
             pass
         process.kill()
-    with held(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         os.kill(child, 9)
 
 
 def test_a_new_folder_is_taken_away_again_unless_it_holds_something(tmp_path: Path) -> None:
     for name, kept in (("empty", False), ("full", True)):
-        with held(tmp_path / name):
+        with locked(tmp_path / name):
             if kept:
                 (tmp_path / name / "file").write_text("")
         assert (tmp_path / name).exists() == kept
     (tmp_path / "mine").mkdir()
-    with held(tmp_path / "mine"):
+    with locked(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").exists()
 
@@ -90,7 +90,7 @@ def test_a_new_folder_is_taken_away_again_unless_it_holds_something(tmp_path: Pa
 def test_a_file_or_a_folder_that_is_replaced_has_its_lock_beside_it(holder, below, tmp_path: Path) -> None:
     with holder(tmp_path / "out", folder=False) as process:
         assert set(below(tmp_path)) == {".out.lock"}
-        with pytest.raises(LongRopeError, match=said(process.pid)), held(tmp_path / "out", folder=False):
+        with pytest.raises(LongRopeError, match=said(process.pid)), locked(tmp_path / "out", folder=False):
             pass
         assert process.stdin is not None
         process.stdin.close()
@@ -103,8 +103,8 @@ def test_a_file_system_without_locks_is_warned_of(monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.warns(UserWarning, match=r"run: no lock here \(No locks available\)"), held(tmp_path / "run"):
-        claim(tmp_path / "run", overwrite=True, folder=True)
+    with pytest.warns(UserWarning, match=r"run: no lock here \(No locks available\)"), locked(tmp_path / "run"):
+        claim_output(tmp_path / "run", overwrite=True, folder=True)
 
 
 def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
@@ -119,7 +119,7 @@ def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
         return real(file, **given)
 
     monkeypatch.setattr(locks, "_locked", late)
-    with held(tmp_path):
+    with locked(tmp_path):
         assert len(calls) == 2
         assert os.path.samestat(os.fstat(calls[1]), lock.stat())
 
@@ -127,7 +127,7 @@ def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
 def test_where_no_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(LongRopeError, match=r"(cannot write .*file|file is no folder).*-o"), held(path):
+        with pytest.raises(LongRopeError, match=r"(cannot write .*file|file is no folder).*-o"), locked(path):
             pass
 
 
@@ -159,7 +159,7 @@ def test_export_refuses_what_another_process_writes(command, holder, below, tmp_
 
 
 def test_one_process_of_a_launch_holds_the_stage(holder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run, trained = Run(tmp_path, "tiny", PLAN), []
+    run, trained = StagedRun(tmp_path, "tiny", PLAN), []
     monkeypatch.setattr(pipeline, "_trained", lambda *args: trained.append(args))
     with holder(run.stage(1)) as process:
         with pytest.raises(LongRopeError, match=said(process.pid)):

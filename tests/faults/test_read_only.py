@@ -14,7 +14,7 @@ import pytest
 import longrope
 from longrope.errors import LongRopeError
 from longrope.storage.atomic import write_json
-from longrope.storage.lock import claim, held
+from longrope.storage.lock import claim_output, locked
 
 REFUSED = r"^error: cannot write \S+: Read-only file system; choose another"
 FEW = ("--dtype", "float32", "--search-documents", 1, "--held-out-documents", 1, "--needles", 0, "--budget", 6000)
@@ -26,8 +26,8 @@ def test_claim_held_and_write(name: str, disk) -> None:
     disk.remount("ro")
     path = disk.folder / name
     with pytest.raises(LongRopeError, match=r"cannot write .*: Read-only file system; .*-o"):
-        claim(path, overwrite=True, folder=True)
-    with pytest.raises(LongRopeError, match=r"cannot write .*: Read-only file system; .*-o"), held(path):
+        claim_output(path, overwrite=True, folder=True)
+    with pytest.raises(LongRopeError, match=r"cannot write .*: Read-only file system; .*-o"), locked(path):
         pass
     with pytest.raises(LongRopeError, match=r"cannot write .*: Read-only file system; .*-o"):
         write_json(path / "x.json", {})

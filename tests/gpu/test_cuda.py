@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.cost import peak_memory
-from longrope.cost.device_speed import measure_rates
-from longrope.cost.model_shape import Anatomy
-from longrope.data.weighted_text import Item
+from longrope.cost.device_speed import measure_device_speed
+from longrope.cost.model_shape import ModelShape
+from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.longcontext import cpu_offload
 from longrope.longcontext import tiling as tiled_module
 from longrope.longcontext.attention import attend
-from longrope.longcontext.tiling import tiled
+from longrope.longcontext.tiling import tiled_layers
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
@@ -32,7 +32,7 @@ from longrope.models.rotary_embedding import LongRoPE
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.schemes import scheme
-from longrope.search.protocol import Answer
+from longrope.search.protocol import CandidateLoss
 
 pytestmark = pytest.mark.gpu
 LENGTH = 150
@@ -40,7 +40,7 @@ WINDOWS = {"mistral": {"sliding_window": 40}, "gemma2": {"sliding_window": 9, "a
 
 
 def hidden(model: PreTrainedModel, x: Tensor, piece: int = 28) -> Tensor:
-    with torch.no_grad(), tiled(model, piece):
+    with torch.no_grad(), tiled_layers(model, piece):
         return model.base_model(input_ids=x.to(model.device), use_cache=False).last_hidden_state.float().cpu()
 
 
@@ -54,9 +54,9 @@ def test_pieces_give_what_they_give_on_the_cpu(family: str, rows: int, dtype: to
     assert (found - wanted).square().mean().sqrt() <= bound * wanted.square().mean().sqrt()
 
 
-def slopes(model: PreTrainedModel, length: int) -> Answer:
+def slopes(model: PreTrainedModel, length: int) -> CandidateLoss:
     ids = np.random.default_rng(0).integers(3, families.VOCABULARY, length)
-    objective = ModelObjective(model, [Item(ids, np.full(length - 1, 1 / (length - 1)))])
+    objective = ModelObjective(model, [WeightedText(ids, np.full(length - 1, 1 / (length - 1)))])
     yarn = scheme("yarn", Rope.of(model), 4 * Rope.of(model).original_length)
     return next(iter(objective.evaluate([[(yarn, 0)]], gradient=True)))[1][0]
 
@@ -136,7 +136,7 @@ def peak(model: PreTrainedModel, length: int, *, gradient: bool) -> int:
 @pytest.mark.parametrize("length", [32768, 131072])
 def test_memory_is_what_is_foreseen(length: int, gradient: bool) -> None:
     model, _ = load("tiny", dtype="bfloat16", device="cuda")
-    foreseen = peak_memory.of_pass(Anatomy.of(model.config, "bfloat16", "cuda"), length, gradient=gradient)
+    foreseen = peak_memory.of_pass(ModelShape.of(model.config, "bfloat16", "cuda"), length, gradient=gradient)
     assert peak(model, length, gradient=gradient) == pytest.approx(foreseen, rel=0.25)
 
 
@@ -153,7 +153,7 @@ def test_running_out_of_memory_is_said() -> None:
 
 def test_rates_of_a_device() -> None:
     model, _ = load("tiny")
-    rates = measure_rates(model.config, device="cuda", dtype="bfloat16")
+    rates = measure_device_speed(model.config, device="cuda", dtype="bfloat16")
     assert 1e9 < rates.linear < 1e16
     assert 1e9 < rates.attention < 1e16
 

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from families import FAMILIES, L0, build
 from transformers import PreTrainedModel
 
-from longrope.data.weighted_text import perplexity_items
+from longrope.data.weighted_text import perplexity_texts
 from longrope.errors import LongRopeError
-from longrope.longcontext.context_parallel import Spread, spread
+from longrope.longcontext.context_parallel import Spread, context_parallel
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.objectives.model_loss import ModelObjective
@@ -36,7 +36,7 @@ def check(
     sizes: list[int] = []
     with model.base_model.layers[-1].register_forward_hook(lambda _, __, out: sizes.append(out.shape[1])):
         whole = token_losses(model, tokens, batch=rows, skip=skip, **given)
-        found = token_losses(spread(model, piece), tokens, batch=rows, skip=skip, **given)
+        found = token_losses(context_parallel(model, piece), tokens, batch=rows, skip=skip, **given)
     own = Spread(dist.get_rank(), dist.get_world_size(), piece).own(rows, length)
     assert sizes == [length, sum(part.stop - part.start for part in own)]
     np.testing.assert_allclose(found, whole, rtol=near, atol=near)
@@ -46,7 +46,7 @@ def check(
 
 
 def refuse_gradients(model: PreTrainedModel) -> None:
-    objective = ModelObjective(model, perplexity_items(np.ones((1, 100), dtype=np.int64)))
+    objective = ModelObjective(model, perplexity_texts(np.ones((1, 100), dtype=np.int64)))
     with pytest.raises(LongRopeError, match="a gradient cannot be spread over processes; use one"):
         list(objective.evaluate([[(Scaling([2.0] * 8), 0)]], gradient=True))
 
@@ -80,7 +80,7 @@ def main() -> None:
         with patch(model := build("llama"), both):
             check(model, 1, length, 28, 0)
     for refused in (refuse_gradients, refuse_other_attention, refuse_fewer_tokens):
-        refused(spread(build("llama"), 28))
+        refused(context_parallel(build("llama"), 28))
     dist.destroy_process_group()
     print("equal")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from longrope.data.weighted_text import Item
+from longrope.data.weighted_text import WeightedText
 from longrope.longcontext import cpu_offload, layer_chunks
 from longrope.longcontext.cpu_offload import room_for_kept
 from longrope.longcontext.token_losses import token_losses
-from longrope.longcontext.training_loss import bound_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.schemes import scheme
@@ -42,7 +42,7 @@ def limit(monkeypatch: pytest.MonkeyPatch, room: float) -> None:
 
 
 def of_weights() -> list[Tensor]:
-    model = bound_loss(families.build("llama", num_hidden_layers=LAYERS)).train()
+    model = use_chunked_loss(families.build("llama", num_hidden_layers=LAYERS)).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     x = families.tokens(1, LENGTH)
     model(input_ids=x, labels=x).loss.backward()
@@ -51,7 +51,7 @@ def of_weights() -> list[Tensor]:
 
 def of_factors() -> list[Tensor]:
     model = families.build("llama", num_hidden_layers=LAYERS)
-    item = Item(families.tokens(1, LENGTH)[0].numpy(), np.full(LENGTH - 1, 1 / (LENGTH - 1)))
+    item = WeightedText(families.tokens(1, LENGTH)[0].numpy(), np.full(LENGTH - 1, 1 / (LENGTH - 1)))
     yarn = scheme("yarn", Rope.of(model), 256)
     (answer,) = next(iter(ModelObjective(model, [item]).evaluate([[(yarn, 0)]], gradient=True)))[1]
     return [torch.tensor(answer.gradient)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.longcontext import tiling as tiled_module
-from longrope.longcontext.tiling import tile_mlps, tiled
+from longrope.longcontext.tiling import tile_mlps, tiled_layers
 
 WINDOWS = {
     "mistral": {"sliding_window": 9},
@@ -33,7 +33,7 @@ def test_pieces_give_what_the_whole_gives(family: str, rows: int) -> None:
     with torch.no_grad(), mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])):
         whole = hidden(model, x)
         seen.clear()
-        with tiled(model, 28):
+        with tiled_layers(model, 28):
             assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
         assert sum(seen) == len(hooks) + 150  # each layer was called once, its MLP with every token once
         assert max(seen) == 28 // rows
@@ -47,7 +47,7 @@ def test_windows_and_caps(family: str) -> None:
     model, x = build(family, **WINDOWS[family]), tokens(1, 150)
     with torch.no_grad():
         whole, unlike = hidden(model, x), hidden(build(family), x)
-        with tiled(model, 28):
+        with tiled_layers(model, 28):
             assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(unlike, whole, rtol=1e-3, atol=1e-3)
 
@@ -87,7 +87,7 @@ def test_positions_may_jump() -> None:
     }
     with torch.no_grad():
         whole = hidden(model, x, **given)
-        with tiled(model, 28):
+        with tiled_layers(model, 28):
             assert torch.allclose(hidden(model, x, **given), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -102,7 +102,7 @@ def test_no_mask_is_made() -> None:
         hidden(model, tokens(1, 50))
         assert max(0 if mask is None else mask.numel() for mask in sizes) == 50 * 50
         sizes.clear()
-        with tiled(model, 14):
+        with tiled_layers(model, 14):
             hidden(model, tokens(1, 50))
     assert sizes
     assert all(mask is None for mask in sizes)
@@ -113,14 +113,14 @@ def test_other_attention_sees_whole_sequences() -> None:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         whole = hidden(model, x)
-        with tiled(model, 14):
+        with tiled_layers(model, 14):
             assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == "eager"
 
 
 def test_an_error_inside_restores_the_model() -> None:
     model = build("llama").train()
-    with pytest.raises(RuntimeError, match="mine"), tiled(model, 7):
+    with pytest.raises(RuntimeError, match="mine"), tiled_layers(model, 7):
         raise RuntimeError("mine")
     assert not any("forward" in vars(part) for part in model.modules())
     assert all(part.training for part in model.modules())

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext import training_loss as module
-from longrope.longcontext.training_loss import COPIES, bound_loss
+from longrope.longcontext.training_loss import COPIES, use_chunked_loss
 
 # and with the heads' own soft cap and scales
 MODELS: dict[str, tuple[str, dict[str, float]]] = {name: (name, {}) for name in families.FAMILIES}
@@ -68,7 +68,7 @@ def assert_same(found: tuple[float, dict[str, Tensor | None]], wanted: tuple[flo
 @EVERY
 def test_loss_and_gradients_are_those_of_the_models_own_forward(name: str, ids: Tensor, labels: Tensor) -> None:
     wanted = gradients(build(name), input_ids=ids, labels=labels)
-    found = gradients(bound_loss(build(name)), input_ids=ids, labels=labels)
+    found = gradients(use_chunked_loss(build(name)), input_ids=ids, labels=labels)
     assert_same(found, wanted)
     assert max(one.abs().max() for one in wanted[1].values() if one is not None) > 0.01
 
@@ -76,7 +76,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_forward(name: str, ids: 
 @EVERY
 def test_gradient_checkpointing_changes_nothing(name: str, ids: Tensor, labels: Tensor) -> None:
     wanted = gradients(build(name), input_ids=ids, labels=labels)
-    model = bound_loss(build(name)).train()
+    model = use_chunked_loss(build(name)).train()
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
     calls: list[int] = []
@@ -91,7 +91,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, ids: Tensor, labels: 
 def test_documents_with_positions_of_their_own_do_not_see_each_other(name: str, ids: Tensor) -> None:
     """Packed one after the other, they have the loss and the gradients that they have alone."""
     cuts, given = [17, 21, 12], ids[:1]
-    model = bound_loss(build(name))
+    model = use_chunked_loss(build(name))
     positions = torch.cat([torch.arange(cut) for cut in cuts])[None]
     labels = torch.where(positions == 0, IGNORED, given)
     found = gradients(model, input_ids=given, labels=labels, position_ids=positions)
@@ -109,14 +109,14 @@ def test_gaps_between_positions_are_seen_through_with_a_mask(ids: Tensor) -> Non
     positions[:, 20:] += 300
     given = {"input_ids": ids, "position_ids": positions, "attention_mask": torch.ones_like(ids)}
     wanted = gradients(model, **given, labels=ids)
-    assert_same(gradients(bound_loss(build("llama")), **given, labels=ids), wanted)
-    without = bound_loss(model)(input_ids=ids, position_ids=positions, labels=ids).loss.item()
+    assert_same(gradients(use_chunked_loss(build("llama")), **given, labels=ids), wanted)
+    without = use_chunked_loss(model)(input_ids=ids, position_ids=positions, labels=ids).loss.item()
     assert abs(without - wanted[0]) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2 capped", "mixtral"])
 def test_shifted_labels_stand_beside_the_token_that_predicts_them(name: str, ids: Tensor, labels: Tensor) -> None:
-    model = bound_loss(build(name))
+    model = use_chunked_loss(build(name))
     wanted = gradients(model, input_ids=ids, labels=labels)
     ends = torch.full((ROWS, 1), IGNORED)
     shifted = gradients(model, input_ids=ids, shift_labels=torch.cat([labels[:, 1:], ends], dim=1))
@@ -129,8 +129,8 @@ def test_the_sum_over_a_given_number(name: str, count: int | Tensor, ids: Tensor
     """What several sequences of a step need: their mean is over the predicted tokens of all of them."""
     given = {"input_ids": ids, "labels": labels, "num_items_in_batch": count}
     wanted = gradients(build(name), **given)
-    assert_same(gradients(bound_loss(build(name)), **given), wanted)
-    mean = bound_loss(build(name))(input_ids=ids, labels=labels).loss.item()
+    assert_same(gradients(use_chunked_loss(build(name)), **given), wanted)
+    mean = use_chunked_loss(build(name))(input_ids=ids, labels=labels).loss.item()
     assert wanted[0] == pytest.approx(mean * (labels[:, 1:] != IGNORED).sum().item() / 160, rel=1e-5)
 
 
@@ -140,13 +140,13 @@ def test_the_size_of_the_chunks_does_not_matter(
 ) -> None:
     wanted = gradients(build("llama"), input_ids=ids, labels=labels)
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", COPIES * ROWS * families.VOCABULARY * positions)
-    assert_same(gradients(bound_loss(build("llama")), input_ids=ids, labels=labels), wanted)
+    assert_same(gradients(use_chunked_loss(build("llama")), input_ids=ids, labels=labels), wanted)
 
 
 @EVERY
 def test_no_more_logits_at_once_than_said(name: str, ids: Tensor) -> None:
     """Neither forwards nor backwards; twice each, as the backward pass computes them anew."""
-    model, sizes = bound_loss(build(name)), []
+    model, sizes = use_chunked_loss(build(name)), []
     with model.get_output_embeddings().register_forward_hook(lambda *made: sizes.append(made[2].shape[1])):
         gradients(model, input_ids=ids, labels=ids)
     assert max(sizes) == POSITIONS
@@ -154,7 +154,7 @@ def test_no_more_logits_at_once_than_said(name: str, ids: Tensor) -> None:
 
 
 def test_no_logits_are_kept_for_the_backward_pass(ids: Tensor) -> None:
-    model, kept = bound_loss(build("llama")), []
+    model, kept = use_chunked_loss(build("llama")), []
 
     def keep(tensor: Tensor) -> Tensor:
         kept.append(tuple(tensor.shape))
@@ -170,7 +170,7 @@ def test_no_logits_are_kept_for_the_backward_pass(ids: Tensor) -> None:
 def test_the_backbone_runs_once_and_is_what_it_was(ids: Tensor) -> None:
     model, calls = build("llama"), []
     hidden = model.base_model(input_ids=ids).last_hidden_state
-    bound_loss(model)
+    use_chunked_loss(model)
     with model.base_model.layers[1].register_forward_hook(lambda *_: calls.append(1)):
         gradients(model, input_ids=ids, labels=ids)
     assert len(calls) == 1
@@ -181,11 +181,11 @@ def test_the_backbone_runs_once_and_is_what_it_was(ids: Tensor) -> None:
 def test_bfloat16_losses_are_summed_in_float32(ids: Tensor) -> None:
     model = build("llama").to(torch.bfloat16)
     wanted = model(input_ids=ids, labels=ids).loss
-    found = bound_loss(model)(input_ids=ids, labels=ids).loss
+    found = use_chunked_loss(model)(input_ids=ids, labels=ids).loss
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 
 def test_it_returns_the_model() -> None:
     model = build("llama")
-    assert bound_loss(model) is model
+    assert use_chunked_loss(model) is model

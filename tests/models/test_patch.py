@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.patch import attach, patch
-from longrope.models.rotary_slot import find_rotary
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -53,10 +53,10 @@ def test_cos_and_sin_look_like_the_originals(family: str, dtype: torch.dtype) ->
     model = build(family)
     x, positions = torch.zeros(2, 70, 64, dtype=dtype), torch.arange(70).expand(2, -1)
     layer_type = ["full_attention"] if family in families.BY_LAYER else []
-    theirs = find_rotary(model).module(x, positions, *layer_type)
+    theirs = find_rotary_slot(model).module(x, positions, *layer_type)
     with patch(model, Scaling([1 + 1e-5] * (Rope.of(model).dim // 2))):
-        stand_in = find_rotary(model).module
-        assert stand_in is not find_rotary(model).original
+        stand_in = find_rotary_slot(model).module
+        assert stand_in is not find_rotary_slot(model).original
         for one, other in zip(stand_in(x, positions, *layer_type), theirs, strict=True):
             torch.testing.assert_close(one, other.expand_as(one), rtol=0, atol=1e-2)  # also the dtypes
 

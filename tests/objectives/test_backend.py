@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from longrope.data.weighted_text import perplexity_items
+from longrope.data.weighted_text import perplexity_texts
 from longrope.errors import LongRopeError
 from longrope.models.load import load
-from longrope.objectives.backend import Connection, connected
+from longrope.objectives.backend import EvaluationBackend, open_backend
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
-from longrope.search.protocol import Answer, Objective
+from longrope.search.protocol import CandidateLoss, Objective
 
 ROPE = Rope.of(load("tiny")[0].config)
 LENGTH = 300
@@ -32,12 +32,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def here(one_thread: None) -> Iterator[Connection]:
-    with connected("tiny", dtype="float32") as there:
+def here(one_thread: None) -> Iterator[EvaluationBackend]:
+    with open_backend("tiny", dtype="float32") as there:
         yield there
 
 
-def answers(objective: Objective, *, gradient: bool) -> list[list[Answer]]:
+def answers(objective: Objective, *, gradient: bool) -> list[list[CandidateLoss]]:
     """By batch, whichever was ready first."""
     batches = [[(one, item)] for one in CANDIDATES for item in range(2)]
     batches += [] if gradient else [[(CANDIDATES[0], 1), (CANDIDATES[1], 0)]]
@@ -45,11 +45,11 @@ def answers(objective: Objective, *, gradient: bool) -> list[list[Answer]]:
     return [found[i] for i in range(len(batches))]
 
 
-def tokens_of(there: Connection) -> np.ndarray:
+def tokens_of(there: EvaluationBackend) -> np.ndarray:
     return np.random.default_rng(0).integers(0, len(there.tokenizer) - 1, (2, LENGTH))
 
 
-def test_here_it_is_the_model_itself(here: Connection) -> None:
+def test_here_it_is_the_model_itself(here: EvaluationBackend) -> None:
     model, tokenizer = load("tiny", dtype="float32")
     assert here.rope == Rope.of(model) == ROPE
     assert here.dtype == "torch.float32"
@@ -57,12 +57,12 @@ def test_here_it_is_the_model_itself(here: Connection) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_same_answers(here: Connection) -> None:
+def test_two_workers_give_the_same_answers(here: EvaluationBackend) -> None:
     """Also on other items, and with gradients; float32 sums depend a little on the number of threads."""
     tokens = tokens_of(here)
-    with connected("tiny", dtype="float32", workers="2") as there:
+    with open_backend("tiny", dtype="float32", workers="2") as there:
         assert (there.rope, there.tokenizer.get_vocab()) == (here.rope, here.tokenizer.get_vocab())
-        for items in (perplexity_items(tokens), perplexity_items(tokens[::-1, :280], tail=20)):
+        for items in (perplexity_texts(tokens), perplexity_texts(tokens[::-1, :280], tail=20)):
             ours, theirs = here.connect(items), there.connect(items)
             assert list(ours.tokens) == list(theirs.tokens) == [len(item.tokens) for item in items]
             for gradient in (False, True):
@@ -78,7 +78,7 @@ def test_two_workers_give_the_same_answers(here: Connection) -> None:
 def test_workers_that_are_none_are_refused(workers: str) -> None:
     with (
         pytest.raises(LongRopeError, match=f"workers = '{workers}': use a number of processes, ray, or ray://HOST"),
-        connected("tiny", workers=workers),
+        open_backend("tiny", workers=workers),
     ):
         pass
 
@@ -87,7 +87,7 @@ def test_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(LongRopeError, match=r"workers = 'ray' needs Ray: pip install"),
-        connected("tiny", workers="ray"),
+        open_backend("tiny", workers="ray"),
     ):
         pass
 
@@ -96,7 +96,7 @@ def test_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 def test_a_model_that_is_not_there_is_refused_at_once(tmp_path: Path, workers: str) -> None:
     with (
         pytest.raises(LongRopeError, match=r"model = .*nowhere.*no such folder"),
-        connected(str(tmp_path / "nowhere"), workers=workers),
+        open_backend(str(tmp_path / "nowhere"), workers=workers),
     ):
         pass
 
@@ -105,14 +105,14 @@ def test_a_model_that_is_not_there_is_refused_at_once(tmp_path: Path, workers: s
 def test_an_unknown_dtype_is_refused_at_once(workers: str) -> None:
     with (
         pytest.raises(LongRopeError, match="dtype = 'float8' is unknown; choose one of float32"),
-        connected("tiny", dtype="float8", workers=workers),
+        open_backend("tiny", dtype="float8", workers=workers),
     ):
         pass
 
 
 def test_workers_tell_the_dtype_as_one_process_does() -> None:
     """Else a run begun on one of them could not be resumed on the other; no process is started here."""
-    with connected("tiny") as here, connected("tiny", workers="2") as there:
+    with open_backend("tiny") as here, open_backend("tiny", workers="2") as there:
         assert there.dtype == here.dtype
 
 
@@ -121,6 +121,9 @@ def test_a_model_that_factors_do_not_reach_is_refused_in_a_worker(tmp_path: Path
     scaled = families.build("llama", rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4})
     scaled.save_pretrained(tmp_path)
     families.tokenizer().save_pretrained(tmp_path)
-    items = perplexity_items(families.tokens(1, 100).numpy())
-    with connected(str(tmp_path), workers="2") as there, pytest.raises(LongRopeError, match="already carries a rope"):
+    items = perplexity_texts(families.tokens(1, 100).numpy())
+    with (
+        open_backend(str(tmp_path), workers="2") as there,
+        pytest.raises(LongRopeError, match="already carries a rope"),
+    ):
         list(there.connect(items).evaluate([[(Scaling([2.0] * 8), 0)]], gradient=False))

@@ -13,16 +13,16 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from longrope.data.weighted_text import Item, perplexity_items
+from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
 from longrope.longcontext import token_losses as loss_module
-from longrope.longcontext.tiling import tiled
-from longrope.models.rotary_slot import Rescaled, find_rotary
+from longrope.longcontext.tiling import tiled_layers
+from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.objectives import model_loss as objective_module
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.search.protocol import Answer
+from longrope.search.protocol import CandidateLoss
 
 LENGTH = 100
 CAPS = {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 10.0}
@@ -34,11 +34,13 @@ def build(family: str) -> PreTrainedModel:
     return families.build(family, **FIELDS.get(family, {}))
 
 
-def items_of(rows: int = 1) -> list[Item]:
+def items_of(rows: int = 1) -> list[WeightedText]:
     """Weights of every size, some of them negative, none in front."""
     weights = np.random.default_rng(0).normal(0.02, 0.01, (rows, LENGTH - 1))
     weights[:, :7] = 0
-    return [Item(row, weight) for row, weight in zip(families.tokens(rows, LENGTH).numpy(), weights, strict=True)]
+    return [
+        WeightedText(row, weight) for row, weight in zip(families.tokens(rows, LENGTH).numpy(), weights, strict=True)
+    ]
 
 
 def scaling_of(model: PreTrainedModel, start_tokens: int = 0) -> Scaling:
@@ -46,7 +48,7 @@ def scaling_of(model: PreTrainedModel, start_tokens: int = 0) -> Scaling:
     return Scaling(factors, attention_factor=1.1, start_tokens=start_tokens)
 
 
-def answer_of(objective: ModelObjective, scaling: Scaling, *, gradient: bool = True, item: int = 0) -> Answer:
+def answer_of(objective: ModelObjective, scaling: Scaling, *, gradient: bool = True, item: int = 0) -> CandidateLoss:
     return next(iter(objective.evaluate([[(scaling, item)]], gradient=gradient)))[1][0]
 
 
@@ -73,9 +75,9 @@ class Plain(nn.Module):
 
 def by_autograd(model: PreTrainedModel, scaling: Scaling) -> tuple[float, np.ndarray]:
     """Loss and gradient from the whole logits at once."""
-    rotary, (item,) = find_rotary(model), items_of()
+    rotary, (item,) = find_rotary_slot(model), items_of()
     plain = Plain(rotary.rope, scaling)
-    rotary.install(Rescaled(rotary.original, plain))
+    rotary.install(RescaledRotary(rotary.original, plain))
     try:
         tokens = torch.from_numpy(item.tokens)
         logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].double()
@@ -159,7 +161,7 @@ def test_pieces_of_the_sequence_make_no_difference(family: str, monkeypatch: pyt
     model, seen = build(family), []
     objective, scaling = ModelObjective(model, items_of()), scaling_of(model)
     whole = answer_of(objective, scaling)
-    monkeypatch.setattr(objective_module, "tiled", partial(tiled, piece=23))
+    monkeypatch.setattr(objective_module, "tiled_layers", partial(tiled_layers, piece=23))
     mlp = next(module for name, module in model.base_model.layers[-1].named_children() if "mlp" in name)
     with mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])):
         parts = answer_of(objective, scaling)
@@ -269,8 +271,8 @@ def test_bfloat16_gives_nearly_the_same() -> None:
 def test_tail_items_have_the_gradient_of_their_tail() -> None:
     """The sum of the tail's gradient and of the rest's, by weight, is the whole's."""
     model, tokens = families.build("llama").double(), families.tokens(1, LENGTH).numpy()
-    (whole,), (tail,) = perplexity_items(tokens), perplexity_items(tokens, tail=30)
-    rest = Item(whole.tokens, np.where(tail.weights > 0, 0, 1 / 69))
+    (whole,), (tail,) = perplexity_texts(tokens), perplexity_texts(tokens, tail=30)
+    rest = WeightedText(whole.tokens, np.where(tail.weights > 0, 0, 1 / 69))
     found = [
         np.array(answer_of(ModelObjective(model, [one]), scaling_of(model)).gradient) for one in (whole, tail, rest)
     ]

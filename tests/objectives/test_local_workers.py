@@ -19,18 +19,18 @@ from searching import (
     build_marking_together,
     build_refused,
     build_refusing,
-    run_search,
+    search_with,
     slope,
     timeless,
 )
 
 from longrope.errors import LongRopeError
-from longrope.objectives.local_workers import RETRIES, LocalEngine, Shared, Worker
+from longrope.objectives.local_workers import RETRIES, LocalPool, PooledObjective, Worker
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
-from longrope.search.protocol import Answer, Ask, Batch
+from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss
 
 ITEMS = [(5, 0.0), (5, 0.01), (9, 0.02)]
 TOKENS = [tokens for tokens, _ in ITEMS]
@@ -39,11 +39,11 @@ BATCHES: list[Batch] = [[(Scaling([1.0 + i / 7] * 8), item)] for i in range(5) f
 
 
 @pytest.fixture
-def engine() -> Iterator[Callable[..., LocalEngine]]:
-    begun: list[LocalEngine] = []
+def engine() -> Iterator[Callable[..., LocalPool]]:
+    begun: list[LocalPool] = []
 
-    def begin(build_: Callable[..., object], count: int) -> LocalEngine:
-        begun.append(LocalEngine(build_, count))
+    def begin(build_: Callable[..., object], count: int) -> LocalPool:
+        begun.append(LocalPool(build_, count))
         return begun[-1]
 
     yield begin
@@ -51,8 +51,8 @@ def engine() -> Iterator[Callable[..., LocalEngine]]:
         one.close()
 
 
-def answers(engine: LocalEngine, *, gradient: bool = False) -> dict[int, list[Answer]]:
-    return dict(Shared(engine, ITEMS, TOKENS).evaluate(BATCHES, gradient=gradient))
+def answers(engine: LocalPool, *, gradient: bool = False) -> dict[int, list[CandidateLoss]]:
+    return dict(PooledObjective(engine, ITEMS, TOKENS).evaluate(BATCHES, gradient=gradient))
 
 
 def test_a_worker_unpacks_items_once_and_keeps_several_sets() -> None:
@@ -70,24 +70,24 @@ def test_a_worker_unpacks_items_once_and_keeps_several_sets() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_answers_are_those_of_this_process(engine: Callable[..., LocalEngine], count: int) -> None:
+def test_answers_are_those_of_this_process(engine: Callable[..., LocalPool], count: int) -> None:
     workers = engine(build, count)
     for gradient in (False, True):
         assert answers(workers, gradient=gradient) == dict(HERE.evaluate(BATCHES, gradient=gradient))
     assert answers(workers, gradient=True)[3][0].gradient == tuple(slope(BATCHES[3][0][0]))
 
 
-def test_searches_are_those_of_this_process(engine: Callable[..., LocalEngine], tmp_path: Path) -> None:
-    shared = Shared(engine(build, 2), ITEMS, TOKENS)
+def test_searches_are_those_of_this_process(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
+    shared = PooledObjective(engine(build, 2), ITEMS, TOKENS)
     for name in SMALL:
         fields = {"rows": 2, "racing": True, "seed": 3}
-        here = run_search(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
-        there = run_search(tmp_path / f"{name}.there", SMALL[name], objective=shared, **fields)
+        here = search_with(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
+        there = search_with(tmp_path / f"{name}.there", SMALL[name], objective=shared, **fields)
         assert (there.ranked, there.records, there.tokens) == (here.ranked, here.records, here.tokens)
         assert set(timeless(tmp_path / f"{name}.there")) == set(timeless(tmp_path / f"{name}.here"))
 
 
-def test_all_workers_work(engine: Callable[..., LocalEngine], tmp_path: Path) -> None:
+def test_all_workers_work(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
     answers(engine(partial(build_marking_together, tmp_path, 0.05, 2), 2))
     lines = [path.read_text().count("\n") for path in tmp_path.iterdir()]
     assert len(lines) == 2
@@ -108,7 +108,7 @@ def kill_one(folder: Path, killed: list[int]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_killed_worker_is_replaced(engine: Callable[..., LocalEngine], tmp_path: Path, count: int) -> None:
+def test_a_killed_worker_is_replaced(engine: Callable[..., LocalPool], tmp_path: Path, count: int) -> None:
     killed: list[int] = []
     killer = threading.Thread(target=kill_one, args=(tmp_path, killed))
     killer.start()
@@ -121,47 +121,47 @@ def test_a_killed_worker_is_replaced(engine: Callable[..., LocalEngine], tmp_pat
     assert len(processes) > count
 
 
-def test_a_search_outlives_a_killed_worker(engine: Callable[..., LocalEngine], tmp_path: Path) -> None:
+def test_a_search_outlives_a_killed_worker(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
     (tmp_path / "processes").mkdir()
     killed: list[int] = []
     killer = threading.Thread(target=kill_one, args=(tmp_path / "processes", killed))
     killer.start()
-    shared = Shared(engine(partial(build_marking, tmp_path / "processes", 0.002), 2), ITEMS, TOKENS)
-    there = run_search(tmp_path / "there", SMALL["cma"], objective=shared)
+    shared = PooledObjective(engine(partial(build_marking, tmp_path / "processes", 0.002), 2), ITEMS, TOKENS)
+    there = search_with(tmp_path / "there", SMALL["cma"], objective=shared)
     killer.join()
-    here = run_search(tmp_path / "here", SMALL["cma"], objective=HERE)
+    here = search_with(tmp_path / "here", SMALL["cma"], objective=HERE)
     assert killed
     assert (there.ranked, there.records, there.tokens) == (here.ranked, here.records, here.tokens)
 
 
 @pytest.mark.slow
-def test_workers_that_always_die_are_an_error_after_some_retries(engine: Callable[..., LocalEngine]) -> None:
+def test_workers_that_always_die_are_an_error_after_some_retries(engine: Callable[..., LocalPool]) -> None:
     with pytest.raises(LongRopeError, match=rf"one died {RETRIES + 1} times in a row.*fewer --workers.*--resume"):
         answers(engine(build_dying, 1))
 
 
-def test_a_refusal_of_a_worker_arrives_with_its_message(engine: Callable[..., LocalEngine]) -> None:
+def test_a_refusal_of_a_worker_arrives_with_its_message(engine: Callable[..., LocalPool]) -> None:
     workers = engine(build_refusing, 2)
     for _ in range(2):  # and the engine still works
         with pytest.raises(LongRopeError, match="out of memory at length 2048; use a shorter one"):
             answers(workers)
 
 
-def test_a_refusal_to_load_arrives_with_its_message(engine: Callable[..., LocalEngine]) -> None:
+def test_a_refusal_to_load_arrives_with_its_message(engine: Callable[..., LocalPool]) -> None:
     with pytest.raises(LongRopeError, match="there is no such model; look for it"):
         answers(engine(build_refused, 1))
 
 
-def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalEngine], tmp_path: Path) -> None:
+def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
     """As a search does whose time is spent: answers nobody waits for are not given to the next question."""
     workers = engine(build, 2)
-    shared = Shared(workers, ITEMS, TOKENS)
+    shared = PooledObjective(workers, ITEMS, TOKENS)
     for _ in range(3):
         next(iter(shared.evaluate(BATCHES, gradient=False)))
     assert answers(workers) == dict(HERE.evaluate(BATCHES, gradient=False))
     journal = Journal(tmp_path / "j", {})
     candidates = [batch[0][0] for batch in BATCHES[::3]]
-    found = Evaluator(shared, journal, budget=Budget()).answers(Ask(candidates))
+    found = Evaluator(shared, journal, budget=Budget()).answers(CandidateBatch(candidates))
     journal.close()
     assert [answer.loss for answer in found] == pytest.approx(
         [sum(HERE.loss(one, item) for item in range(3)) / 3 for one in candidates]
@@ -169,7 +169,7 @@ def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalEngine], t
 
 
 def test_after_close_no_process_is_left_and_it_can_begin_again(tmp_path: Path) -> None:
-    workers = LocalEngine(partial(build_marking, tmp_path, 0.0), 2)
+    workers = LocalPool(partial(build_marking, tmp_path, 0.0), 2)
     first = answers(workers)
     workers.close()
     for path in tmp_path.iterdir():

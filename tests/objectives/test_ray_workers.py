@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from searching import SMALL, Documents, build, build_dying, build_marking, build_refusing, run_search, timeless
+from searching import SMALL, Documents, build, build_dying, build_marking, build_refusing, search_with, timeless
 from test_workers import kill_one
 
 from longrope.errors import LongRopeError
-from longrope.objectives.local_workers import Shared
-from longrope.objectives.ray_workers import RayEngine
+from longrope.objectives.local_workers import PooledObjective
+from longrope.objectives.ray_workers import RayPool
 from longrope.scaling import Scaling
 from longrope.search.protocol import Batch
 
@@ -35,55 +35,55 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def closing() -> Iterator[list[RayEngine]]:
-    begun: list[RayEngine] = []
+def closing() -> Iterator[list[RayPool]]:
+    begun: list[RayPool] = []
     yield begun
     for engine in begun:
         engine.close()
 
 
-def test_answers_and_searches_are_those_of_this_process(closing: list[RayEngine], tmp_path: Path) -> None:
-    closing.append(RayEngine(build, "ray"))
-    shared = Shared(closing[0], ITEMS, TOKENS)
+def test_answers_and_searches_are_those_of_this_process(closing: list[RayPool], tmp_path: Path) -> None:
+    closing.append(RayPool(build, "ray"))
+    shared = PooledObjective(closing[0], ITEMS, TOKENS)
     for gradient in (False, True):
         found = dict(shared.evaluate(BATCHES, gradient=gradient))
         assert found == dict(HERE.evaluate(BATCHES, gradient=gradient))
     next(iter(shared.evaluate(BATCHES, gradient=False)))  # who stops listening can ask again
     for name in SMALL:
         fields = {"rows": 2, "racing": True, "seed": 3}
-        here = run_search(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
-        there = run_search(tmp_path / f"{name}.there", SMALL[name], objective=shared, **fields)
+        here = search_with(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
+        there = search_with(tmp_path / f"{name}.there", SMALL[name], objective=shared, **fields)
         assert (there.ranked, there.records, there.tokens) == (here.ranked, here.records, here.tokens)
         assert set(timeless(tmp_path / f"{name}.there")) == set(timeless(tmp_path / f"{name}.here"))
 
 
-def test_a_killed_actor_is_replaced(closing: list[RayEngine], tmp_path: Path) -> None:
-    closing.append(RayEngine(partial(build_marking, tmp_path, 0.1), "ray"))
+def test_a_killed_actor_is_replaced(closing: list[RayPool], tmp_path: Path) -> None:
+    closing.append(RayPool(partial(build_marking, tmp_path, 0.1), "ray"))
     killed: list[int] = []
     killer = threading.Thread(target=kill_one, args=(tmp_path, killed))
     killer.start()
-    found = dict(Shared(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
+    found = dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
     killer.join()
     assert found == dict(HERE.evaluate(BATCHES, gradient=False))
     assert set(killed) < {int(path.name) for path in tmp_path.iterdir()}
     assert len(killed) == 1
 
 
-def test_actors_that_always_die_are_an_error(closing: list[RayEngine]) -> None:
-    closing.append(RayEngine(build_dying, "ray"))
+def test_actors_that_always_die_are_an_error(closing: list[RayPool]) -> None:
+    closing.append(RayPool(build_dying, "ray"))
     with pytest.raises(LongRopeError, match="a Ray worker died and did not come back"):
-        dict(Shared(closing[0], ITEMS, TOKENS).evaluate(BATCHES[:1], gradient=False))
+        dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES[:1], gradient=False))
 
 
-def test_a_refusal_of_an_actor_arrives_with_its_message(closing: list[RayEngine]) -> None:
-    closing.append(RayEngine(build_refusing, "ray"))
+def test_a_refusal_of_an_actor_arrives_with_its_message(closing: list[RayPool]) -> None:
+    closing.append(RayPool(build_refusing, "ray"))
     with pytest.raises(LongRopeError, match="out of memory at length 2048; use a shorter one"):
-        dict(Shared(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
+        dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
 
 
 def test_after_close_no_actor_is_left(tmp_path: Path) -> None:
-    engine = RayEngine(partial(build_marking, tmp_path, 0.0), "ray")
-    dict(Shared(engine, ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
+    engine = RayPool(partial(build_marking, tmp_path, 0.0), "ray")
+    dict(PooledObjective(engine, ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
     engine.close()
     for path in tmp_path.iterdir():
         with pytest.raises(ProcessLookupError):
@@ -92,4 +92,4 @@ def test_after_close_no_actor_is_left(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there_is_an_error() -> None:
     with pytest.raises(LongRopeError, match=r"workers = 'ray://127.0.0.1:1': no Ray cluster can be reached there"):
-        RayEngine(build, "ray://127.0.0.1:1")
+        RayPool(build, "ray://127.0.0.1:1")

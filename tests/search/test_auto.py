@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import LENGTH, ROPE, STARTS, TARGET, Documents, asks, quadratic, run_search, space_of
+from searching import LENGTH, ROPE, STARTS, TARGET, Documents, asks, quadratic, search_with, space_of
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
@@ -65,7 +65,7 @@ def test_starts_and_ramps_come_first_and_the_best_of_them_is_gone_on_from(count:
 
 
 def test_it_comes_close_to_the_target(tmp_path: Path) -> None:
-    best = run_search(tmp_path / "j", Auto(gradient=Gradient(steps=120))).best
+    best = search_with(tmp_path / "j", Auto(gradient=Gradient(steps=120))).best
     np.testing.assert_allclose(np.log(best.factors), np.log(TARGET), atol=0.1)
 
 
@@ -83,7 +83,7 @@ def test_within_a_budget_it_costs_no_more(passes: int, items: int) -> None:
 @pytest.mark.parametrize("items", [2, 5])
 def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, items: int) -> None:
     method, documents = Auto().within(passes, items), Documents((7,) * items, apart=0.1)
-    outcome = run_search(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
+    outcome = search_with(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
     assert outcome.stopped == "the method is done"
     assert outcome.tokens == method.passes(items) * 7 <= passes * 7
 

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cmaes import CMA
-from searching import STARTS, TARGET, asks, generations, quadratic, run_search, space_of
+from searching import STARTS, TARGET, asks, generations, quadratic, search_with, space_of
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.cma import Cma, _state
-from longrope.search.parametrizations import SHAPES
+from longrope.search.parametrizations import PARAMETRIZATIONS
 
 METHOD = Cma(population=6, generations=6)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_comes_much_nearer_than_its_start(tmp_path: Path, seed: int) -> None:
-    outcome = run_search(tmp_path / "j", Cma(), seed=seed, form="free")
+    outcome = search_with(tmp_path / "j", Cma(), seed=seed, parametrization="free")
     assert outcome.ranked[0][0] - 0.008 < 0.1 * (min(map(quadratic, STARTS)) - 0.008)  # 0.008 is that of n̂ = 0
 
 
@@ -29,13 +29,13 @@ def test_a_target_of_its_form_is_found(tmp_path: Path) -> None:
     def distance(scaling: Scaling) -> float:
         return float(np.abs(np.log(scaling.factors) - np.log(TARGET)).max())
 
-    found = run_search(tmp_path / "j", Cma(generations=80), objective=distance, starts=STARTS[:1]).best
+    found = search_with(tmp_path / "j", Cma(generations=80), objective=distance, starts=STARTS[:1]).best
     np.testing.assert_allclose(np.log(found.factors), np.log(TARGET), atol=0.1)
 
 
 def test_the_starts_are_asked_for_first_and_the_best_of_them_is_the_middle() -> None:
     """With hardly any spread, all samples are the best start."""
-    space = space_of(METHOD, form="free")
+    space = space_of(METHOD, parametrization="free")
     asked = generations(Cma(population=6, sigma=1e-6, generations=1), space)
     assert len(asked) == 2
     for start, first in zip(STARTS, asked[0], strict=True):
@@ -46,7 +46,7 @@ def test_the_starts_are_asked_for_first_and_the_best_of_them_is_the_middle() -> 
 
 
 def test_a_bad_start_is_not_the_middle() -> None:
-    space = space_of(METHOD, form="free")
+    space = space_of(METHOD, parametrization="free")
     bad = {STARTS[0].factors[3]: math.inf}
     asked = generations(
         Cma(population=6, sigma=1e-6, generations=1), space, loss=lambda one: bad.get(round(one.factors[3], 9), 1.0)
@@ -55,12 +55,12 @@ def test_a_bad_start_is_not_the_middle() -> None:
         np.testing.assert_allclose(sample.factors, STARTS[1].factors, rtol=1e-3)
 
 
-@pytest.mark.parametrize("form", SHAPES)
+@pytest.mark.parametrize("form", PARAMETRIZATIONS)
 @pytest.mark.parametrize("dim", [4, 16, 64])
 def test_all_candidates_are_in_the_space(form: str, dim: int) -> None:
     rope = Rope(dim=dim, base=10000.0, original_length=128)
     starts = [scheme(name, rope, 1024) for name in ("pi", "yarn", "heuristic")]
-    space = space_of(METHOD, rope, 1024, form=form, attention=True, start_tokens=(0, 4, 9))
+    space = space_of(METHOD, rope, 1024, parametrization=form, attention=True, start_tokens=(0, 4, 9))
     for generation in generations(METHOD, space, starts=starts, loss=lambda one: -sum(one.factors)):
         for one in generation:
             assert 1 <= min(one.factors) <= max(one.factors) <= space.largest * (1 + 1e-12)
@@ -85,7 +85,7 @@ def test_another_population() -> None:
 
 def test_the_state_is_that_of_a_fresh_run(tmp_path: Path) -> None:
     """What the journal holds equals what the method says when it is told the losses again."""
-    run_search(tmp_path / "j", METHOD, seed=7)
+    search_with(tmp_path / "j", METHOD, seed=7)
     written = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
     states = [line["state"] for line in written if "generation" in line]
     assert states == [json.loads(json.dumps(ask.state)) for ask in asks(METHOD, space_of(METHOD), seed=7)]

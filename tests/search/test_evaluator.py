@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import SMALL, STARTS, Documents, evaluations, quadratic, run_search, scattered, timeless
+from searching import SMALL, STARTS, Documents, evaluations, quadratic, scattered, search_with, timeless
 
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, stride
 from longrope.search.journal import Journal
-from longrope.search.protocol import Answer, Ask, Batch
+from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss
 
 A, B, C, D = (Scaling([1.0 + i] * 8) for i in range(4))
 Opened = tuple[Journal, Path]
@@ -39,7 +39,7 @@ def seeing(seen: list[Batch]) -> Documents:
     """Documents that write down the batches."""
 
     class Seeing(Documents):
-        def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
             seen.extend(batches)
             return super().evaluate(batches, gradient=gradient)
 
@@ -48,7 +48,7 @@ def seeing(seen: list[Batch]) -> Documents:
 
 def test_an_answer_is_the_mean_over_the_items(opened: Opened) -> None:
     documents = Documents(noise=lambda one, item: item**2 / one.factors[0])
-    found = evaluator(documents, opened[0]).answers(Ask([C, A]))
+    found = evaluator(documents, opened[0]).answers(CandidateBatch([C, A]))
     for one, answer in zip((C, A), found, strict=True):
         assert answer.loss == pytest.approx(np.mean([documents.loss(one, item) for item in range(5)]))
         assert answer.gradient is None
@@ -59,12 +59,12 @@ def test_a_turn_is_the_loss_and_slope_of_one_item_at_three_times_its_tokens(open
     calls: list[tuple[Scaling, int]] = []
     documents = Documents(apart=0.3, calls=calls)
     one, item = evaluator(documents, opened[0]), 3 * turn % 5
-    found = one.answers(Ask([C, A], turn=turn))
-    assert found == [Answer(documents.loss(each, item), documents.slope(each, item)) for each in (C, A)]
+    found = one.answers(CandidateBatch([C, A], turn=turn))
+    assert found == [CandidateLoss(documents.loss(each, item), documents.slope(each, item)) for each in (C, A)]
     for _ in range(2):  # the second time it is known, and costs nothing
         assert calls == [(C, item), (A, item)]
         assert one.tokens == 3 * 2 * (5, 5, 5, 9, 9)[item]
-        assert one.answers(Ask([A, C], turn=turn + 10)) == found[::-1]
+        assert one.answers(CandidateBatch([A, C], turn=turn + 10)) == found[::-1]
     assert not one.complete
 
 
@@ -83,7 +83,7 @@ def test_batches_are_full_and_of_one_length(opened: Opened, rows: int) -> None:
     """Every pair once, in order; a batch ends only where it is full or the length changes."""
     batches: list[Batch] = []
     documents = seeing(batches)
-    evaluator(documents, opened[0], rows=rows).answers(Ask([A, B, C]))
+    evaluator(documents, opened[0], rows=rows).answers(CandidateBatch([A, B, C]))
     assert [pair for batch in batches for pair in batch] == [(one, item) for one in (A, B, C) for item in range(5)]
     assert max(map(len, batches)) == min(rows, 3)
     lengths = [[documents.tokens[item] for _, item in batch] for batch in batches]
@@ -95,17 +95,17 @@ def test_gradients_are_taken_one_pair_at_a_time(opened: Opened) -> None:
     """Their memory is what limits the length."""
     batches: list[Batch] = []
     one = evaluator(seeing(batches), opened[0], rows=4)
-    one.answers(Ask([A, B, C], turn=1))
+    one.answers(CandidateBatch([A, B, C], turn=1))
     assert [len(batch) for batch in batches] == [1] * 3
 
 
 def test_what_is_known_costs_nothing(opened: Opened) -> None:
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0])
-    first = one.answers(Ask([A, B, A, A]))
+    first = one.answers(CandidateBatch([A, B, A, A]))
     assert first[0] == first[2] == first[3]
     assert (len(calls), one.tokens) == (10, 2 * 33)
-    assert one.answers(Ask([B, A])) == [first[1], first[0]]
+    assert one.answers(CandidateBatch([B, A])) == [first[1], first[0]]
     assert (len(calls), one.tokens) == (10, 2 * 33)
 
 
@@ -115,26 +115,26 @@ def test_items_with_a_slope_need_not_be_evaluated_again(opened: Opened) -> None:
     documents = Documents(calls=calls)
     one = evaluator(documents, opened[0])
     for turn in (1, 2, 3, 0):  # items 3, 1, 4, 0
-        one.answers(Ask([A, B], turn=turn))
+        one.answers(CandidateBatch([A, B], turn=turn))
     assert not one.complete
-    one.answers(Ask([A], turn=4))
+    one.answers(CandidateBatch([A], turn=4))
     mean = float(np.mean([documents.loss(A, item) for item in range(5)]))
     assert one.complete == {A: pytest.approx(mean)}
     assert (one.records[-1].scaling, one.records[-1].tokens) == (A, one.tokens)
     assert (len(calls), one.tokens) == (9, 3 * (33 + 28))
-    assert one.answers(Ask([A])) == [Answer(one.complete[A])]
+    assert one.answers(CandidateBatch([A])) == [CandidateLoss(one.complete[A])]
     assert (len(calls), one.tokens) == (9, 3 * (33 + 28))
-    one.answers(Ask([B, A]))
+    one.answers(CandidateBatch([B, A]))
     assert calls[9:] == [(B, 2)]
     assert one.tokens == 3 * (33 + 28) + 5
 
 
 def test_a_slope_of_what_is_known_without_costs_three_forward_passes(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0])
-    (mean,) = one.answers(Ask([B]))
-    one.answers(Ask([B], turn=3))
+    (mean,) = one.answers(CandidateBatch([B]))
+    one.answers(CandidateBatch([B], turn=3))
     assert one.tokens == 33 + 3 * 9
-    assert one.answers(Ask([B])) == [mean]
+    assert one.answers(CandidateBatch([B])) == [mean]
     assert one.tokens == 33 + 3 * 9
 
 
@@ -143,14 +143,14 @@ def test_a_partly_known_batch_is_evaluated_as_a_whole(tmp_path: Path, rows: int)
     """What an answer is may depend on its batch, so a batch is computed with the same pairs as it was."""
     documents, path = Documents((5, 5, 5)), tmp_path / "j"
     journal = Journal(path, {})
-    evaluator(documents, journal, rows=rows).answers(Ask([A, B]))
+    evaluator(documents, journal, rows=rows).answers(CandidateBatch([A, B]))
     journal.close()
     whole, lines = timeless(path), path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4]))  # the settings and three pairs
     calls: list[tuple[Scaling, int]] = []
     journal = Journal(path, {}, resume=True)
     one = evaluator(replace(documents, calls=calls), journal, rows=rows)
-    one.answers(Ask([A, B]))
+    one.answers(CandidateBatch([A, B]))
     journal.close()
     again = {1: [(B, 0), (B, 1), (B, 2)], 2: [(A, 2), (B, 0), (B, 1), (B, 2)]}[rows]
     assert calls == again
@@ -163,7 +163,7 @@ def test_a_partly_known_batch_is_evaluated_as_a_whole(tmp_path: Path, rows: int)
 @pytest.mark.parametrize("name", SMALL)
 def test_the_order_of_the_answers_does_not_matter(tmp_path: Path, name: str, rows: int, racing: bool) -> None:
     one, other = (
-        run_search(
+        search_with(
             tmp_path / str(backwards),
             SMALL[name],
             objective=Documents(noise=scattered, apart=0.2, backwards=backwards),
@@ -179,7 +179,7 @@ def test_the_order_of_the_answers_does_not_matter(tmp_path: Path, name: str, row
 def test_records_are_in_the_order_of_the_ask(opened: Opened) -> None:
     one = evaluator(Documents(backwards=True), opened[0])
     losses = [quadratic(scaling) for scaling in (D, A, B, C)]
-    one.answers(Ask([D, A, B, C]))
+    one.answers(CandidateBatch([D, A, B, C]))
     best = [(D, A, B, C)[i] for i in range(4) if losses[i] == min(losses[: i + 1])]
     assert [record.scaling for record in one.records] == best
     assert {record.tokens for record in one.records} == {4 * 33}
@@ -192,7 +192,7 @@ def test_the_budget_is_a_prefix_of_the_batches(opened: Opened, tokens: int, rows
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0], tokens, rows=rows)
     with pytest.raises(Stop, match=f"the budget of {tokens} token-evaluations is spent"):
-        one.answers(Ask([A, B, C]))
+        one.answers(CandidateBatch([A, B, C]))
     assert calls == [(scaling, item) for scaling in (A, B, C) for item in range(5)][: len(calls)]
     assert one.tokens == sum((5, 5, 5, 9, 9)[item] for _, item in calls) <= tokens
     assert tokens - one.tokens < 9 * rows
@@ -203,7 +203,7 @@ def test_the_budget_is_a_prefix_of_the_batches(opened: Opened, tokens: int, rows
 def test_a_budget_below_one_candidate_is_an_error_that_names_both(opened: Opened, tokens: int) -> None:
     one = evaluator(Documents(), opened[0], tokens)
     with pytest.raises(LongRopeError, match=rf"budget = {tokens} .*less than one step of this search, 33"):
-        one.answers(Ask([A, B]))
+        one.answers(CandidateBatch([A, B]))
     assert evaluations(opened[1]) == []
 
 
@@ -211,10 +211,10 @@ def test_a_budget_below_one_candidate_is_an_error_that_names_both(opened: Opened
 def test_a_turn_that_the_budget_does_not_pay_for_is_not_taken(opened: Opened, tokens: int) -> None:
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0], tokens)
-    one.answers(Ask([A]))
-    one.answers(Ask([B], turn=0))
+    one.answers(CandidateBatch([A]))
+    one.answers(CandidateBatch([B], turn=0))
     with pytest.raises(Stop, match=f"the budget of {tokens} token-evaluations is spent"):
-        one.answers(Ask([B], turn=3))
+        one.answers(CandidateBatch([B], turn=3))
     assert one.tokens == 33 + 15
     assert calls[5:] == [(B, 0)]
 
@@ -231,7 +231,7 @@ def taking(clock: list[float], seconds: float) -> Documents:
     """Documents of which every batch takes so long."""
 
     class Taking(Documents):
-        def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+        def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
             for index, answers in super().evaluate(batches, gradient=gradient):
                 clock[0] += seconds
                 yield index, answers
@@ -249,18 +249,18 @@ def test_the_seconds_of_a_batch_are_shared_by_its_pairs(
         clock[0] += 50.0
 
     one = evaluator(taking(clock, 0.6), opened[0], rows=rows, told=told)
-    one.answers(Ask([A, B]))
+    one.answers(CandidateBatch([A, B]))
     assert one.seconds == pytest.approx(0.6 * batches)
     found = [line["seconds"] for line in evaluations(opened[1])]
     of_one = {1: [0.6] * 5, 2: [0.3, 0.3, 0.6, 0.3, 0.3], 3: [0.2, 0.2, 0.2, 0.3, 0.3]}[rows]
     assert found == pytest.approx(of_one * 2)
     again = evaluator(taking(clock, 99.0), opened[0], rows=rows)
-    again.answers(Ask([A, B]))
+    again.answers(CandidateBatch([A, B]))
     assert again.seconds == pytest.approx(one.seconds)
 
 
 def test_seconds_are_written_to_a_millionth(opened: Opened, clock: list[float]) -> None:
-    evaluator(taking(clock, 0.12345678), opened[0]).answers(Ask([A]))
+    evaluator(taking(clock, 0.12345678), opened[0]).answers(CandidateBatch([A]))
     assert {line["seconds"] for line in evaluations(opened[1])} == {0.123457}
 
 
@@ -270,7 +270,7 @@ def test_the_time_budget_ends_after_the_batch_that_spends_it(
 ) -> None:
     one = Evaluator(taking(clock, 0.5), opened[0], budget=Budget(seconds=seconds))
     with pytest.raises(Stop, match=f"^the time budget of {said} s is spent$"):
-        one.answers(Ask([A, B]))
+        one.answers(CandidateBatch([A, B]))
     assert one.seconds == 0.5 * count
     assert len(evaluations(opened[1])) == count
 
@@ -280,7 +280,7 @@ def test_the_time_budget_ends_after_the_batch_that_spends_it(
 def test_every_batch_is_told_once_what_leads(opened: Opened, rows: int, times: int, asked: list[Scaling]) -> None:
     leading: list[tuple[float, Scaling] | None] = []
     one = evaluator(Documents(), opened[0], rows=rows, told=lambda: leading.append(one.leading))
-    one.answers(Ask(asked))
+    one.answers(CandidateBatch(asked))
     assert len(leading) == times
     first = leading.index((one.complete[asked[0]], asked[0]))
     assert leading[:first] == [None] * first
@@ -291,11 +291,11 @@ def test_every_batch_is_told_once_what_leads(opened: Opened, rows: int, times: i
 def test_a_budget_of_thousands_is_easy_to_read(opened: Opened) -> None:
     one = evaluator(Documents((1000, 1000)), opened[0], 3999)
     with pytest.raises(Stop, match=r"^the budget of 3,999 token-evaluations is spent$"):
-        one.answers(Ask([A, B]))
+        one.answers(CandidateBatch([A, B]))
     assert one.tokens == 3000
 
 
-def racing_journal(path: Path, documents: Documents, asks: list[Ask], **fields: object) -> Evaluator:
+def racing_journal(path: Path, documents: Documents, asks: list[CandidateBatch], **fields: object) -> Evaluator:
     journal = Journal(path, {})
     one = evaluator(documents, journal, racing=True, **fields)
     for ask in asks:
@@ -310,7 +310,7 @@ BEST, WORSE = STARTS[2], Scaling([8.0, *STARTS[2].factors[1:]])
 def test_who_is_clearly_worse_is_not_evaluated_any_further(tmp_path: Path) -> None:
     """The first best cannot be raced; a worse one is dropped after two of the items."""
     calls: list[tuple[Scaling, int]] = []
-    one = racing_journal(tmp_path / "j", Documents(calls=calls), [Ask([BEST]), Ask([WORSE])])
+    one = racing_journal(tmp_path / "j", Documents(calls=calls), [CandidateBatch([BEST]), CandidateBatch([WORSE])])
     assert calls == [(BEST, item) for item in range(5)] + [(WORSE, 0), (WORSE, 1)]
     assert one.tokens == 33 + 10
     assert list(one.complete) == [BEST]
@@ -318,22 +318,22 @@ def test_who_is_clearly_worse_is_not_evaluated_any_further(tmp_path: Path) -> No
 
 def test_nobody_is_raced_unasked(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0])
-    one.answers(Ask([BEST]))
-    one.answers(Ask([WORSE]))
+    one.answers(CandidateBatch([BEST]))
+    one.answers(CandidateBatch([WORSE]))
     assert list(one.complete) == [BEST, WORSE]
 
 
 def test_who_lost_a_race_is_told_what_it_would_come_to(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0], racing=True)
-    (best,) = one.answers(Ask([BEST]))
-    (lost,) = one.answers(Ask([WORSE]))
+    (best,) = one.answers(CandidateBatch([BEST]))
+    (lost,) = one.answers(CandidateBatch([WORSE]))
     assert lost.loss == pytest.approx(best.loss + quadratic(WORSE) - quadratic(BEST))
 
 
 def test_a_gradient_is_never_raced(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0], racing=True)
-    one.answers(Ask([BEST]))
-    found = [one.answers(Ask([WORSE], turn=turn))[0] for turn in range(5)]
+    one.answers(CandidateBatch([BEST]))
+    found = [one.answers(CandidateBatch([WORSE], turn=turn))[0] for turn in range(5)]
     assert None not in [answer.gradient for answer in found]
     assert WORSE in one.complete
 
@@ -341,9 +341,9 @@ def test_a_gradient_is_never_raced(opened: Opened) -> None:
 def test_who_lost_and_is_asked_for_again_costs_nothing_more(opened: Opened) -> None:
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0], racing=True)
-    one.answers(Ask([BEST]))
-    first, spent, count = one.answers(Ask([WORSE])), one.tokens, len(calls)
-    assert one.answers(Ask([WORSE])) == first
+    one.answers(CandidateBatch([BEST]))
+    first, spent, count = one.answers(CandidateBatch([WORSE])), one.tokens, len(calls)
+    assert one.answers(CandidateBatch([WORSE])) == first
     assert len(calls) == count
     assert one.tokens == spent
 
@@ -353,12 +353,12 @@ def test_who_lost_is_not_raced_again_against_a_new_best(opened: Opened, second: 
     """Whether on the items that it was evaluated on it is clearly worse than that one too, or is not."""
     documents = Documents(noise=lambda one, item: (-5.0, second, -8.0, -8.0, -8.0)[item] if one == A else 0.0)
     one = evaluator(documents, opened[0], racing=True)
-    one.answers(Ask([BEST]))
-    first = one.answers(Ask([WORSE]))
-    one.answers(Ask([A]))
+    one.answers(CandidateBatch([BEST]))
+    first = one.answers(CandidateBatch([WORSE]))
+    one.answers(CandidateBatch([A]))
     assert one.records[-1].scaling == A
     spent = one.tokens
-    assert one.answers(Ask([WORSE])) == first
+    assert one.answers(CandidateBatch([WORSE])) == first
     assert one.tokens == spent
 
 
@@ -369,14 +369,14 @@ def test_who_lost_and_then_leads_by_its_gradient_can_be_raced_against(opened: Op
         return 0.0 if one != A else (-20.0, -19.0)[item % 2] if item > 2 else 1.0 + 0.01 * item
 
     one = evaluator(Documents(noise=noise), opened[0], racing=True)
-    one.answers(Ask([BEST]))
-    one.answers(Ask([A]))
+    one.answers(CandidateBatch([BEST]))
+    one.answers(CandidateBatch([A]))
     assert A not in one.complete
     for turn in range(5):
-        one.answers(Ask([A], turn=turn))
+        one.answers(CandidateBatch([A], turn=turn))
     assert one.records[-1].scaling == A
-    assert one.answers(Ask([A])) == [Answer(one.complete[A])]
-    one.answers(Ask([B]))
+    assert one.answers(CandidateBatch([A])) == [CandidateLoss(one.complete[A])]
+    one.answers(CandidateBatch([B]))
     assert B in {**one.complete, **one.lost}
 
 
@@ -394,7 +394,7 @@ def trial(path: Path, seed: int, *, racing: bool) -> tuple[Evaluator, dict[Scali
     journal = Journal(path, {})
     one = evaluator(Documents(tokens, loss), journal, racing=racing)
     for start in range(0, 30, 8):
-        one.answers(Ask(candidates[start : start + 8]))
+        one.answers(CandidateBatch(candidates[start : start + 8]))
     journal.close()
     return one, truth
 
@@ -423,8 +423,8 @@ def test_races_spend_less_and_hardly_ever_drop_who_is_better(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["cma", "paper", "simple"])
 def test_a_raced_search_finds_as_good_a_candidate_for_less(tmp_path: Path, name: str) -> None:
     documents = Documents((3,) * 10)
-    plain = run_search(tmp_path / "plain", SMALL[name], objective=documents)
-    raced = run_search(tmp_path / "raced", SMALL[name], objective=documents, racing=True)
+    plain = search_with(tmp_path / "plain", SMALL[name], objective=documents)
+    raced = search_with(tmp_path / "raced", SMALL[name], objective=documents, racing=True)
     assert raced.tokens < 0.8 * plain.tokens
     assert raced.ranked[0] == plain.ranked[0]
     assert len(raced.ranked) < len(plain.ranked)
@@ -433,7 +433,7 @@ def test_a_raced_search_finds_as_good_a_candidate_for_less(tmp_path: Path, name:
 def test_no_loss_that_is_not_finite_is_a_record(opened: Opened) -> None:
     bad = {A: math.nan, B: math.inf, C: -math.inf}
     one = evaluator(Documents(noise=lambda scaling, _: bad.get(scaling, 0.0)), opened[0])
-    one.answers(Ask([A, B, C, D]))
+    one.answers(CandidateBatch([A, B, C, D]))
     assert [record.scaling for record in one.records] == [D]
     assert one.leading is not None
     assert one.leading[1] == D
@@ -443,15 +443,15 @@ def test_no_loss_that_is_not_finite_is_a_record(opened: Opened) -> None:
 def test_a_method_is_told_the_same_of_a_bad_loss_as_after_a_resume(opened: Opened, bad: float) -> None:
     """The journal cannot tell them apart: they are the worst."""
     documents = Documents(noise=lambda scaling, _: bad if scaling == A else 0.0)
-    fresh = evaluator(documents, opened[0]).answers(Ask([A, B]))
-    resumed = evaluator(documents, opened[0]).answers(Ask([A, B]))
+    fresh = evaluator(documents, opened[0]).answers(CandidateBatch([A, B]))
+    resumed = evaluator(documents, opened[0]).answers(CandidateBatch([A, B]))
     assert [answer.loss for answer in fresh] == [answer.loss for answer in resumed]
     assert fresh[0].loss == math.inf
     assert evaluations(opened[1])[0]["loss"] is None
 
 
 def test_the_journal_holds_every_pair_once(tmp_path: Path) -> None:
-    run_search(tmp_path / "j", SMALL["paper"], objective=Documents(), rows=2)
+    search_with(tmp_path / "j", SMALL["paper"], objective=Documents(), rows=2)
     pairs = [json.dumps([line["factors"], line["item"]]) for line in evaluations(tmp_path / "j")]
     assert len(pairs) == len(set(pairs))
     assert len(pairs) % 5 == 0

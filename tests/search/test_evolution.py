@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from searching import LENGTH, ROPE, STARTS, TARGET, generations, quadratic, run_search, space_of
+from searching import LENGTH, ROPE, STARTS, TARGET, generations, quadratic, search_with, space_of
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
@@ -181,7 +181,7 @@ def test_attention_factors_are_searched_when_offered(method: Paper | Simple, off
 @pytest.mark.parametrize("name", FULL)
 def test_the_best_of_what_is_kept_never_gets_worse(name: str, seed: int, tmp_path: Path) -> None:
     seen: list[float] = []
-    outcome = run_search(
+    outcome = search_with(
         tmp_path / "j", FULL[name], seed=seed, tokens=600, watch=lambda progress: seen.append(progress.loss)
     )
     assert seen == sorted(seen, reverse=True)
@@ -195,19 +195,19 @@ def test_the_paper_preset_comes_near_the_optimum_and_beats_yarn(seed: int, tmp_p
     def distance(scaling: Scaling) -> float:
         return float(((np.log(scaling.factors) - np.log(TARGET)) ** 2).mean())
 
-    best = run_search(tmp_path / "j", Paper(), objective=distance, seed=seed).ranked[0][0]
+    best = search_with(tmp_path / "j", Paper(), objective=distance, seed=seed).ranked[0][0]
     losses = [distance(start) for start in STARTS]
     assert best < 0.003 < 0.2 * min(losses)
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_the_simple_preset_beats_its_starts(seed: int, tmp_path: Path) -> None:
-    best = run_search(tmp_path / "j", Simple(), seed=seed, tokens=1500).ranked[0][0]
+    best = search_with(tmp_path / "j", Simple(), seed=seed, tokens=1500).ranked[0][0]
     assert best < 0.5 * min(quadratic(start) for start in STARTS)
 
 
 def test_start_tokens_are_found(tmp_path: Path) -> None:
-    assert run_search(tmp_path / "j", Paper(), start_tokens=START_TOKENS).best.start_tokens == 8
+    assert search_with(tmp_path / "j", Paper(), start_tokens=START_TOKENS).best.start_tokens == 8
 
 
 def still(method: Paper | Simple) -> Paper | Simple:

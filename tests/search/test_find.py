@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from longrope.data.weighted_text import Item, mixed, perplexity_items
+from longrope.data.weighted_text import WeightedText, mix_texts, perplexity_texts
 from longrope.errors import LongRopeError
 from longrope.evaluation.perplexity import model_losses
 from longrope.formats.load_factors import load_factors
@@ -24,12 +24,12 @@ from longrope.search import find as module
 from longrope.search.auto import Auto
 from longrope.search.budget import Budget
 from longrope.search.cma import Cma
-from longrope.search.evaluator import Record
+from longrope.search.evaluator import Improvement
 from longrope.search.evolution import Paper, Simple
-from longrope.search.find import FINALISTS, Found, data_hash, find_factors
+from longrope.search.find import FINALISTS, SearchResult, data_hash, find_factors
 from longrope.search.gradient import Gradient
-from longrope.search.loop import Outcome, Progress
-from longrope.search.protocol import Answer, Batch, Objective
+from longrope.search.loop import SearchOutcome, SearchProgress
+from longrope.search.protocol import Batch, CandidateLoss, Objective
 from longrope.search.registry import METHODS as ALL
 from longrope.search.registry import Method
 from longrope.search.space import Space
@@ -44,9 +44,9 @@ METHODS: dict[str, Method] = {
     "simple": Simple(generations=2).sized(8),
 }
 TOKENS = {"search": families.tokens(5, LENGTH)[:2].numpy(), "held_out": families.tokens(5, LENGTH)[2:].numpy()}
-ITEMS = {part: perplexity_items(tokens) for part, tokens in TOKENS.items()}
+ITEMS = {part: perplexity_texts(tokens) for part, tokens in TOKENS.items()}
 ONCE = TOKENS["search"].size  # token-evaluations of one candidate
-Connect = Callable[[Sequence[Item]], Objective]
+Connect = Callable[[Sequence[WeightedText]], Objective]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def model() -> PreTrainedModel:
 
 
 def space_of(name: str, **fields: object) -> Space:
-    return Space(ROPE, LENGTH, **{"ceiling": METHODS[name].ceiling, "form": METHODS[name].form, **fields})
+    return Space(
+        ROPE, LENGTH, **{"ceiling": METHODS[name].ceiling, "parametrization": METHODS[name].parametrization, **fields}
+    )
 
 
 def find(
@@ -65,9 +67,9 @@ def find(
     name: str = "paper",
     space: dict[str, object] | None = None,
     connect: Connect | None = None,
-    items: dict[str, list[Item]] = ITEMS,
+    items: dict[str, list[WeightedText]] = ITEMS,
     **fields: object,
-) -> Found:
+) -> SearchResult:
     """A search of 14 evaluations, a forward and backward pass being three."""
     searched, connect = space_of(name, **(space or {})), connect or partial(ModelObjective, model)
     starts = [scheme(one, searched.rope, searched.length) for one in METHODS[name].starts]
@@ -208,9 +210,11 @@ def test_several_seeds(model: PreTrainedModel, tmp_path: Path, name: str) -> Non
 OURS = [Scaling([1.0 + i / 8] * 8) for i in range(8)]
 
 
-def outcome(losses: Sequence[tuple[float, int]], records: Sequence[tuple[int, int]] = (), tokens: int = 100) -> Outcome:
+def outcome(
+    losses: Sequence[tuple[float, int]], records: Sequence[tuple[int, int]] = (), tokens: int = 100
+) -> SearchOutcome:
     ranked = tuple((loss, OURS[i]) for loss, i in losses)
-    return Outcome("", ranked, tuple(Record(at, 9.0 - at, OURS[i]) for at, i in records), tokens, 0.0)
+    return SearchOutcome("", ranked, tuple(Improvement(at, 9.0 - at, OURS[i]) for at, i in records), tokens, 0.0)
 
 
 def test_the_finalists_are_distinct_though_all_seeds_begin_alike() -> None:
@@ -274,7 +278,7 @@ def test_candidates_keep_the_bounds(model: PreTrainedModel, tmp_path: Path, name
 
 def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -> None:
     both = {
-        part: mixed([(0.5, perplexity_items(tokens)), (0.5, perplexity_items(tokens[:, :100]))])
+        part: mix_texts([(0.5, perplexity_texts(tokens)), (0.5, perplexity_texts(tokens[:, :100]))])
         for part, tokens in TOKENS.items()
     }
     found = find(model, tmp_path, name="auto", items=both, rows=3, budget=None)
@@ -301,7 +305,7 @@ class Interrupted:
     def __init__(self, inner: Objective, left: list[int]) -> None:
         self.inner, self.left, self.tokens = inner, left, inner.tokens
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         for answer in self.inner.evaluate(batches, gradient=gradient):
             self.left[0] -= 1
             if self.left[0] < 0:
@@ -356,7 +360,7 @@ def test_a_finished_run_is_resumed_without_an_evaluation(model: PreTrainedModel,
 def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None:
     seen: list[bool] = []
 
-    def watch(seed: int, progress: Progress) -> None:
+    def watch(seed: int, progress: SearchProgress) -> None:
         seen.append(load_factors(tmp_path / "best.json") == progress.best)
 
     find(model, tmp_path, watch=watch)
@@ -365,7 +369,7 @@ def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", METHODS)
 def test_watch_is_told_the_seed_and_how_it_stands(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    told: dict[int, list[Progress]] = {3: [], 4: []}
+    told: dict[int, list[SearchProgress]] = {3: [], 4: []}
     found = find(model, tmp_path, name=name, seeds=(3, 4), watch=lambda seed, progress: told[seed].append(progress))
     for outcome, standings in zip(found.outcomes, told.values(), strict=True):
         spent = [one.tokens for one in standings]
@@ -408,7 +412,7 @@ def test_overwrite_begins_anew(model: PreTrainedModel, tmp_path: Path) -> None:
     ("fields", "said"),
     [
         ({"space": {"attention_factor": 1.2}}, "space was .*'attention_factor': 1.0.*now .*1.2"),
-        ({"space": {"form": "monotone"}}, "space was .*'free'.*now .*'monotone'"),
+        ({"space": {"parametrization": "monotone"}}, "space was .*'free'.*now .*'monotone'"),
         ({"starts": [Scaling([2.0] * 8, scheme="mine")]}, r"starts was \['pi \w{8}', .*now \['mine \w{8}'\]"),
         ({"racing": True}, "racing was False, now True"),
         *(({"name": name}, f"method was .*Paper.*now .*{name.title()}") for name in METHODS if name != "paper"),
@@ -429,7 +433,7 @@ def test_a_resume_with_other_settings_is_refused(
 def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
     find(model, tmp_path)
     swapped = {"search": ITEMS["held_out"], "held_out": ITEMS["search"]}
-    tails = {part: perplexity_items(tokens, tail=50) for part, tokens in TOKENS.items()}
+    tails = {part: perplexity_texts(tokens, tail=50) for part, tokens in TOKENS.items()}
     for items in (swapped, tails):
         with pytest.raises(LongRopeError, match="data was"):
             find(model, tmp_path, items=items, existing="resume")
@@ -460,17 +464,20 @@ class Broken:
     def __init__(self, inner: Objective, name: str) -> None:
         self.inner, self.name, self.tokens = inner, name, inner.tokens
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         for index, answers in self.inner.evaluate(batches, gradient=gradient):
             schemes = [one.scheme for one, _ in batches[index]]
-            yield index, [Answer(math.nan) if n == self.name else a for n, a in zip(schemes, answers, strict=True)]
+            yield (
+                index,
+                [CandidateLoss(math.nan) if n == self.name else a for n, a in zip(schemes, answers, strict=True)],
+            )
 
 
 @pytest.mark.parametrize("broken", ["pi", "yarn", "searched"])
 def test_a_scheme_whose_loss_is_not_finite_does_not_stop_the_run(
     model: PreTrainedModel, tmp_path: Path, broken: str
 ) -> None:
-    def connect(items: Sequence[Item]) -> Objective:
+    def connect(items: Sequence[WeightedText]) -> Objective:
         held_out = len(items) == len(ITEMS["held_out"])
         return Broken(ModelObjective(model, items), broken) if held_out else ModelObjective(model, items)
 
@@ -488,10 +495,13 @@ class WithoutNumber:
     def __init__(self, inner: Objective, first: Scaling) -> None:
         self.inner, self.first, self.tokens = inner, first, inner.tokens
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         for index, answers in self.inner.evaluate(batches, gradient=gradient):
             broken = [one.factors == self.first.factors for one, _ in batches[index]]
-            yield index, [Answer(math.nan) if bad else answer for bad, answer in zip(broken, answers, strict=True)]
+            yield (
+                index,
+                [CandidateLoss(math.nan) if bad else answer for bad, answer in zip(broken, answers, strict=True)],
+            )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -499,7 +509,7 @@ def test_a_start_without_a_number_is_the_worst_candidate(model: PreTrainedModel,
     find(model, tmp_path / "plain", name=name)
     first = scaling_of(lines_of(tmp_path / "plain" / "search-0.jsonl")[0])
 
-    def broken(items: Sequence[Item]) -> Objective:
+    def broken(items: Sequence[WeightedText]) -> Objective:
         return WithoutNumber(ModelObjective(model, items), first)
 
     found = find(model, tmp_path / "whole", name=name, connect=broken)
@@ -522,11 +532,11 @@ class Favouring:
     def __init__(self, inner: Objective, name: str) -> None:
         self.inner, self.name, self.tokens = inner, name, inner.tokens
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         for index, answers in self.inner.evaluate(batches, gradient=gradient):
             less = [9.0 * (one.scheme == self.name) for one, _ in batches[index]]
             pairs = zip(answers, less, strict=True)
-            yield index, [Answer(answer.loss - lower, answer.gradient) for answer, lower in pairs]
+            yield index, [CandidateLoss(answer.loss - lower, answer.gradient) for answer, lower in pairs]
 
 
 MINE = Scaling([2.5] * 8, scheme="mine", length=LENGTH)
@@ -543,7 +553,7 @@ def test_only_what_is_compared_may_win(
     fields = {"starts": [start], "compared": compared}
     for best in ("heuristic", "mine", "start", "searched"):
 
-        def connect(items: Sequence[Item], best: str = best) -> Objective:
+        def connect(items: Sequence[WeightedText], best: str = best) -> Objective:
             return Favouring(ModelObjective(model, items), best)
 
         found = find(model, tmp_path / best, connect=connect, **fields)
@@ -574,14 +584,14 @@ def test_a_search_after_a_stage(model: PreTrainedModel, tmp_path: Path) -> None:
 def test_the_hash_tells_items_apart() -> None:
     tokens = TOKENS["search"]
     variants = (tokens, tokens[::-1], tokens[:, ::-1], tokens[:1])
-    hashes = [data_hash(perplexity_items(one)) for one in variants]
-    hashes.append(data_hash(perplexity_items(tokens, tail=20)))
+    hashes = [data_hash(perplexity_texts(one)) for one in variants]
+    hashes.append(data_hash(perplexity_texts(tokens, tail=20)))
     assert len(set(hashes)) == 5
     assert (
         hashes[0]
-        == data_hash(perplexity_items(tokens.copy()))
-        == data_hash(perplexity_items(np.asfortranarray(tokens)))
+        == data_hash(perplexity_texts(tokens.copy()))
+        == data_hash(perplexity_texts(np.asfortranarray(tokens)))
     )
     changed = tokens.copy()
     changed[0, 0] += 1
-    assert data_hash(perplexity_items(changed)) != hashes[0]
+    assert data_hash(perplexity_texts(changed)) != hashes[0]

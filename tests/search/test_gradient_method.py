@@ -21,7 +21,7 @@ from searching import (
     evaluations,
     generations,
     quadratic,
-    run_search,
+    search_with,
     slope,
     space_of,
 )
@@ -29,8 +29,8 @@ from searching import (
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.gradient import Gradient
-from longrope.search.parametrizations import SHAPES
-from longrope.search.protocol import Answer, Ask, Function
+from longrope.search.parametrizations import PARAMETRIZATIONS
+from longrope.search.protocol import CandidateBatch, CandidateLoss, FunctionObjective
 
 METHOD = Gradient(steps=10)
 LONG = Gradient(steps=25)  # compared after 10, 20 and 25 steps
@@ -38,33 +38,33 @@ FIRST = 0.2 * math.log(LENGTH / ROPE.original_length) / math.sqrt(10)  # step of
 MIDDLE = [Scaling([3.0] * 8)]  # a start that is away from all bounds
 
 
-def path(asked: list[Ask]) -> np.ndarray:
+def path(asked: list[CandidateBatch]) -> np.ndarray:
     """The log factors before each step, ``(steps, pairs)``."""
     return np.log([ask.candidates[0].factors for ask in asked if ask.turn is not None])
 
 
-def compared(asked: list[Ask]) -> np.ndarray:
+def compared(asked: list[CandidateBatch]) -> np.ndarray:
     """The log factors that were compared on all items after the starts, ``(comparisons, pairs)``."""
     return np.log([ask.candidates[0].factors for ask in asked[1:] if ask.turn is None])
 
 
-def steps(asked: list[Ask]) -> np.ndarray:
+def steps(asked: list[CandidateBatch]) -> np.ndarray:
     """Changes of the log factors from step to step, ``(steps, pairs)``."""
     return np.diff(path(asked), axis=0)
 
 
-def middle(method: Gradient = METHOD, **fields: object) -> list[Ask]:
+def middle(method: Gradient = METHOD, **fields: object) -> list[CandidateBatch]:
     return asks(method, space_of(method), starts=MIDDLE, **fields)
 
 
 def test_it_comes_close_to_the_target(tmp_path: Path) -> None:
-    best = run_search(tmp_path / "j", Gradient(steps=120)).best
+    best = search_with(tmp_path / "j", Gradient(steps=120)).best
     np.testing.assert_allclose(np.log(best.factors), np.log(TARGET), atol=0.1)
 
 
-@pytest.mark.parametrize("form", SHAPES)
+@pytest.mark.parametrize("form", PARAMETRIZATIONS)
 def test_it_improves_on_its_start_in_every_form(tmp_path: Path, form: str) -> None:
-    outcome = run_search(tmp_path / "j", Gradient(steps=40), form=form)
+    outcome = search_with(tmp_path / "j", Gradient(steps=40), parametrization=form)
     start = min(record.loss for record in outcome.records[:1])
     first = {one: loss for loss, one in outcome.ranked}
     assert outcome.ranked[0][0] < 0.95 * start
@@ -84,7 +84,7 @@ def test_within_a_budget_it_costs_no_more(passes: int, items: int) -> None:
 @pytest.mark.parametrize("items", [1, 3, 5])
 def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, items: int) -> None:
     method, documents = Gradient().within(passes, items), Documents((7,) * items, apart=0.1)
-    outcome = run_search(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
+    outcome = search_with(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
     assert outcome.stopped == "the method is done"
     assert outcome.tokens == method.passes(items) * 7 <= passes * 7
 
@@ -184,7 +184,7 @@ def test_the_state_is_all_that_decides_the_next_step() -> None:
 def test_a_search_takes_the_items_in_turn(tmp_path: Path) -> None:
     """The same by way of the evaluator and the journal."""
     documents = Documents((5, 5, 9), apart=0.7)
-    run_search(tmp_path / "j", LONG, objective=documents, starts=MIDDLE)
+    search_with(tmp_path / "j", LONG, objective=documents, starts=MIDDLE)
     lines = [line for line in evaluations(tmp_path / "j") if "gradient" in line]
     assert [line["item"] for line in lines] == [2 * step % 3 for step in range(25)]
     found = np.log([line["factors"][-1] for line in lines])
@@ -192,7 +192,7 @@ def test_a_search_takes_the_items_in_turn(tmp_path: Path) -> None:
 
 
 def test_items_that_pull_apart_lead_to_the_best_for_all_of_them(tmp_path: Path) -> None:
-    best = run_search(tmp_path / "j", Gradient(steps=150), objective=Documents((5,) * 5, apart=0.4)).best
+    best = search_with(tmp_path / "j", Gradient(steps=150), objective=Documents((5,) * 5, apart=0.4)).best
     np.testing.assert_allclose(np.log(best.factors)[3:], np.log(TARGET)[3:], atol=0.1)
 
 
@@ -208,7 +208,7 @@ def test_frozen_pairs_keep_their_factors(frozen: float) -> None:
 BAD = pytest.mark.parametrize(("bad_loss", "bad_slope"), [(math.inf, math.inf), (math.inf, 0.0), (9.0, math.nan)])
 
 
-def after_bad(turn: int, bad_loss: float, bad_slope: float, **fields: object) -> list[Ask]:
+def after_bad(turn: int, bad_loss: float, bad_slope: float, **fields: object) -> list[CandidateBatch]:
     """All asks where the answer to one turn is bad."""
     space, asked = space_of(LONG), []
     conversation = LONG.converse(space, MIDDLE, np.random.default_rng(0))
@@ -216,9 +216,9 @@ def after_bad(turn: int, bad_loss: float, bad_slope: float, **fields: object) ->
     while True:
         asked.append(ask)
         (one,) = ask.candidates
-        answer = Answer(quadratic(one, **fields), None if ask.turn is None else tuple(slope(one)))
+        answer = CandidateLoss(quadratic(one, **fields), None if ask.turn is None else tuple(slope(one)))
         try:
-            ask = conversation.send([Answer(bad_loss, (bad_slope,) * 9) if ask.turn == turn else answer])
+            ask = conversation.send([CandidateLoss(bad_loss, (bad_slope,) * 9) if ask.turn == turn else answer])
         except StopIteration:
             return asked
 
@@ -269,10 +269,10 @@ def test_every_number_of_start_tokens_is_asked_for_in_the_end(offered: tuple[int
 
 
 def test_the_attention_factor_is_searched_with_the_factors(tmp_path: Path) -> None:
-    objective = Function(attentive, attentive_slope)
-    best = run_search(tmp_path / "j", Gradient(steps=60), objective=objective, attention=True).best
+    objective = FunctionObjective(attentive, attentive_slope)
+    best = search_with(tmp_path / "j", Gradient(steps=60), objective=objective, attention=True).best
     assert best.attention_factor == pytest.approx(1.15, abs=0.03)
-    fixed = run_search(tmp_path / "k", Gradient(steps=60), objective=objective).best
+    fixed = search_with(tmp_path / "k", Gradient(steps=60), objective=objective).best
     assert fixed.attention_factor == 1.0
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import SMALL, counted, evaluations, never, run_search, timeless
+from searching import SMALL, counted, evaluations, never, search_with, timeless
 
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.evolution import Paper
 from longrope.search.journal import Journal
-from longrope.search.protocol import Answer
+from longrope.search.protocol import CandidateLoss
 
 SETTINGS = {"model": "tiny", "length": 2048, "space": {"start_tokens": (0, 1)}, "seed": 0}
 METHOD, BUDGET = Paper(generations=2).sized(8), 12
@@ -45,11 +45,11 @@ def closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def write(path: Path, settings: dict[str, object] = SETTINGS, **fields: object) -> Journal:
     journal = Journal(path, settings, **fields)
-    journal.add((ONE, 0), Answer(1.5), 0.25, gradient=False)
+    journal.add((ONE, 0), CandidateLoss(1.5), 0.25, gradient=False)
     return journal
 
 
-def resumed(path: Path, scaling: Scaling, item: int = 0, *, gradient: bool = False) -> Answer | None:
+def resumed(path: Path, scaling: Scaling, item: int = 0, *, gradient: bool = False) -> CandidateLoss | None:
     """What a journal that is read again says."""
     journal = Journal(path, SETTINGS, resume=True)
     found = journal.get((scaling, item), gradient=gradient)
@@ -59,7 +59,7 @@ def resumed(path: Path, scaling: Scaling, item: int = 0, *, gradient: bool = Fal
 def test_one_line_each_after_the_settings(path: Path) -> None:
     journal = write(path)
     two = Scaling([1, 3.25], start_tokens=4, attention_factor=1.5)
-    journal.add((two, 3), Answer(0.1, GRADIENT), 0.5, gradient=True)
+    journal.add((two, 3), CandidateLoss(0.1, GRADIENT), 0.5, gradient=True)
     journal.state(0, np.random.default_rng(0).bit_generator.state)
     header, first, second, state = map(json.loads, path.read_text().splitlines())  # on disk before it is closed
     assert header == {"version": 1, "settings": json.loads(json.dumps(SETTINGS))}
@@ -73,7 +73,7 @@ def test_one_line_each_after_the_settings(path: Path) -> None:
 def test_what_was_evaluated_is_known(path: Path) -> None:
     journal = write(path)
     for one in (journal, Journal(path, SETTINGS, resume=True)):
-        assert one.get((Scaling([1, 2], scheme="another name"), 0), gradient=False) == (Answer(1.5), 0.25)
+        assert one.get((Scaling([1, 2], scheme="another name"), 0), gradient=False) == (CandidateLoss(1.5), 0.25)
         others = (Scaling([1, 2.01]), Scaling([1, 2], start_tokens=1), Scaling([1, 2], attention_factor=1.1))
         assert [one.get((other, 0), gradient=False) for other in others] == [None] * 3
         assert one.get((ONE, 1), gradient=False) is None
@@ -84,41 +84,41 @@ def test_what_was_evaluated_is_known(path: Path) -> None:
 def test_every_item_has_its_own_answer_with_and_without_a_gradient(path: Path) -> None:
     journal = write(path)
     for item in range(1, 5):
-        journal.add((ONE, item), Answer(item / 7), 0.0, gradient=False)
-        journal.add((ONE, item), Answer(item / 7, (float(item), 0.5, 0.0)), 0.0, gradient=True)
-    assert [resumed(path, ONE, item) for item in range(1, 5)] == [Answer(item / 7) for item in range(1, 5)]
+        journal.add((ONE, item), CandidateLoss(item / 7), 0.0, gradient=False)
+        journal.add((ONE, item), CandidateLoss(item / 7, (float(item), 0.5, 0.0)), 0.0, gradient=True)
+    assert [resumed(path, ONE, item) for item in range(1, 5)] == [CandidateLoss(item / 7) for item in range(1, 5)]
     found = [resumed(path, ONE, item, gradient=True) for item in range(1, 5)]
-    assert found == [Answer(item / 7, (float(item), 0.5, 0.0)) for item in range(1, 5)]
+    assert found == [CandidateLoss(item / 7, (float(item), 0.5, 0.0)) for item in range(1, 5)]
 
 
 @pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-300, 123456789.123456789, -3.0, 1 / 3])
 def test_losses_and_factors_come_back_bit_for_bit(path: Path, loss: float) -> None:
     scaling = Scaling([1 / 3, math.pi, 1e-8], attention_factor=math.e)
-    write(path).add((scaling, 0), Answer(loss), 0.0, gradient=False)
-    assert resumed(path, scaling) == Answer(loss)
+    write(path).add((scaling, 0), CandidateLoss(loss), 0.0, gradient=False)
+    assert resumed(path, scaling) == CandidateLoss(loss)
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
 def test_gradients_come_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, slopes: list[float]) -> None:
     path = tmp_path_factory.mktemp("journal") / "search.jsonl"
-    write(path).add((ONE, 2), Answer(0.5, tuple(slopes)), 0.0, gradient=True)
-    assert resumed(path, ONE, 2, gradient=True) == Answer(0.5, tuple(slopes))
+    write(path).add((ONE, 2), CandidateLoss(0.5, tuple(slopes)), 0.0, gradient=True)
+    assert resumed(path, ONE, 2, gradient=True) == CandidateLoss(0.5, tuple(slopes))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_null_and_the_worst(path: Path, loss: float) -> None:
     journal = write(path)
-    journal.add((Scaling([3, 4]), 0), Answer(loss, (1.0, loss, 2.0)), 0.0, gradient=True)
+    journal.add((Scaling([3, 4]), 0), CandidateLoss(loss, (1.0, loss, 2.0)), 0.0, gradient=True)
     last = json.loads(path.read_text().splitlines()[-1])
     assert (last["loss"], last["gradient"]) == (None, [1.0, None, 2.0])
     known = journal.get((Scaling([3, 4]), 0), gradient=True)
     assert known is not None
-    assert known[0] == resumed(path, Scaling([3, 4]), gradient=True) == Answer(math.inf, (1.0, math.inf, 2.0))
+    assert known[0] == resumed(path, Scaling([3, 4]), gradient=True) == CandidateLoss(math.inf, (1.0, math.inf, 2.0))
 
 
 def test_times_are_the_same_before_and_after_a_resume(path: Path) -> None:
     journal = write(path)
-    journal.add((ONE, 1), Answer(1.0), 0.123456789, gradient=False)
+    journal.add((ONE, 1), CandidateLoss(1.0), 0.123456789, gradient=False)
     again = Journal(path, SETTINGS, resume=True)
     assert again.get((ONE, 1), gradient=False) == journal.get((ONE, 1), gradient=False)
 
@@ -191,7 +191,7 @@ def test_another_version_is_refused(path: Path, version: object) -> None:
 )
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_garbage_in_the_middle_is_an_error_and_stays(path: Path, garbage: bytes, place: int) -> None:
-    write(path).add((Scaling([3, 4]), 0), Answer(1.0), 0.0, gradient=False)
+    write(path).add((Scaling([3, 4]), 0), CandidateLoss(1.0), 0.0, gradient=False)
     lines = path.read_bytes().splitlines(keepends=True)
     lines.insert(place, garbage + b"\n")
     path.write_bytes(b"".join(lines))
@@ -230,7 +230,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
 
 
 def test_the_last_line_cut_at_any_byte_resumes_as_if_nothing_had_been(path: Path) -> None:
-    ranked = run_search(path, METHOD, tokens=BUDGET).ranked
+    ranked = search_with(path, METHOD, tokens=BUDGET).ranked
     data, whole = path.read_bytes(), timeless(path)
     lines = data.splitlines(keepends=True)
     for kept in (0, 1, 2, len(lines) - 1):  # the header, the first candidate, one in between, the last
@@ -239,7 +239,7 @@ def test_the_last_line_cut_at_any_byte_resumes_as_if_nothing_had_been(path: Path
         for cut in [*range(start, start + len(lines[kept]), 3), start + len(lines[kept]) - 1]:
             path.write_bytes(data[:cut])
             calls: list[Scaling] = []
-            outcome = run_search(path, METHOD, objective=counted(calls), tokens=BUDGET, resume=True)
+            outcome = search_with(path, METHOD, objective=counted(calls), tokens=BUDGET, resume=True)
             assert outcome.ranked == ranked
             assert len(calls) == BUDGET - known
             assert timeless(path) == whole
@@ -248,7 +248,7 @@ def test_the_last_line_cut_at_any_byte_resumes_as_if_nothing_had_been(path: Path
 def test_a_gradient_cut_in_the_middle_is_taken_off(path: Path) -> None:
     journal = write(path)
     before = path.read_bytes()
-    journal.add((ONE, 1), Answer(1.0, GRADIENT), 0.0, gradient=True)
+    journal.add((ONE, 1), CandidateLoss(1.0, GRADIENT), 0.0, gradient=True)
     data = path.read_bytes()
     path.write_bytes(data[: data.rindex(b",")])
     assert resumed(path, ONE, 1, gradient=True) is None
@@ -257,7 +257,7 @@ def test_a_gradient_cut_in_the_middle_is_taken_off(path: Path) -> None:
 
 @pytest.mark.parametrize("field", ["state", "has_uint32"])
 def test_a_changed_generator_state_is_an_error(path: Path, field: str) -> None:
-    run_search(path, METHOD)
+    search_with(path, METHOD)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     changed = next(line for line in lines if line.get("generation") == 1)
     if field == "state":
@@ -266,19 +266,19 @@ def test_a_changed_generator_state_is_an_error(path: Path, field: str) -> None:
         changed["state"]["has_uint32"] ^= 1
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(LongRopeError, match="generation 1 does not come out as it was written"):
-        run_search(path, METHOD, resume=True, objective=never)
+        search_with(path, METHOD, resume=True, objective=never)
 
 
 @pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
 def test_a_changed_state_of_any_method_is_an_error(path: Path, name: str) -> None:
-    run_search(path, SMALL[name])
+    search_with(path, SMALL[name])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     changed = next(line for line in lines if line.get("generation") == 3)
     numbers = changed["state"]["pc" if name == "cma" else "x"]
     numbers[-1] += 1e-9
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(LongRopeError, match="generation 3 does not come out as it was written"):
-        run_search(path, SMALL[name], resume=True, objective=never)
+        search_with(path, SMALL[name], resume=True, objective=never)
 
 
 def test_a_state_is_written_once_and_compared_as_json(path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_state_is_written_once_and_compared_as_json(path: Path) -> None:
 
 
 def test_the_generator_state_is_in_every_generation(path: Path) -> None:
-    run_search(path, METHOD)
+    search_with(path, METHOD)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     states = [line["state"] for line in lines if "generation" in line]
     assert [line["generation"] for line in lines if "generation" in line] == list(range(METHOD.generations + 1))

@@ -24,7 +24,7 @@ from searching import (
     counted,
     evaluations,
     quadratic,
-    run_search,
+    search_with,
     slope,
     timeless,
 )
@@ -38,8 +38,8 @@ from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
-from longrope.search.loop import Outcome, Progress, search
-from longrope.search.protocol import Ask, Conversation, Function
+from longrope.search.loop import SearchOutcome, SearchProgress, run_search
+from longrope.search.protocol import CandidateBatch, FunctionObjective, Proposals
 from longrope.search.registry import METHODS
 from longrope.search.space import START_TOKENS
 
@@ -51,7 +51,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "search.jsonl"
 
 
-def without_time(outcome: Outcome) -> tuple[object, ...]:
+def without_time(outcome: SearchOutcome) -> tuple[object, ...]:
     return outcome.stopped, outcome.ranked, outcome.records, outcome.tokens
 
 
@@ -64,7 +64,7 @@ def spent(path: Path) -> int:
 @pytest.mark.parametrize("tokens", [3, 4, 6, 7, 11, 12, 13, 20, 25])
 def test_the_budget_is_never_passed_and_used_up(path: Path, name: str, tokens: int) -> None:
     calls: list[Scaling] = []
-    outcome = run_search(path, SMALL[name], objective=counted(calls), tokens=tokens)
+    outcome = search_with(path, SMALL[name], objective=counted(calls), tokens=tokens)
     assert outcome.tokens == spent(path)
     assert len(calls) == len(evaluations(path))
     assert outcome.stopped == f"the budget of {tokens} token-evaluations is spent"
@@ -77,21 +77,21 @@ def test_the_budget_is_never_passed_and_used_up(path: Path, name: str, tokens: i
 @pytest.mark.parametrize("tokens", [1, 5, 36])
 def test_a_budget_below_the_first_step_is_an_error_that_says_so(path: Path, name: str, tokens: int) -> None:
     with pytest.raises(LongRopeError, match=rf"budget = {tokens} .*less than one step of this search, 37; raise it"):
-        run_search(path, SMALL[name], objective=Documents((5, 5, 9, 9, 9)), tokens=tokens)
+        search_with(path, SMALL[name], objective=Documents((5, 5, 9, 9, 9)), tokens=tokens)
 
 
 def test_duplicates_are_evaluated_once(path: Path) -> None:
     """Without noise, few distinct candidates can come."""
     for name, still in {"p": Paper(12, 3, 3, 6, probability=0.0), "s": Simple(12, sigma=0.0, generations=3)}.items():
         calls: list[Scaling] = []
-        outcome = run_search(path.with_name(name), still, objective=counted(calls))
+        outcome = search_with(path.with_name(name), still, objective=counted(calls))
         assert outcome.stopped == "the method is done"
         assert 3 <= len(calls) == len(set(calls)) == len(outcome.ranked) == outcome.tokens < still.passes(1)
 
 
 @KINDS
 def test_it_ends_with_its_generations(path: Path, name: str) -> None:
-    outcome = run_search(path, SMALL[name])
+    outcome = search_with(path, SMALL[name])
     assert outcome.stopped == "the method is done"
     assert outcome.best is outcome.ranked[0][1]
     assert list(outcome.ranked) == sorted(outcome.ranked, key=lambda one: one[0])
@@ -101,7 +101,7 @@ def test_it_ends_with_its_generations(path: Path, name: str) -> None:
 @KINDS
 def test_records_are_the_steps_of_the_best(path: Path, name: str) -> None:
     """Each is better than the one before, and the last one is the best of all."""
-    outcome = run_search(path, SMALL[name])
+    outcome = search_with(path, SMALL[name])
     losses = [record.loss for record in outcome.records]
     assert losses == sorted(set(losses), reverse=True)
     assert (losses[-1], outcome.records[-1].scaling) == outcome.ranked[0]
@@ -116,19 +116,19 @@ def scripted(losses: dict[int, float]) -> Callable[[Scaling], float]:
     return lambda _: losses.get(next(numbers), 9.0)
 
 
-def endless() -> Conversation:
+def endless() -> Proposals:
     """One new candidate a generation."""
     for i in count():
-        yield Ask([Scaling([1.0 + i])])
+        yield CandidateBatch([Scaling([1.0 + i])])
 
 
 @pytest.mark.parametrize("patience", [1, 2, 4])
 def test_patience(path: Path, patience: int) -> None:
     """One candidate a generation; the fourth is the last that is better."""
-    seen: list[Progress] = []
-    losses = Function(scripted({0: 3.0, 1: 2.0, 2: 2.0, 3: 1.0, 5: 1.0}))
+    seen: list[SearchProgress] = []
+    losses = FunctionObjective(scripted({0: 3.0, 1: 2.0, 2: 2.0, 3: 1.0, 5: 1.0}))
     journal = Journal(path, {})
-    outcome = search(losses, endless(), journal, budget=Budget(patience=patience), watch=seen.append)
+    outcome = run_search(losses, endless(), journal, budget=Budget(patience=patience), watch=seen.append)
     journal.close()
     last = 1 if patience == 1 else 3
     assert outcome.stopped == f"no better candidate in {patience} generations"
@@ -144,10 +144,10 @@ COMPARING = {**SMALL, "auto": Auto(gradient=Gradient(steps=35)), "gradient": Gra
 def test_patience_ends_every_method_and_cuts_nothing_else(tmp_path: Path, name: str) -> None:
     """Up to where it stops, the search is the one without patience."""
     target = scheme("yarn", ROPE, 2048)
-    flat = Function(lambda one: 1.0 if one.factors != target.factors else 0.5, slope)
-    impatient = run_search(tmp_path / "a", COMPARING[name], objective=flat, patience=2)
+    flat = FunctionObjective(lambda one: 1.0 if one.factors != target.factors else 0.5, slope)
+    impatient = search_with(tmp_path / "a", COMPARING[name], objective=flat, patience=2)
     assert impatient.stopped == "no better candidate in 2 generations"
-    whole = run_search(tmp_path / "b", COMPARING[name], objective=flat)
+    whole = search_with(tmp_path / "b", COMPARING[name], objective=flat)
     assert timeless(tmp_path / "b")[: len(timeless(tmp_path / "a"))] == timeless(tmp_path / "a")
     assert impatient.tokens < whole.tokens
 
@@ -155,9 +155,9 @@ def test_patience_ends_every_method_and_cuts_nothing_else(tmp_path: Path, name: 
 @pytest.mark.parametrize("patience", [1, 2])
 def test_steps_on_single_items_try_no_patience(path: Path, patience: int) -> None:
     """Only comparisons on all items do: the start and the first are progress, those after it are not."""
-    seen: list[Progress] = []
+    seen: list[SearchProgress] = []
     better = Documents((5, 5), noise=lambda one, _: 0.0 if len(seen) <= 22 else 1.0)
-    outcome = run_search(
+    outcome = search_with(
         path, Gradient(steps=60), objective=better, starts=STARTS[:1], patience=patience, watch=seen.append
     )
     assert outcome.stopped == f"no better candidate in {patience} generations"
@@ -173,13 +173,13 @@ def slow(scaling: Scaling) -> float:
 
 @pytest.mark.parametrize("name", ["paper", "gradient"])
 def test_the_time_budget_counts_what_came_before_a_resume(path: Path, name: str) -> None:
-    first = run_search(path, SMALL[name], objective=slow, seconds=0.1)
+    first = search_with(path, SMALL[name], objective=slow, seconds=0.1)
     assert first.stopped.startswith("the time budget of")
     assert 0.1 <= first.seconds < 0.5
     assert 2 <= len(first.ranked) <= 5
-    again = run_search(path, SMALL[name], objective=slow, seconds=0.1, resume=True)
+    again = search_with(path, SMALL[name], objective=slow, seconds=0.1, resume=True)
     assert again == first
-    longer = run_search(path, SMALL[name], objective=slow, seconds=0.2, resume=True)
+    longer = search_with(path, SMALL[name], objective=slow, seconds=0.2, resume=True)
     assert len(first.ranked) < len(longer.ranked) <= 11
     written = [json.loads(line).get("seconds", 0) for line in path.read_text().splitlines()]
     assert longer.seconds == pytest.approx(sum(written))
@@ -195,31 +195,31 @@ def test_a_bad_loss_is_the_worst_and_does_not_stop_the_search(path: Path, name: 
         calls.append(scaling)
         return bad if scaling.factors[3] > 3 else quadratic(scaling)
 
-    outcome = run_search(path, SMALL[name], objective=objective)
+    outcome = search_with(path, SMALL[name], objective=objective)
     written = [line["loss"] for line in evaluations(path)]
     assert len(calls) == len(written)
     assert 0 < written.count(None) < len(written)
     assert math.isfinite(outcome.ranked[0][0])
     assert outcome.ranked[0][0] < quadratic(STARTS[2])
     assert outcome.ranked[-1][0] == math.inf
-    again = run_search(path, SMALL[name], objective=scripted({}), resume=True)
+    again = search_with(path, SMALL[name], objective=scripted({}), resume=True)
     assert again.ranked == outcome.ranked
 
 
 @KINDS
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_nothing_finite_is_an_error(path: Path, name: str, bad: float) -> None:
-    seen: list[Progress] = []
+    seen: list[SearchProgress] = []
     with pytest.raises(LongRopeError, match=r"no candidate has a finite loss.*float32"):
-        run_search(path, SMALL[name], objective=lambda _: bad, watch=seen.append)
+        search_with(path, SMALL[name], objective=lambda _: bad, watch=seen.append)
     assert not seen
     assert all(line["loss"] is None for line in evaluations(path))
 
 
 @KINDS
 def test_progress_is_told_after_every_evaluation(path: Path, name: str) -> None:
-    seen: list[Progress] = []
-    outcome = run_search(path, SMALL[name], watch=seen.append)
+    seen: list[SearchProgress] = []
+    outcome = search_with(path, SMALL[name], watch=seen.append)
     lines = evaluations(path)
     assert [progress.tokens for progress in seen] == np.cumsum([1 + 2 * ("gradient" in one) for one in lines]).tolist()
     assert [progress.loss for progress in seen] == np.minimum.accumulate([one["loss"] for one in lines]).tolist()
@@ -230,8 +230,8 @@ def test_progress_is_told_after_every_evaluation(path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_progress_counts_distinct_candidates(path: Path, name: str) -> None:
-    seen: list[Progress] = []
-    outcome = run_search(path, SMALL[name], watch=seen.append)
+    seen: list[SearchProgress] = []
+    outcome = search_with(path, SMALL[name], watch=seen.append)
     assert [progress.evaluations for progress in seen] == list(range(1, len(outcome.ranked) + 1))
 
 
@@ -243,11 +243,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     whole, cut, first, second = tmp_path / "whole", tmp_path / "cut", [], []
     fields = {"start_tokens": start_tokens, "seed": 5, "attention": stop_at % 2 == 0}
-    expected = run_search(whole, SMALL[name], **fields)
+    expected = search_with(whole, SMALL[name], **fields)
     stop_at = min(stop_at, len(evaluations(whole)))
     with pytest.raises(KeyboardInterrupt):
-        run_search(cut, SMALL[name], objective=counted(first, stop_at), **fields)
-    found = run_search(cut, SMALL[name], objective=counted(second), resume=True, **fields)
+        search_with(cut, SMALL[name], objective=counted(first, stop_at), **fields)
+    found = search_with(cut, SMALL[name], objective=counted(second), resume=True, **fields)
     assert without_time(found) == without_time(expected)
     assert timeless(cut) == timeless(whole)
     assert len(first) == stop_at - 1
@@ -263,21 +263,21 @@ def test_cut_anywhere_with_items_rows_and_races_equals_uninterrupted(
     """A batch that was half written is written again, so lines may come twice, but no other ones."""
     whole, cut, fields = tmp_path / "whole", tmp_path / "cut", {"rows": rows, "racing": racing}
     fields["objective"] = Documents(apart=0.2)
-    expected = run_search(whole, SMALL[name], **fields)
+    expected = search_with(whole, SMALL[name], **fields)
     lines = whole.read_text().splitlines(keepends=True)
     cut.write_text("".join(lines[:kept]))
-    found = run_search(cut, SMALL[name], resume=True, **fields)
+    found = search_with(cut, SMALL[name], resume=True, **fields)
     assert without_time(found) == without_time(expected)
     assert set(timeless(cut)) == set(timeless(whole))
 
 
 @KINDS
 def test_interrupted_again_and_again(tmp_path: Path, name: str) -> None:
-    expected, calls = run_search(tmp_path / "whole", SMALL[name]), 0
+    expected, calls = search_with(tmp_path / "whole", SMALL[name]), 0
     while True:
         few: list[Scaling] = []
         try:
-            found = run_search(tmp_path / "cut", SMALL[name], objective=counted(few, 5), resume=True)
+            found = search_with(tmp_path / "cut", SMALL[name], objective=counted(few, 5), resume=True)
             break
         except KeyboardInterrupt:
             calls += len(few)
@@ -291,11 +291,11 @@ def test_interrupted_again_and_again(tmp_path: Path, name: str) -> None:
 def test_a_larger_budget_continues_a_smaller_one(
     tmp_path: Path, name: str, patience: int | None, tokens: int | None
 ) -> None:
-    expected = run_search(tmp_path / "whole", SMALL[name], patience=patience, tokens=tokens)
+    expected = search_with(tmp_path / "whole", SMALL[name], patience=patience, tokens=tokens)
     for smaller in (5, 17):
-        run_search(tmp_path / "parts", SMALL[name], tokens=smaller, resume=True)
+        search_with(tmp_path / "parts", SMALL[name], tokens=smaller, resume=True)
     before, calls = len(evaluations(tmp_path / "parts")), []
-    found = run_search(
+    found = search_with(
         tmp_path / "parts", SMALL[name], patience=patience, tokens=tokens, objective=counted(calls), resume=True
     )
     assert without_time(found) == without_time(expected)
@@ -304,7 +304,7 @@ def test_a_larger_budget_continues_a_smaller_one(
 
 @KINDS
 def test_the_seed_decides(tmp_path: Path, name: str) -> None:
-    one, again, other = (run_search(tmp_path / str(i), SMALL[name], seed=seed) for i, seed in enumerate((3, 3, 4)))
+    one, again, other = (search_with(tmp_path / str(i), SMALL[name], seed=seed) for i, seed in enumerate((3, 3, 4)))
     assert without_time(one) == without_time(again)
     assert (without_time(one) == without_time(other)) == (name not in DRAWN)
 
@@ -319,7 +319,7 @@ def test_an_error_of_the_objective_passes_through_and_loses_nothing(path: Path) 
         return quadratic(scaling)
 
     with pytest.raises(LongRopeError, match="out of memory"):
-        run_search(path, SMALL["paper"], objective=objective)
+        search_with(path, SMALL["paper"], objective=objective)
     assert len(evaluations(path)) == 3
 
 
@@ -341,21 +341,21 @@ def test_the_best_start_tokens_are_found(path: Path, name: str, wanted: int) -> 
         off = START_TOKENS.index(scaling.start_tokens) - START_TOKENS.index(wanted)
         return quadratic(scaling) + 0.02 * off**2 - 0.001 * abs(scaling.start_tokens - 8)
 
-    outcome = run_search(path, LARGER[name], objective=loss, start_tokens=START_TOKENS)
+    outcome = search_with(path, LARGER[name], objective=loss, start_tokens=START_TOKENS)
     assert outcome.best.start_tokens == wanted
 
 
 @KINDS
 def test_the_attention_factor_moves_towards_the_best(path: Path, name: str) -> None:
-    objective = Function(attentive, attentive_slope)
-    outcome = run_search(path, LARGER[name], objective=objective, attention=True)
+    objective = FunctionObjective(attentive, attentive_slope)
+    outcome = search_with(path, LARGER[name], objective=objective, attention=True)
     assert abs(outcome.best.attention_factor - 1.15) < 0.05
     assert outcome.ranked[0][0] < min(attentive(start) for start in STARTS)
 
 
 @KINDS
 def test_every_method_beats_its_starts(path: Path, name: str) -> None:
-    outcome = run_search(path, LARGER[name], tokens=1000)
+    outcome = search_with(path, LARGER[name], tokens=1000)
     assert outcome.ranked[0][0] < 0.6 * min(quadratic(start) for start in STARTS)
 
 
@@ -363,13 +363,13 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from longrope.search.registry import METHODS
-from searching import quadratic, run_search
+from searching import quadratic, search_with
 
 def slow(scaling):
     time.sleep(0.01)
     return quadratic(scaling)
 
-run_search(Path(sys.argv[1]), METHODS[sys.argv[2]], objective=slow, start_tokens=(0, 4, 8), tokens=200, resume=True)
+search_with(Path(sys.argv[1]), METHODS[sys.argv[2]], objective=slow, start_tokens=(0, 4, 8), tokens=200, resume=True)
 """
 
 
@@ -390,8 +390,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, name: str) -> N
     killed_at = path.read_bytes().count(b'"loss"')
     calls: list[Scaling] = []
     limits = {"start_tokens": (0, 4, 8), "tokens": 200}
-    found = run_search(path, METHODS[name], objective=counted(calls), resume=True, **limits)
-    expected = run_search(tmp_path / "whole", METHODS[name], **limits)
+    found = search_with(path, METHODS[name], objective=counted(calls), resume=True, **limits)
+    expected = search_with(tmp_path / "whole", METHODS[name], **limits)
     assert without_time(found) == without_time(expected)
     assert timeless(path) == timeless(tmp_path / "whole")
     assert len(calls) in (200 - killed_at, 201 - killed_at)  # the last line may have been cut

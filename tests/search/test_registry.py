@@ -8,7 +8,7 @@ from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.schemes import SCHEMES, scheme
 from longrope.search.evolution import STEP, Paper
-from longrope.search.parametrizations import SHAPES
+from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.registry import METHODS, method, planned
 
 
@@ -34,7 +34,7 @@ def test_only_the_papers_population_is_half_beyond_512k() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_is_best_used_with_exists(name: str) -> None:
-    assert METHODS[name].form in SHAPES
+    assert METHODS[name].parametrization in PARAMETRIZATIONS
     assert set(METHODS[name].starts) <= set(SCHEMES)
     assert METHODS[name].ceiling >= 1
 

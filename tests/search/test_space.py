@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.search.parametrizations import SHAPES
+from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.space import START_TOKENS, Space
 
 ROPE = Rope(dim=8, base=10000.0, original_length=256)
 FACTORS = st.lists(st.floats(0.01, 100), min_size=4, max_size=4)
-EVERY = pytest.mark.parametrize("form", SHAPES)
+EVERY = pytest.mark.parametrize("form", PARAMETRIZATIONS)
 
 
 def inner(space: Space, part: float = 0.4) -> np.ndarray:
     """Coordinates well inside the bounds, where no factor is at its limit."""
     lower, upper = space.bounds
     x = lower + part * (upper - lower) * (1 + 0.1 * np.sin(np.arange(len(lower))))
-    if space.form in ("monotone", "spline"):
-        x[: len(space.shape.lower)] /= 3
-    if space.form == "ramp":
+    if space.parametrization in ("monotone", "spline"):
+        x[: len(space.coordinate_map.lower)] /= 3
+    if space.parametrization == "ramp":
         x[:2] = -0.5, 6.25
-    if space.form == "critical":
+    if space.parametrization == "critical":
         x[:5] = 2.6, *np.sort(x[1:5])
     return x
 
@@ -71,7 +71,7 @@ def test_free_factors_come_back_from_their_coordinates(factors: list[float]) -> 
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("start_tokens", [(0,), (3,), (0, 4, 8)])
 def test_candidates_come_back_from_their_coordinates(form: str, attention: bool, start_tokens: tuple[int, ...]) -> None:
-    space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, form=form)
+    space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, parametrization=form)
     one = space.at(inner(space))
     again = space.at(space.coordinates(one))
     np.testing.assert_allclose(np.log(again.factors), np.log(one.factors), atol=0.1 if form == "ramp" else 0.02)
@@ -82,7 +82,7 @@ def test_candidates_come_back_from_their_coordinates(form: str, attention: bool,
 @EVERY
 def test_coordinates_for_the_attention_factor_and_start_tokens_come_and_go(form: str) -> None:
     def count(attention: bool, start_tokens: tuple[int, ...]) -> int:
-        space = Space(ROPE, 2048, 1.1, attention, start_tokens, form=form)
+        space = Space(ROPE, 2048, 1.1, attention, start_tokens, parametrization=form)
         lower, upper = space.bounds
         assert lower.shape == upper.shape == space.spread.shape == space.coordinates(Scaling([2.0] * 4)).shape
         assert (lower <= upper).all()
@@ -96,7 +96,7 @@ def test_coordinates_for_the_attention_factor_and_start_tokens_come_and_go(form:
 
 @EVERY
 def test_the_bounds_are_reached_and_not_passed(form: str) -> None:
-    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), ceiling=2.0, form=form)
+    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), ceiling=2.0, parametrization=form)
     lowest, highest = map(space.at, space.bounds)
     assert (lowest.attention_factor, lowest.start_tokens) == (1.0, 0)
     assert highest.attention_factor == pytest.approx(1 + 0.2 * math.log(8))
@@ -107,11 +107,11 @@ def test_the_bounds_are_reached_and_not_passed(form: str) -> None:
 
 @EVERY
 def test_the_spread_of_what_is_not_a_factor_is_its_whole_range(form: str) -> None:
-    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), form=form)
+    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), parametrization=form)
     lower, upper = space.bounds
     assert space.spread[-2:].tolist() == pytest.approx([math.log(1 + 0.2 * math.log(8)), 2.0])
     np.testing.assert_allclose(space.spread[-2:], (upper - lower)[-2:], rtol=1e-15)
-    np.testing.assert_allclose(space.spread[:-2], space.shape.spread, rtol=1e-15)
+    np.testing.assert_allclose(space.spread[:-2], space.coordinate_map.spread, rtol=1e-15)
 
 
 def test_an_attention_factor_outside_the_usual_range_is_inside_its_own() -> None:
@@ -136,7 +136,7 @@ def test_start_tokens_are_the_nearest_index(start: int, off: float) -> None:
 @pytest.mark.parametrize("part", [0.3, 0.5])
 def test_the_slope_is_the_derivative(form: str, attention: bool, start_tokens: tuple[int, ...], part: float) -> None:
     """Of a quadratic of the log factors and the log attention factor, by central differences."""
-    space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, form=form)
+    space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, parametrization=form)
     target = np.array([0.3, 0.1, 1.2, 2.0, 0.05])
 
     def off(scaling: Scaling) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_the_slope_is_the_derivative(form: str, attention: bool, start_tokens: t
 
 @EVERY
 def test_a_start_of_another_rope_is_refused(form: str) -> None:
-    space = Space(ROPE, 2048, form=form)
+    space = Space(ROPE, 2048, parametrization=form)
     for act in (space.inside, space.coordinates):
         with pytest.raises(LongRopeError, match=r"3 factors.* 4 pairs"):
             act(Scaling([1, 2, 3]))
@@ -168,7 +168,7 @@ def test_what_is_no_space() -> None:
     with pytest.raises(LongRopeError, match=r"no factor to choose but 1.* above the original 256"):
         Space(ROPE, 256, ceiling=1.0)
     with pytest.raises(LongRopeError, match="space = 'wavy' is unknown"):
-        Space(ROPE, 2048, form="wavy")
+        Space(ROPE, 2048, parametrization="wavy")
 
 
 # 2x and a bit more, and not rising
@@ -177,7 +177,7 @@ BEFORE = Scaling([1.0, 1.6, 2.6, 2.4], attention_factor=1.3, start_tokens=4, len
 
 def after(form: str = "free", **fields: object) -> Space:
     """The space of a second stage, 4x."""
-    return Space(ROPE, 2048, **{"ceiling": 2.0, "form": form, "before": BEFORE, **fields})
+    return Space(ROPE, 2048, **{"ceiling": 2.0, "parametrization": form, "before": BEFORE, **fields})
 
 
 def test_a_second_stage_is_relative_to_the_first() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from longrope.data.weighted_text import perplexity_items
+from longrope.data.weighted_text import perplexity_texts
 from longrope.longcontext.tiling import tile_mlps
-from longrope.longcontext.training_loss import bound_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.load import load
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
@@ -34,7 +34,7 @@ def main(mode: str, dtype: str, length: str) -> None:
     if mode == "train":
         model.train()
         model.activation_checkpointing_enable({"use_reentrant": False})
-        optimizer = torch.optim.AdamW(tile_mlps(bound_loss(model)).parameters())
+        optimizer = torch.optim.AdamW(tile_mlps(use_chunked_loss(model)).parameters())
 
     def step(length: int) -> None:
         tokens = np.random.default_rng(0).integers(0, 2000, (1, length))
@@ -47,7 +47,7 @@ def main(mode: str, dtype: str, length: str) -> None:
         else:
             scaling = scheme("yarn", Rope.of(model), length)
             list(
-                ModelObjective(model, perplexity_items(tokens)).evaluate([[(scaling, 0)]], gradient=mode == "gradient")
+                ModelObjective(model, perplexity_texts(tokens)).evaluate([[(scaling, 0)]], gradient=mode == "gradient")
             )
 
     step(256)

@@ -21,7 +21,7 @@ from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import train
 from longrope.stages.plan import parse_plan
 from longrope.stages.plan_tables import Finetune
-from longrope.stages.run_folder import Run, begin
+from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_text
 
 STEPS = 4
@@ -43,7 +43,7 @@ needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="nee
 TORCH = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
 TORCHRUN = (*TORCH, "-m", "longrope")
 
-Ready = Callable[..., Run]
+Ready = Callable[..., StagedRun]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     base = tmp_path_factory.mktemp("ready")
     model, texts = running.save(base / "model", num_hidden_layers=2), running.text_folder(base / "texts")
 
-    def make(folder: Path, *lines: str, batch: int = 4) -> Run:
+    def make(folder: Path, *lines: str, batch: int = 4) -> StagedRun:
         plan = f"""
 version = 1
 export = "none"
@@ -71,15 +71,15 @@ source = "{texts}"
 [evaluation]
 lengths = []
 """
-        run = Run(folder, str(model), parse_plan(plan))
-        begin(run, resume=False)
+        run = StagedRun(folder, str(model), parse_plan(plan))
+        begin_run(run, resume=False)
         write_text(run.stage(1) / "extension.json", Extension.of(running.ROPE, running.FACTORS).to_json())
         return run
 
     return make
 
 
-def launched(run: Run, *command: str, **variables: str) -> str:
+def launched(run: StagedRun, *command: str, **variables: str) -> str:
     """What two processes said that must end well."""
     done = subprocess.run(
         [*command, "finetune", str(run.folder), "1", "--device", "cpu"],
@@ -92,12 +92,12 @@ def launched(run: Run, *command: str, **variables: str) -> str:
     return done.stderr
 
 
-def losses(run: Run) -> list[float]:
+def losses(run: StagedRun) -> list[float]:
     (state,) = (run.stage(1) / "training").glob(f"checkpoint-{STEPS}/trainer_state.json")
     return [row["loss"] for row in json.loads(state.read_text())["log_history"] if "loss" in row]
 
 
-def assert_same(found: Run, wanted: Run, tolerance: float = 1e-5) -> None:
+def assert_same(found: StagedRun, wanted: StagedRun, tolerance: float = 1e-5) -> None:
     assert len(losses(found)) == STEPS
     assert losses(found) == pytest.approx(losses(wanted), rel=tolerance)
     told = [json.loads((run.stage(1) / "training.json").read_text()) for run in (found, wanted)]

@@ -24,7 +24,7 @@ from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import attach, patch
 from longrope.scaling import Extension
-from longrope.stages.finetune import Training, finetune
+from longrope.stages.finetune import TrainingSummary, finetune
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.trainer_checkpoints import COMPLETE, Watcher, last_whole, writing
 
@@ -48,7 +48,7 @@ def train(
     factors: object = running.FACTORS,
     watch: Callable[[int, float], None] | None = None,
     **options: object,
-) -> tuple[Training | None, list[float]]:
+) -> tuple[TrainingSummary | None, list[float]]:
     """Fine-tune in ``folder``; also the loss of every step."""
     losses: list[float] = []
 
@@ -87,7 +87,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Training, list[float]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingSummary, list[float]]:
     """A run of six steps in one go."""
     folder = tmp_path_factory.mktemp("whole")
     done, losses = train(folder, how())
@@ -107,7 +107,7 @@ def plain_losses(model: PreTrainedModel, windows: Windows, number: int) -> np.nd
     ].numpy()
 
 
-def test_the_first_loss_is_that_of_the_patched_model(whole: tuple[Path, Training, list[float]]) -> None:
+def test_the_first_loss_is_that_of_the_patched_model(whole: tuple[Path, TrainingSummary, list[float]]) -> None:
     model, windows = running.build(), running.windows(STEPS)
     with patch(model, running.FACTORS):
         wanted = plain_losses(model, windows, 0).mean()
@@ -118,7 +118,7 @@ def test_the_first_loss_is_that_of_the_patched_model(whole: tuple[Path, Training
     assert abs(plain_losses(model, windows, 0).mean() - wanted) > 1e-3  # without the factors it is another
 
 
-def test_what_was_done_is_told(whole: tuple[Path, Training, list[float]]) -> None:
+def test_what_was_done_is_told(whole: tuple[Path, TrainingSummary, list[float]]) -> None:
     folder, done, losses = whole
     assert (done.steps, done.tokens) == (STEPS, STEPS * running.LENGTH)
     assert done.loss == losses[-1]
@@ -133,7 +133,7 @@ def test_the_loss_told_is_of_the_last_tenth(tmp_path: Path) -> None:
     assert done.loss == pytest.approx(np.mean(losses[-2:]))
 
 
-def test_training_lowers_the_loss_of_its_windows(whole: tuple[Path, Training, list[float]]) -> None:
+def test_training_lowers_the_loss_of_its_windows(whole: tuple[Path, TrainingSummary, list[float]]) -> None:
     windows = running.windows(STEPS)
     before, after = running.build(), AutoModelForCausalLM.from_pretrained(whole[0] / "model")
     means = []
@@ -143,7 +143,7 @@ def test_training_lowers_the_loss_of_its_windows(whole: tuple[Path, Training, li
     assert (np.array(means[1]) < np.array(means[0]) - 0.3).all()
 
 
-def test_what_is_saved_is_a_plain_model(whole: tuple[Path, Training, list[float]], tmp_path: Path) -> None:
+def test_what_is_saved_is_a_plain_model(whole: tuple[Path, TrainingSummary, list[float]], tmp_path: Path) -> None:
     running.build().save_pretrained(tmp_path / "before")
     one, other = running.weights(tmp_path / "before"), running.weights(whole[0] / "model")
     assert {name: tensor.shape for name, tensor in one.items()} == {name: t.shape for name, t in other.items()}
@@ -225,7 +225,7 @@ def test_rates_follow_the_schedule(tmp_path: Path) -> None:
     assert {group["betas"] for group in optimizer["param_groups"]} == {(0.9, 0.95)}
 
 
-def test_bfloat16_is_mixed_precision(whole: tuple[Path, Training, list[float]], tmp_path: Path) -> None:
+def test_bfloat16_is_mixed_precision(whole: tuple[Path, TrainingSummary, list[float]], tmp_path: Path) -> None:
     _, losses = train(tmp_path, how(dtype="bfloat16"))
     assert losses == pytest.approx(whole[2], rel=2e-2)
     assert losses != whole[2]
@@ -236,7 +236,7 @@ def test_bfloat16_is_mixed_precision(whole: tuple[Path, Training, list[float]], 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_stopped_and_resumed_equals_uninterrupted(
-    whole: tuple[Path, Training, list[float]], step: int, tmp_path: Path
+    whole: tuple[Path, TrainingSummary, list[float]], step: int, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
         train(tmp_path, how(), watch=stop_at(step))
@@ -269,7 +269,7 @@ def test_so_it_does_with_dropout_mixed_windows_and_accumulation(tmp_path: Path) 
 
 
 def test_a_run_that_died_after_its_last_checkpoint_trains_no_more(
-    whole: tuple[Path, Training, list[float]], tmp_path: Path
+    whole: tuple[Path, TrainingSummary, list[float]], tmp_path: Path
 ) -> None:
     shutil.copytree(whole[0] / "training", tmp_path / "training")
     done, losses = train(tmp_path, how())
@@ -279,7 +279,9 @@ def test_a_run_that_died_after_its_last_checkpoint_trains_no_more(
     running.assert_equal(tmp_path / "model", whole[0] / "model")
 
 
-def test_checkpoints_that_a_crash_cut_are_removed(whole: tuple[Path, Training, list[float]], tmp_path: Path) -> None:
+def test_checkpoints_that_a_crash_cut_are_removed(
+    whole: tuple[Path, TrainingSummary, list[float]], tmp_path: Path
+) -> None:
     shutil.copytree(whole[0] / "training", tmp_path / "training")
     (tmp_path / "training" / "checkpoint-6" / COMPLETE).unlink()
     (tmp_path / "training" / "checkpoint-6" / "model.safetensors").write_bytes(b"cut")
@@ -481,7 +483,7 @@ def test_killed_while_it_writes_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk(
-    whole: tuple[Path, Training, list[float]], tmp_path: Path, small_disk: Callable[[int], Path]
+    whole: tuple[Path, TrainingSummary, list[float]], tmp_path: Path, small_disk: Callable[[int], Path]
 ) -> None:
     """Room for one checkpoint but not for the next; once there is more, it goes on."""
     size = sum(path.stat().st_size for path in (whole[0] / "training" / "checkpoint-4").iterdir())

@@ -31,12 +31,12 @@ from longrope.stages import pipeline
 from longrope.stages.pipeline import extend, train
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
-from longrope.stages.run_folder import Run, begin, reopen
+from longrope.stages.run_folder import StagedRun, begin_run, open_run
 
 SEARCH = Search(documents=1, population=4)
 TRAIN = Finetune(steps=3, batch=2, rate=1e-2, save_every=1)
 TWO = (Stage(length=128, search=SEARCH, finetune=TRAIN), Stage(length=256, search=SEARCH, finetune=TRAIN))
-Begun = Callable[..., Run]
+Begun = Callable[..., StagedRun]
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,19 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begun(model: Path, texts: Path) -> Begun:
     """Begins a run of some stages."""
 
-    def make(folder: Path, *stages: Stage, **fields: Any) -> Run:
+    def make(folder: Path, *stages: Stage, **fields: Any) -> StagedRun:
         given = {"recovery": Recovery(search=SEARCH), "evaluation": Evaluation(documents=2), **fields}
-        run = Run(folder, str(model), Plan(stages=stages or TWO, data=Data(source=str(texts), repeats=3), **given))
-        begin(run, resume=False)
+        run = StagedRun(
+            folder, str(model), Plan(stages=stages or TWO, data=Data(source=str(texts), repeats=3), **given)
+        )
+        begin_run(run, resume=False)
         return run
 
     return make
 
 
 @pytest.fixture(scope="module")
-def finished(begun: Begun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Extension]:
+def finished(begun: Begun, tmp_path_factory: pytest.TempPathFactory) -> tuple[StagedRun, Extension]:
     """A whole run; not to be changed."""
     run = begun(tmp_path_factory.mktemp("finished") / "run")
     return run, extend(run)
@@ -77,7 +79,7 @@ def journal(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any
     return head, lines
 
 
-def test_factors_multiply(finished: tuple[Run, Extension]) -> None:
+def test_factors_multiply(finished: tuple[StagedRun, Extension]) -> None:
     run, extension = finished
     first, second = run.factors(1), run.factors(2)
     assert (first.length, second.length) == (128, 256)
@@ -91,7 +93,7 @@ def test_factors_multiply(finished: tuple[Run, Extension]) -> None:
         assert one.attention_factor == attention_factor("su", running.ROPE, length)
 
 
-def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[Run, Extension]) -> None:
+def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[StagedRun, Extension]) -> None:
     """Its journal has the losses of the first stage's weights with what it asked about, and of no others."""
     run, _ = finished
     items = run.material.items(SEARCH, [256])["search"]
@@ -110,7 +112,7 @@ def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[Run, Ext
     assert abs(asked["loss"] - losses[1]) > 1e-2
 
 
-def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[Run, Extension]) -> None:
+def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
     first, attention = run.factors(1), attention_factor("su", running.ROPE, 256)
     yarn = scheme("yarn", first.rope_after(running.ROPE), 256)
@@ -120,7 +122,7 @@ def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[R
     assert {line["attention_factor"] for line in lines if "factors" in line} == {attention}
 
 
-def test_every_stage_starts_from_the_weights_of_the_one_before(finished: tuple[Run, Extension]) -> None:
+def test_every_stage_starts_from_the_weights_of_the_one_before(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
     original, first, second = (running.weights(Path(run.weights(number))) for number in (1, 2, 3))
     distance = [
@@ -135,7 +137,7 @@ def form(weights: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch
     return {name: (tensor.dtype, tensor.shape) for name, tensor in weights.items()}
 
 
-def test_weights_keep_the_checkpoints_own_form(finished: tuple[Run, Extension]) -> None:
+def test_weights_keep_the_checkpoints_own_form(finished: tuple[StagedRun, Extension]) -> None:
     """dtype, names, config and tokenizer; and the rope is the plain one."""
     run, _ = finished
     for number in (1, 2):
@@ -149,7 +151,7 @@ def test_weights_keep_the_checkpoints_own_form(finished: tuple[Run, Extension]) 
         assert not any(report.values())
 
 
-def test_what_a_stage_leaves(finished: tuple[Run, Extension]) -> None:
+def test_what_a_stage_leaves(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
     for number in (1, 2):
         names = {path.name for path in run.stage(number).iterdir()}
@@ -163,7 +165,7 @@ def test_what_a_stage_leaves(finished: tuple[Run, Extension]) -> None:
     assert not list(run.folder.rglob("*.tmp"))
 
 
-def test_short_factors(finished: tuple[Run, Extension]) -> None:
+def test_short_factors(finished: tuple[StagedRun, Extension]) -> None:
     run, extension = finished
     short, long = np.array(extension.short.factors), np.array(extension.long.factors)
     assert (short >= 1 - 1e-9).all()
@@ -184,7 +186,7 @@ def test_short_factors(finished: tuple[Run, Extension]) -> None:
     assert extension.short.factors == pytest.approx(best[1])
 
 
-def rows(run: Run, extension: Extension) -> dict[str, tuple[str, Scaling | Extension | None]]:
+def rows(run: StagedRun, extension: Extension) -> dict[str, tuple[str, Scaling | Extension | None]]:
     trained = [str(run.stage(number) / "model") for number in (1, 2)]
     return {
         "original": (run.model, None),
@@ -198,7 +200,7 @@ def rows(run: Run, extension: Extension) -> dict[str, tuple[str, Scaling | Exten
     }
 
 
-def test_results_are_what_compare_gives(finished: tuple[Run, Extension]) -> None:
+def test_results_are_what_compare_gives(finished: tuple[StagedRun, Extension]) -> None:
     run, extension = finished
     record, wanted = json.loads((run.folder / "results.json").read_text()), rows(run, extension)
     assert list(record["perplexity"]) == list(wanted)
@@ -218,15 +220,15 @@ def test_results_are_what_compare_gives(finished: tuple[Run, Extension]) -> None
     assert len({row[2]["perplexity"] for row in record["perplexity"].values()} - {None}) == 7  # the last two agree
 
 
-def test_a_finished_run_is_left_as_it_is(finished: tuple[Run, Extension]) -> None:
+def test_a_finished_run_is_left_as_it_is(finished: tuple[StagedRun, Extension]) -> None:
     run, extension = finished
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.folder.rglob("*")}
-    begin(run, resume=True)
+    begin_run(run, resume=True)
     assert extend(run) == extension
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in run.folder.rglob("*")} == before
 
 
-def test_runs_of_others_are_refused(finished: tuple[Run, Extension], model: Path, tmp_path: Path) -> None:
+def test_runs_of_others_are_refused(finished: tuple[StagedRun, Extension], model: Path, tmp_path: Path) -> None:
     run, _ = finished
     other = run.plan.model_copy(update={"attention": "none"})
     for given, resume, said in (
@@ -236,12 +238,12 @@ def test_runs_of_others_are_refused(finished: tuple[Run, Extension], model: Path
         (replace(run, model="tiny"), True, f"is a run of model {model}; choose another output"),
     ):
         with pytest.raises(LongRopeError, match=said):
-            begin(given, resume=resume)
+            begin_run(given, resume=resume)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").touch()
     for resume in (False, True):
         with pytest.raises(LongRopeError, match="taken exists and holds no run; choose another output with -o"):
-            begin(replace(run, folder=tmp_path / "taken"), resume=resume)
+            begin_run(replace(run, folder=tmp_path / "taken"), resume=resume)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes.txt"]
 
 
@@ -259,26 +261,26 @@ def test_folders_that_hold_no_run(name: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "run.json").write_text(text)
     with pytest.raises(LongRopeError, match=r"holds no run of longrope extend: its run.json is missing or damaged"):
-        reopen(tmp_path)
+        open_run(tmp_path)
 
 
-def test_another_dtype_is_not_mixed_in(finished: tuple[Run, Extension]) -> None:
+def test_another_dtype_is_not_mixed_in(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
     with pytest.raises(LongRopeError, match=f"was begun with dtype {run.dtype}, now bfloat16"):
-        begin(replace(run, dtype="bfloat16"), resume=True)
-    assert reopen(run.folder).dtype == run.dtype
+        begin_run(replace(run, dtype="bfloat16"), resume=True)
+    assert open_run(run.folder).dtype == run.dtype
 
 
-def test_a_run_of_a_newer_version(finished: tuple[Run, Extension], tmp_path: Path) -> None:
+def test_a_run_of_a_newer_version(finished: tuple[StagedRun, Extension], tmp_path: Path) -> None:
     record = json.loads((finished[0].folder / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(record | {"version": 2}))
     with pytest.raises(LongRopeError, match=r"run.json: version = 2, but this longrope reads 1: upgrade longrope"):
-        reopen(tmp_path)
+        open_run(tmp_path)
 
 
-def test_a_run_can_be_reopened(finished: tuple[Run, Extension]) -> None:
+def test_a_run_can_be_reopened(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
-    again = reopen(run.folder)
+    again = open_run(run.folder)
     assert (again.model, again.plan) == (run.model, run.plan)
     assert (run.folder / "plan.toml").read_text() == run.plan.to_toml()
 
@@ -479,7 +481,7 @@ class Died(Exception):  # noqa: N818
     pass
 
 
-def signature(run: Run) -> dict[str, Any]:
+def signature(run: StagedRun) -> dict[str, Any]:
     """All that a run leaves, without times."""
     found: dict[str, Any] = {}
     for path in sorted(run.folder.rglob("*")):
@@ -500,7 +502,7 @@ def signature(run: Run) -> dict[str, Any]:
 
 
 def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
-    finished: tuple[Run, Extension], tmp_path: Path
+    finished: tuple[StagedRun, Extension], tmp_path: Path
 ) -> None:
     """An exception out of every report of progress: each search, each fine-tuning step, the recovery, each result."""
     whole, _ = finished
@@ -510,7 +512,7 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
         moments.append((part, done))
 
     counted = replace(whole, folder=tmp_path / "counted", tell=count)
-    begin(counted, resume=False)
+    begin_run(counted, resume=False)
     extend(counted)
     assert len({part for part, _ in moments}) == 6
     left = list(dict.fromkeys(moments))
@@ -522,7 +524,7 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
             raise Died
 
     deaths = 0
-    begin(replace(whole, folder=cut), resume=False)
+    begin_run(replace(whole, folder=cut), resume=False)
     while True:
         try:
             extend(replace(whole, folder=cut, tell=die))
@@ -534,7 +536,7 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
     assert signature(replace(whole, folder=cut)) == signature(whole)
 
 
-def test_training_that_is_done_anew_starts_clean(finished: tuple[Run, Extension], tmp_path: Path) -> None:
+def test_training_that_is_done_anew_starts_clean(finished: tuple[StagedRun, Extension], tmp_path: Path) -> None:
     """What a crash left of the weights' new folder is thrown away."""
     whole, _ = finished
     shutil.copytree(whole.folder, tmp_path / "run")
@@ -551,7 +553,7 @@ def test_training_that_is_done_anew_starts_clean(finished: tuple[Run, Extension]
     running.assert_equal(run.stage(2) / "model", whole.stage(2) / "model")
 
 
-def command(whole: Run, folder: Path, *more: str) -> list[str]:
+def command(whole: StagedRun, folder: Path, *more: str) -> list[str]:
     """The command line for the run of a plan in a folder."""
     plan = folder.parent / "plan.toml"
     plan.write_text(whole.plan.to_toml())
@@ -559,7 +561,7 @@ def command(whole: Run, folder: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture
-def uninterrupted(finished: tuple[Run, Extension], tmp_path: Path) -> Run:
+def uninterrupted(finished: tuple[StagedRun, Extension], tmp_path: Path) -> StagedRun:
     """The same run by the command line, which exports as well."""
     whole = replace(finished[0], folder=tmp_path / "uninterrupted")
     subprocess.run(command(finished[0], whole.folder), check=True, capture_output=True, env=ONE_THREAD)
@@ -596,7 +598,7 @@ MOMENTS = {  # at which a run is killed, in their order
 
 @pytest.mark.slow
 def test_killed_at_many_moments_and_resumed_equals_uninterrupted(
-    finished: tuple[Run, Extension], uninterrupted: Run, tmp_path: Path
+    finished: tuple[StagedRun, Extension], uninterrupted: StagedRun, tmp_path: Path
 ) -> None:
     cut = tmp_path / "cut"
     for name, reached in MOMENTS.items():
@@ -617,7 +619,7 @@ def test_killed_at_many_moments_and_resumed_equals_uninterrupted(
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_again_and_again(
-    finished: tuple[Run, Extension], uninterrupted: Run, small_disk: Callable[[int], Path], tmp_path: Path
+    finished: tuple[StagedRun, Extension], uninterrupted: StagedRun, small_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """It grows until the run is done; every time before, the error says what cannot be written."""
     disk, said = small_disk(20_000), []

@@ -17,8 +17,8 @@ from longrope.data.training_windows import IGNORED
 from longrope.errors import LongRopeError
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
-from longrope.stages.run_data import Material
-from longrope.stages.run_folder import Run, begin
+from longrope.stages.run_data import RunData
+from longrope.stages.run_folder import StagedRun, begin_run
 
 SMALL = Search(documents=2, needles=0.0)
 TRAIN = Finetune(steps=2, batch=4)
@@ -45,9 +45,9 @@ def plan(texts: Path, **fields: Any) -> Plan:
 
 
 @pytest.fixture
-def material(texts: Path, tmp_path: Path) -> Callable[..., Material]:
-    def make(**fields: Any) -> Material:
-        return Material(plan(texts, **fields), running.ROPE, families.tokenizer(), tmp_path / "tokens")
+def material(texts: Path, tmp_path: Path) -> Callable[..., RunData]:
+    def make(**fields: Any) -> RunData:
+        return RunData(plan(texts, **fields), running.ROPE, families.tokenizer(), tmp_path / "tokens")
 
     return make
 
@@ -58,7 +58,7 @@ def documents(tokens: Any) -> set[int]:
     return {int(token) - 64 for token in found if token >= 64}
 
 
-def parts(material: Material) -> dict[str, set[int]]:
+def parts(material: RunData) -> dict[str, set[int]]:
     """Which documents each part of a plan reads."""
     searches = [(stage.search, [stage.length]) for stage in material.plan.stages if stage.factors == "search"]
     if material.plan.recovery is not None:
@@ -91,7 +91,7 @@ FOUR = {
 
 
 @pytest.mark.parametrize("name", FOUR)
-def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callable[..., Material]) -> None:
+def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callable[..., RunData]) -> None:
     fields = {**FOUR[name]}
     if fields.get("data", {}).get("train"):
         fields["data"] = {**fields["data"], "train": str(texts)}
@@ -102,7 +102,7 @@ def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callabl
             assert one == other or not found[one] & found[other], (one, other)
 
 
-def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Callable[..., Material]) -> None:
+def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Callable[..., RunData]) -> None:
     made = material(data={"train": str(texts), "repeats": 100})
     stage = Stage(length=512, search=SMALL, finetune=Finetune(steps=20, batch=4))
     windows = made.windows(stage)
@@ -112,7 +112,7 @@ def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Cal
 
 
 def test_a_document_is_known_by_its_text_not_its_name(
-    texts: Path, material: Callable[..., Material], tmp_path: Path
+    texts: Path, material: Callable[..., RunData], tmp_path: Path
 ) -> None:
     """Training texts under other names, in one file of many."""
     lines = [json.dumps({"text": path.read_text()}) for path in sorted(texts.iterdir())]
@@ -123,7 +123,7 @@ def test_a_document_is_known_by_its_text_not_its_name(
 
 
 def test_training_texts_of_their_own_are_read_as_well(
-    texts: Path, material: Callable[..., Material], tmp_path: Path
+    texts: Path, material: Callable[..., RunData], tmp_path: Path
 ) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "a.txt").write_text("t127 " * 5000)
@@ -132,7 +132,7 @@ def test_training_texts_of_their_own_are_read_as_well(
     assert found["search"] <= set(range(DOCUMENTS))
 
 
-def test_the_same_every_time(material: Callable[..., Material]) -> None:
+def test_the_same_every_time(material: Callable[..., RunData]) -> None:
     one, other = material(), material()
     stage = one.plan.stages[1]
     for i in range(3):
@@ -140,7 +140,7 @@ def test_the_same_every_time(material: Callable[..., Material]) -> None:
     assert np.array_equal(one.test().tokens, other.test().tokens)
 
 
-def test_documents_end_with_the_end_of_text_token(material: Callable[..., Material]) -> None:
+def test_documents_end_with_the_end_of_text_token(material: Callable[..., RunData]) -> None:
     made = material()
     made.tokenizer.add_special_tokens({"eos_token": "t127"})  # in none of the texts
     end = 127
@@ -155,7 +155,7 @@ def test_documents_end_with_the_end_of_text_token(material: Callable[..., Materi
     assert ends > 0
 
 
-def test_lengths_as_by_default(material: Callable[..., Material]) -> None:
+def test_lengths_as_by_default(material: Callable[..., RunData]) -> None:
     made = material()
     assert list(made.recovery_lengths) == [64, 128]
     assert list(made.lengths) == [64, 256, 512]
@@ -168,7 +168,7 @@ def test_lengths_as_by_default(material: Callable[..., Material]) -> None:
     assert given.test().tokens.shape == (3, 300)
 
 
-def test_as_much_as_the_stage_asks_for(material: Callable[..., Material]) -> None:
+def test_as_much_as_the_stage_asks_for(material: Callable[..., RunData]) -> None:
     for how, count, size in (
         (Finetune(steps=2, batch=3), 6, 256),
         (Finetune(tokens=2048, batch=2), 8, 256),
@@ -231,18 +231,18 @@ def test_too_little_is_said_before_any_work(name: str, texts: Path, model: Path,
     fields, said = LITTLE[name]
     folder = tmp_path / "run"
     with pytest.raises(LongRopeError, match=said):
-        begin(Run(folder, str(model), plan(texts, **fields)), resume=False)
+        begin_run(StagedRun(folder, str(model), plan(texts, **fields)), resume=False)
     assert not list(folder.glob("*.json"))
     assert not list(folder.glob("stage-*"))
-    begin(Run(folder, str(model), plan(texts)), resume=False)  # and the folder can be used
+    begin_run(StagedRun(folder, str(model), plan(texts)), resume=False)  # and the folder can be used
     assert (folder / "run.json").exists()
 
 
 @pytest.mark.parametrize("part", ["search", "held_out", "test"])
 def test_training_documents_that_are_all_kept_back(
-    part: str, texts: Path, model: Path, material: Callable[..., Material], tmp_path: Path
+    part: str, texts: Path, model: Path, material: Callable[..., RunData], tmp_path: Path
 ) -> None:
     number = min(parts(material())[part])
     given = plan(texts, data={"train": str(texts / f"{number:02}.txt"), "repeats": 100})
     with pytest.raises(LongRopeError, match=re.escape("the training documents give 0 in 100 pass(es)")):
-        begin(Run(tmp_path / "run", str(model), given), resume=False)
+        begin_run(StagedRun(tmp_path / "run", str(model), given), resume=False)

@@ -9,7 +9,7 @@ import pytest
 
 from longrope.errors import LongRopeError
 from longrope.storage.atomic import write_json, write_text
-from longrope.storage.lock import claim
+from longrope.storage.lock import claim_output
 
 
 def test_write_text_makes_folders_and_replaces(tmp_path: Path) -> None:
@@ -58,6 +58,6 @@ def test_claim(folder: bool, overwrite: bool, tmp_path: Path) -> None:
     allowed |= {"full": overwrite and folder, "empty": folder}
     for name, may in allowed.items():
         with nullcontext() if may else pytest.raises(LongRopeError, match=f"{name}.*-o"):
-            claim(tmp_path / name, overwrite=overwrite, folder=folder)
+            claim_output(tmp_path / name, overwrite=overwrite, folder=folder)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert left == {"full", "empty", "file", "full/file", "deep"}

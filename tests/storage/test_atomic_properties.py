@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
 from longrope.storage.atomic import dumps, write_bytes, write_json
-from longrope.storage.lock import claim
+from longrope.storage.lock import claim_output
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=40).filter(
     lambda name: name not in (".", "..") and len(name.encode()) < 200
@@ -65,8 +65,8 @@ def test_a_place_is_claimed_as_it_should_be(name: str, there: str, overwrite: bo
         free = overwrite or there == "absent" or there == "empty folder"
         before = sorted(Path(parent).rglob("*"))
         if fits and free:
-            claim(path, overwrite=overwrite, folder=folder)
+            claim_output(path, overwrite=overwrite, folder=folder)
         else:
             with pytest.raises(LongRopeError, match=r"choose another output with -o$"):
-                claim(path, overwrite=overwrite, folder=folder)
+                claim_output(path, overwrite=overwrite, folder=folder)
         assert sorted(Path(parent).rglob("*")) == before

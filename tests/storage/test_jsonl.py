@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.storage.jsonl import Lines
+from longrope.storage.jsonl import JsonlFile
 
 SETTINGS = {"model": "tiny", "lengths": [1, 2]}
 
 
 def write(path: Path, count: int) -> bytes:
-    with closing(Lines(path, SETTINGS, of="a test")) as lines:
+    with closing(JsonlFile(path, SETTINGS, of="a test")) as lines:
         for i in range(count):
             lines.append({"cell": i, "text": "é\n" * i})
     return path.read_bytes()
@@ -23,7 +23,7 @@ def test_cut_anywhere_the_whole_lines_are_found(tmp_path: Path) -> None:
     whole = write(path, 4)
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
-        with closing(Lines(path, SETTINGS, of="a test", resume=True)) as lines:
+        with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
             found = [line["cell"] for line in lines.found]
             assert found == list(range(max(0, whole[:size].count(b"\n") - 1)))
             for i in range(len(found), 4):
@@ -35,19 +35,19 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     before = write(path, 2)
     with pytest.raises(LongRopeError, match=r"x.jsonl exists; continue it with --resume"):
-        Lines(path, SETTINGS, of="a test")
+        JsonlFile(path, SETTINGS, of="a test")
     with pytest.raises(LongRopeError, match=r"model was 'tiny', now 'big'; resume with the same ones"):
-        Lines(path, SETTINGS | {"model": "big"}, of="a test", resume=True)
+        JsonlFile(path, SETTINGS | {"model": "big"}, of="a test", resume=True)
     assert path.read_bytes() == before
     path.write_text('{"version": 2, "settings": {}}\n')
     with pytest.raises(LongRopeError, match="version = 2 where 1 is expected"):
-        Lines(path, SETTINGS, of="a test", resume=True)
+        JsonlFile(path, SETTINGS, of="a test", resume=True)
     for damaged in ("[1]\n", "not JSON\n", '{"version": 1}\n'):
         path.write_text(damaged)
         with pytest.raises(LongRopeError, match="no journal of a test"):
-            Lines(path, SETTINGS, of="a test", resume=True)
+            JsonlFile(path, SETTINGS, of="a test", resume=True)
     with pytest.raises(LongRopeError, match="cannot write"):
-        Lines(path / "y", SETTINGS, of="a test")
+        JsonlFile(path / "y", SETTINGS, of="a test")
 
 
 def test_what_a_power_failure_leaves_at_the_end_is_cut(tmp_path: Path) -> None:
@@ -56,11 +56,11 @@ def test_what_a_power_failure_leaves_at_the_end_is_cut(tmp_path: Path) -> None:
     whole = write(path, 3)
     for tail in (b"\0" * 50, whole[-20:-1] + b"\0" * 9):
         path.write_bytes(whole + tail)
-        with closing(Lines(path, SETTINGS, of="a test", resume=True)) as lines:
+        with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
             assert [line["cell"] for line in lines.found] == [0, 1, 2]
         assert path.read_bytes() == whole
 
 
 def test_closing_twice_does_nothing(tmp_path: Path) -> None:
-    with closing(Lines(tmp_path / "x.jsonl", SETTINGS, of="a test")) as lines:
+    with closing(JsonlFile(tmp_path / "x.jsonl", SETTINGS, of="a test")) as lines:
         lines.close()

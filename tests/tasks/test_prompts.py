@@ -11,12 +11,12 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data.key_value_lines import make_recall
+from longrope.data.key_value_lines import make_key_value_text
 from longrope.errors import LongRopeError
 from longrope.models.load import load_tokenizer
 from longrope.tasks.haystack import NOISE, encode_within
-from longrope.tasks.prompts import Probe
-from longrope.tasks.registry import TASKS, make_probes
+from longrope.tasks.prompts import Prompt
+from longrope.tasks.registry import TASKS, make_prompts
 from longrope.tasks.ruler import invented
 
 TEXT = "It was the year in which nothing grew, and the people went to the coast.\n" * 400
@@ -86,12 +86,12 @@ def texts(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return np.array([row[:3000] for row in tokenizer([TEXT, "# " + TEXT])["input_ids"]])
 
 
-def probes(task: str, tokenizer: PreTrainedTokenizerFast, **fields: object) -> list[Probe]:
+def probes(task: str, tokenizer: PreTrainedTokenizerFast, **fields: object) -> list[Prompt]:
     """Two of 2,000 tokens, some of it changed."""
-    return make_probes(task, tokenizer, **{"length": 2000, "trials": 2, "texts": texts(tokenizer), **fields})
+    return make_prompts(task, tokenizer, **{"length": 2000, "trials": 2, "texts": texts(tokenizer), **fields})
 
 
-def read(tokenizer: PreTrainedTokenizerFast, probe: Probe) -> str:
+def read(tokenizer: PreTrainedTokenizerFast, probe: Prompt) -> str:
     return str(tokenizer.decode(probe.tokens, skip_special_tokens=True))
 
 
@@ -144,7 +144,7 @@ def test_depths_take_turns_and_are_random_without(tiny: PreTrainedTokenizerFast)
 
 def test_real_documents_are_the_haystack_in_turn(tiny: PreTrainedTokenizerFast) -> None:
     documents = 3000 * np.arange(1, 3)[:, None] + np.arange(2000)
-    for i, probe in enumerate(make_probes("niah_multivalue", tiny, length=600, trials=4, texts=documents)):
+    for i, probe in enumerate(make_prompts("niah_multivalue", tiny, length=600, trials=4, texts=documents)):
         hay = probe.tokens[probe.tokens >= 3000]
         np.testing.assert_array_equal(hay, documents[i % 2, : len(hay)])
         assert len(hay) > 300
@@ -217,8 +217,8 @@ def test_the_words_are_the_most_frequent(task: str, wanted: int, length: int, ti
 def test_recall_plants_as_tiny_was_trained(tiny: PreTrainedTokenizerFast) -> None:
     """Trial by trial from one generator; the prompt ends where the answer begins."""
     rng, rows = np.random.default_rng(7), texts(tiny)
-    for i, probe in enumerate(make_probes("recall", tiny, length=300, trials=5, texts=rows, seed=7)):
-        recall = make_recall(rows[i % 2], tiny, rng=rng, length=300)
+    for i, probe in enumerate(make_prompts("recall", tiny, length=300, trials=5, texts=rows, seed=7)):
+        recall = make_key_value_text(rows[i % 2], tiny, rng=rng, length=300)
         wanted = np.flatnonzero(recall.answers)
         np.testing.assert_array_equal(probe.tokens, recall.tokens[: wanted[0]])
         assert f" {probe.answers[0]}" == tiny.decode(recall.tokens[wanted])

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.models.load import load_tokenizer
-from longrope.tasks.registry import TASKS, make_probes
+from longrope.tasks.registry import TASKS, make_prompts
 
 TOKENIZER = load_tokenizer("tiny")
 TEXTS = np.array(TOKENIZER("def f(x):\n    return x + 1\n" * 900)["input_ids"][:4000])[None]
@@ -19,7 +19,7 @@ DEPTHS = st.none() | st.lists(st.floats(0, 1), min_size=1, max_size=3)
 def test_every_answer_is_in_the_prompt_and_the_length_is_exact(
     task: str, length: int, trials: int, seed: int, depths: list[float] | None
 ) -> None:
-    probes = make_probes(task, TOKENIZER, length=length, trials=trials, texts=TEXTS, depths=depths, seed=seed)
+    probes = make_prompts(task, TOKENIZER, length=length, trials=trials, texts=TEXTS, depths=depths, seed=seed)
     assert len(probes) == trials
     for probe in probes:
         text = TOKENIZER.decode(probe.tokens)
@@ -37,7 +37,7 @@ def test_a_seed_decides_the_probes_and_more_begin_with_the_same(
     task: str, length: int, trials: int, seed: int, depths: list[float] | None
 ) -> None:
     given_ = {"length": length, "texts": TEXTS, "depths": depths, "seed": seed}
-    some, more = (make_probes(task, TOKENIZER, trials=count, **given_) for count in (trials, trials + 2))
+    some, more = (make_prompts(task, TOKENIZER, trials=count, **given_) for count in (trials, trials + 2))
     for one, same in zip(some, more, strict=False):
         np.testing.assert_array_equal(one.tokens, same.tokens)
         assert (one.answers, one.wrong, one.depth) == (same.answers, same.wrong, same.depth)
@@ -47,7 +47,7 @@ def test_a_seed_decides_the_probes_and_more_begin_with_the_same(
 @given(seed=st.integers(0, 2**32))
 def test_a_deeper_needle_comes_later(task: str, seed: int) -> None:
     depths = [0.0, 0.25, 0.5, 0.75, 1.0]
-    probes = make_probes(task, TOKENIZER, length=2000, trials=5, texts=TEXTS, depths=depths, seed=seed)
+    probes = make_prompts(task, TOKENIZER, length=2000, trials=5, texts=TEXTS, depths=depths, seed=seed)
     places = [TOKENIZER.decode(probe.tokens).index(probe.answers[0]) for probe in probes]
     assert places == sorted(places)
     assert len(set(places)) == 5

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from longrope.data.key_value_lines import make_recall
+from longrope.data.key_value_lines import make_key_value_text
 from longrope.data.stdlib import stdlib_documents
 from longrope.errors import LongRopeError
 from longrope.models.load import load
@@ -19,9 +19,9 @@ from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.schemes import scheme
 from longrope.tasks.haystack import encode_within
-from longrope.tasks.prompts import Probe
-from longrope.tasks.registry import make_probes
-from longrope.tasks.scoring import Outcome, matched, score_probes
+from longrope.tasks.prompts import Prompt
+from longrope.tasks.registry import make_prompts
+from longrope.tasks.scoring import PromptScore, matched, score_prompts
 
 LENGTH, ROWS = 256, 300
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerFast]
@@ -40,19 +40,19 @@ def texts(tiny: Tiny) -> np.ndarray:
     return np.stack([document[:2048] for document in ids])
 
 
-def recalls(tiny: Tiny, texts: np.ndarray, length: int, trials: int) -> list[Probe]:
-    return make_probes("recall", tiny[1], length=length, trials=trials, texts=texts)
+def recalls(tiny: Tiny, texts: np.ndarray, length: int, trials: int) -> list[Prompt]:
+    return make_prompts("recall", tiny[1], length=length, trials=trials, texts=texts)
 
 
-def others(tokenizer: PreTrainedTokenizerFast, length: int = 280) -> list[Probe]:
+def others(tokenizer: PreTrainedTokenizerFast, length: int = 280) -> list[Prompt]:
     """Of tasks with one answer and with several."""
     return [
-        *make_probes("niah_single_1", tokenizer, length=length, trials=2),
-        *make_probes("fwe", tokenizer, length=512, trials=1),
+        *make_prompts("niah_single_1", tokenizer, length=length, trials=2),
+        *make_prompts("fwe", tokenizer, length=512, trials=1),
     ]
 
 
-def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Probe) -> str:
+def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Prompt) -> str:
     """By transformers alone, without the token that ends it."""
     prompt = torch.from_numpy(probe.tokens)[None]
     given = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
@@ -61,7 +61,7 @@ def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe:
     return tokenizer.decode(said[:-1] if said[-1] in np.atleast_1d(ends) else said)
 
 
-def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Probe, answer: str) -> float:
+def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Prompt, answer: str) -> float:
     """From the logits of the whole text."""
     (ends,) = encode_within(tokenizer, [f" {answer}"])
     logits = families.logits(model, torch.from_numpy(np.concatenate([probe.tokens, ends]))[None])[0]
@@ -80,14 +80,14 @@ def test_it_says_what_transformers_generates(tiny: Tiny, texts: np.ndarray) -> N
     """Within the model's length and beyond it, patched or not, right and wrong."""
     model, tokenizer = tiny
     probes = [*recalls(tiny, texts, LENGTH, 2), *recalls(tiny, texts, 320, 3), *others(tokenizer)]
-    outcomes = score_probes(model, tokenizer, probes)
+    outcomes = score_prompts(model, tokenizer, probes)
     for probe, outcome in zip(probes, outcomes, strict=True):
         assert outcome.text == generated(model, tokenizer, probe)
         assert outcome.score == matched(outcome.text, probe.answers)
     assert {outcome.score for outcome in outcomes} >= {0.0, 1.0}
     with patch(model, scheme("yarn", Rope.of(model), 1024)):
         (probe,) = recalls(tiny, texts, 1024, 1)
-        (outcome,) = score_probes(model, tokenizer, [probe])
+        (outcome,) = score_prompts(model, tokenizer, [probe])
         assert outcome.text == generated(model, tokenizer, probe)
 
 
@@ -96,8 +96,8 @@ def test_text_and_losses_of_every_family(family: str, bytes_tokenizer: PreTraine
     """Windows, soft caps and scales included: as from plain forward passes."""
     fields = {"gemma2": {"final_logit_softcapping": 5.0, "sliding_window": 32}, "cohere": {"logit_scale": 0.3}}
     model = families.build(family, vocab_size=ROWS, **fields.get(family, {}))
-    probes = make_probes("passkey", bytes_tokenizer, length=260, trials=2)
-    for probe, outcome in zip(probes, score_probes(model, bytes_tokenizer, probes, batch=2), strict=True):
+    probes = make_prompts("passkey", bytes_tokenizer, length=260, trials=2)
+    for probe, outcome in zip(probes, score_prompts(model, bytes_tokenizer, probes, batch=2), strict=True):
         assert outcome.text == generated(model, bytes_tokenizer, probe)
         loss, *wrong = (plain_loss(model, bytes_tokenizer, probe, one) for one in (*probe.answers, *probe.wrong))
         assert outcome.loss == pytest.approx(loss, rel=1e-4)
@@ -109,11 +109,11 @@ def test_the_loss_of_a_recall_is_that_of_its_words(tiny: Tiny, texts: np.ndarray
     """And the same trial as a needle of the search objective has."""
     model, tokenizer = tiny
     (probe,) = recalls(tiny, texts, 200, 1)
-    recall = make_recall(texts[0], tokenizer, rng=np.random.default_rng(0), length=200)
+    recall = make_key_value_text(texts[0], tokenizer, rng=np.random.default_rng(0), length=200)
     wanted = np.flatnonzero(recall.answers)
     logits = families.logits(model, torch.from_numpy(recall.tokens)[None])[0, wanted - 1]
     loss = cross_entropy(logits, torch.from_numpy(recall.tokens[wanted])).item()
-    assert score_probes(model, tokenizer, [probe])[0].loss == pytest.approx(loss, rel=1e-4)
+    assert score_prompts(model, tokenizer, [probe])[0].loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_batch_is_what_its_rows_are(tiny: Tiny, texts: np.ndarray) -> None:
@@ -122,9 +122,9 @@ def test_a_batch_is_what_its_rows_are(tiny: Tiny, texts: np.ndarray) -> None:
     probes = [*others(tokenizer), *recalls(tiny, texts, LENGTH, 4)]
     order = np.random.default_rng(0).permutation(len(probes))
     told: list[int] = []
-    together = score_probes(model, tokenizer, [probes[i] for i in order], batch=2, done=told.append)
+    together = score_prompts(model, tokenizer, [probes[i] for i in order], batch=2, done=told.append)
     for i, found in zip(order, together, strict=True):
-        (alone,) = score_probes(model, tokenizer, [probes[i]])
+        (alone,) = score_prompts(model, tokenizer, [probes[i]])
         assert (found.text, found.score, found.choice) == (alone.text, alone.score, alone.choice)
         assert found.loss == (None if alone.loss is None else pytest.approx(alone.loss, rel=1e-4))
     assert told == sorted(told)
@@ -133,10 +133,10 @@ def test_a_batch_is_what_its_rows_are(tiny: Tiny, texts: np.ndarray) -> None:
 
 def test_options_of_unlike_lengths_side_by_side(tiny: Tiny) -> None:
     model, tokenizer = tiny
-    (probe,) = make_probes("passkey", tokenizer, length=LENGTH, trials=1)
-    long = Probe(probe.tokens, ("1234567",), ("1",), None, 8)
-    short = Probe(probe.tokens, ("1",), ("1234567", "12"), None, 8)
-    for one, outcome in zip([long, short], score_probes(model, tokenizer, [long, short], batch=2), strict=True):
+    (probe,) = make_prompts("passkey", tokenizer, length=LENGTH, trials=1)
+    long = Prompt(probe.tokens, ("1234567",), ("1",), None, 8)
+    short = Prompt(probe.tokens, ("1",), ("1234567", "12"), None, 8)
+    for one, outcome in zip([long, short], score_prompts(model, tokenizer, [long, short], batch=2), strict=True):
         loss, *wrong = (plain_loss(model, tokenizer, probe, option) for option in (*one.answers, *one.wrong))
         assert outcome.loss == pytest.approx(loss, rel=1e-4)
         assert outcome.margin == pytest.approx(min(wrong) - loss, abs=1e-4)
@@ -145,10 +145,10 @@ def test_options_of_unlike_lengths_side_by_side(tiny: Tiny) -> None:
 def test_the_prompt_runs_once_and_the_head_never_on_it(tiny: Tiny) -> None:
     model, tokenizer = tiny
     passed: list[int] = []
-    probes = make_probes("passkey", tokenizer, length=LENGTH, trials=2)
+    probes = make_prompts("passkey", tokenizer, length=LENGTH, trials=2)
     hook = model.get_input_embeddings().register_forward_hook(lambda *made: passed.append(made[1][0].shape[1]))
     with hook, seen(model) as shapes:
-        score_probes(model, tokenizer, probes, batch=2)
+        score_prompts(model, tokenizer, probes, batch=2)
     assert passed[0] == len(probes[0].tokens) - 1
     assert max(passed[1:]) <= probes[0].room
     assert {shape[0] for shape in shapes} == {2}
@@ -158,11 +158,11 @@ def test_the_prompt_runs_once_and_the_head_never_on_it(tiny: Tiny) -> None:
 def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end tokens of its generation config, in one row while others go on."""
     model, tokenizer = tiny
-    probes = make_probes("niah_single_2", tokenizer, length=LENGTH, trials=4, texts=texts)
-    free = [outcome.text for outcome in score_probes(model, tokenizer, probes, batch=4)]
+    probes = make_prompts("niah_single_2", tokenizer, length=LENGTH, trials=4, texts=texts)
+    free = [outcome.text for outcome in score_prompts(model, tokenizer, probes, batch=4)]
     stops = [tokenizer.eos_token_id, *(ids[0] for ids in tokenizer([" the", "."])["input_ids"])]
     monkeypatch.setattr(model.generation_config, "eos_token_id", stops)
-    ended = [outcome.text for outcome in score_probes(model, tokenizer, probes, batch=4)]
+    ended = [outcome.text for outcome in score_prompts(model, tokenizer, probes, batch=4)]
     assert ended == [generated(model, tokenizer, probe) for probe in probes]
     assert len({len(text) for text in ended}) > 1
     assert all(text.startswith(shorter) for text, shorter in zip(free, ended, strict=True))
@@ -172,10 +172,10 @@ def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monk
 def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
     """The right answer and a wrong one, exchanged, choose the other way round."""
     model, tokenizer = tiny
-    for probe in make_probes("passkey", tokenizer, length=LENGTH, trials=3):
-        first = Probe(probe.tokens, probe.answers, probe.wrong[:1], None, probe.room)
-        other = Probe(probe.tokens, probe.wrong[:1], probe.answers, None, probe.room)
-        one, two = score_probes(model, tokenizer, [first, other])
+    for probe in make_prompts("passkey", tokenizer, length=LENGTH, trials=3):
+        first = Prompt(probe.tokens, probe.answers, probe.wrong[:1], None, probe.room)
+        other = Prompt(probe.tokens, probe.wrong[:1], probe.answers, None, probe.room)
+        one, two = score_prompts(model, tokenizer, [first, other])
         assert one.choice is not two.choice
         assert one.margin is not None
         assert one.margin == pytest.approx(-(two.margin or 0), abs=1e-5)
@@ -183,17 +183,17 @@ def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
 
 
 def test_several_answers_leave_nothing_to_choose(tiny: Tiny) -> None:
-    (outcome,) = score_probes(*tiny, make_probes("fwe", tiny[1], length=512, trials=1))
-    assert outcome == Outcome(outcome.score, outcome.text, None, None, None)
+    (outcome,) = score_prompts(*tiny, make_prompts("fwe", tiny[1], length=512, trials=1))
+    assert outcome == PromptScore(outcome.score, outcome.text, None, None, None)
 
 
 def test_tiny_recalls_within_its_own_length_and_not_beyond(tiny: Tiny, texts: np.ndarray) -> None:
     """Unless it is told how: with YaRN's factors it does."""
     model, tokenizer = tiny
-    own = score_probes(model, tokenizer, recalls(tiny, texts, LENGTH, 10))
-    beyond = score_probes(model, tokenizer, recalls(tiny, texts, 2048, 3))
+    own = score_prompts(model, tokenizer, recalls(tiny, texts, LENGTH, 10))
+    beyond = score_prompts(model, tokenizer, recalls(tiny, texts, 2048, 3))
     with patch(model, scheme("yarn", Rope.of(model), 2048)):
-        helped = score_probes(model, tokenizer, recalls(tiny, texts, 2048, 3))
+        helped = score_prompts(model, tokenizer, recalls(tiny, texts, 2048, 3))
     rates = [fmean(outcome.score for outcome in found) for found in (own, beyond, helped)]
     assert rates[0] >= 0.9
     assert rates[1] <= 0.2
@@ -227,4 +227,4 @@ def test_out_of_memory_is_explained(tiny: Tiny, texts: np.ndarray) -> None:
         model.get_input_embeddings().register_forward_pre_hook(fail),
         pytest.raises(LongRopeError, match=r"out of memory at length 256 with batch 1 on cpu; lower the length"),
     ):
-        score_probes(model, tokenizer, recalls(tiny, texts, LENGTH, 1))
+        score_prompts(model, tokenizer, recalls(tiny, texts, LENGTH, 1))

@@ -9,7 +9,7 @@ from longrope.cli import generate, options
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
-    from longrope.cli.chat_cache import Memory
+    from longrope.cli.chat_cache import ChatCache
     from longrope.cli.chat_session import Turn
 
 TURNS = 1 / 8  # of L that a file leaves free for turns
@@ -31,7 +31,7 @@ def run(
     import torch
 
     from longrope.cli import chat_session
-    from longrope.cli.chat_cache import Memory
+    from longrope.cli.chat_cache import ChatCache
 
     text = chat_session.read_file(file)
     speaker = chat_session.open_speaker(model, extension, policy, dtype, device)
@@ -43,7 +43,7 @@ def run(
     if text:
         room = length - new - int(length * TURNS)
         text = speaker.cut(text, room, lambda cut: speaker.encode([(cut, "")]))
-    memory, turns = Memory(speaker), []
+    memory, turns = ChatCache(speaker), []
     while (said := read_line()) is not None:
         if said == "/reset":
             turns = []
@@ -64,7 +64,7 @@ def read_line() -> str | None:
     return None if not line or line.strip() == "/exit" else line.strip()
 
 
-def take_turn(memory: Memory, turns: list[Turn], said: str, *, new: int, temperature: float) -> list[Turn]:
+def take_turn(memory: ChatCache, turns: list[Turn], said: str, *, new: int, temperature: float) -> list[Turn]:
     """Let the model answer; the turns with this one, or without it if it does not fit."""
     from longrope.cli import chat_session
     from longrope.cli.chat_stream import Stream

@@ -11,10 +11,10 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from longrope.cli.chat_session import Speaker
+from longrope.cli.chat_session import ChatModel
 from longrope.cli.chat_stream import Stream
 from longrope.cli.progress import bar
-from longrope.cost.memory_check import check_cache
+from longrope.cost.memory_check import check_cache_memory
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.generation import factors_for, fill
@@ -24,10 +24,10 @@ CHUNK = 1024  # tokens of a prompt that go through the model at once
 
 
 @dataclass
-class Memory:
+class ChatCache:
     """What a speaker has read: tokens, their cache, and the factors that it was made with."""
 
-    speaker: Speaker
+    speaker: ChatModel
     ids: list[int] = field(default_factory=list)
     cache: DynamicCache = field(default_factory=DynamicCache)
     factors: Scaling | None = None
@@ -61,7 +61,7 @@ class Memory:
         self.keep(len(list(same)) if factors == self.factors else 0)
         self.factors = factors
         dtype = str(model.dtype).removeprefix("torch.")
-        check_cache(model.config, len(ids) + new, held=len(self.ids), dtype=dtype, device=str(model.device))
+        check_cache_memory(model.config, len(ids) + new, held=len(self.ids), dtype=dtype, device=str(model.device))
         with explain_out_of_memory(len(ids) + new, f"on {model.device}", "give a shorter text, or --dtype bfloat16"):
             self._read(ids[:-1])
             self._speak(ids, new, temperature, stream)

@@ -23,7 +23,7 @@ Turn = tuple[str, str]  # what was said to the model, and what it answered; noth
 
 
 @dataclass(frozen=True)
-class Speaker:
+class ChatModel:
     """A model with an extension; ``exported`` if the factors are in its own config."""
 
     model: PreTrainedModel
@@ -98,7 +98,7 @@ def before(file: str, said: str) -> str:
     return f"{file.rstrip()}\n\n{said}" if file and said else file or said
 
 
-def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device: str) -> Speaker:
+def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device: str) -> ChatModel:
     """Load a model and its extension.
 
     Raises:
@@ -125,6 +125,6 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
     bfloat16_speed.warn(name, dtype, str(model.device))
     if not isinstance(extension, Extension):
         extension = Extension.of(Rope.of(model), extension)
-    speaker = Speaker(model, tokenizer, extension, "static" if exported else policy, exported)
+    speaker = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
     with speaker.generating():  # refuses another model's extension
         return speaker

@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.engines.predict import Served
+    from longrope.engines.predict import EnginePrediction
 
 
 def run(
@@ -85,11 +85,11 @@ def _compare(folder: Path, model: str, lengths: list[int] | None, device: str, *
 
 
 def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[int] | None, *, as_json: bool) -> bool:
-    from longrope.engines.predict import find_engines, held_extension, serve
+    from longrope.engines.predict import extension_in_config, find_engines, predict
     from longrope.scaling import Extension
 
     engines, config = find_engines(engine), _config(folder)
-    held = held_extension(config)
+    held = extension_in_config(config)
     made = folder / "extension.json"
     extension = options.read_factors(str(folder)) if made.exists() else held
     if not isinstance(extension, Extension):
@@ -98,13 +98,13 @@ def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[in
     original = extension.rope.original_length
     usual = sorted({length for length in (original, original + 1, limit) if length <= limit})
     served = [
-        serve(name, config, extension, limit=limit, length=length) for name in engines for length in lengths or usual
+        predict(name, config, extension, limit=limit, length=length) for name in engines for length in lengths or usual
     ]
     options.tell([_record(one, limit) for one in served], as_json=as_json, text=lambda: _show(served, limit))
     return all(one.ok for one in served)
 
 
-def _record(one: Served, limit: int) -> dict[str, Any]:
+def _record(one: EnginePrediction, limit: int) -> dict[str, Any]:
     from longrope.engines.registry import ENGINES
 
     return {
@@ -120,7 +120,7 @@ def _record(one: Served, limit: int) -> dict[str, Any]:
     }
 
 
-def _show(served: list[Served], limit: int) -> None:
+def _show(served: list[EnginePrediction], limit: int) -> None:
     typer.echo(f"Launched for {limit:,} tokens:")
     for one in served:
         factor = f"attention factor {one.scaling.attention_factor:.6g}" if one.scaling else ""

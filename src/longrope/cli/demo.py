@@ -12,7 +12,7 @@ from longrope.cli import extend, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
-    from longrope.stages.run_folder import Run
+    from longrope.stages.run_folder import StagedRun
 
 MODEL, PLAN = "tiny", "demo"
 
@@ -34,22 +34,22 @@ def run(
     from longrope.provenance import provenance
     from longrope.stages.pipeline import extend as carry_out
     from longrope.stages.plan import load_plan
-    from longrope.stages.run_folder import Run, begin
+    from longrope.stages.run_folder import StagedRun, begin_run
     from longrope.storage.atomic import write_json
-    from longrope.storage.lock import LOCK, claim, held
+    from longrope.storage.lock import LOCK, claim_output, locked
 
     console = Console(stderr=True, soft_wrap=True)
     barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", LOCK}  # died at once
-    claim(output, overwrite=barely or (output / "demo.json").exists(), folder=True)
+    claim_output(output, overwrite=barely or (output / "demo.json").exists(), folder=True)
     options.choose_device("cpu")  # quietens transformers
-    with held(output):
+    with locked(output):
         for old in output.iterdir():
             if old.name != LOCK:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         console.print("1. Search, fine-tune, recover the short context, compare on test documents")
         with parts_bar(quiet=as_json) as tell:
-            work = Run(output, MODEL, load_plan(PLAN), dtype="float32", tell=tell)
-            begin(work, resume=False)
+            work = StagedRun(output, MODEL, load_plan(PLAN), dtype="float32", tell=tell)
+            begin_run(work, resume=False)
             write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
             carry_out(work)
         console.print("2. Export, and check in plain transformers")
@@ -73,7 +73,7 @@ def run(
         raise typer.Exit(1)
 
 
-def write_report(work: Run) -> Path:
+def write_report(work: StagedRun) -> Path:
     """The page of ``longrope report``, with its figures beside it."""
     from longrope.cli.report import write_figures
     from longrope.report.all_figures import figures

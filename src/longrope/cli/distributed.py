@@ -129,10 +129,10 @@ def agree(read: Mapping[str, Any]) -> None:
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """As `options.open_model`; of several processes, all run the model together."""
-    from longrope.longcontext.context_parallel import spread
+    from longrope.longcontext.context_parallel import context_parallel
 
     model, tokenizer = options.open_model(name, dtype, device)
-    return spread(model) if count() > 1 else model, tokenizer
+    return context_parallel(model) if count() > 1 else model, tokenizer
 
 
 def _number(name: str, default: int) -> int:

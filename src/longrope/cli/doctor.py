@@ -81,7 +81,7 @@ def machine() -> list[Finding]:
         Finding("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"),
         Finding("memory", f"{size(memory.available)} free of {size(memory.total)}"),
     ]
-    ratio = bfloat16_speed.slowness()
+    ratio = bfloat16_speed.bfloat16_slowdown()
     remedy = "use --dtype float32 on this CPU where it fits" if ratio > bfloat16_speed.SLOW else ""
     found.append(Finding("bfloat16", f"a product takes {ratio:.1f} times as long as in float32", remedy))
     found += [

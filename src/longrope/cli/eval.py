@@ -26,7 +26,7 @@ from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Cells
+    from longrope.evaluation.runner import SampleStore
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
     if tasks is not None and distributed.count() > 1:
         raise LongRopeError("tasks: lm-evaluation-harness runs in one process; leave --tasks out of this launch")
 
-    from longrope.evaluation.evaluate import Wanted, side_by_side
+    from longrope.evaluation.evaluate import EvalSpec, evaluate
     from longrope.models.load import load_config, load_tokenizer
     from longrope.provenance import provenance
     from longrope.rope import Rope
@@ -104,7 +104,7 @@ def run(
         raise LongRopeError(f"retrieval_lengths = {at[-1]} is above the longest of lengths, {wanted[-1]}; add it there")
     how = {"trials": trials, "depths": parse_depths(depths), "seed": data_seed}
     probes = read_probes(retrieval, at, tokenizer, corpora[0].tokens, **how)
-    what = Wanted(wanted, stride=step, key_tokens=key_tokens, retrieval=probes, batch=batch)
+    what = EvalSpec(wanted, stride=step, key_tokens=key_tokens, retrieval=probes, batch=batch)
     more = harness_parts(tasks, task_folder, limit=limit, batch=batch, length=wanted[-1])
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
     settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
@@ -116,7 +116,7 @@ def run(
     read |= {"documents": documents, "trials": trials, "retrieval": [(*key, len(one)) for key, one in probes.items()]}
     with distributed.joined(on), kept(where, settings, resume=resume) as cells, parts_bar(quiet=silent) as tell:
         distributed.agree(read)
-        record = side_by_side(
+        record = evaluate(
             rows,
             corpora,
             what,
@@ -134,29 +134,29 @@ def run(
 
 
 @contextmanager
-def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[Cells]:
+def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[SampleStore]:
     """The cells that a folder holds, which no other process may use meanwhile; without a folder, none.
 
     Of processes that evaluate together, all get those that the first one has.
     """
-    from longrope.evaluation.runner import JOURNAL, Cells
-    from longrope.storage.jsonl import Lines
-    from longrope.storage.lock import held
+    from longrope.evaluation.runner import JOURNAL, SampleStore
+    from longrope.storage.jsonl import JsonlFile
+    from longrope.storage.lock import locked
 
     if output is None:
         found = distributed.same([])
         if found is None:  # and the first one says why
             raise typer.Exit(2)
-        yield Cells(found=found)
+        yield SampleStore(found=found)
         return
     with ExitStack() as opened:
         try:
-            opened.enter_context(held(output))
+            opened.enter_context(locked(output))
             for name in () if resume else (JOURNAL, "results.json"):
                 (output / name).unlink(missing_ok=True)
-            lines = Lines(output / JOURNAL, settings, of="an evaluation", resume=resume)
+            lines = JsonlFile(output / JOURNAL, settings, of="an evaluation", resume=resume)
             opened.enter_context(closing(lines))
-            cells = Cells(lines)
+            cells = SampleStore(lines)
         except LongRopeError:
             distributed.same(None)
             raise

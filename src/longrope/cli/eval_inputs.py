@@ -13,37 +13,37 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from longrope.evaluation.measurements import Corpus, Part
-    from longrope.evaluation.runner import Row
+    from longrope.evaluation.measurements import Corpus, Measurement
+    from longrope.evaluation.runner import Candidate
     from longrope.rope import Rope
-    from longrope.tasks.prompt_sets import ProbeSets
+    from longrope.tasks.prompt_sets import PromptSets
 
 
 def compared_rows(
     model: str, rope: Rope, length: int, schemes: str, scalings: Sequence[str], checkpoints: Sequence[str]
-) -> dict[str, Row]:
+) -> dict[str, Candidate]:
     """The model as it is, schemes at a length, factors (of a run that fine-tuned, with its weights), checkpoints."""
-    from longrope.evaluation.runner import Row
+    from longrope.evaluation.runner import Candidate
     from longrope.schemes import scheme
-    from longrope.stages.run_folder import reopen
+    from longrope.stages.run_folder import open_run
 
     names = [] if schemes == "none" else options.parse_schemes(schemes)
     if names and length <= rope.original_length:
         distributed.say("Schemes are left out: no length is above the original one.")
         names = []
-    rows = {"original": Row(model)} | {name: Row(model, scheme(name, rope, length)) for name in names}
+    rows = {"original": Candidate(model)} | {name: Candidate(model, scheme(name, rope, length)) for name in names}
     for path in scalings:
         weights = model
         if (Path(path) / "plan.toml").exists():
-            run = reopen(Path(path))
+            run = open_run(Path(path))
             weights = run.weights(len(run.plan.stages) + 1)
-        rows[_new(path, rows)] = Row(weights, options.read_factors(path))
+        rows[_new(path, rows)] = Candidate(weights, options.read_factors(path))
     for path in checkpoints:
-        rows[_new(path, rows)] = Row(path)
+        rows[_new(path, rows)] = Candidate(path)
     return rows
 
 
-def _new(name: str, rows: Mapping[str, Row]) -> str:
+def _new(name: str, rows: Mapping[str, Candidate]) -> str:
     if name in rows:
         raise LongRopeError(f"row = {name!r} is there twice; write one as another path, such as ./{name}")
     return name
@@ -59,13 +59,13 @@ def read_corpora(
 ) -> list[Corpus]:
     """The test documents of each source."""
     from longrope.data.documents import load_documents
-    from longrope.data.split import draw, split
+    from longrope.data.split import draw_tokens, split_documents
     from longrope.evaluation.measurements import Corpus
 
     found, short = [], [short_source(source) for source in dict.fromkeys(sources)]
     for source, name in zip(dict.fromkeys(sources), short, strict=True):
-        parts = split(load_documents(source), seed=seed)
-        drawn = draw(parts["test"], tokenizer, length=length, count=count, cache=cache)
+        parts = split_documents(load_documents(source), seed=seed)
+        drawn = draw_tokens(parts["test"], tokenizer, length=length, count=count, cache=cache)
         found.append(Corpus(name if short.count(name) == 1 else source, drawn.tokens, drawn.names))
     return found
 
@@ -81,19 +81,19 @@ def short_source(source: str) -> str:
 
 def read_probes(
     tasks: str | None, lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, texts: np.ndarray, **how: Any
-) -> ProbeSets:
+) -> PromptSets:
     """The probes of retrieval tasks at the lengths at which they fit; says where they do not.
 
     Raises:
         LongRopeError: if there is no such task, or one fits at no length.
     """
-    from longrope.tasks.prompt_sets import probe_sets
+    from longrope.tasks.prompt_sets import make_prompt_sets
     from longrope.tasks.registry import TASKS
 
     if tasks is None:
         return {}
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    found, refusals = probe_sets(names, lengths, tokenizer, texts, some=tasks == "all", **how)
+    found, refusals = make_prompt_sets(names, lengths, tokenizer, texts, some=tasks == "all", **how)
     for said in refusals:
         distributed.say(f"Left out: {said}")
     return found
@@ -114,7 +114,9 @@ def parse_depths(text: str) -> list[float]:
     return depths
 
 
-def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int) -> list[Part]:
+def harness_parts(
+    tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int
+) -> list[Measurement]:
     """The part that runs lm-evaluation-harness, if a task of it is wanted."""
     if tasks is None:
         return []
@@ -125,14 +127,20 @@ def harness_parts(tasks: str | None, folder: Path | None, *, limit: int | None, 
 
 
 def check_rows(
-    rows: Mapping[str, Row], tokenizer: PreTrainedTokenizerBase, length: int, *, batch: int, dtype: str, device: str
+    rows: Mapping[str, Candidate],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    *,
+    batch: int,
+    dtype: str,
+    device: str,
 ) -> None:
     """Refuse, before any model is loaded, what cannot be compared or measured.
 
     Raises:
         LongRopeError: if factors are another model's, a model reads other tokens than the first, or has no room.
     """
-    from longrope.cost.memory_check import check_room
+    from longrope.cost.memory_check import check_pass_memory
     from longrope.data.tokenize import fingerprint
     from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Rope
@@ -140,7 +148,7 @@ def check_rows(
 
     configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
     for weights, config in configs.items():
-        check_room(config, length, batch=batch, dtype=dtype, device=device, processes=distributed.here())
+        check_pass_memory(config, length, batch=batch, dtype=dtype, device=device, processes=distributed.here())
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
             raise LongRopeError(
                 f"{weights} has another tokenizer: perplexity of other tokens cannot be compared; evaluate it alone"
@@ -164,14 +172,14 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         LongRopeError: if it holds one and may not, or something else.
     """
     from longrope.evaluation.runner import JOURNAL
-    from longrope.storage.lock import LOCK, claim
+    from longrope.storage.lock import LOCK, claim_output
 
     if folder is not None:
         options.refuse_run(folder)
         begun = (folder / JOURNAL).exists()
         if not begun and overwrite and folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
             raise LongRopeError(f"{folder} holds no evaluation; choose another output with -o")
-        claim(
+        claim_output(
             folder, overwrite=begun and (resume or overwrite), folder=True, also="continue it with --resume, " * begun
         )
     elif resume:

@@ -32,12 +32,12 @@ def describe(record: dict[str, Any], rope: Rope, output: Path | None) -> None:
 
 def read_table(record: dict[str, Any]) -> dict[str, list[Perplexity]]:
     """The perplexities by row, on the first corpus; a number that is not finite was written as null."""
-    from longrope.evaluation.perplexity import of_documents
+    from longrope.evaluation.perplexity import perplexity_of_documents
 
     first = next(iter(record["corpora"]))
 
     def read(cell: dict[str, Any]) -> Perplexity:
-        return of_documents([math.nan if loss is None else loss for loss in cell["losses"]], cell["length"])
+        return perplexity_of_documents([math.nan if loss is None else loss for loss in cell["losses"]], cell["length"])
 
     return {name: [read(cell) for cell in row if cell["corpus"] == first] for name, row in record["perplexity"].items()}
 

@@ -38,7 +38,7 @@ def run(
     Without FACTORS, MODEL is a checkpoint that longrope exported, or the run folder of an extension, and --to is gguf.
     """
     from longrope.export.hf_config import MODES
-    from longrope.storage.lock import claim, held
+    from longrope.storage.lock import claim_output, locked
 
     if to not in FORMS:
         raise unknown("to", to, FORMS)
@@ -49,10 +49,10 @@ def run(
     if to == "huggingface" and outtype != "auto":
         raise LongRopeError(f"outtype = {outtype!r} is for --to gguf; a Hugging Face checkpoint takes --dtype")
     output = output if output.name else output.resolve()
-    claim(output, overwrite=overwrite, folder=to == "huggingface")
+    claim_output(output, overwrite=overwrite, folder=to == "huggingface")
     options.choose_device("cpu")  # quietens transformers
     weights, extension, mode = _what(model, factors, mode)
-    with held(output, folder=False):
+    with locked(output, folder=False):
         if to == "gguf":
             _write_gguf(weights, extension, output, mode, dtype, outtype, overwrite=overwrite)
         else:
@@ -85,12 +85,12 @@ def _write_folder(model: str, extension: Extension, output: Path, mode: str, dty
 
     loaded, tokenizer = options.open_model(model, dtype, "cpu")
     name = options.short_name(model)
-    held = export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=name, overwrite=overwrite)
+    extension = export_huggingface(loaded, tokenizer, extension, output, mode=mode, name=name, overwrite=overwrite)
     if not on_formula(extension):
         typer.echo(f"Note: {OFF_FORMULA}", err=True)
     typer.echo(f"Checkpoint: {output}   (compare it: longrope check {output} {model})", err=True)
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    for line in launch_lines(config, held, str(output)):
+    for line in launch_lines(config, extension, str(output)):
         typer.echo(f"  {line}", err=True)
     typer.echo(f"What each engine will compute: {output / 'SERVING.md'}", err=True)
 
@@ -106,13 +106,13 @@ def _write_gguf(
     if source is not None:
         if outtype != "auto":
             raise LongRopeError(f"outtype = {outtype!r}: {source.name} keeps its quantisation; leave --outtype out")
-        held = extend_gguf(source, extension, output, mode=mode, overwrite=overwrite)
+        extension = extend_gguf(source, extension, output, mode=mode, overwrite=overwrite)
     else:
         choose_outtype(outtype)
         refuse_model(load_config(model).to_dict(), extension)
         loaded, tokenizer = options.open_model(model, dtype, "cpu")
         name = options.short_name(model)
-        held = export_gguf(
+        extension = export_gguf(
             loaded, tokenizer, extension, output, mode=mode, outtype=outtype, name=name, overwrite=overwrite
         )
-    typer.echo(f"GGUF: {output}   (run it: llama-server -m {output} -c {held.length})", err=True)
+    typer.echo(f"GGUF: {output}   (run it: llama-server -m {output} -c {extension.length})", err=True)

@@ -13,7 +13,7 @@ from longrope.cli.progress import parts_bar
 from longrope.cost import bfloat16_speed
 
 if TYPE_CHECKING:
-    from longrope.stages.run_folder import Run
+    from longrope.stages.run_folder import StagedRun
 
 Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
 
@@ -43,11 +43,11 @@ def run(
     wanted = load_plan(plan)
     output = output or Path(f"{options.short_name(model)}-{short_length(wanted.length)}")
 
-    from longrope.cost.plan_cost import check_memory
+    from longrope.cost.plan_cost import check_plan_memory
     from longrope.models.load import load_config
     from longrope.stages.pipeline import extend
-    from longrope.stages.run_folder import Run, begin
-    from longrope.storage.lock import held
+    from longrope.stages.run_folder import StagedRun, begin_run
+    from longrope.storage.lock import locked
 
     if wanted.data.source is None:
         data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
@@ -55,7 +55,7 @@ def run(
     tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
     place = options.choose_device(device)
     with parts_bar(quiet=as_json) as tell:
-        work = Run(
+        work = StagedRun(
             output,
             model,
             wanted,
@@ -65,12 +65,12 @@ def run(
             launch=words(launch),
             tell=tell,
         )
-        with held(output):
+        with locked(output):
             if not (output / "run.json").exists():
                 check_export(work)
                 if not work.launch:
-                    check_memory(wanted, load_config(model), dtype=dtype, device=work.device)
-            begin(work, resume=resume)
+                    check_plan_memory(wanted, load_config(model), dtype=dtype, device=work.device)
+            begin_run(work, resume=resume)
             bfloat16_speed.warn(model, dtype, place, tuned_in=tuned_in)
             extend(work)
             exported = export(work)
@@ -87,10 +87,10 @@ def finetune(
     """Fine-tune one stage of a run: what longrope extend --launch starts in every process."""
     from longrope.errors import LongRopeError
     from longrope.stages.pipeline import train
-    from longrope.stages.run_folder import reopen
+    from longrope.stages.run_folder import open_run
 
     with parts_bar(quiet=False) as tell:
-        work = reopen(folder, device=options.choose_device(device), report_to=report_to, tell=tell)
+        work = open_run(folder, device=options.choose_device(device), report_to=report_to, tell=tell)
         stages = work.plan.stages
         if stage > len(stages) or stages[stage - 1].finetune is None:
             raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")
@@ -115,7 +115,7 @@ def words(launch: str) -> list[str]:
         raise LongRopeError(f"launch = {launch!r}: {str(error).lower()}") from None
 
 
-def check_export(work: Run) -> None:
+def check_export(work: StagedRun) -> None:
     """Refuse, before any work, an export that would be refused in the end.
 
     Raises:
@@ -136,7 +136,7 @@ def check_export(work: Run) -> None:
     config_fields(load_config(work.model).to_dict(), for_mode(like, plan.export))
 
 
-def export(work: Run) -> Path | None:
+def export(work: StagedRun) -> Path | None:
     """The checkpoint that the plan asks for, if it is not there yet."""
     from longrope.export.huggingface import export_huggingface
     from longrope.formats.load_factors import load_factors
@@ -155,7 +155,7 @@ def export(work: Run) -> Path | None:
     return folder
 
 
-def results(work: Run) -> dict[str, Any]:
+def results(work: StagedRun) -> dict[str, Any]:
     """What was measured; empty if the plan measures nothing."""
     import json
 
@@ -163,7 +163,7 @@ def results(work: Run) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def describe(work: Run, record: dict[str, Any], exported: Path | None) -> None:
+def describe(work: StagedRun, record: dict[str, Any], exported: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
     if record:
         eval_output.show(eval_output.read_table(record), work.rope)

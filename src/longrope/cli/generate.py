@@ -41,7 +41,7 @@ def run(
     import torch
 
     from longrope.cli import chat_session
-    from longrope.cli.chat_cache import Memory
+    from longrope.cli.chat_cache import ChatCache
     from longrope.cli.chat_stream import Stream
 
     text = chat_session.read_file(file)
@@ -57,7 +57,7 @@ def run(
         f"L0 = {rope.original_length:,}, L = {speaker.extension.length:,})"
     )
     stream = Stream(speaker.tokenizer, quiet=as_json)
-    Memory(speaker).answer(ids, new=new, temperature=temperature, stream=stream)
+    ChatCache(speaker).answer(ids, new=new, temperature=temperature, stream=stream)
     record = {
         "text": speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True),
         "tokens": len(stream.tokens),

@@ -45,16 +45,16 @@ def run(
     The plan is for you to edit. It goes to standard output unless -o is given; the costs go beside it.
     """
     from longrope.storage.atomic import write_text
-    from longrope.storage.lock import claim
+    from longrope.storage.lock import claim_output
 
     wanted = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)
     given = {"--to": to, "-o": output, "--data": data, "--train": train, "--original-tokens": original_tokens}
     only_costs([name for name, value in given.items() if value is not None], plan)
     if output is not None:
-        claim(output, overwrite=overwrite)
+        claim_output(output, overwrite=overwrite)
 
-    from longrope.cost.model_shape import Anatomy
+    from longrope.cost.model_shape import ModelShape
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan
@@ -66,8 +66,10 @@ def run(
     if old is None:
         assert wanted is not None
         documents = Data(source=data, train=train or ("stdlib" if model == "tiny" and data is None else None))
-        parameters = Anatomy.of(config).parameters
-        tuned_in = "float32" if place == "cpu" and bfloat16_speed.slowness() > bfloat16_speed.SLOW else "bfloat16"
+        parameters = ModelShape.of(config).parameters
+        tuned_in = (
+            "float32" if place == "cpu" and bfloat16_speed.bfloat16_slowdown() > bfloat16_speed.SLOW else "bfloat16"
+        )
         new = propose(rope, wanted, parameters=parameters, original_tokens=tokens, data=documents, dtype=tuned_in)
         text = heading(rope.original_length, new) + new.to_toml()
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from longrope.cost.device_speed import Rates
+    from longrope.cost.device_speed import DeviceSpeed
     from longrope.cost.plan_cost import Cost
     from longrope.stages.plan import Plan
 
@@ -19,7 +19,7 @@ class Report:
     """What a plan costs, how fast the device is by dtype (nothing if it was not timed), and what is amiss."""
 
     parts: Sequence[Cost]
-    rates: Mapping[str, Rates]
+    rates: Mapping[str, DeviceSpeed]
     advice: Sequence[str]
 
     def seconds(self, part: Cost) -> float | None:
@@ -40,17 +40,17 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     Raises:
         LongRopeError: if the dtype is unknown.
     """
-    from longrope.cost.device_speed import measure_rates
-    from longrope.cost.model_shape import Anatomy
+    from longrope.cost.device_speed import measure_device_speed
+    from longrope.cost.model_shape import ModelShape
     from longrope.cost.plan_cost import REMEDIES, costs
     from longrope.models.device_memory import device_memory
     from longrope.rope import Rope
     from longrope.stages.plan_advice import advice
 
     rope = Rope.of(config)
-    parts = costs(plan, Anatomy.of(config, dtype, device), rope)
+    parts = costs(plan, ModelShape.of(config, dtype, device), rope)
     dtypes = sorted({dtype for part in parts for dtype in part.work}) if measure else []
-    rates = {dtype: measure_rates(config, device=device, dtype=dtype) for dtype in dtypes}
+    rates = {dtype: measure_device_speed(config, device=device, dtype=dtype) for dtype in dtypes}
     large = [
         f"{part.part}: needs about {si(needed, 'B')} at its peak where {place} has {si(there, 'B')}: {REMEDIES}"
         for part in parts

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from longrope.search.loop import Progress as Standing
+    from longrope.search.loop import SearchProgress as Standing
 
 
 def _progress(*, quiet: bool) -> Progress:

@@ -27,13 +27,13 @@ def run(
     """
     from longrope.report.load import read_runs
     from longrope.storage.atomic import write_text
-    from longrope.storage.lock import claim
+    from longrope.storage.lock import claim_output
 
     read = read_runs(runs)
     if output is not None:
-        claim(output, overwrite=overwrite)
+        claim_output(output, overwrite=overwrite)
     if figures is not None:
-        claim(figures, overwrite=overwrite, folder=True)
+        claim_output(figures, overwrite=overwrite, folder=True)
 
     from longrope.report.all_figures import figures as all_figures
 

@@ -33,13 +33,13 @@ def run(
 ) -> None:
     """The factors of a closed-form scheme, or those that others wrote, as a factors file (no search)."""
     from longrope.storage.atomic import write_text
-    from longrope.storage.lock import claim
+    from longrope.storage.lock import claim_output
 
     tokens = None if length is None else parse_length(length)
     if scheme is not None and scaling is not None:
         raise LongRopeError("scheme and scaling exclude each other: give one of them")
     if output is not None:
-        claim(output, overwrite=overwrite)
+        claim_output(output, overwrite=overwrite)
 
     from longrope.models.load import load_config
     from longrope.rope import Rope

@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.search.find import Found
+    from longrope.search.find import SearchResult
 
 
 def run(
@@ -77,10 +77,10 @@ def run(
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.search.budget import Budget
-    from longrope.search.parametrizations import SHAPES
+    from longrope.search.parametrizations import PARAMETRIZATIONS
     from longrope.search.registry import method as named
     from longrope.storage.atomic import write_json
-    from longrope.storage.lock import claim, held
+    from longrope.storage.lock import claim_output, locked
 
     distributed.refuse("--workers")
     tokens = parse_length(length)
@@ -92,7 +92,7 @@ def run(
         patience,
     )
     chosen = named(method, population, tokens)
-    if space in SHAPES and not chosen.shaped:
+    if space in PARAMETRIZATIONS and not chosen.shaped:
         raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
     output = output or Path(f"{options.short_name(model)}-{length}")
     names = chosen.starts if starts is None else search_inputs.parse_starts(starts)
@@ -100,14 +100,14 @@ def run(
     scored = None if tail is None else parse_length(tail, "tail")
     size = None if window is None else parse_length(window, "window")
     options.refuse_run(output)
-    claim(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
+    claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
-    from longrope.cost.plan_cost import check_passes
+    from longrope.cost.plan_cost import check_search_memory
     from longrope.data.documents import load_documents
-    from longrope.data.split import split
-    from longrope.data.weighted_text import make_items
+    from longrope.data.split import split_documents
+    from longrope.data.weighted_text import search_texts
     from longrope.models.load import load_config
-    from longrope.objectives.backend import connected, processes
+    from longrope.objectives.backend import open_backend, processes
     from longrope.provenance import provenance
     from longrope.schemes import attention_factor
     from longrope.search.find import find_factors
@@ -116,8 +116,10 @@ def run(
 
     place = options.choose_device(device)
     if local := processes(workers):
-        check_passes(chosen, load_config(model), size or tokens, rows=rows, dtype=dtype, device=place, workers=local)
-    with held(output), connected(model, dtype=dtype, device=place, workers=workers) as there:
+        check_search_memory(
+            chosen, load_config(model), size or tokens, rows=rows, dtype=dtype, device=place, workers=local
+        )
+    with locked(output), open_backend(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
             tokens,
@@ -125,13 +127,13 @@ def run(
             attention=attention == "search",
             start_tokens=START_TOKENS if start_tokens else (0,),
             ceiling=chosen.ceiling,
-            form=space or chosen.form,
+            parametrization=space or chosen.parametrization,
         )
         bfloat16_speed.warn(model, dtype, place)
         source = options.default_data(model, data)
-        parts = split(load_documents(source), seed=data_seed)
+        parts = split_documents(load_documents(source), seed=data_seed)
         make = partial(
-            make_items,
+            search_texts,
             tokenizer=there.tokenizer,
             lengths=lengths,
             needles=needles,
@@ -168,7 +170,7 @@ def run(
     options.tell(record, as_json=as_json, text=lambda: describe(found, output))
 
 
-def summary(found: Found) -> dict[str, object]:
+def summary(found: SearchResult) -> dict[str, object]:
     """What a search found, as JSON values."""
     return {
         "winner": found.extension.long.scheme,
@@ -178,7 +180,7 @@ def summary(found: Found) -> dict[str, object]:
     }
 
 
-def describe(found: Found, output: Path) -> None:
+def describe(found: SearchResult, output: Path) -> None:
     """Print the held-out comparison, in nats of what was minimised, and where the factors are."""
     from rich.console import Console
     from rich.table import Table

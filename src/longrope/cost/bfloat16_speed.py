@@ -8,7 +8,7 @@ import time
 SLOW = 1.5  # times float32: beyond it, bfloat16 saves memory and costs time
 
 
-def slowness() -> float:
+def bfloat16_slowdown() -> float:
     """The time of a bfloat16 matrix product on the CPU over that of a float32 one, each the best of five."""
     import torch
 
@@ -40,7 +40,7 @@ def warn(model: str, dtype: str, device: str, *, tuned_in: frozenset[str] = froz
     run_in = str(load_config(model).dtype).removeprefix("torch.") if dtype == "auto" else dtype
     remedies = ["--dtype float32"] * (run_in == "bfloat16")
     remedies += ["finetune.dtype = 'float32' in the plan"] * ("bfloat16" in tuned_in)
-    if device == "cpu" and remedies and (ratio := slowness()) > SLOW:
+    if device == "cpu" and remedies and (ratio := bfloat16_slowdown()) > SLOW:
         print(
             f"Note: on this CPU a product in bfloat16 takes {ratio:.1f} times as long as in float32; "
             f"{' and '.join(remedies)} would be faster, in more memory",

@@ -12,26 +12,26 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, PreTrainedConfig
 
-from longrope.cost.model_shape import Anatomy, Work
+from longrope.cost.model_shape import Flops, ModelShape
 
 LAYERS, VOCABULARY = 2, 1024  # of the model that is run
 SHORT, LONG, ENOUGH = 256, 16384, 0.3  # tokens, and seconds after which no longer sequence is tried
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceSpeed:
     """FLOPs a second that a device reaches on a model: in products with weights, and in attention."""
 
     linear: float
     attention: float
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: Flops) -> float:
         """How long it takes."""
         return work.linear / self.linear + work.attention / self.attention
 
 
 @torch.random.fork_rng()
-def measure_rates(config: PreTrainedConfig, *, device: str, dtype: str) -> Rates:
+def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str) -> DeviceSpeed:
     """Time attention alone, and a random model of two layers like this one's: some seconds, and no weights needed.
 
     What else a layer does (norms, activations, rotation) goes with the products. Attention is PyTorch's fused one; a
@@ -45,7 +45,7 @@ def measure_rates(config: PreTrainedConfig, *, device: str, dtype: str) -> Rates
     small, kind = _small(config), getattr(torch, dtype)
     with torch.device(device):
         model = AutoModel.from_config(small, dtype=kind).eval()
-    anatomy, heads = Anatomy.of(small), small.num_attention_heads
+    anatomy, heads = ModelShape.of(small), small.num_attention_heads
 
     def attend(length: int) -> Callable[[], object]:
         one = torch.randn(1, heads, length, anatomy.queries // heads, dtype=kind, device=device)
@@ -60,7 +60,7 @@ def measure_rates(config: PreTrainedConfig, *, device: str, dtype: str) -> Rates
     length, seconds = _long_enough(run, device)
     work = anatomy.forward(length)
     linear = work.linear - 2 * length * anatomy.vocabulary * anatomy.hidden  # the head does not run
-    return Rates(linear / max(seconds - work.attention / attention, seconds / 10), attention)
+    return DeviceSpeed(linear / max(seconds - work.attention / attention, seconds / 10), attention)
 
 
 def _small(config: PreTrainedConfig) -> Any:

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedConfig
 
 from longrope.cost import peak_memory
-from longrope.cost.model_shape import Anatomy
+from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
 from longrope.units import short_length
 
 
-def check_room(
+def check_pass_memory(
     config: PreTrainedConfig,
     length: int,
     *,
@@ -46,7 +46,7 @@ def check_room(
     free = free_memory(device)
     if free is None:
         return
-    anatomy, sharing = Anatomy.of(config, dtype, device), workers * processes
+    anatomy, sharing = ModelShape.of(config, dtype, device), workers * processes
     if device == "cuda":
         sharing = math.ceil(workers / torch.cuda.device_count())
     free //= sharing
@@ -75,7 +75,7 @@ def check_room(
     )
 
 
-def check_cache(config: PreTrainedConfig, length: int, *, held: int, dtype: str, device: str) -> None:
+def check_cache_memory(config: PreTrainedConfig, length: int, *, held: int, dtype: str, device: str) -> None:
     """Refuse to generate where keys and values alone cannot fit.
 
     Args:
@@ -88,7 +88,7 @@ def check_cache(config: PreTrainedConfig, length: int, *, held: int, dtype: str,
     Raises:
         LongRopeError: if the device has less free memory than the cache takes; says what fits.
     """
-    free, takes = free_memory(device), partial(peak_memory.of_cache, Anatomy.of(config, dtype))
+    free, takes = free_memory(device), partial(peak_memory.of_cache, ModelShape.of(config, dtype))
     if free is None or takes(length) - takes(held) <= free:
         return
     fits = bisect_right(range(length), free + takes(held), key=takes) - 1

@@ -14,18 +14,18 @@ from longrope.models.load import check_dtype
 
 
 @dataclass(frozen=True)
-class Work:
+class Flops:
     """FLOPs of matrix products with weights, and of attention: they run at different rates."""
 
     linear: float = 0.0
     attention: float = 0.0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.linear + other.linear, self.attention + other.attention)
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.linear + other.linear, self.attention + other.attention)
 
-    def times(self, linear: float, attention: float | None = None) -> Work:
+    def times(self, linear: float, attention: float | None = None) -> Flops:
         """So many times as much, of attention another number if given."""
-        return Work(self.linear * linear, self.attention * (linear if attention is None else attention))
+        return Flops(self.linear * linear, self.attention * (linear if attention is None else attention))
 
     @property
     def flops(self) -> float:
@@ -34,7 +34,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelShape:
     """What the costs of a model depend on.
 
     Args:
@@ -68,7 +68,7 @@ class Anatomy:
     tiled: bool = True
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, dtype: str = "auto", device: str = "cpu") -> Anatomy:
+    def of(cls, config: PreTrainedConfig, dtype: str = "auto", device: str = "cpu") -> ModelShape:
         """Counted on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
 
         Raises:
@@ -116,12 +116,12 @@ class Anatomy:
         """Of a parameter in the checkpoint."""
         return getattr(torch, self.dtype).itemsize
 
-    def forward(self, length: int) -> Work:
+    def forward(self, length: int) -> Flops:
         """One forward pass over a sequence of so many tokens; attention to the token itself and those before it."""
         seen = sum(_seen(length, window) for window in self.windows)
-        return Work(2 * self.products * length, 4 * self.queries * seen)
+        return Flops(2 * self.products * length, 4 * self.queries * seen)
 
-    def backward(self, length: int, *, trained: bool) -> Work:
+    def backward(self, length: int, *, trained: bool) -> Flops:
         """Forward, forward again for what was not kept, and backward.
 
         Up to 7% too much: the second time, the last product of a layer may be left out. Of sequences long enough for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from longrope.cost.model_shape import Anatomy
+from longrope.cost.model_shape import ModelShape
 from longrope.longcontext.cpu_offload import room_for_kept
 from longrope.longcontext.layer_chunks import piece_on
 from longrope.longcontext.tiling import LONG
@@ -20,7 +20,7 @@ GRADIENT_PIECE, GRADIENT_WHOLE = (6.0, 1.0, 10.5), (4.0, 5.0)
 TRAINED = (6.0, 1.0, 10.5)
 
 
-def of_pass(anatomy: Anatomy, length: int, *, gradient: bool) -> int:
+def of_pass(anatomy: ModelShape, length: int, *, gradient: bool) -> int:
     """Peak on the device of a pass over one sequence, weights included, in the checkpoint's dtype.
 
     Args:
@@ -44,18 +44,18 @@ def of_pass(anatomy: Anatomy, length: int, *, gradient: bool) -> int:
     return round(anatomy.parameters * bytes_ + stream + max(layer, head, embeddings))
 
 
-def moved_in_pass(anatomy: Anatomy, length: int, *, gradient: bool) -> int:
+def moved_in_pass(anatomy: ModelShape, length: int, *, gradient: bool) -> int:
     """How much of a pass waits in main memory (`longrope.longcontext.cpu_offload`); arguments as for `of_pass`."""
     kept, room = _kept(anatomy, length, gradient=gradient), room_for_kept(anatomy.device)
     return 0 if kept <= room else round(kept - room) if gradient else kept
 
 
-def of_cache(anatomy: Anatomy, length: int) -> int:
+def of_cache(anatomy: ModelShape, length: int) -> int:
     """Keys and values of so many tokens in all layers, which generation keeps."""
     return sum(min(length, window or length) for window in anatomy.windows) * anatomy.keys * anatomy.bytes
 
 
-def of_training(anatomy: Anatomy, length: int, *, lora: int, mixed: bool) -> int:
+def of_training(anatomy: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
     """Peak of fine-tuning on sequences of so many tokens, one at a time, on one device.
 
     Args:
@@ -72,33 +72,33 @@ def of_training(anatomy: Anatomy, length: int, *, lora: int, mixed: bool) -> int
     return round(weights + inputs + _trained_layer(anatomy, length, within=2 if mixed else 4))
 
 
-def moved_in_training(anatomy: Anatomy, length: int, *, lora: int, mixed: bool) -> int:
+def moved_in_training(anatomy: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
     """How much of fine-tuning waits in main memory; arguments as for `of_training`."""
     return round(max(0, _inputs(anatomy, length, lora=lora, mixed=mixed) - room_for_kept(anatomy.device)))
 
 
-def _kind(anatomy: Anatomy) -> str:
+def _kind(anatomy: ModelShape) -> str:
     return torch.device(anatomy.device).type
 
 
-def _losses(anatomy: Anatomy, logits: int) -> int:
+def _losses(anatomy: ModelShape, logits: int) -> int:
     """So many logits and their losses, which a CPU takes by blocks."""
     if _kind(anatomy) == "cpu":
         return logits * anatomy.bytes + 8 * min(logits, LOGITS_IN_CACHE)
     return logits * (10 if anatomy.bytes == 2 else 8)
 
 
-def _kept(anatomy: Anatomy, length: int, *, gradient: bool) -> int:
+def _kept(anatomy: ModelShape, length: int, *, gradient: bool) -> int:
     """What waits for its turn: the residual stream, or with gradients the inputs of all layers."""
     return (len(anatomy.windows) if gradient else 1) * anatomy.hidden * length * anatomy.bytes
 
 
-def _inputs(anatomy: Anatomy, length: int, *, lora: int, mixed: bool) -> int:
+def _inputs(anatomy: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
     """The inputs of all layers, which wait for the backward pass."""
     return len(anatomy.windows) * length * anatomy.hidden * (anatomy.bytes if lora and mixed else 4)
 
 
-def _trained_layer(anatomy: Anatomy, length: int, *, within: int) -> float:
+def _trained_layer(anatomy: ModelShape, length: int, *, within: int) -> float:
     """One layer backwards, or the head."""
     wide, keys, hidden = TRAINED
     head = 16 * min(LOGITS_AT_ONCE // 4, length * anatomy.vocabulary)  # four float32 copies of a quarter chunk

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from longrope.cost import peak_memory
-from longrope.cost.device_speed import Rates
-from longrope.cost.memory_check import check_room
-from longrope.cost.model_shape import Anatomy, Work
+from longrope.cost.device_speed import DeviceSpeed
+from longrope.cost.memory_check import check_pass_memory
+from longrope.cost.model_shape import Flops, ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
 from longrope.rope import Rope
@@ -20,7 +20,7 @@ from longrope.schemes import COMPARED
 from longrope.search.auto import Auto
 from longrope.search.find import FINALISTS
 from longrope.search.gradient import Gradient
-from longrope.search.protocol import BACKWARD
+from longrope.search.protocol import BACKWARD_COST
 from longrope.search.registry import Method, method, planned
 from longrope.stages.pipeline import PARTS
 from longrope.stages.plan import Plan
@@ -48,7 +48,7 @@ class Cost:
     length: int
     searched: int
     trained: int
-    work: Mapping[str, Work]
+    work: Mapping[str, Flops]
     memory: int
     waits: int = 0
 
@@ -57,12 +57,12 @@ class Cost:
         """Of all dtypes."""
         return sum(work.flops for work in self.work.values())
 
-    def seconds(self, rates: Mapping[str, Rates]) -> float:
+    def seconds(self, rates: Mapping[str, DeviceSpeed]) -> float:
         """How long it takes one device, given its rates by dtype."""
         return sum(rates[dtype].seconds(work) for dtype, work in self.work.items())
 
 
-def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
+def costs(plan: Plan, anatomy: ModelShape, rope: Rope) -> list[Cost]:
     """Of every stage, of the recovery and of the evaluation, in this order.
 
     Not counted: what retrieval tasks generate, loading models and documents, and writing files.
@@ -86,7 +86,7 @@ def costs(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
     return found
 
 
-def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: str) -> None:
+def check_plan_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: str) -> None:
     """Refuse a plan whose parts cannot fit on one device.
 
     Raises:
@@ -96,7 +96,7 @@ def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: st
     if free is None:
         return
     main = free_memory("cpu") or 0
-    for part in costs(plan, Anatomy.of(config, dtype, device), Rope.of(config)):
+    for part in costs(plan, ModelShape.of(config, dtype, device), Rope.of(config)):
         if part.waits > main:
             raise LongRopeError(
                 f"{part.part}: length = {part.length} takes about {part.waits / 2**30:.1f} GiB of main memory beside "
@@ -109,7 +109,7 @@ def check_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, device: st
             )
 
 
-def check_passes(chosen: Method, config: PreTrainedConfig, length: int, *, rows: int, **place: Any) -> None:
+def check_search_memory(chosen: Method, config: PreTrainedConfig, length: int, *, rows: int, **place: Any) -> None:
     """Refuse a search whose passes cannot fit into memory, those backwards too if the method has them.
 
     Args:
@@ -117,17 +117,17 @@ def check_passes(chosen: Method, config: PreTrainedConfig, length: int, *, rows:
         config: of the model.
         length: of a pass, in tokens.
         rows: of a pass.
-        place: dtype, device and workers as for `check_room`.
+        place: dtype, device and workers as for `check_pass_memory`.
 
     Raises:
-        LongRopeError: as `check_room` does.
+        LongRopeError: as `check_pass_memory` does.
     """
-    check_room(config, length, batch=rows, **place)
+    check_pass_memory(config, length, batch=rows, **place)
     if slopes(chosen):
-        check_room(config, length, batch=1, gradient=True, **place)
+        check_pass_memory(config, length, batch=1, gradient=True, **place)
 
 
-def _stages(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
+def _stages(plan: Plan, anatomy: ModelShape, rope: Rope) -> list[Cost]:
     found = []
     for i, stage in enumerate(plan.stages):
         parts = []
@@ -141,15 +141,15 @@ def _stages(plan: Plan, anatomy: Anatomy, rope: Rope) -> list[Cost]:
 
 
 def _joined(name: str, length: int, parts: Sequence[Cost]) -> Cost:
-    work: dict[str, Work] = {}
+    work: dict[str, Flops] = {}
     for dtype, part in (pair for one in parts for pair in one.work.items()):
-        work[dtype] = work.get(dtype, Work()) + part
+        work[dtype] = work.get(dtype, Flops()) + part
     searched, trained = sum(one.searched for one in parts), sum(one.trained for one in parts)
     memory, waits = (max((getattr(one, of) for one in parts), default=0) for of in ("memory", "waits"))
     return Cost(name, length, searched, trained, work, memory, waits)
 
 
-def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts: int, compared: int) -> Cost:
+def _search(search: Search, lengths: Sequence[int], anatomy: ModelShape, *, starts: int, compared: int) -> Cost:
     """Of a search, and of judging the finalists, the starts and what is compared with them on as many other items."""
     kinds = 1 if search.needles in (0, 1) else 2  # an item for its perplexity, one with needles
     chosen = method(search.method, search.population, max(lengths))
@@ -159,11 +159,11 @@ def _search(search: Search, lengths: Sequence[int], anatomy: Anatomy, *, starts:
     once = sum(items) / len(items)
     more = len(items) * (starts - len(chosen.starts))
     passes = round(min(chosen.passes(len(items)) + more, (search.budget or math.inf) / once))
-    steps = min(slopes(chosen), passes // BACKWARD)
+    steps = min(slopes(chosen), passes // BACKWARD_COST)
     judged = len(items) * (FINALISTS + starts + compared)
     each = [(anatomy.forward(length), anatomy.backward(length, trained=False)) for length in lengths]
-    forward, backward = (sum(work, Work()).times(1 / len(lengths)) for work in zip(*each, strict=True))
-    work = forward.times(passes - BACKWARD * steps + judged) + backward.times(steps)
+    forward, backward = (sum(work, Flops()).times(1 / len(lengths)) for work in zip(*each, strict=True))
+    work = forward.times(passes - BACKWARD_COST * steps + judged) + backward.times(steps)
     formulas = peak_memory.of_pass, peak_memory.moved_in_pass
     memory, waits = (of(anatomy, max(lengths), gradient=steps > 0) for of in formulas)
     return Cost("search", max(lengths), round((passes + judged) * once), 0, {anatomy.dtype: work}, memory, waits)
@@ -175,7 +175,7 @@ def slopes(chosen: Method) -> int:
     return chosen.steps if isinstance(chosen, Gradient) else 0
 
 
-def _finetune(how: Finetune, length: int, anatomy: Anatomy, rope: Rope) -> Cost:
+def _finetune(how: Finetune, length: int, anatomy: ModelShape, rope: Rope) -> Cost:
     """Of training; short documents see no other."""
     tokens, short = how.sequence(length), min(rope.original_length, how.sequence(length))
     long_one, short_one = (anatomy.backward(size, trained=not how.lora) for size in (tokens, short))

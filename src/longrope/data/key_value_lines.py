@@ -23,7 +23,7 @@ WORDS = (
 
 
 @dataclass(frozen=True)
-class Recall:
+class KeyValueText:
     """A text in which some planted lines are repeated: `tokens` (length,) int64, `answers` (length,) bool.
 
     `answers` marks the words of the repeated lines, the tokens that only the planted line can tell.
@@ -33,7 +33,7 @@ class Recall:
     answers: np.ndarray
 
 
-def make_recall(
+def make_key_value_text(
     background: np.ndarray,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -43,7 +43,7 @@ def make_recall(
     asked: int = 1,
     depth: float | None = None,
     asked_at: float = 1.0,
-) -> Recall:
+) -> KeyValueText:
     """Plant `needles` lines in a background of token ids and repeat `asked` of them; exactly `length` tokens.
 
     `asked_at` (0..1) is where in the background the repeats stand, 1 being the end; `depth` (0..1) is where in
@@ -63,7 +63,9 @@ def make_recall(
     places = rng.integers(0, question, size=needles, endpoint=True)
     if depth is not None:
         places[0] = round(depth * question)
-    planted = [Recall(lines[i].tokens, np.zeros_like(lines[i].answers)) for i in np.argsort(places, kind="stable")]
+    planted = [
+        KeyValueText(lines[i].tokens, np.zeros_like(lines[i].answers)) for i in np.argsort(places, kind="stable")
+    ]
     cuts = [*np.sort(places), *[question] * asked]
     return _interleave(background[:room], planted + repeats, cuts)
 
@@ -76,7 +78,7 @@ def _check(*, needles: int, asked: int, depth: float | None, asked_at: float) ->
             raise LongRopeError(f"{name}={value} must lie between 0 and 1")
 
 
-def _lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[Recall]:
+def _lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[KeyValueText]:
     keys: dict[str, None] = {}
     while len(keys) < count:
         keys[_key(rng)] = None
@@ -90,15 +92,15 @@ def _key(rng: np.random.Generator) -> str:
     return "".join(letters[rng.integers(len(letters))] for letters in (ONSETS, VOWELS, CODAS) * 2)
 
 
-def _line(head: list[int], answer: list[int], end: list[int]) -> Recall:
+def _line(head: list[int], answer: list[int], end: list[int]) -> KeyValueText:
     answers = np.repeat([False, True, False], [len(head), len(answer), len(end)])
-    return Recall(np.array(head + answer + end, dtype=np.int64), answers)
+    return KeyValueText(np.array(head + answer + end, dtype=np.int64), answers)
 
 
-def _interleave(background: np.ndarray, lines: list[Recall], cuts: list[int]) -> Recall:
+def _interleave(background: np.ndarray, lines: list[KeyValueText], cuts: list[int]) -> KeyValueText:
     pieces = np.split(background, cuts)
     tokens, answers = [pieces[0]], [np.zeros(pieces[0].size, dtype=bool)]
     for line, piece in zip(lines, pieces[1:], strict=True):
         tokens += [line.tokens, piece]
         answers += [line.answers, np.zeros(piece.size, dtype=bool)]
-    return Recall(np.concatenate(tokens).astype(np.int64), np.concatenate(answers))
+    return KeyValueText(np.concatenate(tokens).astype(np.int64), np.concatenate(answers))

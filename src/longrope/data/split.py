@@ -21,14 +21,14 @@ BLOCK = ("search", "search", "held_out", "test", "test")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DocumentTokens:
     """Documents cut to one length: ``tokens`` int64 ``(documents, length)`` and their names."""
 
     tokens: np.ndarray
     names: tuple[str, ...]
 
 
-def split(documents: Sequence[Document], *, seed: int = 0) -> dict[str, list[Document]]:
+def split_documents(documents: Sequence[Document], *, seed: int = 0) -> dict[str, list[Document]]:
     """Every document's part, one of `PARTS`, in a seeded random order; the same whatever length is drawn later.
 
     ``search`` is what a search minimises, ``held_out`` what its winner is chosen on, ``test`` what is reported. In
@@ -43,14 +43,14 @@ def split(documents: Sequence[Document], *, seed: int = 0) -> dict[str, list[Doc
     return {part: [found[i] for i in rng.permutation(len(found))] for part, found in parts.items()}
 
 
-def draw(
+def draw_tokens(
     documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
     count: int,
     cache: Path | None = None,
-) -> Drawn:
+) -> DocumentTokens:
     """The first ``length`` tokens of the first ``count`` documents that have as many.
 
     Args:
@@ -73,7 +73,7 @@ def draw(
             rows.append(tokens)
             names.append(document.name)
         if len(rows) == count:
-            return Drawn(np.stack(rows), tuple(names))
+            return DocumentTokens(np.stack(rows), tuple(names))
     raise LongRopeError(
         f"data: {count} documents of {length} tokens are needed, but of the {len(documents)} found for this part "
         f"{len(rows)} are that long (the longest has {longest} tokens); "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import make_recall
+from longrope.data.key_value_lines import make_key_value_text
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Windows:
             ``length`` if None.
         short: share of the sequences that are cut into rows of at most L0 tokens, where documents do not see each other
             (LongRoPE2 section 3.3).
-        needles: share of the sequences, or short rows, in which lines are planted and asked for (see `make_recall`).
+        needles: share of the sequences, or short rows, in which lines are planted and asked for.
         tokenizer: of the planted lines.
         repeats: how often a document may be seen.
         seed: of everything.
@@ -110,7 +110,9 @@ class Windows:
             span = min(len(rest), round(math.exp(rng.uniform(math.log(SPAN), math.log(2 * len(tokens))))))
             count = int(rng.integers(1, max(1, min(MOST, span // ROOM)), endpoint=True))
             at = rng.uniform(0.4, 1.0)
-            recall = make_recall(rest, self.tokenizer, rng=rng, length=span, needles=count, asked=count, asked_at=at)
+            recall = make_key_value_text(
+                rest, self.tokenizer, rng=rng, length=span, needles=count, asked=count, asked_at=at
+            )
             done.append(recall.tokens)
             rest = rest[span:]
         return np.concatenate([*done, rest])

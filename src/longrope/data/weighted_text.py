@@ -11,8 +11,8 @@ import numpy as np
 
 from longrope.checks import whole
 from longrope.data.documents import Document
-from longrope.data.key_value_lines import make_recall
-from longrope.data.split import draw
+from longrope.data.key_value_lines import make_key_value_text
+from longrope.data.split import draw_tokens
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ NEEDLES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Item:
+class WeightedText:
     """A text and what of it counts: its loss is the sum over tokens of weight times negative log-likelihood.
 
     Args:
@@ -52,7 +52,7 @@ class Item:
         return int(np.flatnonzero(self.weights)[0])
 
 
-def perplexity_items(tokens: np.ndarray, *, tail: int | None = None) -> list[Item]:
+def perplexity_texts(tokens: np.ndarray, *, tail: int | None = None) -> list[WeightedText]:
     """The mean loss of each document, or of its last tokens only.
 
     Args:
@@ -64,12 +64,12 @@ def perplexity_items(tokens: np.ndarray, *, tail: int | None = None) -> list[Ite
         raise LongRopeError(f"tail = {tail} must lie between 1 and {scored}, the length less 1")
     weights = np.zeros(scored)
     weights[scored - (tail or scored) :] = 1 / (tail or scored)
-    return [Item(row, weights) for row in tokens]
+    return [WeightedText(row, weights) for row in tokens]
 
 
-def needle_items(
+def needle_texts(
     tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int | None = None, each: int = 1, seed: int = 0
-) -> list[Item]:
+) -> list[WeightedText]:
     """Needle perplexity (LongRoPE2 section 3.2): the loss of answers whose needles lie in real documents.
 
     Every item has the length of its document. Its needles lie at seeded random places, all of them are asked for at
@@ -91,13 +91,13 @@ def needle_items(
     whole("needles", needles, 1)
     for row in tokens:
         for _ in range(each):
-            recall = make_recall(row, tokenizer, rng=rng, length=len(row), needles=needles, asked=needles)
+            recall = make_key_value_text(row, tokenizer, rng=rng, length=len(row), needles=needles, asked=needles)
             answers = recall.answers[1:].astype(float)
-            items.append(Item(recall.tokens, answers / answers.sum()))
+            items.append(WeightedText(recall.tokens, answers / answers.sum()))
     return items
 
 
-def mixed(parts: Sequence[tuple[float, Sequence[Item]]]) -> list[Item]:
+def mix_texts(parts: Sequence[tuple[float, Sequence[WeightedText]]]) -> list[WeightedText]:
     """Several objectives in one: the weighted sum of the means over each part's items.
 
     Perplexity with needles, or one set of factors for several lengths.
@@ -119,7 +119,7 @@ def mixed(parts: Sequence[tuple[float, Sequence[Item]]]) -> list[Item]:
     ]
 
 
-def skipping(items: Sequence[Item], length: int, *, seed: int = 0) -> list[Item]:
+def skipping(items: Sequence[WeightedText], length: int, *, seed: int = 0) -> list[WeightedText]:
     """The same texts with positions up to ``length``: each has one jump at a seeded place (PoSE, arXiv 2309.10400).
 
     The jumps grow evenly from item to item, the last one reaches ``length`` itself. So a search for a long context
@@ -139,7 +139,7 @@ def skipping(items: Sequence[Item], length: int, *, seed: int = 0) -> list[Item]
     return found
 
 
-def make_items(
+def search_texts(
     documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -150,7 +150,7 @@ def make_items(
     window: int | None = None,
     seed: int = 0,
     cache: Path | None = None,
-) -> tuple[list[Item], tuple[str, ...]]:
+) -> tuple[list[WeightedText], tuple[str, ...]]:
     """Items of some documents for `longrope search`, and the documents' names.
 
     Args:
@@ -168,13 +168,13 @@ def make_items(
         LongRopeError: if there are too few documents that are long enough.
     """
     sizes = {length: min(length, window or length) for length in sorted(set(lengths))}
-    drawn = draw(documents, tokenizer, length=max(sizes.values()), count=count, cache=cache)
-    parts: list[tuple[float, list[Item]]] = []
+    drawn = draw_tokens(documents, tokenizer, length=max(sizes.values()), count=count, cache=cache)
+    parts: list[tuple[float, list[WeightedText]]] = []
     for length, size in sizes.items():
         tokens, here = drawn.tokens[:, :size], []
         if needles < 1:
-            here.append((1 - needles, perplexity_items(tokens, tail=tail)))
+            here.append((1 - needles, perplexity_texts(tokens, tail=tail)))
         if needles > 0:
-            here.append((needles, needle_items(tokens, tokenizer, seed=seed)))
+            here.append((needles, needle_texts(tokens, tokenizer, seed=seed)))
         parts += [(weight, skipping(items, length, seed=seed) if size < length else items) for weight, items in here]
-    return mixed([(weight / len(set(lengths)), items) for weight, items in parts]), drawn.names
+    return mix_texts([(weight / len(set(lengths)), items) for weight, items in parts]), drawn.names

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.engines.predict import Served, serve
+from longrope.engines.predict import EnginePrediction, predict
 from longrope.engines.registry import ENGINES
 from longrope.engines.rules import Rule
 from longrope.scaling import Extension
@@ -50,7 +50,7 @@ MADE = {
 }
 
 
-def serving(config: Mapping[str, Any], extension: Extension, mode: str, folder_name: str) -> str:
+def serving_guide(config: Mapping[str, Any], extension: Extension, mode: str, folder_name: str) -> str:
     """Markdown: the launch of every engine for a checkpoint, what it then computes, and where that departs.
 
     Args:
@@ -71,10 +71,10 @@ def launch_lines(config: Mapping[str, Any], extension: Extension, folder: str) -
     return [_launch(engine, config, extension, folder) for engine in SHELL if _runs(engine, config, extension)]
 
 
-def _at(engine: str, config: Mapping[str, Any], extension: Extension, limit: int) -> list[Served]:
+def _at(engine: str, config: Mapping[str, Any], extension: Extension, limit: int) -> list[EnginePrediction]:
     """What it computes at L0 and at the longest sequence that it is launched for."""
     lengths = sorted({extension.rope.original_length, limit})
-    return [serve(engine, config, extension, limit=limit, length=length) for length in lengths]
+    return [predict(engine, config, extension, limit=limit, length=length) for length in lengths]
 
 
 def _runs(engine: str, config: Mapping[str, Any], extension: Extension) -> bool:
@@ -100,7 +100,7 @@ def _section(engine: str, config: Mapping[str, Any], extension: Extension, folde
     original = extension.rope.original_length
     numbers = {"original": original, "length": extension.length}
     said = [_what(served, original)]
-    below = serve(engine, config, extension, limit=original, length=original)
+    below = predict(engine, config, extension, limit=original, length=original)
     if below.scaling and served[0].scaling and below.scaling.factors != served[0].scaling.factors:
         said.append(f"Launched for up to {original:,} tokens, it uses the {below.factors} factors.")
     if engine in NOTES:
@@ -112,7 +112,7 @@ def _section(engine: str, config: Mapping[str, Any], extension: Extension, folde
     return [*title, *block, " ".join(said), "", *[f"- Warning: {line}." for line in warned], *([""] if warned else [])]
 
 
-def _what(served: list[Served], original: int) -> str:
+def _what(served: list[EnginePrediction], original: int) -> str:
     first, last = served[0], served[-1]
     assert last.scaling is not None
     factor = f"attention factor {last.scaling.attention_factor:.6g}"

@@ -17,7 +17,7 @@ from longrope.schemes import attention_factor
 
 
 @dataclass(frozen=True)
-class Served:
+class EnginePrediction:
     """What an engine computes for one sequence, alone and read in one piece.
 
     Args:
@@ -70,7 +70,7 @@ def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[st
     return None
 
 
-def held_extension(config: Mapping[str, Any]) -> Extension:
+def extension_in_config(config: Mapping[str, Any]) -> Extension:
     """The extension that a config holds.
 
     Raises:
@@ -92,7 +92,9 @@ def held_extension(config: Mapping[str, Any]) -> Extension:
     return Extension(rope=rope, short=short, long=long, length=length)
 
 
-def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit: int, length: int) -> Served:
+def predict(
+    engine: str, config: Mapping[str, Any], extension: Extension, *, limit: int, length: int
+) -> EnginePrediction:
     """What an engine computes with a checkpoint, from its ``config.json``.
 
     Args:
@@ -107,15 +109,17 @@ def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit
     """
     if engine not in ENGINES:
         raise _no_such(engine)
-    reads, held, kind = ENGINES[engine], held_extension(config), config.get("model_type", "?")
+    reads, held, kind = ENGINES[engine], extension_in_config(config), config.get("model_type", "?")
     rule = reads.models.get(kind)
     if rule is None:
-        return Served(engine, length, "unknown", None, (f"what {engine} does with model type {kind!r} is not known",))
+        return EnginePrediction(
+            engine, length, "unknown", None, (f"what {engine} does with model type {kind!r} is not known",)
+        )
     stop = (
         f"model type {kind!r}: {engine} {rule}" if isinstance(rule, str) else over(engine, reads, held, limit, length)
     )
     if stop or isinstance(rule, str):
-        return Served(engine, length, "refused", None, (stop,))
+        return EnginePrediction(engine, length, "refused", None, (stop,))
     limit = min(limit, held.length) if reads.beyond == "cut" else limit
     which, scaling = _computed(reads, rule, config, held, limit, length)
     who = f"model type {kind!r}: {engine}" if rule is PLAIN else engine
@@ -128,7 +132,7 @@ def serve(engine: str, config: Mapping[str, Any], extension: Extension, *, limit
     cautions = [f"{engine}: {rule.caution}"] if two and rule.caution else []
     if rule.options:
         cautions.append(f"{engine} needs {rule.options}: it cannot compile how transformers chooses the set")
-    return Served(engine, length, which, scaling, tuple(departures), tuple(cautions))
+    return EnginePrediction(engine, length, which, scaling, tuple(departures), tuple(cautions))
 
 
 def over(engine: str, reads: Engine, held: Extension, limit: int, length: int) -> str:

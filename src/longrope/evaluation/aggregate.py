@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from longrope.evaluation.measurements import Part, edges
-from longrope.evaluation.perplexity import of_documents
-from longrope.evaluation.runner import Cells, Row
+from longrope.evaluation.measurements import Measurement, edges
+from longrope.evaluation.perplexity import perplexity_of_documents
+from longrope.evaluation.runner import Candidate, SampleStore
 from longrope.evaluation.statistics import mean_error, paired
 
 AGAINST = ("original", "yarn")  # the rows that all others are compared with
@@ -24,14 +24,14 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else float(value) for value in values]
 
 
-def perplexities(cells: Cells, row: Row, texts: Mapping[str, Part]) -> list[Table]:
+def perplexities(cells: SampleStore, row: Candidate, texts: Mapping[str, Measurement]) -> list[Table]:
     """`Perplexity` by corpus and length."""
     found = []
     for corpus, part in texts.items():
         values = cells.of(row, part)
         for length in values[0]["lengths"]:
             losses = _numbers([value["lengths"][length] for value in values])
-            found.append({"corpus": corpus, **asdict(of_documents(losses, int(length)))})
+            found.append({"corpus": corpus, **asdict(perplexity_of_documents(losses, int(length)))})
     return found
 
 
@@ -49,7 +49,7 @@ def differences(perplexity: Mapping[str, Sequence[Table]]) -> dict[str, list[Tab
     }
 
 
-def positions(cells: Cells, row: Row, texts: Mapping[str, Part], longest: int) -> list[Table]:
+def positions(cells: SampleStore, row: Candidate, texts: Mapping[str, Measurement], longest: int) -> list[Table]:
     """Mean loss in nats of the tokens from ``start`` up to and without ``end`` of the longest length, by corpus."""
     borders, found = edges(longest).tolist(), []
     for corpus, part in texts.items():
@@ -60,18 +60,18 @@ def positions(cells: Cells, row: Row, texts: Mapping[str, Part], longest: int) -
     return found
 
 
-def sliding(cells: Cells, row: Row, slides: Mapping[tuple[str, int, int], Part]) -> list[Table]:
+def sliding(cells: SampleStore, row: Candidate, slides: Mapping[tuple[str, int, int], Measurement]) -> list[Table]:
     """`Perplexity` in overlapping windows by corpus, length of a window and stride."""
     return [
-        {"corpus": corpus, "stride": stride} | asdict(of_documents(_numbers(cells.of(row, part)), length))
+        {"corpus": corpus, "stride": stride} | asdict(perplexity_of_documents(_numbers(cells.of(row, part)), length))
         for (corpus, length, stride), part in slides.items()
     ]
 
 
 def key_tokens(
-    cells: Cells,
-    row: Row,
-    texts: Mapping[str, Part],
+    cells: SampleStore,
+    row: Candidate,
+    texts: Mapping[str, Measurement],
     chosen: Mapping[str, Mapping[int, Sequence[int]]],
     longest: int,
     by: str | None,
@@ -89,7 +89,7 @@ def key_tokens(
     return found
 
 
-def retrieval(cells: Cells, row: Row, tasks: Mapping[tuple[str, int], Part]) -> list[Table]:
+def retrieval(cells: SampleStore, row: Candidate, tasks: Mapping[tuple[str, int], Measurement]) -> list[Table]:
     """Scores by task, length and depth, with their standard errors, and how often the right one was chosen."""
     found = []
     for (task, length), part in tasks.items():

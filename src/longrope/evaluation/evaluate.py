@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from longrope.evaluation import aggregate, measurements
-from longrope.evaluation.measurements import Corpus, Part
-from longrope.evaluation.runner import Cells, Open, Row, Tell, fill
+from longrope.evaluation.measurements import Corpus, Measurement
+from longrope.evaluation.runner import Candidate, Open, SampleStore, Tell, fill
 from longrope.rope import Rope
-from longrope.tasks.prompts import Probe
+from longrope.tasks.prompts import Prompt
 
 VERSION = 1
 WINDOW = 4096  # tokens of a short context, as in LongPPL; L0 where that is less
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvalSpec:
     """What is measured of every row.
 
     Args:
@@ -31,19 +31,19 @@ class Wanted:
     lengths: Sequence[int]
     stride: int | None = None
     key_tokens: str | None = None
-    retrieval: Mapping[tuple[str, int], Sequence[Probe]] = field(default_factory=dict)
+    retrieval: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
     batch: int = 1
 
 
-def side_by_side(
-    rows: Mapping[str, Row],
+def evaluate(
+    rows: Mapping[str, Candidate],
     corpora: Sequence[Corpus],
-    wanted: Wanted,
+    wanted: EvalSpec,
     *,
     rope: Rope,
     open_model: Open,
-    cells: Cells | None = None,
-    more: Sequence[Part] = (),
+    cells: SampleStore | None = None,
+    more: Sequence[Measurement] = (),
     tell: Tell = lambda *_: None,
 ) -> dict[str, Any]:
     """Measure all rows, and sum up.
@@ -61,7 +61,7 @@ def side_by_side(
     Returns:
         JSON values: everything of ``results.json`` but where it comes from (docs/evaluation.md).
     """
-    cells, batch, longest = cells or Cells(), wanted.batch, max(wanted.lengths)
+    cells, batch, longest = cells or SampleStore(), wanted.batch, max(wanted.lengths)
     chosen: dict[str, Any] = {}
     if wanted.key_tokens is not None:
         row = rows[wanted.key_tokens]
@@ -85,7 +85,7 @@ def side_by_side(
     }
     fill(cells, rows, [*texts.values(), *slides.values(), *tasks.values(), *more], open_model, tell)
 
-    def each(found: Callable[[Row], Any]) -> dict[str, Any]:
+    def each(found: Callable[[Candidate], Any]) -> dict[str, Any]:
         return {name: found(row) for name, row in rows.items()}
 
     perplexity = each(lambda row: aggregate.perplexities(cells, row, texts))

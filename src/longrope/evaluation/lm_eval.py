@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.measurements import Part, Subject, Values
+from longrope.evaluation.measurements import Measurement, Subject, Values
 from longrope.models.patch import patch
 
 
 def harness(
     tasks: Sequence[str], *, folder: Path | None = None, limit: int | None = None, batch: int = 1, length: int
-) -> Part:
+) -> Measurement:
     """Tasks of lm-evaluation-harness (`pip install 'longrope[lm-eval]'`); the one cell has its metrics by task.
 
     An `Extension` takes short or long factors by the length of each row.
@@ -72,7 +72,7 @@ def harness(
                 raise LongRopeError(f"tasks = {','.join(tasks)}: lm-evaluation-harness stopped: {error}") from error
         yield 0, {name: _metrics(values) for name, values in found["results"].items()}
 
-    return Part(f"tasks {','.join(tasks)}", 1, 0, measure)
+    return Measurement(f"tasks {','.join(tasks)}", 1, 0, measure)
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:

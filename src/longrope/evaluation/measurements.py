@@ -14,8 +14,8 @@ from longrope.evaluation.perplexity import losses_by_length
 from longrope.evaluation.sliding_window import factors_at, key_tokens, sliding_losses
 from longrope.models.patch import patch
 from longrope.scaling import Extension, Scaling
-from longrope.tasks.prompts import Probe
-from longrope.tasks.scoring import score_probes
+from longrope.tasks.prompts import Prompt
+from longrope.tasks.scoring import score_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ Values = Iterator[tuple[int, Any]]
 
 
 @dataclass(frozen=True)
-class Part:
+class Measurement:
     """One kind of measurement.
 
     Args:
@@ -73,7 +73,7 @@ def edges(length: int) -> np.ndarray:
 
 def texts(
     corpus: Corpus, lengths: Sequence[int], *, batch: int = 1, keys: Mapping[int, Sequence[int]] | None = None
-) -> Part:
+) -> Measurement:
     """The loss of each document by length and by position, and of its key tokens if they are given.
 
     A cell has mean losses in nats: ``lengths`` by length, ``positions`` of the longest one between the `edges`, and
@@ -98,10 +98,10 @@ def texts(
                     },
                 )
 
-    return Part(f"text {corpus.name}{mark}", len(corpus.tokens), longest, measure)
+    return Measurement(f"text {corpus.name}{mark}", len(corpus.tokens), longest, measure)
 
 
-def sliding(corpus: Corpus, length: int, stride: int, *, batch: int = 1) -> Part:
+def sliding(corpus: Corpus, length: int, stride: int, *, batch: int = 1) -> Measurement:
     """The mean loss of each document in windows that overlap; see `sliding_losses`."""
     whole = corpus.tokens.shape[1]
 
@@ -113,30 +113,30 @@ def sliding(corpus: Corpus, length: int, stride: int, *, batch: int = 1) -> Part
             yield i, float(losses.mean(dtype=float))
 
     passes = length * (1 + -(-(whole - length) // stride))
-    return Part(f"sliding {corpus.name} {length}", len(corpus.tokens), passes, measure)
+    return Measurement(f"sliding {corpus.name} {length}", len(corpus.tokens), passes, measure)
 
 
-def keys(corpus: Corpus, window: int, *, batch: int = 1) -> Part:
+def keys(corpus: Corpus, window: int, *, batch: int = 1) -> Measurement:
     """Which losses of each document are those of key tokens; see `key_tokens`."""
 
     def measure(subject: Subject, wanted: Sequence[int]) -> Values:
         for i in wanted:
             yield i, key_tokens(subject.model, subject.factors, corpus.tokens[i], window=window, batch=batch)
 
-    return Part(f"key tokens {corpus.name}", len(corpus.tokens), 3 * corpus.tokens.shape[1], measure)
+    return Measurement(f"key tokens {corpus.name}", len(corpus.tokens), 3 * corpus.tokens.shape[1], measure)
 
 
-def retrieval(task: str, length: int, probes: Sequence[Probe], *, batch: int = 1) -> Part:
+def retrieval(task: str, length: int, probes: Sequence[Prompt], *, batch: int = 1) -> Measurement:
     """What a model makes of the probes of a task at one length, room for the answer included; a cell is a probe."""
 
     def measure(subject: Subject, wanted: Sequence[int]) -> Values:
         with patch(subject.model, factors_at(subject.factors, length)):
             for chosen in _batches(wanted, batch):
-                found = score_probes(subject.model, subject.tokenizer, [probes[i] for i in chosen], batch=batch)
+                found = score_prompts(subject.model, subject.tokenizer, [probes[i] for i in chosen], batch=batch)
                 for i, outcome in zip(chosen, found, strict=True):
                     yield i, {"depth": probes[i].depth, "choices": 1 + len(probes[i].wrong), **asdict(outcome)}
 
-    return Part(f"retrieval {task} {length}", len(probes), length, measure)
+    return Measurement(f"retrieval {task} {length}", len(probes), length, measure)
 
 
 def _digest(data: bytes) -> str:

@@ -28,16 +28,16 @@ class Perplexity:
     losses: tuple[float, ...]
 
 
-def perplexity(losses: np.ndarray, length: int) -> Perplexity:
+def perplexity_of_losses(losses: np.ndarray, length: int) -> Perplexity:
     """Of the first ``length`` tokens, from the losses by token ``(documents, at least length - 1)``.
 
-    >>> perplexity(np.log([[2.0, 2.0, 8.0]]), 3).perplexity.__round__(6)
+    >>> perplexity_of_losses(np.log([[2.0, 2.0, 8.0]]), 3).perplexity.__round__(6)
     2.0
     """
-    return of_documents(losses[:, : length - 1].mean(axis=1, dtype=np.float64), length)
+    return perplexity_of_documents(losses[:, : length - 1].mean(axis=1, dtype=np.float64), length)
 
 
-def of_documents(losses: Sequence[float] | np.ndarray, length: int) -> Perplexity:
+def perplexity_of_documents(losses: Sequence[float] | np.ndarray, length: int) -> Perplexity:
     """From the mean losses of documents of one length, ``(documents,)`` in nats."""
     mean, error = mean_error(losses)
     value = float(np.exp(mean))
@@ -86,7 +86,7 @@ def compare(
     for name, factors in candidates.items():
         report = None if done is None else (lambda count, name=name: done(name, count))
         losses = losses_by_length(model, factors, tokens, lengths, batch=batch, done=report)
-        table[name] = [perplexity(losses[length], length) for length in lengths]
+        table[name] = [perplexity_of_losses(losses[length], length) for length in lengths]
     return table
 
 

@@ -17,20 +17,20 @@ VERSION = 1
 ROWS = "perplexity differences positions sliding key_tokens retrieval tasks short_context".split()  # keyed by row
 
 
-class Part(BaseModel):
+class Record(BaseModel):
     """Frozen; keys that a later version adds are left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Cell(Part):
+class Cell(Record):
     """Something measured on a corpus's documents at a length in tokens."""
 
     corpus: str = ""
     length: int
 
 
-class Perplexity(Cell):
+class PerplexityRecord(Cell):
     """None: not finite. ``losses`` is the mean of each document in nats; ``standard_error`` is over documents."""
 
     perplexity: float | None
@@ -39,7 +39,7 @@ class Perplexity(Cell):
     stride: int | None = None
 
 
-class Difference(Cell):
+class DifferenceRecord(Cell):
     """Perplexity against another row's on the same documents; wins are the documents on which the row is better."""
 
     against: str
@@ -50,7 +50,7 @@ class Difference(Cell):
     p: float | None = None
 
 
-class Stretch(Part):
+class Stretch(Record):
     """Mean loss in nats of the tokens from start to end - 1 of the longest length."""
 
     corpus: str = ""
@@ -68,7 +68,7 @@ class KeyTokens(Cell):
     chosen_by: str = ""
 
 
-class Recall(Part):
+class RetrievalScore(Record):
     """How often what was hidden at a depth (0 is the beginning) is found; choice is among given answers."""
 
     task: str
@@ -81,7 +81,7 @@ class Recall(Part):
     trials: int | None = None
 
 
-class Row(Part):
+class CandidateRecord(Record):
     """Weights, and the factors they run with; None is the model as it is."""
 
     weights: str = ""
@@ -96,7 +96,7 @@ class Row(Part):
         return Extension.from_json(text) if value.get("kind") == "extension" else Scaling.from_json(text)
 
 
-class Results(Part):
+class EvalResults(Record):
     """All of ``results.json``; every measure may be missing."""
 
     model: str
@@ -104,13 +104,13 @@ class Results(Part):
     rope: InstanceOf[Rope]
     lengths: tuple[int, ...] = ()
     corpora: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    rows: dict[str, Row]
-    perplexity: dict[str, tuple[Perplexity, ...]] = Field(default_factory=dict)
-    differences: dict[str, tuple[Difference, ...]] = Field(default_factory=dict)
+    rows: dict[str, CandidateRecord]
+    perplexity: dict[str, tuple[PerplexityRecord, ...]] = Field(default_factory=dict)
+    differences: dict[str, tuple[DifferenceRecord, ...]] = Field(default_factory=dict)
     positions: dict[str, tuple[Stretch, ...]] = Field(default_factory=dict)
-    sliding: dict[str, tuple[Perplexity, ...]] = Field(default_factory=dict)
+    sliding: dict[str, tuple[PerplexityRecord, ...]] = Field(default_factory=dict)
     key_tokens: dict[str, tuple[KeyTokens, ...]] = Field(default_factory=dict)
-    retrieval: dict[str, tuple[Recall, ...]] = Field(default_factory=dict)
+    retrieval: dict[str, tuple[RetrievalScore, ...]] = Field(default_factory=dict)
     tasks: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     short_context: dict[str, float | None] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
@@ -124,7 +124,7 @@ class Results(Part):
             raise LongRopeError(f"rope: field missing or unknown: {error}") from None
 
     @model_validator(mode="after")
-    def _whole(self) -> Results:
+    def _whole(self) -> EvalResults:
         strange = {row for measure in ROWS for row in getattr(self, measure)} - self.rows.keys()
         if strange:
             raise LongRopeError(f"rows: {', '.join(sorted(strange))} were measured but are not described")
@@ -142,7 +142,7 @@ def parts(factors: Scaling | Extension | None) -> Mapping[str, Scaling]:
     return {} if factors is None else {"": factors}
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: Path) -> EvalResults:
     """Read and check one file.
 
     Raises:
@@ -156,7 +156,7 @@ def read_results(path: Path) -> Results:
             "make it again with longrope eval, or upgrade longrope"
         )
     try:
-        return Results.model_validate(data)
+        return EvalResults.model_validate(data)
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
         raise LongRopeError(f"{path} is damaged: {said}; make it again with longrope eval --overwrite") from None

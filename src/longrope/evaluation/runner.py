@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from longrope.evaluation.measurements import Part, Subject
+from longrope.evaluation.measurements import Measurement, Subject
 from longrope.scaling import Extension, Scaling
-from longrope.storage.atomic import finite
-from longrope.storage.jsonl import Lines
+from longrope.storage.atomic import replace_non_finite
+from longrope.storage.jsonl import JsonlFile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ Tell = Callable[[int, int, str], None]  # tokens that are done, of all, and what
 
 
 @dataclass(frozen=True)
-class Row:
+class Candidate:
     """What is compared: the name of a model, and factors for it; None is the checkpoint as it is."""
 
     weights: str
@@ -43,7 +43,7 @@ class Row:
         return hashlib.sha256(json.dumps([self.weights, *told]).encode()).hexdigest()[:12]
 
 
-class Cells:
+class SampleStore:
     """The value of every cell by row, part and number.
 
     Args:
@@ -54,7 +54,7 @@ class Cells:
         LongRopeError: if a line of the journal is no cell.
     """
 
-    def __init__(self, lines: Lines | None = None, found: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, lines: JsonlFile | None = None, found: Sequence[Mapping[str, Any]] = ()) -> None:
         self._known: dict[tuple[str, str], dict[int, Any]] = {}
         self._lines = lines
         try:
@@ -64,26 +64,30 @@ class Cells:
             assert lines is not None
             raise lines.damaged() from None
 
-    def of(self, row: Row, part: Part) -> list[Any]:
+    def of(self, row: Candidate, part: Measurement) -> list[Any]:
         """A part's values in order, once none is missing."""
         found = self._known[row.mark, part.name]
         return [found[i] for i in range(part.count)]
 
-    def missing(self, row: Row, part: Part) -> list[int]:
+    def missing(self, row: Candidate, part: Measurement) -> list[int]:
         """The cells that are not there."""
         found = self._known.get((row.mark, part.name), {})
         return [i for i in range(part.count) if i not in found]
 
-    def add(self, row: Row, part: Part, cell: int, value: Any) -> None:
+    def add(self, row: Candidate, part: Measurement, cell: int, value: Any) -> None:
         """Keep a value; numbers that are not finite become None."""
-        value = finite(value)
+        value = replace_non_finite(value)
         self._known.setdefault((row.mark, part.name), {})[cell] = value
         if self._lines is not None:
             self._lines.append({"row": row.mark, "part": part.name, "cell": cell, "value": value})
 
 
 def fill(
-    cells: Cells, rows: Mapping[str, Row], parts: Sequence[Part], open_model: Open, tell: Tell = lambda *_: None
+    cells: SampleStore,
+    rows: Mapping[str, Candidate],
+    parts: Sequence[Measurement],
+    open_model: Open,
+    tell: Tell = lambda *_: None,
 ) -> None:
     """Measure what is missing; every model is opened once, and only if it is needed.
 
@@ -94,7 +98,7 @@ def fill(
         open_model: a model and its tokenizer by name.
         tell: hears of the progress.
     """
-    unlike: dict[str, tuple[str, Row]] = {}
+    unlike: dict[str, tuple[str, Candidate]] = {}
     for name, row in rows.items():
         unlike.setdefault(row.mark, (name, row))
     work = [(*named, part) for named in unlike.values() for part in parts]

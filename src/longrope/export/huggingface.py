@@ -9,15 +9,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longrope.engines.guide import serving
+from longrope.engines.guide import serving_guide
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.model_card import card
 from longrope.export.tokenizer import save_tokenizer
-from longrope.models.rotary_slot import find_rotary
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension
 from longrope.storage.atomic import write_json, write_text
-from longrope.storage.lock import claim
+from longrope.storage.lock import claim_output
 
 
 def export_huggingface(
@@ -48,13 +48,13 @@ def export_huggingface(
         LongRopeError: if a config cannot express the extension, or the folder cannot be written.
     """
     held = for_mode(extension, mode)
-    if find_rotary(model).rope != held.rope:
-        raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary(model).rope}")
+    if find_rotary_slot(model).rope != held.rope:
+        raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary_slot(model).rope}")
     folder = folder.resolve()
     run = any((folder / name).exists() for name in ("plan.toml", "search-0.jsonl"))  # these have an extension.json too
     if overwrite and folder.is_dir() and any(folder.iterdir()) and (run or not (folder / "extension.json").is_file()):
         raise LongRopeError(f"{folder} is no checkpoint that longrope wrote; choose another output with -o")
-    claim(folder, overwrite=overwrite, folder=True)
+    claim_output(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -65,7 +65,7 @@ def export_huggingface(
         write_json(temporary / "config.json", config)
         write_text(temporary / "extension.json", held.to_json())
         write_text(temporary / "README.md", card(held, mode, name))
-        write_text(temporary / "SERVING.md", serving(config, held, mode, folder.name))
+        write_text(temporary / "SERVING.md", serving_guide(config, held, mode, folder.name))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

@@ -56,7 +56,7 @@ class Spread:
 _spread: WeakKeyDictionary[PreTrainedModel, Spread] = WeakKeyDictionary()
 
 
-def spread(model: PreTrainedModel, piece: int | None = None) -> PreTrainedModel:
+def context_parallel(model: PreTrainedModel, piece: int | None = None) -> PreTrainedModel:
     """From now on, losses by token of this model are computed by all processes of the default group together.
 
     Every process must hold the model and ask for the same losses in the same order; each gets all of them. A process
@@ -72,7 +72,7 @@ def spread(model: PreTrainedModel, piece: int | None = None) -> PreTrainedModel:
     return model
 
 
-def spread_of(model: PreTrainedModel) -> Spread | None:
+def context_parallel_of(model: PreTrainedModel) -> Spread | None:
     """How a model is spread; None if it is not."""
     return _spread.get(model)
 

@@ -23,7 +23,7 @@ def room_for_kept(device: torch.device | str) -> float:
 
 
 @contextmanager
-def offloaded(device: torch.device | str) -> Iterator[None]:
+def offload_activations(device: torch.device | str) -> Iterator[None]:
     """In the block, what autograd saves stays on the device as far as there is `room_for_kept`; the rest moves.
 
     It comes back when the backward pass wants it. Small tensors and parameters stay.

@@ -31,7 +31,7 @@ def in_pieces(
     return x
 
 
-def layer_in_pieces(
+def layer_in_chunks(
     forward: Callable[..., Any], piece: int, device: torch.device, hidden: Tensor, *rest: Any, **named: Any
 ) -> Any:
     """A decoder layer: its attention meets keys and values of all pieces so far.

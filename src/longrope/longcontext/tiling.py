@@ -13,8 +13,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.longcontext.attention import attend
-from longrope.longcontext.context_parallel import layer_on_processes, spread_of
-from longrope.longcontext.layer_chunks import in_pieces, layer_in_pieces, piece_on
+from longrope.longcontext.context_parallel import context_parallel_of, layer_on_processes
+from longrope.longcontext.layer_chunks import in_pieces, layer_in_chunks, piece_on
 from longrope.models.patch import evaluating
 
 MLPS = ("mlp", "feed_forward")  # how layers call them
@@ -23,7 +23,7 @@ NAME = "longrope"  # of our attention, among transformers' functions
 
 
 @contextmanager
-def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
+def tiled_layers(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
     """In the block, layers of a model see at most so many tokens at once; results stay the same to rounding.
 
     A layer takes its pieces in turn and keeps keys and values of those before, so that beside these only the residual
@@ -38,9 +38,9 @@ def tiled(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
         model: a transformers model whose layers take gradient checkpointing.
         piece: tokens of all rows together; `piece_on` its device if None; of a `spread` model, what that was given.
     """
-    how = spread_of(model)
+    how = context_parallel_of(model)
     device, piece = model.device, how.piece if how else piece or piece_on(model.device.type)
-    of_layer = partial(layer_on_processes, how) if how else layer_in_pieces
+    of_layer = partial(layer_on_processes, how) if how else layer_in_chunks
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
     wrapped = _wrapped(layers, of_layer, piece, device), _wrapped(alone, in_pieces, piece, device)

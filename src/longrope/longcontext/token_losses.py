@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from longrope.longcontext.context_parallel import spread_of
-from longrope.longcontext.tiling import tiled
+from longrope.longcontext.context_parallel import context_parallel_of
+from longrope.longcontext.tiling import tiled_layers
 from longrope.models.device_memory import explain_out_of_memory
 
 LOGITS_AT_ONCE = 2**24
@@ -61,9 +61,9 @@ def token_losses(
 @torch.inference_mode()
 def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None, skip: int) -> np.ndarray:
     tokens = tokens.to(model.device)
-    with tiled(model):
+    with tiled_layers(model):
         hidden = last_hidden(model, tokens, positions)
-    losses, how, begin = torch.zeros(len(tokens), tokens.shape[1] - 1), spread_of(model), 0
+    losses, how, begin = torch.zeros(len(tokens), tokens.shape[1] - 1), context_parallel_of(model), 0
     for part in how.own(*tokens.shape) if how else [slice(0, tokens.shape[1])]:
         here, own = tokens[:, part.start : part.stop + 1], slice(begin, begin := begin + part.stop - part.start)
         for start, end, found in head_losses(model, here, hidden[:, own], max(0, skip - part.start)):

@@ -13,19 +13,19 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.training_windows import IGNORED
-from longrope.longcontext.cpu_offload import offloaded
+from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
 
 COPIES = 4  # of a chunk of logits in float32 that live at once in its backward pass
 
 
-def bound_loss(model: PreTrainedModel) -> PreTrainedModel:
+def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model's forward give the loss alone, for training: its head runs on chunks, each computed anew backwards.
 
     ``labels`` (or ``shift_labels``, which stand beside the token that predicts them, as sequence parallelism wants it)
     are required; the loss is their mean, or their sum over ``num_items_in_batch``, in nats. It is the model's own head,
     soft caps and scales included, so the loss is what its own forward gives. What layers keep for the backward pass
-    waits in main memory as far as it is too much for a GPU (`offloaded`). For keeps; returns the model.
+    waits in main memory as far as it is too much for a GPU (`offload_activations`). For keeps; returns the model.
     """
     plain = partial(type(model).forward, model)
 
@@ -41,7 +41,7 @@ def bound_loss(model: PreTrainedModel) -> PreTrainedModel:
         if shift_labels is None:
             assert labels is not None
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
-        with offloaded(input_ids.device):
+        with offload_activations(input_ids.device):
             hidden = model.base_model(
                 input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
             ).last_hidden_state

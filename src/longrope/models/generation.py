@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin,
 from longrope.errors import LongRopeError, unknown
 from longrope.models.generate_request import Prompts, check_prompts, read_prompts
 from longrope.models.patch import patch
-from longrope.models.rotary_slot import find_rotary
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling
 
 POLICIES = ("pin", "switch", "static")
@@ -45,7 +45,7 @@ def generating(model: PreTrainedModel, extension: Extension, policy: str = "pin"
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
-    if (rope := find_rotary(model).rope) != extension.rope:
+    if (rope := find_rotary_slot(model).rope) != extension.rope:
         raise LongRopeError(f"this extension is made for {extension.rope}, but the model has {rope}")
     kind: Any = type(model)
     generate = kind.generate  # transformers' own, also inside another such block

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.models.rotary_slot import Rescaled, find_rotary
+from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 
@@ -32,7 +32,7 @@ def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scalin
     if factors is None:
         yield model
         return
-    rotary = find_rotary(model)
+    rotary = find_rotary_slot(model)
     attach(model, factors)
     try:
         yield model
@@ -42,7 +42,7 @@ def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scalin
 
 def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
     """Like `patch`, but for keeps; returns the model."""
-    rotary = find_rotary(model)
+    rotary = find_rotary_slot(model)
     embedding = _embedding(rotary.rope, factors, model.device)
     rows = 1 if isinstance(factors, (Scaling, Extension)) else len(factors)
     within = 1 if isinstance(factors, Extension) and factors.long.is_identity else 2
@@ -50,13 +50,13 @@ def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scali
     try:
         rotary.install(rotary.original)
         before = _probe(model, longest, rows)
-        rotary.install(Rescaled(rotary.original, embedding))
+        rotary.install(RescaledRotary(rotary.original, embedding))
         same = torch.equal(before, _probe(model, longest, rows))
         if same and embedding is not None:  # factors near 1 may be lost in rounding; those of 2 are not
             doubled = _embedding(rotary.rope, Scaling([2.0] * (rotary.rope.dim // 2)), model.device)
-            rotary.install(Rescaled(rotary.original, doubled))
+            rotary.install(RescaledRotary(rotary.original, doubled))
             same = torch.equal(before, _probe(model, longest, rows))
-            rotary.install(Rescaled(rotary.original, embedding))
+            rotary.install(RescaledRotary(rotary.original, embedding))
         _guard(model, same=same, unchanged=embedding is None)
     except BaseException:
         rotary.install(rotary.module)

@@ -13,7 +13,7 @@ from longrope.rope import FULL, Rope
 
 
 @dataclass(frozen=True)
-class Rotary:
+class RotarySlot:
     """Where a model computes its cos and sin: ``parent.name`` is ``module``, ``original`` is transformers' own."""
 
     parent: nn.Module
@@ -24,14 +24,14 @@ class Rotary:
     @property
     def original(self) -> nn.Module:
         """The model's own module, also while another stands in for it."""
-        return self.module.original if isinstance(self.module, Rescaled) else self.module
+        return self.module.original if isinstance(self.module, RescaledRotary) else self.module
 
     def install(self, module: nn.Module) -> None:
         """Let another module compute cos and sin."""
         setattr(self.parent, self.name, module)
 
 
-class Rescaled(nn.Module):
+class RescaledRotary(nn.Module):
     """Stands where the model's rotary module stood; layer types other than full attention still use that one.
 
     Args:
@@ -56,7 +56,7 @@ class Rescaled(nn.Module):
         return cos, sin
 
 
-def find_rotary(model: PreTrainedModel) -> Rotary:
+def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     """The one rotary module of a model.
 
     Raises:
@@ -70,14 +70,14 @@ def find_rotary(model: PreTrainedModel) -> Rotary:
     found = [
         (parent, name, child)
         for parent in model.modules()
-        if not isinstance(parent, Rescaled)
+        if not isinstance(parent, RescaledRotary)
         for name, child in parent.named_children()
-        if isinstance(child, Rescaled) or _inv_freq(child) is not None
+        if isinstance(child, RescaledRotary) or _inv_freq(child) is not None
     ]
     if len(found) != 1:
         kind = model.config.model_type
         raise LongRopeError(f"model type {kind!r} has {len(found)} rotary modules where one is expected: not supported")
-    rotary = Rotary(*found[0], rope=rope)
+    rotary = RotarySlot(*found[0], rope=rope)
     own, parameters = _inv_freq(rotary.original), model.config.get_text_config().rope_parameters
     expected = torch.from_numpy(rope.inv_freq).float()
     plain = parameters.get(FULL, parameters).get("rope_type", "default") == "default"

@@ -11,28 +11,30 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from longrope.data.weighted_text import Item
+from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.models.load import DTYPES, check_dtype, load, load_config, load_tokenizer
-from longrope.objectives.local_workers import Engine, LocalEngine, Shared
+from longrope.objectives.local_workers import LocalPool, PooledObjective, WorkerPool
 from longrope.objectives.model_loss import ModelObjective
-from longrope.objectives.ray_workers import RayEngine
+from longrope.objectives.ray_workers import RayPool
 from longrope.rope import Rope
 from longrope.search.protocol import Objective
 
 
 @dataclass(frozen=True)
-class Connection:
+class EvaluationBackend:
     """A model somewhere: its geometry, tokenizer and dtype, and what makes an objective of items on it."""
 
     rope: Rope
     tokenizer: PreTrainedTokenizerBase
     dtype: str
-    connect: Callable[[Sequence[Item]], Objective]
+    connect: Callable[[Sequence[WeightedText]], Objective]
 
 
 @contextmanager
-def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1") -> Iterator[Connection]:
+def open_backend(
+    name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1"
+) -> Iterator[EvaluationBackend]:
     """Load a model here, or once in every worker.
 
     Args:
@@ -47,19 +49,19 @@ def connected(name: str, *, dtype: str = "auto", device: str = "cpu", workers: s
     local = processes(workers)
     if local == 1:
         model, tokenizer = load(name, dtype=dtype, device=device)
-        yield Connection(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
+        yield EvaluationBackend(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
         return
     config, tokenizer = load_config(name), load_tokenizer(name)
     check_dtype(dtype)
     build = partial(_build, name, dtype, device, local)
-    engine: Engine = LocalEngine(build, local) if local else RayEngine(build, workers)
+    engine: WorkerPool = LocalPool(build, local) if local else RayPool(build, workers)
     loaded = (config.dtype or torch.float32) if dtype == "auto" else DTYPES[dtype]
 
-    def connect(items: Sequence[Item]) -> Objective:
-        return Shared(engine, items, [len(item.tokens) for item in items])
+    def connect(items: Sequence[WeightedText]) -> Objective:
+        return PooledObjective(engine, items, [len(item.tokens) for item in items])
 
     try:
-        yield Connection(Rope.of(config), tokenizer, str(loaded), connect)
+        yield EvaluationBackend(Rope.of(config), tokenizer, str(loaded), connect)
     finally:
         engine.close()
 
@@ -77,7 +79,7 @@ def processes(workers: str) -> int:
     return int(workers)
 
 
-def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[Item]], Objective]:
+def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[WeightedText]], Objective]:
     """In a worker: load the model and give what makes objectives on it."""
     if device == "cuda" and count:
         device = f"cuda:{rank % torch.cuda.device_count()}"

@@ -16,10 +16,10 @@ from functools import cache, partial
 from typing import Any, Protocol
 
 from longrope.errors import LongRopeError
-from longrope.search.protocol import Answer, Batch, Objective
+from longrope.search.protocol import Batch, CandidateLoss, Objective
 
 RETRIES = 3
-Connect = Callable[[Any], Objective]
+MakeObjective = Callable[[Any], Objective]
 Task = tuple[str, Any, Batch, bool]
 
 
@@ -31,24 +31,24 @@ class Worker:
         rank: the worker's number.
     """
 
-    def __init__(self, build: Callable[[int], Connect], rank: int) -> None:
+    def __init__(self, build: Callable[[int], MakeObjective], rank: int) -> None:
         self.connect, self.objectives = build(rank), {}
 
-    def evaluate(self, key: str, items: bytes, batch: Batch, gradient: bool) -> list[Answer]:
+    def evaluate(self, key: str, items: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
         """The answers to one batch on some pickled items, which are unpacked the first time only."""
         if key not in self.objectives:
             self.objectives[key] = self.connect(pickle.loads(items))  # our own parent's bytes
         return next(iter(self.objectives[key].evaluate([batch], gradient=gradient)))[1]
 
 
-class Engine(Protocol):
+class WorkerPool(Protocol):
     """Runs tasks on workers."""
 
     def share(self, items: bytes) -> Any:
         """What stands for the items in a task."""
         ...
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """The answers to each task with its index, as they come."""
         ...
 
@@ -57,7 +57,7 @@ class Engine(Protocol):
         ...
 
 
-class Shared:
+class PooledObjective:
     """An objective of some items on the workers of an engine.
 
     Args:
@@ -66,17 +66,17 @@ class Shared:
         tokens: the length of each.
     """
 
-    def __init__(self, engine: Engine, items: Sequence[Any], tokens: Sequence[int]) -> None:
+    def __init__(self, engine: WorkerPool, items: Sequence[Any], tokens: Sequence[int]) -> None:
         packed = pickle.dumps(list(items))
         self.engine, self.tokens = engine, tuple(tokens)
         self.key, self.items = hashlib.sha256(packed).hexdigest(), engine.share(packed)
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """The answers to each batch, in the order in which they are ready."""
         return self.engine.run([(self.key, self.items, batch, gradient) for batch in batches])
 
 
-class LocalEngine:
+class LocalPool:
     """Processes on this machine.
 
     Args:
@@ -84,18 +84,18 @@ class LocalEngine:
         count: of processes.
     """
 
-    def __init__(self, build: Callable[[int], Connect], count: int) -> None:
+    def __init__(self, build: Callable[[int], MakeObjective], count: int) -> None:
         self.build, self.count, self.pool = build, count, None
 
     def share(self, items: bytes) -> bytes:
         """The bytes themselves."""
         return items
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """As `Engine.run`."""
         left, deaths = dict(enumerate(tasks)), 0
         while left:
-            futures: dict[Future[list[Answer]], int] = {}
+            futures: dict[Future[list[CandidateLoss]], int] = {}
             try:
                 pool = self.pool = self.pool or self._start()
                 futures = {pool.submit(_evaluate, *task): index for index, task in left.items()}
@@ -131,7 +131,7 @@ class LocalEngine:
 _begun: Callable[[], Worker] | None = None
 
 
-def _begin(build: Callable[[int], Connect], begun: Any) -> None:
+def _begin(build: Callable[[int], MakeObjective], begun: Any) -> None:
     """In a new local process; the model is loaded by the first task, so that a refusal to load is its answer."""
     global _begun
     with begun.get_lock():
@@ -139,6 +139,6 @@ def _begin(build: Callable[[int], Connect], begun: Any) -> None:
     _begun = cache(partial(Worker, build, rank))
 
 
-def _evaluate(key: str, items: bytes, batch: Batch, gradient: bool) -> list[Answer]:
+def _evaluate(key: str, items: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
     assert _begun is not None
     return _begun().evaluate(key, items, batch, gradient)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.objectives.local_workers import RETRIES, Connect, Task, Worker
-from longrope.search.protocol import Answer
+from longrope.objectives.local_workers import RETRIES, MakeObjective, Task, Worker
+from longrope.search.protocol import CandidateLoss
 
 
-class RayEngine:
+class RayPool:
     """Ray actors, one a GPU, or one a CPU where there is no GPU.
 
     Args:
@@ -22,7 +22,7 @@ class RayEngine:
         LongRopeError: if Ray is not installed or not reachable.
     """
 
-    def __init__(self, build: Callable[[int], Connect], address: str) -> None:
+    def __init__(self, build: Callable[[int], MakeObjective], address: str) -> None:
         try:
             import ray
         except ImportError:
@@ -47,7 +47,7 @@ class RayEngine:
         """A reference into Ray's object store."""
         return self.ray.put(items)
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Answer]]]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """As `Engine.run`; Ray restarts an actor that dies and gives it its task again."""
         waiting, free, busy = list(enumerate(tasks))[::-1], list(self.actors), {}
         while waiting or busy:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from longrope.evaluation.results import parts
 from longrope.report import factor_figures, perplexity_figures, retrieval_figures, table_figures
 from longrope.report.figure import Figure
-from longrope.report.load import Run
+from longrope.report.load import LoadedRun
 from longrope.report.style import Look, looks
 
 SECTIONS = {
@@ -36,13 +36,13 @@ FIGURES = (
 )
 
 
-def figures(runs: Sequence[Run]) -> list[Figure]:
+def figures(runs: Sequence[LoadedRun]) -> list[Figure]:
     """Those for which the runs hold numbers."""
     shown = named(runs)
     return [figure for make in FIGURES for figure in make(runs, shown)]
 
 
-def named(runs: Sequence[Run]) -> Mapping[str, Look]:
+def named(runs: Sequence[LoadedRun]) -> Mapping[str, Look]:
     """The look of every name that any figure draws."""
     rows = [(run, row, about) for run in runs for row, about in run.results.rows.items()]
     whole = [run.label(row) for run, row, _ in rows]

@@ -10,8 +10,8 @@ import altair as alt
 from longrope.evaluation.results import parts
 from longrope.report import charts
 from longrope.report.figure import Column, Figure, fixed, nats, whole
-from longrope.report.load import Run
-from longrope.report.search_history import BACKWARD, Search
+from longrope.report.load import LoadedRun
+from longrope.report.search_history import BACKWARD, SearchHistory
 from longrope.report.style import Look
 from longrope.rope import Rope
 from longrope.scaling import Scaling
@@ -19,7 +19,7 @@ from longrope.scaling import Scaling
 factor = fixed(3)
 
 
-def factors(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Figure]:
+def factors(runs: Sequence[LoadedRun], looks: Mapping[str, Look]) -> list[Figure]:
     """Factors by rotary pair, a figure for every geometry."""
     says = (
         "By how much each rotary pair is slowed down: 1 leaves it as it was, s (the length over L0) squeezes all "
@@ -63,12 +63,12 @@ def factor_chart(rope: Rope, scalings: Mapping[str, Scaling], looks: Mapping[str
     return charts.lines(records, looks, x, charts.log_axis("factor λ", base=2), marks=marks)
 
 
-def search_name(run: Run, search: Search, runs: Sequence[Run]) -> str:
+def search_name(run: LoadedRun, search: SearchHistory, runs: Sequence[LoadedRun]) -> str:
     """The search's name in a report of these runs."""
     return f"{run.name}: {search.name}" if len(runs) > 1 else search.name
 
 
-def search(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Figure]:
+def search(runs: Sequence[LoadedRun], looks: Mapping[str, Look]) -> list[Figure]:
     """The best loss so far; every stage of an extension has a figure of its own: another length, another loss."""
     says = (
         "The lowest mean loss on the search documents so far, against the passes spent: a pass is one document through "

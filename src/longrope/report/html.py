@@ -9,12 +9,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from longrope.report.all_figures import SECTIONS
 from longrope.report.figure import Figure
-from longrope.report.load import Run, warnings
+from longrope.report.load import LoadedRun, warnings
 from longrope.report.svg import inline_svg
 from longrope.report.verdict import RULE, answers, headlines
 
 
-def page(runs: Sequence[Run], shown: Sequence[Figure]) -> str:
+def page(runs: Sequence[LoadedRun], shown: Sequence[Figure]) -> str:
     """The page's HTML; all text is escaped."""
     place = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

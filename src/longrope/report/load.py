@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import Results, printable, read_results
-from longrope.report.search_history import Search, read_searches, results_of_search
+from longrope.evaluation.results import EvalResults, printable, read_results
+from longrope.report.search_history import SearchHistory, read_searches, results_of_search
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadedRun:
     """One run folder.
 
     Args:
@@ -23,8 +23,8 @@ class Run:
     """
 
     name: str
-    results: Results
-    searches: tuple[Search, ...] = ()
+    results: EvalResults
+    searches: tuple[SearchHistory, ...] = ()
     clashes: frozenset[str] = frozenset()
 
     def label(self, row: str) -> str:
@@ -32,7 +32,7 @@ class Run:
         return f"{self.name}: {row}" if row in self.clashes else row
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+def read_runs(folders: Sequence[Path]) -> tuple[LoadedRun, ...]:
     """Read the folders of ``longrope eval``, ``extend`` or ``search``.
 
     Raises:
@@ -47,11 +47,12 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     rows = [row for results, _ in read for row in results.rows]
     clashes = frozenset(row for row in rows if rows.count(row) > 1)
     return tuple(
-        Run(printable(name), results, searches, clashes) for name, (results, searches) in zip(names, read, strict=True)
+        LoadedRun(printable(name), results, searches, clashes)
+        for name, (results, searches) in zip(names, read, strict=True)
     )
 
 
-def _read(folder: Path) -> tuple[Results, tuple[Search, ...]]:
+def _read(folder: Path) -> tuple[EvalResults, tuple[SearchHistory, ...]]:
     if not folder.is_dir():
         raise LongRopeError(f"run = {str(folder)!r} is no folder; give one of longrope eval, extend or search")
     searches = read_searches(folder)
@@ -65,7 +66,7 @@ def _read(folder: Path) -> tuple[Results, tuple[Search, ...]]:
     return results_of_search(folder, searches), searches
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
+def warnings(runs: Sequence[LoadedRun]) -> list[str]:
     """What keeps the numbers of several runs from being compared."""
     told = []
     models = {run.results.model for run in runs}

@@ -8,13 +8,13 @@ import altair as alt
 
 from longrope.report import charts
 from longrope.report.figure import Column, Figure, Number, low_high, percent, plain
-from longrope.report.load import Run
+from longrope.report.load import LoadedRun
 from longrope.report.style import Look
 
 Looks = Mapping[str, Look]
 
 
-def by_corpus(runs: Sequence[Run], measure: str) -> dict[str, list[tuple[str, list]]]:
+def by_corpus(runs: Sequence[LoadedRun], measure: str) -> dict[str, list[tuple[str, list]]]:
     """For every corpus the rows, in order, with the cells of a measure."""
     kept: dict[str, list[tuple[str, list]]] = {}
     for run in runs:
@@ -30,17 +30,17 @@ def titled(title: str, corpora: Mapping[str, object], corpus: str) -> str:
     return f"{title}: {corpus}" if len(corpora) > 1 else title
 
 
-def head(length: int, runs: Sequence[Run]) -> str:
+def head(length: int, runs: Sequence[LoadedRun]) -> str:
     """A length as the heading of a column."""
     return f"{length:,}" + (" (L0)" if {run.results.rope.original_length for run in runs} == {length} else "")
 
 
-def originals(runs: Sequence[Run]) -> dict[float, str]:
+def originals(runs: Sequence[LoadedRun]) -> dict[float, str]:
     """The original lengths, to be marked."""
     return {float(run.results.rope.original_length): "L0" for run in runs}
 
 
-def perplexity(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def perplexity(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Perplexity by length, a figure a corpus."""
     says = (
         "How many tokens the model hesitates between, on average: lower is better. It hides lost retrieval: read it "
@@ -79,7 +79,7 @@ def perplexity(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return made
 
 
-def positions(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def positions(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Mean loss by position in the longest documents, a figure a corpus."""
     says = (
         "Where in a long document the model is lost: a curve that rises beyond L0 means that it is. Perplexity is "
@@ -112,7 +112,7 @@ def positions(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return made
 
 
-def short_context(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def short_context(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Percent of perplexity lost at L0 against the original model."""
     table = [
         [run.label(row), run.results.short_context[row]]

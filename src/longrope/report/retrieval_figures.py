@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from longrope.evaluation.results import Recall
+from longrope.evaluation.results import RetrievalScore
 from longrope.report import charts
 from longrope.report.figure import Column, Figure, Number, fixed, share
-from longrope.report.load import Run
+from longrope.report.load import LoadedRun
 from longrope.report.perplexity_figures import head
 from longrope.report.style import Look
 from longrope.units import short_length
 
 
-def retrieval(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Figure]:
+def retrieval(runs: Sequence[LoadedRun], looks: Mapping[str, Look]) -> list[Figure]:
     """How often what was hidden is told word for word, a figure a task."""
     says = (
         "How often the model repeats exactly what was hidden in a long text, by the text's length and by how deep it "
@@ -24,7 +24,7 @@ def retrieval(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Figure]:
     return _heat(runs, "score", "Retrieval", says)
 
 
-def choice(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Figure]:
+def choice(runs: Sequence[LoadedRun], looks: Mapping[str, Look]) -> list[Figure]:
     """How often what was hidden is likelier than other answers, a figure a task."""
     says = (
         "How often the model gives the hidden answer a higher probability than the wrong ones offered with it: easier "
@@ -33,7 +33,7 @@ def choice(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[Figure]:
     return _heat(runs, "choice", "Forced choice", says)
 
 
-def _heat(runs: Sequence[Run], what: Literal["score", "choice"], title: str, says: str) -> list[Figure]:
+def _heat(runs: Sequence[LoadedRun], what: Literal["score", "choice"], title: str, says: str) -> list[Figure]:
     rows = [
         (run.label(row), cells)
         for run in runs
@@ -68,7 +68,7 @@ def _heat(runs: Sequence[Run], what: Literal["score", "choice"], title: str, say
     return made
 
 
-def _number(cell: Recall | None, what: Literal["score", "choice"]) -> Number:
+def _number(cell: RetrievalScore | None, what: Literal["score", "choice"]) -> Number:
     if cell is None:
         return Number(None)
     return Number(cell.score, cell.standard_error) if what == "score" else Number(cell.choice)
@@ -78,12 +78,12 @@ def _depth(depth: float | None) -> str:
     return "any" if depth is None else f"{100 * depth:.3g}%"
 
 
-def _tip(name: str, task: str, depth: float | None, length: int, number: Number, cell: Recall | None) -> str:
+def _tip(name: str, task: str, depth: float | None, length: int, number: Number, cell: RetrievalScore | None) -> str:
     trials = f" of {cell.trials} trials" if cell is not None and cell.trials else ""
     return f"{name}, {task}, {length:,} tokens, depth {_depth(depth)}: {share(number)}{trials}"
 
 
-def _trials(cells: Sequence[Recall], what: str) -> str:
+def _trials(cells: Sequence[RetrievalScore], what: str) -> str:
     trials = sorted({cell.trials for cell in cells if cell.trials})
     chances = sorted({cell.chance for cell in cells if cell.chance is not None})
     said = f" Each cell is {' or '.join(f'{one:,}' for one in trials)} trials." if trials else ""

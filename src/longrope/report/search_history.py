@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import Results, Row, printable, read_json
+from longrope.evaluation.results import CandidateRecord, EvalResults, printable, read_json
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension
@@ -29,7 +29,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchHistory:
     """One journal; ``held_out`` has the losses in nats by name that chose the winner."""
 
     name: str
@@ -39,12 +39,12 @@ class Search:
     held_out: Mapping[str, float] = field(default_factory=dict)
 
 
-def read_searches(folder: Path) -> tuple[Search, ...]:
+def read_searches(folder: Path) -> tuple[SearchHistory, ...]:
     """All searches in a run folder, those of its stages included."""
     return tuple(_read(path, folder) for path in sorted(folder.rglob("search-*.jsonl")))
 
 
-def _read(path: Path, folder: Path) -> Search:
+def _read(path: Path, folder: Path) -> SearchHistory:
     place = path.parent.relative_to(folder).parts
     where = " ".join(part for part in place if part != "search")
     name = f"{where} seed {path.stem.removeprefix('search-')}".strip()
@@ -60,7 +60,7 @@ def _read(path: Path, folder: Path) -> Search:
         found = load_factors(path.parent / "extension.json")
         assert isinstance(found, Extension)
         held_out = found.long.provenance.get("held_out_loss", {})
-    return Search(printable(name), settings, steps, passes, held_out)
+    return SearchHistory(printable(name), settings, steps, passes, held_out)
 
 
 def _steps(lines: list[dict[str, Any]]) -> tuple[tuple[Step, ...], int]:
@@ -83,7 +83,7 @@ def _steps(lines: list[dict[str, Any]]) -> tuple[tuple[Step, ...], int]:
     return tuple(steps), passes
 
 
-def results_of_search(folder: Path, searches: tuple[Search, ...]) -> Results:
+def results_of_search(folder: Path, searches: tuple[SearchHistory, ...]) -> EvalResults:
     """What a folder of ``longrope search`` has to show before any evaluation: its factors beside the schemes'."""
     settings = searches[0].settings
     try:
@@ -91,9 +91,9 @@ def results_of_search(folder: Path, searches: tuple[Search, ...]) -> Results:
         model, dtype = str(settings.get("model", "")), str(settings.get("dtype", ""))
     except (KeyError, TypeError, ValueError):
         raise LongRopeError(f"{folder}: the first line of its journal is damaged; search again") from None
-    rows = {name: Row(factors=scheme(name, rope, length)) for name in COMPARED}
+    rows = {name: CandidateRecord(factors=scheme(name, rope, length)) for name in COMPARED}
     found = next((folder / name for name in ("extension.json", "best.json") if (folder / name).exists()), None)
     if found is not None:
-        rows["searched"] = Row(weights=model, factors=load_factors(found))
+        rows["searched"] = CandidateRecord(weights=model, factors=load_factors(found))
     told = read_json(folder / "run.json").get("provenance", {}) if (folder / "run.json").exists() else {}
-    return Results(model=model, dtype=dtype, rope=rope, lengths=(length,), rows=rows, provenance=told)
+    return EvalResults(model=model, dtype=dtype, rope=rope, lengths=(length,), rows=rows, provenance=told)

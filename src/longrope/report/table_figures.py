@@ -7,7 +7,7 @@ from typing import Any
 
 from longrope.report.factor_figures import search_name
 from longrope.report.figure import MISSING, Column, Figure, Number, fixed, nats, percent, plain, share, whole
-from longrope.report.load import Run
+from longrope.report.load import LoadedRun
 from longrope.report.perplexity_figures import by_corpus, head
 from longrope.report.style import Look
 from longrope.report.verdict import lengths_of, recall
@@ -15,7 +15,7 @@ from longrope.report.verdict import lengths_of, recall
 Looks = Mapping[str, Look]
 
 
-def glance(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def glance(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """All rows with the numbers that decide."""
     table = []
     for run in runs:
@@ -40,7 +40,7 @@ def glance(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return [Figure("glance", "works", "All rows at a glance", says, columns, table)]
 
 
-def sliding(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def sliding(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Perplexity of a window that slides over the documents."""
     rows = [
         [name, corpus, cell.length, cell.stride, Number(cell.perplexity, cell.standard_error)]
@@ -57,7 +57,7 @@ def sliding(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return [Figure("sliding", "works", "Sliding window", says, columns, rows)] if rows else []
 
 
-def key_tokens(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def key_tokens(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Perplexity of the tokens that need the long context."""
     rows = [
         [name, corpus, cell.length, Number(cell.perplexity), cell.share, cell.chosen_by or MISSING]
@@ -74,7 +74,7 @@ def key_tokens(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return [Figure("key-tokens", "works", "Key tokens", says, columns, rows)] if rows else []
 
 
-def tasks(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def tasks(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Scores of lm-evaluation-harness."""
     rows = [
         [run.label(row), task, metric, Number(value, _error(values, metric))]
@@ -99,7 +99,7 @@ def _error(values: Mapping[str, Any], metric: str) -> float | None:
     return error if isinstance(error, (int, float)) else None
 
 
-def differences(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def differences(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Perplexity against another row, paired over documents."""
     rows = [
         [
@@ -127,7 +127,7 @@ def differences(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return [Figure("differences", "better", "Paired differences", says, columns, rows)] if rows else []
 
 
-def held_out(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def held_out(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """The losses that chose the winner of a search."""
     kept = {
         (search_name(run, search, runs).rpartition("seed")[0].strip(" :") or run.name, name): loss
@@ -141,7 +141,7 @@ def held_out(runs: Sequence[Run], looks: Looks) -> list[Figure]:
     return [Figure("held-out", "found", "Held-out comparison", says, columns, rows)] if rows else []
 
 
-def documents(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def documents(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """The mean loss of every document, of which perplexity is made."""
     made, corpora = [], by_corpus(runs, "perplexity")
     for number, (corpus, rows) in enumerate(corpora.items()):
@@ -167,7 +167,7 @@ def _at(losses: Sequence[float | None], place: int) -> float | None:
     return losses[place] if place < len(losses) else None
 
 
-def provenance(runs: Sequence[Run], looks: Looks) -> list[Figure]:
+def provenance(runs: Sequence[LoadedRun], looks: Looks) -> list[Figure]:
     """Where the numbers come from."""
     rows = []
     for run in runs:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longrope.report.figure import Figure, Number
-from longrope.report.load import Run, warnings
+from longrope.report.load import LoadedRun, warnings
 from longrope.report.verdict import RULE, answers, headlines
 
 VIRIDIS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
@@ -17,7 +17,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = 24
 
 
-def show(runs: Sequence[Run], shown: Sequence[Figure], console: Console) -> None:
+def show(runs: Sequence[LoadedRun], shown: Sequence[Figure], console: Console) -> None:
     """Print headline, warnings, answers and every figure."""
     for run, sentence in zip(runs, headlines(runs), strict=True):
         console.print(sentence, style="bold", markup=False, highlight=False)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from longrope.evaluation.results import Perplexity
+from longrope.evaluation.results import PerplexityRecord
 from longrope.report.figure import Number, percent, plain, share
-from longrope.report.load import Run
+from longrope.report.load import LoadedRun
 from longrope.schemes import is_scheme
 from longrope.units import short_length
 
@@ -22,7 +22,7 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class Verdict:
     """A verdict in a few words, and the numbers behind it."""
 
     question: str
@@ -30,18 +30,18 @@ class Answer:
     why: str
 
 
-def answers(run: Run) -> tuple[Answer, ...]:
+def answers(run: LoadedRun) -> tuple[Verdict, ...]:
     """Does it work, what does it cost, is it better than YaRN; empty if no perplexity was measured."""
     row = subject(run)
     return () if row is None else (_works(run, row), _costs(run, row), _better(run, row))
 
 
-def headlines(runs: Sequence[Run]) -> list[str]:
+def headlines(runs: Sequence[LoadedRun]) -> list[str]:
     """One of each run, after the run's name where there are several."""
     return [f"{run.name}: {headline(run)}" if len(runs) > 1 else headline(run) for run in runs]
 
 
-def headline(run: Run) -> str:
+def headline(run: LoadedRun) -> str:
     """The answers in one sentence."""
     row, found = subject(run), answers(run)
     if row is None:
@@ -51,12 +51,12 @@ def headline(run: Run) -> str:
     return f"“{run.label(row)}” at {lengths_of(run)[-1]:,} tokens: {works}; {costs}; {better}."
 
 
-def lengths_of(run: Run) -> list[int]:
+def lengths_of(run: LoadedRun) -> list[int]:
     """The lengths at which perplexity was measured, ascending."""
     return sorted({cell.length for cells in run.results.perplexity.values() for cell in cells})
 
 
-def subject(run: Run) -> str | None:
+def subject(run: LoadedRun) -> str | None:
     """The row that the report is about: ``extended``, or the best that is no formula, or the best of these."""
     lengths = lengths_of(run)
     at = {row: _cell(run, row, lengths[-1]) for row in run.results.perplexity} if lengths else {}
@@ -67,14 +67,14 @@ def subject(run: Run) -> str | None:
     return min(own or rows, key=lambda row: rows[row], default="original" if at.get("original") else None)
 
 
-def recall(run: Run, row: str) -> float | None:
+def recall(run: LoadedRun, row: str) -> float | None:
     """The mean retrieval score over tasks and depths at the longest length of all; None if not measured there."""
     cells = run.results.retrieval.get(row, ())
     scores = [cell.score for cell in cells if cell.length == lengths_of(run)[-1] and cell.score is not None]
     return fmean(scores) if scores else None
 
 
-def _gap(run: Run, row: str, against: str, length: int) -> tuple[Number, str] | None:
+def _gap(run: LoadedRun, row: str, against: str, length: int) -> tuple[Number, str] | None:
     """By how many percent a perplexity is above another's, and on how many of the same documents it is lower."""
     for one in run.results.differences.get(row, ()):
         if (one.against, one.length) == (against, length) and one.percent is not None:
@@ -83,12 +83,12 @@ def _gap(run: Run, row: str, against: str, length: int) -> tuple[Number, str] | 
     return None
 
 
-def _cell(run: Run, row: str, length: int) -> Perplexity | None:
+def _cell(run: LoadedRun, row: str, length: int) -> PerplexityRecord | None:
     """Of the first corpus."""
     return next((cell for cell in run.results.perplexity.get(row, ()) if cell.length == length), None)
 
 
-def _works(run: Run, row: str) -> Answer:
+def _works(run: LoadedRun, row: str) -> Verdict:
     length, original = lengths_of(run)[-1], run.results.rope.original_length
     here, before = _cell(run, row, length), _cell(run, "original", original)
     untouched, found = _cell(run, "original", length), recall(run, row)
@@ -114,37 +114,37 @@ def _works(run: Run, row: str) -> Answer:
             if finds
             else ("Works by perplexity, but forgets what is hidden" if holds else "Does not work")
         )
-    return Answer(f"Does it work at {short_length(length)} tokens?", verdict, why)
+    return Verdict(f"Does it work at {short_length(length)} tokens?", verdict, why)
 
 
-def _costs(run: Run, row: str) -> Answer:
+def _costs(run: LoadedRun, row: str) -> Verdict:
     original = run.results.rope.original_length
     question = f"What does it cost at {short_length(original)} tokens?"
     found = _gap(run, row, "original", original)
     lost, yarn = run.results.short_context.get(row), run.results.short_context.get("yarn")
     if lost is None:
-        return Answer(question, "Cost at L0 not measured", "It needs the original model and this row at L0.")
+        return Verdict(question, "Cost at L0 not measured", "It needs the original model and this row at L0.")
     why = f"Perplexity {percent(lost)} against the original model at its own length"
     why = f"Perplexity {percent(found[0])} against the original model{found[1]}" if found is not None else why
     why += f"; YaRN costs {percent(yarn)}." if yarn is not None and row != "yarn" else "."
     verdict = f"Costs {lost:.1f}% perplexity at L0" if lost > 0 else f"Costs nothing at L0: perplexity {percent(lost)}"
-    return Answer(question, verdict, why)
+    return Verdict(question, verdict, why)
 
 
-def _better(run: Run, row: str) -> Answer:
+def _better(run: LoadedRun, row: str) -> Verdict:
     question, length = "Is it better than the one-line YaRN edit?", lengths_of(run)[-1]
     if row == "yarn":
-        return Answer(question, "Is YaRN itself", "No row of searched factors was measured.")
+        return Verdict(question, "Is YaRN itself", "No row of searched factors was measured.")
     found = _gap(run, row, "yarn", length)
     if found is None or found[0].value is None:
-        return Answer(question, "Not compared with YaRN", "Run longrope eval with --schemes yarn.")
+        return Verdict(question, "Not compared with YaRN", "Run longrope eval with --schemes yarn.")
     gap, wins = found
     ours, theirs = recall(run, row), recall(run, "yarn")
     why = f"Perplexity {percent(gap)} against YaRN at {length:,} tokens{wins}."
     why += f" Retrieval {share(ours)} against {share(theirs)}." if ours is not None and theirs is not None else ""
     assert gap.value is not None
     if gap.error is None or abs(gap.value) <= 2 * gap.error:
-        return Answer(question, "No clear difference from YaRN in perplexity", why)
+        return Verdict(question, "No clear difference from YaRN in perplexity", why)
     side = "lower" if gap.value < 0 else "higher"
     verdict = "Better" if gap.value < 0 else "Worse"
-    return Answer(question, f"{verdict} than YaRN: perplexity {abs(gap.value):.1f}% {side}", why)
+    return Verdict(question, f"{verdict} than YaRN: perplexity {abs(gap.value):.1f}% {side}", why)

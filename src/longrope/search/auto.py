@@ -11,7 +11,7 @@ import numpy as np
 from longrope.scaling import Scaling
 from longrope.search.evolution import sized
 from longrope.search.gradient import STARTS, Gradient
-from longrope.search.protocol import Ask, Conversation
+from longrope.search.protocol import CandidateBatch, Proposals
 from longrope.search.space import Space
 
 RAMPS = ((10, 0.3, 1.15), (10, 1, 1.0), (32, 0.3, 1.15), (3, 0.3, 1.15), (3, 1, 1.0))
@@ -30,7 +30,7 @@ class Auto:
     gradient: Gradient = field(default_factory=lambda: Gradient(steps=40))
     shaped: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
-    form: ClassVar[str] = "free"
+    parametrization: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
 
     def sized(self, population: int) -> Auto:
@@ -46,10 +46,10 @@ class Auto:
         """About how many forward passes over one item it costs."""
         return self.ramps * items + self.gradient.passes(items)
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """All closed forms, then one candidate a step; arguments as for `Paper.converse`."""
         candidates = [space.at(space.coordinates(start)) for start in [*starts, *ramps(space)[: self.ramps]]]
-        answers = yield Ask(candidates)
+        answers = yield CandidateBatch(candidates)
         best = min(range(len(answers)), key=lambda i: answers[i].loss)
         yield from self.gradient.descend(space, space.coordinates(candidates[best]))
 

@@ -12,7 +12,7 @@ from cmaes import CMA
 
 from longrope.scaling import Scaling
 from longrope.search.evolution import sized
-from longrope.search.protocol import Ask, Conversation
+from longrope.search.protocol import CandidateBatch, Proposals
 from longrope.search.space import Space
 
 
@@ -31,7 +31,7 @@ class Cma:
     generations: int = 40
     shaped: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
-    form: ClassVar[str] = "spline"
+    parametrization: ClassVar[str] = "spline"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
 
     def sized(self, population: int) -> Cma:
@@ -46,14 +46,14 @@ class Cma:
         """About how many forward passes over one item it costs."""
         return items * self.generations * (self.population or 12)
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """The starts, then generations of samples; arguments as for `Paper.converse`."""
         candidates = [space.at(space.coordinates(start)) for start in starts]
-        answers = yield Ask(candidates)
+        answers = yield CandidateBatch(candidates)
         best = min(range(len(answers)), key=lambda i: answers[i].loss)
         yield from self.sample(space, space.coordinates(candidates[best]), rng)
 
-    def sample(self, space: Space, x: np.ndarray, rng: np.random.Generator) -> Conversation:
+    def sample(self, space: Space, x: np.ndarray, rng: np.random.Generator) -> Proposals:
         """Generations of samples around coordinates."""
         (lower, upper), unit = space.bounds, space.spread
         cma = CMA(
@@ -65,7 +65,7 @@ class Cma:
         )
         for _ in range(self.generations):
             points = [cma.ask() for _ in range(cma.population_size)]
-            answers = yield Ask([space.at(point * unit) for point in points], _state(cma))
+            answers = yield CandidateBatch([space.at(point * unit) for point in points], _state(cma))
             losses = [answer.loss for answer in answers]
             worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0)
             cma.tell([(point, min(loss, worst + 1)) for point, loss in zip(points, losses, strict=True)])

@@ -11,12 +11,12 @@ from itertools import accumulate, groupby
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop, too_small
 from longrope.search.journal import Journal
-from longrope.search.protocol import BACKWARD, Answer, Ask, Batch, Objective, Pair
+from longrope.search.protocol import BACKWARD_COST, Batch, CandidateBatch, CandidateLoss, Objective, Pair
 from longrope.search.racing import clearly_worse
 
 
 @dataclass(frozen=True)
-class Record:
+class Improvement:
     """A candidate that was the best so far when ``tokens`` token-evaluations were spent."""
 
     tokens: int
@@ -49,13 +49,13 @@ class Evaluator:
         self.objective, self.journal, self.budget = objective, journal, budget
         self.rows, self.racing, self.told = rows, racing, told
         self.tokens, self.seconds = 0, 0.0
-        self.answered: dict[Scaling, dict[int, Answer]] = {}  # by item
+        self.answered: dict[Scaling, dict[int, CandidateLoss]] = {}  # by item
         self.complete: dict[Scaling, float] = {}  # the mean loss of those that were evaluated on all items
         self.lost: dict[Scaling, float] = {}  # an estimate of it, of those that lost a race
-        self.records: list[Record] = []
+        self.records: list[Improvement] = []
         self.leading: tuple[float, Scaling] | None = None
 
-    def answers(self, ask: Ask) -> list[Answer]:
+    def answers(self, ask: CandidateBatch) -> list[CandidateLoss]:
         """One answer a candidate; of those that lost a race, an estimate."""
         count, candidates = len(self.objective.tokens), dict.fromkeys(ask.candidates)
         if ask.turn is not None:
@@ -67,7 +67,7 @@ class Evaluator:
             self._race(wanted, range(count))
         else:
             self._evaluate(self._missing(wanted, range(count)), gradient=False)
-        return [Answer(self.complete[one] if one in self.complete else self.lost[one]) for one in ask.candidates]
+        return [CandidateLoss(self.complete[one] if one in self.complete else self.lost[one]) for one in ask.candidates]
 
     def _has_slope(self, one: Scaling, item: int) -> bool:
         answer = self.answered.get(one, {}).get(item)
@@ -89,7 +89,7 @@ class Evaluator:
 
     def _evaluate(self, pairs: Sequence[Pair], *, gradient: bool) -> None:
         """All pairs, or as many batches as the budget allows, and then `Stop`."""
-        batches, price = list(self._batches(pairs, 1 if gradient else self.rows)), BACKWARD if gradient else 1
+        batches, price = list(self._batches(pairs, 1 if gradient else self.rows)), BACKWARD_COST if gradient else 1
         costs = [price * sum(self.objective.tokens[item] for _, item in batch) for batch in batches]
         room = math.inf if self.budget.tokens is None else self.budget.tokens - self.tokens
         affordable = sum(total <= room for total in accumulate(costs))
@@ -112,7 +112,7 @@ class Evaluator:
 
     def _known_or_new(
         self, batches: Sequence[Batch], *, gradient: bool
-    ) -> Iterator[tuple[int, Sequence[Answer], Sequence[float]]]:
+    ) -> Iterator[tuple[int, Sequence[CandidateLoss], Sequence[float]]]:
         """(index, answers, seconds) of each batch, from the journal if it holds all of it, else evaluated."""
         todo: list[int] = []
         for index, batch in enumerate(batches):
@@ -131,7 +131,7 @@ class Evaluator:
             yield index, answers, seconds
             started = time.perf_counter()
 
-    def _take(self, batch: Batch, answers: Sequence[Answer], cost: int, seconds: Sequence[float]) -> None:
+    def _take(self, batch: Batch, answers: Sequence[CandidateLoss], cost: int, seconds: Sequence[float]) -> None:
         self.tokens += cost
         for (one, item), answer, second in zip(batch, answers, seconds, strict=True):
             self.seconds += second
@@ -150,7 +150,7 @@ class Evaluator:
         for one in candidates:
             loss = self.complete.get(one, math.inf)
             if loss < (self.records[-1].loss if self.records else math.inf):
-                self.records.append(Record(self.tokens, loss, one))
+                self.records.append(Improvement(self.tokens, loss, one))
 
 
 def stride(count: int) -> int:

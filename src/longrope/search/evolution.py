@@ -1,6 +1,6 @@
 """The two evolutionary searches: the paper's algorithm and the simple recipe.
 
-A method is a small dataclass; its ``converse`` is a generator that yields an `Ask` and is sent the answers.
+A method is a small dataclass; its ``converse`` is a generator that yields an `CandidateBatch` and is sent the answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.genetic_operators import STEP, crossover, mutate
-from longrope.search.protocol import Ask, Conversation
+from longrope.search.protocol import CandidateBatch, Proposals
 from longrope.search.space import Space
 
 
@@ -42,7 +42,7 @@ class Paper:
     generations: int = 40
     shaped: ClassVar[bool] = False
     ceiling: ClassVar[float] = 1.25
-    form: ClassVar[str] = "free"
+    parametrization: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("pi", "ntk", "yarn")
 
     def sized(self, population: int) -> Paper:
@@ -58,7 +58,7 @@ class Paper:
         """The most forward passes over one item: 1,344 candidates on all items with the published numbers."""
         return items * (self.population + self.generations * (self.mutations + self.crossovers))
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Generations of candidates: the starts and mutants of them, then mutants and crossovers of the best.
 
         Args:
@@ -85,7 +85,7 @@ class Paper:
         best: Pool = []
         for _ in range(self.generations + 1):
             found = [space.scaling(np.round(1 + STEP * one.factors, 2).tolist(), *one[1:]) for one in generation]
-            answers = yield Ask(found, rng.bit_generator.state)
+            answers = yield CandidateBatch(found, rng.bit_generator.state)
             best = _fittest([*best, *zip([one.loss for one in answers], generation, strict=True)], self.parents)
             generation = [mutant(best[rng.integers(len(best))][1]) for _ in range(self.mutations)]
             generation += [child() for _ in range(self.crossovers)]
@@ -101,7 +101,7 @@ class Simple:
     generations: int = 100
     shaped: ClassVar[bool] = False
     ceiling: ClassVar[float] = 1.0
-    form: ClassVar[str] = "free"
+    parametrization: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("pi", "ntk", "yarn")
 
     def sized(self, population: int) -> Simple:
@@ -121,7 +121,7 @@ class Simple:
         """How many are kept."""
         return max(2, round(self.kept * self.population))
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Generations of candidates; arguments as for `Paper.converse`."""
 
         def noisy(factors: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ class Simple:
         generation = first + [mutant(first[i % len(first)]) for i in range(self.population - len(first))]
         best: Pool = []
         for _ in range(self.generations + 1):
-            answers = yield Ask(
+            answers = yield CandidateBatch(
                 [space.scaling(one.factors.tolist(), *one[1:]) for one in generation], rng.bit_generator.state
             )
             best = _fittest([*best, *zip([one.loss for one in answers], generation, strict=True)], self.elite)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.data.weighted_text import Item
+from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -20,8 +20,8 @@ from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget, too_small
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
-from longrope.search.loop import Outcome, Progress, search
-from longrope.search.protocol import Ask, Objective
+from longrope.search.loop import SearchOutcome, SearchProgress, run_search
+from longrope.search.protocol import CandidateBatch, Objective
 from longrope.search.registry import Method
 from longrope.search.space import Space
 from longrope.storage.atomic import write_text
@@ -31,19 +31,19 @@ FINALISTS = 3
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found: the extension, and the held-out losses that decided, by name, best first."""
 
     extension: Extension
     held_out: Mapping[str, float]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[SearchOutcome, ...]
 
 
 def find_factors(
     space: Space,
-    connect: Callable[[Sequence[Item]], Objective],
-    search_items: Sequence[Item],
-    held_out_items: Sequence[Item],
+    connect: Callable[[Sequence[WeightedText]], Objective],
+    search_items: Sequence[WeightedText],
+    held_out_items: Sequence[WeightedText],
     run: Path,
     *,
     method: Method,
@@ -56,8 +56,8 @@ def find_factors(
     existing: str = "refuse",
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    watch: Callable[[int, Progress], None] | None = None,
-) -> Found:
+    watch: Callable[[int, SearchProgress], None] | None = None,
+) -> SearchResult:
     """Search a space and keep everything in a folder.
 
     The finalists of all seeds (the best candidates, and the best of each search's first half, in case the second half
@@ -99,7 +99,7 @@ def find_factors(
     if existing == "overwrite":
         for old in (path for pattern in OUTPUTS for path in run.glob(pattern)):
             old.unlink()
-    outcomes: list[Outcome] = []
+    outcomes: list[SearchOutcome] = []
     objective = connect(search_items)
     for seed in seeds:
         fixed = {**common, "data": hashes["search"], "seed": seed}
@@ -107,7 +107,7 @@ def find_factors(
             told = _keep_best(run, outcomes, partial(watch, seed) if watch else None)
             conversation = method.converse(space, starts, np.random.default_rng(seed))
             outcomes.append(
-                search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=told)
+                run_search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=told)
             )
     fixed = {**common, "data": hashes["held_out"]}
     if compared is None:
@@ -115,18 +115,18 @@ def find_factors(
     judged = list(dict.fromkeys([*_finalists(outcomes), *compared, *starts]))
     with closing(Journal(run / "held-out.jsonl", fixed, resume=resume)) as journal:
         evaluator = Evaluator(connect(held_out_items), journal, budget=Budget(), rows=rows)
-        losses = [answer.loss for answer in evaluator.answers(Ask(judged))]
+        losses = [answer.loss for answer in evaluator.answers(CandidateBatch(judged))]
     kept = {**(settings or {}), **(provenance or {}), "method": kind, "seeds": list(seeds), "data_hash": hashes}
     return _decide(space.rope, list(zip(losses, judged, strict=True)), outcomes, run, kept)
 
 
 def _keep_best(
-    run: Path, before: Sequence[Outcome], watch: Callable[[Progress], None] | None
-) -> Callable[[Progress], None]:
+    run: Path, before: Sequence[SearchOutcome], watch: Callable[[SearchProgress], None] | None
+) -> Callable[[SearchProgress], None]:
     """What writes ``best.json`` whenever a candidate is better than all others, those of earlier seeds included."""
     lowest = min((outcome.ranked[0][0] for outcome in before), default=np.inf)
 
-    def told(progress: Progress) -> None:
+    def told(progress: SearchProgress) -> None:
         nonlocal lowest
         if progress.loss < lowest:
             lowest = progress.loss
@@ -137,7 +137,7 @@ def _keep_best(
     return told
 
 
-def data_hash(items: Sequence[Item]) -> str:
+def data_hash(items: Sequence[WeightedText]) -> str:
     """A fingerprint of token ids, weights and positions."""
     parts = [array for item in items for array in (item.tokens, item.weights, item.positions) if array is not None]
     return _digest(*parts)
@@ -150,7 +150,7 @@ def _digest(*arrays: np.ndarray) -> str:
     return found.hexdigest()[:16]
 
 
-def _finalists(outcomes: Sequence[Outcome]) -> list[Scaling]:
+def _finalists(outcomes: Sequence[SearchOutcome]) -> list[Scaling]:
     """The best of all searches, and the best that each had after half of its token-evaluations."""
     ranked = sorted((one for outcome in outcomes for one in outcome.ranked), key=lambda one: one[0])
     best = list(dict.fromkeys(scaling for loss, scaling in ranked if np.isfinite(loss)))[:FINALISTS]
@@ -164,10 +164,10 @@ def _finalists(outcomes: Sequence[Outcome]) -> list[Scaling]:
 def _decide(
     rope: Rope,
     held_out: Sequence[tuple[float, Scaling]],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[SearchOutcome],
     run: Path,
     kept: Mapping[str, Any],
-) -> Found:
+) -> SearchResult:
     """The extension with the lowest held-out loss, also written to ``extension.json``."""
     ranked = sorted(held_out, key=lambda one: one[0])
     if not np.isfinite(ranked[0][0]):
@@ -184,4 +184,4 @@ def _decide(
     }
     extension = Extension.of(rope, replace(winner, provenance=provenance))
     write_text(run / "extension.json", extension.to_json())
-    return Found(extension, best, tuple(outcomes))
+    return SearchResult(extension, best, tuple(outcomes))

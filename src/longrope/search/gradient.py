@@ -11,7 +11,7 @@ import numpy as np
 
 from longrope.scaling import Scaling
 from longrope.search.evolution import sized
-from longrope.search.protocol import BACKWARD, Ask, Conversation
+from longrope.search.protocol import BACKWARD_COST, CandidateBatch, Proposals
 from longrope.search.space import Space
 
 EVERY = 10  # steps from one comparison on all items to the next
@@ -43,7 +43,7 @@ class Gradient:
     frozen: float | None = None
     shaped: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
-    form: ClassVar[str] = "free"
+    parametrization: ClassVar[str] = "free"
     starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
 
     def sized(self, population: int) -> Gradient:
@@ -53,28 +53,28 @@ class Gradient:
     def within(self, passes: int, items: int) -> Gradient:
         """The same with as many steps as that many forward passes pay for, starts and comparisons included."""
         left = passes - STARTS * items
-        rounds, rest = divmod(left, BACKWARD * EVERY + items)
-        return replace(self, steps=max(1, EVERY * rounds + max(0, min(EVERY, (rest - items) // BACKWARD))))
+        rounds, rest = divmod(left, BACKWARD_COST * EVERY + items)
+        return replace(self, steps=max(1, EVERY * rounds + max(0, min(EVERY, (rest - items) // BACKWARD_COST))))
 
     def passes(self, items: int) -> int:
         """About how many forward passes over one item it costs."""
-        return STARTS * items + BACKWARD * self.steps + math.ceil(self.steps / EVERY) * items
+        return STARTS * items + BACKWARD_COST * self.steps + math.ceil(self.steps / EVERY) * items
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """The starts, then one candidate a step; arguments as for `Paper.converse`."""
         candidates = [space.at(space.coordinates(start)) for start in starts]
-        answers = yield Ask(candidates)
+        answers = yield CandidateBatch(candidates)
         best = min(range(len(answers)), key=lambda i: answers[i].loss)
         yield from self.descend(space, space.coordinates(candidates[best]))
 
-    def descend(self, space: Space, x: np.ndarray) -> Conversation:
+    def descend(self, space: Space, x: np.ndarray) -> Proposals:
         """One candidate a step from coordinates on; in the end, every n̂ for the best, if n̂ is searched."""
         (lower, upper), weights, unit = space.bounds, self._weights(space), self._unit(space, x)
         adam, rate = _Adam(len(x), self.betas), self.rate * math.log(space.scale)
         best, recent = (math.inf, x), []
         for step in range(self.steps):
             state = {"step": step, "x": x.tolist(), "rate": rate, **adam.state}
-            (answer,) = yield Ask([space.at(x)], state, turn=step)
+            (answer,) = yield CandidateBatch([space.at(x)], state, turn=step)
             gradient = np.array(answer.gradient)
             if math.isfinite(answer.loss) and np.isfinite(gradient).all():
                 move = adam.move(space.slope(x, (gradient * weights).tolist()) * unit)
@@ -85,10 +85,10 @@ class Gradient:
                 x, rate, adam = best[1], rate / 2, _Adam(len(x), self.betas)
             if (step + 1) % EVERY == 0 or step + 1 == self.steps:
                 middle = np.mean(recent or [x], axis=0)
-                (answer,) = yield Ask([space.at(middle)], state)
+                (answer,) = yield CandidateBatch([space.at(middle)], state)
                 best, recent = min(best, (answer.loss, middle), key=lambda one: one[0]), []
         if len(space.start_tokens) > 1:
-            yield Ask([space.at(np.append(best[1][:-1], start)) for start in range(len(space.start_tokens))])
+            yield CandidateBatch([space.at(np.append(best[1][:-1], start)) for start in range(len(space.start_tokens))])
 
     def _damping(self, space: Space) -> np.ndarray:
         return np.minimum(1.0, 1.0 / (self.reach * space.relative.inv_freq))
@@ -101,9 +101,9 @@ class Gradient:
 
     def _unit(self, space: Space, x: np.ndarray) -> np.ndarray:
         """The step of each coordinate that moves no pair further than its damping allows, ``(coordinates,)``."""
-        shaped, unit = len(space.shape.lower), np.zeros(len(x))
-        furthest = (np.abs(space.shape.jacobian(x[:shaped])) / self._damping(space)[:, None]).max(axis=0)
-        unit[:shaped] = np.where(furthest > 1e-6, 1 / furthest.clip(min=1e-6), space.shape.spread)
+        shaped, unit = len(space.coordinate_map.lower), np.zeros(len(x))
+        furthest = (np.abs(space.coordinate_map.jacobian(x[:shaped])) / self._damping(space)[:, None]).max(axis=0)
+        unit[:shaped] = np.where(furthest > 1e-6, 1 / furthest.clip(min=1e-6), space.coordinate_map.spread)
         if space.attention:
             unit[shaped] = 0.25
         return unit

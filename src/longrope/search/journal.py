@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.search.protocol import Answer, Pair
-from longrope.storage.jsonl import Lines
+from longrope.search.protocol import CandidateLoss, Pair
+from longrope.storage.jsonl import JsonlFile
 
 Key = tuple[tuple[float, ...], int, float, int, bool]
 
@@ -32,9 +32,9 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
-        self.known: dict[Key, tuple[Answer, float]] = {}
+        self.known: dict[Key, tuple[CandidateLoss, float]] = {}
         self.states: dict[int, Any] = {}
-        self._lines = Lines(path, settings, of="a search", resume=resume)
+        self._lines = JsonlFile(path, settings, of="a search", resume=resume)
         try:
             for line in self._lines.found:
                 if "generation" in line:
@@ -45,11 +45,11 @@ class Journal:
             self.close()
             raise self._lines.damaged() from None
 
-    def get(self, pair: Pair, *, gradient: bool) -> tuple[Answer, float] | None:
+    def get(self, pair: Pair, *, gradient: bool) -> tuple[CandidateLoss, float] | None:
         """What a candidate was worth on an item, and the seconds it took; None if it was not evaluated."""
         return self.known.get(_key(pair, gradient=gradient))
 
-    def add(self, pair: Pair, answer: Answer, seconds: float, *, gradient: bool) -> None:
+    def add(self, pair: Pair, answer: CandidateLoss, seconds: float, *, gradient: bool) -> None:
         """Write what an evaluation gave; a loss or slope that is no finite number is written as null.
 
         Factors that two names stand for are written once, as a resumed search would find them.
@@ -88,7 +88,7 @@ class Journal:
     def _take(self, line: Mapping[str, Any]) -> None:
         scaling = tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
         slopes = tuple(map(_number, line["gradient"])) if "gradient" in line else None
-        known = (Answer(_number(line["loss"]), slopes), float(line["seconds"]))
+        known = (CandidateLoss(_number(line["loss"]), slopes), float(line["seconds"]))
         self.known[(*scaling, int(line["item"]), slopes is not None)] = known
 
 

@@ -9,13 +9,13 @@ from itertools import count
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
-from longrope.search.evaluator import Evaluator, Record
+from longrope.search.evaluator import Evaluator, Improvement
 from longrope.search.journal import Journal
-from longrope.search.protocol import Conversation, Objective
+from longrope.search.protocol import Objective, Proposals
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """Where a search stands; ``seconds`` is evaluation time, that before a resume included."""
 
     generation: int
@@ -27,7 +27,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """How a search ended.
 
     Args:
@@ -40,7 +40,7 @@ class Outcome:
 
     stopped: str
     ranked: tuple[tuple[float, Scaling], ...]
-    records: tuple[Record, ...]
+    records: tuple[Improvement, ...]
     tokens: int
     seconds: float
 
@@ -50,16 +50,16 @@ class Outcome:
         return self.ranked[0][1]
 
 
-def search(
+def run_search(
     objective: Objective,
-    conversation: Conversation,
+    conversation: Proposals,
     journal: Journal,
     *,
     budget: Budget | None = None,
     rows: int = 1,
     racing: bool = False,
-    watch: Callable[[Progress], None] | None = None,
-) -> Outcome:
+    watch: Callable[[SearchProgress], None] | None = None,
+) -> SearchOutcome:
     """Minimise an objective over the candidates of a method.
 
     Args:
@@ -79,7 +79,7 @@ def search(
     def told() -> None:
         if watch is not None and evaluator.leading is not None:
             loss, best = evaluator.leading
-            watch(Progress(number, len(evaluator.complete), evaluator.tokens, best, loss, evaluator.seconds))
+            watch(SearchProgress(number, len(evaluator.complete), evaluator.tokens, best, loss, evaluator.seconds))
 
     evaluator = Evaluator(objective, journal, budget=budget, rows=rows, racing=racing, told=told)
     try:
@@ -99,4 +99,4 @@ def search(
     if not evaluator.records:
         raise LongRopeError("no candidate has a finite loss; check the model's dtype (try float32) and the data")
     ranked = sorted(((loss, one) for one, loss in evaluator.complete.items()), key=lambda one: (one[0], one[1].factors))
-    return Outcome(stopped, tuple(ranked), tuple(evaluator.records), evaluator.tokens, evaluator.seconds)
+    return SearchOutcome(stopped, tuple(ranked), tuple(evaluator.records), evaluator.tokens, evaluator.seconds)

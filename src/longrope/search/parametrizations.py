@@ -17,7 +17,7 @@ KNOTS = 6
 
 
 @dataclass(frozen=True)
-class Shape:
+class Parametrization:
     """Coordinates and what they mean.
 
     Args:
@@ -64,18 +64,18 @@ class Shape:
         return best
 
 
-def free(rope: Rope, scale: float, ceiling: float) -> Shape:
+def free(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """Every log factor for itself."""
     sums = _linear(np.eye(rope.dim // 2), np.log(ceiling * scale))
     return replace(sums, log_factors=lambda x: x)  # the bounds are enough: not clipped, its slope is 1 on them too
 
 
-def monotone(rope: Rope, scale: float, ceiling: float) -> Shape:
+def monotone(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """The increments of the log factors, none below 0."""
     return _linear(np.tril(np.ones((rope.dim // 2, rope.dim // 2))), np.log(ceiling * scale))
 
 
-def spline(rope: Rope, scale: float, ceiling: float) -> Shape:
+def spline(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """A monotone linear spline: the increments between `KNOTS` evenly spread pairs."""
     pairs = rope.dim // 2
     knots = min(KNOTS, pairs)
@@ -83,7 +83,7 @@ def spline(rope: Rope, scale: float, ceiling: float) -> Shape:
     return _linear(np.stack(hats, axis=1) @ np.tril(np.ones((knots, knots))), np.log(ceiling * scale))
 
 
-def ramp(rope: Rope, scale: float, ceiling: float) -> Shape:
+def ramp(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """YaRN's form with three numbers: the first pair of the ramp, its width in pairs, the log factor after it."""
     pairs, top = rope.dim // 2, np.log(ceiling * scale)
 
@@ -93,7 +93,7 @@ def ramp(rope: Rope, scale: float, ceiling: float) -> Shape:
     lower, upper = np.array([-pairs / 4, 0.5, 0.0]), np.array([pairs - 1.0, pairs, top])
     firsts, widths = np.linspace(-pairs / 8, 0.8 * pairs, 5), (1.0, pairs / 4, pairs / 2)
     beginnings = [np.array([first, width, np.log(scale)]) for first in firsts for width in widths]
-    return Shape(
+    return Parametrization(
         log_factors,
         lower,
         upper,
@@ -102,7 +102,7 @@ def ramp(rope: Rope, scale: float, ceiling: float) -> Shape:
     )
 
 
-def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
+def critical(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """LongRoPE2's: the critical pair κ, λ_κ^(i/κ) below it (as NTK's), from it on s … ceiling·s, not decreasing."""
     pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
 
@@ -112,7 +112,7 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
         tail = np.maximum.accumulate(np.clip(x[1 + first :], low, top))
         return np.minimum(pair / kappa, 1) * tail[np.maximum(pair - first, 0)]
 
-    return Shape(
+    return Parametrization(
         log_factors,
         lower=np.array([1.0, *[low] * pairs]),
         upper=np.array([pairs - 1.0, *[top] * pairs]),
@@ -121,22 +121,24 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Shape:
     )
 
 
-SHAPES = {"free": free, "monotone": monotone, "spline": spline, "ramp": ramp, "critical": critical}
+PARAMETRIZATIONS = {"free": free, "monotone": monotone, "spline": spline, "ramp": ramp, "critical": critical}
 
 
-def shape(name: str, rope: Rope, scale: float, ceiling: float) -> Shape:
+def parametrization(name: str, rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """The shape of a name, for factors of 1 … ceiling·scale.
 
     Raises:
         LongRopeError: if there is no such shape.
     """
-    if name not in SHAPES:
-        raise unknown("space", name, SHAPES)
-    return SHAPES[name](rope, scale, ceiling)
+    if name not in PARAMETRIZATIONS:
+        raise unknown("space", name, PARAMETRIZATIONS)
+    return PARAMETRIZATIONS[name](rope, scale, ceiling)
 
 
-def _linear(columns: np.ndarray, top: float) -> Shape:
+def _linear(columns: np.ndarray, top: float) -> Parametrization:
     """Log factors that are sums of columns ``(dim // 2, n)`` with weights 0 … top."""
     low, high, sums = np.zeros(columns.shape[1]), np.full(columns.shape[1], top), columns.sum(axis=1).max()
     unit = np.maximum(high / np.sqrt(sums), 1e-3)
-    return Shape(lambda x: np.clip(columns @ x, 0, top), low, high, spread=unit, beginnings=[high / (2 * sums)])
+    return Parametrization(
+        lambda x: np.clip(columns @ x, 0, top), low, high, spread=unit, beginnings=[high / (2 * sums)]
+    )

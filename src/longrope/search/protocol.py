@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 from longrope.scaling import Scaling
 
-BACKWARD = 3  # a forward and backward pass counts as three forward passes
+BACKWARD_COST = 3  # a forward and backward pass counts as three forward passes
 
 Pair = tuple[Scaling, int]
 Batch = Sequence[Pair]
 
 
 @dataclass(frozen=True)
-class Answer:
+class CandidateLoss:
     """What a candidate is worth: its loss in nats and, if asked for, the gradient of it.
 
     ``gradient`` is ``(dim // 2 + 1,)``: by the log of each factor, then by the log of the attention factor. Numbers
@@ -33,7 +33,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Ask:
+class CandidateBatch:
     """Candidates that a method wants to know the worth of.
 
     Args:
@@ -47,7 +47,7 @@ class Ask:
     turn: int | None = None
 
 
-Conversation = Generator[Ask, list[Answer], None]
+Proposals = Generator[CandidateBatch, list[CandidateLoss], None]
 
 
 class Objective(Protocol):
@@ -58,7 +58,7 @@ class Objective(Protocol):
         """The length of each item: what one forward pass over it costs, in token-evaluations."""
         ...
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """The answers to each batch of (candidate, item) pairs, with its index, as they come.
 
         The items of a batch have one length, and an answer depends on its own batch only.
@@ -67,17 +67,17 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Function:
+class FunctionObjective:
     """A plain function from a `Scaling` to a loss as an objective of one item of one token."""
 
     loss: Callable[[Scaling], float]
     slope: Callable[[Scaling], Sequence[float]] | None = None
     tokens: Sequence[int] = (1,)
 
-    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[Answer]]]:
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """One call for each pair."""
         for index, batch in enumerate(batches):
-            yield index, [Answer(self.loss(one), self._slope(one) if gradient else None) for one, _ in batch]
+            yield index, [CandidateLoss(self.loss(one), self._slope(one) if gradient else None) for one, _ in batch]
 
     def _slope(self, scaling: Scaling) -> tuple[float, ...]:
         assert self.slope is not None, "this function has no gradient"

@@ -13,21 +13,22 @@ from longrope.search.auto import Auto
 from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
-from longrope.search.protocol import Conversation
+from longrope.search.protocol import Proposals
 from longrope.search.space import Space
 
 HALVED = 512 * 1024  # tokens
 
 
 class Method(Protocol):
-    """A small dataclass; ``ceiling`` and ``form`` of the space, and ``starts``, are those that it is best used with.
+    """A search method: a small dataclass that proposes candidates.
 
-    ``shaped`` is whether it moves through the coordinates of the space's form; without, that makes no difference.
+    ``ceiling``, ``parametrization`` and ``starts`` are the values to use it with by default. ``shaped`` says whether it
+    moves through the coordinates of the parametrization; if not, the parametrization makes no difference.
     """
 
     shaped: ClassVar[bool]
     ceiling: ClassVar[float]
-    form: ClassVar[str]
+    parametrization: ClassVar[str]
     starts: ClassVar[tuple[str, ...]]
 
     def passes(self, items: int) -> int:
@@ -42,7 +43,7 @@ class Method(Protocol):
         """The same with another population (of the gradient: another number of steps)."""
         ...
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Conversation:
+    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Ask for candidates until the search is over."""
         ...
 

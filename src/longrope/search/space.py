@@ -12,7 +12,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.search.parametrizations import Shape, shape
+from longrope.search.parametrizations import Parametrization, parametrization
 
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 
@@ -31,7 +31,7 @@ class Space:
         attention: whether it is searched, from 1 to twice as far from it as YaRN's.
         start_tokens: the numbers of start tokens n̂ that may be chosen; `START_TOKENS` are the paper's.
         ceiling: the largest factor, in units of s.
-        form: one of `SHAPES`, for the methods that move through coordinates.
+        parametrization: one of `PARAMETRIZATIONS`, for the methods that move through coordinates.
         before: what the model was fine-tuned with in the stage before, if there was one.
 
     Raises:
@@ -44,7 +44,7 @@ class Space:
     attention: bool = False
     start_tokens: tuple[int, ...] = (0,)
     ceiling: float = 1.25
-    form: str = "free"
+    parametrization: str = "free"
     before: Scaling | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class Space:
                 f"length = {self.length} with ceiling = {self.ceiling} leaves no factor to choose but 1; "
                 f"search a length above the original {self.relative.original_length}"
             )
-        _ = self.shape
+        _ = self.coordinate_map
 
     @property
     def pairs(self) -> int:
@@ -83,9 +83,9 @@ class Space:
         return max(1 + 0.2 * math.log(self.rope.scale(self.length)), self.attention_factor)
 
     @cached_property
-    def shape(self) -> Shape:
+    def coordinate_map(self) -> Parametrization:
         """The coordinates of the factors."""
-        return shape(self.form, self.relative, self.scale, self.ceiling)
+        return parametrization(self.parametrization, self.relative, self.scale, self.ceiling)
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -93,26 +93,26 @@ class Space:
         attention = [(math.log(min(1.0, self.attention_factor)), math.log(self.largest_attention))] * self.attention
         start = [(0, len(self.start_tokens) - 1)] * (len(self.start_tokens) > 1)
         lower, upper = np.array([*attention, *start], dtype=float).reshape(-1, 2).T
-        return np.concatenate([self.shape.lower, lower]), np.concatenate([self.shape.upper, upper])
+        return np.concatenate([self.coordinate_map.lower, lower]), np.concatenate([self.coordinate_map.upper, upper])
 
     @property
     def spread(self) -> np.ndarray:
         """What counts as one unit of change of each coordinate."""
         lower, upper = self.bounds
-        shaped = len(self.shape.spread)
-        return np.concatenate([self.shape.spread, (upper - lower)[shaped:]])
+        shaped = len(self.coordinate_map.spread)
+        return np.concatenate([self.coordinate_map.spread, (upper - lower)[shaped:]])
 
     def at(self, x: np.ndarray) -> Scaling:
         """The candidate with these coordinates, ``(coordinates,)``."""
-        shaped = len(self.shape.lower)
-        factors = np.exp(self.shape.log_factors(x[:shaped]))
+        shaped = len(self.coordinate_map.lower)
+        factors = np.exp(self.coordinate_map.log_factors(x[:shaped]))
         attention = math.exp(x[shaped]) if self.attention else self.attention_factor
         start = round(float(x[-1])) if len(self.start_tokens) > 1 else 0
         return self.scaling(np.maximum(factors, 1.0).tolist(), start, attention)
 
     def coordinates(self, scaling: Scaling) -> np.ndarray:
         """Coordinates within the bounds that come close to a scaling, ``(coordinates,)``."""
-        x = self.shape.nearest(np.log(self.inside(scaling)))
+        x = self.coordinate_map.nearest(np.log(self.inside(scaling)))
         lower, upper = (bound[len(x) :] for bound in self.bounds)
         extra = [math.log(self.attention_factor)] * self.attention + [0.0] * (len(self.start_tokens) > 1)
         return np.concatenate([x, np.clip(extra, lower, upper)])
@@ -120,7 +120,7 @@ class Space:
     def slope(self, x: np.ndarray, gradient: Sequence[float]) -> np.ndarray:
         """The gradient by coordinate, ``(coordinates,)``, from an `Answer`'s; 0 for n̂, which is a whole number."""
         by_factor, by_attention = np.asarray(gradient[:-1]), gradient[-1]
-        shaped = self.shape.jacobian(x[: len(self.shape.lower)]).T @ by_factor
+        shaped = self.coordinate_map.jacobian(x[: len(self.coordinate_map.lower)]).T @ by_factor
         return np.concatenate([shaped, [by_attention] * self.attention, [0.0] * (len(self.start_tokens) > 1)])
 
     def scaling(self, factors: Sequence[float], start: int = 0, attention: float | None = None) -> Scaling:

@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from longrope.data.training_windows import Windows
 from longrope.errors import LongRopeError
 from longrope.longcontext.tiling import tile_mlps
-from longrope.longcontext.training_loss import bound_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import attach
 from longrope.scaling import Extension, Scaling
@@ -27,7 +27,7 @@ from longrope.stages.trainer_checkpoints import Watcher, last_whole, writing
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSummary:
     """What a fine-tuning did: optimizer steps, tokens, the mean loss of its last tenth, seconds (of this call)."""
 
     steps: int
@@ -47,7 +47,7 @@ def finetune(
     device: str = "cpu",
     report_to: str = "none",
     watch: Callable[[int, float], None] | None = None,
-) -> Training | None:
+) -> TrainingSummary | None:
     """Train a model's weights with factors in place.
 
     Under ``accelerate launch`` or ``torchrun`` the sequences of a step are spread over all processes, or over all
@@ -73,7 +73,7 @@ def finetune(
             missing.
     """
     began = time.monotonic()
-    bound_loss(attach(model, factors))
+    use_chunked_loss(attach(model, factors))
     trained = _with_lora(model, how) if how.lora else model
     steps, cached = len(windows) // how.batch, getattr(model.config, "use_cache", None)
     arguments = training_arguments(how, steps, folder, device, report_to)
@@ -98,7 +98,7 @@ def finetune(
         return None
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-    return Training(steps, len(windows) * windows.size, last, time.monotonic() - began)
+    return TrainingSummary(steps, len(windows) * windows.size, last, time.monotonic() - began)
 
 
 def _with_lora(model: PreTrainedModel, how: Finetune) -> Any:

@@ -10,10 +10,10 @@ from pathlib import Path
 from accelerate.utils import get_int_from_env
 
 from longrope.errors import LongRopeError
-from longrope.stages.run_folder import Run
+from longrope.stages.run_folder import StagedRun
 
 
-def launched(run: Run, number: int, launch: Sequence[str]) -> None:
+def launched(run: StagedRun, number: int, launch: Sequence[str]) -> None:
     """Fine-tune a stage in processes that a program starts: ``longrope finetune`` in each.
 
     Raises:

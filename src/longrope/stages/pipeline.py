@@ -18,7 +18,7 @@ from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget
 from longrope.search.find import find_factors
-from longrope.search.loop import Progress
+from longrope.search.loop import SearchProgress
 from longrope.search.registry import method
 from longrope.search.space import Space
 from longrope.stages.finetune import finetune
@@ -26,16 +26,16 @@ from longrope.stages.launch import first_process, launched, settle
 from longrope.stages.measure import measure
 from longrope.stages.plan_tables import Search, Stage
 from longrope.stages.run_data import method_of
-from longrope.stages.run_folder import Run
+from longrope.stages.run_folder import StagedRun
 from longrope.stages.trainer_arguments import wants_liger
 from longrope.stages.trainer_checkpoints import writing
 from longrope.storage.atomic import write_json, write_text
-from longrope.storage.lock import LOCK, held
+from longrope.storage.lock import LOCK, locked
 
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # the search for short factors starts from these powers of the long ones
 
 
-def extend(run: Run) -> Extension:
+def extend(run: StagedRun) -> Extension:
     """Carry out a plan, or what is left of it.
 
     Every stage leaves a folder with its factors (``extension.json``) and, if it fine-tunes, its weights (``model``). In
@@ -66,18 +66,18 @@ def extend(run: Run) -> Extension:
     return extension
 
 
-def train(run: Run, number: int) -> None:
+def train(run: StagedRun, number: int) -> None:
     """Fine-tune the weights of a stage with its factors: ``stage-NUMBER/model``; alike in all processes of a launch.
 
     Raises:
         LongRopeError: as `finetune` does, or if another fine-tuning of the stage goes on.
     """
     # not the lock of the run: a launch may go on where what began it was killed
-    with held(run.stage(number)) if first_process() else nullcontext():
+    with locked(run.stage(number)) if first_process() else nullcontext():
         _trained(run, number)
 
 
-def _trained(run: Run, number: int) -> None:
+def _trained(run: StagedRun, number: int) -> None:
     stage, folder = run.plan.stages[number - 1], run.stage(number)
     how, long = stage.finetune, run.factors(number)
     assert how is not None
@@ -109,7 +109,7 @@ def _trained(run: Run, number: int) -> None:
         fresh.rename(folder / "model")
 
 
-def _found(run: Run, number: int, stage: Stage) -> Scaling:
+def _found(run: StagedRun, number: int, stage: Stage) -> Scaling:
     """The long factors of a stage."""
     given = run.given(number)
     if given is not None:
@@ -120,7 +120,7 @@ def _found(run: Run, number: int, stage: Stage) -> Scaling:
         stage.length,
         attention_factor=run.attention(number),
         ceiling=chosen.ceiling,
-        form=chosen.form,
+        parametrization=chosen.parametrization,
         before=run.factors(last) if last else None,
     )
     if stage.factors == "search":
@@ -136,13 +136,15 @@ def closed_form(name: str, space: Space) -> Scaling:
     return replace(found, attention_factor=space.attention_factor)
 
 
-def _recovered(run: Run, long: Scaling) -> Scaling:
+def _recovered(run: StagedRun, long: Scaling) -> Scaling:
     """Short factors for the weights of the last stage."""
     recovery, original = run.plan.recovery, run.rope.original_length
     assert recovery is not None
     attention, chosen = run.short_attention, method(recovery.search.method)
     largest = recovery.ceiling or max(2.0, *long.factors)
-    space = Space(run.rope, 2 * original, attention_factor=attention, ceiling=largest / 2, form=chosen.form)
+    space = Space(
+        run.rope, 2 * original, attention_factor=attention, ceiling=largest / 2, parametrization=chosen.parametrization
+    )
     starts = [
         Scaling(
             [min(factor**part, largest) for factor in long.factors],
@@ -158,7 +160,7 @@ def _recovered(run: Run, long: Scaling) -> Scaling:
 
 
 def _searched(
-    run: Run,
+    run: StagedRun,
     part: str,
     number: int,
     space: Space,
@@ -172,7 +174,7 @@ def _searched(
     model, _ = load(run.weights(number), dtype=run.dtype, device=run.device)
     chosen, total = method_of(how, items["search"])
 
-    def watch(_: int, standing: Progress) -> None:
+    def watch(_: int, standing: SearchProgress) -> None:
         run.tell(part, standing.tokens, total, f"loss {standing.loss:.3f}")
 
     return find_factors(

@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError, did_you_mean
 from longrope.rope import Rope
 from longrope.schemes import attention_factor
 from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
-from longrope.stages.plan_values import Part, Some, checked
+from longrope.stages.plan_values import PlanTable, Some, checked
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +25,7 @@ VERSION = 1
 FOLDER = Path(__file__).parent.parent / "plans"
 
 
-class Plan(Part):
+class Plan(PlanTable):
     """All stages, in ascending order of length.
 
     Args:
@@ -117,7 +117,7 @@ class Plan(Part):
         return "\n".join([*parts, *([tomli_w.dumps(tables)] if tables else [])])
 
 
-TABLES: dict[str, type[Part]] = {
+TABLES: dict[str, type[PlanTable]] = {
     "stages": Stage,
     "search": Search,
     "finetune": Finetune,

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longrope.stages.plan_values import Factors, Method, Part, Schedule, Scheme, Some, Task, Tokens
+from longrope.stages.plan_values import Factors, Method, PlanTable, Schedule, Scheme, Some, Task, Tokens
 
 
-class Search(Part):
+class Search(PlanTable):
     """How a stage finds its factors; see ``longrope search --help``.
 
     Args:
@@ -30,7 +30,7 @@ class Search(Part):
     window: Tokens | None = None
 
 
-class Finetune(Part):
+class Finetune(PlanTable):
     """How a stage trains the weights with its factors in place.
 
     Args:
@@ -84,7 +84,7 @@ class Finetune(Part):
         return self.count(length) * self.batch * self.sequence(length)
 
 
-class Stage(Part):
+class Stage(PlanTable):
     """One extension: factors for a length, then perhaps fine-tuning with them.
 
     Args:
@@ -110,7 +110,7 @@ class Stage(Part):
         return self
 
 
-class Recovery(Part):
+class Recovery(PlanTable):
     """The search for short factors on the final model.
 
     Args:
@@ -124,7 +124,7 @@ class Recovery(Part):
     search: Search = Search()
 
 
-class Data(Part):
+class Data(PlanTable):
     """Documents.
 
     Args:
@@ -143,7 +143,7 @@ class Data(Part):
     repeats: int = Field(default=1, ge=1)
 
 
-class Evaluation(Part):
+class Evaluation(PlanTable):
     """What is measured in the end on test documents.
 
     Args:

@@ -65,7 +65,7 @@ Schedule = Literal[  # transformers' SchedulerType, less those that need numbers
 Some = Field(strict=False)
 
 
-class Part(BaseModel):
+class PlanTable(BaseModel):
     """A table of the plan; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

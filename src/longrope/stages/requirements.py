@@ -12,7 +12,7 @@ from longrope.errors import LongRopeError
 from longrope.stages.plan import Plan
 
 
-def check_equipment(plan: Plan, *, device: str, launch: Sequence[str], report_to: str) -> None:
+def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report_to: str) -> None:
     """See, before hours of work, that the fine-tuning of a plan will find what it needs.
 
     Args:

@@ -11,21 +11,21 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from longrope.data.documents import Document, load_documents
-from longrope.data.split import Drawn, draw, split
+from longrope.data.split import DocumentTokens, draw_tokens, split_documents
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import Windows
-from longrope.data.weighted_text import Item, make_items
+from longrope.data.weighted_text import WeightedText, search_texts
 from longrope.rope import Rope
 from longrope.search.budget import too_small
 from longrope.search.registry import Method, method, planned
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Search, Stage
-from longrope.tasks.prompt_sets import ProbeSets, probe_sets
+from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
 
 WHOLE = 2**40  # tokens; more than any document has
 
 
-def method_of(search: Search, items: Sequence[Item]) -> tuple[Method, int]:
+def method_of(search: Search, items: Sequence[WeightedText]) -> tuple[Method, int]:
     """The method of a search, and about how many token-evaluations it takes.
 
     Raises:
@@ -39,7 +39,7 @@ def method_of(search: Search, items: Sequence[Item]) -> tuple[Method, int]:
 
 
 @dataclass(frozen=True)
-class Material:
+class RunData:
     """What a plan searches, trains and tests on; the four never share a document.
 
     Args:
@@ -82,19 +82,19 @@ class Material:
         """In tokens, of the evaluation, in ascending order."""
         return self.plan.evaluated(self.rope.original_length)
 
-    def items(self, search: Search, lengths: Sequence[int]) -> dict[str, list[Item]]:
+    def items(self, search: Search, lengths: Sequence[int]) -> dict[str, list[WeightedText]]:
         """What a search minimises (``search``) and what chooses its winner (``held_out``)."""
         return {part: self._draw(part, search, lengths)[0] for part in ("search", "held_out")}
 
-    def test(self) -> Drawn:
+    def test(self) -> DocumentTokens:
         """Test documents of the longest length."""
         count, longest = self.plan.evaluation.documents, max(self.lengths)
-        return draw(self._parts["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
+        return draw_tokens(self._parts["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
 
-    def probes(self) -> ProbeSets:
+    def probes(self) -> PromptSets:
         """The retrieval probes of the evaluation, in test documents, at the lengths at which they fit."""
         how = self.plan.evaluation
-        found, _ = probe_sets(how.retrieval, self.lengths, self.tokenizer, self.test().tokens, trials=how.trials)
+        found, _ = make_prompt_sets(how.retrieval, self.lengths, self.tokenizer, self.test().tokens, trials=how.trials)
         return found
 
     def windows(self, stage: Stage) -> Windows:
@@ -143,8 +143,8 @@ class Material:
         left = [document for document in source if document.text not in kept]
         return [left[i] for i in np.random.default_rng(self.plan.data.seed).permutation(len(left))]
 
-    def _draw(self, part: str, search: Search, lengths: Sequence[int]) -> tuple[list[Item], tuple[str, ...]]:
-        return make_items(
+    def _draw(self, part: str, search: Search, lengths: Sequence[int]) -> tuple[list[WeightedText], tuple[str, ...]]:
+        return search_texts(
             self._parts[part],
             self.tokenizer,
             lengths=lengths,
@@ -156,4 +156,4 @@ class Material:
 
     @cached_property
     def _parts(self) -> dict[str, list[Document]]:
-        return split(load_documents(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)
+        return split_documents(load_documents(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)

@@ -16,19 +16,19 @@ from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, is_scheme
 from longrope.stages.plan import Plan, parse_plan
-from longrope.stages.requirements import check_equipment
-from longrope.stages.run_data import Material
+from longrope.stages.requirements import check_requirements
+from longrope.stages.run_data import RunData
 from longrope.storage.atomic import write_json, write_text
-from longrope.storage.lock import LOCK, claim
+from longrope.storage.lock import LOCK, claim_output
 
 Tell = Callable[[str, int, int, str], None]  # part of the work, done, of how much, what to say of it
 VERSION = 1
-# what a run leaves that was refused or died in `begin`
+# what a run leaves that was refused or died in `begin_run`
 BEGUN = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.")
 
 
 @dataclass(frozen=True)
-class Run:
+class StagedRun:
     """A folder in which a plan is carried out on a model: what is done is in it, what is not is done next.
 
     Args:
@@ -57,9 +57,9 @@ class Run:
         return Rope.of(load_config(self.model))
 
     @cached_property
-    def material(self) -> Material:
+    def material(self) -> RunData:
         """The plan's documents."""
-        return Material(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens")
+        return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens")
 
     def stage(self, number: int) -> Path:
         """The folder of a stage, 1, 2 …."""
@@ -121,7 +121,7 @@ class Run:
         return 1.0 if how is None or how.short else self.attention(last)
 
 
-def begin(run: Run, *, resume: bool) -> None:
+def begin_run(run: StagedRun, *, resume: bool) -> None:
     """Make a run's folder, or see that it is this run's.
 
     Raises:
@@ -145,9 +145,9 @@ def begin(run: Run, *, resume: bool) -> None:
         return
     if run.folder.is_dir() and not all(path.name.startswith(BEGUN) for path in run.folder.iterdir()):
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
-    claim(run.folder, overwrite=True, folder=True)
+    claim_output(run.folder, overwrite=True, folder=True)
     run.plan.fits(run.rope)
-    check_equipment(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
+    check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
     for number in range(1, len(run.plan.stages) + 1):
         run.given(number)
     run.material.check()
@@ -155,14 +155,14 @@ def begin(run: Run, *, resume: bool) -> None:
     write_json(path, {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()})
 
 
-def reopen(folder: Path, **given: Any) -> Run:
-    """The run that a folder holds; ``given`` are the other fields of `Run`.
+def open_run(folder: Path, **given: Any) -> StagedRun:
+    """The run that a folder holds; ``given`` are the other fields of `StagedRun`.
 
     Raises:
         LongRopeError: if it holds none.
     """
     model, plan, dtype = _read(folder / "run.json")
-    return Run(folder, model, plan, dtype=dtype, **given)
+    return StagedRun(folder, model, plan, dtype=dtype, **given)
 
 
 def _read(path: Path) -> tuple[str, Plan, str]:

@@ -22,16 +22,16 @@ def cannot_write(path: Path, error: OSError) -> LongRopeError:
 
 def dumps(data: object) -> str:
     """Indented JSON in which a number that is not finite is null."""
-    return json.dumps(finite(data), indent=1, allow_nan=False) + "\n"
+    return json.dumps(replace_non_finite(data), indent=1, allow_nan=False) + "\n"
 
 
-def finite(data: object) -> object:
+def replace_non_finite(data: object) -> object:
     """JSON values in which a number that is not finite is null."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    return [finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+        return {key: replace_non_finite(value) for key, value in data.items()}
+    return [replace_non_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
 
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:

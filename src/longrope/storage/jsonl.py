@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError
 VERSION = 1
 
 
-class Lines:
+class JsonlFile:
     """JSON lines after a first one with a version and the settings that decide what the others say.
 
     A line is with the operating system when `append` returns: a process that is killed loses none. Syncing each to the

@@ -27,7 +27,7 @@ TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 _mine: set[Path] = set()  # the locks that this process has
 
 
-def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") -> None:
+def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") -> None:
     """Make sure, before any work, that an output may be written and no other process holds it.
 
     Args:
@@ -55,7 +55,7 @@ def claim(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") 
 
 
 @contextlib.contextmanager
-def held(path: Path, *, folder: bool = True) -> Iterator[None]:
+def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     """Keep other processes out of an output, by a lock of the operating system, which goes with the process.
 
     What a process that was killed left half written in the folder (``.NAME.PID.tmp``) is removed.

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.tasks.prompts import Probe
-from longrope.tasks.registry import make_probes
+from longrope.tasks.prompts import Prompt
+from longrope.tasks.registry import make_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-ProbeSets = dict[tuple[str, int], list[Probe]]  # by task and length
+PromptSets = dict[tuple[str, int], list[Prompt]]  # by task and length
 
 
-def probe_sets(
+def make_prompt_sets(
     tasks: Sequence[str],
     lengths: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
@@ -28,8 +28,8 @@ def probe_sets(
     depths: Sequence[float] = DEPTHS,
     seed: int = 0,
     some: bool = False,
-) -> tuple[ProbeSets, list[LongRopeError]]:
-    """The probes of `make_probes` for every task and length at which they fit, and why they do not at others.
+) -> tuple[PromptSets, list[LongRopeError]]:
+    """The probes of `make_prompts` for every task and length at which they fit, and why they do not at others.
 
     Args:
         tasks: names.
@@ -44,7 +44,7 @@ def probe_sets(
     Raises:
         LongRopeError: if there is no such task, or it fits at no length.
     """
-    found: ProbeSets = {}
+    found: PromptSets = {}
     refusals: list[LongRopeError] = []
     for task in tasks:
         for length in lengths:
@@ -62,8 +62,10 @@ def probe_sets(
     return found, refusals
 
 
-def _probes_or_why_not(task: str, tokenizer: PreTrainedTokenizerBase, **options: object) -> list[Probe] | LongRopeError:
+def _probes_or_why_not(
+    task: str, tokenizer: PreTrainedTokenizerBase, **options: object
+) -> list[Prompt] | LongRopeError:
     try:
-        return make_probes(task, tokenizer, **options)  # pyright: ignore[reportArgumentType]
+        return make_prompts(task, tokenizer, **options)  # pyright: ignore[reportArgumentType]
     except LongRopeError as error:
         return error

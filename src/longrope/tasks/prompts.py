@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import WORDS, make_recall
+from longrope.data.key_value_lines import WORDS, make_key_value_text
 from longrope.errors import LongRopeError
 from longrope.tasks.haystack import encode_within, noise, plant
-from longrope.tasks.ruler import CHOICES, Bag, Needles
+from longrope.tasks.ruler import CHOICES, NeedleDraft, WordListDraft
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Prompt:
     """A prompt that ends in a question, and what is wanted.
 
     Args:
         tokens: of the prompt, int64 ``(length - room,)``.
         answers: all strings that are wanted.
         wrong: others of the same form, for a forced choice; none where several answers are wanted.
-        depth: where in the text the asked needle lies, from 0 to 1; None for several, or for one that `make_recall`
-            planted at random.
+        depth: where in the text the asked needle lies, from 0 to 1; None for several, or for one that was planted
+            at random.
         room: tokens kept for what the model says.
     """
 
@@ -39,7 +39,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Request:
+class PromptRequest:
     """What `make_probes` was asked for; ``start`` is what the tokenizer puts before every text."""
 
     task: str
@@ -67,11 +67,11 @@ class Request:
         return text[size:] if np.array_equal(text[:size], self.start) else text
 
 
-def needle_probes(
-    request: Request, *, draft: Callable[[np.random.Generator, float], Needles], room: int, real: bool
-) -> list[Probe]:
+def needle_prompts(
+    request: PromptRequest, *, draft: Callable[[np.random.Generator, float], NeedleDraft], room: int, real: bool
+) -> list[Prompt]:
     """Lines drafted for a depth, planted in a real document or in noise."""
-    drafts: list[tuple[Needles, float | None]] = []
+    drafts: list[tuple[NeedleDraft, float | None]] = []
     for trial, rng in enumerate(_generators(request)):
         drawn, wanted = rng.random(), request.depth(trial)
         depth = float(drawn if wanted is None else wanted)
@@ -85,11 +85,13 @@ def needle_probes(
         hay, borders = (request.text(trial)[:size], None) if real else noise(request.tokenizer, size)
         body = plant(hay, borders, lines, made.depths)
         tokens = np.concatenate([request.start, intro, body, question])
-        probes.append(Probe(tokens, made.answers, made.wrong, depth, room))
+        probes.append(Prompt(tokens, made.answers, made.wrong, depth, room))
     return probes
 
 
-def bag_probes(request: Request, *, draft: Callable[[np.random.Generator, int], Bag], room: int) -> list[Probe]:
+def word_list_prompts(
+    request: PromptRequest, *, draft: Callable[[np.random.Generator, int], WordListDraft], room: int
+) -> list[Prompt]:
     """Bags of words to count, as many words as fit."""
     rngs = _generators(request)
     bags = [draft(rng, request.length) for rng in rngs]
@@ -106,31 +108,31 @@ def bag_probes(request: Request, *, draft: Callable[[np.random.Generator, int], 
         order = rng.permutation(np.repeat(np.arange(len(words)), counts))
         pad, _ = noise(request.tokenizer, left - int(counts @ size))
         tokens = np.concatenate([request.start, pad, intro, *[words[i] for i in order], question])
-        probes.append(Probe(tokens, bag.answers, (), None, room))
+        probes.append(Prompt(tokens, bag.answers, (), None, room))
     return probes
 
 
-def recall_probes(request: Request) -> list[Probe]:
+def key_value_prompts(request: PromptRequest) -> list[Prompt]:
     """What ``tiny`` was trained on; one trial after the other from one generator."""
     rng, start, probes = np.random.default_rng(request.seed), request.start, []
     for trial in range(request.trials):
         depth, size = request.depth(trial), request.length - len(start)
-        recall = make_recall(request.text(trial), request.tokenizer, rng=rng, length=size, depth=depth)
+        recall = make_key_value_text(request.text(trial), request.tokenizer, rng=rng, length=size, depth=depth)
         answer = str(request.tokenizer.decode(recall.tokens[recall.answers])).strip()
         pairs = [" ".join(pair) for pair in rng.spawn(1)[0].choice(WORDS.split(), size=(CHOICES, 2))]
         wrong = [pair for pair in dict.fromkeys(pairs) if pair != answer][: CHOICES - 1]
         asked = int(np.flatnonzero(recall.answers)[0])
         tokens = np.concatenate([start, recall.tokens[:asked]])
-        probes.append(Probe(tokens, (answer,), tuple(wrong), depth, size - asked))
+        probes.append(Prompt(tokens, (answer,), tuple(wrong), depth, size - asked))
     return probes
 
 
-def _generators(request: Request) -> list[np.random.Generator]:
+def _generators(request: PromptRequest) -> list[np.random.Generator]:
     """One for each trial, so that no trial depends on how long the one before was."""
     return np.random.default_rng(request.seed).spawn(request.trials)
 
 
-def _check_length(request: Request, least: int) -> None:
+def _check_length(request: PromptRequest, least: int) -> None:
     least += len(request.start)
     if request.length < least:
         raise LongRopeError(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.errors import LongRopeError, unknown
-from longrope.tasks.prompts import Probe, Request, bag_probes, needle_probes, recall_probes
+from longrope.tasks.prompts import Prompt, PromptRequest, key_value_prompts, needle_prompts, word_list_prompts
 from longrope.tasks.ruler import (
-    Needles,
+    NeedleDraft,
     common_words,
     frequent_words,
     niah,
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class Task:
     """How the probes of a task are made, and whether that needs real documents."""
 
-    make: Callable[[Request], list[Probe]]
+    make: Callable[[PromptRequest], list[Prompt]]
     real: bool = False
 
 
-def make_probes(
+def make_prompts(
     task: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -41,7 +41,7 @@ def make_probes(
     texts: np.ndarray | None = None,
     depths: Sequence[float] | None = None,
     seed: int = 0,
-) -> list[Probe]:
+) -> list[Prompt]:
     """Probes of one task, each of exactly ``length`` tokens with the room for the answer.
 
     The same seed gives the same probes, and more of them begin with the same ones. Texts are put together from the
@@ -69,11 +69,11 @@ def make_probes(
             raise LongRopeError(f"depths = {depth} must lie between 0 and 1, the beginning and the end of the text")
     first = tokenizer("a")["input_ids"][:1]
     start = np.array(first if first == [tokenizer.bos_token_id] else [], dtype=np.int64)
-    return TASKS[task].make(Request(task, tokenizer, length, trials, texts, depths, seed, start))
+    return TASKS[task].make(PromptRequest(task, tokenizer, length, trials, texts, depths, seed, start))
 
 
-def _needles(draft: Callable[..., Needles], *, room: int, real: bool = False, **options: int) -> Task:
-    return Task(partial(needle_probes, draft=partial(draft, **options), room=room, real=real), real)
+def _needles(draft: Callable[..., NeedleDraft], *, room: int, real: bool = False, **options: int) -> Task:
+    return Task(partial(needle_prompts, draft=partial(draft, **options), room=room, real=real), real)
 
 
 TASKS = {
@@ -84,7 +84,7 @@ TASKS = {
     "niah_multivalue": _needles(niah, room=64, real=True, values=4),
     "niah_multiquery": _needles(niah, room=64, real=True, keys=4, asked=4),
     "vt": _needles(variables, room=64),
-    "cwe": Task(partial(bag_probes, draft=common_words, room=128)),
-    "fwe": Task(partial(bag_probes, draft=frequent_words, room=48)),
-    "recall": Task(recall_probes, real=True),
+    "cwe": Task(partial(word_list_prompts, draft=common_words, room=128)),
+    "fwe": Task(partial(word_list_prompts, draft=frequent_words, room=48)),
+    "recall": Task(key_value_prompts, real=True),
 }

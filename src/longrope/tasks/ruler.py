@@ -13,7 +13,7 @@ CHOICES = 4  # of a forced choice: the right one and three of its form
 
 
 @dataclass(frozen=True)
-class Needles:
+class NeedleDraft:
     """Lines to plant at depths between 0 and 1, what stands before and after the text, and what is wanted."""
 
     intro: str
@@ -25,7 +25,7 @@ class Needles:
 
 
 @dataclass(frozen=True)
-class Bag:
+class WordListDraft:
     """Words, the most frequent of which are wanted; ``counts(n)`` of each grow with n, which is at least ``least``."""
 
     intro: str
@@ -36,10 +36,10 @@ class Bag:
     answers: tuple[str, ...]
 
 
-def passkey(rng: np.random.Generator, depth: float) -> Needles:
+def passkey(rng: np.random.Generator, depth: float) -> NeedleDraft:
     """A number of five digits."""
     key, *wrong = _numbers(rng, CHOICES, digits=5)
-    return Needles(
+    return NeedleDraft(
         "Somewhere in the text below stands a pass key. Remember it: you will be asked for it.\n",
         (f"\nThe pass key is {key}.\n",),
         (depth,),
@@ -49,7 +49,7 @@ def passkey(rng: np.random.Generator, depth: float) -> Needles:
     )
 
 
-def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int = 1, asked: int = 1) -> Needles:
+def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int = 1, asked: int = 1) -> NeedleDraft:
     """Needles in a haystack: numbers of seven digits under some key words; all numbers of the asked ones are wanted."""
     picked = rng.choice(WORDS.split(), size=(keys, 2), replace=False)
     names = [f"{first}-{second}" for first, second in picked]
@@ -59,7 +59,7 @@ def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int =
     wrong = [number for _, number in pairs[1:]] + numbers  # other keys' numbers are the hardest to tell apart
     single, wanted = len(answers) == 1, " and ".join(names[:asked])
     asks, says = ("What is the", "number for") if single else ("What are all", "numbers for")
-    return Needles(
+    return NeedleDraft(
         "Secret numbers are hidden in the text below. Remember them: you will be asked for some.\n",
         tuple(f"\nA secret number for {name} is {number}.\n" for name, number in pairs),
         (depth, *rng.random(len(pairs) - 1)),
@@ -69,7 +69,7 @@ def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int =
     )
 
 
-def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int = 4) -> Needles:
+def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int = 4) -> NeedleDraft:
     """Variable tracking: chains of assignments in their order; the variables of the first chain are wanted."""
     names = np.array([word.upper() for word in invented(rng, chains * (hops + 1))]).reshape(chains, hops + 1)
     values = _numbers(rng, chains, digits=5)
@@ -77,7 +77,7 @@ def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int 
     queues = [list(zip(row, source, strict=True)) for row, source in zip(names, sources, strict=True)]
     turns = rng.permutation(np.repeat(np.arange(chains), hops + 1))
     assignments = [queues[turn].pop(0) for turn in turns]
-    return Needles(
+    return NeedleDraft(
         "Assignments to variables are hidden in the text below. Follow them: you will be asked about a value.\n",
         tuple(f"\nVAR {name} = {source}\n" for name, source in assignments),
         tuple(np.sort(rng.random(len(turns)))),
@@ -86,7 +86,7 @@ def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int 
     )
 
 
-def common_words(rng: np.random.Generator, length: int) -> Bag:
+def common_words(rng: np.random.Generator, length: int) -> WordListDraft:
     """Ten words that appear 30 times among words that appear three times; 10 times and once below 4,096 tokens."""
     often, seldom = (30, 3) if length >= 4096 else (10, 1)
     words = invented(rng, 20 + length // (2 * seldom))
@@ -95,7 +95,7 @@ def common_words(rng: np.random.Generator, length: int) -> Bag:
     def counts(others: int) -> np.ndarray:
         return np.where(place < 0, often, np.where(place < others, seldom, 0))
 
-    return Bag(
+    return WordListDraft(
         "Below is a list of words. A few of them appear much more often than the others.\n",
         tuple(f" {word}" for word in words),
         counts,
@@ -105,12 +105,12 @@ def common_words(rng: np.random.Generator, length: int) -> Bag:
     )
 
 
-def frequent_words(rng: np.random.Generator, _: int) -> Bag:
+def frequent_words(rng: np.random.Generator, _: int) -> WordListDraft:
     """Coded words whose frequency falls with the square of their rank (Zipf); dots are the first, the next 3 wanted."""
     words = ["...", *invented(rng, 499)]  # the last of them appear in millions of words only
     shares = 1 / np.arange(1.0, len(words) + 1) ** 2
     shares /= shares.sum()
-    return Bag(
+    return WordListDraft(
         "Below is a coded text. Find out which of its words appear most often; the dots do not count.\n",
         tuple(f" {word}" for word in words),
         lambda total: np.floor(total * shares).astype(int),

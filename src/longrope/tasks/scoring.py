@@ -14,14 +14,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.tasks.haystack import encode_within
-from longrope.tasks.prompts import Probe
+from longrope.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PromptScore:
     """What a model made of a probe.
 
     Args:
@@ -48,14 +48,14 @@ def matched(text: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
 
 
-def score_probes(
+def score_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    probes: Sequence[Probe],
+    probes: Sequence[Prompt],
     *,
     batch: int = 1,
     done: Callable[[int], object] | None = None,
-) -> list[Outcome]:
+) -> list[PromptScore]:
     """What a model says to each probe, greedily, and for a single answer what it would choose.
 
     A prompt passes through the backbone once, its keys and values serve all that follows, and there are logits for
@@ -75,7 +75,7 @@ def score_probes(
     groups: dict[tuple[int, int], list[int]] = {}
     for i, probe in enumerate(probes):
         groups.setdefault((len(probe.tokens), probe.room), []).append(i)
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, PromptScore] = {}
     for (prompt, room), members in groups.items():
         for start in range(0, len(members), batch):
             chosen = members[start : start + batch]
@@ -89,7 +89,7 @@ def score_probes(
 
 
 @torch.inference_mode()
-def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe]) -> list[Outcome]:
+def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Prompt]) -> list[PromptScore]:
     prompts = torch.from_numpy(np.stack([probe.tokens for probe in probes])).to(model.device)
     cache = DynamicCache()  # one that keeps all, so that it can be cropped in layers with a window too
     model.base_model(input_ids=prompts[:, :-1], past_key_values=cache, use_cache=True)
@@ -100,14 +100,14 @@ def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: S
         text = str(tokenizer.decode(tokens, skip_special_tokens=True))
         margin = min(own[1:]) - own[0] if len(own) > 1 else None
         choice = None if margin is None else margin > 0
-        outcomes.append(Outcome(matched(text, probe.answers), text, own[0] if own else None, choice, margin))
+        outcomes.append(PromptScore(matched(text, probe.answers), text, own[0] if own else None, choice, margin))
     return outcomes
 
 
 def _option_losses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    probes: Sequence[Probe],
+    probes: Sequence[Prompt],
     last: Tensor,
     cache: DynamicCache,
 ) -> list[list[float]]:

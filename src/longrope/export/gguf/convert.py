@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
 from longrope.export.gguf.vocabulary import add_vocabulary
 from longrope.export.hf_config import for_mode, refuse_quantized
-from longrope.models.rotary_slot import find_rotary
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope
 from longrope.scaling import Extension
 
@@ -134,7 +134,7 @@ def _refuse_other_factors(model: PreTrainedModel, extension: Extension) -> None:
     parameters = model.config.rope_parameters
     sets = [list(scaling.factors) for scaling in (extension.short, extension.long)]
     carried = [parameters.get("short_factor"), parameters.get("long_factor")]
-    rope = Rope.of(model.config) if carried == sets else find_rotary(model).rope
+    rope = Rope.of(model.config) if carried == sets else find_rotary_slot(model).rope
     if rope != extension.rope:
         raise LongRopeError(f"this extension is made for {extension.rope}, but the model has {rope}")
 

@@ -12,7 +12,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.formats.gguf import LONG, SHORT
 from longrope.scaling import Extension
-from longrope.storage.lock import claim
+from longrope.storage.lock import claim_output
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -70,7 +70,7 @@ def written(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GGUFW
     """
     from gguf import GGUFWriter
 
-    claim(path, overwrite=overwrite)
+    claim_output(path, overwrite=overwrite)
     temporary = path.with_name(f".{path.name}.tmp")
     writer = GGUFWriter(temporary, architecture)
     try:
