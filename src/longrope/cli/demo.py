@@ -55,7 +55,7 @@ def run(
         console.print("2. Export, and check in plain transformers")
         checkpoint, record = extend.export(work), extend.results(work)
         assert checkpoint is not None
-        model, _ = options.open_model(work.weights(len(work.plan.stages) + 1), "float32", "cpu")
+        model, _ = options.open_model(work.final_weights, "float32", "cpu")
         parity = check_parity(checkpoint, model)
         report = write_report(work)
         record["parity"] = {row.length: row.difference for row in parity}

@@ -36,7 +36,7 @@ def compared_rows(
         weights = model
         if (Path(path) / "plan.toml").exists():
             run = open_run(Path(path))
-            weights = run.weights(len(run.plan.stages) + 1)
+            weights = run.final_weights
         rows[_new(path, rows)] = Candidate(weights, options.read_factors(path))
     for path in checkpoints:
         rows[_new(path, rows)] = Candidate(path)

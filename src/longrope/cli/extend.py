@@ -149,7 +149,7 @@ def export(work: StagedRun) -> Path | None:
     if not folder.exists():
         extension = load_factors(work.folder / "extension.json")
         assert isinstance(extension, Extension)
-        model, tokenizer = load(work.weights(len(work.plan.stages) + 1))
+        model, tokenizer = load(work.final_weights)
         name = options.short_name(work.model)
         export_huggingface(model, tokenizer, extension, folder, mode=work.plan.export, name=name)
     return folder

@@ -73,6 +73,11 @@ class StagedRun:
         """The name of the model that a stage begins with."""
         return self.located(self.begins_with(number))
 
+    @property
+    def final_weights(self) -> str:
+        """Name of the model that the last fine-tuning made; the plan's model if no stage fine-tunes."""
+        return self.weights(len(self.plan.stages) + 1)
+
     def begins_with(self, number: int) -> str:
         """The same as it stands in files that may move with the run's folder."""
         last = self.trained_before(number)
