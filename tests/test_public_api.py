@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,16 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(longrope, "Rop")
     with pytest.raises(AttributeError, match="'longrope' has no attribute 'Rop'"):
         longrope.Rop  # noqa: B018
+
+
+def test_a_function_keeps_its_name_after_its_package_is_imported() -> None:
+    """``longrope.search`` is a package too, and importing it would put the package in the function's place."""
+    code = (
+        "import importlib, longrope\n"
+        "longrope._HOME_OF['search'] = 'search.find'\n"
+        "package = importlib.import_module('longrope.search')\n"
+        "assert 'search' not in vars(longrope), 'the package took the name'\n"
+        "from longrope.search import find\n"
+        "assert find.__name__ == 'longrope.search.find'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -104,3 +106,14 @@ def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'longrope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"longrope.{_HOME_OF[name]}"), name)
+
+
+class _Package(ModuleType):
+    """The package itself, in which a function keeps its name where a subpackage has the same one (``export``)."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _HOME_OF or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

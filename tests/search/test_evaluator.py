@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -223,7 +224,7 @@ def test_a_turn_that_the_budget_does_not_pay_for_is_not_taken(opened: Opened, to
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the evaluator takes for the time in seconds."""
     now = [100.0]
-    monkeypatch.setattr("longrope.search.evaluator.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return now
 
 
