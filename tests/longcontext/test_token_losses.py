@@ -144,7 +144,7 @@ def test_done_is_told_the_finished_documents(
     llama: PreTrainedModel, tokens: np.ndarray, batch: int, counts: list[int]
 ) -> None:
     told: list[int] = []
-    token_losses(llama, tokens, batch=batch, done=told.append)
+    token_losses(llama, tokens, batch=batch, on_progress=told.append)
     assert told == counts
 
 
@@ -177,11 +177,11 @@ def test_out_of_memory_says_where_and_what_to_lower(
             token_losses(llama, tokens, batch=99)
 
 
-def test_really_out_of_memory(llama: PreTrainedModel) -> None:
-    """On the CPU torch raises a RuntimeError: 2^50 tokens are more than there is."""
-    endless = np.lib.stride_tricks.as_strided(np.zeros(1, dtype=np.int64), (1, 2**50), (0, 0))
-    with pytest.raises(LongRopeError, match="out of memory at length 1125899906842624"):
-        token_losses(llama, endless)
+def test_really_out_of_memory(llama: PreTrainedModel, tokens: np.ndarray) -> None:
+    """On the CPU torch raises a RuntimeError: no machine has 2^60 bytes."""
+    hook = llama.model.layers[1].register_forward_hook(lambda *_: torch.empty(2**58))
+    with hook, pytest.raises(LongRopeError, match="out of memory at length 50"):
+        token_losses(llama, tokens)
 
 
 @pytest.mark.parametrize("text", ["shapes do not fit", "CUDA error: an illegal memory access was encountered"])
@@ -203,3 +203,76 @@ def test_it_is_plain_torch_cross_entropy(llama: PreTrainedModel, tokens: np.ndar
     ids = torch.from_numpy(tokens)
     mean = cross_entropy(families.logits(llama, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert token_losses(llama, tokens).mean() == pytest.approx(mean.item(), abs=1e-5)
+
+
+RAGGED = [[5, 17, 3, 88, 2, 41, 7], [11, 12], [60, 61, 62, 63, 1]]
+
+
+def test_lists_of_one_length_give_an_array(llama: PreTrainedModel) -> None:
+    losses = token_losses(llama, [[5, 17, 3], [88, 2, 41]])
+    assert isinstance(losses, np.ndarray)
+    assert np.array_equal(losses, token_losses(llama, np.array([[5, 17, 3], [88, 2, 41]])))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.float32, torch.bfloat16])
+def test_tensors_of_any_type_give_the_losses_of_an_array(
+    llama: PreTrainedModel, tokens: np.ndarray, dtype: torch.dtype
+) -> None:
+    assert np.array_equal(token_losses(llama, torch.tensor(tokens).to(dtype)), token_losses(llama, tokens))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.int8, np.float64])
+def test_arrays_of_any_type_give_the_losses_of_int64(llama: PreTrainedModel, tokens: np.ndarray, dtype: type) -> None:
+    assert np.array_equal(token_losses(llama, tokens.astype(dtype)), token_losses(llama, tokens))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, partial(torch.tensor, dtype=torch.int32)])
+def test_ragged_sequences_give_a_list_each_as_if_alone(llama: PreTrainedModel, kind: type, batch: int) -> None:
+    losses = token_losses(llama, [kind(sequence) for sequence in RAGGED], batch=batch)
+    assert isinstance(losses, list)
+    for row, sequence in zip(losses, RAGGED, strict=True):
+        assert np.array_equal(row, token_losses(llama, [sequence])[0])
+
+
+def test_ragged_sequences_of_one_length_share_a_pass_and_keep_their_order(llama: PreTrainedModel) -> None:
+    sequences = [[5, 6, 7], [8, 9], [10, 11, 12], [13, 14]]
+    shapes: list[tuple[int, ...]] = []
+    finished: list[int] = []
+    with llama.model.layers[0].register_forward_hook(lambda *made: shapes.append(tuple(made[1][0].shape[:2]))):
+        losses = token_losses(llama, sequences, batch=2, on_progress=finished.append)
+    assert shapes == [(2, 3), (2, 2)]
+    assert finished == [2, 4]
+    for row, sequence in zip(losses, sequences, strict=True):
+        np.testing.assert_allclose(row, token_losses(llama, [sequence])[0], atol=1e-5)
+
+
+def test_ragged_sequences_take_positions_of_their_shape(llama: PreTrainedModel) -> None:
+    positions = [[0, 1, 2, 50, 51, 52, 53], [0, 9], [0, 1, 2, 3, 4]]
+    losses = token_losses(llama, RAGGED, positions=positions)
+    assert np.array_equal(losses[0], token_losses(llama, RAGGED[:1], positions=np.array(positions[:1]))[0])
+    assert np.array_equal(losses[2], token_losses(llama, RAGGED[2:])[0])
+    with pytest.raises(LongRopeError, match=r"positions of lengths \[7, 2\]: .* one for every token"):
+        token_losses(llama, RAGGED, positions=positions[:2])
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [
+        (
+            [[1, 2], [3, families.VOCABULARY]],
+            rf"sequences\[1\]\[1\] = {families.VOCABULARY}: .*{families.VOCABULARY - 1}",
+        ),
+        (torch.tensor([[1, 2, 10**6]]), r"sequences\[0\]\[2\] = 1000000: .* tokenizer of this model"),
+        (np.array([[1, -100]]), r"sequences\[0\]\[1\] = -100: a token id is 0 or more"),
+        ([[1, 2.5, 3]], r"sequences\[0\]\[1\] = 2.5: not a whole number"),
+        ([[1, 2], []], r"sequences\[1\] = \[\]: a loss needs two tokens"),
+        ([[7]], r"sequences\[0\] = \[7\]: a loss needs two tokens"),
+        ([], "sequences = .*Pass at least one"),
+    ],
+)
+def test_token_ids_that_the_model_does_not_have_are_refused(
+    llama: PreTrainedModel, sequences: object, message: str
+) -> None:
+    with pytest.raises(LongRopeError, match=message):
+        token_losses(llama, sequences)

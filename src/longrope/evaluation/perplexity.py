@@ -54,7 +54,7 @@ def model_losses(
 ) -> np.ndarray:
     """`token_losses` of a model with some factors; None is the model as it is."""
     with patch(model, factors):
-        return token_losses(model, tokens, batch=batch, done=done)
+        return token_losses(model, tokens, batch=batch, on_progress=done)
 
 
 def compare(

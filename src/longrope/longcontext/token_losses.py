@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from longrope.data.token_sequences import TokenSequences, as_sequences, same_length
+from longrope.errors import LongRopeError
 from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
 from longrope.models.device_memory import explain_out_of_memory
@@ -21,41 +23,90 @@ LOGITS_AT_ONCE = 2**24
 LOGITS_IN_CACHE = 2**20  # in float32 4 MiB: a CPU's softmax of more waits for memory (benchmarks/losses.py)
 
 
+@overload
 def token_losses(
     model: PreTrainedModel,
-    tokens: np.ndarray,
+    sequences: np.ndarray | Tensor,
     *,
     positions: np.ndarray | None = None,
     batch: int = 1,
     skip: int = 0,
-    done: Callable[[int], None] | None = None,
-) -> np.ndarray:
-    """The loss of every token but the first given those before it, in nats, float32 ``(documents, length - 1)``.
+    on_progress: Callable[[int], object] | None = None,
+) -> np.ndarray: ...
+@overload
+def token_losses(
+    model: PreTrainedModel,
+    sequences: TokenSequences,
+    *,
+    positions: TokenSequences | None = None,
+    batch: int = 1,
+    skip: int = 0,
+    on_progress: Callable[[int], object] | None = None,
+) -> np.ndarray | list[np.ndarray]: ...
+def token_losses(
+    model: PreTrainedModel,
+    sequences: TokenSequences,
+    *,
+    positions: TokenSequences | None = None,
+    batch: int = 1,
+    skip: int = 0,
+    on_progress: Callable[[int], object] | None = None,
+) -> np.ndarray | list[np.ndarray]:
+    """Return the loss of every token but the first, given all tokens before it, in nats.
 
-    The backbone runs once a batch; the head runs on chunks of `LOGITS_AT_ONCE` logits (64 MiB in float32), on
-    CUDA of four times as many.
+    The backbone runs once for each batch of sequences of one length, so no sequence is padded. The head runs on chunks
+    of `LOGITS_AT_ONCE` logits (64 MiB in float32), on CUDA of four times as many.
 
     Args:
-        model: a causal language model, patched or not.
-        tokens: ``(documents, length)`` token ids.
-        positions: ``(documents, length)``; 0, 1, 2 … if None. Where they jump, it is still one text.
-        batch: documents in one forward pass.
-        skip: how many losses at the beginning are not wanted; they are 0, and the head does not run on them.
-        done: called with the number of finished documents after each pass.
+        model: A causal language model, patched or not.
+        sequences: Token ids: lists, arrays or tensors of any integer type, which may differ in length.
+        positions: Position ids of every token, in the shape of ``sequences``; 0, 1, 2 … if None. A sequence whose
+            positions jump is still one text.
+        batch: Sequences in one forward pass.
+        skip: Number of losses at the beginning of each sequence to leave at 0; the head does not run on them.
+        on_progress: Called after each pass with the number of finished sequences.
+
+    Returns:
+        float32 ``(sequences, tokens - 1)``, or for sequences of several lengths a list of arrays ``(tokens - 1,)``.
 
     Raises:
-        LongRopeError: if memory runs out; says at which length.
+        LongRopeError: If an id is not in the model's vocabulary, a sequence has fewer than two tokens, or memory runs
+            out.
     """
-    losses = []
-    for start in range(0, len(tokens), batch):
-        part = torch.from_numpy(tokens[start : start + batch])
-        at = None if positions is None else torch.from_numpy(positions[start : start + batch])
-        where = f"with batch {len(part)} on {model.device}"
+    embedding: Any = model.get_input_embeddings()
+    documents = as_sequences(sequences, vocabulary=len(embedding.weight))
+    places = None if positions is None else _same_shape(as_sequences(positions, field="positions"), documents)
+    losses: list[np.ndarray] = [np.empty(0)] * len(documents)
+    finished = 0
+    for group in _batches(documents, batch):
+        tokens = torch.from_numpy(np.stack([documents[i] for i in group]))
+        at = None if places is None else torch.from_numpy(np.stack([places[i] for i in group]))
+        where = f"with batch {len(group)} on {model.device}"
         with explain_out_of_memory(tokens.shape[1], where, "lower the length or the batch, or use dtype bfloat16"):
-            losses.append(_batch_losses(model, part, at, skip))
-        if done is not None:
-            done(start + len(part))
-    return np.concatenate(losses)
+            group_losses = _batch_losses(model, tokens, at, skip)
+        for i, row in zip(group, group_losses, strict=True):
+            losses[i] = row
+        finished += len(group)
+        if on_progress is not None:
+            on_progress(finished)
+    return np.stack(losses) if same_length(documents) else losses
+
+
+def _same_shape(positions: list[np.ndarray], sequences: list[np.ndarray]) -> list[np.ndarray]:
+    if [len(row) for row in positions] != [len(row) for row in sequences]:
+        lengths = [len(row) for row in positions]
+        raise LongRopeError(f"positions of lengths {lengths}: not those of the sequences. Pass one for every token.")
+    return positions
+
+
+def _batches(sequences: list[np.ndarray], batch: int) -> Iterator[list[int]]:
+    """Yield the indices of at most ``batch`` sequences of one length, in their order."""
+    by_length: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        by_length.setdefault(len(sequence), []).append(index)
+    for indices in by_length.values():
+        for start in range(0, len(indices), batch):
+            yield indices[start : start + batch]
 
 
 @torch.inference_mode()
