@@ -12,7 +12,7 @@ from ropes import BAD_NUMBERS, ROPE, ropes
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
+from longrope.scaling import Extension, Scaling, as_extension
 
 positive = st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False)
 json_values = st.recursive(
@@ -140,7 +140,7 @@ def test_extension_of_leaves_short_sequences_alone() -> None:
     extension = Extension.of(ROPE, Scaling([2.0] * 4, attention_factor=1.2, length=512))
     assert extension.short.is_identity
     assert (extension.length, extension.scale) == (512, 8.0)
-    with pytest.raises(LongRopeError, match=r"^length is not set .* for \(longrope scale MODEL .* --length L does\)$"):
+    with pytest.raises(LongRopeError, match=r"^length = None: .* Set the scaling's length.$"):
         Extension.of(ROPE, Scaling([2.0] * 4))
     with pytest.raises(LongRopeError, match="length = 32 is below"):
         Extension.of(ROPE, Scaling([2.0] * 4, length=32))
@@ -296,7 +296,7 @@ def test_after_two_stages(first: list[float], second: list[float]) -> None:
 
 
 def test_after_refuses_what_it_cannot_know() -> None:
-    with pytest.raises(LongRopeError, match=r"^length is not set on this scaling; set it to"):
+    with pytest.raises(LongRopeError, match=r"^length = None: the rope after fine-tuning needs the length"):
         Scaling([2.0] * 4).rope_after(ROPE)
     with pytest.raises(LongRopeError, match=r"factors: 3 values .* dim 8, which has 4 pairs"):
         Scaling([2.0] * 3, length=128).rope_after(ROPE)
@@ -314,3 +314,26 @@ def test_an_extension_is_relative_to_the_plain_rope() -> None:
     fields["rope"]["factors"] = [1.0, 1.5, 2.0, 2.0]
     with pytest.raises(LongRopeError, match=r"rope\.factors"):
         Extension.from_json(json.dumps(fields))
+
+
+def test_a_scaling_becomes_the_long_set_of_an_extension() -> None:
+    scaling = Scaling([1.0, 2.0, 3.0, 4.0], attention_factor=1.2, length=512)
+    extension = as_extension(scaling, ROPE)
+    assert (extension.short, extension.long, extension.length) == (Scaling.identity(ROPE), scaling, 512)
+    assert as_extension(extension, ROPE) is extension
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        (Scaling([1.0] * 4), "^length = None: .* Set the scaling's length.$"),
+        (Scaling([1.0] * 3, length=512), "^mine.json: factors: 3 values for a rope of dim 8"),
+        (
+            Extension.of(replace(ROPE, base=5e5), Scaling([1.0] * 4, length=512)),
+            r"^mine.json: extension.rope = Rope\(.*500000.*: the model has Rope\(.*10000.*. Use factors made for this model.$",
+        ),
+    ],
+)
+def test_factors_that_cannot_become_an_extension_of_this_rope(scaling: Scaling | Extension, message: str) -> None:
+    with pytest.raises(LongRopeError, match=message):
+        as_extension(scaling, ROPE, "mine.json")

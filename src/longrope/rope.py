@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,20 @@ import numpy as np
 from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
 
-FULL = "full_attention"  # transformers' name of the layers that factors are for, where a model has others too
+FULL = "full_attention"  # transformers' name of the layers that are extended, where a model has other types too
+
+
+def full_attention_fields(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the rope fields of the full-attention layers, from a config's ``rope_parameters`` or ``rope_scaling``.
+
+    Some configs hold one set of fields for each layer type; the others hold one for all layers, which is returned.
+
+    >>> full_attention_fields({"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}})
+    {'rope_theta': 1000000.0}
+    """
+    fields = parameters or {}
+    layer_fields = fields.get(FULL)
+    return layer_fields if isinstance(layer_fields, Mapping) else fields
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ class Rope:
                 f"model type {kind!r} has no rotary position embedding, or none that its config tells of "
                 "(rope_parameters): longrope cannot extend it"
             )
-        parameters = parameters.get(FULL, parameters)
+        parameters = full_attention_fields(parameters)
         if "mrope_section" in parameters or "rope_theta" not in parameters:
             raise LongRopeError(f"model type {kind!r} uses a rotary embedding of its own ({parameters}): not supported")
         head_dim = getattr(config, "head_dim", None)

@@ -81,7 +81,7 @@ class Scaling:
             LongRopeError: if they have no length, or are another rope's.
         """
         if self.length is None:
-            raise LongRopeError("length is not set on this scaling; set it to the length it was fine-tuned at")
+            raise LongRopeError("length = None: the rope after fine-tuning needs the length that was trained on. Set the scaling's length.")
         self.inv_freq(rope)  # refuses another rope's
         whole = self.times(rope.factors or [1.0] * (rope.dim // 2))
         return replace(rope, original_length=self.length, factors=whole.factors)
@@ -146,8 +146,8 @@ class Extension:
         """Long factors, with the model as it was for sequences up to L0."""
         if long.length is None:
             raise LongRopeError(
-                "length is not set on this scaling; set it to the longest sequence it is made for "
-                "(longrope scale MODEL --scaling FILE --length L does)"
+                "length = None: an extension needs the longest sequence that these factors are for, in tokens. "
+                "Set the scaling's length."
             )
         return cls(rope=rope, short=Scaling.identity(rope), long=long, length=long.length)
 
@@ -170,6 +170,45 @@ class Extension:
             return cls(rope=rope, short=_finite(short), long=_finite(long), **data)
         except (KeyError, TypeError) as error:
             raise LongRopeError(f"extension: field missing or unknown: {error}") from None
+
+
+def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> None:
+    """Raise unless factors fit a model's rope: an extension is for this very rope, a scaling has a factor a pair.
+
+    Args:
+        scaling: Factors of one set or of two.
+        rope: Geometry of the model.
+        source: File or field that the factors came from, to begin the message with.
+
+    Raises:
+        LongRopeError: The factors are for another rope.
+    """
+    prefix = f"{source}: " if source else ""
+    if isinstance(scaling, Extension):
+        if scaling.rope != rope:
+            raise LongRopeError(
+                f"{prefix}extension.rope = {scaling.rope}: the model has {rope}. Use factors made for this model."
+            )
+        return
+    try:
+        scaling.inv_freq(rope)
+    except LongRopeError as error:
+        raise LongRopeError(f"{prefix}{error}") from None
+
+
+def as_extension(scaling: Scaling | Extension, rope: Rope, source: str = "") -> Extension:
+    """Return factors as the extension of a model: a scaling becomes the long set beside the original as short set.
+
+    Args:
+        scaling: Factors of one set, with their length, or of two.
+        rope: Geometry of the model.
+        source: File or field that the factors came from, to begin the message with.
+
+    Raises:
+        LongRopeError: The factors are for another rope, or a scaling has no length.
+    """
+    check_rope(scaling, rope, source)
+    return scaling if isinstance(scaling, Extension) else Extension.of(rope, scaling)
 
 
 def _dumps(kind: str, fields: Mapping[str, Any]) -> str:

@@ -219,7 +219,7 @@ def test_check_parity_of_no_checkpoint(llama: PreTrainedModel, tmp_path: Path) -
         check_parity(tmp_path, llama)
     made = extension(llama)
     (tmp_path / "extension.json").write_text(made.long.to_json())
-    with pytest.raises(LongRopeError, match="is no extension"):
+    with pytest.raises(LongRopeError, match="one set of factors without a model's geometry; an extension is needed"):
         check_parity(tmp_path, llama)
     (tmp_path / "extension.json").write_text(made.to_json())
     with pytest.raises(LongRopeError, match="cannot be loaded"):

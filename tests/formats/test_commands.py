@@ -66,7 +66,7 @@ def test_inspect_shows_them(folder: Path) -> None:
         (["scale", "tiny"], "length is missing"),
         (["scale", "tiny", "--scaling", "x.csv"], r"length is missing: x\.csv names none"),
         (["scale", "tiny", "--scaling", "x.csv", "--scheme", "pi", "-l", "2k"], "exclude each other"),
-        (["scale", "tiny", "--scaling", "other.json"], r"other\.json: this extension is made for .*dim=32"),
+        (["scale", "tiny", "--scaling", "other.json"], r"other\.json: extension\.rope = .*dim=32"),
         (["inspect", "tiny", "--scaling", "few.csv"], "belong to another model"),
     ],
 )

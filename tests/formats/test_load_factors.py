@@ -9,7 +9,7 @@ import pytest
 from longrope.errors import LongRopeError
 from longrope.export.gguf.convert import export_gguf
 from longrope.export.huggingface import export_huggingface
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension, load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.storage.atomic import write_text
@@ -100,3 +100,11 @@ def test_what_is_wrong_within_names_the_file(tmp_path: Path) -> None:
 def test_load_factors_of_no_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match="cannot read "):
         load_factors(tmp_path / name)
+
+
+def test_load_extension_refuses_one_set_of_factors(tmp_path: Path) -> None:
+    (tmp_path / "extension.json").write_text(EXTENSION.to_json())
+    assert load_extension(tmp_path) == EXTENSION
+    (tmp_path / "scaling.json").write_text(SCALING.to_json())
+    with pytest.raises(LongRopeError, match=r"scaling.json: one set of factors without a model's geometry"):
+        load_extension(tmp_path / "scaling.json")

@@ -333,9 +333,11 @@ def test_bad_arguments(llama: PreTrainedModel) -> None:
         generating(llama, extension_of(llama), "dynamic"),
     ):
         pass
+    with pytest.raises(LongRopeError, match=r"^length = None"), generating(llama, Scaling([2.0] * 8)):
+        pass
     other = Rope(dim=16, base=500.0, original_length=L0)
     with (
-        pytest.raises(LongRopeError, match=r"this extension is made for .*500.*, but the model has .*10000"),
+        pytest.raises(LongRopeError, match=r"extension.rope = .*500.*: the model has .*10000"),
         generating(llama, Extension.of(other, scheme("pi", other, LENGTH))),
     ):
         pass

@@ -334,7 +334,7 @@ def test_factors_of_a_file(begun: Begun, tmp_path: Path, kind: str) -> None:
         (Scaling([1.0, 2.0], length=256), "2 values for a rope of dim 16"),
         (
             Extension.of(replace(running.ROPE, base=5e5), Scaling([2.0] * 8, length=256)),
-            r"stages\[0\].factors = '.*mine.json' is made for Rope\(.*500000.*but the model has Rope",
+            r"stages\[0\].factors = '.*mine.json': extension.rope = Rope\(.*500000.*the model has Rope",
         ),
     ],
 )

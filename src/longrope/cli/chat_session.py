@@ -16,8 +16,8 @@ from longrope.errors import LongRopeError, unknown
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
 from longrope.models.patch import patch
-from longrope.rope import FULL, Rope
-from longrope.scaling import Extension, Scaling
+from longrope.rope import Rope, full_attention_fields
+from longrope.scaling import Extension, Scaling, as_extension
 
 Turn = tuple[str, str]  # what was said to the model, and what it answered; nothing yet in the last one
 
@@ -114,8 +114,7 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
         )
     extension = options.read_factors(factors or str(within))
     parameters = load_config(name).get_text_config().rope_parameters if factors is None else None
-    parameters = parameters or {}
-    exported = parameters.get(FULL, parameters).get("rope_type") == "longrope"
+    exported = full_attention_fields(parameters).get("rope_type") == "longrope"
     if exported and isinstance(extension, Extension) and extension.short != extension.long:
         raise LongRopeError(
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "
@@ -123,8 +122,7 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
         )
     model, tokenizer = options.open_model(name, dtype, device)
     bfloat16_speed.warn(name, dtype, str(model.device))
-    if not isinstance(extension, Extension):
-        extension = Extension.of(Rope.of(model), extension)
+    extension = as_extension(extension, Rope.of(model))
     speaker = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
     with speaker.generating():  # refuses another model's extension
         return speaker

@@ -86,14 +86,11 @@ def _compare(folder: Path, model: str, lengths: list[int] | None, device: str, *
 
 def _tell_engines(folder: Path, engine: str, limit: int | None, lengths: list[int] | None, *, as_json: bool) -> bool:
     from longrope.engines.predict import extension_in_config, find_engines, predict
-    from longrope.scaling import Extension
+    from longrope.formats.load_factors import load_extension
 
     engines, config = find_engines(engine), _config(folder)
     held = extension_in_config(config)
-    made = folder / "extension.json"
-    extension = options.read_factors(str(folder)) if made.exists() else held
-    if not isinstance(extension, Extension):
-        raise LongRopeError(f"{made} is no extension")
+    extension = load_extension(folder) if (folder / "extension.json").exists() else held
     limit = limit or extension.length
     original = extension.rope.original_length
     usual = sorted({length for length in (original, original + 1, limit) if length <= limit})

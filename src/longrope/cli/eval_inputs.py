@@ -144,7 +144,7 @@ def check_rows(
     from longrope.data.tokenize import fingerprint
     from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Rope
-    from longrope.scaling import Extension
+    from longrope.scaling import check_rope
 
     configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
     for weights, config in configs.items():
@@ -159,10 +159,7 @@ def check_rows(
         rope = Rope.of(configs[row.weights])
         if rope != (own := Rope.of(configs[rows["original"].weights])):
             raise LongRopeError(f"{name}: its model has {rope}, but the one compared with has {own}; evaluate it alone")
-        if isinstance(row.factors, Extension) and row.factors.rope != rope:
-            raise LongRopeError(f"{name}: this extension is made for {row.factors.rope}, but the model has {rope}")
-        if not isinstance(row.factors, Extension):
-            row.factors.inv_freq(rope)
+        check_rope(row.factors, rope, name)
 
 
 def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None:

@@ -61,20 +61,19 @@ def run(
 
 def _what(model: str, factors: str | None, mode: str | None) -> tuple[str, Extension, str]:
     """The weights' place, the extension, and the mode."""
+    from longrope.formats.load_factors import load_extension
     from longrope.models.load import load_config
     from longrope.rope import Rope
-    from longrope.scaling import Extension
+    from longrope.scaling import as_extension
 
     if factors is not None:
-        found = options.read_factors(factors)
-        extension = found if isinstance(found, Extension) else Extension.of(Rope.of(load_config(model)), found)
+        rope = Rope.of(load_config(model))
+        extension = as_extension(options.read_factors(factors), rope, factors)
         return model, extension, mode or "static"
     folder = Path(model) / "checkpoint" if (Path(model) / "checkpoint").is_dir() else Path(model)
     if not (folder / "config.json").is_file() or not (folder / "extension.json").is_file():
         raise LongRopeError(f"{model} is nothing that longrope extended; give a run folder or a factors file after it")
-    extension = options.read_factors(str(folder))
-    assert isinstance(extension, Extension)
-    return str(folder), extension, mode or "dual"
+    return str(folder), load_extension(folder), mode or "dual"
 
 
 def _write_folder(model: str, extension: Extension, output: Path, mode: str, dtype: str, *, overwrite: bool) -> None:

@@ -139,16 +139,14 @@ def check_export(work: StagedRun) -> None:
 def export(work: StagedRun) -> Path | None:
     """The checkpoint that the plan asks for, if it is not there yet."""
     from longrope.export.huggingface import export_huggingface
-    from longrope.formats.load_factors import load_factors
+    from longrope.formats.load_factors import load_extension
     from longrope.models.load import load
-    from longrope.scaling import Extension
 
     folder = work.folder / "checkpoint"
     if work.plan.export == "none":
         return None
     if not folder.exists():
-        extension = load_factors(work.folder / "extension.json")
-        assert isinstance(extension, Extension)
+        extension = load_extension(work.folder / "extension.json")
         model, tokenizer = load(work.final_weights)
         name = options.short_name(work.model)
         export_huggingface(model, tokenizer, extension, folder, mode=work.plan.export, name=name)

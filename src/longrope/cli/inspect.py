@@ -25,7 +25,7 @@ def run(
 
     from longrope.models.load import load_config
     from longrope.rope import Rope
-    from longrope.scaling import Extension
+    from longrope.scaling import Extension, check_rope
     from longrope.schemes import SCHEMES, scheme
 
     rope = Rope.of(load_config(model))
@@ -33,9 +33,8 @@ def run(
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
     if scaling is not None:
         found = options.read_factors(scaling)
+        check_rope(found, rope, scaling)
         scalings |= {"short": found.short, "long": found.long} if isinstance(found, Extension) else {"read": found}
-        for one in scalings.values():
-            one.inv_freq(rope)  # refuses another model's
     record = {
         "dim": rope.dim,
         "rope_theta": rope.base,

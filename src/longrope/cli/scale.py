@@ -71,7 +71,7 @@ def read(path: str, rope: Rope, length: int | None) -> Extension:
     """
     from dataclasses import replace
 
-    from longrope.scaling import Extension
+    from longrope.scaling import Extension, check_rope
 
     found = options.read_factors(path)
     length = length or found.length
@@ -79,8 +79,7 @@ def read(path: str, rope: Rope, length: int | None) -> Extension:
         raise LongRopeError(f"length is missing: {path} names none; give the length that it is made for with -l")
     if not isinstance(found, Extension):
         return Extension.of(rope, replace(found, length=length))
-    if found.rope != rope:
-        raise LongRopeError(f"{path}: this extension is made for {found.rope}, but the model has {rope}")
+    check_rope(found, rope, path)
     return replace(found, long=replace(found.long, length=length), length=length)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from longrope.engines.registry import ENGINES, PLAIN
 from longrope.engines.rules import FIELDS, Engine, Rule
 from longrope.errors import LongRopeError, did_you_mean
-from longrope.rope import FULL, Rope
+from longrope.rope import Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 
@@ -64,7 +64,7 @@ def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[st
     for name in fields:
         scaling = config.get(name)
         if isinstance(scaling, Mapping) and scaling:
-            scaling = scaling.get(FULL, scaling)
+            scaling = full_attention_fields(scaling)
             kind = scaling.get("rope_type", scaling.get("type"))
             return scaling if kind in ("longrope", "su") and "long_factor" in scaling else None
     return None
@@ -79,8 +79,7 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
     scaling = rope_scaling(config, FIELDS)
     if scaling is None:
         raise LongRopeError("rope_scaling: this config holds no longrope factors; export the model with longrope")
-    parameters = config.get("rope_parameters") or {}
-    parameters = parameters.get(FULL, parameters)
+    parameters = full_attention_fields(config.get("rope_parameters"))
     original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
     try:
         base, length = config.get("rope_theta", parameters.get("rope_theta")), config["max_position_embeddings"]

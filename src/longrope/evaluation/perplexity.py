@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from longrope.evaluation.statistics import mean_error
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
-from longrope.rope import FULL, Rope
+from longrope.rope import Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
 
 
@@ -125,7 +125,6 @@ def _border(model: PreTrainedModel, factors: Scaling | Extension | None) -> int:
     """The length up to which other factors are used than beyond; 0 if they are the same at every length."""
     if isinstance(factors, Extension):
         return factors.rope.original_length
-    own = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    own = own.get(FULL, own)
+    own = full_attention_fields(getattr(model.config.get_text_config(), "rope_parameters", None))
     depends = factors is None and own.get("rope_type", "default") in ("longrope", "dynamic")
     return Rope.of(model).original_length if depends else 0

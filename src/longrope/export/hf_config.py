@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.errors import LongRopeError, unknown
-from longrope.rope import FULL
+from longrope.rope import FULL, full_attention_fields
 from longrope.scaling import Extension
 from longrope.schemes import attention_factor
 
@@ -70,7 +70,7 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     """
     kind, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
     by_layer = FULL in config["rope_parameters"]
-    parameters = config["rope_parameters"][FULL] if by_layer else config["rope_parameters"]
+    parameters = full_attention_fields(config["rope_parameters"])
     refuse_quantized(config)
     if kind == "phimoe":
         raise LongRopeError("model type 'phimoe': transformers reads only its short factors; export is not supported")

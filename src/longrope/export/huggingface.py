@@ -15,7 +15,7 @@ from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.model_card import card
 from longrope.export.tokenizer import save_tokenizer
 from longrope.models.rotary_slot import find_rotary_slot
-from longrope.scaling import Extension
+from longrope.scaling import Extension, check_rope
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
 
@@ -48,8 +48,7 @@ def export_huggingface(
         LongRopeError: if a config cannot express the extension, or the folder cannot be written.
     """
     held = for_mode(extension, mode)
-    if find_rotary_slot(model).rope != held.rope:
-        raise LongRopeError(f"this extension is made for {held.rope}, but the model has {find_rotary_slot(model).rope}")
+    check_rope(held, find_rotary_slot(model).rope)
     folder = folder.resolve()
     run = any((folder / name).exists() for name in ("plan.toml", "search-0.jsonl"))  # these have an extension.json too
     if overwrite and folder.is_dir() and any(folder.iterdir()) and (run or not (folder / "extension.json").is_file()):

@@ -13,10 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import patch
-from longrope.scaling import Extension
 
 TOLERANCE = 1e-2
 KEPT = 16
@@ -46,9 +45,7 @@ def check_parity(folder: Path, model: PreTrainedModel, lengths: Sequence[int] | 
     Raises:
         LongRopeError: if the folder is no checkpoint made by longrope.
     """
-    extension = load_factors(folder / "extension.json")
-    if not isinstance(extension, Extension):
-        raise LongRopeError(f"{folder / 'extension.json'} is no extension")
+    extension = load_extension(folder / "extension.json")
     original = extension.rope.original_length
     lengths = lengths or (original - 1, original, original + 1, extension.length - 1)
     try:

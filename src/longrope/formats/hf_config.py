@@ -9,7 +9,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number, numbers
-from longrope.rope import FULL, Rope
+from longrope.rope import FULL, Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import dynamic_ntk, llama3, yarn
 
@@ -77,7 +77,7 @@ def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
         if found and not isinstance(found, Mapping):
             raise LongRopeError(f"{name} = {found!r} must be an object")
         if found:
-            return (found[FULL], True) if isinstance(found.get(FULL), Mapping) else (found, False)
+            return full_attention_fields(found), isinstance(found.get(FULL), Mapping)
     return {}, False
 
 
@@ -96,8 +96,7 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise LongRopeError(f"transformers takes it for no config of model type {kind!r}: {reason}") from None
     if not any(scaling.values()):  # gpt-oss has one unless told otherwise
         return plain
-    rope = plain.get("rope_parameters") or {}
-    rope = rope.get(FULL, rope)
+    rope = full_attention_fields(plain.get("rope_parameters"))
     defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
     return {**plain, **defaults, **scaling}
 

@@ -42,6 +42,24 @@ def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
         raise LongRopeError(f"cannot read the factors file {path}: {error.strerror}") from None
 
 
+def load_extension(path: str | os.PathLike[str]) -> Extension:
+    """Read an extension, as `load_factors` does.
+
+    Args:
+        path: File, or folder with an ``extension.json`` or else a ``config.json``.
+
+    Raises:
+        LongRopeError: As for `load_factors`, or the file holds one set of factors without a model's geometry.
+    """
+    scaling = load_factors(path)
+    if not isinstance(scaling, Extension):
+        raise LongRopeError(
+            f"{path}: one set of factors without a model's geometry; an extension is needed here. "
+            "Make one with longrope scale."
+        )
+    return scaling
+
+
 def _of_json(path: Path) -> Scaling | Extension:
     unknown = LongRopeError(f"{path} is no factors file; longrope reads {FORMS}")
     try:

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
-from longrope.errors import LongRopeError, unknown
+from longrope.errors import unknown
 from longrope.models.generate_request import Prompts, check_prompts, read_prompts
 from longrope.models.patch import patch
 from longrope.models.rotary_slot import find_rotary_slot
-from longrope.scaling import Extension, Scaling
+from longrope.scaling import Extension, Scaling, as_extension
 
 POLICIES = ("pin", "switch", "static")
 
 
 @contextmanager
-def generating(model: PreTrainedModel, extension: Extension, policy: str = "pin") -> Iterator[PreTrainedModel]:
+def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str = "pin") -> Iterator[PreTrainedModel]:
     """Let ``model.generate`` work with an extension inside a ``with`` block; all else in the model stays as it is.
 
     Every row of a batch has its own factors, chosen by its tokens without padding:
@@ -36,7 +36,7 @@ def generating(model: PreTrainedModel, extension: Extension, policy: str = "pin"
 
     Args:
         model: a causal language model whose checkpoint carries no rope scaling of its own.
-        extension: made for this model.
+        scaling: An extension of this model, or a scaling: its short set is then the original one.
         policy: one of `POLICIES`.
 
     Raises:
@@ -45,8 +45,7 @@ def generating(model: PreTrainedModel, extension: Extension, policy: str = "pin"
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
-    if (rope := find_rotary_slot(model).rope) != extension.rope:
-        raise LongRopeError(f"this extension is made for {extension.rope}, but the model has {rope}")
+    extension = as_extension(scaling, find_rotary_slot(model).rope)
     kind: Any = type(model)
     generate = kind.generate  # transformers' own, also inside another such block
 

@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
+from longrope.scaling import Extension, Scaling, check_rope
 
 
 @contextmanager
@@ -67,8 +67,7 @@ def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scali
 def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling], device: torch.device) -> LongRoPE | None:
     """The module that computes cos and sin with the factors; None if they are all 1."""
     if isinstance(factors, Extension):
-        if factors.rope != rope:
-            raise LongRopeError(f"this extension is made for {factors.rope}, but the model has {rope}")
+        check_rope(factors, rope)
         scalings, embedding = [factors.short, factors.long], LongRoPE.of(factors)
     else:
         scalings = [factors] if isinstance(factors, Scaling) else factors

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.rope import FULL, Rope
+from longrope.rope import FULL, Rope, full_attention_fields
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
         kind = model.config.model_type
         raise LongRopeError(f"model type {kind!r} has {len(found)} rotary modules where one is expected: not supported")
     rotary = RotarySlot(*found[0], rope=rope)
-    own, parameters = _inv_freq(rotary.original), model.config.get_text_config().rope_parameters
+    own = _inv_freq(rotary.original)
+    parameters = full_attention_fields(model.config.get_text_config().rope_parameters)
     expected = torch.from_numpy(rope.inv_freq).float()
-    plain = parameters.get(FULL, parameters).get("rope_type", "default") == "default"
+    plain = parameters.get("rope_type", "default") == "default"
     if own is None or own.shape != expected.shape or not torch.allclose(own.float().cpu(), expected, rtol=1e-2):
         plain = False
     if not plain:
-        kind = parameters.get(FULL, parameters).get("rope_type")
+        kind = parameters.get("rope_type")
         raise LongRopeError(
             f"model type {model.config.model_type!r} already carries a rope scaling ({kind}); "
             "factors are relative to plain RoPE, so load the checkpoint that it was made from "

@@ -11,9 +11,8 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import CandidateRecord, EvalResults, printable, read_json
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension, load_factors
 from longrope.rope import Rope
-from longrope.scaling import Extension
 from longrope.schemes import COMPARED, scheme
 
 BACKWARD = 3  # what a forward and a backward pass cost together, in forward passes
@@ -57,8 +56,7 @@ def _read(path: Path, folder: Path) -> SearchHistory:
         raise LongRopeError(f"{path} is no journal of a search, or damaged; remove it, or search again") from None
     held_out = {}
     if (path.parent / "extension.json").exists():
-        found = load_factors(path.parent / "extension.json")
-        assert isinstance(found, Extension)
+        found = load_extension(path.parent / "extension.json")
         held_out = found.long.provenance.get("held_out_loss", {})
     return SearchHistory(printable(name), settings, steps, passes, held_out)
 

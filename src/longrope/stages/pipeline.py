@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension
 from longrope.models.load import DTYPES, load, load_config
 from longrope.objectives.model_loss import ModelObjective
 from longrope.scaling import Extension, Scaling
@@ -60,8 +60,7 @@ def extend(run: StagedRun) -> Extension:
         long = run.factors(len(run.plan.stages))
         short = Scaling.identity(run.rope) if run.plan.recovery is None else _recovered(run, long)
         write_text(path, Extension(run.rope, short=short, long=long, length=run.plan.length).to_json())
-    extension = load_factors(path)
-    assert isinstance(extension, Extension)
+    extension = load_extension(path)
     measure(run, extension)
     return extension
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension, load_factors
 from longrope.models.load import load_config, load_tokenizer
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
+from longrope.scaling import Extension, Scaling, check_rope
 from longrope.schemes import attention_factor, is_scheme
 from longrope.stages.plan import Plan, parse_plan
 from longrope.stages.requirements import check_requirements
@@ -89,9 +89,7 @@ class StagedRun:
 
     def factors(self, number: int) -> Scaling:
         """The long factors that a stage found."""
-        extension = load_factors(self.stage(number) / "extension.json")
-        assert isinstance(extension, Extension)
-        return extension.long
+        return load_extension(self.stage(number) / "extension.json").long
 
     def given(self, number: int) -> Scaling | None:
         """The factors of a stage that the plan takes from a file.
@@ -103,11 +101,7 @@ class StagedRun:
         if stage.factors == "search" or is_scheme(stage.factors):
             return None
         found = load_factors(stage.factors)
-        if isinstance(found, Extension) and found.rope != self.rope:
-            raise LongRopeError(
-                f"stages[{number - 1}].factors = {stage.factors!r} is made for {found.rope}, "
-                f"but the model has {self.rope}"
-            )
+        check_rope(found, self.rope, f"stages[{number - 1}].factors = {stage.factors!r}")
         long = replace(found.long if isinstance(found, Extension) else found, length=stage.length)
         return Extension.of(self.rope, long).long
 

@@ -17,7 +17,7 @@ from longrope.export.gguf.vocabulary import add_vocabulary
 from longrope.export.hf_config import for_mode, refuse_quantized
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope
-from longrope.scaling import Extension
+from longrope.scaling import Extension, check_rope
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "phi3": "phi3"}
 CONVERTED_FIRST = ("mixtral",)  # experts in one tensor: llama.cpp's own converter knows how
@@ -135,8 +135,7 @@ def _refuse_other_factors(model: PreTrainedModel, extension: Extension) -> None:
     sets = [list(scaling.factors) for scaling in (extension.short, extension.long)]
     carried = [parameters.get("short_factor"), parameters.get("long_factor")]
     rope = Rope.of(model.config) if carried == sets else find_rotary_slot(model).rope
-    if rope != extension.rope:
-        raise LongRopeError(f"this extension is made for {extension.rope}, but the model has {rope}")
+    check_rope(extension, rope)
 
 
 def _shape(config: dict[str, Any], rope: Rope, architecture: str) -> dict[str, str | int | float]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longrope.errors import LongRopeError
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, written
 from longrope.export.hf_config import for_mode
 from longrope.formats.gguf import open_gguf, plain_rope, read
-from longrope.scaling import Extension
+from longrope.scaling import Extension, check_rope
 
 
 def extend_gguf(
@@ -35,8 +34,7 @@ def extend_gguf(
     architecture = read(reader, "general.architecture", source)
     refuse_architecture(architecture)
     rope = plain_rope(reader, source)
-    if rope != held.rope:
-        raise LongRopeError(f"this extension is made for {held.rope}, but {source} has {rope}")
+    check_rope(held, rope, str(source))
     keys, tensors = scaling_keys(held, architecture), factor_tensors(held)
     with written(path, architecture, overwrite=overwrite) as writer:
         if "general.alignment" in reader.fields:
