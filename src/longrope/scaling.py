@@ -81,7 +81,9 @@ class Scaling:
             LongRopeError: if they have no length, or are another rope's.
         """
         if self.length is None:
-            raise LongRopeError("length = None: the rope after fine-tuning needs the length that was trained on. Set the scaling's length.")
+            raise LongRopeError(
+                "length = None: the rope after fine-tuning needs the length that was trained on. Set the scaling's length."
+            )
         self.inv_freq(rope)  # refuses another rope's
         whole = self.times(rope.factors or [1.0] * (rope.dim // 2))
         return replace(rope, original_length=self.length, factors=whole.factors)
