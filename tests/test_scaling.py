@@ -296,7 +296,7 @@ def test_after_two_stages(first: list[float], second: list[float]) -> None:
 
 
 def test_after_refuses_what_it_cannot_know() -> None:
-    with pytest.raises(LongRopeError, match=r"^length = None: the rope after fine-tuning needs the length"):
+    with pytest.raises(LongRopeError, match=r"^length = None: the rope after fine-tuning needs the trained length"):
         Scaling([2.0] * 4).rope_after(ROPE)
     with pytest.raises(LongRopeError, match=r"factors: 3 values .* dim 8, which has 4 pairs"):
         Scaling([2.0] * 3, length=128).rope_after(ROPE)

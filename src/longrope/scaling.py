@@ -82,7 +82,7 @@ class Scaling:
         """
         if self.length is None:
             raise LongRopeError(
-                "length = None: the rope after fine-tuning needs the length that was trained on. Set the scaling's length."
+                "length = None: the rope after fine-tuning needs the trained length. Set the scaling's length."
             )
         self.inv_freq(rope)  # refuses another rope's
         whole = self.times(rope.factors or [1.0] * (rope.dim // 2))
