@@ -22,7 +22,7 @@ from search import BUILD, Bench
 from tqdm import tqdm
 
 from longrope.data.split import draw_tokens
-from longrope.data.weighted_text import search_texts
+from longrope.data.weighted_text import SearchTextSpec, search_texts
 from longrope.models.patch import patch
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
@@ -79,7 +79,7 @@ def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
     documents = bench.parts["search"]
     names = draw_tokens(documents, bench.tokenizer, length=length, count=count * (seed + 1)).names
     own = [document for document in documents if document.name in names[count * seed :]]
-    items, _ = search_texts(own, bench.tokenizer, lengths=[length], count=count, needles=weight, seed=seed)
+    items, _ = search_texts(own, bench.tokenizer, SearchTextSpec([length], count, weight, seed=seed))
     method, factor = METHODS["auto"], attention_factor("su", bench.rope, length)
     space = Space(bench.rope, length, attention_factor=factor, ceiling=method.ceiling, parametrization=form)
     conversation = method.converse(space, [bench.schemes[one] for one in method.starts], np.random.default_rng(seed))

@@ -209,7 +209,7 @@ def make_batch(
         if needles:
             where = rng.uniform(0.4, 1.0)
             recall = make_key_value_text(
-                window, tokenizer, rng=rng, length=LENGTH, needles=needles, asked=needles, asked_at=where
+                window, tokenizer, rng=rng, length=LENGTH, needles=needles, queries=needles, query_depth=where
             )
             ids[row], answers[row] = recall.tokens, recall.answers
     return torch.from_numpy(ids), torch.from_numpy(answers)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
-from longrope.data.weighted_text import search_texts
+from longrope.data.weighted_text import SearchTextSpec, search_texts
 from longrope.evaluation.perplexity import compare, model_losses
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
@@ -325,10 +325,7 @@ def test_needles_tails_and_other_lengths(cli, model: Path, few, texts: Path, tmp
     items, names = search_texts(
         split_documents(load_documents(str(texts)))["search"],
         AutoTokenizer.from_pretrained(model),
-        lengths=[500, 450, 400],
-        count=2,
-        needles=0.25,
-        tail=100,
+        SearchTextSpec([500, 450, 400], count=2, needles=0.25, tail=100),
     )
     assert result.json["documents"]["search"] == list(names)
     best = load_factors(tmp_path / "best.json")

@@ -27,56 +27,58 @@ def background(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
     return np.array(tokenizer("A" * 600)["input_ids"])
 
 
-def runs(recall: KeyValueText) -> list[np.ndarray]:
-    """The token ids of each stretch of answers."""
-    edges = np.flatnonzero(np.diff(recall.answers, prepend=False, append=False))
-    return [recall.tokens[first:last] for first, last in edges.reshape(-1, 2)]
+def runs(text: KeyValueText) -> list[np.ndarray]:
+    """Return the token ids of each run of answers."""
+    edges = np.flatnonzero(np.diff(text.answers, prepend=False, append=False))
+    return [text.tokens[first:last] for first, last in edges.reshape(-1, 2)]
 
 
-@pytest.mark.parametrize(("needles", "asked"), [(1, 1), (3, 1), (3, 2), (5, 5)])
+@pytest.mark.parametrize(("needles", "queries"), [(1, 1), (3, 1), (3, 2), (5, 5)])
 @pytest.mark.parametrize("seed", range(4))
 def test_length_lines_and_answers(
-    tokenizer: PreTrainedTokenizerFast, background: np.ndarray, needles: int, asked: int, seed: int
+    tokenizer: PreTrainedTokenizerFast, background: np.ndarray, needles: int, queries: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    recall = make_key_value_text(background, tokenizer, rng=rng, length=500, needles=needles, asked=asked)
-    assert recall.tokens.shape == recall.answers.shape == (500,)
-    assert recall.tokens.dtype == np.int64
-    assert recall.answers.dtype == bool
-    lines = LINE.findall(tokenizer.decode(recall.tokens))
+    text = make_key_value_text(background, tokenizer, rng=rng, length=500, needles=needles, queries=queries)
+    assert text.tokens.shape == text.answers.shape == (500,)
+    assert text.tokens.dtype == np.int64
+    assert text.answers.dtype == bool
+    lines = LINE.findall(tokenizer.decode(text.tokens))
     planted, repeated = lines[:needles], lines[needles:]
     assert len({key for key, _ in planted}) == needles
-    assert len(repeated) == asked
+    assert len(repeated) == queries
     assert set(repeated) <= set(planted)
-    assert [tokenizer.decode(run) for run in runs(recall)] == [f" {words}" for _, words in repeated]
+    assert [tokenizer.decode(run) for run in runs(text)] == [f" {words}" for _, words in repeated]
 
 
 def test_the_repeated_tokens_are_the_planted_ones(tokenizer: PreTrainedTokenizerFast, background: np.ndarray) -> None:
-    recall = make_key_value_text(background, tokenizer, rng=np.random.default_rng(0), length=400, needles=4, asked=4)
-    before = recall.tokens[: np.argmax(recall.answers)]
-    for run in runs(recall):
+    text = make_key_value_text(background, tokenizer, rng=np.random.default_rng(0), length=400, needles=4, queries=4)
+    before = text.tokens[: np.argmax(text.answers)]
+    for run in runs(text):
         windows = np.lib.stride_tricks.sliding_window_view(before, run.size)
         assert (windows == run).all(1).any()
 
 
 def test_the_rest_is_the_background_in_order(tokenizer: PreTrainedTokenizerFast) -> None:
     numbers = np.arange(1000, 1500)
-    recall = make_key_value_text(numbers, tokenizer, rng=np.random.default_rng(1), length=300, needles=2, asked_at=0.5)
-    kept = recall.tokens[recall.tokens >= 1000]
-    assert np.array_equal(kept, numbers[: kept.size])
+    text = make_key_value_text(numbers, tokenizer, rng=np.random.default_rng(1), length=300, needles=2, query_depth=0.5)
+    left_over = text.tokens[text.tokens >= 1000]
+    assert np.array_equal(left_over, numbers[: left_over.size])
 
 
-@pytest.mark.parametrize("asked_at", [0.6, 1.0])
+@pytest.mark.parametrize("query_depth", [0.6, 1.0])
 @pytest.mark.parametrize("depth", [0.0, 0.25, 0.5, 1.0])
-def test_depth_is_honoured(tokenizer: PreTrainedTokenizerFast, depth: float, asked_at: float) -> None:
+def test_depth_is_honoured(tokenizer: PreTrainedTokenizerFast, depth: float, query_depth: float) -> None:
     numbers, rng = np.arange(1000, 3000), np.random.default_rng(2)
-    recall = make_key_value_text(numbers, tokenizer, rng=rng, length=1000, needles=3, depth=depth, asked_at=asked_at)
-    answer = runs(recall)[0]
-    windows = np.lib.stride_tricks.sliding_window_view(recall.tokens, answer.size)
+    text = make_key_value_text(
+        numbers, tokenizer, rng=rng, length=1000, needles=3, depth=depth, query_depth=query_depth
+    )
+    answer = runs(text)[0]
+    windows = np.lib.stride_tricks.sliding_window_view(text.tokens, answer.size)
     planted, repeated = np.flatnonzero((windows == answer).all(1))[[0, -1]]
-    room = (recall.tokens >= 1000).sum()
-    before = [(recall.tokens[:place] >= 1000).sum() for place in (planted, repeated)]
-    assert before == [round(depth * round(asked_at * room)), round(asked_at * room)]
+    room = (text.tokens >= 1000).sum()
+    before = [(text.tokens[:index] >= 1000).sum() for index in (planted, repeated)]
+    assert before == [round(depth * round(query_depth * room)), round(query_depth * room)]
 
 
 def test_the_seed_decides(tokenizer: PreTrainedTokenizerFast, background: np.ndarray) -> None:
@@ -91,22 +93,22 @@ def test_the_seed_decides(tokenizer: PreTrainedTokenizerFast, background: np.nda
 def test_the_shortest_length_works_and_one_less_raises(
     tokenizer: PreTrainedTokenizerFast, background: np.ndarray
 ) -> None:
-    with pytest.raises(LongRopeError, match="length=20 is too short for needles=2, asked=1: add") as raised:
+    with pytest.raises(LongRopeError, match=r"length = 20: too short for needles = 2, queries = 1\. Add") as raised:
         make_key_value_text(background, tokenizer, rng=np.random.default_rng(7), length=20, needles=2)
-    shortest = 20 + int(re.search(r"add (\d+)", str(raised.value))[1])
-    recall = make_key_value_text(background, tokenizer, rng=np.random.default_rng(7), length=shortest, needles=2)
-    assert recall.tokens.size == shortest
-    with pytest.raises(LongRopeError, match="add 1 tokens"):
+    shortest = 20 + int(re.search(r"Add (\d+)", str(raised.value))[1])
+    text = make_key_value_text(background, tokenizer, rng=np.random.default_rng(7), length=shortest, needles=2)
+    assert text.tokens.size == shortest
+    with pytest.raises(LongRopeError, match="Add 1 tokens"):
         make_key_value_text(background, tokenizer, rng=np.random.default_rng(7), length=shortest - 1, needles=2)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"asked": 3, "needles": 2}, "asked=3 must lie between 1 and needles=2"),
-        ({"depth": 1.5}, "depth=1.5"),
-        ({"asked_at": -0.1}, "asked_at=-0.1"),
-        ({"length": 5000}, "background has 600 tokens"),
+        ({"queries": 3, "needles": 2}, "queries = 3: not between 1 and needles = 2"),
+        ({"depth": 1.5}, "depth = 1.5: not between 0 and 1"),
+        ({"query_depth": -0.1}, "query_depth = -0.1: not between 0 and 1"),
+        ({"length": 5000}, "background = 600 tokens: length = 5000 needs"),
     ],
 )
 def test_wrong_arguments_name_themselves(

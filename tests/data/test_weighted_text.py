@@ -8,7 +8,14 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
-from longrope.data.weighted_text import WeightedText, mix_texts, needle_texts, perplexity_texts, search_texts
+from longrope.data.weighted_text import (
+    SearchTextSpec,
+    WeightedText,
+    mix_texts,
+    needle_texts,
+    perplexity_texts,
+    search_texts,
+)
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
@@ -36,26 +43,26 @@ def losses_of(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
         return token_losses(model, tokens).astype(np.float64)
 
 
-def value(model: PreTrainedModel, items: list[WeightedText]) -> float:
-    """What a search is told, one item a forward pass."""
-    objective = ModelObjective(model, items)
-    answers = [found[0] for _, found in objective.evaluate([[(SCALING, i)] for i in range(len(items))], gradient=False)]
-    return float(np.mean([answer.loss for answer in answers]))
+def value(model: PreTrainedModel, texts: list[WeightedText]) -> float:
+    """Return the loss that a search sees, with one text in a forward pass."""
+    objective = ModelObjective(model, texts)
+    losses = [batch[0] for _, batch in objective.evaluate([[(SCALING, i)] for i in range(len(texts))], gradient=False)]
+    return float(np.mean([loss.loss for loss in losses]))
 
 
 @pytest.mark.parametrize("tail", [None, 1, 20, 99])
 def test_perplexity_is_the_mean_over_the_last_tokens(llama: PreTrainedModel, tail: int | None) -> None:
     tokens = families.tokens(3, 100).numpy()
-    items = perplexity_texts(tokens, tail=tail)
+    texts = perplexity_texts(tokens, tail=tail)
     expected = losses_of(llama, tokens)[:, -(tail or 99) :].mean()
-    assert value(llama, items) == pytest.approx(expected, rel=1e-6)
-    assert [item.skip for item in items] == [99 - (tail or 99)] * 3
-    assert all(np.array_equal(item.tokens, row) for item, row in zip(items, tokens, strict=True))
+    assert value(llama, texts) == pytest.approx(expected, rel=1e-6)
+    assert [text.skip for text in texts] == [99 - (tail or 99)] * 3
+    assert all(np.array_equal(text.tokens, row) for text, row in zip(texts, tokens, strict=True))
 
 
 @pytest.mark.parametrize("tail", [0, -1, 100, 1000])
 def test_tails_that_do_not_fit_are_refused(tail: int) -> None:
-    with pytest.raises(LongRopeError, match=f"tail = {tail} must lie between 1 and 99"):
+    with pytest.raises(LongRopeError, match=f"tail = {tail}: not between 1 and 99"):
         perplexity_texts(families.tokens(1, 100).numpy(), tail=tail)
 
 
@@ -63,7 +70,7 @@ def test_tails_that_do_not_fit_are_refused(tail: int) -> None:
     "weights", [np.ones(10), np.ones(8), np.zeros(9), np.array([np.nan, *[1] * 8]), np.array([np.inf, *[1] * 8]), []]
 )
 def test_bad_weights_are_refused(weights: np.ndarray) -> None:
-    with pytest.raises(LongRopeError, match="an item of 10 tokens needs 9 finite weights, not all 0"):
+    with pytest.raises(LongRopeError, match="a text of 10 tokens needs 9 finite weights, not all 0"):
         WeightedText(np.arange(10), np.asarray(weights))
 
 
@@ -77,31 +84,31 @@ def test_skip_counts_the_zeros_in_front_only() -> None:
 def test_only_the_answers_to_planted_lines_count(
     background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, needles: int, seed: int
 ) -> None:
-    items = needle_texts(background, bytes_tokenizer, needles=needles, seed=seed)
-    assert len(items) == 3
-    for item in items:
-        assert item.tokens.shape == (400,)
-        assert item.tokens.dtype == np.int64
-        lines = LINE.findall(bytes_tokenizer.decode(item.tokens))
-        planted, asked = lines[:-needles], lines[-needles:]
-        assert sorted(planted) == sorted(asked)
-        assert len(set(asked)) == needles
-        answers = bytes_tokenizer.decode(item.tokens[1:][item.weights > 0])
-        assert answers == "".join(f" {words}" for _, words in asked)
-        assert item.weights.sum() == pytest.approx(1)
-        assert len(set(item.weights)) == 2  # 0, and the same for every token of an answer
+    texts = needle_texts(background, bytes_tokenizer, needles=needles, seed=seed)
+    assert len(texts) == 3
+    for text in texts:
+        assert text.tokens.shape == (400,)
+        assert text.tokens.dtype == np.int64
+        lines = LINE.findall(bytes_tokenizer.decode(text.tokens))
+        planted, repeated = lines[:-needles], lines[-needles:]
+        assert sorted(planted) == sorted(repeated)
+        assert len(set(repeated)) == needles
+        answers = bytes_tokenizer.decode(text.tokens[1:][text.weights > 0])
+        assert answers == "".join(f" {words}" for _, words in repeated)
+        assert text.weights.sum() == pytest.approx(1)
+        assert len(set(text.weights)) == 2  # 0, and the same for every token of an answer
 
 
 def test_needles_lie_in_their_own_documents(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    items = needle_texts(background, bytes_tokenizer, needles=2, each=2)
-    texts = [bytes_tokenizer.decode(item.tokens) for item in items]
-    assert [max("QZJ", key=text.count) for text in texts] == list("QQZZJJ")
-    assert len({LINE.findall(text)[0] for text in texts}) == 6
+    texts = needle_texts(background, bytes_tokenizer, needles=2, each=2)
+    decoded = [bytes_tokenizer.decode(text.tokens) for text in texts]
+    assert [max("QZJ", key=text.count) for text in decoded] == list("QQZZJJ")
+    assert len({LINE.findall(text)[0] for text in decoded}) == 6
 
 
 def test_the_seed_decides_the_needles(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     first, again, other = (
-        np.stack([item.tokens for item in needle_texts(background, bytes_tokenizer, seed=seed)]) for seed in (4, 4, 5)
+        np.stack([text.tokens for text in needle_texts(background, bytes_tokenizer, seed=seed)]) for seed in (4, 4, 5)
     )
     assert np.array_equal(first, again)
     assert (first != other).any(axis=1).all()
@@ -110,14 +117,14 @@ def test_the_seed_decides_the_needles(background: np.ndarray, bytes_tokenizer: P
 def test_the_loss_of_needles_is_that_of_their_answers(
     reader: PreTrainedModel, background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    items = needle_texts(background, bytes_tokenizer, seed=1)
-    losses = losses_of(reader, np.stack([item.tokens for item in items]))
-    answers = [row[item.weights > 0].mean() for row, item in zip(losses, items, strict=True)]
-    assert value(reader, items) == pytest.approx(np.mean(answers), rel=1e-6)
+    texts = needle_texts(background, bytes_tokenizer, seed=1)
+    losses = losses_of(reader, np.stack([text.tokens for text in texts]))
+    answers = [row[text.weights > 0].mean() for row, text in zip(losses, texts, strict=True)]
+    assert value(reader, texts) == pytest.approx(np.mean(answers), rel=1e-6)
 
 
 def test_too_short_for_a_needle_is_refused(background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(LongRopeError, match=r"length=20 is too short for needles=8.*add \d+ tokens"):
+    with pytest.raises(LongRopeError, match=r"length = 20: too short for needles = 8.*Add \d+ tokens"):
         needle_texts(background[:, :20], bytes_tokenizer, needles=8)
 
 
@@ -125,37 +132,37 @@ def test_too_short_for_a_needle_is_refused(background: np.ndarray, bytes_tokeniz
 def test_a_short_document_has_fewer_needles(
     background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast, length: int, planted: int
 ) -> None:
-    (item,) = needle_texts(background[:1, :length], bytes_tokenizer)
-    assert len(item.tokens) == length
-    assert bytes_tokenizer.decode(item.tokens).count(" = ") >= 2 * planted
-    answers = np.flatnonzero(item.weights)
+    (text,) = needle_texts(background[:1, :length], bytes_tokenizer)
+    assert len(text.tokens) == length
+    assert bytes_tokenizer.decode(text.tokens).count(" = ") >= 2 * planted
+    answers = np.flatnonzero(text.weights)
     assert 1 + np.count_nonzero(np.diff(answers) > 1) == planted
 
 
-def test_mixed_is_the_weighted_sum_of_the_means(
+def test_a_mixture_is_the_weighted_sum_of_the_means(
     reader: PreTrainedModel, background: np.ndarray, bytes_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    parts = [
+    mixture = [
         (0.7, perplexity_texts(background)),
         (0.2, needle_texts(background, bytes_tokenizer, each=2)),
         (1.5, perplexity_texts(background[:1, :90], tail=10)),
     ]
-    expected = sum(weight * value(reader, items) for weight, items in parts)
-    assert value(reader, mix_texts(parts)) == pytest.approx(expected, rel=1e-6)
+    expected = sum(weight * value(reader, texts) for weight, texts in mixture)
+    assert value(reader, mix_texts(mixture)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_one_part_of_weight_1_is_itself() -> None:
-    items = perplexity_texts(families.tokens(3, 20).numpy(), tail=4)
-    for one, other in zip(mix_texts([(1.0, items)]), items, strict=True):
-        assert np.array_equal(one.tokens, other.tokens)
-        np.testing.assert_allclose(one.weights, other.weights)
+def test_one_set_of_weight_1_keeps_its_weights() -> None:
+    texts = perplexity_texts(families.tokens(3, 20).numpy(), tail=4)
+    for mixed, text in zip(mix_texts([(1.0, texts)]), texts, strict=True):
+        assert np.array_equal(mixed.tokens, text.tokens)
+        np.testing.assert_allclose(mixed.weights, text.weights)
 
 
 @pytest.mark.parametrize(("weight", "count"), [(0, 2), (-1, 2), (float("nan"), 2), (1.0, 0)])
-def test_parts_that_say_nothing_are_refused(weight: float, count: int) -> None:
-    items = perplexity_texts(families.tokens(2, 20).numpy())
-    with pytest.raises(LongRopeError, match=rf"a part of weight {weight} with {count} items: use a weight above 0"):
-        mix_texts([(1.0, items), (weight, items[:count])])
+def test_empty_sets_and_weights_of_0_are_refused(weight: float, count: int) -> None:
+    texts = perplexity_texts(families.tokens(2, 20).numpy())
+    with pytest.raises(LongRopeError, match=rf"mixture = {weight} of {count} texts: the weight must be above 0"):
+        mix_texts([(1.0, texts), (weight, texts[:count])])
 
 
 DOCUMENTS = [Document(f"{i}", f"{letter} apple = pearl " * 200) for i, letter in enumerate("QZJXV")]
@@ -166,23 +173,23 @@ DOCUMENTS = [Document(f"{i}", f"{letter} apple = pearl " * 200) for i, letter in
 def test_each_length_weighs_the_same(
     reader: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast, needles: float, lengths: list[int]
 ) -> None:
-    items, names = search_texts(DOCUMENTS, bytes_tokenizer, lengths=lengths, count=2, needles=needles, tail=50, seed=3)
+    texts, names = search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec(lengths, 2, needles, tail=50, seed=3))
     assert names == ("0", "1")
     tokens = np.array([bytes_tokenizer(document.text)["input_ids"][:500] for document in DOCUMENTS[:2]])
     expected = []
     for length in set(lengths):
         planted = needle_texts(tokens[:, :length], bytes_tokenizer, seed=3)
-        parts = [(1 - needles, perplexity_texts(tokens[:, :length], tail=50)), (needles, planted)]
-        expected.append(sum(weight * value(reader, part) for weight, part in parts))
-    assert value(reader, items) == pytest.approx(np.mean(expected), rel=1e-6)
-    assert {len(item.tokens) for item in items} == set(lengths)
+        mixture = [(1 - needles, perplexity_texts(tokens[:, :length], tail=50)), (needles, planted)]
+        expected.append(sum(weight * value(reader, texts) for weight, texts in mixture))
+    assert value(reader, texts) == pytest.approx(np.mean(expected), rel=1e-6)
+    assert {len(text.tokens) for text in texts} == set(lengths)
 
 
 def test_too_few_documents_are_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(LongRopeError, match="6 documents of 300 tokens are needed"):
-        search_texts(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=6)
+        search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec([100, 300], 6))
 
 
 def test_a_tail_longer_than_the_shortest_length_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(LongRopeError, match="tail = 100 must lie between 1 and 99"):
-        search_texts(DOCUMENTS, bytes_tokenizer, lengths=[100, 300], count=1, tail=100)
+    with pytest.raises(LongRopeError, match="tail = 100: not between 1 and 99"):
+        search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec([100, 300], 1, tail=100))

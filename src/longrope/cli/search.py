@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -105,7 +106,7 @@ def run(
     from longrope.cost.plan_cost import check_search_memory
     from longrope.data.documents import load_documents
     from longrope.data.split import split_documents
-    from longrope.data.weighted_text import search_texts
+    from longrope.data.weighted_text import SearchTextSpec, search_texts
     from longrope.models.load import load_config
     from longrope.objectives.backend import open_backend, processes
     from longrope.provenance import provenance
@@ -132,17 +133,10 @@ def run(
         bfloat16_speed.warn(model, dtype, place)
         source = options.default_data(model, data)
         parts = split_documents(load_documents(source), seed=data_seed)
-        make = partial(
-            search_texts,
-            tokenizer=there.tokenizer,
-            lengths=lengths,
-            needles=needles,
-            tail=scored,
-            window=size,
-            cache=cache,
-        )
-        items, searched_on = make(parts["search"], count=search_documents)
-        judges, held_out = make(parts["held_out"], count=held_out_documents)
+        spec = SearchTextSpec(lengths, search_documents, needles, tail=scored, window=size)
+        make = partial(search_texts, tokenizer=there.tokenizer, cache=cache)
+        items, searched_on = make(parts["search"], spec=spec)
+        judges, held_out = make(parts["held_out"], spec=replace(spec, count=held_out_documents))
         chosen, total = planned(
             chosen, [len(item.tokens) for item in items], limits.tokens if population is None else None
         )

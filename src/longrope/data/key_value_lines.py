@@ -1,4 +1,4 @@
-"""Synthetic key-value recalls: `key = word word` lines planted in a text and repeated later in it."""
+"""Key-value texts: `key = word word` lines planted in a background text and repeated later in it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ WORDS = (
 
 @dataclass(frozen=True)
 class KeyValueText:
-    """A text in which some planted lines are repeated: `tokens` (length,) int64, `answers` (length,) bool.
+    """A text in which some of the planted lines are repeated.
 
-    `answers` marks the words of the repeated lines, the tokens that only the planted line can tell.
+    Args:
+        tokens: Token ids, int64 ``(length,)``.
+        answers: Mask of the words of the repeated lines, bool ``(length,)``: only the planted line predicts them.
     """
 
     tokens: np.ndarray
@@ -40,42 +42,55 @@ def make_key_value_text(
     rng: np.random.Generator,
     length: int,
     needles: int = 1,
-    asked: int = 1,
+    queries: int = 1,
     depth: float | None = None,
-    asked_at: float = 1.0,
+    query_depth: float = 1.0,
 ) -> KeyValueText:
-    """Plant `needles` lines in a background of token ids and repeat `asked` of them; exactly `length` tokens.
+    """Plant lines in a background text and repeat some of them, in exactly ``length`` tokens.
 
-    `asked_at` (0..1) is where in the background the repeats stand, 1 being the end; `depth` (0..1) is where in
-    the background before them the first asked line is planted. Every other line, and that one too when
-    `depth` is None, lies at a random place before the repeats. Raises LongRopeError when `length` is too short
-    for the lines or longer than the background can fill.
+    Args:
+        background: Token ids of a text, ``(tokens,)``, of which as many are used as the lines leave room for.
+        tokenizer: Tokenizer of the model.
+        rng: Generator of the lines and their places.
+        length: Length of the text in tokens.
+        needles: Number of lines to plant.
+        queries: Number of planted lines to repeat.
+        depth: Place of the first repeated line in the background before the repeats, from 0 to 1. None draws it, as
+            the places of all other lines are drawn.
+        query_depth: Place of the repeats in the background, from 0 to 1, its end.
+
+    Raises:
+        LongRopeError: If ``length`` is too short for the lines, or longer than the background can fill.
     """
-    _check(needles=needles, asked=asked, depth=depth, asked_at=asked_at)
+    _check(needles=needles, queries=queries, depth=depth, query_depth=query_depth)
     lines = _lines(tokenizer, rng, needles)
-    repeats = [lines[i] for i in rng.permutation(asked)]
+    repeats = [lines[i] for i in rng.permutation(queries)]
     room = length - sum(line.tokens.size for line in lines + repeats)
     if room < 0:
-        raise LongRopeError(f"length={length} is too short for needles={needles}, asked={asked}: add {-room} tokens")
+        raise LongRopeError(
+            f"length = {length}: too short for needles = {needles}, queries = {queries}. Add {-room} tokens."
+        )
     if background.size < room:
-        raise LongRopeError(f"background has {background.size} tokens but length={length} needs {room}: pass more text")
-    question = round(asked_at * room)
-    places = rng.integers(0, question, size=needles, endpoint=True)
+        raise LongRopeError(
+            f"background = {background.size} tokens: length = {length} needs {room}. Pass a longer text."
+        )
+    query_start = round(query_depth * room)
+    starts = rng.integers(0, query_start, size=needles, endpoint=True)
     if depth is not None:
-        places[0] = round(depth * question)
+        starts[0] = round(depth * query_start)
     planted = [
-        KeyValueText(lines[i].tokens, np.zeros_like(lines[i].answers)) for i in np.argsort(places, kind="stable")
+        KeyValueText(lines[i].tokens, np.zeros_like(lines[i].answers)) for i in np.argsort(starts, kind="stable")
     ]
-    cuts = [*np.sort(places), *[question] * asked]
+    cuts = [*np.sort(starts), *[query_start] * queries]
     return _interleave(background[:room], planted + repeats, cuts)
 
 
-def _check(*, needles: int, asked: int, depth: float | None, asked_at: float) -> None:
-    if not 1 <= asked <= needles:
-        raise LongRopeError(f"asked={asked} must lie between 1 and needles={needles}")
-    for name, value in (("depth", depth), ("asked_at", asked_at)):
+def _check(*, needles: int, queries: int, depth: float | None, query_depth: float) -> None:
+    if not 1 <= queries <= needles:
+        raise LongRopeError(f"queries = {queries}: not between 1 and needles = {needles}. Plant more lines.")
+    for name, value in (("depth", depth), ("query_depth", query_depth)):
         if value is not None and not 0 <= value <= 1:
-            raise LongRopeError(f"{name}={value} must lie between 0 and 1")
+            raise LongRopeError(f"{name} = {value}: not between 0 and 1. Give the share of the text before it.")
 
 
 def _lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[KeyValueText]:
@@ -98,9 +113,10 @@ def _line(head: list[int], answer: list[int], end: list[int]) -> KeyValueText:
 
 
 def _interleave(background: np.ndarray, lines: list[KeyValueText], cuts: list[int]) -> KeyValueText:
-    pieces = np.split(background, cuts)
-    tokens, answers = [pieces[0]], [np.zeros(pieces[0].size, dtype=bool)]
-    for line, piece in zip(lines, pieces[1:], strict=True):
-        tokens += [line.tokens, piece]
-        answers += [line.answers, np.zeros(piece.size, dtype=bool)]
+    first, *chunks = np.split(background, cuts)
+    tokens = [first]
+    answers = [np.zeros(first.size, dtype=bool)]
+    for line, chunk in zip(lines, chunks, strict=True):
+        tokens += [line.tokens, chunk]
+        answers += [line.answers, np.zeros(chunk.size, dtype=bool)]
     return KeyValueText(np.concatenate(tokens).astype(np.int64), np.concatenate(answers))

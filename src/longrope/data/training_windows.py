@@ -111,7 +111,7 @@ class Windows:
             count = int(rng.integers(1, max(1, min(MOST, span // ROOM)), endpoint=True))
             at = rng.uniform(0.4, 1.0)
             recall = make_key_value_text(
-                rest, self.tokenizer, rng=rng, length=span, needles=count, asked=count, asked_at=at
+                rest, self.tokenizer, rng=rng, length=span, needles=count, queries=count, query_depth=at
             )
             done.append(recall.tokens)
             rest = rest[span:]

@@ -1,8 +1,8 @@
-"""What a search can minimise: items, each a text of exact length and a weight for every token's loss."""
+"""Weighted texts: what a search can minimise, as token ids and a weight for the loss of every token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +23,15 @@ NEEDLES = 8
 
 @dataclass(frozen=True, eq=False)
 class WeightedText:
-    """A text and what of it counts: its loss is the sum over tokens of weight times negative log-likelihood.
+    """A text whose loss is the sum over its tokens of weight times negative log-likelihood.
 
     Args:
-        tokens: int64 ``(length,)``.
-        weights: of the losses of tokens 1, 2 …, float64 ``(length - 1,)``; they sum to 1 for a mean.
-        positions: of the tokens, int64 ``(length,)``, strictly increasing; 0, 1, 2 … if None.
+        tokens: Token ids, int64 ``(length,)``.
+        weights: Weights of the losses of tokens 1, 2 …, float64 ``(length - 1,)``; their sum is 1 for a mean.
+        positions: Position ids of the tokens, int64 ``(length,)``, strictly increasing; 0, 1, 2 … if None.
+
+    Raises:
+        LongRopeError: If the weights do not fit the tokens, or all are 0.
     """
 
     tokens: np.ndarray
@@ -38,7 +41,8 @@ class WeightedText:
     def __post_init__(self) -> None:
         if len(self.weights) != len(self.tokens) - 1 or not np.isfinite(self.weights).all() or not self.weights.any():
             raise LongRopeError(
-                f"an item of {len(self.tokens)} tokens needs {len(self.tokens) - 1} finite weights, not all 0"
+                f"weights of {len(self.weights)} losses: a text of {len(self.tokens)} tokens needs "
+                f"{len(self.tokens) - 1} finite weights, not all 0. Give one weight for each token but the first."
             )
 
     @property
@@ -48,133 +52,161 @@ class WeightedText:
 
     @property
     def skip(self) -> int:
-        """How many losses at the beginning do not count."""
+        """The number of losses before the first one that counts."""
         return int(np.flatnonzero(self.weights)[0])
 
 
 def perplexity_texts(tokens: np.ndarray, *, tail: int | None = None) -> list[WeightedText]:
-    """The mean loss of each document, or of its last tokens only.
+    """Return documents weighted so that the loss of each is its mean loss, or that of its last tokens.
 
     Args:
-        tokens: ``(documents, length)``.
-        tail: how many tokens at the end count; all if None.
+        tokens: Token ids ``(documents, length)``.
+        tail: Number of tokens at the end that count; all if None.
+
+    Raises:
+        LongRopeError: If ``tail`` is not between 1 and the length less 1.
     """
     scored = tokens.shape[1] - 1
     if tail is not None and not 1 <= tail <= scored:
-        raise LongRopeError(f"tail = {tail} must lie between 1 and {scored}, the length less 1")
+        raise LongRopeError(f"tail = {tail}: not between 1 and {scored}, the length less 1. Take a shorter tail.")
     weights = np.zeros(scored)
     weights[scored - (tail or scored) :] = 1 / (tail or scored)
-    return [WeightedText(row, weights) for row in tokens]
+    return [WeightedText(document, weights) for document in tokens]
 
 
 def needle_texts(
     tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int | None = None, each: int = 1, seed: int = 0
 ) -> list[WeightedText]:
-    """Needle perplexity (LongRoPE2 section 3.2): the loss of answers whose needles lie in real documents.
+    """Return texts for needle perplexity (LongRoPE2 section 3.2): the loss of answers to needles in real documents.
 
-    Every item has the length of its document. Its needles lie at seeded random places, all of them are asked for at
-    the end, and only the tokens of the answers count.
+    Every text has the length of its document. Its needles lie at random places and are all repeated at the end, where
+    only the tokens of the answers count.
 
     Args:
-        tokens: ``(documents, length)``.
-        tokenizer: of the model.
-        needles: lines planted in an item; `NEEDLES` if None, in short documents one for every 64 tokens.
-        each: items made from each document.
-        seed: of needles and places.
+        tokens: Token ids ``(documents, length)``.
+        tokenizer: Tokenizer of the model.
+        needles: Number of lines to plant in a text; `NEEDLES` if None, in short documents one for every 64 tokens.
+        each: Number of texts to make from each document.
+        seed: Seed of the needles and their places.
 
     Raises:
-        LongRopeError: if ``needles`` is below 1.
+        LongRopeError: If ``needles`` is below 1, or the documents are too short for them.
     """
-    rng, items = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    texts: list[WeightedText] = []
     if needles is None:
         needles = max(1, min(NEEDLES, tokens.shape[1] // 64))
     whole("needles", needles, 1)
-    for row in tokens:
+    for document in tokens:
         for _ in range(each):
-            recall = make_key_value_text(row, tokenizer, rng=rng, length=len(row), needles=needles, asked=needles)
-            answers = recall.answers[1:].astype(float)
-            items.append(WeightedText(recall.tokens, answers / answers.sum()))
-    return items
+            text = make_key_value_text(
+                document, tokenizer, rng=rng, length=len(document), needles=needles, queries=needles
+            )
+            answers = text.answers[1:].astype(float)
+            texts.append(WeightedText(text.tokens, answers / answers.sum()))
+    return texts
 
 
-def mix_texts(parts: Sequence[tuple[float, Sequence[WeightedText]]]) -> list[WeightedText]:
-    """Several objectives in one: the weighted sum of the means over each part's items.
+def mix_texts(mixture: Sequence[tuple[float, Sequence[WeightedText]]]) -> list[WeightedText]:
+    """Return all texts, reweighted so that their mean loss is the weighted sum of the mean losses of the sets.
 
-    Perplexity with needles, or one set of factors for several lengths.
+    This mixes perplexity with needles, or several lengths for one set of factors.
 
     Args:
-        parts: the weight and the items of each.
+        mixture: Pairs of a weight and a set of texts.
 
     Raises:
-        LongRopeError: if a weight is not above 0, or a part is empty.
+        LongRopeError: If a weight is not above 0, or a set is empty.
     """
-    count = sum(len(items) for _, items in parts)
-    for weight, items in parts:
-        if not weight > 0 or not items:
+    count = sum(len(texts) for _, texts in mixture)
+    for weight, texts in mixture:
+        if not weight > 0 or not texts:
             raise LongRopeError(
-                f"a part of weight {weight} with {len(items)} items: use a weight above 0 and some items"
+                f"mixture = {weight} of {len(texts)} texts: the weight must be above 0 and the set not empty. "
+                "Leave this set out."
             )
     return [
-        replace(item, weights=item.weights * (weight * count / len(items))) for weight, items in parts for item in items
+        replace(text, weights=text.weights * (weight * count / len(texts)))
+        for weight, texts in mixture
+        for text in texts
     ]
 
 
-def skipping(items: Sequence[WeightedText], length: int, *, seed: int = 0) -> list[WeightedText]:
-    """The same texts with positions up to ``length``: each has one jump at a seeded place (PoSE, arXiv 2309.10400).
+def with_position_jumps(texts: Sequence[WeightedText], length: int, *, seed: int = 0) -> list[WeightedText]:
+    """Return the same texts with positions up to ``length``, each with one jump (PoSE, arXiv 2309.10400).
 
-    The jumps grow evenly from item to item, the last one reaches ``length`` itself. So a search for a long context
-    needs short documents and short forward passes only. What it does not show is how attention thins out over many
-    tokens.
+    The jumps lie at random places and grow evenly from text to text, so that the last one reaches ``length``. A search
+    for a long context then needs short documents and short forward passes only. It does not see how attention thins
+    out over many tokens.
 
     Args:
-        items: without positions, shorter than ``length``.
-        length: in tokens.
-        seed: of the places.
+        texts: Texts without positions, shorter than ``length``.
+        length: Target length in tokens.
+        seed: Seed of the places of the jumps.
     """
-    rng, found = np.random.default_rng(seed), []
-    for i, item in enumerate(items, start=1):
-        positions = np.arange(len(item.tokens))
-        positions[int(rng.integers(1, len(positions))) :] += (length - len(positions)) * i // len(items)
-        found.append(replace(item, positions=positions))
-    return found
+    rng = np.random.default_rng(seed)
+    jumping: list[WeightedText] = []
+    for number, text in enumerate(texts, start=1):
+        positions = np.arange(len(text.tokens))
+        positions[int(rng.integers(1, len(positions))) :] += (length - len(positions)) * number // len(texts)
+        jumping.append(replace(text, positions=positions))
+    return jumping
+
+
+@dataclass(frozen=True)
+class SearchTextSpec:
+    """The objective of a search over documents.
+
+    Args:
+        lengths: Lengths in tokens; each counts as much as the others.
+        count: Number of documents.
+        needles: Weight of the needle loss, from 0 (perplexity alone) to 1 (needles alone).
+        tail: Number of tokens at the end of each length that count for perplexity; all if None.
+        window: Tokens of a text at lengths above it, whose positions then jump (`with_position_jumps`).
+        seed: Seed of the needles and jumps.
+    """
+
+    lengths: Sequence[int]
+    count: int
+    needles: float = 0.0
+    tail: int | None = None
+    window: int | None = None
+    seed: int = 0
 
 
 def search_texts(
     documents: Sequence[Document],
     tokenizer: PreTrainedTokenizerBase,
+    spec: SearchTextSpec,
     *,
-    lengths: Sequence[int],
-    count: int,
-    needles: float = 0.0,
-    tail: int | None = None,
-    window: int | None = None,
-    seed: int = 0,
     cache: Path | None = None,
 ) -> tuple[list[WeightedText], tuple[str, ...]]:
-    """Items of some documents for `longrope search`, and the documents' names.
+    """Return the weighted texts that a search minimises, and the names of their documents.
 
     Args:
-        documents: in the order in which they are tried.
-        tokenizer: of the model.
-        lengths: in tokens; each counts as much as the others.
-        count: documents.
-        needles: weight of the needle loss, from 0 (perplexity alone) to 1 (needles alone).
-        tail: how many tokens at the end of each length count for perplexity; all if None.
-        window: tokens of an item at lengths above it, whose positions then jump; see `skipping`.
-        seed: of the needles and jumps.
-        cache: a folder that keeps tokens from one call to the next.
+        documents: Documents in the order in which they are tried.
+        tokenizer: Tokenizer of the model.
+        spec: Lengths, number of documents and weights.
+        cache: Folder that keeps tokens from one call to the next.
 
     Raises:
-        LongRopeError: if there are too few documents that are long enough.
+        LongRopeError: If too few documents are long enough.
     """
-    sizes = {length: min(length, window or length) for length in sorted(set(lengths))}
-    drawn = draw_tokens(documents, tokenizer, length=max(sizes.values()), count=count, cache=cache)
-    parts: list[tuple[float, list[WeightedText]]] = []
+    lengths = sorted(set(spec.lengths))
+    sizes = {length: min(length, spec.window or length) for length in lengths}
+    drawn = draw_tokens(documents, tokenizer, length=max(sizes.values()), count=spec.count, cache=cache)
+    mixture: list[tuple[float, list[WeightedText]]] = []
     for length, size in sizes.items():
-        tokens, here = drawn.tokens[:, :size], []
-        if needles < 1:
-            here.append((1 - needles, perplexity_texts(tokens, tail=tail)))
-        if needles > 0:
-            here.append((needles, needle_texts(tokens, tokenizer, seed=seed)))
-        parts += [(weight, skipping(items, length, seed=seed) if size < length else items) for weight, items in here]
-    return mix_texts([(weight / len(set(lengths)), items) for weight, items in parts]), drawn.names
+        for weight, texts in _of_one_length(drawn.tokens[:, :size], tokenizer, spec):
+            jumping = with_position_jumps(texts, length, seed=spec.seed) if size < length else texts
+            mixture.append((weight / len(lengths), jumping))
+    return mix_texts(mixture), drawn.names
+
+
+def _of_one_length(
+    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, spec: SearchTextSpec
+) -> Iterator[tuple[float, list[WeightedText]]]:
+    if spec.needles < 1:
+        yield 1 - spec.needles, perplexity_texts(tokens, tail=spec.tail)
+    if spec.needles > 0:
+        yield spec.needles, needle_texts(tokens, tokenizer, seed=spec.seed)

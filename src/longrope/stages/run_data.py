@@ -14,7 +14,7 @@ from longrope.data.documents import Document, load_documents
 from longrope.data.split import DocumentTokens, draw_tokens, split_documents
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import Windows
-from longrope.data.weighted_text import WeightedText, search_texts
+from longrope.data.weighted_text import SearchTextSpec, WeightedText, search_texts
 from longrope.rope import Rope
 from longrope.search.budget import too_small
 from longrope.search.registry import Method, method, planned
@@ -144,15 +144,8 @@ class RunData:
         return [left[i] for i in np.random.default_rng(self.plan.data.seed).permutation(len(left))]
 
     def _draw(self, part: str, search: Search, lengths: Sequence[int]) -> tuple[list[WeightedText], tuple[str, ...]]:
-        return search_texts(
-            self._parts[part],
-            self.tokenizer,
-            lengths=lengths,
-            count=search.documents,
-            needles=search.needles,
-            window=search.window,
-            cache=self.cache,
-        )
+        spec = SearchTextSpec(lengths, search.documents, search.needles, window=search.window)
+        return search_texts(self._parts[part], self.tokenizer, spec, cache=self.cache)
 
     @cached_property
     def _parts(self) -> dict[str, list[Document]]:
