@@ -56,15 +56,15 @@ def main() -> None:
             stage = {"length": LENGTH, "search": fields}
             plan = Plan.model_validate({"version": 1, "stages": [stage], "evaluation": {"lengths": []}})
             cost = costs(plan, anatomy, Rope.of(config))[0]
-            work = sum(cost.work.values(), Flops())
-            rows[search] = _row(work) | {"passes": cost.searched / cost.length, "memory_bytes": cost.memory}
+            work = sum(cost.flops.values(), Flops())
+            rows[search] = _row(work) | {"passes": cost.search_tokens / cost.length, "memory_bytes": cost.memory}
         found[name] = rows
     write_json(RESULTS, {"models": found, "flops_per_second": RATE, "length": LENGTH, "provenance": provenance()})
     print(json.dumps(found, indent=1))
 
 
 def _row(work: Flops) -> dict[str, Any]:
-    hours = {f"hours on {count}": work.flops / RATE / count / 3600 for count in DEVICES}
+    hours = {f"hours on {count}": work.total / RATE / count / 3600 for count in DEVICES}
     return {"linear_flops": work.linear, "attention_flops": work.attention, **hours}
 
 

@@ -78,7 +78,7 @@ def main() -> None:
                 **found,
                 "foreseen_seconds": rates.seconds(work),
                 "foreseen_bytes": peak_memory.of_pass(anatomy, length, gradient=False) - weights,
-                "flops_per_second": work.flops / found["seconds"],
+                "flops_per_second": work.total / found["seconds"],
                 "attention_floor_seconds": work.attention / rate,
                 "perplexity": float(np.exp(losses.mean())),
                 "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)],

@@ -10,14 +10,15 @@ from transformers import AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from longrope.cost import memory_check, peak_memory
+from longrope.cost.memory_check import Placement
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.load import load_config
 
 
-def check(length: int, batch: int, workers: int = 1, together: int = 1) -> None:
-    sharing = {"workers": workers, "together": together}
-    memory_check.check_pass_memory(load_config("tiny"), length, batch=batch, dtype="auto", device="cpu", **sharing)
+def check(length: int, batch: int, workers: int = 1, processes: int = 1) -> None:
+    place = Placement("auto", "cpu", workers, processes)
+    memory_check.check_pass_memory(load_config("tiny"), length, place, batch=batch)
 
 
 def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,15 +51,13 @@ def test_processes_of_one_pass_share_a_cpu_and_have_a_gpu_each(monkeypatch: pyte
         check(2048, 1, processes=4)
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    anatomy, length = ModelShape.of(config, "auto", "cuda"), 2**16
-    free, main = (of(anatomy, length, gradient=False) for of in (peak_memory.of_pass, peak_memory.moved_in_pass))
+    shape, length = ModelShape.of(config, "auto", "cuda"), 2**16
+    free, main = (of(shape, length, gradient=False) for of in (peak_memory.of_pass, peak_memory.moved_in_pass))
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else free)
-    place = {"batch": 1, "dtype": "auto", "device": "cuda"}
-    memory_check.check_pass_memory(
-        config, length, **place, processes=8
-    )  # of the residual stream each moves its own part
+    # of the residual stream each process moves its own part
+    memory_check.check_pass_memory(config, length, Placement("auto", "cuda", processes=8))
     with pytest.raises(LongRopeError, match="of main memory, which has"):
-        memory_check.check_pass_memory(config, length, **place, workers=8)
+        memory_check.check_pass_memory(config, length, Placement("auto", "cuda", workers=8))
 
 
 def test_a_device_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +76,10 @@ def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
         model(tokens[:, :1], past_key_values=cache, use_cache=True)
     kept = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     held = sum(one.nbytes for layer in kept for one in (layer.keys, layer.values) if one is not None)
-    anatomy = ModelShape.of(model.config, "float32")
-    moved = sum(window is not None and window <= length for window in anatomy.windows)
+    shape = ModelShape.of(model.config, "float32")
+    moved = sum(window is not None and window <= length for window in shape.windows)
     # of its window a layer keeps all but one
-    assert peak_memory.of_cache(anatomy, length + 1) - held == moved * anatomy.keys * 4
+    assert peak_memory.of_cache(shape, length + 1) - held == moved * shape.kv_features * 4
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,45 +87,47 @@ def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest
     free = peak_memory.of_cache(ModelShape.of(config, "float32"), 3 * 1024)
     monkeypatch.setattr(memory_check, "free_memory", lambda _: free)
     check = partial(memory_check.check_cache_memory, config, dtype="float32", device="cpu")
-    check(3 * 1024, held=0)
-    check(4 * 1024, held=1024)  # what is held is not asked for again
+    check(3 * 1024, cached=0)
+    check(4 * 1024, cached=1024)  # what is held is not asked for again
     with pytest.raises(LongRopeError, match=r"3073 tokens of prompt and answer need 0.0 GiB .* about 3k fit"):
-        check(3 * 1024 + 1, held=0)
+        check(3 * 1024 + 1, cached=0)
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("falcon", {"alibi": False}), ("gpt_neox_japanese", {})])
 def test_models_that_call_their_mlp_otherwise(kind: str, fields: dict[str, object]) -> None:
     config = AutoConfig.for_model(kind, hidden_size=64, num_attention_heads=4, num_hidden_layers=2, **fields)
-    assert ModelShape.of(config).wide == 4 * 64
+    assert ModelShape.of(config).mlp_features == 4 * 64
 
 
 def test_a_model_that_reads_more_than_text_is_refused_by_name() -> None:
-    with pytest.raises(LongRopeError, match="model type 'mistral3' is no causal language model that reads text alone"):
-        memory_check.check_pass_memory(AutoConfig.for_model("mistral3"), 64, batch=1, dtype="auto", device="cpu")
+    with pytest.raises(LongRopeError, match="'mistral3' is not a causal language model that reads text alone"):
+        memory_check.check_pass_memory(AutoConfig.for_model("mistral3"), 64, Placement("auto", "cpu"))
 
 
 def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient of 64K tokens on a card that may keep 16 MiB of the inputs of layers."""
     config, room_there, length = load_config("tiny"), 2**24, 2**16
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: room_there)
-    anatomy = ModelShape.of(config, "float32", "cuda:0")
+    shape = ModelShape.of(config, "float32", "cuda:0")
     inputs = 4 * length * 256 * 4
-    assert peak_memory.moved_in_pass(anatomy, length, gradient=True) == inputs - room_there
-    assert peak_memory.moved_in_pass(anatomy, length, gradient=False) == length * 256 * 4  # the stream as a whole
-    takes = peak_memory.of_pass(anatomy, length, gradient=True)
-    slim, long = replace(anatomy, keys=32), 2**20  # the moment before the embeddings move is the peak
-    embedded = slim.parameters * 4 + long * (256 + slim.phases) * 4
+    assert peak_memory.moved_in_pass(shape, length, gradient=True) == inputs - room_there
+    assert peak_memory.moved_in_pass(shape, length, gradient=False) == length * 256 * 4  # the stream as a whole
+    takes = peak_memory.of_pass(shape, length, gradient=True)
+    slim, long = replace(shape, kv_features=32), 2**20  # the moment before the embeddings move is the peak
+    embedded = slim.parameters * 4 + long * (256 + slim.phase_features) * 4
     assert peak_memory.of_pass(slim, long, gradient=False) == embedded
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: float("inf"))
-    assert peak_memory.of_pass(anatomy, length, gradient=True) - takes == inputs - room_there
+    assert peak_memory.of_pass(shape, length, gradient=True) - takes == inputs - room_there
     monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: room_there)
     main = inputs - room_there
-    place = {"batch": 1, "dtype": "float32", "device": "cuda:0", "gradient": True}
+    check_gradient = partial(
+        memory_check.check_pass_memory, config, length, Placement("float32", "cuda:0"), kind="gradient"
+    )
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else takes)
-    memory_check.check_pass_memory(config, length, **place)
+    check_gradient()
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main - 1 if device == "cpu" else takes)
     with pytest.raises(LongRopeError, match=r"GiB of main memory, which has 0\.2; about 63k tokens fit in a gradient"):
-        memory_check.check_pass_memory(config, length, **place)
+        check_gradient()
     monkeypatch.setattr(memory_check, "free_memory", lambda device: main if device == "cpu" else takes - 1)
     with pytest.raises(LongRopeError, match="about 63k tokens fit in a gradient"):
-        memory_check.check_pass_memory(config, length, **place)
+        check_gradient()

@@ -68,9 +68,9 @@ def as_counted(work: Flops, times: float = 1.0) -> float:
 @pytest.mark.parametrize("name", SHAPES)
 def test_parameters_and_flops_of_a_forward_pass(name: str) -> None:
     model = families.from_config(config(name))
-    anatomy = ModelShape.of(model.config)
-    assert anatomy.parameters == model.num_parameters()
-    assert counted(model, backward=False) == pytest.approx(as_counted(anatomy.forward(LENGTH)), rel=0.01)
+    shape = ModelShape.of(model.config)
+    assert shape.parameters == model.num_parameters()
+    assert counted(model, backward=False) == pytest.approx(as_counted(shape.forward(LENGTH)), rel=0.01)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -91,9 +91,9 @@ def test_flops_of_training(trained: bool) -> None:
 
 @given(st.integers(1, 300), st.none() | st.integers(1, 400))
 def test_attention_sees_a_window(length: int, window: int | None) -> None:
-    anatomy = replace(TINY, windows=(window,), queries=1)
+    shape = replace(TINY, windows=(window,), query_features=1)
     seen = sum(min(i + 1, window or length) for i in range(length))
-    assert anatomy.forward(length).attention == 4 * seen
+    assert shape.forward(length).attention == 4 * seen
 
 
 class Counting:
@@ -137,7 +137,7 @@ def test_token_evaluations_of_a_search(name: str, budget: int | None, population
         starts=[scheme(name, rope, length) for name in chosen.starts],
         budget=Budget(budget),
     )
-    assert cost.searched == pytest.approx(total[0], rel=0.2)
+    assert cost.search_tokens == pytest.approx(total[0], rel=0.2)
 
 
 ROPE = Rope(dim=64, base=1e4, original_length=256)
@@ -155,16 +155,16 @@ def test_parts_of_a_plan() -> None:
         recovery=Recovery(),
         evaluation=Evaluation(documents=3, schemes=("pi",)),
     )
-    assert [(part.part, part.length) for part in parts] == [
+    assert [(part.name, part.length) for part in parts] == [
         ("stage 1", 2048),
         ("stage 2", 8192),
         ("recovery", 512),
         ("evaluation", 8192),
     ]
-    assert [part.trained for part in parts] == [10 * 2 * 2048, 0, 0, 0]
-    assert (parts[1].flops, parts[1].memory, parts[1].searched) == (0, 0, 0)
-    assert parts[3].searched == 3 * 6 * 8192  # original, PI, two stages' factors, one fine-tuned, extended
-    assert parts[3].work == {"bfloat16": TINY.forward(8192).times(18)}
+    assert [part.train_tokens for part in parts] == [10 * 2 * 2048, 0, 0, 0]
+    assert (parts[1].total_flops, parts[1].memory, parts[1].search_tokens) == (0, 0, 0)
+    assert parts[3].search_tokens == 3 * 6 * 8192  # original, PI, two stages' factors, one fine-tuned, extended
+    assert parts[3].flops == {"bfloat16": TINY.forward(8192).times(18)}
 
 
 def test_what_makes_training_cheaper() -> None:
@@ -172,16 +172,16 @@ def test_what_makes_training_cheaper() -> None:
         return cost_of(Stage(length=8192, factors="yarn", finetune=TUNE.model_copy(update=how)))[0]
 
     plain = tuned()
-    assert plain.work == {"bfloat16": TINY.backward(8192, trained=True).times(20)}
-    assert set(tuned(dtype="float32").work) == {"float32"}
-    assert tuned(lora=8).flops < plain.flops
+    assert plain.flops == {"bfloat16": TINY.backward(8192, trained=True).times(20)}
+    assert set(tuned(dtype="float32").flops) == {"float32"}
+    assert tuned(lora=8).total_flops < plain.total_flops
     assert tuned(lora=8).memory < plain.memory < tuned(dtype="float32").memory
     short = tuned(window=1024)
-    assert short.trained == plain.trained / 8
-    assert short.flops < plain.flops / 8
+    assert short.train_tokens == plain.train_tokens / 8
+    assert short.total_flops < plain.total_flops / 8
     assert short.memory < plain.memory / 2
-    assert tuned(short=0.5).flops < plain.flops
-    assert tuned(short=0.5).work["bfloat16"].linear == plain.work["bfloat16"].linear
+    assert tuned(short=0.5).total_flops < plain.total_flops
+    assert tuned(short=0.5).flops["bfloat16"].linear == plain.flops["bfloat16"].linear
 
 
 def test_what_makes_a_search_cheaper() -> None:
@@ -189,10 +189,10 @@ def test_what_makes_a_search_cheaper() -> None:
         return cost_of(Stage(length=2**15, search=Search(**how)))[0]
 
     plain = searched()
-    assert searched(documents=2).searched < plain.searched
-    assert searched(needles=0.0).searched < plain.searched
-    assert searched(budget=10 * 2**15).searched < plain.searched
-    assert searched(window=1024).flops < plain.flops / 8
+    assert searched(documents=2).search_tokens < plain.search_tokens
+    assert searched(needles=0.0).search_tokens < plain.search_tokens
+    assert searched(budget=10 * 2**15).search_tokens < plain.search_tokens
+    assert searched(window=1024).total_flops < plain.total_flops / 8
     assert searched(method="cma").memory < plain.memory  # no gradients
 
 
@@ -201,22 +201,22 @@ def test_a_search_costs_the_same_after_a_training() -> None:
         cost_of(Stage(length=2048), Stage(length=2049)),
         cost_of(Stage(length=2048, factors="yarn", finetune=TUNE), Stage(length=2049)),
     )
-    assert second[1].searched == first[1].searched
+    assert second[1].search_tokens == first[1].search_tokens
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 def test_lora_counts_its_parameters() -> None:
     peft = pytest.importorskip("peft")
     model = families.build("llama")
-    anatomy = ModelShape.of(model.config)
+    shape = ModelShape.of(model.config)
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
-    assert adapted.get_nb_trainable_parameters()[0] == 4 * anatomy.adapted
+    assert adapted.get_nb_trainable_parameters()[0] == 4 * shape.lora_features
 
 
 def test_time_is_work_by_rate() -> None:
     work = {"bfloat16": Flops(100.0, 30.0), "float32": Flops(10.0)}
     cost = Cost("x", 1, 0, 0, work, 0)
-    assert cost.flops == 140
+    assert cost.total_flops == 140
     assert cost.seconds({"bfloat16": DeviceSpeed(10.0, 5.0), "float32": DeviceSpeed(2.0, 1.0)}) == 10 + 6 + 5
 
 
@@ -235,7 +235,7 @@ def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_model_that_is_timed_has_the_last_layers() -> None:
     given = families.config("gemma3_text")
     small = ModelShape.of(timing._small(given))
-    assert (small.windows, small.wide) == ((16, None), ModelShape.of(given).wide)
+    assert (small.windows, small.mlp_features) == ((16, None), ModelShape.of(given).mlp_features)
 
 
 def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,11 +263,13 @@ def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> No
     plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
     (part,) = costs(plan, ModelShape.of(config), Rope.of(config))
     inputs = 4 * length * 256
-    assert part.waits == 4 * inputs  # in float32
-    monkeypatch.setattr(costing, "free_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
+    assert part.main_memory == 4 * inputs  # in float32
+    monkeypatch.setattr(costing, "free_memory", lambda device: part.main_memory - 1 if device == "cpu" else 2**50)
     with pytest.raises(LongRopeError, match=r"takes about 0\.5 GiB of main memory beside cuda where"):
         check_plan_memory(plan, config, dtype="auto", device="cuda")
-    monkeypatch.setattr(memory_module, "device_memory", lambda device: part.waits - 1 if device == "cpu" else 2**50)
+    monkeypatch.setattr(
+        memory_module, "device_memory", lambda device: part.main_memory - 1 if device == "cpu" else 2**50
+    )
     (warning,) = [
         one for one in report(plan, config, "cuda", dtype="auto", measure=False).advice if "main memory" in one
     ]
@@ -293,13 +295,9 @@ def test_peak_memory(mode: str, dtype: str, length: int) -> None:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     command = [sys.executable, MEASURED, mode, dtype, str(length)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    measured, anatomy = int(done.stdout), replace(TINY, dtype=dtype)
+    measured, shape = int(done.stdout), replace(TINY, dtype=dtype)
     if mode == "train":
-        predicted = (
-            peak_memory.of_training(anatomy, length, lora=0, mixed=dtype == "bfloat16") - 16 * anatomy.parameters
-        )
+        predicted = peak_memory.of_training(shape, length, lora=0, mixed=dtype == "bfloat16") - 16 * shape.parameters
     else:
-        predicted = (
-            peak_memory.of_pass(anatomy, length, gradient=mode == "gradient") - anatomy.parameters * anatomy.bytes
-        )
+        predicted = peak_memory.of_pass(shape, length, gradient=mode == "gradient") - shape.parameters * shape.bytes
     assert predicted == pytest.approx(measured, rel=0.25)

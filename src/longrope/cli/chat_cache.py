@@ -61,7 +61,7 @@ class ChatCache:
         self.keep(len(list(same)) if factors == self.factors else 0)
         self.factors = factors
         dtype = str(model.dtype).removeprefix("torch.")
-        check_cache_memory(model.config, len(ids) + new, held=len(self.ids), dtype=dtype, device=str(model.device))
+        check_cache_memory(model.config, len(ids) + new, cached=len(self.ids), dtype=dtype, device=str(model.device))
         with explain_out_of_memory(len(ids) + new, f"on {model.device}", "give a shorter text, or --dtype bfloat16"):
             self._read(ids[:-1])
             self._speak(ids, new, temperature, stream)

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.cli import options
-from longrope.cost import bfloat16_speed
+from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.errors import LongRopeError, unknown
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
@@ -120,8 +120,14 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "
             f"made from, and --extension {name}"
         )
+    config, device = load_config(name), options.choose_device(device)
+    length = extension.length or Rope.of(config).original_length
+
+    def check_memory(dtype: str) -> None:
+        check_pass_memory(config, length, Placement(dtype, device), kind="generation")
+
+    dtype = options.choose_dtype(dtype, name, device, check_memory)
     model, tokenizer = options.open_model(name, dtype, device)
-    bfloat16_speed.warn(name, dtype, str(model.device))
     extension = as_extension(extension, Rope.of(model))
     speaker = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
     with speaker.generating():  # refuses another model's extension

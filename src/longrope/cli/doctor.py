@@ -82,7 +82,7 @@ def machine() -> list[Finding]:
         Finding("memory", f"{size(memory.available)} free of {size(memory.total)}"),
     ]
     ratio = bfloat16_speed.bfloat16_slowdown()
-    remedy = "use --dtype float32 on this CPU where it fits" if ratio > bfloat16_speed.SLOW else ""
+    remedy = "--dtype auto takes float32 on this CPU where it fits" if ratio > bfloat16_speed.SLOW else ""
     found.append(Finding("bfloat16", f"a product takes {ratio:.1f} times as long as in float32", remedy))
     found += [
         Finding(

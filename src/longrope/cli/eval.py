@@ -21,7 +21,6 @@ from longrope.cli.eval_inputs import (
     read_probes,
 )
 from longrope.cli.progress import parts_bar
-from longrope.cost import bfloat16_speed
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
 
@@ -85,6 +84,7 @@ def run(
         raise LongRopeError("tasks: lm-evaluation-harness runs in one process; leave --tasks out of this launch")
 
     from longrope.evaluation.evaluate import EvalSpec, evaluate
+    from longrope.evaluation.runner import JOURNAL
     from longrope.models.load import load_config, load_tokenizer
     from longrope.provenance import provenance
     from longrope.rope import Rope
@@ -94,7 +94,10 @@ def run(
     rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
     on = options.choose_device(device)
     distributed.take_device(on)
-    check_rows(rows, tokenizer, wanted[-1], batch=batch, dtype=dtype, device=on)
+    check_memory = partial(check_rows, rows, tokenizer, wanted[-1], batch=batch, device=on)
+    recorded = options.recorded_dtype(output / JOURNAL) if output is not None and resume else None
+    dtype = options.choose_dtype(dtype, model, on, lambda dtype: check_memory(dtype=dtype), recorded=recorded)
+    check_memory(dtype=dtype)
     if key_tokens is not None and key_tokens not in rows:
         raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
     sources = data or [options.default_data(model, None)]
@@ -109,8 +112,6 @@ def run(
     settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
     settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
     settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
-    if first:
-        bfloat16_speed.warn(model, dtype, on)
     where, silent = output if first else None, as_json or not first
     read = settings | {"factors": {name: row.as_record() for name, row in rows.items()}, "batch": batch}
     read |= {"documents": documents, "trials": trials, "retrieval": [(*key, len(one)) for key, one in probes.items()]}

@@ -140,7 +140,7 @@ def check_rows(
     Raises:
         LongRopeError: if factors are another model's, a model reads other tokens than the first, or has no room.
     """
-    from longrope.cost.memory_check import check_pass_memory
+    from longrope.cost.memory_check import Placement, check_pass_memory
     from longrope.data.tokenize import fingerprint
     from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Rope
@@ -148,7 +148,7 @@ def check_rows(
 
     configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
     for weights, config in configs.items():
-        check_pass_memory(config, length, batch=batch, dtype=dtype, device=device, processes=distributed.here())
+        check_pass_memory(config, length, Placement(dtype, device, processes=distributed.here()), batch=batch)
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
             raise LongRopeError(
                 f"{weights} has another tokenizer: perplexity of other tokens cannot be compared; evaluate it alone"

@@ -10,9 +10,9 @@ import typer
 
 from longrope.cli import distributed, eval_output, options
 from longrope.cli.progress import parts_bar
-from longrope.cost import bfloat16_speed
 
 if TYPE_CHECKING:
+    from longrope.stages.plan import Plan
     from longrope.stages.run_folder import StagedRun
 
 Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
@@ -46,14 +46,22 @@ def run(
     from longrope.cost.plan_cost import check_plan_memory
     from longrope.models.load import load_config
     from longrope.stages.pipeline import extend
-    from longrope.stages.run_folder import StagedRun, begin_run
+    from longrope.stages.run_folder import StagedRun, begin_run, open_run
     from longrope.storage.lock import locked
 
     if wanted.data.source is None:
         data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
         wanted = wanted.model_copy(update={"data": data})
-    tuned_in = frozenset(stage.finetune.dtype for stage in wanted.stages if stage.finetune is not None)
     place = options.choose_device(device)
+
+    def check_memory(dtype: str) -> None:
+        check_plan_memory(wanted, load_config(model), dtype=dtype, device=place)
+
+    begun = (output / "run.json").exists()
+    dtype = options.choose_dtype(
+        dtype, model, place, check_memory, recorded=open_run(output).dtype if begun and resume else None
+    )
+    note_slow_finetuning(wanted, place)
     with parts_bar(quiet=as_json) as tell:
         work = StagedRun(
             output,
@@ -66,12 +74,11 @@ def run(
             tell=tell,
         )
         with locked(output):
-            if not (output / "run.json").exists():
+            if not begun:
                 check_export(work)
                 if not work.launch:
-                    check_plan_memory(wanted, load_config(model), dtype=dtype, device=work.device)
+                    check_memory(dtype)
             begin_run(work, resume=resume)
-            bfloat16_speed.warn(model, dtype, place, tuned_in=tuned_in)
             extend(work)
             exported = export(work)
     record = results(work)
@@ -99,6 +106,18 @@ def finetune(
         if (work.stage(stage) / "model").exists():
             raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {work.stage(stage) / 'model'} first")
         train(work, stage)
+
+
+def note_slow_finetuning(plan: Plan, device: str) -> None:
+    """Say, on standard error, if the plan fine-tunes in bfloat16 on a CPU that is slow in it."""
+    from longrope.cost.bfloat16_speed import is_bfloat16_slow
+
+    in_bfloat16 = any(stage.finetune is not None and stage.finetune.dtype == "bfloat16" for stage in plan.stages)
+    if in_bfloat16 and device == "cpu" and is_bfloat16_slow():
+        typer.echo(
+            "Note: this CPU is slow in bfloat16: finetune.dtype = 'float32' in the plan is faster, in more memory",
+            err=True,
+        )
 
 
 def words(launch: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -23,7 +24,12 @@ Data = Annotated[
     str | None,
     typer.Option(help="Folder, text file, .jsonl, .parquet, or stdlib (the default: this Python's own library)."),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as the checkpoint.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, float16, or auto: the checkpoint's; float32 on a CPU that is slow in bfloat16."
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto.")]
 Batch = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the split of the documents into search, held-out and test.")]
@@ -59,6 +65,43 @@ def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, Pre
     from longrope.models.load import load
 
     return load(name, dtype=dtype, device=choose_device(device))
+
+
+def choose_dtype(
+    requested: str, model: str, device: str, check_memory: Callable[[str], None], *, recorded: str | None = None
+) -> str:
+    """Return the dtype to load a model in; say on standard error why ``auto`` is not the checkpoint's, or is slow.
+
+    Args:
+        requested: The option --dtype.
+        model: The model's name.
+        device: The device's name.
+        check_memory: Function of a dtype that raises LongRopeError if the command's passes do not fit in it.
+        recorded: Dtype of the run that the command continues, which ``auto`` then means.
+
+    Raises:
+        LongRopeError: If the model or the dtype is unknown.
+    """
+    from longrope.cli import distributed
+    from longrope.cost.choose_dtype import choose_dtype
+    from longrope.models.load import load_config
+
+    if requested == "auto" and recorded is not None:
+        return recorded
+    dtype, reason = choose_dtype(requested, load_config(model), device, check_memory)
+    if reason:
+        distributed.say(f"Note: {reason}")
+    return dtype
+
+
+def recorded_dtype(journal: Path) -> str | None:
+    """Return the dtype that a journal was begun with; None if it does not exist or does not say."""
+    try:
+        with journal.open(encoding="utf-8") as file:
+            dtype = json.loads(file.readline())["settings"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(dtype).removeprefix("torch.")
 
 
 def choose_device(device: str) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from longrope.cli import options
 from longrope.cli import plan_output as printed
-from longrope.cost import bfloat16_speed
+from longrope.cost.bfloat16_speed import is_bfloat16_slow
 from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
@@ -55,6 +55,7 @@ def run(
         claim_output(output, overwrite=overwrite)
 
     from longrope.cost.model_shape import ModelShape
+    from longrope.cost.plan_cost import check_plan_memory
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan
@@ -67,14 +68,15 @@ def run(
         assert wanted is not None
         documents = Data(source=data, train=train or ("stdlib" if model == "tiny" and data is None else None))
         parameters = ModelShape.of(config).parameters
-        tuned_in = (
-            "float32" if place == "cpu" and bfloat16_speed.bfloat16_slowdown() > bfloat16_speed.SLOW else "bfloat16"
-        )
+        tuned_in = "float32" if place == "cpu" and is_bfloat16_slow() else "bfloat16"
         new = propose(rope, wanted, parameters=parameters, original_tokens=tokens, data=documents, dtype=tuned_in)
         text = heading(rope.original_length, new) + new.to_toml()
     else:
         new, text = old, None
     new.fits(rope)
+    dtype = options.choose_dtype(
+        dtype, model, place, lambda dtype: check_plan_memory(new, config, dtype=dtype, device=place)
+    )
     report = printed.report(new, config, place, dtype=dtype, measure=measure)
     if output is not None and text is not None:
         write_text(output, text)

@@ -16,69 +16,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What a plan costs, how fast the device is by dtype (nothing if it was not timed), and what is amiss."""
+    """The costs of a plan's steps, the device's speeds by dtype (empty if it was not timed), and advice."""
 
-    parts: Sequence[Cost]
-    rates: Mapping[str, DeviceSpeed]
+    steps: Sequence[Cost]
+    speeds: Mapping[str, DeviceSpeed]
     advice: Sequence[str]
 
-    def seconds(self, part: Cost) -> float | None:
-        """Of a part, if the device was timed."""
-        return part.seconds(self.rates) if self.rates else None
+    def seconds(self, step: Cost) -> float | None:
+        """Return the seconds of a step; None if the device was not timed."""
+        return step.seconds(self.speeds) if self.speeds else None
 
 
 def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, measure: bool) -> Report:
-    """The costs of a plan for a model.
+    """Compute the costs of a plan for a model.
 
     Args:
-        plan: what is to be done.
-        config: of the model.
-        device: where.
-        dtype: of searches and evaluations; auto: the checkpoint's.
-        measure: whether the device is timed.
+        plan: The plan.
+        config: The model's config.
+        device: A torch device.
+        dtype: Dtype of searches and evaluations; ``auto`` is the checkpoint's.
+        measure: Whether to time the device.
 
     Raises:
-        LongRopeError: if the dtype is unknown.
+        LongRopeError: If the dtype is unknown.
     """
     from longrope.cost.device_speed import measure_device_speed
     from longrope.cost.model_shape import ModelShape
-    from longrope.cost.plan_cost import REMEDIES, costs
-    from longrope.models.device_memory import device_memory
+    from longrope.cost.plan_cost import costs
     from longrope.rope import Rope
     from longrope.stages.plan_advice import advice
 
     rope = Rope.of(config)
-    parts = costs(plan, ModelShape.of(config, dtype, device), rope)
-    dtypes = sorted({dtype for part in parts for dtype in part.work}) if measure else []
-    rates = {dtype: measure_device_speed(config, device=device, dtype=dtype) for dtype in dtypes}
-    large = [
-        f"{part.part}: needs about {si(needed, 'B')} at its peak where {place} has {si(there, 'B')}: {REMEDIES}"
-        for part in parts
-        for place, needed, there in (
-            (device, part.memory, device_memory(device)),
-            ("main memory", part.waits, device_memory("cpu")),
-        )
-        if there is not None and needed > there
-    ]
-    return Report(parts, rates, [*advice(plan, rope), *large])
+    steps = costs(plan, ModelShape.of(config, dtype, device), rope)
+    dtypes = sorted({dtype for step in steps for dtype in step.flops}) if measure else []
+    speeds = {dtype: measure_device_speed(config, device=device, dtype=dtype) for dtype in dtypes}
+    return Report(steps, speeds, [*advice(plan, rope), *_memory_advice(steps, device)])
+
+
+def _memory_advice(steps: Sequence[Cost], device: str) -> list[str]:
+    """Return a line for each step that needs more memory than there is on the device or beside it."""
+    from longrope.cost.plan_cost import REMEDIES
+    from longrope.models.device_memory import device_memory
+
+    memories = [(device, device_memory(device)), ("main memory", device_memory("cpu"))]
+    lines = []
+    for step in steps:
+        for (memory, size), needed in zip(memories, (step.memory, step.main_memory), strict=True):
+            if size is not None and needed > size:
+                lines.append(
+                    f"{step.name}: needs about {si(needed, 'B')} at its peak where {memory} has {si(size, 'B')}: "
+                    f"{REMEDIES}"
+                )
+    return lines
 
 
 def as_record(report: Report) -> dict[str, Any]:
-    """As JSON values."""
-    parts = [
+    """Return the costs as JSON values."""
+    steps = [
         {
-            "part": part.part,
-            "length": part.length,
-            "search_tokens": part.searched,
-            "train_tokens": part.trained,
-            "flops": part.flops,
-            "memory_bytes": part.memory,
-            "seconds": report.seconds(part),
+            "part": step.name,
+            "length": step.length,
+            "search_tokens": step.search_tokens,
+            "train_tokens": step.train_tokens,
+            "flops": step.total_flops,
+            "memory_bytes": step.memory,
+            "seconds": report.seconds(step),
         }
-        for part in report.parts
+        for step in report.steps
     ]
-    rates = {dtype: vars(rate) for dtype, rate in report.rates.items()}
-    return {"costs": parts, "flops_per_second": rates, "advice": list(report.advice)}
+    speeds = {dtype: vars(speed) for dtype, speed in report.speeds.items()}
+    return {"costs": steps, "flops_per_second": speeds, "advice": list(report.advice)}
 
 
 def show(report: Report, title: str, *, err: bool) -> None:
@@ -87,34 +94,34 @@ def show(report: Report, title: str, *, err: bool) -> None:
     from rich.table import Table
 
     table = Table("part", "length", "search tokens", "train tokens", "FLOP", "peak memory", "time", title=title)
-    for part in report.parts:
-        table.add_row(part.part, f"{part.length:,}", *_cells([part], report))
+    for step in report.steps:
+        table.add_row(step.name, f"{step.length:,}", *_columns([step], report))
     table.add_section()
-    table.add_row("all", "", *_cells(report.parts, report))
+    table.add_row("all", "", *_columns(report.steps, report))
     console = Console(stderr=err, markup=False)
     console.print(table)
-    for dtype, rate in report.rates.items():
+    for dtype, speed in report.speeds.items():
         console.print(
-            f"Here, in {dtype}: {si(rate.linear, 'FLOP/s')} in layers, {si(rate.attention, 'FLOP/s')} in attention."
+            f"Here, in {dtype}: {si(speed.linear, 'FLOP/s')} in layers, {si(speed.attention, 'FLOP/s')} in attention."
         )
     console.print("One device, one sequence at a time; tensors only: an allocator may hold more.")
     for line in report.advice:
         console.print(f"Advice: {line}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(parts: Sequence[Cost], report: Report) -> list[str]:
-    times = [report.seconds(part) for part in parts]
+def _columns(steps: Sequence[Cost], report: Report) -> list[str]:
+    times = [report.seconds(step) for step in steps]
     return [
-        si(sum(part.searched for part in parts)),
-        si(sum(part.trained for part in parts)),
-        si(sum(part.flops for part in parts)),
-        si(max(part.memory for part in parts), "B"),
-        span(sum(time for time in times if time is not None)) if report.rates else "-",
+        si(sum(step.search_tokens for step in steps)),
+        si(sum(step.train_tokens for step in steps)),
+        si(sum(step.total_flops for step in steps)),
+        si(max(step.memory for step in steps), "B"),
+        span(sum(time for time in times if time is not None)) if report.speeds else "-",
     ]
 
 
 def si(value: float, unit: str = "") -> str:
-    """Three digits and a prefix.
+    """Format a number with three digits and a prefix.
 
     >>> si(0), si(16384), si(2.5e15, "FLOP")
     ('0', '16.4 k', '2.5 PFLOP')
@@ -127,7 +134,7 @@ def si(value: float, unit: str = "") -> str:
 
 
 def span(seconds: float) -> str:
-    """A time as people say it.
+    """Format a time in the unit that people would use.
 
     >>> span(7.2), span(99.7), span(1800), span(86400), span(1e7)
     ('7.2 s', '1.7 min', '30 min', '24 h', '116 d')

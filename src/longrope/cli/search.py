@@ -12,7 +12,6 @@ import typer
 
 from longrope.cli import distributed, options, search_inputs
 from longrope.cli.progress import search_bar
-from longrope.cost import bfloat16_speed
 from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
@@ -103,6 +102,7 @@ def run(
     options.refuse_run(output)
     claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
+    from longrope.cost.memory_check import Placement
     from longrope.cost.plan_cost import check_search_memory
     from longrope.data.documents import load_documents
     from longrope.data.split import split_documents
@@ -117,9 +117,14 @@ def run(
 
     place = options.choose_device(device)
     if local := processes(workers):
-        check_search_memory(
-            chosen, load_config(model), size or tokens, rows=rows, dtype=dtype, device=place, workers=local
-        )
+
+        def check_memory(dtype: str) -> None:
+            placement = Placement(dtype, place, workers=local)
+            check_search_memory(chosen, load_config(model), size or tokens, placement, batch=rows)
+
+        recorded = options.recorded_dtype(output / "search-0.jsonl") if resume else None
+        dtype = options.choose_dtype(dtype, model, place, check_memory, recorded=recorded)
+        check_memory(dtype)
     with locked(output), open_backend(model, dtype=dtype, device=place, workers=workers) as there:
         searched = Space(
             there.rope,
@@ -130,7 +135,6 @@ def run(
             ceiling=chosen.ceiling,
             parametrization=space or chosen.parametrization,
         )
-        bfloat16_speed.warn(model, dtype, place)
         source = options.default_data(model, data)
         parts = split_documents(load_documents(source), seed=data_seed)
         spec = SearchTextSpec(lengths, search_documents, needles, tail=scored, window=size)

@@ -1,4 +1,4 @@
-"""How fast a device is on a model: a short calibration."""
+"""A short calibration: how fast a device runs a model."""
 
 from __future__ import annotations
 
@@ -14,57 +14,60 @@ from transformers import AutoModel, PreTrainedConfig
 
 from longrope.cost.model_shape import Flops, ModelShape
 
-LAYERS, VOCABULARY = 2, 1024  # of the model that is run
-SHORT, LONG, ENOUGH = 256, 16384, 0.3  # tokens, and seconds after which no longer sequence is tried
+LAYERS = 2  # of the model that is timed
+VOCABULARY = 1024
+SHORTEST = 256  # tokens
+LONGEST = 16384
+ENOUGH = 0.3  # seconds: a sequence that takes this long is not made longer
 
 
 @dataclass(frozen=True)
 class DeviceSpeed:
-    """FLOPs a second that a device reaches on a model: in products with weights, and in attention."""
+    """The speed that a device reaches on a model, in FLOPs a second: products with weights, and attention."""
 
     linear: float
     attention: float
 
-    def seconds(self, work: Flops) -> float:
-        """How long it takes."""
-        return work.linear / self.linear + work.attention / self.attention
+    def seconds(self, flops: Flops) -> float:
+        """Return the seconds that these FLOPs take."""
+        return flops.linear / self.linear + flops.attention / self.attention
 
 
 @torch.random.fork_rng()
 def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str) -> DeviceSpeed:
-    """Time attention alone, and a random model of two layers like this one's: some seconds, and no weights needed.
+    """Time attention alone, and a random model of two layers like this one.
 
-    What else a layer does (norms, activations, rotation) goes with the products. Attention is PyTorch's fused one; a
-    model with one of its own (soft caps) takes longer.
+    It takes some seconds, and no weights are needed. What else a layer does (norms, activations, rotation) counts with
+    the products. Attention is PyTorch's fused one; a model with its own kind (soft caps) takes longer.
 
     Args:
-        config: of the model.
-        device: a torch device.
-        dtype: what it computes in, such as bfloat16.
+        config: The model's config.
+        device: A torch device.
+        dtype: Dtype of the computation, such as bfloat16.
     """
-    small, kind = _small(config), getattr(torch, dtype)
+    small, torch_dtype = _small(config), getattr(torch, dtype)
     with torch.device(device):
-        model = AutoModel.from_config(small, dtype=kind).eval()
-    anatomy, heads = ModelShape.of(small), small.num_attention_heads
+        model = AutoModel.from_config(small, dtype=torch_dtype).eval()
+    shape, heads = ModelShape.of(small), small.num_attention_heads
 
     def attend(length: int) -> Callable[[], object]:
-        one = torch.randn(1, heads, length, anatomy.queries // heads, dtype=kind, device=device)
-        return lambda: scaled_dot_product_attention(one, one, one, is_causal=True)
+        qkv = torch.randn(1, heads, length, shape.query_features // heads, dtype=torch_dtype, device=device)
+        return lambda: scaled_dot_product_attention(qkv, qkv, qkv, is_causal=True)
 
     def run(length: int) -> Callable[[], object]:
         tokens = torch.arange(length, device=device)[None] % VOCABULARY
         return lambda: model(input_ids=tokens, use_cache=False)
 
-    length, seconds = _long_enough(attend, device)
-    attention = 2 * anatomy.queries * length**2 / seconds
-    length, seconds = _long_enough(run, device)
-    work = anatomy.forward(length)
-    linear = work.linear - 2 * length * anatomy.vocabulary * anatomy.hidden  # the head does not run
-    return DeviceSpeed(linear / max(seconds - work.attention / attention, seconds / 10), attention)
+    length, seconds = _time_long_enough(attend, device)
+    attention = 2 * shape.query_features * length**2 / seconds
+    length, seconds = _time_long_enough(run, device)
+    flops = shape.forward(length)
+    linear = flops.linear - 2 * length * shape.vocabulary * shape.hidden_size  # the head does not run
+    return DeviceSpeed(linear / max(seconds - flops.attention / attention, seconds / 10), attention)
 
 
 def _small(config: PreTrainedConfig) -> Any:
-    """The config of a model with the last layers of another one, and few tokens."""
+    """Return the config of a model with the last layers of this one and a small vocabulary."""
     small: Any = copy.deepcopy(config.get_text_config())
     layers = small.num_hidden_layers
     for name, value in vars(small).items():
@@ -76,18 +79,18 @@ def _small(config: PreTrainedConfig) -> Any:
 
 
 @torch.inference_mode()
-def _long_enough(work_at: Callable[[int], Callable[[], object]], device: str) -> tuple[int, float]:
-    """A length at which the work takes long enough to be timed, and the seconds it takes: the least of four times."""
-    length = SHORT
+def _time_long_enough(step_at: Callable[[int], Callable[[], object]], device: str) -> tuple[int, float]:
+    """Return a length at which a step takes long enough to be timed, and its seconds: the least of four runs."""
+    length = SHORTEST
     while True:
-        work = work_at(length)
+        step = step_at(length)
         seconds = []
         for _ in range(5):  # the first is a rehearsal
             started = time.perf_counter()
-            work()
+            step()
             if device != "cpu":
                 torch.accelerator.synchronize()
             seconds.append(time.perf_counter() - started)
-        if min(seconds) >= ENOUGH or length >= LONG:
+        if min(seconds) >= ENOUGH or length >= LONGEST:
             return length, min(seconds)
         length *= 2

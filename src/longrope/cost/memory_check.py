@@ -1,10 +1,13 @@
-"""Does a length fit into memory? Asked before anything is loaded."""
+"""Checks that a length fits into memory, made before anything is loaded."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig
@@ -15,86 +18,120 @@ from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
 from longrope.units import short_length
 
+PassKind = Literal["forward", "gradient", "generation"]
+NAMES: dict[PassKind, str] = {"forward": "a pass", "gradient": "a gradient", "generation": "a pass with its cache"}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The dtype and the devices that a model's passes run in.
+
+    Args:
+        dtype: Dtype that the model will be loaded in, a key of `longrope.models.load.DTYPES`.
+        device: A torch device.
+        workers: Copies of the model on this machine, each in a process; several devices of the name ``cuda`` share
+            them.
+        processes: Processes on this machine that run one pass together; each has a CUDA device of its own.
+    """
+
+    dtype: str
+    device: str
+    workers: int = 1
+    processes: int = 1
+
+    @property
+    def sharing(self) -> int:
+        """Number of models and processes that share the memory of one device."""
+        if self.device == "cuda":
+            return math.ceil(self.workers / torch.cuda.device_count())
+        return self.workers * self.processes
+
 
 def check_pass_memory(
-    config: PreTrainedConfig,
-    length: int,
-    *,
-    batch: int,
-    dtype: str,
-    device: str,
-    gradient: bool = False,
-    workers: int = 1,
-    processes: int = 1,
+    config: PreTrainedConfig, length: int, place: Placement, *, batch: int = 1, kind: PassKind = "forward"
 ) -> None:
     """Refuse passes that cannot fit.
 
     Args:
-        config: of the model.
-        length: in tokens.
-        batch: rows of a pass.
-        dtype: that the model will be loaded in, a key of `longrope.models.load.DTYPES`.
-        device: where.
-        gradient: whether passes go backwards too.
-        workers: models on this machine, each in a process; several devices of the name ``cuda`` share them.
-        processes: Processes on this machine that run one pass together; each has a CUDA device of its own.
+        config: The model's config.
+        length: Tokens of a sequence.
+        place: Dtype and devices.
+        batch: Sequences in one pass.
+        kind: ``forward``, ``gradient`` (with the backward pass) or ``generation`` (with keys and values kept).
 
     Raises:
-        LongRopeError: if the device, or the main memory for what waits there, has less free than weights and a pass
-            take; says what fits.
+        LongRopeError: If weights and a pass take more than the device has free, or more main memory than is free for
+            what a GPU leaves there. The error names the longest length that fits.
     """
-    free = free_memory(device)
-    if free is None:
+    device_memory = free_memory(place.device)
+    if device_memory is None:
         return
-    anatomy, sharing = ModelShape.of(config, dtype, device), workers * processes
-    if device == "cuda":
-        sharing = math.ceil(workers / torch.cuda.device_count())
-    free //= sharing
-    formulas = peak_memory.of_pass, peak_memory.moved_in_pass
-    needs, waits = (partial(one, anatomy, gradient=gradient) for one in formulas)
-    main = (free_memory("cpu") or 0) // workers
+    free = device_memory // place.sharing
+    main_free = (free_memory("cpu") or 0) // place.workers
+    shape, gradient = ModelShape.of(config, place.dtype, place.device), kind == "gradient"
+    offloaded = partial(peak_memory.moved_in_pass, shape, gradient=gradient)
+
+    def needed(tokens: int) -> int:
+        cache = peak_memory.of_cache(shape, tokens) if kind == "generation" else 0
+        return peak_memory.of_pass(shape, tokens, gradient=gradient) + cache
 
     def fit(tokens: int) -> bool:
-        return needs(tokens) <= free and waits(tokens) <= main
+        return needed(tokens) <= free and offloaded(tokens) <= main_free
 
-    if fit(length * batch):
+    tokens = length * batch
+    if fit(tokens):
         return
-    tried = (*range(min(1024, length * batch)), *range(1024, length * batch, 1024))
-    fits = max(filter(fit, tried), default=0)
     rows = "" if batch == 1 else f" with batch = {batch}"
-    what, remedy = ("a gradient", ", a window, a method without gradients (cma)") if gradient else ("a pass", "")
-    most = f"about {short_length(fits)} tokens fit in {what}" if fits else "the weights alone do not fit"
-    who = "processes" if processes > 1 else "workers"
-    each, fewer = (f" for each of {sharing} {who}", f", fewer {who}") if sharing > 1 else ("", "")
-    beside = waits(length * batch)
-    there = f", and {beside / 2**30:.1f} GiB of main memory, which has {main / 2**30:.1f}" if beside else ""
+    each = f" for each of {place.sharing} {_sharers(place)}" if place.sharing > 1 else ""
+    main = offloaded(tokens)
+    main_memory = f", and {_gib(main)} GiB of main memory, which has {_gib(main_free)}" if main else ""
     raise LongRopeError(
-        f"length = {length}{rows} takes about {needs(length * batch) / 2**30:.1f} GiB with the weights where {device} "
-        f"has {free / 2**30:.1f} GiB free{each}{there}; {most}: lower the length or the "
-        f"batch, use dtype bfloat16{fewer}{remedy}, or another device"
+        f"length = {length}{rows} takes about {_gib(needed(tokens))} GiB with the weights where {place.device} "
+        f"has {_gib(free)} GiB free{each}{main_memory}; {_longest(fit, tokens, kind)}: {_remedies(place, kind)}"
     )
 
 
-def check_cache_memory(config: PreTrainedConfig, length: int, *, held: int, dtype: str, device: str) -> None:
+def check_cache_memory(config: PreTrainedConfig, length: int, *, cached: int, dtype: str, device: str) -> None:
     """Refuse to generate where keys and values alone cannot fit.
 
     Args:
-        config: of the model, which is loaded.
-        length: of the prompt and what is generated, in tokens.
-        held: tokens whose keys and values are in memory.
-        dtype: of the model.
-        device: where.
+        config: The config of the model, which is loaded.
+        length: Tokens of the prompt and of the answer.
+        cached: Tokens whose keys and values are in memory.
+        dtype: The model's dtype.
+        device: A torch device.
 
     Raises:
-        LongRopeError: if the device has less free memory than the cache takes; says what fits.
+        LongRopeError: If the device has less free memory than the cache takes; names the length that fits.
     """
-    free, takes = free_memory(device), partial(peak_memory.of_cache, ModelShape.of(config, dtype))
-    if free is None or takes(length) - takes(held) <= free:
+    free, needed = free_memory(device), partial(peak_memory.of_cache, ModelShape.of(config, dtype))
+    if free is None or needed(length) - needed(cached) <= free:
         return
-    fits = bisect_right(range(length), free + takes(held), key=takes) - 1
-    most = f"about {short_length(fits)} fit" if fits else "not one fits"
+    fits = bisect_right(range(length), free + needed(cached), key=needed) - 1
+    longest = f"about {short_length(fits)} fit" if fits else "not one fits"
     raise LongRopeError(
-        f"{length} tokens of prompt and answer need {takes(length) / 2**30:.1f} GiB of keys and values where {device} "
-        f"has {(free + takes(held)) / 2**30:.1f} GiB for them; {most}: give a shorter text, "
-        "use --dtype bfloat16, or another device"
+        f"{length} tokens of prompt and answer need {_gib(needed(length))} GiB of keys and values where {device} "
+        f"has {_gib(free + needed(cached))} GiB for them; {longest}: give a shorter text, "
+        "use dtype bfloat16, or another device"
     )
+
+
+def _longest(fit: Callable[[int], bool], tokens: int, kind: PassKind) -> str:
+    """Return a clause that names the most tokens that fit, to 1,024 of them."""
+    lengths = (*range(min(1024, tokens)), *range(1024, tokens, 1024))
+    longest = max(filter(fit, lengths), default=0)
+    return f"about {short_length(longest)} tokens fit in {NAMES[kind]}" if longest else "the weights alone do not fit"
+
+
+def _remedies(place: Placement, kind: PassKind) -> str:
+    fewer = f", fewer {_sharers(place)}" if place.sharing > 1 else ""
+    search = ", a window, a method without gradients (cma)" if kind == "gradient" else ""
+    return f"lower the length or the batch, use dtype bfloat16{fewer}{search}, or another device"
+
+
+def _sharers(place: Placement) -> str:
+    return "processes" if place.processes > 1 else "workers"
+
+
+def _gib(bytes_: int) -> str:
+    return f"{bytes_ / 2**30:.1f}"

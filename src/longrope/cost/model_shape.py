@@ -1,4 +1,4 @@
-"""What the costs of a model depend on, from its config alone, and the FLOPs of a pass."""
+"""The sizes of a model that its costs depend on, from its config alone, and the FLOPs of a pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from longrope.models.load import check_dtype
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of matrix products with weights, and of attention: they run at different rates."""
+    """FLOPs of matrix products with weights, and of attention, which run at different speeds."""
 
     linear: float = 0.0
     attention: float = 0.0
@@ -24,55 +24,55 @@ class Flops:
         return Flops(self.linear + other.linear, self.attention + other.attention)
 
     def times(self, linear: float, attention: float | None = None) -> Flops:
-        """So many times as much, of attention another number if given."""
+        """Return a multiple of these FLOPs, of attention by another number if it is given."""
         return Flops(self.linear * linear, self.attention * (linear if attention is None else attention))
 
     @property
-    def flops(self) -> float:
-        """Both."""
+    def total(self) -> float:
+        """Sum of both."""
         return self.linear + self.attention
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the costs of a model depend on.
+    """The sizes of a model that its costs depend on.
 
     Args:
-        parameters: all of them, tied ones once.
-        products: parameters that multiply a token: active experts only, the head, but no embeddings.
-        windows: of each layer, the most tokens that one attends to; None: all.
-        queries: features of all query heads together.
-        keys: features of keys and values together.
-        hidden: features of a token between layers.
-        wide: features of a token within the MLP, in active experts.
-        vocabulary: logits of a token.
-        adapted: features in and out of all linear layers but the head, what LoRA of rank 1 has parameters for.
-        dtype: of the checkpoint.
-        device: where it runs, for the memory that it takes.
-        phases: features of a token's cos and sin.
-        tiled: whether training runs MLPs in pieces (`longrope.longcontext.tiling.tile_mlps`).
+        parameters: All parameters, tied ones once.
+        matmul_parameters: Parameters that multiply a token: active experts only, with the head, without embeddings.
+        windows: Of each layer, the most tokens that one token attends to; None: all.
+        query_features: Features of all query heads together.
+        kv_features: Features of keys and values together.
+        hidden_size: Features of a token between layers.
+        mlp_features: Features of a token within the MLP, in active experts.
+        vocabulary: Logits of a token.
+        lora_features: Features in and out of all linear layers but the head: the parameters of a LoRA of rank 1.
+        dtype: Dtype of the weights.
+        device: Device of the model, which decides how much memory a pass takes.
+        phase_features: Features of a token's cos and sin.
+        tiled: Whether training runs MLPs chunk by chunk (`longrope.longcontext.tiling.tile_mlps`).
     """
 
     parameters: int
-    products: int
+    matmul_parameters: int
     windows: tuple[int | None, ...]
-    queries: int
-    keys: int
-    hidden: int
-    wide: int
+    query_features: int
+    kv_features: int
+    hidden_size: int
+    mlp_features: int
     vocabulary: int
-    adapted: int
+    lora_features: int
     dtype: str
     device: str = "cpu"
-    phases: int = 0
+    phase_features: int = 0
     tiled: bool = True
 
     @classmethod
     def of(cls, config: PreTrainedConfig, dtype: str = "auto", device: str = "cpu") -> ModelShape:
-        """Counted on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
+        """Count a model's sizes on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
 
         Raises:
-            LongRopeError: if the dtype is unknown, or the model is no text-only causal language model.
+            LongRopeError: If the dtype is unknown, or the model is not a text-only causal language model.
         """
         check_dtype(dtype)
         try:
@@ -80,62 +80,73 @@ class ModelShape:
                 model = AutoModelForCausalLM.from_config(config)
         except ValueError:
             raise LongRopeError(
-                f"model type {config.model_type!r} is no causal language model that reads text alone: not supported; "
+                f"model type {config.model_type!r} is not a causal language model that reads text alone; "
                 "load its text-only checkpoint"
             ) from None
         text: Any = config.get_text_config()
-        head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
-        experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
-        active = getattr(text, "num_experts_per_tok", None) or 1
-        products = float(head.weight.numel())
-        for name, weight in model.named_parameters():
-            if weight.dim() > 1 and weight is not embeddings and weight is not head.weight:
-                products += weight.numel() * (active / experts if ".experts." in name else 1)
+        head = model.get_output_embeddings()
         layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
-        one = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        wide = active * _wide(text)
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        experts, active_experts = _experts(text)
         return cls(
             parameters=model.num_parameters(),
-            products=round(products),
+            matmul_parameters=_matmul_parameters(model, active_experts / experts),
             windows=_windows(text),
-            queries=one * text.num_attention_heads,
-            keys=2 * one * groups,
-            hidden=text.hidden_size,
-            wide=wide + (getattr(text, "shared_expert_intermediate_size", None) or 0),
+            query_features=head_dim * text.num_attention_heads,
+            kv_features=2 * head_dim * kv_heads,
+            hidden_size=text.hidden_size,
+            mlp_features=active_experts * _mlp_features(text)
+            + (getattr(text, "shared_expert_intermediate_size", None) or 0),
             vocabulary=len(head.weight),
-            adapted=sum(layer.in_features + layer.out_features for layer in layers),
+            lora_features=sum(layer.in_features + layer.out_features for layer in layers),
             dtype=str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype,
             device=device,
-            phases=2 * one,
+            phase_features=2 * head_dim,
             tiled=experts == 1,
         )
 
     @property
     def bytes(self) -> int:
-        """Of a parameter in the checkpoint."""
+        """Bytes of one weight."""
         return getattr(torch, self.dtype).itemsize
 
     def forward(self, length: int) -> Flops:
-        """One forward pass over a sequence of so many tokens; attention to the token itself and those before it."""
-        seen = sum(_seen(length, window) for window in self.windows)
-        return Flops(2 * self.products * length, 4 * self.queries * seen)
+        """Return the FLOPs of one forward pass over a sequence of ``length`` tokens under causal attention."""
+        pairs = sum(_attended_pairs(length, window) for window in self.windows)
+        return Flops(2 * self.matmul_parameters * length, 4 * self.query_features * pairs)
 
     def backward(self, length: int, *, trained: bool) -> Flops:
-        """Forward, forward again for what was not kept, and backward.
+        """Return the FLOPs of a forward pass, a second one for what was not kept, and the backward pass.
 
-        Up to 7% too much: the second time, the last product of a layer may be left out. Of sequences long enough for
-        MLPs in pieces, what these cost a third time is not counted.
+        It is up to 7% too high: the second forward pass may leave out a layer's last product. The third pass over MLPs
+        of long sequences, which run chunk by chunk, is not counted.
 
         Args:
-            length: in tokens.
-            trained: whether weights get gradients; else only what they multiply does.
+            length: Tokens of the sequence.
+            trained: Whether weights get gradients; else only their inputs do.
         """
         # attention kernels keep no scores: backwards, five products where forwards there are two (Dao 2023)
         return self.forward(length).times(4 if trained else 3, 4.5)
 
 
-def _wide(text: Any) -> int:
+def _experts(text: Any) -> tuple[int, int]:
+    """Return the number of experts of a layer, and how many of them see a token."""
+    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
+    return experts, getattr(text, "num_experts_per_tok", None) or 1
+
+
+def _matmul_parameters(model: Any, active_share: float) -> int:
+    """Return the number of parameters that multiply a token; ``active_share`` of the experts' parameters count."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
+    count = float(head.weight.numel())
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1 and weight is not embeddings and weight is not head.weight:
+            count += weight.numel() * (active_share if ".experts." in name else 1)
+    return round(count)
+
+
+def _mlp_features(text: Any) -> int:
     names = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")
     return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)
 
@@ -147,7 +158,7 @@ def _windows(text: Any) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-def _seen(length: int, window: int | None) -> float:
-    """Pairs of a token and one that it attends to."""
+def _attended_pairs(length: int, window: int | None) -> float:
+    """Return the number of pairs of a token and one that it attends to."""
     reach = min(length, window or length)
     return reach * (reach + 1) / 2 + (length - reach) * reach

@@ -32,7 +32,7 @@ from longrope.stages.trainer_checkpoints import writing
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import LOCK, locked
 
-PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # the search for short factors starts from these powers of the long ones
+RECOVERY_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # the search for short factors starts from these powers of the long ones
 
 
 def extend(run: StagedRun) -> Extension:
@@ -151,7 +151,7 @@ def _recovered(run: StagedRun, long: Scaling) -> Scaling:
             scheme=f"long^{part:g}",
             length=2 * original,
         )
-        for part in PARTS
+        for part in RECOVERY_POWERS
     ]
     lengths, number = run.material.recovery_lengths, len(run.plan.stages) + 1
     part = f"recovery at {' and '.join(f'{length:,}' for length in lengths)}"

@@ -80,14 +80,14 @@ class Plan(PlanTable):
         """The target length in tokens."""
         return self.stages[-1].length
 
-    def evaluated(self, original: int) -> list[int]:
+    def evaluation_lengths(self, original: int) -> list[int]:
         """Lengths of the evaluation in ascending order, for a model of so many tokens: L0 and every stage's if none."""
         wanted = self.evaluation.lengths
         if wanted is None:
             wanted = (original, *(stage.length for stage in self.stages))
         return sorted(set(wanted))
 
-    def recovered(self, original: int) -> tuple[int, ...]:
+    def recovery_lengths(self, original: int) -> tuple[int, ...]:
         """Lengths of the search for short factors, for a model of so many tokens: L0 and 2·L0 if none are given."""
         return (self.recovery.lengths if self.recovery is not None else ()) or (original, 2 * original)
 

@@ -75,12 +75,12 @@ class RunData:
     @property
     def recovery_lengths(self) -> Sequence[int]:
         """In tokens, of the search for short factors."""
-        return self.plan.recovered(self.rope.original_length)
+        return self.plan.recovery_lengths(self.rope.original_length)
 
     @property
     def lengths(self) -> Sequence[int]:
         """In tokens, of the evaluation, in ascending order."""
-        return self.plan.evaluated(self.rope.original_length)
+        return self.plan.evaluation_lengths(self.rope.original_length)
 
     def items(self, search: Search, lengths: Sequence[int]) -> dict[str, list[WeightedText]]:
         """What a search minimises (``search``) and what chooses its winner (``held_out``)."""

@@ -1,0 +1,51 @@
+"""The dtype of ``--dtype auto``: the checkpoint's, or float32 on a CPU that is slow in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PreTrainedConfig
+
+from longrope.cost import bfloat16_speed
+from longrope.errors import LongRopeError
+from longrope.models.load import DTYPES, check_dtype
+
+
+def choose_dtype(
+    requested: str, config: PreTrainedConfig, device: str, check_memory: Callable[[str], None]
+) -> tuple[str, str]:
+    """Choose the dtype that a model is loaded in.
+
+    ``auto`` becomes the checkpoint's dtype. On a CPU where bfloat16 is slow it becomes float32 instead of bfloat16, if
+    float32 fits into memory. A checkpoint without a dtype in its config keeps ``auto``.
+
+    Args:
+        requested: A key of `longrope.models.load.DTYPES`; all but ``auto`` are kept.
+        config: The model's config.
+        device: A torch device.
+        check_memory: Function of a dtype that raises LongRopeError if the passes do not fit into memory in it.
+
+    Returns:
+        The dtype's name, and a sentence for the user: why it is not the checkpoint's, or why it is slow; else "".
+
+    Raises:
+        LongRopeError: If the requested dtype is unknown.
+    """
+    check_dtype(requested)
+    checkpoint = str(config.dtype).removeprefix("torch.")
+    dtype = requested
+    if requested == "auto" and checkpoint in DTYPES:
+        dtype = checkpoint
+    if dtype != "bfloat16" or device != "cpu":
+        return dtype, ""
+    slowdown = bfloat16_speed.bfloat16_slowdown()
+    if slowdown <= bfloat16_speed.SLOW:
+        return dtype, ""
+    slow = f"this CPU takes {slowdown:.1f} times as long for a product in bfloat16 as in float32"
+    if requested != "auto":
+        return dtype, f"dtype = bfloat16: {slow}; float32 is faster, in more memory"
+    try:
+        check_memory("float32")
+    except LongRopeError:
+        return dtype, f"dtype = auto: bfloat16, as float32 does not fit into memory; {slow}"
+    return "float32", f"dtype = auto: float32, as {slow}"
