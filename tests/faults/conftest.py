@@ -17,8 +17,8 @@ from longrope.cli.main import main
 HOLD = """
 import sys
 from pathlib import Path
-from longrope.storage.lock import held
-with held(Path(sys.argv[1]), folder=sys.argv[2] == "True"):
+from longrope.storage.lock import locked
+with locked(Path(sys.argv[1]), folder=sys.argv[2] == "True"):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from longrope import locks
 from longrope.errors import LongRopeError
 from longrope.stages import pipeline
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Finetune, Stage
 from longrope.stages.run_folder import StagedRun
+from longrope.storage import lock
 from longrope.storage.lock import claim_output, locked
 
 PLAN = Plan(stages=(Stage(length=512, factors="pi", finetune=Finetune(steps=1)),), data=Data(source="."))
@@ -59,9 +59,7 @@ def test_a_lock_that_was_left_makes_no_folder_full(tmp_path: Path) -> None:
 
 
 def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
-    script = (
-        "import subprocess; from longrope.storage.lock import held; from pathlib import Path\nwith held(Path('run')):\n"
-    )
+    script = "import subprocess; from longrope.storage.lock import locked; from pathlib import Path\nwith locked(Path('run')):\n"
     script += " print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -110,18 +108,18 @@ def test_a_file_system_without_locks_is_warned_of(monkeypatch: pytest.MonkeyPatc
 def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lock, calls, real = tmp_path / ".lock", [], locks._locked
+    path, calls, real = tmp_path / ".lock", [], lock._locked
 
     def late(file: int, **given: bool) -> bool:
         if not calls:
-            lock.unlink()
+            path.unlink()
         calls.append(file)
         return real(file, **given)
 
-    monkeypatch.setattr(locks, "_locked", late)
+    monkeypatch.setattr(lock, "_locked", late)
     with locked(tmp_path):
         assert len(calls) == 2
-        assert os.path.samestat(os.fstat(calls[1]), lock.stat())
+        assert os.path.samestat(os.fstat(calls[1]), path.stat())
 
 
 def test_where_no_folder_can_be(tmp_path: Path) -> None:

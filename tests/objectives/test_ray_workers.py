@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from searching import SMALL, Documents, build, build_dying, build_marking, build_refusing, search_with, timeless
-from test_workers import kill_one
+from test_local_workers import kill_one
 
 from longrope.errors import LongRopeError
 from longrope.objectives.local_workers import PooledObjective
