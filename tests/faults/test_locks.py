@@ -59,7 +59,8 @@ def test_a_lock_that_was_left_makes_no_folder_full(tmp_path: Path) -> None:
 
 
 def test_the_lock_goes_though_a_child_lives(holder, tmp_path: Path) -> None:
-    script = "import subprocess; from longrope.storage.lock import locked; from pathlib import Path\nwith locked(Path('run')):\n"
+    script = "import subprocess; from longrope.storage.lock import locked; from pathlib import Path\n"
+    script += "with locked(Path('run')):\n"
     script += " print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
