@@ -1,4 +1,4 @@
-"""Write docs/reference/cli.md from the command line's own help, or with ``--check`` see that it is up to date."""
+"""Write docs/reference/cli.md from the help of the command line. With ``--check``, check that it is up to date."""
 
 from __future__ import annotations
 
@@ -19,60 +19,63 @@ PARAGRAPH = "\n\n"
 HEAD = """\
 # Command line
 
-Made by `python scripts/docs_cli.py` from what `longrope COMMAND --help` says. Lengths are in tokens: `16k` is 16,384,
-`2m` is 2,097,152. Bad input ends with one line that names the remedy, and exit code 2; an interrupt with 130.
+`python scripts/docs_cli.py` writes this page from `longrope COMMAND --help`. Lengths are in tokens: `16k` is 16,384,
+and `2m` is 2,097,152. Invalid input prints one line that names the remedy and exits with 2; Ctrl-C exits with 130.
 
 """
 
 
 def main() -> int:
-    """Write the page; with ``--check`` only compare."""
+    """Write the page, or with ``--check`` only compare it."""
     text = page()
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(text, encoding="utf-8")
         return 0
     if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{PAGE.name} is not what --help says any more: run scripts/docs_cli.py", file=sys.stderr)
+    print(f"{PAGE.name} is out of date. Run scripts/docs_cli.py", file=sys.stderr)
     return 1
 
 
 def page() -> str:
-    """The whole page: a table of commands, then one section each."""
+    """Return the whole page: a table of commands, then one section per command."""
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    told = {name: inspect.cleandoc(group.commands[name].help or "").replace("``", "`") for name in COMMANDS}
-    rows = [f"| [`{name}`](#{name}) | {_line(text.partition(PARAGRAPH)[0])} |" for name, text in told.items()]
+    help_texts = {name: inspect.cleandoc(group.commands[name].help or "").replace("``", "`") for name in COMMANDS}
+    rows = [f"| [`{name}`](#{name}) | {_line(text.partition(PARAGRAPH)[0])} |" for name, text in help_texts.items()]
     table = "\n".join(["| command | what it does |", "|---|---|", *rows])
-    sections = [section(name, told[name], group.commands[name].params) for name in COMMANDS]
+    sections = [section(name, help_texts[name], group.commands[name].params) for name in COMMANDS]
     return HEAD + PARAGRAPH.join([table, *sections]) + "\n"
 
 
-def section(name: str, told: str, parameters: Sequence[Any]) -> str:
-    """One command: usage, help, arguments and options."""
-    kinds = get_type_hints(COMMANDS[name])
-    arguments = [one for one in parameters if isinstance(one, TyperArgument)]
-    options = [one for one in parameters if isinstance(one, TyperOption)]
-    words = {one.metavar or str(one.name).upper(): one for one in arguments}
-    usage = ["longrope", name, "[OPTIONS]", *(word if one.required else f"[{word}]" for word, one in words.items())]
-    parts = [f"## {name}", f"```\n{' '.join(usage)}\n```", told]
+def section(name: str, help_text: str, parameters: Sequence[Any]) -> str:
+    """Return the section of one command: usage, help, arguments and options."""
+    types = get_type_hints(COMMANDS[name])
+    arguments = {arg.metavar or str(arg.name).upper(): arg for arg in parameters if isinstance(arg, TyperArgument)}
+    options = [option for option in parameters if isinstance(option, TyperOption)]
+    words = [word if argument.required else f"[{word}]" for word, argument in arguments.items()]
+    usage = " ".join(["longrope", name, "[OPTIONS]", *words])
+    blocks = [f"## {name}", f"```\n{usage}\n```", help_text]
     if arguments:
-        rows = [f"| `{word}` | {_line(one.help)} |" for word, one in words.items()]
-        parts.append("\n".join(["| argument | |", "|---|---|", *rows]))
-    rows = [f"| {spelt(one, kinds[str(one.name)])} | {_line(one.help)} | {default(one)} |" for one in options]
-    parts.append("\n".join(["| option | | default |", "|---|---|---|", *rows]))
-    return PARAGRAPH.join(parts)
+        rows = [f"| `{word}` | {_line(argument.help)} |" for word, argument in arguments.items()]
+        blocks.append("\n".join(["| argument | |", "|---|---|", *rows]))
+    rows = [
+        f"| {option_names(option, types[str(option.name)])} | {_line(option.help)} | {default(option)} |"
+        for option in options
+    ]
+    blocks.append("\n".join(["| option | | default |", "|---|---|---|", *rows]))
+    return PARAGRAPH.join(blocks)
 
 
-def spelt(option: TyperOption, kind: Any) -> str:
-    """An option's names, and what kind of value follows."""
+def option_names(option: TyperOption, type_: Any) -> str:
+    """Return the names of an option and the kind of its value."""
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
-    value = next((word for type_, word in VALUES.items() if type_ in (kind, *get_args(kind))), "TEXT")
+    value = next((word for known, word in VALUES.items() if known in (type_, *get_args(type_))), "TEXT")
     return names if option.is_flag else f"{names} {value}"
 
 
 def default(option: TyperOption) -> str:
-    """An option's default, if there is one to tell."""
+    """Return the default of an option as the table shows it."""
     if option.required:
         return "required"
     if option.is_flag:

@@ -26,30 +26,30 @@ S, FAST, SLOW = 8, 0, 23
 
 
 def main() -> None:
-    """All figures."""
+    """Draw all figures."""
     figures = {"wavelengths": wavelengths(), "angles": angles(), "factors-smollm2": factors(), "pairs": pairs()}
     for name, chart in figures.items():
         save(chart, IMAGES / f"{name}.svg")
 
 
 def wavelengths() -> alt.LayerChart:
-    """How many tokens each pair of SmolLM2 takes for a turn, against L0."""
-    done, not_done, border = "finishes a turn within L0", "does not", "L0 = 8,192 tokens"
+    """Plot the wavelength of each pair of SmolLM2, and L0."""
+    complete, incomplete, limit = "finishes a turn within L0", "does not", "L0 = 8,192 tokens"
     records = [
-        {"name": done if pair < SMOLLM2.critical_pair else not_done, "x": pair, "y": wavelength, "tip": str(pair)}
+        {"name": complete if pair < SMOLLM2.critical_pair else incomplete, "x": pair, "y": wavelength, "tip": str(pair)}
         for pair, wavelength in enumerate(SMOLLM2.wavelengths.tolist())
     ]
-    ends = [{"name": border, "x": pair, "y": SMOLLM2.original_length, "tip": border} for pair in (0, 31)]
-    names = [border, done, not_done]
-    return charts.lines(records + ends, looks(names), pair_axis(), charts.log_axis("wavelength (tokens)"))
+    limit_line = [{"name": limit, "x": pair, "y": SMOLLM2.original_length, "tip": limit} for pair in (0, 31)]
+    names = [limit, complete, incomplete]
+    return charts.lines(records + limit_line, looks(names), pair_axis(), charts.log_axis("wavelength (tokens)"))
 
 
 def angles() -> alt.HConcatChart:
-    """What a pair adds to the score of two equal vectors at a distance: the cosine of the angle between them."""
+    """Plot the cosine of the angle of a fast and a slow pair by distance: their share in the score of equal vectors."""
     near, far = np.arange(13), np.linspace(0, S * SMOLLM2.original_length, 33)
     left = cosines(FAST, near, "distance (tokens)", f"Fast pair (turns in {SMOLLM2.wavelengths[FAST]:.1f} tokens)")
     slow = f"Slow pair (turns in {SMOLLM2.wavelengths[SLOW]:,.0f} tokens)"
-    marks = {float(SMOLLM2.original_length): "L0: what it was trained on"}
+    marks = {float(SMOLLM2.original_length): "L0: trained length"}
     right = cosines(SLOW, far, "distance (tokens)", slow, marks)
     return alt.hconcat(left.properties(width=280), right.properties(width=280))
 
@@ -57,7 +57,7 @@ def angles() -> alt.HConcatChart:
 def cosines(
     pair: int, distances: np.ndarray, axis: str, title: str, marks: dict[float, str] | None = None
 ) -> alt.LayerChart:
-    """By distance, as trained and with PI for 8 times L0."""
+    """Plot the cosine of one pair by distance, as trained and with PI for 8 times L0."""
     records = [
         {"name": name, "x": float(distance), "y": math.cos(distance * SMOLLM2.inv_freq[pair] / factor), "tip": name}
         for name, factor in {"original": 1, "pi": S}.items()
@@ -65,34 +65,34 @@ def cosines(
     ]
     x = alt.X("x:Q", title=axis, scale=alt.Scale(nice=False), axis=alt.Axis(format=",d", tickCount=6))
     y = alt.Y("y:Q", title="cosine of the angle", scale=alt.Scale(domain=[-1.1, 1.3]), axis=alt.Axis(values=[-1, 0, 1]))
-    return charts.lines(records, looks(one["name"] for one in records), x, y, marks=marks).properties(title=title)
+    return charts.lines(records, looks(record["name"] for record in records), x, y, marks=marks).properties(title=title)
 
 
 def factors() -> alt.LayerChart:
-    """The factors of SmolLM2 at twice its length: closed forms, and those that a search found."""
-    found = json.loads((RESULTS / "smollm2-16k.json").read_text(encoding="utf-8"))
+    """Plot the factors of SmolLM2 for twice its length: closed forms and the result of a search."""
+    results = json.loads((RESULTS / "smollm2-16k.json").read_text(encoding="utf-8"))
     length = 2 * SMOLLM2.original_length
     scalings = {name: scheme(name, SMOLLM2, length) for name in COMPARED}
-    scalings["searched"] = Scaling(found["factors"], length=length)
+    scalings["searched"] = Scaling(results["factors"], length=length)
     return factor_chart(SMOLLM2, scalings, looks(scalings))
 
 
 def pairs() -> alt.LayerChart:
-    """Perplexity of tiny when only the pairs from one on are interpolated."""
+    """Plot the perplexity of tiny when only the pairs from k on are interpolated."""
     table = json.loads((RESULTS / "pairs.json").read_text(encoding="utf-8"))["perplexity"]
     records = [
-        {"name": f"at {cell['length']:,} tokens", "x": int(name.split()[1]), "y": cell["perplexity"], "tip": name}
-        for name, row in table.items()
-        for cell in row
+        {"name": f"at {point['length']:,} tokens", "x": int(name.split()[1]), "y": point["perplexity"], "tip": name}
+        for name, points in table.items()
+        for point in points
         if name.startswith("from")
     ]
     x = alt.X("x:Q", title="first interpolated pair (0: all, 32: none)", scale=alt.Scale(nice=False, padding=10))
-    names = list(dict.fromkeys(one["name"] for one in records))
+    names = list(dict.fromkeys(record["name"] for record in records))
     return charts.lines(records, looks(names), x, charts.log_axis("perplexity", base=2))
 
 
 def pair_axis() -> alt.X:
-    """Pairs from high to low frequency."""
+    """Return the axis of the rotary pairs."""
     return alt.X("x:Q", title="rotary pair (high to low frequency)", scale=alt.Scale(nice=False, padding=10))
 
 

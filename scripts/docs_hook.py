@@ -1,7 +1,7 @@
-"""MkDocs hook: a page may link to a file elsewhere in the repository; the site then holds a copy of it.
+"""MkDocs hook: copy into the site the files outside of ``docs`` that a page links to.
 
-On GitHub such a link (``../benchmarks/results/demo.json``) works as it is. Here it is turned to ``files/…``. A link to
-a file that is not there stays, and the strict build ends with it.
+On GitHub a link such as ``../benchmarks/results/demo.json`` works unchanged. On the site it leads to a copy in
+``files/``. A link to a missing file stays, so that the strict build fails on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COPIES = "files"
 
 
 def outside(page: str, link: str) -> str | None:
-    """The path in the repository of a link that leaves the folder of the docs; None if it stays inside.
+    """Return the path in the repository of a link that leaves ``docs``, or None if the link stays inside.
 
     >>> outside("guides/gpu.md", "../../plans/tiny.toml"), outside("guides/gpu.md", "../scale.md")
     ('plans/tiny.toml', None)
@@ -28,16 +28,18 @@ def outside(page: str, link: str) -> str | None:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
-    """Turn the links of a page that leave the docs to copies, and add these to the site."""
-    root, here = Path(config["config_file_path"]).parent, page.file.src_uri
+    """Replace each link that leaves ``docs`` by a link to a copy, and add the copies to the site."""
+    root = Path(config["config_file_path"]).parent
+    source = page.file.src_uri
 
-    def turn(match: re.Match[str]) -> str:
-        path = outside(here, match[0])
+    def link_to_copy(match: re.Match[str]) -> str:
+        path = outside(source, match[0])
         if path is None or not (root / path).is_file():
             return match[0]
-        copy = f"{COPIES}/{path}" + ".txt" * path.endswith(".md")  # MkDocs would take it for a page
+        suffix = ".txt" if path.endswith(".md") else ""  # MkDocs would take a copied .md for a page
+        copy = f"{COPIES}/{path}{suffix}"
         if files.get_file_from_path(copy) is None:
             files.append(File.generated(config, copy, abs_src_path=str(root / path)))
-        return relpath(copy, PurePosixPath(here).parent)
+        return relpath(copy, PurePosixPath(source).parent)
 
-    return LINK.sub(turn, markdown)
+    return LINK.sub(link_to_copy, markdown)

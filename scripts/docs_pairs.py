@@ -1,10 +1,10 @@
-"""Which rotary pairs does interpolation harm, and which does it help? Measured on ``tiny``, at 8x.
+"""Measure which rotary pairs interpolation harms and which it helps, on ``tiny`` at 8x.
 
     make docs-pairs            # minutes on two cores
 
-Pairs from k on are interpolated by s, those before are left alone: k = 0 is PI, k = dim/2 the original. The other way
-round, pairs before k are interpolated. Perplexity on test documents, without fine-tuning and with an attention factor
-of 1. Results in ``benchmarks/results/pairs.json``, which ``scripts/docs_figures.py`` draws.
+One series interpolates the pairs from k on by s: k = 0 is PI, and k = dim/2 the original model. The other series
+interpolates the pairs before k. Both measure perplexity on test documents, without fine-tuning and with an attention
+factor of 1. The results are in ``benchmarks/results/pairs.json``, which ``scripts/docs_figures.py`` draws.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ LENGTHS, DOCUMENTS, SEED, STEP = (256, 2048), 8, 0, 2
 
 
 def main() -> None:
-    """Measure, and write the results file."""
+    """Measure and write the results file."""
     model, tokenizer = load("tiny", dtype="float32")
     rope = Rope.of(model)
-    parts = split_documents(load_documents("stdlib:unseen"), seed=SEED)
-    drawn = draw_tokens(parts["test"], tokenizer, length=LENGTHS[-1], count=DOCUMENTS)
-    table = compare(model, candidates(rope), drawn.tokens, LENGTHS, done=tell)
-    perplexities = {name: [asdict(cell) for cell in row] for name, row in table.items()}
-    about = {"model": "tiny", "lengths": LENGTHS, "data": "stdlib:unseen", "seed": SEED, "documents": drawn.names}
-    write_json(RESULTS, {**about, "perplexity": perplexities, "provenance": provenance()})
+    documents = split_documents(load_documents("stdlib:unseen"), seed=SEED)
+    drawn = draw_tokens(documents["test"], tokenizer, length=LENGTHS[-1], count=DOCUMENTS)
+    table = compare(model, candidates(rope), drawn.tokens, LENGTHS, done=show_progress)
+    perplexities = {name: [asdict(point) for point in points] for name, points in table.items()}
+    settings = {"model": "tiny", "lengths": LENGTHS, "data": "stdlib:unseen", "seed": SEED, "documents": drawn.names}
+    write_json(RESULTS, {**settings, "perplexity": perplexities, "provenance": provenance()})
 
 
 def candidates(rope: Rope) -> dict[str, Scaling]:
-    """By the name of what is interpolated: ``from k`` or ``before k``."""
+    """Return the scaling of each candidate, named by its interpolated pairs: ``from k`` or ``before k``."""
     pairs, s = rope.dim // 2, LENGTHS[-1] / rope.original_length
     edges = range(0, pairs + 1, STEP)
     later = {f"from {k}": [1.0] * k + [s] * (pairs - k) for k in edges}
@@ -42,8 +42,8 @@ def candidates(rope: Rope) -> dict[str, Scaling]:
     return {name: Scaling(factors, length=LENGTHS[-1]) for name, factors in (later | earlier).items()}
 
 
-def tell(name: str, count: int) -> None:
-    """Say how far it is."""
+def show_progress(name: str, count: int) -> None:
+    """Print the number of documents that a candidate has finished."""
     print(f"\r{name}: {count} documents ", end="", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Changes to a file that keep it a likely one: words of a text exchanged, numbers of a binary file replaced."""
+"""Mutations that keep a file plausible: exchange words of a text, replace numbers of a binary file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WORDS = [0, 1, 2, 8, 9, 2**31 - 1, 2**32 - 1, 2**60, 2**63, 2**64 - 1]
 
 
 def mutate_tokens(plain: Mutate, data: bytes, size: int, seed: int) -> bytes:
-    """Half of the time: exchange, repeat, drop or swap some words of the text."""
+    """Exchange, repeat, drop or swap words of the text, with probability 1/2; else mutate bytes."""
     rng = random.Random(seed)
     tokens = TOKEN.findall(data)
     if rng.random() < 0.5 or not tokens:
@@ -50,7 +50,7 @@ def mutate_tokens(plain: Mutate, data: bytes, size: int, seed: int) -> bytes:
 
 
 def mutate_words(plain: Mutate, data: bytes, size: int, seed: int) -> bytes:
-    """Half of the time: put a number in the place of four or eight bytes."""
+    """Replace four or eight bytes by a number, with probability 1/2; else mutate bytes."""
     rng, width = random.Random(seed), random.Random(seed).choice((4, 8))
     if rng.random() < 0.5 or len(data) < 24:
         return plain(data, size)

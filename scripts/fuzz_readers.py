@@ -1,4 +1,4 @@
-"""Every reader of files that others made, and what must hold of what it gives: for `fuzz.py` and its regressions."""
+"""The readers of files from elsewhere, with the properties that must hold of every result."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ GGUF = {"context_length": 64, "embedding_length": 16, "attention.head_count": 2,
 
 
 class Reader(NamedTuple):
-    """One kind of file.
+    """A kind of file and its reader.
 
     Attributes:
-        name: of the file, by which its form is told.
-        read: may give anything that is true, or raise `LongRopeError`.
-        seeds: valid files.
+        name: File name; its suffix selects the format.
+        read: Function that reads a file and checks the result, or raises `LongRopeError`.
+        seeds: Valid files, as bytes.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Reader(NamedTuple):
 
 
 def read_factors(path: Path) -> None:
-    """Factors that are read can be used, and written and read again."""
-    found = load_factors(path)
-    for scaling in (found.short, found.long) if isinstance(found, Extension) else (found,):
-        rope = found.rope if isinstance(found, Extension) else Rope(2 * len(scaling.factors), 1e4, 64)
+    """Check that the factors of a file can be used, and written and read again."""
+    loaded = load_factors(path)
+    for scaling in (loaded.short, loaded.long) if isinstance(loaded, Extension) else (loaded,):
+        rope = loaded.rope if isinstance(loaded, Extension) else Rope(2 * len(scaling.factors), 1e4, 64)
         assert np.isfinite(scaling.inv_freq(rope)).all()
         assert scaling.scheme.encode() is not None
-    assert type(found).from_json(found.to_json()) == found
+    assert type(loaded).from_json(loaded.to_json()) == loaded
 
 
 def read_gguf(path: Path) -> None:
-    """The same, and the two other ways in which these files are opened."""
+    """Check the factors, and that `open_gguf` and `plain_rope` read the file or refuse it."""
     with suppress(LongRopeError):
         reader = open_gguf(path)
         assert plain_rope(reader, path).inv_freq.size
@@ -71,20 +71,20 @@ def read_gguf(path: Path) -> None:
 
 
 def read_texts(path: Path) -> None:
-    """Documents hold text that can be encoded, distinct and not blank."""
-    found = [document.text for document in load_documents(str(path))]
-    assert all(text.strip() and text.encode() for text in found)
-    assert len(set(found)) == len(found) > 0
+    """Check that documents are distinct, not blank, and can be encoded."""
+    texts = [document.text for document in load_documents(str(path))]
+    assert all(text.strip() and text.encode() for text in texts)
+    assert len(set(texts)) == len(texts) > 0
 
 
 def read_plan(path: Path) -> None:
-    """A plan can be written and read again."""
-    found = load_plan(str(path))
-    assert parse_plan(found.to_toml()) == found
+    """Check that a plan can be written and read again."""
+    plan = load_plan(str(path))
+    assert parse_plan(plan.to_toml()) == plan
 
 
 def read_lines(path: Path) -> None:
-    """What was found is objects, and is found again after one more line."""
+    """Check that a journal holds objects, and holds them again after one more line."""
     with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
         found = lines.found
         lines.append({"cell": 1})
@@ -94,19 +94,19 @@ def read_lines(path: Path) -> None:
 
 
 def _scalings() -> Iterator[bytes]:
-    made = Scaling(
+    scaling = Scaling(
         [1.0, 2.0, 3.0, 4.0], attention_factor=1.1, start_tokens=2, length=128, provenance={"seed": [3, None]}
     )
-    yield made.to_json().encode()
-    yield Extension.of(Rope(dim=8, base=1e4, original_length=64), made).to_json().encode()
+    yield scaling.to_json().encode()
+    yield Extension.of(Rope(dim=8, base=1e4, original_length=64), scaling).to_json().encode()
 
 
 def _configs() -> Iterator[bytes]:
     for model in MODELS:
         for field in ("rope_scaling", "rope_parameters"):
             for rope in ROPES:
-                whole: dict[str, Any] = {**SIZE, field: rope, **({"model_type": model} if model else {})}
-                yield json.dumps(whole).encode()
+                config: dict[str, Any] = {**SIZE, field: rope, **({"model_type": model} if model else {})}
+                yield json.dumps(config).encode()
     yield json.dumps({"model_type": "gemma3", "text_config": {**SIZE, "rope_scaling": ROPES[0]}}).encode()
 
 

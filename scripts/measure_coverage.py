@@ -1,10 +1,10 @@
-"""Which lines of longrope the tests run, those in processes that they start included.
+"""Measure which lines of longrope the tests run, including the processes that tests start.
 
     make coverage                                         # the whole default suite
-    python scripts/measure_coverage.py tests/test_rope.py # a part of it; leaves the results alone
+    python scripts/measure_coverage.py tests/test_rope.py # some tests; does not write the results
 
-Ends with an error if tests fail or, for the whole suite, if fewer lines run than ``fail_under`` in ``pyproject.toml``
-asks for. What a killed process ran is not counted. Results in ``benchmarks/results/coverage.json``.
+The exit code is not 0 if tests fail or, for the whole suite, if fewer lines run than ``fail_under`` in
+``pyproject.toml`` requires. Lines of killed processes are not counted. Results are in ``benchmarks/results/coverage.json``.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from longrope.storage.atomic import write_json
 ROOT = Path(__file__).parent.parent
 RESULTS, BUILD = ROOT / "benchmarks" / "results" / "coverage.json", ROOT / "build" / "coverage"
 COVERAGE = [sys.executable, "-m", "coverage"]
-WHOLE = "-n auto --maxprocesses 4 --dist loadfile".split()  # as make test does
+WHOLE_SUITE = "-n auto --maxprocesses 4 --dist loadfile".split()  # like make test
 
 
 def main() -> None:
-    """Run the tests under coverage.py, put their processes together, write and check."""
+    """Run the tests under coverage.py, combine their processes, write the results and check the limit."""
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
-    wanted, threads = sys.argv[1:] or WHOLE, {**os.environ, "OMP_NUM_THREADS": "1"}
-    tests = subprocess.run([*COVERAGE, "run", "-m", "pytest", *wanted], cwd=ROOT, env=threads)
+    arguments = sys.argv[1:] or WHOLE_SUITE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tests = subprocess.run([*COVERAGE, "run", "-m", "pytest", *arguments], cwd=ROOT, env=environment)
     subprocess.run([*COVERAGE, "combine", "--quiet"], cwd=ROOT, check=True)
     subprocess.run([*COVERAGE, "json", "--quiet", "--fail-under=0", "-o", BUILD / "report.json"], cwd=ROOT, check=True)
     report = json.loads((BUILD / "report.json").read_text("utf-8"))
@@ -43,9 +44,9 @@ def main() -> None:
 
 
 def summary(report: dict) -> dict[str, object]:
-    """Lines that run, in all and of each file that has some that do not."""
-    files = {name.removeprefix("src/longrope/"): one for name, one in sorted(report["files"].items())}
-    missing = {name: one["missing_lines"] for name, one in files.items() if one["missing_lines"]}
+    """Return the number of lines that run, and for each file the lines that do not."""
+    files = {name.removeprefix("src/longrope/"): file for name, file in sorted(report["files"].items())}
+    missing = {name: file["missing_lines"] for name, file in files.items() if file["missing_lines"]}
     totals = report["totals"]
     return {
         "lines": totals["num_statements"],
@@ -57,14 +58,14 @@ def summary(report: dict) -> dict[str, object]:
 
 
 def spans(lines: list[int]) -> str:
-    """Line numbers as "3-5, 9"."""
-    found: list[list[int]] = []
+    """Format line numbers as "3-5, 9"."""
+    ranges: list[list[int]] = []
     for line in lines:
-        if found and line == found[-1][1] + 1:
-            found[-1][1] = line
+        if ranges and line == ranges[-1][1] + 1:
+            ranges[-1][1] = line
         else:
-            found.append([line, line])
-    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in found)
+            ranges.append([line, line])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in ranges)
 
 
 if __name__ == "__main__":

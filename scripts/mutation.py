@@ -1,14 +1,14 @@
-"""Mutation testing of the core by mutmut: how many small changes of the source do its own tests notice?
+"""Measure how many small changes of the core its own tests notice: mutation testing by mutmut.
 
     make mutation                                 # every file of `FILES` (about an hour on two cores)
     python scripts/mutation.py rope.py search/cma.py
-    python scripts/mutation.py rope.py --again    # only what survived, after tests were added and nothing else changed
+    python scripts/mutation.py rope.py --again    # only survivors, after tests were added and nothing else changed
 
-Each file is mutated in a copy of the tree under ``build/mutation`` and held against the test files that mirror it, with
-10 examples a property. mutmut leaves decorated functions alone, so in the copy ``@property`` above a function is
-written as ``name = property(name)`` below it. Not mutated: constants, defaults of dataclass fields, decorators and
-annotations. Mutants that survive are listed in ``benchmarks/results/mutation.json``; the "why" of one, written by
-hand, is kept as long as it survives.
+mutmut changes each file in a copy of the tree under ``build/mutation`` and runs the test files that mirror it, with 10
+examples per property. mutmut skips decorated functions, so the copy replaces ``@property`` above a function by
+``name = property(name)`` below it. Constants, defaults of dataclass fields, decorators and annotations are not mutated.
+``benchmarks/results/mutation.json`` lists the mutants that survive. The "why" of a survivor is written by hand and
+stays as long as the mutant survives.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ GROUPS = {
     "schemes": ("schemes.py",),
     "embedding": ("models/rotary_embedding.py",),
 }
-SLOW = "compiled or killed or interrupted or recovers"  # minutes of them, and torch.compile cannot trace a mutant
+SLOW = "compiled or killed or interrupted or recovers"  # they take minutes; torch.compile cannot trace a mutant
 PROFILE = """
 import gc
 gc.disable()
@@ -77,10 +77,12 @@ NOTICED = ("killed", "timeout")
 
 
 def main() -> None:
-    """Mutate the files that are asked for, and put what came out into the results."""
+    """Mutate the given files and update the results."""
     parser = argparse.ArgumentParser(description="Mutation testing of the core.")
-    parser.add_argument("files", nargs="*", default=list(FILES), help="below src/longrope; all if not given")
-    parser.add_argument("--again", action="store_true", help="only what survived, after tests were added")
+    parser.add_argument(
+        "files", nargs="*", default=list(FILES), help="paths below src/longrope (default: all of FILES)"
+    )
+    parser.add_argument("--again", action="store_true", help="run only the survivors, after tests were added")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     record = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {"files": {}}
@@ -91,13 +93,13 @@ def main() -> None:
         run += unnoticed(statuses(name, folder)) if options.again else []
         subprocess.run(run, cwd=folder, check=True, env={**os.environ, **ENVIRONMENT}, stdout=sys.stderr)
         record["files"][name] = outcome(name, folder, record["files"].get(name, {}))
-        made = provenance() | {"command": "make mutation"} | TOOLS
-        write_json(RESULTS, {**summary(record["files"]), "provenance": made})
+        origin = provenance() | {"command": "make mutation"} | TOOLS
+        write_json(RESULTS, {**summary(record["files"]), "provenance": origin})
         print(name, {key: value for key, value in record["files"][name].items() if key != "survivors"}, flush=True)
 
 
 def copy(name: str, folder: Path, *, again: bool) -> None:
-    """A copy of the tree in which mutmut mutates one file: a fresh one, or with the tests of now."""
+    """Copy the tree for the mutation of one file; with `again`, update only the tests of the existing copy."""
     if not again:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
@@ -108,19 +110,21 @@ def copy(name: str, folder: Path, *, again: bool) -> None:
     with (folder / "tests" / "conftest.py").open("a") as conftest:
         conftest.write(PROFILE)
     shutil.copy(ROOT / "pyproject.toml", folder)
-    tests = [f"tests/{one}.py" for one in FILES[name].split()]
+    tests = [f"tests/{test}.py" for test in FILES[name].split()]
     lines = ["[mutmut]", "source_paths = src", f"only_mutate = src/longrope/{name}"]
     lines += ["timeout_multiplier = 5.0", "timeout_constant = 6.0", "pytest_add_cli_args ="]
-    lines += [" -k", f" not ({SLOW})", " -p", " no:unraisableexception"]  # which collects garbage five times a mutant
+    lines += [" -k", f" not ({SLOW})", " -p", " no:unraisableexception"]  # it collects garbage five times per mutant
     lines += ["pytest_add_cli_args_test_selection =", *(f" {test}" for test in tests)]
     (folder / "setup.cfg").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def undecorated(text: str) -> str:
-    """The source with ``name = property(name)`` below a function for ``@property`` above it."""
+    """Return the source with ``name = property(name)`` below each function that had ``@property`` above it."""
     lines = text.split("\n")
-    found = [one for one in ast.walk(ast.parse(text)) if isinstance(one, ast.FunctionDef) and one.decorator_list]
-    for function in sorted(found, key=lambda one: -one.lineno):
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.decorator_list
+    ]
+    for function in sorted(functions, key=lambda node: -node.lineno):
         (decorator,) = function.decorator_list
         if isinstance(decorator, ast.Name) and decorator.id in ("property", "cached_property"):
             indent = " " * function.col_offset
@@ -130,38 +134,42 @@ def undecorated(text: str) -> str:
 
 
 def statuses(name: str, folder: Path) -> dict[str, str]:
-    """How each mutant ended."""
+    """Return the status of each mutant."""
     meta = json.loads((folder / "mutants" / "src" / "longrope" / f"{name}.meta").read_text("utf-8"))
     return {key: STATUS.get(code, "suspicious") for key, code in meta["exit_code_by_key"].items()}
 
 
-def unnoticed(found: dict[str, str]) -> list[str]:
-    """The mutants that no test noticed."""
-    return [key for key, status in found.items() if status not in NOTICED]
+def unnoticed(status_by_mutant: dict[str, str]) -> list[str]:
+    """Return the mutants that no test noticed."""
+    return [mutant for mutant, status in status_by_mutant.items() if status not in NOTICED]
 
 
 def outcome(name: str, folder: Path, before: dict[str, Any]) -> dict[str, Any]:
-    """How many mutants ended how, and those that survived."""
-    found = statuses(name, folder)
-    why = {(one["in"], *one["change"]): one["why"] for one in before.get("survivors", ()) if one.get("why")}
+    """Count the mutants of a file by status and list the survivors."""
+    status_by_mutant = statuses(name, folder)
+    known = [survivor for survivor in before.get("survivors", ()) if survivor.get("why")]
+    why = {(survivor["in"], *survivor["change"]): survivor["why"] for survivor in known}
     survivors = []
-    for key in unnoticed(found):
+    for key in unnoticed(status_by_mutant):
         shown = subprocess.run([MUTMUT, "show", key], cwd=folder, check=True, capture_output=True, text=True)
         change = [" ".join(line.split()) for line in shown.stdout.splitlines() if re.match(r"[-+](?![-+])\s*\S", line)]
-        place = key.rpartition(".")[2].partition("__mutmut")[0].removeprefix("x_").strip("xǁ").replace("ǁ", ".")
-        survivors.append({"in": place, "change": change, "why": why.get((place, *change), "")})
-    counts = {status: list(found.values()).count(status) for status in sorted({*STATUS.values(), "suspicious"})}
-    return {"mutants": len(found), **counts, "tests": FILES[name].split(), "survivors": survivors}
+        function = key.rpartition(".")[2].partition("__mutmut")[0].removeprefix("x_").strip("xǁ").replace("ǁ", ".")
+        survivors.append({"in": function, "change": change, "why": why.get((function, *change), "")})
+    endings = list(status_by_mutant.values())
+    counts = {status: endings.count(status) for status in sorted({*STATUS.values(), "suspicious"})}
+    return {"mutants": len(endings), **counts, "tests": FILES[name].split(), "survivors": survivors}
 
 
 def summary(files: dict[str, Any]) -> dict[str, Any]:
-    """The score of each group, killed and timed out mutants of all, and the files."""
-    ordered, groups = {name: files[name] for name in FILES if name in files}, {}
+    """Return the score of each group (killed and timed-out mutants over all mutants) and the files."""
+    ordered = {name: files[name] for name in FILES if name in files}
+    groups = {}
     for group in (*GROUPS, "search"):
-        named = GROUPS.get(group, [name for name in FILES if name.startswith("search/")])
-        found = [files[name] for name in named if name in files]
-        mutants, noticed = (sum(sum(one[key] for key in keys) for one in found) for keys in (["mutants"], NOTICED))
-        equivalent = sum(bool(survivor["why"]) for one in found for survivor in one["survivors"])
+        names = GROUPS.get(group, [name for name in FILES if name.startswith("search/")])
+        outcomes = [files[name] for name in names if name in files]
+        mutants = sum(file["mutants"] for file in outcomes)
+        noticed = sum(file[status] for file in outcomes for status in NOTICED)
+        equivalent = sum(bool(survivor["why"]) for file in outcomes for survivor in file["survivors"])
         score = round(noticed / mutants, 4) if mutants else None
         groups[group] = {"mutants": mutants, "noticed": noticed, "equivalent": equivalent, "score": score}
     missing = [name for name in FILES if name not in files]

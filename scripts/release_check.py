@@ -1,9 +1,9 @@
-"""Is this tree fit to be released? Builds sdist and wheel and uses each as a stranger would.
+"""Check that this tree can be released: build sdist and wheel, and install and use each in a clean environment.
 
     make release-check     # some minutes; writes dist/
 
-The wheel must hold the package alone and stay below 10 MB; both must install into a clean environment and work in an
-empty folder. Prints what it did; exits with 1 at the first thing that is not so.
+The wheel must contain only the package and stay below 10 MB. Both must install into a clean environment and work in an
+empty folder. The script prints each command and exits with 1 at the first failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMES = "import longrope; print(len([getattr(longrope, name) for name in longrop
 
 
 def main() -> None:
-    """Build, look inside, install, use."""
+    """Build, inspect, install and use both archives."""
     version = re.search(r'__version__ = "(.+)"', (ROOT / "src/longrope/__init__.py").read_text())
     must(version is not None, "src/longrope/__init__.py names no version")
     assert version is not None
@@ -41,25 +41,25 @@ def main() -> None:
     source = dist / f"longrope-{version[1]}.tar.gz"
     look_inside(wheel, source)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "venv"
-        venv.create(place, with_pip=True)
-        python, constraints = place / "bin" / "python", ROOT / "constraints.txt"
-        install = (python, "-m", "pip", "install", "--quiet", "-c", constraints)
+        environment = Path(folder) / "venv"
+        venv.create(environment, with_pip=True)
+        python = environment / "bin" / "python"
+        install = (python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
         call(*install, "torch")
-        for given, options in ((wheel, ()), (source, ("--no-deps", "--force-reinstall"))):
-            call(*install, *options, given)
-            use(python, Path(folder) / given.name.replace(".", "-"))
-    print(f"fit to be released: {wheel.name}, {wheel.stat().st_size / 10**6:.1f} MB, and {source.name}")
+        for archive, options in ((wheel, ()), (source, ("--no-deps", "--force-reinstall"))):
+            call(*install, *options, archive)
+            use(python, Path(folder) / archive.name.replace(".", "-"))
+    print(f"can be released: {wheel.name}, {wheel.stat().st_size / 10**6:.1f} MB, and {source.name}")
 
 
 def look_inside(wheel: Path, source: Path) -> None:
-    """What they hold, and what they must not."""
+    """Check the contents and the size of the wheel and the contents of the sdist."""
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
     tops = {name.split("/")[0] for name in names}
     must(tops == {"longrope", wheel.name.split("-py3")[0] + ".dist-info"}, f"the wheel holds {sorted(tops)}")
-    for wanted in ("longrope/assets/tiny/model.safetensors", "longrope/report/page.html", "longrope/plans/demo.toml"):
-        must(wanted in names, f"the wheel lacks {wanted}")
+    for path in ("longrope/assets/tiny/model.safetensors", "longrope/report/page.html", "longrope/plans/demo.toml"):
+        must(path in names, f"the wheel lacks {path}")
     must(any(name.endswith("licenses/LICENSE") for name in names), "the wheel lacks its licence")
     must(wheel.stat().st_size <= LIMIT, f"the wheel has {wheel.stat().st_size} bytes, more than {LIMIT}")
     with tarfile.open(source) as opened:
@@ -68,7 +68,7 @@ def look_inside(wheel: Path, source: Path) -> None:
 
 
 def use(python: Path, empty: Path) -> None:
-    """The installed package in an empty folder."""
+    """Use the installed package in an empty folder."""
     empty.mkdir()
     call(python, "-c", NAMES, cwd=empty)
     for words in USES:
@@ -76,17 +76,17 @@ def use(python: Path, empty: Path) -> None:
 
 
 def call(*words: str | Path, cwd: Path = ROOT) -> None:
-    """Run a command; its output is shown where it fails."""
+    """Run a command and show its output if it fails."""
     line = " ".join(Path(word).name if isinstance(word, Path) else word for word in words)
     print(f"$ {line}", flush=True)
     done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True)
     must(done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
 
 
-def must(true: bool, otherwise: str) -> None:
-    """End with what is wrong, unless it is true."""
-    if not true:
-        sys.exit(f"not fit to be released: {otherwise}")
+def must(condition: bool, problem: str) -> None:
+    """Exit with the problem unless the condition is true."""
+    if not condition:
+        sys.exit(f"cannot be released: {problem}")
 
 
 if __name__ == "__main__":

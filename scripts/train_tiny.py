@@ -2,8 +2,8 @@
 
     python scripts/train_tiny.py --out build/tiny
 
-Half of the sequences are plain source, the others also hold `key = word word` lines that come back later.
-Start it again with the same arguments and it goes on from its last checkpoint.
+Half of the sequences are plain source. The others also hold `key = word word` lines that are repeated later. The same
+command continues from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "src" / "longrope" / "assets" / "
 
 @dataclass
 class Run:
-    """What a checkpoint holds: the model, its optimizer, the generator of the batches and the steps done."""
+    """The training state of a checkpoint: model, optimizer, batch generator, steps, loss and seconds."""
 
     model: LlamaForCausalLM
     optimizer: torch.optim.AdamW
@@ -50,7 +50,7 @@ class Run:
 
 
 def main() -> None:
-    """Train, write the model, measure what was written and put that on its card."""
+    """Train, write the model, evaluate the written model and write its card."""
     args = _arguments()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -73,8 +73,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="folder of the finished model")
-    parser.add_argument("--tokens", type=int, default=17_000_000, help="tokens to train on in all")
-    parser.add_argument("--batch", type=int, default=32, help="sequences a step")
+    parser.add_argument("--tokens", type=int, default=17_000_000, help="total training tokens")
+    parser.add_argument("--batch", type=int, default=32, help="sequences per step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -85,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def load_tokenizer(folder: Path, texts: list[str]) -> PreTrainedTokenizerFast:
-    """The byte-level BPE tokenizer in `folder`, trained on `texts` when it is not there yet."""
+    """Load the byte-level BPE tokenizer from `folder`, or train it on `texts` and save it there."""
     if (folder / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(folder)
     bpe = Tokenizer(models.BPE())
@@ -99,13 +99,13 @@ def load_tokenizer(folder: Path, texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> np.ndarray:
-    """All texts as one stream of ids (tokens,), the end token after each."""
+    """Return all texts as one stream of ids (tokens,), with the end token after each text."""
     ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return np.concatenate([np.array([*document, tokenizer.eos_token_id]) for document in ids])
 
 
 def start_run(args: argparse.Namespace) -> Run:
-    """A new run, or the one whose checkpoint is in `args.out`."""
+    """Return a new run, or the run of the checkpoint in `args.out`."""
     torch.manual_seed(args.seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -132,7 +132,7 @@ def start_run(args: argparse.Namespace) -> Run:
 
 
 def save_checkpoint(run: Run, folder: Path) -> None:
-    """Write the whole state under a temporary name, then rename it over the last one."""
+    """Write the training state under a temporary name and rename it over the last checkpoint."""
     fresh, old = folder.with_suffix(".new"), folder.with_suffix(".old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -150,7 +150,7 @@ def save_checkpoint(run: Run, folder: Path) -> None:
 
 
 def load_checkpoint(run: Run, folder: Path) -> None:
-    """Bring `run` to where `save_checkpoint` left it."""
+    """Load into `run` the state that `save_checkpoint` wrote."""
     facts = json.loads((folder / "run.json").read_text())
     run.step, run.loss, run.seconds = facts["step"], facts["loss"], facts["seconds"]
     run.rng.bit_generator.state = facts["rng"]
@@ -165,11 +165,11 @@ def load_checkpoint(run: Run, folder: Path) -> None:
             state.setdefault(int(index), {})[key] = tensor
     run.model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     run.optimizer.load_state_dict(run.optimizer.state_dict() | {"state": state})
-    print(f"going on from step {run.step}", flush=True)
+    print(f"continuing from step {run.step}", flush=True)
 
 
 def train(run: Run, stream: np.ndarray, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
-    """Train `run` up to `args.tokens`, with a checkpoint every `args.checkpoint_minutes` and one at the end."""
+    """Train up to `args.tokens`, with a checkpoint every `args.checkpoint_minutes` and at the end."""
     steps = args.tokens // (args.batch * LENGTH)
     losses = torch.compile(_losses) if args.compile else _losses
     saved = began = time.monotonic()
@@ -201,13 +201,13 @@ def train(run: Run, stream: np.ndarray, tokenizer: PreTrainedTokenizerFast, args
 def make_batch(
     stream: np.ndarray, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, *, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, answers), both (size, LENGTH): random windows of the stream, some with recalls planted."""
+    """Return (ids, answers), both (size, LENGTH): random windows of the stream, some with planted key-value lines."""
     ids, answers = np.zeros((size, LENGTH), dtype=np.int64), np.zeros((size, LENGTH), dtype=bool)
     for row, start in enumerate(rng.integers(stream.size - LENGTH, size=size)):
         ids[row] = window = stream[start : start + LENGTH]
         needles = int(rng.choice(NEEDLE_COUNTS, p=NEEDLE_SHARES))
         if needles:
-            where = rng.uniform(0.4, 1.0)
+            asked_at = rng.uniform(0.4, 1.0)
             recall = make_key_value_text(
                 window, tokenizer, rng=rng, length=LENGTH, needles=needles, queries=needles, query_depth=where
             )
@@ -220,16 +220,16 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def _losses(model: LlamaForCausalLM, ids: torch.Tensor, answers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted loss of a batch and the plain loss of its answer tokens, in nats a token."""
+    """Return the weighted loss of a batch and the unweighted loss of its answer tokens, in nats per token."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    asked = answers[:, 1:].flatten().float()
-    weights = 1 + (ANSWER_WEIGHT - 1) * asked
-    return (losses * weights).sum() / weights.sum(), (losses * asked).sum().detach() / asked.sum()
+    is_answer = answers[:, 1:].flatten().float()
+    weights = 1 + (ANSWER_WEIGHT - 1) * is_answer
+    return (losses * weights).sum() / weights.sum(), (losses * is_answer).sum().detach() / is_answer.sum()
 
 
 def save_release(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write bf16 weights, tokenizer and configs that also older readers understand."""
+    """Write bf16 weights, the tokenizer, and configs that older readers understand too."""
     release = LlamaForCausalLM(model.config)
     release.bfloat16()
     release.load_state_dict(model.state_dict())
@@ -249,14 +249,14 @@ def save_release(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fo
 def _edit(path: Path, **changes: object) -> None:
     """Set fields of a JSON file; None removes one."""
     fields = json.loads(path.read_text()) | changes
-    kept = {name: value for name, value in fields.items() if value is not None or name not in changes}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+    remaining = {name: value for name, value in fields.items() if value is not None or name not in changes}
+    path.write_text(json.dumps(remaining, indent=2, sort_keys=True) + "\n")
 
 
 def evaluate(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seen: np.ndarray, *, seed: int, trials: int = 500
 ) -> dict[str, float]:
-    """Perplexities on unseen windows of LENGTH tokens, and the exact recall rates of 1 and 3 planted lines."""
+    """Return perplexities on unseen windows of LENGTH tokens, and exact recall rates of 1 and 3 planted lines."""
     unseen = encode(tokenizer, [text for _, text in stdlib_documents(unseen=True)])
     windows = unseen[: unseen.size // LENGTH * LENGTH].reshape(-1, LENGTH)
     counts = np.bincount(seen, minlength=VOCABULARY) + 1
@@ -286,14 +286,14 @@ def _recalls(
     rng: np.random.Generator,
     needles: int,
 ) -> bool:
-    recall = make_key_value_text(background, tokenizer, rng=rng, length=LENGTH, needles=needles)
-    ids = torch.from_numpy(recall.tokens)[None]
+    text = make_key_value_text(background, tokenizer, rng=rng, length=LENGTH, needles=needles)
+    ids = torch.from_numpy(text.tokens)[None]
     best = model(input_ids=ids, use_cache=False).logits[0, :-1].argmax(-1).numpy()
-    return bool((best == recall.tokens[1:])[recall.answers[1:]].all())
+    return bool((best == text.tokens[1:])[text.answers[1:]].all())
 
 
 def model_card(numbers: dict[str, float], args: argparse.Namespace) -> str:
-    """The README.md of the finished model."""
+    """Return the README.md of the finished model."""
     flags = (
         f"--tokens {args.tokens} --batch {args.batch} --lr {args.lr} --seed {args.seed} --precision {args.precision}"
     )
@@ -329,13 +329,13 @@ tags: [longrope, rope, long-context, reference-model]
 # tiny
 
 The embedded reference model of `longrope`: a Llama with {parameters} parameters (hidden 256, 4 layers, 4 heads of 64,
-MLP 512, tied embeddings, rope_theta 10000) that was trained on sequences of 256 tokens. It is there to try RoPE
-extension in a minute on a CPU; it is of no use for writing.
+MLP 512, tied embeddings, rope_theta 10000) that was trained on sequences of 256 tokens. Use it to try RoPE
+extension in a minute on a CPU; it is too small to write useful text.
 
 **Data.** Source of the Python {python} standard library (PSF licence), the documents for which
 `longrope.data.stdlib.is_unseen` is false, and synthetic `key = word word` lines planted in it and repeated later
-(`longrope.data.key_value_lines`): half of the sequences have none, 20% one, 30% two to five; the repeated words weigh
-3 times.
+(`longrope.data.key_value_lines`). Half of the sequences have no line, 20% one, 30% two to five. Repeated words have
+a loss weight of 3.
 The byte-level BPE of 2,048 tokens was trained on the same documents.
 
 **Made by**

@@ -47,7 +47,7 @@ def test_drift_is_told_with_its_remedy(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(cli, "PAGE", tmp_path / "cli.md")
     monkeypatch.setattr(sys, "argv", ["docs_cli.py", "--check"])
     assert cli.main() == 1
-    assert "run scripts/docs_cli.py" in capsys.readouterr().err
+    assert "Run scripts/docs_cli.py" in capsys.readouterr().err
     (tmp_path / "cli.md").write_text(cli.page(), encoding="utf-8")
     assert cli.main() == 0
 
