@@ -4,7 +4,8 @@
     python scripts/measure_coverage.py tests/test_rope.py # some tests; does not write the results
 
 The exit code is not 0 if tests fail or, for the whole suite, if fewer lines run than ``fail_under`` in
-``pyproject.toml`` requires. Lines of killed processes are not counted. Results are in ``benchmarks/results/coverage.json``.
+``pyproject.toml`` requires. Lines of killed processes are not counted. Results:
+``benchmarks/results/coverage.json``.
 """
 
 from __future__ import annotations

@@ -207,11 +207,11 @@ def make_batch(
         ids[row] = window = stream[start : start + LENGTH]
         needles = int(rng.choice(NEEDLE_COUNTS, p=NEEDLE_SHARES))
         if needles:
-            asked_at = rng.uniform(0.4, 1.0)
-            recall = make_key_value_text(
-                window, tokenizer, rng=rng, length=LENGTH, needles=needles, queries=needles, query_depth=where
+            query_depth = rng.uniform(0.4, 1.0)
+            text = make_key_value_text(
+                window, tokenizer, rng=rng, length=LENGTH, needles=needles, queries=needles, query_depth=query_depth
             )
-            ids[row], answers[row] = recall.tokens, recall.answers
+            ids[row], answers[row] = text.tokens, text.answers
     return torch.from_numpy(ids), torch.from_numpy(answers)
 
 
