@@ -10,14 +10,32 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 
-MOST = 2**53  # the whole numbers that a float tells apart
+LARGEST = 2**53  # above it, floats cannot represent every integer
+
+
+def to_python(value: Any) -> Any:
+    """Return the Python number or list that an array or a tensor holds; other values as they are.
+
+    >>> to_python(np.array([1.0, 2.5])), to_python(np.float32(0.5)), to_python("su")
+    ([1.0, 2.5], 0.5, 'su')
+    """
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0, or an error that names it."""
-    numeric = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    """Return a number as a float if it is finite and above 0.
+
+    Args:
+        name: Field name, for the error message.
+        value: A number, also as a 0-d array or tensor.
+
+    Raises:
+        LongRopeError: The value is something else.
+    """
+    number = to_python(value)
+    numeric = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
     try:
-        number = float(value) if numeric else 0.0
+        number = float(number) if numeric else 0.0
     except OverflowError:
         number = math.inf
     if not sys.float_info.min <= number < math.inf:  # below, 1 / number is infinite
@@ -26,8 +44,18 @@ def positive(name: str, value: Any) -> float:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least ``least``, or an error that names it."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= MOST:
-        most = ", 2^53 at most" if isinstance(value, int) and value > MOST else ""
+    """Return an integer if it is at least ``least``.
+
+    Args:
+        name: Field name, for the error message.
+        value: An integer, also as a 0-d array or tensor.
+        least: Smallest integer that is allowed.
+
+    Raises:
+        LongRopeError: The value is something else, or above 2^53.
+    """
+    number = to_python(value)
+    if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= LARGEST:
+        most = ", 2^53 at most" if isinstance(number, int) and number > LARGEST else ""
         raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more{most}")
-    return int(value)
+    return number

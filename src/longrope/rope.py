@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.checks import positive, whole
+from longrope.checks import positive, to_python, whole
 from longrope.errors import LongRopeError
 
 FULL = "full_attention"  # transformers' name of the layers that are extended, where a model has other types too
@@ -57,7 +57,7 @@ class Rope:
             raise LongRopeError(f"rope dim = {self.dim} must be even: RoPE rotates pairs of dimensions")
         if self.base <= 1:
             raise LongRopeError(f"rope base = {self.base} must be above 1")
-        factors = tuple(positive(f"rope factors[{i}]", value) for i, value in enumerate(self.factors))
+        factors = tuple(positive(f"rope factors[{i}]", value) for i, value in enumerate(to_python(self.factors)))
         object.__setattr__(self, "factors", factors)
         if len(factors) not in (0, self.dim // 2):
             raise LongRopeError(f"rope factors: {len(factors)} values for a rope of {self.dim // 2} pairs")

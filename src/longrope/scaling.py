@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.checks import positive, whole
+from longrope.checks import positive, to_python, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 
@@ -41,9 +41,10 @@ class Scaling:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.factors, str) or not isinstance(self.factors, Iterable):
+        values = to_python(self.factors)
+        if isinstance(values, str) or not isinstance(values, Iterable):
             raise LongRopeError(f"factors = {self.factors!r} must be a list of numbers")
-        factors = tuple(positive(f"factors[{i}]", value) for i, value in enumerate(self.factors))
+        factors = tuple(positive(f"factors[{i}]", value) for i, value in enumerate(values))
         object.__setattr__(self, "factors", factors)
         object.__setattr__(self, "attention_factor", positive("attention_factor", self.attention_factor))
         if not isinstance(self.scheme, str) or any("\ud800" <= letter <= "\udfff" for letter in self.scheme):

@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from longrope.errors import LongRopeError
+from longrope.models.rotary_tables import BLOCK, integer_positions, look_up, make_table
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
 
-BLOCK = 2**12  # two tables of this size reach position 2^24
+STATE_VERSION = 1
+CPU = torch.device("cpu")
 
 
 class LongRoPE(nn.Module):
     """Rotary embedding with rescale factors per pair: short ones up to the original length, long ones beyond.
 
-    A float32 product position·inv_freq is off by 0.06 rad at 2M tokens. Here a position p = BLOCK·a + b is looked up
-    in two tables made in float64, and cos(A + B), sin(A + B) come from the angle-sum identities, in float32
-    without any large number: right to 1e-6 at 2^21, with no trigonometric function in the forward pass.
+    A float32 product position·inv_freq is off by 0.06 rad at 2M tokens. This module splits a position p = BLOCK·a + b
+    and looks up a and b in two tables made in float64. The angle-sum identities then give cos(A + B) and sin(A + B) in
+    float32: right to 1e-6 at position 2^21, without a trigonometric function in the forward pass.
+
+    ``state_dict()`` holds one entry, ``_extra_state``: geometry, factors and attention factors as JSON in bytes, which
+    no cast to another dtype can round. Loading it makes the tables again.
 
     Args:
-        dim: rotated dimensions per head.
+        dim: Rotated dimensions per head.
         max_position: L, the longest sequence in tokens; s = max_position / original_max_position.
-        original_max_position: L0.
+        original_max_position: L0 in tokens.
         base: ``rope_theta``.
-        search_factors: factors beyond L0, ``(dim // 2,)``; the heuristic's if not given.
-        short_factors: factors up to L0, ``(dim // 2,)``; ones if not given.
-        mscale: multiplies the attention factor 0.1·ln s + 1, which this constructor uses for both sets.
+        search_factors: Factors beyond L0, ``(dim // 2,)``: a list, an array, or a tensor on any device (default: the
+            heuristic's).
+        short_factors: Factors up to L0, ``(dim // 2,)``, of the same types (default: ones).
+        mscale: Number that multiplies the attention factor 0.1·ln s + 1, which this constructor uses for both sets.
 
     Raises:
-        LongRopeError: if a number is out of range or the factors do not fit ``dim``.
+        LongRopeError: A number is out of range, or the factors do not fit ``dim``.
 
     >>> cos, sin = LongRoPE(dim=64, max_position=2048, original_max_position=256)(torch.zeros(1, 300, 8))
     >>> cos.shape
     torch.Size([1, 300, 64])
     """
 
-    coarse: Tensor
-    fine: Tensor
-    first_rescaled: Tensor
+    _device_anchor: Tensor
 
     def __init__(
         self,
@@ -51,117 +56,208 @@ class LongRoPE(nn.Module):
         max_position: int = 2097152,
         original_max_position: int = 4096,
         base: float = 10000.0,
-        search_factors: Sequence[float] | None = None,
-        short_factors: Sequence[float] | None = None,
+        search_factors: Sequence[float] | np.ndarray | Tensor | None = None,
+        short_factors: Sequence[float] | np.ndarray | Tensor | None = None,
         mscale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.register_buffer("_device_anchor", torch.empty(0), persistent=False)
         rope = Rope(dim=dim, base=base, original_length=original_max_position)
         attention = attention_factor("yarn", rope, max_position) * mscale
         long = heuristic(rope, max_position).factors if search_factors is None else search_factors
-        short = [1.0] * (dim // 2) if short_factors is None else short_factors
+        short = [1.0] * (rope.dim // 2) if short_factors is None else short_factors
         scalings = [Scaling(factors, attention_factor=attention, length=max_position) for factors in (short, long)]
         self._build(rope, scalings, by_length=True)
 
     @classmethod
     def of(cls, extension: Extension) -> LongRoPE:
-        """The module of an extension: its short factors up to L0, its long ones beyond, each with its attention."""
-        module = cls.__new__(cls)
-        nn.Module.__init__(module)
+        """Return the module of an extension: its short factors up to L0, its long ones beyond."""
+        module = cls._empty()
         long = replace(extension.long, length=extension.length)
         module._build(extension.rope, [extension.short, long], by_length=True)
         return module
 
     @classmethod
     def static(cls, rope: Rope, scalings: Sequence[Scaling], *, reach: int = BLOCK**2) -> LongRoPE:
-        """The module of one scaling at every length, or of one scaling for each row of a batch.
+        """Return the module of one scaling at every length, or of one scaling for each row of a batch.
 
         Args:
-            rope: the model's geometry.
-            scalings: one for all rows, or as many as the batch has rows.
-            reach: positions that it is made for; for few of them, it is made sooner.
+            rope: Geometry of the model.
+            scalings: One scaling for all rows, or one for each row of the batch.
+            reach: Number of positions in the tables; fewer are made sooner.
         """
+        module = cls._empty()
+        module._build(rope, scalings, by_length=False, reach=reach)
+        return module
+
+    @classmethod
+    def _empty(cls) -> LongRoPE:
         module = cls.__new__(cls)
         nn.Module.__init__(module)
-        module._build(rope, scalings, by_length=False, reach=reach)
+        module.register_buffer("_device_anchor", torch.empty(0), persistent=False)
         return module
 
     def _build(self, rope: Rope, scalings: Sequence[Scaling], *, by_length: bool, reach: int = BLOCK**2) -> None:
         if not scalings:
-            raise LongRopeError("scalings is empty; give one, or one for each row of the batch")
+            raise LongRopeError("scalings = []: empty. Give one scaling, or one for each row of the batch.")
         longest = max(scaling.length or 0 for scaling in scalings)
         if longest > BLOCK**2:
             raise LongRopeError(
-                f"length = {longest}: the tables of cos and sin end at {BLOCK**2} (16m) tokens; ask for less"
+                f"length = {longest}: the tables of cos and sin end at {BLOCK**2} (16m) tokens. Use a shorter length."
             )
-        self.rope, self.scalings, self.by_length, self.sets = rope, tuple(scalings), by_length, len(scalings)
-        self.reach = reach
+        self.rope, self.scalings, self.by_length, self.reach = rope, tuple(scalings), by_length, reach
+        self.max_position = longest or reach
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)
-        first = torch.tensor([scaling.start_tokens for scaling in scalings])
-        self.register_buffer("first_rescaled", first, persistent=False)
+        first_rescaled = torch.from_numpy(np.array([scaling.start_tokens for scaling in scalings]))
         inv_freq = np.stack([scaling.inv_freq(rope) for scaling in scalings])
         attention = np.array([scaling.attention_factor for scaling in scalings])
-        if self.any_start_tokens:  # as many sets again, with the original rotation
+        if self.any_start_tokens:  # the sets once more, with the original rotation
             inv_freq = np.concatenate([inv_freq, np.broadcast_to(rope.inv_freq, inv_freq.shape)])
             attention = np.tile(attention, 2)
         fine, coarse = np.arange(min(BLOCK, reach)), BLOCK * np.arange(-(-reach // BLOCK))
-        self.register_buffer("coarse", _table(coarse, inv_freq, attention), persistent=False)
-        self.register_buffer("fine", _table(fine, inv_freq, np.ones_like(attention)), persistent=False)
+        # not buffers: transformers' from_pretrained overwrites the buffers that a checkpoint does not hold
+        host = (make_table(coarse, inv_freq, attention), make_table(fine, inv_freq, np.ones_like(attention)))
+        self._tables: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {CPU: (*host, first_rescaled)}
 
     def forward(
         self, x: Tensor, position_ids: Tensor | None = None, seq_len: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Cos and sin, each ``(batch, sequence, dim)`` in the dtype and on the device of ``x``.
+        """Return cos and sin, each ``(batch, sequence, dim)`` in the dtype and on the device of ``x``.
 
         Args:
-            x: any tensor ``(batch, sequence, …)``; only its shape, dtype and device are used.
-            position_ids: ``(batch or 1, sequence)`` whole numbers; 0, 1, 2 … if not given.
-            seq_len: the length in tokens that decides between short (≤ L0) and long factors; if not given, each
-                row's largest position + 1.
+            x: Any tensor ``(batch, sequence, …)``; only its shape, dtype and device are used.
+            position_ids: Positions as whole numbers of any dtype, ``(batch or 1, sequence)`` (default: 0, 1, 2 …).
+            seq_len: Length in tokens that selects short (≤ L0) or long factors (default: each row's largest
+                position + 1).
 
         Raises:
-            IndexError: if a position is negative, or where the tables end (2^24, or ``reach``; on CUDA, a device
-                assert).
-            LongRopeError: if there are factors for another number of rows.
+            IndexError: A position is negative or beyond the tables (2^24, or ``reach``); on CUDA, a device assert.
+            LongRopeError: A position is not a whole number, or the module has factors for another number of rows.
         """
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
             seq_len = x.shape[1] if seq_len is None else seq_len
-        if not self.by_length and self.sets > 1 and x.shape[0] != self.sets:
-            raise LongRopeError(f"a batch of {x.shape[0]} rows where there are factors for {self.sets}; give one each")
-        chosen = self._choose(position_ids, seq_len)
+        position_ids = integer_positions(position_ids)
+        rows = len(self.scalings)
+        if not self.by_length and rows > 1 and x.shape[0] != rows:
+            raise LongRopeError(f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling a row.")
+        coarse, fine, first_rescaled = self._tables_on(position_ids.device)
+        sets = self._select_sets(position_ids, seq_len)
         if self.any_start_tokens:
-            rescaled = position_ids >= self.first_rescaled.to(x.device)[chosen]
-            chosen = torch.where(rescaled, chosen, chosen + self.sets)
-        position_ids = torch.where(position_ids < self.reach, position_ids, -1)  # the tables are of whole blocks
-        cos_a, sin_a = _look_up(self.coarse, chosen, position_ids // BLOCK)
-        cos_b, sin_b = _look_up(self.fine, chosen, position_ids % BLOCK)
+            rescaled = position_ids >= first_rescaled[sets]
+            sets = torch.where(rescaled, sets, sets + rows)
+        position_ids = torch.where(position_ids < self.reach, position_ids, -1)  # the tables hold whole blocks
+        cos_a, sin_a = look_up(coarse, sets, position_ids // BLOCK)
+        cos_b, sin_b = look_up(fine, sets, position_ids % BLOCK)
         cos = torch.addcmul(cos_a * cos_b, sin_a, sin_b, value=-1).to(x.dtype)
         sin = torch.addcmul(sin_a * cos_b, cos_a, sin_b).to(x.dtype)
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
-    def _choose(self, position_ids: Tensor, seq_len: int | None) -> Tensor:
-        """The set that each row uses, ``(batch or 1, 1)``."""
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tables and each set's first rescaled position, copied to a device once."""
+        tables = self._tables.get(device)
+        if tables is None:
+            coarse, fine, first_rescaled = self._tables[CPU]
+            tables = coarse.to(device), fine.to(device), first_rescaled.to(device)
+            if not torch.compiler.is_compiling():
+                self._tables[device] = tables
+        return tables
+
+    def _select_sets(self, position_ids: Tensor, seq_len: int | None) -> Tensor:
+        """Return the index of each row's set, ``(batch or 1, 1)``."""
         device = position_ids.device
         if not self.by_length:
-            return torch.arange(self.sets, device=device)[:, None]
+            return torch.arange(len(self.scalings), device=device)[:, None]
         if seq_len is not None:
             return torch.full((1, 1), int(seq_len > self.rope.original_length), device=device)
         return (position_ids.amax(dim=-1, keepdim=True) >= self.rope.original_length).long()
 
+    @property
+    def device(self) -> torch.device:
+        """The device that the module was moved to."""
+        return self._device_anchor.device
 
-def _table(positions: np.ndarray, inv_freq: np.ndarray, attention: np.ndarray) -> Tensor:
-    """Cos and sin, ``(2, sets, positions, dim // 2)``.
+    @property
+    def dim(self) -> int:
+        """Rotated dimensions per head."""
+        return self.rope.dim
 
-    They are float32 kept as int32, so that ``model.to(bfloat16)`` leaves them be.
-    """
-    phases = positions[None, :, None] * inv_freq[:, None, :]
-    table = np.stack([np.cos(phases), np.sin(phases)]) * attention[:, None, None]
-    return torch.from_numpy(table).float().view(torch.int32)
+    @property
+    def original_max_position(self) -> int:
+        """L0 in tokens."""
+        return self.rope.original_length
+
+    @property
+    def scale(self) -> float:
+        """The scale s = L / L0."""
+        return self.max_position / self.rope.original_length
+
+    @property
+    def inv_freq_base(self) -> Tensor:
+        """Frequencies base^(-2i/dim) without factors, float32 ``(dim // 2,)``."""
+        return torch.from_numpy(self.rope.inv_freq).float().to(self.device)
+
+    @property
+    def short_factors(self) -> Tensor:
+        """Factors up to L0, float32 ``(dim // 2,)``; ``(rows, dim // 2)`` where each row has its own."""
+        return self._factor_tensor(self.scalings[:1] if self.by_length else self.scalings)
+
+    @property
+    def long_factors(self) -> Tensor:
+        """Factors beyond L0, float32 ``(dim // 2,)``; ``(rows, dim // 2)`` where each row has its own."""
+        return self._factor_tensor(self.scalings[1:] if self.by_length else self.scalings)
+
+    def _factor_tensor(self, scalings: Sequence[Scaling]) -> Tensor:
+        factors = torch.from_numpy(np.array([scaling.factors for scaling in scalings])).float().to(self.device)
+        return factors[0] if len(scalings) == 1 else factors
+
+    def extra_repr(self) -> str:
+        """Return geometry and attention factors for ``repr``."""
+        factors = " / ".join(dict.fromkeys(f"{scaling.attention_factor:.6g}" for scaling in self.scalings))
+        return (
+            f"dim={self.dim}, base={self.rope.base:.10g}, original_max_position={self.original_max_position}, "
+            f"max_position={self.max_position}, attention_factor={factors}"
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """Return geometry and factors as JSON in a uint8 tensor, which safetensors can hold."""
+        scalings = [asdict(scaling) | {"provenance": dict(scaling.provenance)} for scaling in self.scalings]
+        state = {"version": STATE_VERSION, "by_length": self.by_length, "rope": asdict(self.rope), "scalings": scalings}
+        return torch.from_numpy(np.frombuffer(json.dumps(state).encode(), np.uint8).copy())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the factors of another module of the same geometry and make the tables again.
+
+        Raises:
+            LongRopeError: The state belongs to a module of another geometry, or is damaged.
+        """
+        rope, scalings, by_length = _read_state(state)
+        longest = max(scaling.length or 0 for scaling in scalings) or self.reach
+        differences = [
+            f"{name} = {theirs}: this module has {ours}"
+            for name, theirs, ours in (
+                ("dim", rope.dim, self.dim),
+                ("base", rope.base, self.rope.base),
+                ("original_max_position", rope.original_length, self.original_max_position),
+                ("max_position", longest, self.max_position),
+                ("rope.factors", rope.factors, self.rope.factors),
+                ("number of sets", len(scalings), len(self.scalings)),
+                ("by_length", by_length, self.by_length),
+            )
+            if theirs != ours
+        ]
+        if differences:
+            raise LongRopeError(f"state_dict {', '.join(differences)}. Build the module with the same geometry first.")
+        if scalings != self.scalings:
+            self._build(rope, scalings, by_length=by_length, reach=self.reach)
 
 
-def _look_up(table: Tensor, chosen: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Cos and sin of the chosen sets at positions below the table's, each ``(batch, sequence, dim // 2)``."""
-    cos, sin = table.view(torch.float32).to(positions.device).flatten(1, 2)
-    rows = torch.where(positions >= 0, chosen * table.shape[2] + positions, len(cos))
-    return nn.functional.embedding(rows, cos), nn.functional.embedding(rows, sin)
+def _read_state(state: Tensor) -> tuple[Rope, tuple[Scaling, ...], bool]:
+    try:
+        fields = json.loads(bytes(state.tolist()))
+        if fields["version"] != STATE_VERSION:
+            raise LongRopeError(f"state_dict version = {fields['version']}: this longrope reads {STATE_VERSION}")
+        scalings = tuple(Scaling(**scaling) for scaling in fields["scalings"])
+        return Rope(**fields["rope"]), scalings, bool(fields["by_length"])
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise LongRopeError(f"state_dict _extra_state is damaged ({error}). Save the module again.") from None

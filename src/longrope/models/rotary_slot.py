@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +33,13 @@ class RotarySlot:
 
 
 class RescaledRotary(nn.Module):
-    """Stands where the model's rotary module stood; layer types other than full attention still use that one.
+    """Replacement for a model's rotary module; layer types other than full attention still use the original.
+
+    The factors stay out of the model's state dict, so checkpoints keep the keys that transformers expects.
 
     Args:
-        original: the model's own rotary module.
-        embedding: computes cos and sin instead; None leaves the model as it was.
+        original: The model's own rotary module.
+        embedding: Module that computes cos and sin instead; None leaves the model as it was.
     """
 
     def __init__(self, original: nn.Module, embedding: nn.Module | None) -> None:
@@ -44,6 +47,8 @@ class RescaledRotary(nn.Module):
         self.original, self.embedding = original, embedding
         self.interleaved, self.keeps_float32 = _layout(original)
         self.train(original.training)
+        self.register_state_dict_post_hook(_drop_embedding_state)
+        self.register_load_state_dict_pre_hook(_add_embedding_state)
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
         """As the original's: cos and sin, ``(batch, sequence, dim)``."""
@@ -97,6 +102,17 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
 def _inv_freq(module: nn.Module) -> Tensor | None:
     buffers = dict(module.named_buffers(recurse=False))
     return buffers.get("inv_freq", buffers.get(f"{FULL}_inv_freq"))
+
+
+def _drop_embedding_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:
+    for key in [key for key in state_dict if key.startswith(f"{prefix}embedding.")]:
+        del state_dict[key]
+
+
+def _add_embedding_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Add the embedding's present state, which `_drop_embedding_state` kept out of the checkpoint."""
+    if isinstance(module, RescaledRotary) and module.embedding is not None:
+        state_dict.update(module.embedding.state_dict(prefix=f"{prefix}embedding."))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class Differentiable(nn.Module):
     def __init__(self, embedding: LongRoPE) -> None:
         super().__init__()
         self.embedding = embedding
-        self.offset = nn.Parameter(torch.zeros(embedding.rope.dim // 2 + 1, device=embedding.coarse.device))
+        self.offset = nn.Parameter(torch.zeros(embedding.rope.dim // 2 + 1, device=embedding.device))
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """As `LongRoPE.forward`."""
