@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,8 @@ class LongRoPE(nn.Module):
         self.register_buffer("_device_anchor", torch.empty(0), persistent=False)
         rope = Rope(dim=dim, base=base, original_length=original_max_position)
         attention = attention_factor("yarn", rope, max_position) * mscale
-        long = heuristic(rope, max_position).factors if search_factors is None else search_factors
-        short = [1.0] * (rope.dim // 2) if short_factors is None else short_factors
+        long: Any = heuristic(rope, max_position).factors if search_factors is None else search_factors
+        short: Any = [1.0] * (rope.dim // 2) if short_factors is None else short_factors
         scalings = [Scaling(factors, attention_factor=attention, length=max_position) for factors in (short, long)]
         self._build(rope, scalings, by_length=True)
 
