@@ -28,7 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from longrope.data.training_windows import Windows
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.load import load
-from longrope.models.patch import attach
+from longrope.models.patch import install_factors
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.schemes import scheme
@@ -76,7 +76,7 @@ class Clock(TrainerCallback):
 def cell(name: str, way: str, length: int) -> dict[str, float]:
     """Peak bytes above the loaded model, and tokens a second, of one way."""
     model, _ = load(name, dtype="float32")
-    attach(model, scheme("yarn", Rope.of(model), max(length, 2 * Rope.of(model).original_length)))
+    install_factors(model, scheme("yarn", Rope.of(model), max(length, 2 * Rope.of(model).original_length)))
     tokens = np.random.default_rng(0).integers(1, 2000, (STEPS + 1) * length)
     windows = Windows([tokens], length=length, count=STEPS, original_length=256)
     if way == "ours":

@@ -33,7 +33,7 @@ print(f"its factors differ from ours by {difference:.0e} at the most")
 
 print(f"factors.csv: {len(table.factors)} factors, length {table.length}, attention factor {table.attention_factor}")
 complete = replace(table, length=131_072, attention_factor=attention_factor("su", rope, 131_072))
-ready = Extension.of(rope, complete)  # what patch, export_huggingface and generating take
+ready = Extension.of(rope, complete)  # what patch, export and generating take
 print(f"made complete: {ready.length:,} tokens, attention factor {ready.long.attention_factor:.4f}")
 assert extension.rope == ready.rope == rope
 assert difference < 1e-12

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM
 
-from longrope import Extension, Rope, check_parity, export_huggingface, load, scheme
+from longrope import Extension, Rope, check_parity, export, load, scheme
 
 model, tokenizer = load("tiny", dtype="float32")
 rope = Rope.of(model)
@@ -18,7 +18,7 @@ extension = Extension.of(rope, scheme("heuristic", rope, 1024))
 
 with tempfile.TemporaryDirectory() as name:
     folder = Path(name) / "tiny-1k"
-    export_huggingface(model, tokenizer, extension, folder)
+    export(model, tokenizer, extension, folder)
     print("files:", ", ".join(sorted(path.name for path in folder.iterdir())))
     config = json.loads((folder / "config.json").read_text())
     opened = AutoModelForCausalLM.from_pretrained(folder)  # transformers alone

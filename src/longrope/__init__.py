@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from longrope.evaluation.perplexity import perplexity_of_losses as perplexity_of_losses
     from longrope.evaluation.runner import Candidate as Candidate
     from longrope.evaluation.sliding_window import sliding_losses as sliding_losses
-    from longrope.export.huggingface import export_huggingface as export_huggingface
+    from longrope.export.apply import apply as apply
+    from longrope.export.apply import detach as detach
     from longrope.export.parity import check_parity as check_parity
+    from longrope.export.registry import EXPORTERS as EXPORTERS
+    from longrope.export.registry import export as export
+    from longrope.export.trainer_callback import LongRopeCallback as LongRopeCallback
     from longrope.formats.load_factors import load_factors as load_factors
     from longrope.longcontext.context_parallel import context_parallel as context_parallel
     from longrope.longcontext.token_losses import token_losses as token_losses
     from longrope.longcontext.training_loss import use_chunked_loss as use_chunked_loss
     from longrope.models.generation import generating as generating
     from longrope.models.load import load as load
-    from longrope.models.patch import attach as attach
     from longrope.models.patch import patch as patch
     from longrope.models.rotary_embedding import LongRoPE as LongRoPE
     from longrope.objectives.model_loss import ModelObjective as ModelObjective
@@ -76,7 +79,9 @@ _HOMES = {
     "evaluation.evaluate": ("EvalSpec", "evaluate"),
     "evaluation.sliding_window": ("sliding_losses",),
     "export.parity": ("check_parity",),
-    "export.huggingface": ("export_huggingface",),
+    "export.apply": ("apply", "detach"),
+    "export.registry": ("EXPORTERS", "export"),
+    "export.trainer_callback": ("LongRopeCallback",),
     "search.find": ("find_factors",),
     "stages.finetune": ("finetune",),
     "stages.pipeline": ("extend",),
@@ -85,7 +90,7 @@ _HOMES = {
     "stages.plan_tables": ("Finetune",),
     "models.generation": ("generating",),
     "models.load": ("load",),
-    "models.patch": ("attach", "patch"),
+    "models.patch": ("patch",),
     "longcontext.context_parallel": ("context_parallel",),
     "formats.load_factors": ("load_factors",),
     "rope": ("Rope",),

@@ -15,7 +15,7 @@ from longrope.export.gguf.convert import export_gguf
 from longrope.export.gguf.copy import extend_gguf
 from longrope.export.huggingface import export_huggingface
 from longrope.models.load import load
-from longrope.models.patch import attach
+from longrope.models.patch import install_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -210,6 +210,6 @@ def test_a_disk_that_fills_up_leaves_nothing(room: int, at_most, tmp_path: Path)
 def test_weights_in_a_patched_model_are_the_same(tmp_path: Path) -> None:
     made = model()
     export_gguf(made, TOKENIZER, extension(made), tmp_path / "a.gguf")
-    attach(made, extension(made))
+    install_factors(made, extension(made))
     export_gguf(made, TOKENIZER, extension(made), tmp_path / "b.gguf")
     assert tensors(tmp_path / "a.gguf") == tensors(tmp_path / "b.gguf")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.patch import attach, patch
+from longrope.models.patch import install_factors, patch
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -125,17 +125,17 @@ def test_patches_nest_and_the_inner_one_counts_from_the_plain_model(llama: PreTr
 def test_attach_is_for_keeps(llama: PreTrainedModel) -> None:
     x, kept = tokens(1, 100), yarn(llama)
     with_kept, with_other = patched(llama, kept, x), patched(llama, Scaling([3.0] * 8), x)
-    assert attach(llama, kept) is llama
+    assert install_factors(llama, kept) is llama
     assert torch.equal(logits(llama, x), with_kept)
     assert torch.equal(patched(llama, Scaling([3.0] * 8), x), with_other)
     assert torch.equal(logits(llama, x), with_kept)
-    attach(llama, Scaling([3.0] * 8))
+    install_factors(llama, Scaling([3.0] * 8))
     assert torch.equal(logits(llama, x), with_other)
 
 
 def test_attached_factors_survive_a_patch_that_fails(llama: PreTrainedModel) -> None:
     x = tokens(1, 100)
-    attach(llama, yarn(llama))
+    install_factors(llama, yarn(llama))
     attached = logits(llama, x)
     attention = llama.model.layers[1].self_attn
     llama.model.layers[1].self_attn = None

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, Tr
 from longrope.data.training_windows import IGNORED, Windows
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
-from longrope.models.patch import attach, patch
+from longrope.models.patch import install_factors, patch
 from longrope.scaling import Extension
 from longrope.stages.finetune import TrainingSummary, finetune
 from longrope.stages.plan_tables import Finetune
@@ -197,7 +197,7 @@ def test_a_step_is_the_mean_over_the_predicted_tokens_of_its_batch(tmp_path: Pat
         tmp_path, how(steps=1, batch=batch, rate=rate, warmup=0, **options), windows=windows, factors=factors
     )
 
-    model = attach(running.build(), factors)
+    model = install_factors(running.build(), factors)
     counts, total = [], torch.zeros(())
     for number in range(batch):
         item = {name: torch.from_numpy(array) for name, array in windows[number].items()}

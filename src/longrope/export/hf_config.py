@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError, unknown
 from longrope.rope import FULL, full_attention_fields
 from longrope.scaling import Extension
@@ -42,6 +43,19 @@ def on_formula(extension: Extension) -> bool:
     """Whether the long attention factor is sqrt(1 + ln s / ln L0), which engines compute by themselves."""
     formula = attention_factor("su", extension.rope, extension.length)
     return math.isclose(extension.long.attention_factor, formula, rel_tol=1e-6)
+
+
+def holds(config: Mapping[str, Any], extension: Extension) -> bool:
+    """Return whether a config describes this very extension."""
+    try:
+        current = extension_in_config(config)
+    except LongRopeError:
+        return False
+    attention, wanted = current.long.attention_factor, extension.long.attention_factor
+    return (current.rope, current.length) == (extension.rope, extension.length) and (
+        (current.short.factors, current.long.factors) == (extension.short.factors, extension.long.factors)
+        and math.isclose(attention, wanted, rel_tol=1e-6)
+    )
 
 
 def refuse_quantized(config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Put factors into a transformers model, for the length of a ``with`` block or for keeps."""
+"""Put factors into the rotary module of a transformers model, for a ``with`` block."""
 
 from __future__ import annotations
 
@@ -33,15 +33,21 @@ def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scalin
         yield model
         return
     rotary = find_rotary_slot(model)
-    attach(model, factors)
+    install_factors(model, factors)
     try:
         yield model
     finally:
         rotary.install(rotary.module)
 
 
-def attach(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
-    """Like `patch`, but for keeps; returns the model."""
+def install_factors(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
+    """Put factors into a model's rotary module and leave them there; the config stays as it is.
+
+    `longrope.apply` changes the config too, so that a saved checkpoint has the factors.
+
+    Returns:
+        The same model.
+    """
     rotary = find_rotary_slot(model)
     embedding = _embedding(rotary.rope, factors, model.device)
     rows = 1 if isinstance(factors, (Scaling, Extension)) else len(factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ class RescaledRotary(nn.Module):
     def __init__(self, original: nn.Module, embedding: nn.Module | None) -> None:
         super().__init__()
         self.original, self.embedding = original, embedding
+        self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
         self.interleaved, self.keeps_float32 = _layout(original)
         self.train(original.training)
         self.register_state_dict_post_hook(_drop_embedding_state)
@@ -87,6 +89,7 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     parameters = full_attention_fields(model.config.get_text_config().rope_parameters)
     expected = torch.from_numpy(rope.inv_freq).float()
     plain = parameters.get("rope_type", "default") == "default"
+    plain = plain or isinstance(rotary.module, RescaledRotary)  # longrope.apply wrote this scaling into the config
     if own is None or own.shape != expected.shape or not torch.allclose(own.float().cpu(), expected, rtol=1e-2):
         plain = False
     if not plain:

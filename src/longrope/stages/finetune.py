@@ -19,7 +19,7 @@ from longrope.errors import LongRopeError
 from longrope.longcontext.tiling import tile_mlps
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.device_memory import explain_out_of_memory
-from longrope.models.patch import attach
+from longrope.models.patch import install_factors
 from longrope.scaling import Extension, Scaling
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.trainer_arguments import training_arguments
@@ -73,7 +73,7 @@ def finetune(
             missing.
     """
     began = time.monotonic()
-    use_chunked_loss(attach(model, factors))
+    use_chunked_loss(install_factors(model, factors))
     trained = _with_lora(model, how) if how.lora else model
     steps, cached = len(windows) // how.batch, getattr(model.config, "use_cache", None)
     arguments = training_arguments(how, steps, folder, device, report_to)

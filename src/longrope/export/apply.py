@@ -1,0 +1,79 @@
+"""Put factors into a model for keeps, in its rotary module and its config, and take them out again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.export.hf_config import config_fields, for_mode
+from longrope.models.patch import install_factors
+from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
+from longrope.scaling import Extension, Scaling, as_extension
+
+ABSENT = object()  # stands for a field that the plain config does not have
+
+
+def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "static") -> PreTrainedModel:
+    """Put factors into a model for keeps: what saves the model afterwards saves its factors too.
+
+    The model computes with the factors from now on, and its config describes them. ``save_pretrained``,
+    ``push_to_hub`` and transformers' ``Trainer`` then write checkpoints that ``from_pretrained`` loads with the same
+    logits, and that a training resumes from. For transformers 4, mlx-lm and other engines, `export` adds the fields
+    that they read. `detach` takes the factors out again. Factors that were applied earlier are replaced.
+
+    Args:
+        model: Causal language model whose checkpoint carries no rope scaling of its own.
+        scaling: Extension of the model, or a scaling of some length.
+        mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
+
+    Returns:
+        The same model.
+
+    Raises:
+        LongRopeError: The factors do not fit the model, or a config cannot express them.
+    """
+    slot = find_rotary_slot(model)
+    extension = for_mode(as_extension(scaling, slot.rope), mode)
+    config = model.config.to_dict()
+    fields = {name: value for name, value in config_fields(config, extension).items() if config.get(name) != value}
+    fields.pop(
+        "rope_scaling", None
+    )  # the same for other readers; transformers' Trainer cannot resume from a config with it
+    attributes = vars(model.config)
+    plain = {name: attributes.get(name, ABSENT) for name in fields} | _plain_fields(slot.module)
+    install_factors(model, extension)
+    rotary = find_rotary_slot(model).module
+    assert isinstance(rotary, RescaledRotary)
+    rotary.plain_fields = plain
+    attributes.update(fields)  # setattr checks each field by itself, and some are right only together
+    return model
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Take applied factors out of a model: modules and config are then what they were before `apply`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        LongRopeError: No factors were applied.
+    """
+    slot = find_rotary_slot(model)
+    plain = _plain_fields(slot.module)
+    if not plain:
+        raise LongRopeError("model: no factors are applied to it. Apply some with longrope.apply first.")
+    attributes = vars(model.config)
+    for name, value in plain.items():
+        if value is ABSENT:
+            attributes.pop(name, None)
+        else:
+            attributes[name] = value
+    slot.install(slot.original)
+    return model
+
+
+def _plain_fields(module: object) -> dict[str, Any]:
+    """Return the config's fields as they were before `apply`; empty if no factors are applied."""
+    return dict(module.plain_fields) if isinstance(module, RescaledRotary) else {}

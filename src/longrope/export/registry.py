@@ -1,0 +1,227 @@
+"""The export formats, and the one function that writes a model in any of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longrope.errors import LongRopeError, unknown
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling, as_extension
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A model, its factors, and the file or folder to write.
+
+    Args:
+        model: Loaded model, or its name as for `longrope.load`.
+        tokenizer: Tokenizer of a loaded model; None for a name, which brings its own.
+        extension: Factors to write, for the model's rope.
+        output: Folder or file to write.
+        name: Name of the model for cards and titles.
+        mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
+        dtype: Dtype to load a named model in, as for `longrope.load`.
+        outtype: Type of the stored matrices, for formats that quantise; ``auto`` keeps the model's.
+        overwrite: Whether an existing output is replaced.
+    """
+
+    model: PreTrainedModel | str
+    tokenizer: PreTrainedTokenizerBase | None
+    extension: Extension
+    output: Path
+    name: str = "model"
+    mode: str = "static"
+    dtype: str = "auto"
+    outtype: str = "auto"
+    overwrite: bool = False
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the model and its tokenizer, loaded if the request names them only.
+
+        Raises:
+            LongRopeError: There is no such model, or a loaded model came without its tokenizer.
+        """
+        from longrope.models.load import load
+
+        if isinstance(self.model, str):
+            model, tokenizer = load(self.model, dtype=self.dtype)
+            return model, self.tokenizer or tokenizer
+        if self.tokenizer is None:
+            raise LongRopeError("tokenizer = None: a loaded model is exported with its tokenizer. Give both.")
+        return self.model, self.tokenizer
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """An export format.
+
+    Args:
+        write: Function that writes a request's output and returns the extension as the output holds it.
+        summary: Readers of the format, for the command's help.
+        folder: Whether the output is a folder; otherwise it is one file.
+        packages: Packages that the format needs beyond longrope's own dependencies.
+        quantizes: Whether the format takes an ``outtype``.
+        next_steps: Function from a request and its written extension to the lines that the command prints.
+    """
+
+    write: Callable[[ExportRequest], Extension]
+    summary: str
+    folder: bool = False
+    packages: tuple[str, ...] = ()
+    quantizes: bool = False
+    next_steps: Callable[[ExportRequest, Extension], list[str]] = lambda request, extension: [f"Wrote {request.output}"]
+
+
+def export(
+    model: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    scaling: Scaling | Extension,
+    output: str | os.PathLike[str],
+    *,
+    to: str = "huggingface",
+    mode: str = "static",
+    outtype: str = "auto",
+    overwrite: bool = False,
+) -> Extension:
+    """Write a model with its factors as a checkpoint that other programs load.
+
+    Args:
+        model: Loaded model, plain or with these factors applied, or its name as for `longrope.load`.
+        tokenizer: Tokenizer of a loaded model; None for a name.
+        scaling: Extension of the model, or a scaling of some length, whose short set is then the original one.
+        output: Folder or file to write; it appears whole or not at all.
+        to: Export format, a key of `EXPORTERS`: ``huggingface`` or ``gguf``.
+        mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
+        outtype: Type of a GGUF's matrices: auto, f32, f16, q8_0 …
+        overwrite: Whether an existing output is replaced.
+
+    Returns:
+        The extension as the checkpoint holds it.
+
+    Raises:
+        LongRopeError: The format cannot express the extension or the model, or the output cannot be written.
+    """
+    find_exporter(to, outtype)
+    if isinstance(model, str):
+        from longrope.models.load import load_config
+
+        rope, name = Rope.of(load_config(model)), model
+    else:
+        rope, name = Rope.of(model), getattr(model.config, "_name_or_path", "") or "model"
+    request = ExportRequest(
+        model,
+        tokenizer,
+        as_extension(scaling, rope),
+        Path(output),
+        name=Path(name).name.removesuffix(".gguf"),
+        mode=mode,
+        outtype=outtype,
+        overwrite=overwrite,
+    )
+    return EXPORTERS[to].write(request)
+
+
+def find_exporter(to: str, outtype: str = "auto") -> Exporter:
+    """Return the row of an export format.
+
+    Raises:
+        LongRopeError: The format is unknown, takes no outtype, or needs a package that is not installed.
+    """
+    if to not in EXPORTERS:
+        raise unknown("to", to, EXPORTERS)
+    exporter = EXPORTERS[to]
+    if outtype != "auto" and not exporter.quantizes:
+        formats = ", ".join(name for name, row in EXPORTERS.items() if row.quantizes)
+        raise LongRopeError(f"outtype = {outtype!r}: {to} has none. Leave it out, or export to one of {formats}.")
+    missing = [package for package in exporter.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        packages = " ".join(missing)
+        raise LongRopeError(f"to = {to!r}: it needs packages that are missing. Run pip install {packages}.")
+    return exporter
+
+
+def _write_huggingface(request: ExportRequest) -> Extension:
+    from longrope.export.huggingface import export_huggingface
+
+    model, tokenizer = request.load()
+    return export_huggingface(
+        model,
+        tokenizer,
+        request.extension,
+        request.output,
+        mode=request.mode,
+        name=request.name,
+        overwrite=request.overwrite,
+    )
+
+
+def _serve_huggingface(request: ExportRequest, extension: Extension) -> list[str]:
+    from longrope.engines.guide import launch_lines
+    from longrope.export.hf_config import on_formula
+    from longrope.export.model_card import OFF_FORMULA
+
+    output, model = request.output, request.model if isinstance(request.model, str) else "MODEL"
+    config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    return [
+        *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}"]),
+        f"Checkpoint: {output}   (compare it: longrope check {output} {model})",
+        *(f"  {line}" for line in launch_lines(config, extension, str(output))),
+        f"What each engine will compute: {output / 'SERVING.md'}",
+    ]
+
+
+def _write_gguf(request: ExportRequest) -> Extension:
+    from longrope.export.gguf.convert import choose_outtype, export_gguf, refuse_model
+    from longrope.export.gguf.copy import extend_gguf
+    from longrope.models.load import find_gguf, load_config
+
+    mode, outtype, overwrite = request.mode, request.outtype, request.overwrite
+    source = find_gguf(request.model) if isinstance(request.model, str) else None
+    if source is not None:
+        if outtype != "auto":
+            raise LongRopeError(f"outtype = {outtype!r}: {source.name} keeps its quantisation. Leave outtype out.")
+        return extend_gguf(source, request.extension, request.output, mode=mode, overwrite=overwrite)
+    choose_outtype(outtype)
+    if isinstance(request.model, str):  # refuse it before its weights are read
+        refuse_model(load_config(request.model).to_dict(), request.extension)
+    model, tokenizer = request.load()
+    return export_gguf(
+        model,
+        tokenizer,
+        request.extension,
+        request.output,
+        mode=mode,
+        outtype=outtype,
+        name=request.name,
+        overwrite=overwrite,
+    )
+
+
+def _serve_gguf(request: ExportRequest, extension: Extension) -> list[str]:
+    return [f"GGUF: {request.output}   (run it: llama-server -m {request.output} -c {extension.length})"]
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "huggingface": Exporter(
+        _write_huggingface,
+        "a folder for transformers, vLLM, SGLang and others",
+        folder=True,
+        next_steps=_serve_huggingface,
+    ),
+    "gguf": Exporter(
+        _write_gguf,
+        "a file for llama.cpp",
+        packages=("gguf",),
+        quantizes=True,
+        next_steps=_serve_gguf,
+    ),
+}

@@ -1,0 +1,63 @@
+"""A callback by which transformers' own Trainer trains with factors and saves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from longrope.export.apply import apply
+from longrope.export.hf_config import for_mode, holds
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling, as_extension
+from longrope.storage.atomic import write_text
+
+
+class LongRopeCallback(TrainerCallback):
+    """Callback that trains a model with factors and writes them into every checkpoint.
+
+    It applies the factors as `apply` does when the Trainer is made, or when training begins if it was added later. A
+    model that has these factors already stays as it is. Each checkpoint then has the factors in its config, and an
+    ``extension.json``. So does the output folder, once ``trainer.save_model()`` has written the final weights there.
+
+    Args:
+        scaling: Extension of the model, or a scaling of some length.
+        mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
+    """
+
+    def __init__(self, scaling: Scaling | Extension, *, mode: str = "static") -> None:
+        self.scaling, self.mode = scaling, mode
+        self.extension: Extension | None = None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Apply the factors to the Trainer's model."""
+        self._apply(kwargs["model"])
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Apply the factors to the Trainer's model unless it has them."""
+        self._apply(kwargs["model"])
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write ``extension.json`` into this step's checkpoint; the Trainer has written the applied config there."""
+        if state.is_world_process_zero:
+            self._write(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write ``extension.json`` into the output folder, where ``trainer.save_model()`` writes the final weights."""
+        if state.is_world_process_zero:
+            self._write(Path(args.output_dir))
+
+    def _apply(self, model: PreTrainedModel) -> None:
+        self.extension = for_mode(as_extension(self.scaling, Rope.of(model)), self.mode)
+        if not holds(model.config.to_dict(), self.extension):
+            apply(model, self.scaling, mode=self.mode)
+
+    def _write(self, folder: Path) -> None:
+        if self.extension is not None and folder.is_dir():
+            write_text(folder / "extension.json", self.extension.to_json())
