@@ -122,8 +122,8 @@ def test_a_copy_gives_what_a_conversion_gives(tmp_path: Path) -> None:
         ({"llama.rope.scaling.factor": 4.0}, "carries a rope scaling \\(pi"),
         ({"llama.rope.scale_linear": 4.0}, "carries a rope scaling \\(pi"),
         ({"llama.rope.scaling.attn_factor": 1.5}, "carries a rope scaling"),
-        ({"llama.rope.freq_base": 5e5}, "made for .*500000"),
-        ({"llama.context_length": 128}, "made for .*128"),
+        ({"llama.rope.freq_base": 5e5}, "the model has .*500000"),
+        ({"llama.context_length": 128}, "the model has .*128"),
         ({"llama.context_length": None}, "context_length is missing"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_a_gguf_cannot_hold_is_refused(tmp_path: Path) -> None:
     mixtral = families.build("mixtral")
     refused(tmp_path, "'mixtral'.*convert_hf_to_gguf", mixtral, TOKENIZER, extension(mixtral))
     other = model(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
-    refused(tmp_path, "made for .*500000", other, TOKENIZER, extension(made))
+    refused(tmp_path, "the model has .*500000", other, TOKENIZER, extension(made))
     made.config.quantization_config = {"quant_method": "awq"}
     refused(tmp_path, r"quantised \(awq\)", made, TOKENIZER, extension(made))
 

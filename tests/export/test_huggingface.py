@@ -138,7 +138,7 @@ def test_what_a_config_cannot_hold_is_refused(llama: PreTrainedModel, tmp_path: 
     refused(llama, two, tmp_path / "made", "attention_factor = 1 ", mode="dual")
     refused(llama, extension(llama, start_tokens=4), tmp_path / "made", "start_tokens = 4")
     refused(llama, extension(llama), tmp_path / "made", "mode = 'triple'", mode="triple")
-    refused(llama, extension(build("mixtral")), tmp_path / "made", "made for .*1000000")
+    refused(llama, extension(build("mixtral")), tmp_path / "made", "the model has .*1000000")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -44,14 +44,14 @@ class LongRopeCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write ``extension.json`` into this step's checkpoint; the Trainer has written the applied config there."""
         if state.is_world_process_zero:
-            self._write(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            self._write(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write ``extension.json`` into the output folder, where ``trainer.save_model()`` writes the final weights."""
         if state.is_world_process_zero:
-            self._write(Path(args.output_dir))
+            self._write(Path(str(args.output_dir)))
 
     def _apply(self, model: PreTrainedModel) -> None:
         self.extension = for_mode(as_extension(self.scaling, Rope.of(model)), self.mode)
