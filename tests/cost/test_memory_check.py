@@ -49,7 +49,7 @@ def test_processes_of_one_pass_share_a_cpu_and_have_a_gpu_each(monkeypatch: pyte
     check(2048, 1, processes=3)
     with pytest.raises(LongRopeError, match=r"GiB free for each of 4 processes; .*, fewer processes"):
         check(2048, 1, processes=4)
-    monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     shape, length = ModelShape.of(config, "auto", "cuda"), 2**16
     free, main = (of(shape, length, gradient=False) for of in (peak_memory.of_pass, peak_memory.moved_in_pass))
@@ -107,7 +107,7 @@ def test_a_model_that_reads_more_than_text_is_refused_by_name() -> None:
 def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gradient of 64K tokens on a card that may keep 16 MiB of the inputs of layers."""
     config, room_there, length = load_config("tiny"), 2**24, 2**16
-    monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: room_there)
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: room_there)
     shape = ModelShape.of(config, "float32", "cuda:0")
     inputs = 4 * length * 256 * 4
     assert peak_memory.moved_in_pass(shape, length, gradient=True) == inputs - room_there
@@ -116,9 +116,9 @@ def test_what_waits_in_main_memory_must_fit_there(monkeypatch: pytest.MonkeyPatc
     slim, long = replace(shape, kv_features=32), 2**20  # the moment before the embeddings move is the peak
     embedded = slim.parameters * 4 + long * (256 + slim.phase_features) * 4
     assert peak_memory.of_pass(slim, long, gradient=False) == embedded
-    monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: float("inf"))
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: float("inf"))
     assert peak_memory.of_pass(shape, length, gradient=True) - takes == inputs - room_there
-    monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: room_there)
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: room_there)
     main = inputs - room_there
     check_gradient = partial(
         memory_check.check_pass_memory, config, length, Placement("float32", "cuda:0"), kind="gradient"

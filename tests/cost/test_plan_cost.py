@@ -258,7 +258,7 @@ def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fine-tuning, and a search by gradient, where a device may keep nothing."""
-    monkeypatch.setattr(peak_memory, "room_for_kept", lambda _: 0)
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: 0)
     config, length = load_config("tiny"), 2**17
     plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
     (part,) = costs(plan, ModelShape.of(config), Rope.of(config))

@@ -99,7 +99,7 @@ def test_what_waits_may_wait_in_main_memory(gradient: bool, monkeypatch: pytest.
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "gpt_neox", "qwen3"])
 def test_gradients_by_the_factors(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_module, "piece_on", lambda _: 2048)
+    monkeypatch.setattr(tiled_module, "chunk_size_on", lambda _: 2048)
     model = build(family, **WINDOWS.get(family, {}))
     wanted = slopes(model, 5000)  # more than a piece
     found = slopes(model.to("cuda"), 5000)

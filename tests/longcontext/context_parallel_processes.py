@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import perplexity_texts
 from longrope.errors import LongRopeError
-from longrope.longcontext.context_parallel import Spread, context_parallel
+from longrope.longcontext.context_parallel import ContextParallelGroup, context_parallel
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.objectives.model_loss import ModelObjective
@@ -37,7 +37,7 @@ def check(
     with model.base_model.layers[-1].register_forward_hook(lambda _, __, out: sizes.append(out.shape[1])):
         whole = token_losses(model, tokens, batch=rows, skip=skip, **given)
         found = token_losses(context_parallel(model, piece), tokens, batch=rows, skip=skip, **given)
-    own = Spread(dist.get_rank(), dist.get_world_size(), piece).own(rows, length)
+    own = ContextParallelGroup(dist.get_rank(), dist.get_world_size(), piece).rank_chunks(rows, length)
     assert sizes == [length, sum(part.stop - part.start for part in own)]
     np.testing.assert_allclose(found, whole, rtol=near, atol=near)
     everywhere = [torch.empty(found.shape) for _ in range(dist.get_world_size())]
@@ -47,13 +47,13 @@ def check(
 
 def refuse_gradients(model: PreTrainedModel) -> None:
     objective = ModelObjective(model, perplexity_texts(np.ones((1, 100), dtype=np.int64)))
-    with pytest.raises(LongRopeError, match="a gradient cannot be spread over processes; use one"):
+    with pytest.raises(LongRopeError, match="gradients: several processes cannot compute one together"):
         list(objective.evaluate([[(Scaling([2.0] * 8), 0)]], gradient=True))
 
 
 def refuse_other_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation("eager")
-    with pytest.raises(LongRopeError, match=r"this attention cannot be spread over processes; load .* sdpa"):
+    with pytest.raises(LongRopeError, match=r"attention: several processes cannot share this kind. Load .* sdpa"):
         token_losses(model, np.ones((1, 100), dtype=np.int64))
 
 

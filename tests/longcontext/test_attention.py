@@ -48,7 +48,9 @@ def test_outputs_and_gradients(
 
 def test_a_scale_of_its_own() -> None:
     q, k, v = drawn(2, 10, 0), drawn(2, 30, 1), drawn(2, 30, 2)
-    assert torch.allclose(attend(nn.Identity(), q, k, v, None, 0.5)[0], attend(nn.Identity(), 2 * q, k, v, None)[0])
+    assert torch.allclose(
+        attend(nn.Identity(), q, k, v, softmax_scale=0.5)[0], attend(nn.Identity(), 2 * q, k, v, None)[0]
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

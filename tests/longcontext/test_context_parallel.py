@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrope.longcontext.context_parallel import Spread
+from longrope.longcontext.context_parallel import ContextParallelGroup
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(9, 3000), st.integers(1, 500))
 def test_every_token_is_someones_and_every_process_has_some(count: int, rows: int, length: int, piece: int) -> None:
-    each = [Spread(rank, count, piece).own(rows, length) for rank in range(count)]
+    each = [ContextParallelGroup(rank, count, piece).rank_chunks(rows, length) for rank in range(count)]
     tokens = sorted(token for own in each for part in own for token in range(part.start, part.stop))
     assert tokens == list(range(length))
     sizes = [part.stop - part.start for own in each for part in own]
@@ -28,7 +28,7 @@ def test_every_token_is_someones_and_every_process_has_some(count: int, rows: in
 
 def slowest(count: int, length: int) -> float:
     """The attention that the processes wait for, turn by turn, over what each has to do if all have the same."""
-    parts = Spread(0, count, 16384).parts(1, length)
+    parts = ContextParallelGroup(0, count, 16384).chunks(1, length)
     scores = [(part.stop - part.start) * (part.start + part.stop) / 2 for part in parts]
     return sum(max(scores[i : i + count]) for i in range(0, len(scores), count)) / (sum(scores) / count)
 
@@ -36,7 +36,7 @@ def slowest(count: int, length: int) -> float:
 def test_waiting_for_the_last_piece_costs_little() -> None:
     assert slowest(8, 2**21) < 1.06
     assert slowest(8, 2**17) < 1.25  # with whole pieces, in one turn, it would be 1.88
-    sizes = {part.stop - part.start for part in Spread(0, 8, 16384).parts(1, 2**17)}
+    sizes = {part.stop - part.start for part in ContextParallelGroup(0, 8, 16384).chunks(1, 2**17)}
     assert sizes == {4096}
 
 

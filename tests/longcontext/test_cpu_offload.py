@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longrope.data.weighted_text import WeightedText
 from longrope.longcontext import cpu_offload, layer_chunks
-from longrope.longcontext.cpu_offload import room_for_kept
+from longrope.longcontext.cpu_offload import activation_budget
 from longrope.longcontext.token_losses import token_losses
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.objectives.model_loss import ModelObjective
@@ -38,7 +38,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def limit(monkeypatch: pytest.MonkeyPatch, room: float) -> None:
     monkeypatch.setattr(cpu_offload, "SMALL", 1000)
     for module in (cpu_offload, layer_chunks):
-        monkeypatch.setattr(module, "room_for_kept", lambda _: room)
+        monkeypatch.setattr(module, "activation_budget", lambda _: room)
 
 
 def of_weights() -> list[Tensor]:
@@ -82,4 +82,4 @@ def test_the_residual_stream(moved: list[int], monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_room_on_other_devices_has_no_end() -> None:
-    assert room_for_kept("cpu") == float("inf")
+    assert activation_budget("cpu") == float("inf")

@@ -62,7 +62,7 @@ def trained(model: PreTrainedModel, x: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_mlps_in_pieces_train_as_whole_ones(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_module, "piece_on", lambda _: 20)
+    monkeypatch.setattr(tiled_module, "chunk_size_on", lambda _: 20)
     model, x, seen = build(family), tokens(2, 50), []
     wanted = trained(model, x)
     tile_mlps(model)

@@ -161,7 +161,7 @@ def test_pieces_of_the_sequence_make_no_difference(family: str, monkeypatch: pyt
     model, seen = build(family), []
     objective, scaling = ModelObjective(model, items_of()), scaling_of(model)
     whole = answer_of(objective, scaling)
-    monkeypatch.setattr(objective_module, "tiled_layers", partial(tiled_layers, piece=23))
+    monkeypatch.setattr(objective_module, "tiled_layers", partial(tiled_layers, chunk_size=23))
     mlp = next(module for name, module in model.base_model.layers[-1].named_children() if "mlp" in name)
     with mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])):
         parts = answer_of(objective, scaling)

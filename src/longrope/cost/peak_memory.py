@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from longrope.cost.model_shape import ModelShape
-from longrope.longcontext.cpu_offload import room_for_kept
-from longrope.longcontext.layer_chunks import piece_on
+from longrope.longcontext.cpu_offload import activation_budget
+from longrope.longcontext.layer_chunks import chunk_size_on
 from longrope.longcontext.tiling import LONG
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, LOGITS_IN_CACHE, logits_on
 
@@ -35,7 +35,9 @@ def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
     head = (12 + bytes_) * min(logits_on(device_type) // 4, logits) if gradient else _losses(shape, logits)
     widths = (shape.mlp_features, shape.kv_features, shape.hidden_size)
     counts = GRADIENT_CHUNK if gradient else FORWARD_CHUNK
-    chunk = sum(count * width for count, width in zip(counts, widths, strict=True)) * min(piece_on(device_type), length)
+    chunk = sum(count * width for count, width in zip(counts, widths, strict=True)) * min(
+        chunk_size_on(device_type), length
+    )
     layer = (kv * shape.kv_features * length + chunk) * bytes_
     moved = moved_in_pass(shape, length, gradient=gradient)
     stream = (hidden * shape.hidden_size + shape.phase_features) * length * bytes_
@@ -46,7 +48,7 @@ def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
 
 def moved_in_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
     """Return the bytes of a pass that wait in main memory (`longrope.longcontext.cpu_offload`); see `of_pass`."""
-    waiting, room = _waiting(shape, length, gradient=gradient), room_for_kept(shape.device)
+    waiting, room = _waiting(shape, length, gradient=gradient), activation_budget(shape.device)
     if waiting <= room:
         return 0
     return round(waiting - room) if gradient else waiting
@@ -76,7 +78,7 @@ def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> in
 
 def moved_in_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
     """Return the bytes of fine-tuning that wait in main memory; arguments as for `of_training`."""
-    return round(max(0, _layer_inputs(shape, length, lora=lora, mixed=mixed) - room_for_kept(shape.device)))
+    return round(max(0, _layer_inputs(shape, length, lora=lora, mixed=mixed) - activation_budget(shape.device)))
 
 
 def _device_type(shape: ModelShape) -> str:
@@ -104,7 +106,7 @@ def _trained_layer(shape: ModelShape, length: int, *, bytes_within: int) -> floa
     """Return the peak of the backward pass of one layer, or of the head, whichever is larger."""
     mlp, kv, hidden = TRAINED
     head = 16 * min(LOGITS_AT_ONCE // 4, length * shape.vocabulary)  # four float32 copies of a quarter chunk
-    chunk = piece_on(_device_type(shape))  # tokens of a long sequence that an MLP takes at once
+    chunk = chunk_size_on(_device_type(shape))  # tokens of a long sequence that an MLP takes at once
     mlp_tokens = chunk if shape.tiled and length >= LONG * chunk else length
     layer = (mlp * shape.mlp_features * mlp_tokens + kv * shape.kv_features * length) * bytes_within
     return max(layer + hidden * shape.hidden_size * 4 * length, head)

@@ -1,4 +1,4 @@
-"""One forward pass by several processes: each computes some pieces of the sequence, and all get every key and value."""
+"""Context parallelism: several processes compute the chunks of one forward pass and exchange keys and values."""
 
 from __future__ import annotations
 
@@ -13,72 +13,73 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.longcontext.layer_chunks import Layer, cache_name, cut, moved, piece_on, slices
+from longrope.longcontext.layer_chunks import Layer, cache_name, chunk_size_on, chunk_slices, offloaded, take
 
 TURNS = 4
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Which pieces of a sequence a process computes: every one of ``count`` in turn.
+class ContextParallelGroup:
+    """A group of processes that take the chunks of a sequence in turn.
 
-    In each turn the process with the last piece has the most to attend to, and the others wait: with 8 processes it has
-    22% more than the mean in 4 turns, 5% in 16. So where there would be few turns, pieces are smaller.
+    In each turn the process with the last chunk has the most to attend to, and the others wait. With 8 processes it has
+    22% more than the mean in 4 turns, and 5% in 16. Chunks are therefore smaller where there would be few turns.
 
     Args:
-        rank: of this process.
-        count: of processes.
-        piece: tokens of all rows together.
+        rank: Rank of this process.
+        size: Number of processes.
+        chunk_size: Tokens of all rows together in a chunk.
     """
 
     rank: int
-    count: int
-    piece: int
+    size: int
+    chunk_size: int
 
-    def parts(self, rows: int, length: int) -> list[slice]:
-        """All pieces of a sequence; at least one for every process.
+    def chunks(self, rows: int, length: int) -> list[slice]:
+        """Return all chunks of a sequence, at least one for every process.
 
         Raises:
-            LongRopeError: if it has fewer tokens than there are processes.
+            LongRopeError: If the sequence has fewer tokens than there are processes.
         """
-        if length < self.count:
-            raise LongRopeError(f"length = {length} cannot be spread over {self.count} processes; start fewer")
-        size = self.piece // rows
-        while size > self.piece // (8 * rows) and length < TURNS * self.count * size:
-            size //= 2  # and still divides the blocks of keys that a kernel is compiled for
-        return slices(length, max(1, min(size, length // self.count)))
+        if length < self.size:
+            raise LongRopeError(f"length = {length}: fewer tokens than the {self.size} processes. Start fewer.")
+        tokens = self.chunk_size // rows
+        while tokens > self.chunk_size // (8 * rows) and length < TURNS * self.size * tokens:
+            tokens //= 2  # and still divides the blocks of keys that a kernel is compiled for
+        return chunk_slices(length, max(1, min(tokens, length // self.size)))
 
-    def own(self, rows: int, length: int) -> list[slice]:
-        """Those of this process."""
-        return self.parts(rows, length)[self.rank :: self.count]
-
-
-_spread: WeakKeyDictionary[PreTrainedModel, Spread] = WeakKeyDictionary()
+    def rank_chunks(self, rows: int, length: int) -> list[slice]:
+        """Return the chunks of a sequence that this process computes."""
+        return self.chunks(rows, length)[self.rank :: self.size]
 
 
-def context_parallel(model: PreTrainedModel, piece: int | None = None) -> PreTrainedModel:
-    """From now on, losses by token of this model are computed by all processes of the default group together.
+_groups: WeakKeyDictionary[PreTrainedModel, ContextParallelGroup] = WeakKeyDictionary()
+
+
+def context_parallel(model: PreTrainedModel, chunk_size: int | None = None) -> PreTrainedModel:
+    """Make all processes of the default group compute the token losses of this model together, from now on.
 
     Every process must hold the model and ask for the same losses in the same order; each gets all of them. A process
-    keeps the residual stream of its own pieces, and of the whole sequence cos, sin, and keys and values of one layer at
-    a time (as in Llama 3's context parallelism, arXiv 2407.21783 section 3.3.2); the embeddings of the whole come
-    first. Gradients are not computed this way.
+    keeps the residual stream of its own chunks, and of the whole sequence cos, sin, and the keys and values of one
+    layer at a time (as in Llama 3's context parallelism, arXiv 2407.21783 section 3.3.2). The embeddings of the whole
+    sequence come first. Gradients cannot be computed this way.
 
     Args:
-        model: a transformers model; returned.
-        piece: tokens of all rows together; `piece_on` its device if None.
+        model: A transformers model; returned.
+        chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None.
     """
-    _spread[model] = Spread(dist.get_rank(), dist.get_world_size(), piece or piece_on(model.device.type))
+    size = chunk_size or chunk_size_on(model.device.type)
+    _groups[model] = ContextParallelGroup(dist.get_rank(), dist.get_world_size(), size)
     return model
 
 
-def context_parallel_of(model: PreTrainedModel) -> Spread | None:
-    """How a model is spread; None if it is not."""
-    return _spread.get(model)
+def context_parallel_of(model: PreTrainedModel) -> ContextParallelGroup | None:
+    """Return the group of processes that computes a model's losses; None for this process alone."""
+    return _groups.get(model)
 
 
 def layer_on_processes(
-    how: Spread,
+    group: ContextParallelGroup,
     forward: Callable[..., Any],
     _: int,
     device: torch.device,
@@ -86,60 +87,68 @@ def layer_on_processes(
     *rest: Any,
     **named: Any,
 ) -> Tensor:
-    """Run a decoder layer on the pieces of this process; arguments as of `layer_in_pieces`.
+    """Run a decoder layer on the chunks of this process, with the arguments of `layer_in_chunks`.
 
-    The first layer gets hidden states of the whole sequence and gives those of the own pieces, one after the other.
+    The first layer gets hidden states of the whole sequence and returns those of this process's chunks, one after the
+    other.
 
     Raises:
-        LongRopeError: if gradients are asked for, or the layer's attention sees only whole sequences.
+        LongRopeError: If gradients are on, or the layer's attention sees only whole sequences.
     """
     if torch.is_grad_enabled():
-        raise LongRopeError("a gradient cannot be spread over processes; use one, and windows for long texts")
+        raise LongRopeError("gradients: several processes cannot compute one together. Start one, with short windows.")
     cache = cache_name(named)
     if rest or cache is None or "position_embeddings" not in named:
-        raise LongRopeError("this attention cannot be spread over processes; load the model with attention sdpa")
+        raise LongRopeError("attention: several processes cannot share this kind. Load the model with attention sdpa.")
     cos, sin = named["position_embeddings"]
-    parts = how.parts(hidden.shape[0], cos.shape[1])
-    own = parts[how.rank :: how.count]
+    chunks = group.chunks(hidden.shape[0], cos.shape[1])
+    rank_chunks = chunks[group.rank :: group.size]
     if hidden.shape[1] == cos.shape[1]:
-        every, hidden = hidden, torch.cat([hidden[:, part] for part in own], dim=1)
-        every.untyped_storage().resize_(0)  # the model's forward holds on to it
-    hidden, layer, gathered, start = moved(hidden, device), Layer(forward, cache, named), _Gathered(how, parts), 0
-    for part in own:
-        place = slice(start, start := start + part.stop - part.start)
-        hidden[:, place] = layer.run([hidden[:, place].to(device), *cut((cos, sin), part)], gathered)
-    gathered.end()
+        embeddings, hidden = hidden, torch.cat([hidden[:, chunk] for chunk in rank_chunks], dim=1)
+        embeddings.untyped_storage().resize_(0)  # the model's forward still refers to it
+    hidden = offloaded(hidden, device)
+    layer = Layer(forward, cache, named)
+    kv = _GatheredCache(group, chunks)
+    start = 0
+    for chunk in rank_chunks:
+        rows = slice(start, start + chunk.stop - chunk.start)
+        hidden[:, rows] = layer.run([hidden[:, rows].to(device), *take((cos, sin), chunk)], kv)
+        start = rows.stop
+    kv.finish()
     return hidden
 
 
-class _Gathered:
-    """Keys and values of one layer of all processes so far; its attention takes it for a cache."""
+class _GatheredCache:
+    """Keys and values of one layer from all processes so far; its attention takes it for a cache."""
 
-    def __init__(self, how: Spread, parts: list[slice]) -> None:
-        self.how, self.parts, self.round = how, parts, 0
-        self.held: list[Tensor] = []
+    def __init__(self, group: ContextParallelGroup, chunks: list[slice]) -> None:
+        self.group = group
+        self.chunks = chunks
+        self.turn = 0
+        self.kv: list[Tensor] = []
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
-        """Exchange a piece of every process; gives all before the end of the own one."""
-        if not self.held:
-            self.held = [one.new_empty(*one.shape[:2], self.parts[-1].stop, one.shape[3]) for one in (key, value)]
-        end = self.parts[self.round * self.how.count + self.how.rank].stop
+        """Exchange a chunk with every process and return all keys and values up to the end of this process's chunk."""
+        if not self.kv:
+            length = self.chunks[-1].stop
+            self.kv = [tensor.new_empty(*tensor.shape[:2], length, tensor.shape[3]) for tensor in (key, value)]
+        end = self.chunks[self.turn * self.group.size + self.group.rank].stop
         self._exchange(key, value)
-        return tuple(one[:, :, :end] for one in self.held)
+        return tuple(tensor[:, :, :end] for tensor in self.kv)
 
-    def end(self) -> None:
-        """Take part in the last exchange, where there are more processes than pieces left."""
-        if self.round * self.how.count < len(self.parts):
-            self._exchange(*(one[:, :, :0] for one in self.held))
+    def finish(self) -> None:
+        """Take part in the last exchange, where fewer chunks remain than there are processes."""
+        if self.turn * self.group.size < len(self.chunks):
+            self._exchange(*(tensor[:, :, :0] for tensor in self.kv))
 
-    def _exchange(self, *own: Tensor) -> None:
-        some = self.parts[self.round * self.how.count :][: self.how.count]
-        size = some[0].stop - some[0].start
-        for held, one in zip(self.held, own, strict=True):
-            sent = one.new_zeros(*one.shape[:2], size, one.shape[3])
-            sent[:, :, : one.shape[2]] = one
-            found = [torch.empty_like(sent) for _ in range(self.how.count)]
-            dist.all_gather(found, sent)
-            for part, theirs in zip(some, found, strict=False):
-                held[:, :, part] = theirs[:, :, : part.stop - part.start]
-        self.round += 1
+    def _exchange(self, *chunk_kv: Tensor) -> None:
+        chunks = self.chunks[self.turn * self.group.size :][: self.group.size]
+        size = chunks[0].stop - chunks[0].start
+        for total, tensor in zip(self.kv, chunk_kv, strict=True):
+            sent = tensor.new_zeros(*tensor.shape[:2], size, tensor.shape[3])
+            sent[:, :, : tensor.shape[2]] = tensor
+            received = [torch.empty_like(sent) for _ in range(self.group.size)]
+            dist.all_gather(received, sent)
+            for chunk, gathered in zip(chunks, received, strict=False):
+                total[:, :, chunk] = gathered[:, :, : chunk.stop - chunk.start]
+        self.turn += 1

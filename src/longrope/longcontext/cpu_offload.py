@@ -1,4 +1,4 @@
-"""What waits long in a GPU's memory goes to main memory where it would take too much of it."""
+"""Offload: activations that a GPU has no memory for wait in main memory."""
 
 from __future__ import annotations
 
@@ -12,40 +12,46 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from longrope.models.device_memory import device_memory
 
-SHARE = 16  # the part of a card's memory that may hold it: 1/16
-SMALL = 2**20  # bytes; what has fewer is not worth moving
+SHARE = 16  # activations may take 1/16 of a card's memory
+SMALL = 2**20  # bytes; smaller tensors are not worth moving
 
 
-def room_for_kept(device: torch.device | str) -> float:
-    """Bytes that a device may keep; any number unless it is a CUDA device."""
+def activation_budget(device: torch.device | str) -> float:
+    """Return the bytes of activations that may stay on a device; infinite unless it is a CUDA device."""
     name = str(device)
     return (device_memory(name) or 0) / SHARE if name.startswith("cuda") else math.inf
 
 
 @contextmanager
 def offload_activations(device: torch.device | str) -> Iterator[None]:
-    """In the block, what autograd saves stays on the device as far as there is `room_for_kept`; the rest moves.
+    """Let the tensors that autograd saves in this block stay on the device up to its `activation_budget`.
 
-    It comes back when the backward pass wants it. Small tensors and parameters stay.
+    All further tensors move to main memory, and back in the backward pass. Small tensors and parameters stay.
 
     Args:
-        device: a torch device.
+        device: The device of the model.
     """
-    room, kept = room_for_kept(device), 0
-    if room == math.inf:
+    budget = activation_budget(device)
+    if budget == math.inf:
         yield
         return
+    saved_bytes = 0
 
     def pack(tensor: Tensor) -> tuple[Tensor, torch.device]:
-        nonlocal kept
-        home = tensor.device
-        if kept + tensor.nbytes > room and tensor.nbytes > SMALL and not isinstance(tensor, torch.nn.Parameter):
-            return tensor.cpu(), home
-        kept += tensor.nbytes
-        return tensor, home
+        nonlocal saved_bytes
+        origin = tensor.device
+        if (
+            saved_bytes + tensor.nbytes > budget
+            and tensor.nbytes > SMALL
+            and not isinstance(tensor, torch.nn.Parameter)
+        ):
+            return tensor.cpu(), origin
+        saved_bytes += tensor.nbytes
+        return tensor, origin
 
     def unpack(packed: tuple[Tensor, torch.device]) -> Tensor:
-        return packed[0].to(packed[1])
+        tensor, origin = packed
+        return tensor.to(origin)
 
     with saved_tensors_hooks(pack, unpack):
         yield

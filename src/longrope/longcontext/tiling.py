@@ -1,4 +1,4 @@
-"""Run each layer of a model on pieces of the sequence: a long one then takes the memory of a few tensors."""
+"""Run each layer of a model on chunks of the sequence, so that a long one takes the memory of a few tensors."""
 
 from __future__ import annotations
 
@@ -14,59 +14,82 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.longcontext.attention import attend
 from longrope.longcontext.context_parallel import context_parallel_of, layer_on_processes
-from longrope.longcontext.layer_chunks import in_pieces, layer_in_chunks, piece_on
+from longrope.longcontext.layer_chunks import chunk_size_on, in_chunks, layer_in_chunks
 from longrope.models.patch import evaluating
 
-MLPS = ("mlp", "feed_forward")  # how layers call them
-LONG = 4  # pieces, of a sequence in training
+MLPS = ("mlp", "feed_forward")  # names of MLPs in layers
+LONG = 4  # chunks of a sequence from which on training tiles its MLPs
 NAME = "longrope"  # of our attention, among transformers' functions
 
 
 @contextmanager
-def tiled_layers(model: PreTrainedModel, piece: int | None = None) -> Iterator[None]:
-    """In the block, layers of a model see at most so many tokens at once; results stay the same to rounding.
+def tiled_layers(model: PreTrainedModel, chunk_size: int | None = None) -> Iterator[None]:
+    """Run the layers of a model on chunks of the sequence in this block; results are equal up to rounding.
 
-    A layer takes its pieces in turn and keeps keys and values of those before, so that beside these only the residual
-    stream is as long as the sequence: no mask, no queries, nothing of the MLP. Without gradients the stream is
-    overwritten in place. With gradients each layer keeps its input and computes the rest anew, piece by piece from the
-    last one back; weights get none, so they must be frozen.
+    A layer takes its chunks in turn and keeps the keys and values of those before. Beside these only the residual
+    stream is as long as the sequence, neither a mask nor queries nor activations of the MLP. Without gradients the
+    stream is overwritten in place. With gradients each layer saves its input and recomputes the rest, chunk by chunk
+    from the last one back. Weights get no gradient, so they must be frozen.
 
-    Sequences are taken to have no padding, and there is no dropout. Attention is `attend` in
-    place of transformers' ``sdpa`` and of soft caps; FlashAttention stays. Other attention (``eager``) sees the whole.
+    Sequences must have no padding, and dropout is off. `attend` replaces transformers' ``sdpa`` and attention with soft
+    caps; FlashAttention stays. Other attention (``eager``) sees the whole sequence.
 
     Args:
-        model: a transformers model whose layers take gradient checkpointing.
-        piece: tokens of all rows together; `piece_on` its device if None; of a `spread` model, what that was given.
+        model: A transformers model whose layers take gradient checkpointing.
+        chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None. A model under
+            `context_parallel` has the chunk size given there.
     """
-    how = context_parallel_of(model)
-    device, piece = model.device, how.piece if how else piece or piece_on(model.device.type)
-    of_layer = partial(layer_on_processes, how) if how else layer_in_chunks
+    group = context_parallel_of(model)
+    device = model.device
+    chunk_size = group.chunk_size if group else chunk_size or chunk_size_on(device.type)
+    run_layer = partial(layer_on_processes, group) if group else layer_in_chunks
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    alone = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
-    wrapped = _wrapped(layers, of_layer, piece, device), _wrapped(alone, in_pieces, piece, device)
-    with evaluating(model), _attention(model), wrapped[0], wrapped[1]:
+    token_wise = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
+    with (
+        evaluating(model),
+        _attention(model),
+        _wrapped(layers, run_layer, chunk_size, device),
+        _wrapped(token_wise, in_chunks, chunk_size, device),
+    ):
         yield
 
 
 def tile_mlps(model: PreTrainedModel) -> PreTrainedModel:
-    """For training: MLPs see a long sequence piece by piece and are computed anew backwards. For keeps.
+    """Make MLPs run long sequences chunk by chunk in training, and recompute them in the backward pass.
 
-    Long is what has `LONG` pieces: below, the memory is not worth the time. Mixtures of experts stay whole.
+    Sequences of fewer than `LONG` chunks stay whole, where the saved memory is not worth the time. Mixtures of experts
+    stay whole too. The change is permanent.
 
     Args:
-        model: a transformers model whose layers take gradient checkpointing; returned.
+        model: A transformers model whose layers take gradient checkpointing; returned.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for name, part in [pair for layer in layers for pair in layer.named_children()]:
-        if name in MLPS and not any("expert" in inner for inner, _ in part.named_modules()):
-            part.forward = partial(_long_in_pieces, part.forward)
+    for name, module in [pair for layer in layers for pair in layer.named_children()]:
+        if name in MLPS and not any("expert" in inner for inner, _ in module.named_modules()):
+            module.forward = partial(_long_in_chunks, module.forward)
     return model
 
 
-def _long_in_pieces(forward: Callable[..., Any], x: Tensor) -> Tensor:
-    piece = piece_on(x.device.type)
-    long = x.shape[:-1].numel() >= LONG * piece and torch.is_grad_enabled()
-    return in_pieces(forward, piece, x.device, x) if long else forward(x)
+def _long_in_chunks(forward: Callable[..., Any], x: Tensor) -> Tensor:
+    chunk_size = chunk_size_on(x.device.type)
+    long = x.shape[:-1].numel() >= LONG * chunk_size and torch.is_grad_enabled()
+    return in_chunks(forward, chunk_size, x.device, x) if long else forward(x)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,  # transformers' name for the softmax scale
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Call `attend` with the arguments of transformers' ``AttentionInterface``."""
+    options: dict[str, Any] = {"sliding_window": sliding_window, "softcap": softcap}
+    return attend(module, query, key, value, attention_mask, softmax_scale=scaling, **options)
 
 
 @contextmanager
@@ -74,7 +97,7 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
     config: Any = model.config.get_text_config()
     before = config._attn_implementation
     if before == "sdpa" or (before == "eager" and getattr(config, "attn_logit_softcapping", None)):
-        AttentionInterface.register(NAME, attend)
+        AttentionInterface.register(NAME, _attend)
         config._attn_implementation = NAME
     try:
         yield
@@ -84,12 +107,12 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _wrapped(
-    modules: Sequence[nn.Module], wrapper: Callable[..., Any], piece: int, device: torch.device
+    modules: Sequence[nn.Module], wrapper: Callable[..., Any], chunk_size: int, device: torch.device
 ) -> Iterator[None]:
     before = [vars(module).get("forward") for module in modules]
     try:
         for module in modules:
-            vars(module)["forward"] = partial(wrapper, module.forward, piece, device)
+            vars(module)["forward"] = partial(wrapper, module.forward, chunk_size, device)
         yield
     finally:
         for module, forward in zip(modules, before, strict=True):

@@ -1,4 +1,4 @@
-"""Negative log-likelihood by token in memory that does not grow with vocabulary times length."""
+"""Negative log-likelihood of every token, without the logits of a whole sequence in memory."""
 
 from __future__ import annotations
 
@@ -114,39 +114,43 @@ def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | No
     tokens = tokens.to(model.device)
     with tiled_layers(model):
         hidden = last_hidden(model, tokens, positions)
-    losses, how, begin = torch.zeros(len(tokens), tokens.shape[1] - 1), context_parallel_of(model), 0
-    for part in how.own(*tokens.shape) if how else [slice(0, tokens.shape[1])]:
-        here, own = tokens[:, part.start : part.stop + 1], slice(begin, begin := begin + part.stop - part.start)
-        for start, end, found in head_losses(model, here, hidden[:, own], max(0, skip - part.start)):
-            losses[:, part.start + start : part.start + end] = found
-    if how:
+    losses = torch.zeros(len(tokens), tokens.shape[1] - 1)
+    group = context_parallel_of(model)
+    first = 0  # of the chunk among the hidden states of this process
+    for chunk in group.rank_chunks(*tokens.shape) if group else [slice(0, tokens.shape[1])]:
+        size = chunk.stop - chunk.start
+        inputs = (tokens[:, chunk.start : chunk.stop + 1], hidden[:, first : first + size])
+        for start, end, values in head_losses(model, *inputs, max(0, skip - chunk.start)):
+            losses[:, chunk.start + start : chunk.start + end] = values
+        first += size
+    if group:
         losses = losses.to(model.device)  # a group may have no way between CPUs
-        torch.distributed.all_reduce(losses)  # where one has a loss, all others have 0
+        torch.distributed.all_reduce(losses)  # where one process has a loss, all others have 0
     return losses.cpu().numpy()
 
 
 def last_hidden(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-    """The backbone's output ``(documents, length, hidden)``."""
-    given: dict[str, Tensor] = {}
+    """Return the backbone's output ``(documents, length, hidden)``."""
+    arguments: dict[str, Tensor] = {}
     if positions is not None:  # without a mask, transformers takes jumps for borders between documents
-        given = {"position_ids": positions.to(model.device), "attention_mask": torch.ones_like(tokens)}
-    return model.base_model(input_ids=tokens, use_cache=False, **given).last_hidden_state
+        arguments = {"position_ids": positions.to(model.device), "attention_mask": torch.ones_like(tokens)}
+    return model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
 
 
 def head_losses(
-    model: PreTrainedModel, tokens: Tensor, hidden: Tensor, skip: int = 0, *, parts: int = 1
+    model: PreTrainedModel, tokens: Tensor, hidden: Tensor, skip: int = 0, *, divisor: int = 1
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Losses by token from the last hidden states, in chunks: (start, end, losses ``(documents, end - start)``).
+    """Yield losses by token from the last hidden states, in chunks: (start, end, losses ``(documents, end - start)``).
 
     Args:
-        model: whose head it is.
-        tokens: ``(documents, length)``.
-        hidden: ``(documents, length, hidden)``.
-        skip: how many losses at the beginning are left out.
-        parts: make the chunks so many times smaller; a backward pass through one takes about four times its memory.
+        model: Model with the head to run.
+        tokens: Token ids ``(documents, length)``.
+        hidden: Last hidden states ``(documents, length, hidden)``.
+        skip: Number of losses at the beginning to leave out.
+        divisor: Divisor of the chunks' size; a backward pass through a chunk takes about four times its memory.
     """
-    at_once = logits_on(tokens.device.type) // parts
-    size = max(1, at_once // (len(tokens) * model.config.get_text_config().vocab_size))
+    logits_per_chunk = logits_on(tokens.device.type) // divisor
+    size = max(1, logits_per_chunk // (len(tokens) * model.config.get_text_config().vocab_size))
     with head_only(model) as logits_of:
         for start in range(skip, tokens.shape[1] - 1, size):
             end = min(start + size, tokens.shape[1] - 1)
@@ -156,35 +160,35 @@ def head_losses(
 
 
 def logits_on(kind: str) -> int:
-    """Logits at once on a kind of device."""
+    """Return the number of logits to compute at once on a kind of device."""
     return LOGITS_AT_ONCE * (4 if kind == "cuda" else 1)
 
 
 def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each row of logits ``(rows, vocabulary)`` at its target ``(rows,)``, in nats, float32."""
+    """Return the loss of each row of logits ``(rows, vocabulary)`` at its target ``(rows,)``, in nats, float32."""
     rows = max(1, LOGITS_IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     blocks = zip(logits.split(rows), targets.split(rows), strict=True)
-    return torch.cat([cross_entropy(some.float(), wanted, reduction="none") for some, wanted in blocks])
+    return torch.cat([cross_entropy(block.float(), ids, reduction="none") for block, ids in blocks])
 
 
 @contextmanager
 def head_only(
     model: PreTrainedModel, forward_of_model: Callable[..., Any] | None = None
 ) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
-    """A function (tokens, hidden states) -> logits that runs the model's own head, soft caps and scales included.
+    """Yield a function (tokens, hidden states) -> logits that runs the model's head with its soft caps and scales.
 
     Args:
-        model: whose head it is.
-        forward_of_model: what runs it; ``model`` itself if None.
+        model: Model with the head to run.
+        forward_of_model: Function to call in place of ``model``; the model itself if None.
     """
     backbone = model.base_model
-    given: list[Tensor] = []
+    last_states: list[Tensor] = []
 
     def forward(*_: object, **__: object) -> MoeModelOutputWithPast:  # has the fields of all backbones' outputs
-        return MoeModelOutputWithPast(last_hidden_state=given[0])  # pyright: ignore[reportArgumentType]
+        return MoeModelOutputWithPast(last_hidden_state=last_states[0])  # pyright: ignore[reportArgumentType]
 
     def logits_of(tokens: Tensor, hidden: Tensor) -> Tensor:
-        given[:] = [hidden]
+        last_states[:] = [hidden]
         return (forward_of_model or model)(input_ids=tokens, use_cache=False).logits
 
     replaced = vars(backbone).get("forward")

@@ -1,4 +1,4 @@
-"""Training loss in memory that does not grow with vocabulary times length."""
+"""Training loss without the logits of a whole sequence in memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from longrope.data.training_windows import IGNORED
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
 
-COPIES = 4  # of a chunk of logits in float32 that live at once in its backward pass
+COPIES = 4  # float32 copies of a chunk of logits in its backward pass
 
 
 def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
-    """Let a model's forward give the loss alone, for training: its head runs on chunks, each computed anew backwards.
+    """Replace a model's forward by one that returns only the loss, for training, and return the model.
 
-    ``labels`` (or ``shift_labels``, which stand beside the token that predicts them, as sequence parallelism wants it)
-    are required; the loss is their mean, or their sum over ``num_items_in_batch``, in nats. It is the model's own head,
-    soft caps and scales included, so the loss is what its own forward gives. What layers keep for the backward pass
-    waits in main memory as far as it is too much for a GPU (`offload_activations`). For keeps; returns the model.
+    The head runs on chunks of the sequence, which the backward pass recomputes. It is the model's own head with soft
+    caps and scales, so the loss equals that of the model's own forward. `offload_activations` limits what layers save
+    on a GPU. The change is permanent.
+
+    The forward needs ``labels``, or ``shift_labels`` that stand beside the token that predicts them, as sequence
+    parallelism gives them. The loss is their mean, or their sum over ``num_items_in_batch``, in nats.
+
+    Args:
+        model: A causal language model.
     """
     plain = partial(type(model).forward, model)
 
@@ -48,8 +53,8 @@ def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
         size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))
         total = torch.zeros((), device=hidden.device)
         for start in range(0, input_ids.shape[1], size):
-            part = slice(start, start + size)
-            inputs = (model, plain, input_ids[:, part], hidden[:, part], shift_labels[:, part])
+            chunk = slice(start, start + size)
+            inputs = (model, plain, input_ids[:, chunk], hidden[:, chunk], shift_labels[:, chunk])
             total = total + checkpoint(_sum_of_losses, *inputs, use_reentrant=False)
         count = (shift_labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType]

@@ -77,7 +77,7 @@ class ModelObjective:
             with offload_activations(model.device):
                 hidden = last_hidden(model, tokens, None if at is None else torch.from_numpy(at))
             leaf = hidden.detach().requires_grad_()
-            for start, end, losses in head_losses(model, tokens, leaf, item.skip, parts=4):
+            for start, end, losses in head_losses(model, tokens, leaf, item.skip, divisor=4):
                 part = (losses[0] * weights[start:end]).sum()
                 part.backward()
                 total += float(part.detach())
