@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ropes import BAD_NUMBERS, ROPE, ropes
-from transformers import LlamaConfig, Qwen2VLConfig
+from transformers import CONFIG_MAPPING, LlamaConfig, Qwen2VLConfig
 
 from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
@@ -102,7 +102,7 @@ def test_scale_is_the_ratio_of_lengths(rope: Rope, more: int) -> None:
     if more >= 0:
         assert rope.scale(length) * rope.original_length == pytest.approx(length, rel=1e-15)
         return
-    with pytest.raises(LongRopeError, match=rf"length = {length} .* {rope.original_length}; ask for a longer one"):
+    with pytest.raises(LongRopeError, match=rf"length = {length} .* {rope.original_length}. Use a longer one.$"):
         rope.scale(length)
 
 
@@ -159,7 +159,7 @@ def test_rope_of_a_model_is_that_of_its_config(family: str) -> None:
 
 @pytest.mark.parametrize(("family", "why"), families.REFUSED.items())
 def test_rope_of_names_the_model_type_it_refuses(family: str, why: str) -> None:
-    with pytest.raises(LongRopeError, match=f"'{family}' .*{why}"):
+    with pytest.raises(LongRopeError, match=f"'{family}': .*{why}"):
         Rope.of(families.config(family))
 
 
@@ -198,21 +198,50 @@ def test_rope_of_any_config_with_the_fields() -> None:
 def test_rope_of_names_the_field_of_a_config_that_is_odd(fields: dict, message: str) -> None:
     with pytest.raises(LongRopeError) as error:
         Rope.of(plain(**fields))
-    assert str(error.value) == message
+    assert str(error.value) == f"model type 'SimpleNamespace': {message}"
 
 
 @pytest.mark.parametrize("missing", ["hidden_size", "num_attention_heads", "max_position_embeddings"])
 def test_rope_of_names_the_field_that_a_config_lacks(missing: str) -> None:
     lacking = plain()
     delattr(lacking, missing)
-    with pytest.raises(LongRopeError, match=f"^{missing} = None must be a whole number"):
+    with pytest.raises(LongRopeError, match=f"^model type .*: {missing} = None must be a whole number"):
         Rope.of(lacking)
 
 
 @pytest.mark.parametrize("value", ["tiny", 3, None, object()])
 def test_rope_of_names_the_type_of_what_is_no_model(value: object) -> None:
-    with pytest.raises(LongRopeError, match=f"'{type(value).__name__}' has no rotary"):
+    with pytest.raises(LongRopeError, match=f"'{type(value).__name__}': its config has no rotary"):
         Rope.of(value)
+
+
+def outcome(model_type: str) -> str:
+    """Return what `Rope.of` makes of the default config of a model type: a rope, a message, or "" without a config."""
+    try:
+        config = CONFIG_MAPPING[model_type]()
+    except Exception:  # a few composite classes have no default
+        return ""
+    try:
+        return repr(Rope.of(config))
+    except LongRopeError as error:
+        return str(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rope_of_any_config_class_is_a_rope_or_a_refusal() -> None:
+    outcomes = {model_type: outcome(model_type) for model_type in CONFIG_MAPPING}
+    assert all(text.startswith(("Rope(", "model type '")) for text in outcomes.values() if text)
+    assert list(outcomes.values()).count("") < 10
+    assert sum(text.startswith("Rope(") for text in outcomes.values()) > 100
+    assert outcomes["llama"] == "Rope(dim=128, base=10000.0, original_length=2048, factors=())"
+
+
+def test_rope_of_a_gemma_4_config_names_the_model_type() -> None:
+    """Its full-attention layers have another head_dim than the others, and each layer's config says its own."""
+    with pytest.raises(
+        LongRopeError, match=r"^model type 'gemma4_text': .*'head_dim'.* does not support this model type"
+    ):
+        Rope.of(CONFIG_MAPPING["gemma4"]())
 
 
 def test_rope_of_refuses_multimodal_sections() -> None:

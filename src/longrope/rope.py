@@ -34,11 +34,11 @@ class Rope:
     """The geometry of a model's rotary position embedding.
 
     Args:
-        dim: rotated dimensions per head (even); below ``head_dim`` for partial rotary models.
+        dim: Rotated dimensions per head, even; below ``head_dim`` for partial rotary models.
         base: ``rope_theta``.
         original_length: L0, the length in tokens that the model was trained on.
-        factors: λ that the weights are used to from an earlier stage, ``(dim // 2,)``; empty for a plain model. Then
-            ``original_length`` is that stage's, and factors for this rope multiply these.
+        factors: λ of an earlier stage that the weights were fine-tuned with, ``(dim // 2,)``; empty for a plain model.
+            ``original_length`` is then that stage's length, and factors for this rope multiply these.
 
     >>> Rope(dim=8, base=10000.0, original_length=256).inv_freq.tolist()
     [1.0, 0.1, 0.01, 0.001]
@@ -79,57 +79,72 @@ class Rope:
         return int(np.searchsorted(self.wavelengths, self.original_length, side="right"))
 
     def pair_of(self, turns: float) -> float:
-        """The place among the pairs, with a fraction, of one that would turn so many times within L0 (YaRN eq. 19)."""
-        length, step = self.original_length / turns, 2 * math.log(self.base) / self.dim
+        """Return the fractional index of the pair that would complete a number of turns within L0 (YaRN eq. 19)."""
+        wavelength = self.original_length / turns
+        step = 2 * math.log(self.base) / self.dim
         if not self.factors:
-            return math.log(length / (2 * math.pi)) / step
-        logs, wanted = np.maximum.accumulate(np.log(self.wavelengths)), math.log(length)
-        beyond = min(wanted - logs[0], 0) + max(wanted - logs[-1], 0)  # there the pairs go on as a plain rope's
-        return float(np.interp(wanted, logs, np.arange(self.dim // 2)) + beyond / step)
+            return math.log(wavelength / (2 * math.pi)) / step
+        logs = np.maximum.accumulate(np.log(self.wavelengths))
+        target = math.log(wavelength)
+        outside = min(target - logs[0], 0) + max(target - logs[-1], 0)  # the pairs continue as a plain rope's do
+        return float(np.interp(target, logs, np.arange(self.dim // 2)) + outside / step)
 
     def scale(self, length: int) -> float:
-        """The scale s = length / L0, at least 1.
+        """Return the scale s = length / L0, at least 1.
 
         Raises:
-            LongRopeError: if length is below L0.
+            LongRopeError: The length is below L0.
         """
         if length < self.original_length:
             raise LongRopeError(
-                f"length = {length} is below the model's original length {self.original_length}; ask for a longer one"
+                f"length = {length} is below the model's original length {self.original_length}. Use a longer one."
             )
         return length / self.original_length
 
     @classmethod
     def of(cls, model_or_config: Any) -> Rope:
-        """The geometry that a transformers model or its config describes (full-attention layers if they differ).
+        """Return the geometry that a transformers model or its config describes.
+
+        Where the layer types of a model have different ropes, the full-attention layers' is returned.
 
         Raises:
-            LongRopeError: if the config has no RoPE, or one that these factors cannot describe.
+            LongRopeError: The config has no RoPE, or one that rescale factors cannot describe.
         """
         config = getattr(model_or_config, "config", model_or_config)
-        config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        kind = getattr(config, "model_type", type(config).__name__)
-        if getattr(config, "qk_rope_head_dim", None):
-            raise LongRopeError(f"model type {kind!r} uses MLA, which splits off its own rotary part: not supported")
-        parameters = getattr(config, "rope_parameters", None)
-        if not parameters:
+        model_type = getattr(config, "model_type", None) or type(config).__name__
+        try:
+            config = config.get_text_config() if hasattr(config, "get_text_config") else config
+            model_type = getattr(config, "model_type", None) or model_type
+            return cls(**_geometry(config))
+        except LongRopeError as error:
+            raise LongRopeError(f"model type {model_type!r}: {error}") from None
+        except Exception as error:  # config classes raise errors of their own, as Gemma 4's for its per-layer fields
+            reason = " ".join(str(error).split())
             raise LongRopeError(
-                f"model type {kind!r} has no rotary position embedding, or none that its config tells of "
-                "(rope_parameters): longrope cannot extend it"
-            )
-        parameters = full_attention_fields(parameters)
-        if "mrope_section" in parameters or "rope_theta" not in parameters:
-            raise LongRopeError(f"model type {kind!r} uses a rotary embedding of its own ({parameters}): not supported")
-        head_dim = getattr(config, "head_dim", None)
-        if not head_dim:
-            hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
-            head_dim = whole("hidden_size", hidden, 1) // whole("num_attention_heads", heads, 1)
-        share = positive("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0)
-        name = "original_max_position_embeddings"
-        original = getattr(config, name, None) or parameters.get(name)
-        longest = getattr(config, "max_position_embeddings", None)
-        return cls(
-            dim=int(positive("head_dim", head_dim) * share),
-            base=positive("rope_theta", parameters["rope_theta"]),
-            original_length=original or whole("max_position_embeddings", longest, 2),
-        )
+                f"model type {model_type!r}: its config describes no single rotary embedding ({reason[:200]}). "
+                "longrope does not support this model type."
+            ) from error
+
+
+def _geometry(config: Any) -> dict[str, Any]:
+    """Return the arguments of `Rope` that a text config's fields give."""
+    parameters = full_attention_fields(getattr(config, "rope_parameters", None))
+    if getattr(config, "qk_rope_head_dim", None):
+        raise LongRopeError("multi-head latent attention (MLA) rotates a separate part of each head. Not supported.")
+    if not parameters:
+        raise LongRopeError("its config has no rotary position embedding (rope_parameters). longrope cannot extend it.")
+    if "mrope_section" in parameters or "rope_theta" not in parameters:
+        raise LongRopeError(f"rope_parameters = {parameters}: not a plain RoPE. longrope does not support it.")
+    head_dim = getattr(config, "head_dim", None)
+    if not head_dim:
+        hidden_size = whole("hidden_size", getattr(config, "hidden_size", None), 1)
+        head_dim = hidden_size // whole("num_attention_heads", getattr(config, "num_attention_heads", None), 1)
+    rotary_share = positive("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0)
+    field = "original_max_position_embeddings"
+    original_length = getattr(config, field, None) or parameters.get(field)
+    max_position = getattr(config, "max_position_embeddings", None)
+    return {
+        "dim": int(positive("head_dim", head_dim) * rotary_share),
+        "base": positive("rope_theta", parameters["rope_theta"]),
+        "original_length": original_length or whole("max_position_embeddings", max_position, 2),
+    }

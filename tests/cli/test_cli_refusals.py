@@ -132,7 +132,7 @@ def test_factors_that_are_binary(refused: Refused, model: Path, few, tmp_path: P
 def test_a_model_without_rope(
     refused: Refused, no_rope: Path, few, factors: Path, tmp_path: Path, command: str
 ) -> None:
-    refused("model type 'gpt2' has no rotary", *commands(no_rope, few, tmp_path / "x", factors)[command])
+    refused("model type 'gpt2': its config has no rotary", *commands(no_rope, few, tmp_path / "x", factors)[command])
 
 
 @pytest.mark.parametrize("command", ["inspect", "scale", "search", "eval", "export"])

@@ -103,7 +103,7 @@ def test_nan_weights_give_the_worst_loss_and_no_error(gradient: bool) -> None:
 
 def test_a_model_without_rope_is_refused() -> None:
     gpt2 = families.build("gpt2", n_embd=64, n_layer=1, n_head=4, n_positions=64)
-    with pytest.raises(LongRopeError, match="model type 'gpt2' has no rotary"):
+    with pytest.raises(LongRopeError, match="model type 'gpt2': its config has no rotary"):
         ModelObjective(gpt2, perplexity_texts(TOKENS))
 
 
