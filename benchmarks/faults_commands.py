@@ -89,7 +89,9 @@ COMMANDS = {
         {"run/cells.jsonl": "measuring", "run/results.json": "end"},
     ),
     "export": Command(
-        ("export", "tiny", "../search/run", "-o", "run"), "--overwrite", {".run.tmp": "writing", "run": "end"}
+        ("export", "tiny", "--factors", "../search/run", "-o", "run"),
+        "--overwrite",
+        {".run.tmp": "writing", "run": "end"},
     ),
 }
 

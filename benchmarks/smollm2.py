@@ -71,7 +71,7 @@ def main() -> None:
         write_json(path, record)
     write_json(RESULTS / "smollm2-16k.json", record)
     if not CHECKPOINT.exists():
-        longrope("export", "smollm2", str(RUN), "-o", str(CHECKPOINT), "--dtype", "bfloat16")
+        longrope("export", "smollm2", "--factors", str(RUN), "-o", str(CHECKPOINT), "--dtype", "bfloat16")
     reloaded(drawn.tokens[:1], record)
 
 

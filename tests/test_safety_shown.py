@@ -19,7 +19,7 @@ from longrope.cli.main import guarded
 from longrope.cli.report import write_figures
 from longrope.cost.plan_cost import Cost
 from longrope.errors import LongRopeError
-from longrope.export.model_card import card
+from longrope.export.model_card import model_card
 from longrope.report import terminal
 from longrope.report.all_figures import figures
 from longrope.report.html import page
@@ -150,6 +150,6 @@ def kinds(text: str) -> list[str]:
 def test_names_add_nothing_to_a_model_card(word: str) -> None:
     def written(word: str) -> str:
         long = Scaling([1.0, 2.0, 3.0, 4.0], scheme=word, length=512, provenance={"note": word, word + "!": 1})
-        return card(Extension.of(ROPE, long), "static", word)
+        return model_card(Extension.of(ROPE, long), "static", word)
 
     assert kinds(written(word)) == kinds(written("x"))

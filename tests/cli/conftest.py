@@ -142,7 +142,7 @@ def run(searched: tuple[Path, Result], tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def exported(model: Path, searched: tuple[Path, Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("checkpoints") / "long"
-    result = longrope("export", model, searched[0], "-o", output, "--mode", "dual")
+    result = longrope("export", model, "--factors", searched[0], "-o", output, "--mode", "dual")
     assert result.code == 0, result.err
     return output
 

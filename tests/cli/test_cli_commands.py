@@ -218,7 +218,7 @@ def test_export_and_check(cli, model: Path, exported: Path, searched) -> None:
 
 def test_export_of_a_scheme_and_static(cli, model: Path, tmp_path: Path) -> None:
     assert cli("scale", model, "--scheme", "yarn", "-l", 256, "-o", tmp_path / "yarn.json").code == 0
-    result = cli("export", model, tmp_path / "yarn.json", "-o", tmp_path / "static")  # static unless told
+    result = cli("export", model, "--factors", tmp_path / "yarn.json", "-o", tmp_path / "static")  # static unless told
     assert result.code == 0, result.err
     sets = json.loads((tmp_path / "static" / "config.json").read_text())["rope_scaling"]
     assert sets["short_factor"] == sets["long_factor"] == pytest.approx(scheme("yarn", ROPE, 256).factors)
@@ -249,7 +249,7 @@ def test_check_sees_a_changed_checkpoint(cli, model: Path, exported: Path, tmp_p
 def test_a_plain_factors_file_is_made_an_extension(cli, model: Path, tmp_path: Path) -> None:
     scaling = Scaling(np.linspace(1, 4, 8).tolist(), length=256)
     (tmp_path / "mine.json").write_text(scaling.to_json())
-    result = cli("export", model, tmp_path / "mine.json", "-o", tmp_path / "long", "--mode", "dual")
+    result = cli("export", model, "--factors", tmp_path / "mine.json", "-o", tmp_path / "long", "--mode", "dual")
     assert result.code == 0, result.err
     assert load_factors(tmp_path / "long" / "extension.json") == Extension.of(ROPE, scaling)
 

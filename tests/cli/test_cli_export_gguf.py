@@ -24,7 +24,7 @@ def tensors(path: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def made(cli, model: Path, searched, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("gguf") / "x.gguf"
-    result = cli("export", model, searched[0], "--to", "gguf", "-o", output)
+    result = cli("export", model, "--factors", searched[0], "--to", "gguf", "-o", output)
     assert result.code == 0, result.err
     assert f"llama-server -m {output} -c 160" in result.err
     return output
@@ -56,7 +56,7 @@ def test_what_longrope_extended_needs_no_factors(cli, exported: Path, made: Path
 def test_a_gguf_becomes_one_with_factors(cli, model: Path, searched, made: Path, tmp_path: Path) -> None:
     source = plain(tmp_path / "plain.gguf")
     assert cli("scale", source, "-l", 512, "--scheme", "yarn", "-o", tmp_path / "yarn.json").code == 0
-    result = cli("export", source, tmp_path / "yarn.json", "--to", "gguf", "-o", tmp_path / "x.gguf")
+    result = cli("export", source, "--factors", tmp_path / "yarn.json", "--to", "gguf", "-o", tmp_path / "x.gguf")
     assert result.code == 0, result.err
     assert tensors(tmp_path / "x.gguf").items() > tensors(source).items()
 
@@ -64,14 +64,38 @@ def test_a_gguf_becomes_one_with_factors(cli, model: Path, searched, made: Path,
 def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made: Path, tmp_path: Path) -> None:
     output, other = tmp_path / "x.gguf", tmp_path / "other.json"
     other.write_text(Extension.of(ROPE, scheme("ntk", ROPE, 128)).to_json())
-    refused("to = 'onnx' is unknown", "export", model, searched[0], "--to", "onnx", "-o", output)
-    refused("FACTORS is missing", "export", model, "-o", output)
-    refused("nothing that longrope extended", "export", model, "--to", "gguf", "-o", output)
+    refused("to = 'onnx' is unknown", "export", model, "--factors", searched[0], "--to", "onnx", "-o", output)
+    refused("factors are missing.*--factors", "export", model, "-o", output)
+    refused("factors are missing.*--factors", "export", model, "--to", "gguf", "-o", output)
     refused("outtype = 'q9' is unknown", "export", exported, "--to", "gguf", "-o", output, "--outtype", "q9")
-    refused("outtype = 'f16' is for --to gguf", "export", model, searched[0], "-o", output, "--outtype", "f16")
+    refused(
+        "outtype = 'f16': huggingface has none", "export", model, "--factors", searched[0], "-o", output, "--outtype", "f16"
+    )
     refused("exists", "export", exported, "--to", "gguf", "-o", made)
-    refused("already carries", "export", exported, other, "--to", "gguf", "-o", output)
-    refused("already carries", "export", made, other, "--to", "gguf", "-o", output)
-    refused("keeps its quantisation", "export", made, searched[0], "--to", "gguf", "-o", output, "--outtype", "q8_0")
+    refused("already carries", "export", exported, "--factors", other, "--to", "gguf", "-o", output)
+    refused("already carries", "export", made, "--factors", other, "--to", "gguf", "-o", output)
+    refused(
+        "keeps its quantisation",
+        "export",
+        made,
+        "--factors",
+        searched[0],
+        "--to",
+        "gguf",
+        "-o",
+        output,
+        "--outtype",
+        "q8_0",
+    )
     (tmp_path / "half.gguf").write_bytes(made.read_bytes()[:5000])
-    refused("half.gguf is no whole GGUF", "export", tmp_path / "half.gguf", searched[0], "--to", "gguf", "-o", output)
+    refused(
+        "half.gguf is no whole GGUF",
+        "export",
+        tmp_path / "half.gguf",
+        "--factors",
+        searched[0],
+        "--to",
+        "gguf",
+        "-o",
+        output,
+    )

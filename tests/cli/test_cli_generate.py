@@ -339,7 +339,7 @@ def test_control_c_stops_an_answer_and_not_the_chat(heuristic: Path) -> None:
 def test_an_exported_checkpoint_needs_no_extension(
     cli: Cli, chat: Cli, model: Path, small: Path, exported: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
-    assert cli("export", model, small, "-o", tmp_path / "static", "--mode", "static").code == 0
+    assert cli("export", model, "--factors", small, "-o", tmp_path / "static", "--mode", "static").code == 0
     for command in (cli, lambda name, *args: chat("if x = y\n", *args)):
         words = ("if x = y",) if command is cli else ()
         theirs = command("generate", tmp_path / "static", *words, "--max-new-tokens", 90)

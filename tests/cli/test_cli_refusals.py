@@ -31,7 +31,7 @@ def commands(model: Path, few: tuple[object, ...], output: Path, factors: Path) 
         "scale": ("scale", model, "-l", 128, "-o", output),
         "search": ("search", model, "-l", 160, *few, "--budget", 960, "-o", output),
         "eval": ("eval", model, "--lengths", "128", *few[:2], "-o", output),
-        "export": ("export", model, factors, "-o", output),
+        "export": ("export", model, "--factors", factors, "-o", output),
     }
 
 
@@ -100,7 +100,7 @@ BAD_FACTORS = {
     "no version": (broken(top_version=None), "version = None"),
     "other kind": (broken(top_kind="recipe"), "not a longrope scaling|extension"),
     "length": (broken(top_length=32), "length = 32 is below"),
-    "rope": (broken(top_rope={"dim": 16, "base": 5e5, "original_length": 64}), "made for Rope.*but the model has Rope"),
+    "rope": (broken(top_rope={"dim": 16, "base": 5e5, "original_length": 64}), "500000.*the model has Rope"),
     "no rope": (broken(top_rope=3), "field missing or unknown"),
     "list": ("[1, 2]", "no factors file"),
     "no JSON": ("{", "no factors file"),
@@ -114,18 +114,20 @@ def test_bad_factors(refused: Refused, model: Path, few, name: str, tmp_path: Pa
     text, said = BAD_FACTORS[name]
     path = tmp_path / "factors.json"
     path.write_text(text)
-    refused(said, "export", model, path, "-o", tmp_path / "x")
+    refused(said, "export", model, "--factors", path, "-o", tmp_path / "x")
     refused(said, "eval", model, "--lengths", "128", *few[:2], "--scaling", path, "-o", tmp_path / "x", "--json")
 
 
 def test_factors_without_a_length(refused: Refused, model: Path, tmp_path: Path) -> None:
     (tmp_path / "factors.json").write_text(Scaling([1.0] * 7 + [2.0]).to_json())
-    refused("length is not set", "export", model, tmp_path / "factors.json", "-o", tmp_path / "x")
+    refused("length = None", "export", model, "--factors", tmp_path / "factors.json", "-o", tmp_path / "x")
 
 
 def test_factors_that_are_binary(refused: Refused, model: Path, few, tmp_path: Path) -> None:
     (tmp_path / "factors.json").write_bytes(b"\xff\xfe\x00")
-    refused("factors.json is no factors file", "export", model, tmp_path / "factors.json", "-o", tmp_path / "x")
+    refused(
+        "factors.json is no factors file", "export", model, "--factors", tmp_path / "factors.json", "-o", tmp_path / "x"
+    )
 
 
 @pytest.mark.parametrize("command", ["inspect", "scale", "search", "eval", "export"])
@@ -187,7 +189,7 @@ def test_factors_that_are_not_there(refused: Refused, model: Path, few, tmp_path
         (tmp_path / "no.json", "no.json: No such file"),
         (tmp_path / "run", "run/extension.json: No such"),
     ):
-        refused(f"cannot read the factors file .*{said}", "export", model, path, "-o", tmp_path / "x")
+        refused(f"cannot read the factors file .*{said}", "export", model, "--factors", path, "-o", tmp_path / "x")
         refused(f"cannot read the factors file .*{said}", "eval", model, "--lengths", 128, "--scaling", path)
 
 
@@ -352,9 +354,20 @@ def test_an_export_that_fails_keeps_the_old_checkpoint(
     }
     for said, scaling in bad.items():
         (tmp_path / "bad.json").write_text(scaling.to_json())
-        refused(said, "export", model, tmp_path / "bad.json", "-o", output, "--overwrite", "--mode", "dual")
+        refused(
+            said, "export", model, "--factors", tmp_path / "bad.json", "-o", output, "--overwrite", "--mode", "dual"
+        )
     refused(
-        "mode = 'bogus'", "export", model, exported / "extension.json", "-o", output, "--overwrite", "--mode", "bogus"
+        "mode = 'bogus'",
+        "export",
+        model,
+        "--factors",
+        exported / "extension.json",
+        "-o",
+        output,
+        "--overwrite",
+        "--mode",
+        "bogus",
     )
 
 
@@ -498,7 +511,7 @@ def test_check_against_another_model(refused: Refused, exported: Path, tmp_path:
     other = families.build("llama", num_hidden_layers=1, vocab_size=300, max_position_embeddings=128)
     other.save_pretrained(tmp_path / "other")
     AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "other")
-    refused("made for Rope.*but the model has Rope", "check", exported, tmp_path / "other")
+    refused("500000.*the model has Rope", "check", exported, tmp_path / "other")
 
 
 def test_check_against_a_model_of_another_vocabulary(
@@ -514,13 +527,13 @@ def test_a_checkpoint_that_is_extended_already(
 ) -> None:
     said = "already carries a rope scaling"
     refused(said, "search", exported, "-l", 200, *few, "--budget", 960, "-o", tmp_path / "x")
-    refused(said, "export", exported, factors, "-o", tmp_path / "x")
+    refused(said, "export", exported, "--factors", factors, "-o", tmp_path / "x")
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ("export", "MODEL", "RUN", "-o", "RUN", "--overwrite"),
+        ("export", "MODEL", "--factors", "RUN", "-o", "RUN", "--overwrite"),
         ("search", "MODEL", "-l", "160", "-o", "RUN", "--overwrite"),
         ("search", "MODEL", "-l", "160", "-o", "RUN", "--resume"),
         ("eval", "MODEL", "--lengths", "160", "-o", "RUN", "--overwrite"),
@@ -535,4 +548,4 @@ def test_the_run_of_an_extension_is_never_written_over(
     for name in ("plan.toml", "run.json", "cells.jsonl", "results.json", "stage-1/model/weights"):
         (run / name).write_text("{}")
     given = [{"MODEL": model, "RUN": run}.get(word, word) for word in words]
-    refused("choose another output with -o", *given)
+    refused("[Cc]hoose another output", *given)

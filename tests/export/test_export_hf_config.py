@@ -113,7 +113,7 @@ def test_of_a_rope_for_each_layer_type_that_of_full_attention_is_extended() -> N
 def test_what_is_refused() -> None:
     with pytest.raises(LongRopeError, match=r"'phimoe'.*short factors"):
         config_fields({**LLAMA, "model_type": "phimoe"}, extension())
-    with pytest.raises(LongRopeError, match=r"quantization_config: .*quantised \(gptq\).*export the model that"):
+    with pytest.raises(LongRopeError, match=r"quant_method = 'gptq': .*Export the model that"):
         config_fields({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, extension())
 
 

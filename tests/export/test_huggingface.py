@@ -109,7 +109,21 @@ def test_sharded_and_tied_weights(tmp_path: Path) -> None:
 def test_a_scaling_is_never_put_onto_another(llama: PreTrainedModel, tmp_path: Path) -> None:
     export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
     exported, _ = load(str(tmp_path / "made"))
-    refused(exported, extension(llama), tmp_path / "again", r"already carries a rope scaling \(longrope\).*made from")
+    other = extension(llama, provenance={"seed": 8}, scheme="mine")
+    other = Extension(other.rope, other.short, other.long.times([1.5] * 8), LENGTH)
+    refused(exported, other, tmp_path / "again", r"already carries a rope scaling \(longrope\).*made from")
+
+
+@pytest.mark.parametrize("mode", ["dual", "static"])
+def test_a_checkpoint_is_exported_again_with_its_own_factors(llama: PreTrainedModel, mode: str, tmp_path: Path) -> None:
+    """A Trainer's checkpoint, say, becomes one with a model card and the fields for every engine."""
+    found = extension(llama)
+    export_huggingface(llama, TOKENIZER, found, tmp_path / "first", mode=mode)
+    exported, tokenizer = load(str(tmp_path / "first"))
+    export_huggingface(exported, tokenizer, found, tmp_path / "again", mode=mode)
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert json.loads((first / "config.json").read_text()) == json.loads((again / "config.json").read_text())
+    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("room", [5_000, 100_000])
@@ -138,7 +152,7 @@ def test_what_a_config_cannot_hold_is_refused(llama: PreTrainedModel, tmp_path: 
     refused(llama, two, tmp_path / "made", "attention_factor = 1 ", mode="dual")
     refused(llama, extension(llama, start_tokens=4), tmp_path / "made", "start_tokens = 4")
     refused(llama, extension(llama), tmp_path / "made", "mode = 'triple'", mode="triple")
-    refused(llama, extension(build("mixtral")), tmp_path / "made", "the model has .*1000000")
+    refused(llama, extension(build("mixtral")), tmp_path / "made", "1000000.*: the model has")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -180,7 +194,7 @@ def test_overwrite_replaces_only_what_longrope_exported(llama: PreTrainedModel, 
     (tmp_path / "made" / file).write_text("{}")
     if file == "search-0.jsonl":
         (tmp_path / "made" / "extension.json").write_text("{}")
-    refused(llama, extension(llama), tmp_path / "made", "no checkpoint that longrope|run of a search", overwrite=True)
+    refused(llama, extension(llama), tmp_path / "made", "not a checkpoint that longrope wrote", overwrite=True)
     assert (tmp_path / "made" / file).exists()
 
 

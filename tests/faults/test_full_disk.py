@@ -119,7 +119,7 @@ def test_an_evaluation(command, disk, tmp_path: Path) -> None:
 def test_an_export(to: str, command, disk, below, tmp_path: Path) -> None:
     factors = tmp_path / "factors.json"
     assert command("scale", "tiny", "--scheme", "yarn", "-l", 512, "-o", factors)[0] == 0
-    words, sizes = ("export", "tiny", factors, "--to", to, *EXACT), (100, 1000, 5000, 32000)
+    words, sizes = ("export", "tiny", "--factors", factors, "--to", to, *EXACT), (100, 1000, 5000, 32000)
     for size in sizes:
         disk.remount(f"size={size}k")
         code, error = command(*words, "-o", disk.folder / "run")

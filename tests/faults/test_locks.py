@@ -150,7 +150,7 @@ def test_export_refuses_what_another_process_writes(command, holder, below, tmp_
         before = below(tmp_path)
         code, error = command("scale", "tiny", "--scheme", "pi", "-l", 512, "-o", tmp_path / "factors.json")
         assert code == 0, error
-        code, error = command("export", "tiny", tmp_path / "factors.json", "-o", tmp_path / "out")
+        code, error = command("export", "tiny", "--factors", tmp_path / "factors.json", "-o", tmp_path / "out")
         assert code == 2
         assert re.search(said(process.pid), error), error
         (tmp_path / "factors.json").unlink()

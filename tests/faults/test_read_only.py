@@ -39,7 +39,7 @@ def test_outputs_are_refused_before_any_work(name: str, command, disk, tmp_path:
         "search": ["tiny", "-l", 512],
         "eval": ["tiny", "--lengths", 512],
         "extend": ["tiny", "demo"],
-        "export": ["tiny", tmp_path / "factors.json"],
+        "export": ["tiny", "--factors", tmp_path / "factors.json"],
         "scale": ["tiny", "--scheme", "pi", "-l", 512],
         "plan": ["tiny", "--to", 512],
         "demo": [],
@@ -68,7 +68,7 @@ def test_model_data_and_factors_may_be_read_only(command, disk, tmp_path: Path) 
     for words in (
         (*search, "-o", tmp_path / "run"),
         (*evaluate, "--scaling", disk.folder / "run", "-o", tmp_path / "eval"),
-        ("export", model, disk.folder / "run", "-o", tmp_path / "out"),
+        ("export", model, "--factors", disk.folder / "run", "-o", tmp_path / "out"),
     ):
         code, error = command(*words)
         assert code == 0, error
@@ -87,7 +87,7 @@ def test_a_read_only_home(disk, tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     variables = kept | {"HOME": str(disk.folder), "HF_HUB_OFFLINE": "1"}
     search = ["search", "tiny", "-l", "300", *map(str, FEW), "-o", "run"]
-    for words in (search, ["export", "tiny", "run", "-o", "out"]):
+    for words in (search, ["export", "tiny", "--factors", "run", "-o", "out"]):
         done = subprocess.run(
             [sys.executable, "-m", "longrope", *words], cwd=tmp_path, env=variables, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-"""The fields of an exported ``config.json``, as each reader wants them."""
+"""The fields of an exported ``config.json``, for each of its readers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError, unknown
 from longrope.rope import FULL, full_attention_fields
 from longrope.scaling import Extension
@@ -18,10 +17,10 @@ LOCAL_THETA = ("gemma3_text",)  # transformers 4 keeps the base of the other lay
 
 
 def for_mode(extension: Extension, mode: str) -> Extension:
-    """The extension that a checkpoint of a mode holds: ``dual`` keeps both sets, ``static`` has the long one twice.
+    """Return the extension of a checkpoint: ``dual`` keeps both sets, ``static`` has the long set twice.
 
     Raises:
-        LongRopeError: if configs cannot express it: start tokens, or attention factors that differ.
+        LongRopeError: A config cannot express it: it has start tokens, or attention factors that differ.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
@@ -29,91 +28,92 @@ def for_mode(extension: Extension, mode: str) -> Extension:
     for name, scaling in (("long", extension.long), ("short", short)):
         if scaling.start_tokens:
             raise LongRopeError(
-                f"{name}.start_tokens = {scaling.start_tokens}: no config can hold start tokens; search without them"
+                f"{name}.start_tokens = {scaling.start_tokens}: no config can express them. Search without."
             )
     if short.attention_factor != extension.long.attention_factor:
         raise LongRopeError(
             f"attention_factor = {short.attention_factor:g} (short) and {extension.long.attention_factor:g} (long): "
-            "transformers applies one to both; use --mode static, or search with --attention none"
+            "transformers applies one factor to both sets. Use mode static, or factors searched with attention none."
         )
     return Extension(rope=extension.rope, short=short, long=extension.long, length=extension.length)
 
 
 def on_formula(extension: Extension) -> bool:
-    """Whether the long attention factor is sqrt(1 + ln s / ln L0), which engines compute by themselves."""
+    """Return whether the long attention factor is sqrt(1 + ln s / ln L0), which engines compute by themselves."""
     formula = attention_factor("su", extension.rope, extension.length)
     return math.isclose(extension.long.attention_factor, formula, rel_tol=1e-6)
 
 
-def holds(config: Mapping[str, Any], extension: Extension) -> bool:
-    """Return whether a config describes this very extension."""
-    try:
-        current = extension_in_config(config)
-    except LongRopeError:
-        return False
-    attention, wanted = current.long.attention_factor, extension.long.attention_factor
-    return (current.rope, current.length) == (extension.rope, extension.length) and (
-        (current.short.factors, current.long.factors) == (extension.short.factors, extension.long.factors)
-        and math.isclose(attention, wanted, rel_tol=1e-6)
-    )
-
-
 def refuse_quantized(config: Mapping[str, Any]) -> None:
-    """Take unquantised weights only.
+    """Raise if a model's weights are quantised.
 
     Raises:
-        LongRopeError: if the config says that its weights are quantised.
+        LongRopeError: The config has a ``quantization_config``.
     """
     quantization = config.get("quantization_config")
     if quantization:
         method = dict(quantization).get("quant_method", "some method")
         raise LongRopeError(
-            f"quantization_config: the weights are quantised ({method}); export the model that they were made from, "
-            "then quantise the result"
+            f"quantization_config.quant_method = {method!r}: the weights are quantised. "
+            "Export the model that they were made from, then quantise the result."
         )
 
 
 def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, Any]:
-    """A checkpoint's config with the extension in it, from the config of the plain model as transformers 5 writes it.
+    """Return a checkpoint's config with an extension in it.
 
-    ``rope_scaling`` is what transformers 4, vLLM, SGLang, mlx-lm and ExLlama read (transformers 5 prefers it too);
-    ``rope_parameters`` is transformers 5's own form of the same.
+    ``rope_scaling`` is for transformers 4, vLLM, SGLang, mlx-lm and ExLlama; transformers 5 prefers it too.
+    ``rope_parameters`` holds the same fields in transformers 5's own form.
+
+    Args:
+        config: Config of the model, as transformers 5 writes it.
+        extension: Factors to write.
 
     Raises:
-        LongRopeError: if this model type has no field for what the extension needs, or the weights are quantised.
+        LongRopeError: This model type has no field for what the extension needs, or the weights are quantised.
     """
-    kind, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
-    by_layer = FULL in config["rope_parameters"]
-    parameters = full_attention_fields(config["rope_parameters"])
+    model_type, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
     refuse_quantized(config)
-    if kind == "phimoe":
-        raise LongRopeError("model type 'phimoe': transformers reads only its short factors; export is not supported")
+    if model_type == "phimoe":
+        raise LongRopeError(
+            "model_type = 'phimoe': transformers reads only its short factors. Extend a model of another type."
+        )
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
-    full = {"rope_type": "longrope", **sets, "factor": extension.scale}
-    full |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
+    scaling = {"rope_type": "longrope", **sets, "factor": extension.scale}
+    scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
     fields = {
         "max_position_embeddings": extension.length,
         "original_max_position_embeddings": rope.original_length,
         "rope_theta": rope.base,
-        "rope_parameters": {**parameters, **full},
-        "rope_scaling": full
+        "rope_parameters": _rope_parameters(config["rope_parameters"], scaling),
+        "rope_scaling": scaling
         if on_formula(extension)
-        else {**full, "short_mscale": attention, "long_mscale": attention},
+        else {**scaling, "short_mscale": attention, "long_mscale": attention},
     }
-    if by_layer:
-        fields["rope_parameters"] = {**config["rope_parameters"], FULL: fields["rope_parameters"]}
-    if kind in LOCAL_THETA:
+    if model_type in LOCAL_THETA:
         fields["rope_local_base_freq"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
-    partial = parameters.get("partial_rotary_factor")
+    partial = full_attention_fields(config["rope_parameters"]).get("partial_rotary_factor")
     if partial is not None:
         fields["partial_rotary_factor"] = partial
-    if kind in THREE_KEYS:
-        if not on_formula(extension):
-            raise LongRopeError(
-                f"attention_factor = {attention:g}: a {kind} config holds none, and readers take "
-                f"{attention_factor('su', rope, extension.length):.6g}; use --attention su and --mode static"
-            )
+    if model_type in THREE_KEYS:
+        _refuse_attention_factor(model_type, extension)
         fields["rope_scaling"] = {"type": "longrope", **sets}
     else:
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return {**config, **fields}
+
+
+def _rope_parameters(parameters: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``rope_parameters`` with a scaling, which goes to full attention where layer types differ."""
+    full = {**full_attention_fields(parameters), **scaling}
+    return {**parameters, FULL: full} if FULL in parameters else full
+
+
+def _refuse_attention_factor(model_type: str, extension: Extension) -> None:
+    """Raise if the attention factor is not the formula's, which is the only one that such a config can mean."""
+    if not on_formula(extension):
+        formula = attention_factor("su", extension.rope, extension.length)
+        raise LongRopeError(
+            f"attention_factor = {extension.long.attention_factor:g}: a {model_type} config has no field for it, and "
+            f"readers compute {formula:.6g}. Use attention su and mode static."
+        )

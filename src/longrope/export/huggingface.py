@@ -1,4 +1,4 @@
-"""Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with the factors in place."""
+"""Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads with its factors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.engines.guide import serving_guide
 from longrope.errors import LongRopeError
+from longrope.export.carried_factors import check_weights
 from longrope.export.hf_config import config_fields, for_mode
-from longrope.export.model_card import card
+from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
-from longrope.models.rotary_slot import find_rotary_slot
-from longrope.scaling import Extension, check_rope
+from longrope.scaling import Extension
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
+
+RUN_FILES = ("plan.toml", "search-0.jsonl")  # a run has an extension.json too, but is not a checkpoint
 
 
 def export_huggingface(
@@ -33,44 +35,54 @@ def export_huggingface(
     """Write weights, tokenizer, generation config, ``config.json``, ``extension.json``, model card and ``SERVING.md``.
 
     Args:
-        model: the plain model, unpatched.
-        tokenizer: its tokenizer.
-        extension: what it is extended with.
-        folder: made whole or not at all.
-        mode: ``static`` (the long factors at every length: alike in every engine) or ``dual`` (short ones up to L0).
-        name: of the model, for the card.
-        overwrite: replace the folder if it exists, once the new one is whole.
+        model: Plain model, or one that has these factors already.
+        tokenizer: Tokenizer of the model.
+        extension: Factors to write, for the model's rope.
+        folder: Folder to write; it appears whole or not at all.
+        mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
+        name: Name of the model, for the card.
+        overwrite: Whether an existing checkpoint is replaced, once the new one is whole.
 
     Returns:
         The extension as the checkpoint holds it.
 
     Raises:
-        LongRopeError: if a config cannot express the extension, or the folder cannot be written.
+        LongRopeError: A config cannot express the extension, or the folder cannot be written.
     """
-    held = for_mode(extension, mode)
-    check_rope(held, find_rotary_slot(model).rope)
+    written = for_mode(extension, mode)
+    check_weights(model, extension, mode)
     folder = folder.resolve()
-    run = any((folder / name).exists() for name in ("plan.toml", "search-0.jsonl"))  # these have an extension.json too
-    if overwrite and folder.is_dir() and any(folder.iterdir()) and (run or not (folder / "extension.json").is_file()):
-        raise LongRopeError(f"{folder} is no checkpoint that longrope wrote; choose another output with -o")
+    _refuse_other_folder(folder, overwrite=overwrite)
     claim_output(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        config_fields(model.config.to_dict(), held)
+        config_fields(model.config.to_dict(), written)
         save_tokenizer(tokenizer, temporary)  # before the large files: it may be refused
         model.save_pretrained(temporary)
-        config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), held)
+        config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
         write_json(temporary / "config.json", config)
-        write_text(temporary / "extension.json", held.to_json())
-        write_text(temporary / "README.md", card(held, mode, name))
-        write_text(temporary / "SERVING.md", serving_guide(config, held, mode, folder.name))
+        write_text(temporary / "extension.json", written.to_json())
+        write_text(temporary / "README.md", model_card(written, mode, name))
+        write_text(temporary / "SERVING.md", serving_guide(config, written, mode, folder.name))
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise LongRopeError(f"cannot write {folder}: {reason}; choose another output with -o") from None
+        raise LongRopeError(f"cannot write {folder}: {reason}. Choose another output.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return held
+    return written
+
+
+def _refuse_other_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise if overwriting would delete a folder that is not an exported checkpoint."""
+    if not overwrite or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    is_run = any((folder / name).exists() for name in RUN_FILES)
+    if is_run or not (folder / "extension.json").is_file():
+        raise LongRopeError(
+            f"output = {folder}: this folder is not a checkpoint that longrope wrote, so it is not replaced. "
+            "Choose another output."
+        )

@@ -16,19 +16,12 @@ SETS = {
 }
 
 
-def _plain(text: object) -> str:
-    """Text in one line, with nothing in it that Markdown or HTML would take for more; underscores inside words stay."""
-    return re.sub(r"([\\`*\[\]<>|&!#~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
-
-
-def card(extension: Extension, mode: str, name: str) -> str:
-    """Markdown: what the checkpoint is, its factors, and where they come from."""
-    long, rope = extension.long, extension.rope
-    rows = [
-        f"| {i} | {w:,.1f} | {s:.4g} | {f:.4g} |"
-        for i, (w, s, f) in enumerate(zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))
-    ]
-    name, found = _plain(name), [f"- {_plain(key)}: {_plain(value)}" for key, value in long.provenance.items()]
+def model_card(extension: Extension, mode: str, name: str) -> str:
+    """Return the card in Markdown: what the checkpoint is, its factors, and where they come from."""
+    long, rope, name = extension.long, extension.rope, _escape(name)
+    pairs = enumerate(zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))
+    table = [f"| {pair} | {turn:,.1f} | {short:.4g} | {factor:.4g} |" for pair, (turn, short, factor) in pairs]
+    provenance = [f"- {_escape(key)}: {_escape(value)}" for key, value in long.provenance.items()]
     return "\n".join(
         [
             "---",
@@ -37,14 +30,19 @@ def card(extension: Extension, mode: str, name: str) -> str:
             "---",
             f"# {name}, extended from {rope.original_length:,} to {extension.length:,} tokens",
             "",
-            f"The weights of {name} with LongRoPE factors (scheme: {_plain(long.scheme)}, s = {extension.scale:g}, "
+            f"The weights of {name} with LongRoPE factors (scheme: {_escape(long.scheme)}, s = {extension.scale:g}, "
             f"attention factor {long.attention_factor:g}). {SETS[mode].format(original=rope.original_length)}",
             "",
             *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}", ""]),
-            *(["How the factors were found:", "", *found, ""] if found else []),
+            *(["How the factors were found:", "", *provenance, ""] if provenance else []),
             "| pair | wavelength (tokens) | short factor | long factor |",
             "|---|---|---|---|",
-            *rows,
+            *table,
             "",
         ]
     )
+
+
+def _escape(text: object) -> str:
+    """Return text in one line, without characters that Markdown or HTML would interpret; word_underscores stay."""
+    return re.sub(r"([\\`*\[\]<>|&!#~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longrope.export.apply import apply
-from longrope.export.hf_config import for_mode, holds
+from longrope.export.carried_factors import holds
+from longrope.export.hf_config import for_mode
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, as_extension
 from longrope.storage.atomic import write_text
