@@ -68,9 +68,8 @@ def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made
     refused("factors are missing.*--factors", "export", model, "-o", output)
     refused("factors are missing.*--factors", "export", model, "--to", "gguf", "-o", output)
     refused("outtype = 'q9' is unknown", "export", exported, "--to", "gguf", "-o", output, "--outtype", "q9")
-    refused(
-        "outtype = 'f16': huggingface has none", "export", model, "--factors", searched[0], "-o", output, "--outtype", "f16"
-    )
+    plain = ("export", model, "--factors", searched[0], "-o", output)
+    refused("outtype = 'f16': huggingface has none", *plain, "--outtype", "f16")
     refused("exists", "export", exported, "--to", "gguf", "-o", made)
     refused("already carries", "export", exported, "--factors", other, "--to", "gguf", "-o", output)
     refused("already carries", "export", made, "--factors", other, "--to", "gguf", "-o", output)
