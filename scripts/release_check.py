@@ -24,7 +24,7 @@ USES = (
     ("doctor",),
     ("inspect", "tiny", "--json"),
     ("scale", "tiny", "--scheme", "yarn", "--length", "2k", "-o", "factors.json"),
-    ("generate", "tiny", "def main():", "--extension", "factors.json", "--max-new-tokens", "4"),
+    ("generate", "tiny", "def main():", "--factors", "factors.json", "--max-new-tokens", "4"),
 )
 NAMES = "import longrope; print(len([getattr(longrope, name) for name in longrope.__all__]), 'public names')"
 

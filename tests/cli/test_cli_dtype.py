@@ -93,7 +93,7 @@ def test_generate_takes_the_faster_dtype_if_the_whole_window_fits(
     slowdown(SLOW)
     factors = tmp_path / "factors.json"
     assert cli("scale", "tiny", "--scheme", "yarn", "--length", "2k", "-o", factors).code == 0
-    command = ("generate", "tiny", "def", "--extension", factors, "--max-new-tokens", 2, "--device", "cpu")
+    command = ("generate", "tiny", "def", "--factors", factors, "--max-new-tokens", 2, "--device", "cpu")
     assert CHOSEN in cli(*command).err
     monkeypatch.setattr(memory_check, "free_memory", lambda _: 2**20)
     assert (

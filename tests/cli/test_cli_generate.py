@@ -108,7 +108,7 @@ def uncached(model: PreTrainedModel, extension: Extension, policy: str, ids: lis
 def test_generate_is_what_the_model_generates(cli: Cli, tiny, heuristic: Path, policy: str) -> None:
     model, tokenizer = tiny
     prompt = "".join(f"x_{i} = {i}\n" for i in range(34)) + "def main"
-    result = cli("generate", "tiny", prompt, "--extension", heuristic, "--max-new-tokens", 20, "--policy", policy)
+    result = cli("generate", "tiny", prompt, "--factors", heuristic, "--max-new-tokens", 20, "--policy", policy)
     assert result.code == 0, result.err
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     assert ids.shape[1] < 256 < ids.shape[1] + 20
@@ -122,7 +122,7 @@ def test_generate_is_what_the_model_generates(cli: Cli, tiny, heuristic: Path, p
 
 def test_json_and_sampling(cli: Cli, tiny, heuristic: Path) -> None:
     model, tokenizer = tiny
-    options = ("--extension", heuristic, "--max-new-tokens", 12, "--temperature", 0.7, "--seed", 5)
+    options = ("--factors", heuristic, "--max-new-tokens", 12, "--temperature", 0.7, "--seed", 5)
     result = cli("generate", "tiny", "import os", *options, "--json")
     record, ids = result.json, tokenizer("import os", return_tensors="pt")["input_ids"]
     torch.manual_seed(5)
@@ -148,7 +148,7 @@ def test_a_line_of_a_long_file_is_recalled(cli: Cli, tiny, heuristic: Path, tmp_
         (tmp_path / "book.txt").write_text(text[: text.rindex("\n")])
         answer = tokenizer.decode(recall.tokens[recall.answers]).strip()
         for factors in found:
-            options = ("--extension", factors, "--file", tmp_path / "book.txt", "--max-new-tokens", 9)
+            options = ("--factors", factors, "--file", tmp_path / "book.txt", "--max-new-tokens", 9)
             result = cli("generate", "tiny", text[text.rindex("\n") + 1 :], *options)
             assert result.code == 0, result.err
             found[factors] += result.out.strip().startswith(answer)
@@ -157,7 +157,7 @@ def test_a_line_of_a_long_file_is_recalled(cli: Cli, tiny, heuristic: Path, tmp_
 
 def test_a_file_is_cut_to_what_fits(cli: Cli, model: Path, small: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("été the cat sat on a mat " * 200)
-    options = ("--extension", small, "--file", tmp_path / "book.txt", "--max-new-tokens", 12)
+    options = ("--factors", small, "--file", tmp_path / "book.txt", "--max-new-tokens", 12)
     result = cli("generate", model, "and if", *options, "--json")
     assert 512 - 12 - 4 <= result.json["prompt_tokens"] <= 512 - 12
     assert "tokens, of which the first " in result.err
@@ -175,7 +175,7 @@ def test_turns_of_a_chat_are_those_of_the_uncached_model(chat: Cli, heuristic: P
     """Across L0 in the second turn."""
     model, tokenizer = load("tiny", dtype="float32")
     said = ["import os, sys  # " + " ".join(f"m{i}" for i in range(84)), "def main(argv):", "x = 1"]
-    options = ("tiny", "--extension", heuristic, "--max-new-tokens", 9, "--policy", policy, "--dtype", "float32")
+    options = ("tiny", "--factors", heuristic, "--max-new-tokens", 9, "--policy", policy, "--dtype", "float32")
     result = chat("\n\n".join(said), *options)
     assert result.code == 0, result.err
     text, answers, lengths = "", [], []
@@ -196,7 +196,7 @@ def test_a_chat_template_is_used(
 ) -> None:
     (tmp_path / "book.txt").write_text("the cat sat on a mat " * 12)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(templated), AutoTokenizer.from_pretrained(templated)
-    options = (templated, "--extension", small, "--max-new-tokens", 9, "--policy", policy)
+    options = (templated, "--factors", small, "--max-new-tokens", 9, "--policy", policy)
     result = chat("if x\nelse y\n", *options, "--file", tmp_path / "book.txt")
     assert result.code == 0, result.err
     text, answers = "", []
@@ -212,7 +212,7 @@ def test_a_chat_template_is_used(
 
 def test_reset_exit_and_a_turn_that_does_not_fit(chat: Cli, model: Path, small: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("the cat sat on a mat " * 20)
-    options = (model, "--extension", small, "--max-new-tokens", 9)
+    options = (model, "--factors", small, "--max-new-tokens", 9)
     lines = f"if x\nelse\n{'z ' * 600}\n/reset\n\nif x\n/exit\nif y\n"
     result = chat(lines, *options, "--file", tmp_path / "book.txt")
     assert result.code == 0
@@ -227,7 +227,7 @@ def test_reset_exit_and_a_turn_that_does_not_fit(chat: Cli, model: Path, small: 
 
 def test_a_file_leaves_room_for_a_chat(chat: Cli, model: Path, small: Path, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("the cat sat on a mat " * 200)
-    options = ("--extension", small, "--file", tmp_path / "book.txt", "--max-new-tokens", 200, "--temperature", 1)
+    options = ("--factors", small, "--file", tmp_path / "book.txt", "--max-new-tokens", 200, "--temperature", 1)
     result = chat("if x\n", model, *options)
     assert "of which the first 248 fit" in result.err
     assert "error" not in result.err
@@ -322,7 +322,7 @@ def test_an_interrupt_names_resume_only_where_there_is_one(capsys: pytest.Captur
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_control_c_stops_an_answer_and_not_the_chat(heuristic: Path) -> None:
-    command = [sys.executable, "-m", "longrope", "chat", "tiny", "--extension", heuristic, "--max-new-tokens", "1900"]
+    command = [sys.executable, "-m", "longrope", "chat", "tiny", "--factors", heuristic, "--max-new-tokens", "1900"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*map(str, command), "--device", "cpu"], **pipes) as process:
         process.stdin.write("import os\n")
@@ -343,17 +343,17 @@ def test_an_exported_checkpoint_needs_no_extension(
     for command in (cli, lambda name, *args: chat("if x = y\n", *args)):
         words = ("if x = y",) if command is cli else ()
         theirs = command("generate", tmp_path / "static", *words, "--max-new-tokens", 90)
-        ours = command("generate", model, *words, "--extension", small, "--max-new-tokens", 90, "--policy", "static")
+        ours = command("generate", model, *words, "--factors", small, "--max-new-tokens", 90, "--policy", "static")
         assert theirs.code == 0, theirs.err
         assert theirs.out == ours.out
         assert "long factors" in theirs.err
     said = "holds two sets of factors, which transformers mixes in its cache; give the model that it was made from, and"
     refused(said, "generate", exported, "x")
-    refused("already carries a rope scaling", "generate", tmp_path / "static", "x", "--extension", small)
+    refused("already carries a rope scaling", "generate", tmp_path / "static", "x", "--factors", small)
 
 
 def test_a_plain_model_beside_its_extension_needs_no_option(cli: Cli, templated: Path, small: Path) -> None:
-    given = cli("generate", templated, "x", "--extension", small, "--max-new-tokens", 90).out
+    given = cli("generate", templated, "x", "--factors", small, "--max-new-tokens", 90).out
     (templated / "extension.json").write_text(small.read_text())
     try:
         assert cli("generate", templated, "x", "--max-new-tokens", 90).out == given
@@ -364,7 +364,7 @@ def test_a_plain_model_beside_its_extension_needs_no_option(cli: Cli, templated:
 def test_a_scaling_will_do(cli: Cli, model: Path, tmp_path: Path) -> None:
     rope = Rope.of(AutoModelForCausalLM.from_pretrained(model))
     (tmp_path / "pi.json").write_text(scheme("pi", rope, 128).to_json())
-    assert cli("generate", model, "x", "--extension", tmp_path / "pi.json", "--max-new-tokens", 100).code == 0
+    assert cli("generate", model, "x", "--factors", tmp_path / "pi.json", "--max-new-tokens", 100).code == 0
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
@@ -374,10 +374,10 @@ def test_bad_input(
     words, full = (model, "x") if command == "generate" else (model,), ("--file", small, "--max-new-tokens", 512)
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    good = ("--extension", small)
-    refused("--extension is missing: a run folder or a factors file", command, *words)
-    refused("cannot read the factors file", command, *words, "--extension", tmp_path / "none.json")
-    refused("made for Rope.*64.*but the model has Rope", command, *words, "--extension", heuristic)
+    good = ("--factors", small)
+    refused("--factors is missing: a run folder or a factors file", command, *words)
+    refused("cannot read the factors file", command, *words, "--factors", tmp_path / "none.json")
+    refused("extension.rope = Rope.*64.*: the model has Rope", command, *words, "--factors", heuristic)
     refused("policy = 'both' is unknown; choose one of pin, switch, static", command, *words, *good, "--policy", "both")
     refused("file = .*none.txt cannot be read: No such file", command, *words, *good, "--file", tmp_path / "none.txt")
     refused("file = .*empty.txt is empty", command, *words, *good, "--file", tmp_path / "empty.txt")
@@ -387,7 +387,7 @@ def test_bad_input(
 
 
 def test_bad_input_of_generate(refused: Callable[..., None], model: Path, small: Path) -> None:
-    good = ("--extension", small)
+    good = ("--factors", small)
     refused("prompt is empty; give one, or --file", "generate", model, *good)
     refused("prompt is empty; give one, or --file", "generate", model, "", *good)
     said = "1 tokens of prompt and --max-new-tokens 512 make 513, above the extension's length = 512; shorten"
@@ -399,6 +399,6 @@ def test_smollm2_answers_about_a_file_in_its_template(cli: Cli, chat: Cli, tmp_p
     factors, book = tmp_path / "factors.json", tmp_path / "book.txt"
     assert cli("scale", "smollm2", "--scheme", "heuristic", "--length", "32k", "-o", factors).code == 0
     book.write_text("The dog's name is Waldo. He lives in a red house.\n")
-    options = ("--extension", factors, "--file", book, "--max-new-tokens", 20)
+    options = ("--factors", factors, "--file", book, "--max-new-tokens", 20)
     result = chat("What is the dog's name?\n", "smollm2", *options)
     assert "Waldo" in result.out

@@ -37,37 +37,37 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_scale_gives_a_table_its_length_and_attention_factor(folder: Path) -> None:
-    run("scale", "tiny", "--scaling", folder / "x.csv", "-l", "2k", "--attention", "su", "-o", folder / "f.json")
+    run("scale", "tiny", "--factors", folder / "x.csv", "-l", "2k", "--attention", "su", "-o", folder / "f.json")
     long = Scaling(FACTORS, attention_factor=attention_factor("su", ROPE, 2048), length=2048)
     assert load_factors(folder / "f.json") == Extension.of(ROPE, long)
 
 
 def test_scale_of_a_config(folder: Path) -> None:
-    made = Extension.from_json(run("scale", "tiny", "--scaling", folder))
+    made = Extension.from_json(run("scale", "tiny", "--factors", folder))
     yarn = scheme("yarn", ROPE, 2048)
     assert (made.rope, made.length, made.short.factors) == (ROPE, 2048, made.long.factors)
     np.testing.assert_allclose(made.long.factors, yarn.factors, rtol=1e-12)
-    plain = Extension.from_json(run("scale", "tiny", "--scaling", folder, "-l", "1k", "--attention", "none"))
+    plain = Extension.from_json(run("scale", "tiny", "--factors", folder, "-l", "1k", "--attention", "none"))
     assert (plain.length, plain.short.attention_factor, plain.long.attention_factor) == (1024, 1.0, 1.0)
 
 
 def test_inspect_shows_them(folder: Path) -> None:
-    record = json.loads(run("inspect", "tiny", "--scaling", folder / "x.csv", "--json"))
+    record = json.loads(run("inspect", "tiny", "--factors", folder / "x.csv", "--json"))
     assert record["factors"]["read"] == pytest.approx(FACTORS)
-    record = json.loads(run("inspect", "tiny", "--scaling", folder, "--json"))
+    record = json.loads(run("inspect", "tiny", "--factors", folder, "--json"))
     assert record["factors"]["long"] == record["factors"]["short"] == pytest.approx(record["factors"]["yarn"])
     assert record["attention_factors"]["long"] == pytest.approx(record["attention_factors"]["yarn"])
-    assert "read" in run("inspect", "tiny", "--scaling", folder / "x.csv")
+    assert "read" in run("inspect", "tiny", "--factors", folder / "x.csv")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["scale", "tiny"], "length is missing"),
-        (["scale", "tiny", "--scaling", "x.csv"], r"length is missing: x\.csv names none"),
-        (["scale", "tiny", "--scaling", "x.csv", "--scheme", "pi", "-l", "2k"], "exclude each other"),
-        (["scale", "tiny", "--scaling", "other.json"], r"other\.json: extension\.rope = .*dim=32"),
-        (["inspect", "tiny", "--scaling", "few.csv"], "belong to another model"),
+        (["scale", "tiny", "--factors", "x.csv"], r"length is missing: x\.csv names none"),
+        (["scale", "tiny", "--factors", "x.csv", "--scheme", "pi", "-l", "2k"], "exclude each other"),
+        (["scale", "tiny", "--factors", "other.json"], r"other\.json: extension\.rope = .*dim=32"),
+        (["inspect", "tiny", "--factors", "few.csv"], "belong to another model"),
     ],
 )
 def test_refusals(words: list[str], said: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ HELP = "/reset begins anew (a file is kept), /exit or the end of the input ends,
 
 def run(
     model: options.Model,
-    extension: generate.Factors = None,
+    factors: generate.Factors = None,
     file: generate.File = None,
     new: generate.New = 256,
     policy: generate.Policy = "pin",
@@ -34,7 +34,7 @@ def run(
     from longrope.cli.chat_cache import ChatCache
 
     text = chat_session.read_file(file)
-    speaker = chat_session.open_speaker(model, extension, policy, dtype, device)
+    speaker = chat_session.open_speaker(model, factors, policy, dtype, device)
     torch.manual_seed(seed)
     length = speaker.extension.length
     chat_session.note(

@@ -109,7 +109,7 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
     within = Path(name) / "extension.json"
     if factors is None and not within.is_file():
         raise LongRopeError(
-            f"--extension is missing: a run folder or a factors file; for one without a search: "
+            f"--factors is missing: a run folder or a factors file; for one without a search: "
             f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
         )
     extension = options.read_factors(factors or str(within))
@@ -118,7 +118,7 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
     if exported and isinstance(extension, Extension) and extension.short != extension.long:
         raise LongRopeError(
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "
-            f"made from, and --extension {name}"
+            f"made from, and --factors {name}"
         )
     config, device = load_config(name), options.choose_device(device)
     length = extension.length or Rope.of(config).original_length

@@ -12,7 +12,7 @@ from longrope.errors import LongRopeError
 
 Factors = Annotated[
     str | None,
-    typer.Option("--extension", help="Run folder, or a factors file; not for a checkpoint of longrope export."),
+    typer.Option("--factors", help="Run folder, or a factors file; not for a checkpoint of longrope export."),
 ]
 File = Annotated[Path | None, typer.Option(help="Text file that goes before the prompt; cut to what fits.")]
 New = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate at most.")]
@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
 def run(
     model: options.Model,
     prompt: Annotated[str, typer.Argument(help="What to go on from; the question, with --file.")] = "",
-    extension: Factors = None,
+    factors: Factors = None,
     file: File = None,
     new: New = 256,
     policy: Policy = "pin",
@@ -45,7 +45,7 @@ def run(
     from longrope.cli.chat_stream import Stream
 
     text = chat_session.read_file(file)
-    speaker = chat_session.open_speaker(model, extension, policy, dtype, device)
+    speaker = chat_session.open_speaker(model, factors, policy, dtype, device)
     torch.manual_seed(seed)
     room = speaker.extension.length - new
     if text:

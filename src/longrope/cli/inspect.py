@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def run(
     model: options.Model,
     length: Annotated[str | None, typer.Option("--length", "-l", help="Target length (default: 8 times L0).")] = None,
-    scaling: Annotated[str | None, typer.Option(help=f"Show these too. {options.FACTORS}")] = None,
+    factors: Annotated[str | None, typer.Option(help=f"Show these factors too. {options.FACTORS}")] = None,
     as_json: options.Json = False,
 ) -> None:
     """A model's rotary pairs: wavelength, trained through or not, and the factors that each scheme gives them."""
@@ -31,10 +31,12 @@ def run(
     rope = Rope.of(load_config(model))
     target = target or 8 * rope.original_length
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
-    if scaling is not None:
-        found = options.read_factors(scaling)
-        check_rope(found, rope, scaling)
-        scalings |= {"short": found.short, "long": found.long} if isinstance(found, Extension) else {"read": found}
+    if factors is not None:
+        scaling = options.read_factors(factors)
+        check_rope(scaling, rope, factors)
+        scalings |= (
+            {"short": scaling.short, "long": scaling.long} if isinstance(scaling, Extension) else {"read": scaling}
+        )
     record = {
         "dim": rope.dim,
         "rope_theta": rope.base,

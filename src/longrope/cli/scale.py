@@ -20,13 +20,15 @@ def run(
     model: options.Model,
     length: Annotated[
         str | None,
-        typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384 (default: --scaling's)."),
+        typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384 (default: --factors's)."),
     ] = None,
     scheme: Annotated[
         str | None,
         typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3, heuristic (the default); yarn+resonance and so on."),
     ] = None,
-    scaling: Annotated[str | None, typer.Option(help=f"Instead of a scheme. {options.FACTORS}")] = None,
+    factors: Annotated[
+        str | None, typer.Option(help=f"Use these factors instead of a scheme's. {options.FACTORS}")
+    ] = None,
     attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: as it is).")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors to this file.")] = None,
     overwrite: options.Overwrite = False,
@@ -36,8 +38,8 @@ def run(
     from longrope.storage.lock import claim_output
 
     tokens = None if length is None else parse_length(length)
-    if scheme is not None and scaling is not None:
-        raise LongRopeError("scheme and scaling exclude each other: give one of them")
+    if scheme is not None and factors is not None:
+        raise LongRopeError("--scheme and --factors exclude each other. Give one of them.")
     if output is not None:
         claim_output(output, overwrite=overwrite)
 
@@ -47,8 +49,8 @@ def run(
     from longrope.schemes import scheme as choose
 
     rope = Rope.of(load_config(model))
-    if scaling is not None:
-        extension = read(scaling, rope, tokens)
+    if factors is not None:
+        extension = read(factors, rope, tokens)
     elif tokens is None:
         raise LongRopeError("length is missing; give the target length with -l")
     else:
