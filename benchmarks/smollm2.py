@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
-from longrope.evaluation.perplexity import model_losses, perplexity_of_losses
+from longrope.evaluation.losses import model_losses
+from longrope.evaluation.perplexity import perplexity_of_losses
 from longrope.formats.load_factors import load_factors
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
@@ -64,7 +64,7 @@ def main() -> None:
     }
     for name in [name for name in candidates if name not in record["perplexity"]]:
         losses = model_losses(model, candidates[name], drawn.tokens)
-        row = [asdict(perplexity_of_losses(losses, length)) for length in LENGTHS]
+        row = [perplexity_of_losses(losses, length).model_dump(exclude={"corpus"}) for length in LENGTHS]
         last = losses[:, 3 * LENGTH // 4 :]
         record["perplexity"][name] = {"lengths": row, "last_quarter": float(np.exp(last.mean(dtype=np.float64)))}
         record["provenance"] = provenance()

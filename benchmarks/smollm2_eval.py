@@ -35,7 +35,7 @@ def main() -> None:
     found = Scaling(factors, attention_factor=attention_factor("su", rope, LENGTH), scheme="searched", length=LENGTH)
     write_text(BUILD / "searched.json", Extension.of(rope, found).to_json())
     for words in (
-        [*COMMAND.split(), "--scaling", str(BUILD / "searched.json"), "-o", str(BUILD / "eval")],
+        [*COMMAND.split(), "--factors", str(BUILD / "searched.json"), "-o", str(BUILD / "eval")],
         ["report", str(BUILD / "eval"), "-o", str(BUILD / "eval" / "report.html"), "--overwrite"],
     ):
         subprocess.run([sys.executable, "-m", "longrope", *words], check=True)

@@ -6,35 +6,25 @@ falls, as more context should make it. At 256 tokens the plain model is the bett
 
 import numpy as np
 
-from longrope import (
-    Rope,
-    draw_tokens,
-    load,
-    load_documents,
-    patch,
-    perplexity_of_losses,
-    scheme,
-    split_documents,
-    token_losses,
-)
+import longrope as lr
 
-model, tokenizer = load("tiny", dtype="float32")
-unseen = split_documents(load_documents("stdlib:unseen"))  # parts of Python's library that tiny was not trained on
-tokens = draw_tokens(unseen["test"], tokenizer, length=1024, count=4).tokens
-yarn = scheme("yarn", Rope.of(model), 1024)
+model, tokenizer = lr.load("tiny", dtype="float32")
+unseen = lr.split_documents(lr.load_documents("stdlib:unseen"))  # parts of Python's library outside tiny's training
+tokens = lr.draw_tokens(unseen["test"], tokenizer, length=1024, count=4).tokens
+yarn = lr.scheme("yarn", lr.Rope.of(model), 1024)
 
-before = token_losses(model, tokens)
-with patch(model, yarn):
-    patched = token_losses(model, tokens)
-after = token_losses(model, tokens)
+before = lr.token_losses(model, tokens)
+with lr.patch(model, yarn):
+    patched = lr.perplexity(model, tokens, lengths=[256, 512, 1024])
+after = lr.token_losses(model, tokens)
+original = lr.perplexity(model, tokens, lengths=[256, 512, 1024])
 
 print("tokens   original       YaRN")
-for length in (256, 512, 1024):
-    values = [perplexity_of_losses(losses, length).perplexity for losses in (before, patched)]
-    print(f"{length:6} {values[0]:10.1f} {values[1]:10.1f}")
+for plain, scaled in zip(original, patched, strict=True):
+    print(f"{plain.length:6} {plain.perplexity:10.1f} {scaled.perplexity:10.1f}")
 
-assert perplexity_of_losses(patched, 1024).perplexity < perplexity_of_losses(patched, 256).perplexity
-assert perplexity_of_losses(before, 1024).perplexity > 2 * perplexity_of_losses(patched, 1024).perplexity
-assert perplexity_of_losses(before, 256).perplexity < perplexity_of_losses(patched, 256).perplexity
+assert patched[2].perplexity < patched[0].perplexity
+assert original[2].perplexity > 2 * patched[2].perplexity
+assert original[0].perplexity < patched[0].perplexity
 assert np.array_equal(before, after)
 print("after the block the losses are bit for bit those of before")

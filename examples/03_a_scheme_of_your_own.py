@@ -11,10 +11,10 @@ from longrope import (
     Rope,
     Scaling,
     attention_factor,
-    compare,
     draw_tokens,
     load,
     load_documents,
+    perplexity,
     scheme,
     split_documents,
 )
@@ -34,7 +34,7 @@ model, tokenizer = load("tiny", dtype="float32")
 rope = Rope.of(model)
 tokens = draw_tokens(split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=2048, count=4).tokens
 candidates = {"yarn": scheme("yarn", rope, 2048), "ramp": ramp(rope, 2048)}
-found = compare(model, candidates, tokens, [256, 2048])
+found = {name: perplexity(model, tokens, [256, 2048], scaling=scaling) for name, scaling in candidates.items()}
 
 for name, rows in found.items():
     print(f"{name}:", ", ".join(f"{row.perplexity:.2f} at {row.length:,} tokens" for row in rows))

@@ -10,10 +10,9 @@ factor of 1. The results are in ``benchmarks/results/pairs.json``, which ``scrip
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from longrope import Rope, Scaling, compare, draw_tokens, load, load_documents, split_documents
+from longrope import Rope, Scaling, draw_tokens, load, load_documents, perplexity, split_documents
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 
@@ -27,8 +26,11 @@ def main() -> None:
     rope = Rope.of(model)
     documents = split_documents(load_documents("stdlib:unseen"), seed=SEED)
     drawn = draw_tokens(documents["test"], tokenizer, length=LENGTHS[-1], count=DOCUMENTS)
-    table = compare(model, candidates(rope), drawn.tokens, LENGTHS, done=show_progress)
-    perplexities = {name: [asdict(point) for point in points] for name, points in table.items()}
+    perplexities = {}
+    for name, scaling in candidates(rope).items():
+        print(f"\r{name} ", end="", file=sys.stderr)
+        results = perplexity(model, drawn.tokens, LENGTHS, scaling=scaling)
+        perplexities[name] = [result.model_dump(exclude={"corpus"}) for result in results]
     settings = {"model": "tiny", "lengths": LENGTHS, "data": "stdlib:unseen", "seed": SEED, "documents": drawn.names}
     write_json(RESULTS, {**settings, "perplexity": perplexities, "provenance": provenance()})
 
@@ -40,11 +42,6 @@ def candidates(rope: Rope) -> dict[str, Scaling]:
     later = {f"from {k}": [1.0] * k + [s] * (pairs - k) for k in edges}
     earlier = {f"before {k}": [s] * k + [1.0] * (pairs - k) for k in edges}
     return {name: Scaling(factors, length=LENGTHS[-1]) for name, factors in (later | earlier).items()}
-
-
-def show_progress(name: str, count: int) -> None:
-    """Print the number of documents that a candidate has finished."""
-    print(f"\r{name}: {count} documents ", end="", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.evaluation.statistics import paired
+from longrope.evaluation.records import document_perplexity, paired_difference
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -86,11 +86,16 @@ def compare(record: dict[str, Any]) -> None:
     """Paired differences of the rows that are there."""
     record["differences"] = {
         name: [
-            {"corpus": CORPUS, "length": ours["length"], "against": other}
-            | asdict(paired(*(np.array(one["losses"], dtype=float) for one in (ours, theirs))))
+            paired_difference(
+                *(
+                    document_perplexity(np.array(row["losses"], dtype=float), row["length"], corpus=CORPUS)
+                    for row in (ours, reference)
+                ),
+                against=other,
+            ).model_dump()
             for other in ("original", "yarn")
             if other in record["perplexity"] and other != name
-            for ours, theirs in zip(cells, record["perplexity"][other], strict=True)
+            for ours, reference in zip(cells, record["perplexity"][other], strict=True)
         ]
         for name, cells in record["perplexity"].items()
     }

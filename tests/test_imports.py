@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "tasks": BASE | {"data", "models"},
     "search": BASE | {"schemes", "data"},
     "objectives": BASE | {"data", "models", "longcontext", "search"},
-    "evaluation": BASE | {"schemes", "data", "models", "longcontext", "tasks"},
+    "evaluation": BASE | {"schemes", "provenance", "data", "models", "longcontext", "tasks"},
     "stages": BASE
     | {
         "schemes",
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "cost": BASE | {"schemes", "models", "longcontext", "search", "stages"},
     "engines": BASE | {"schemes"},
     "export": BASE | {"schemes", "formats", "models", "engines"},
-    "report": BASE | {"schemes", "formats", "evaluation"},
+    "report": BASE | {"schemes", "formats", "search", "evaluation"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FREE = {"__init__", "__main__"}

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from longrope.cli import inspect, plan_output, progress
 from longrope.cli.main import guarded
-from longrope.cli.report import write_figures
 from longrope.cost.plan_cost import Cost
 from longrope.errors import LongRopeError
 from longrope.export.model_card import model_card
@@ -24,6 +23,7 @@ from longrope.report import terminal
 from longrope.report.all_figures import figures
 from longrope.report.html import page
 from longrope.report.load import LoadedRun, read_runs
+from longrope.report.report import write_pictures
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 
@@ -85,7 +85,7 @@ def test_names_add_no_element_to_a_page(hostile: tuple[LoadedRun, ...], tmp_path
 
 def test_names_add_no_element_to_a_picture_and_name_no_file(hostile: tuple[LoadedRun, ...], tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "figures"
-    write_figures(figures(hostile), folder)
+    write_pictures(hostile, folder)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert {path.parent for path in files} == {folder}

@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from longrope.data.weighted_text import needle_texts as needle_texts
     from longrope.data.weighted_text import perplexity_texts as perplexity_texts
     from longrope.errors import LongRopeError as LongRopeError
-    from longrope.evaluation.evaluate import EvalSpec as EvalSpec
+    from longrope.evaluation.evaluate import EvalOptions as EvalOptions
     from longrope.evaluation.evaluate import evaluate as evaluate
-    from longrope.evaluation.measurements import Corpus as Corpus
-    from longrope.evaluation.perplexity import compare as compare
-    from longrope.evaluation.perplexity import perplexity_of_losses as perplexity_of_losses
-    from longrope.evaluation.runner import Candidate as Candidate
-    from longrope.evaluation.sliding_window import sliding_losses as sliding_losses
+    from longrope.evaluation.perplexity import perplexity as perplexity
+    from longrope.evaluation.registry import MEASUREMENTS as MEASUREMENTS
+    from longrope.evaluation.results import EvalResults as EvalResults
     from longrope.export.apply import apply as apply
     from longrope.export.apply import detach as detach
     from longrope.export.parity import check_parity as check_parity
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from longrope.models.patch import patch as patch
     from longrope.models.rotary_embedding import LongRoPE as LongRoPE
     from longrope.objectives.model_loss import ModelObjective as ModelObjective
+    from longrope.report.report import report as report
     from longrope.rope import Rope as Rope
     from longrope.scaling import Extension as Extension
     from longrope.scaling import Scaling as Scaling
@@ -69,15 +68,15 @@ _HOMES = {
     "models.rotary_embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
     "longcontext.training_loss": ("use_chunked_loss",),
-    "evaluation.runner": ("Candidate",),
     "data.weighted_text": ("WeightedText", "mix_texts", "needle_texts", "perplexity_texts"),
     "longcontext.token_losses": ("token_losses",),
     "objectives.model_loss": ("ModelObjective",),
-    "evaluation.measurements": ("Corpus",),
-    "evaluation.perplexity": ("compare", "perplexity_of_losses"),
+    "evaluation.perplexity": ("perplexity",),
+    "evaluation.registry": ("MEASUREMENTS",),
+    "evaluation.results": ("EvalResults",),
     "tasks.scoring": ("score_prompts",),
-    "evaluation.evaluate": ("EvalSpec", "evaluate"),
-    "evaluation.sliding_window": ("sliding_losses",),
+    "evaluation.evaluate": ("EvalOptions", "evaluate"),
+    "report.report": ("report",),
     "export.parity": ("check_parity",),
     "export.apply": ("apply", "detach"),
     "export.registry": ("EXPORTERS", "export"),

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
 from longrope.data.weighted_text import SearchTextSpec, search_texts
-from longrope.evaluation.perplexity import compare, model_losses
+from longrope.evaluation.losses import model_losses
+from longrope.evaluation.perplexity import perplexity
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -155,14 +156,15 @@ def table(cli, model: Path, texts: Path, *more: object) -> dict[str, list[dict[s
 
 
 def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> None:
-    found = table(cli, model, texts, "--scaling", run, "--scaling", run / "best.json")
+    found = table(cli, model, texts, "--factors", run, "--factors", run / "best.json")
     assert list(found) == ["original", "pi", "ntk", "yarn", "heuristic", str(run), str(run / "best.json")]
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     drawn = draw_tokens(
         split_documents(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3
     )
     candidates = {"original": None, "yarn": scheme("yarn", ROPE, 160), str(run): load_factors(run / "extension.json")}
-    for name, row in compare(loaded, candidates, drawn.tokens, [32, 64, 65, 160]).items():
+    for name, scaling in candidates.items():
+        row = perplexity(loaded, drawn.tokens, [32, 64, 65, 160], scaling=scaling)
         assert [cell["length"] for cell in found[name]] == [32, 64, 65, 160]
         for cell, expected in zip(found[name], row, strict=True):
             assert cell["perplexity"] == pytest.approx(expected.perplexity, rel=1e-5)
@@ -195,7 +197,7 @@ def test_eval_prints_and_writes_a_table(cli, model: Path, texts: Path, tmp_path:
 
 
 def test_an_exported_checkpoint_evaluates_like_the_run(cli, model: Path, texts: Path, searched, exported: Path) -> None:
-    ours = table(cli, model, texts, "--schemes", "none", "--scaling", searched[0])
+    ours = table(cli, model, texts, "--schemes", "none", "--factors", searched[0])
     theirs = table(cli, exported, texts, "--schemes", "none")
     for a, b in zip(ours[str(searched[0])], theirs["original"], strict=True):
         assert a["perplexity"] == pytest.approx(b["perplexity"], rel=1e-4), a["length"]

@@ -8,7 +8,8 @@ import pytest
 from longrope.cli import demo as module
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
-from longrope.evaluation.perplexity import model_losses, perplexity_of_losses
+from longrope.evaluation.losses import model_losses
+from longrope.evaluation.perplexity import perplexity_of_losses
 from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
 from longrope.scaling import Extension

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from longrope.cost import memory_check
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
-from longrope.evaluation import measurements
-from longrope.evaluation.perplexity import model_losses
-from longrope.evaluation.sliding_window import key_tokens, sliding_losses
+from longrope.evaluation import losses
+from longrope.evaluation.key_tokens import key_tokens
+from longrope.evaluation.losses import model_losses
+from longrope.evaluation.sliding_window import sliding_losses
 from longrope.formats.load_factors import load_factors
 from longrope.models.patch import patch
 from longrope.rope import Rope
@@ -106,8 +107,8 @@ def test_rows_that_are_added_do_not_cost_the_others_again(
     cli, model: Path, texts: Path, exported: Path, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, passes = Path(shutil.copytree(whole[0], tmp_path / "run")), []
-    counted = measurements.losses_by_length
-    monkeypatch.setattr(measurements, "losses_by_length", lambda *a, **k: (passes.append(a[1]), counted(*a, **k))[1])
+    counted = losses.losses_by_length
+    monkeypatch.setattr(losses, "losses_by_length", lambda *a, **k: (passes.append(a[1]), counted(*a, **k))[1])
     command = ("eval", model, *LENGTHS[:-1], "yarn,pi", *MORE, "--data", texts, "-o", folder, "--json", "--resume")
     result = cli(*command, "--checkpoint", exported)
     assert result.code == 0, result.err
@@ -150,7 +151,7 @@ def test_several_corpora(cli, model: Path, texts: Path, tmp_path: Path) -> None:
 
 def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path: Path) -> None:
     good = ("eval", model, *LENGTHS, "--data", texts)
-    refused("key_tokens = 'pi' is no row; choose one of original, yarn", *good, "--key-tokens", "pi")
+    refused("key_tokens = 'pi': not a candidate. Choose one of original, yarn", *good, "--key-tokens", "pi")
     refused("task = 'bogus' is unknown; choose one of passkey", *good, "--retrieval", "recall,bogus")
     refused(
         r"length = 160 is too short for task niah_multiquery .* use at least \d+",
@@ -158,9 +159,9 @@ def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path
         "--retrieval",
         "niah_multiquery",
     )
-    refused("depths = '2' must be numbers from 0 to 1", *good, "--retrieval", "recall", "--depths", "2")
-    refused("retrieval_lengths = 200 is above the longest of lengths, 160", *good, "--retrieval-lengths", "64,200")
-    refused("resume: say which folder", *good, "--resume")
+    refused("depths = '2': not numbers from 0 to 1", *good, "--retrieval", "recall", "--depths", "2")
+    refused("retrieval_lengths = 200: above the longest of lengths, 160", *good, "--retrieval-lengths", "64,200")
+    refused("resume: there is no folder to continue", *good, "--resume")
     folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
     refused("lengths was .* now .*; resume with the same ones", "eval", model, "--lengths", "64,155", *LENGTHS[2:],
             *MORE, "--data", texts, "-o", folder, "--resume")  # fmt: skip
@@ -197,7 +198,7 @@ def test_tasks_of_lm_evaluation_harness(
             for a, b in (rng.permutation(words)[:2].tolist() for _ in range(8))]  # fmt: skip
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "local.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
-    command = ("eval", model, *LENGTHS, "--data", texts, "--scaling", searched[0], "--tasks", "local_choice")
+    command = ("eval", model, *LENGTHS, "--data", texts, "--factors", searched[0], "--tasks", "local_choice")
     result = cli(*command, "--task-folder", tmp_path, "--json")
     assert result.code == 0, result.err
     for name, factors in {"original": None, str(searched[0]): load_factors(searched[0] / "extension.json")}.items():

@@ -115,7 +115,7 @@ def test_bad_factors(refused: Refused, model: Path, few, name: str, tmp_path: Pa
     path = tmp_path / "factors.json"
     path.write_text(text)
     refused(said, "export", model, "--factors", path, "-o", tmp_path / "x")
-    refused(said, "eval", model, "--lengths", "128", *few[:2], "--scaling", path, "-o", tmp_path / "x", "--json")
+    refused(said, "eval", model, "--lengths", "128", *few[:2], "--factors", path, "-o", tmp_path / "x", "--json")
 
 
 def test_factors_without_a_length(refused: Refused, model: Path, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_factors_that_are_not_there(refused: Refused, model: Path, few, tmp_path
         (tmp_path / "run", "run/extension.json: No such"),
     ):
         refused(f"cannot read the factors file .*{said}", "export", model, "--factors", path, "-o", tmp_path / "x")
-        refused(f"cannot read the factors file .*{said}", "eval", model, "--lengths", 128, "--scaling", path)
+        refused(f"cannot read the factors file .*{said}", "eval", model, "--lengths", 128, "--factors", path)
 
 
 def data_of(folder: Path, kind: str) -> Path:

@@ -44,7 +44,7 @@ def test_what_is_refused(refused, reported: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused("there.html exists; replace it with --overwrite", "report", reported, "-o", tmp_path / "there.html")
     refused("is a folder", "report", reported, "-o", tmp_path / "empty")
-    refused("has no results.json; make one: run longrope eval", "report", tmp_path / "empty")
+    refused("has no results.json. Run longrope eval", "report", tmp_path / "empty")
     refused("exists; replace it", "report", reported, "--figures", reported)
 
 

@@ -5,13 +5,15 @@ import math
 import families
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import compare, model_losses, perplexity_of_losses
+from longrope.evaluation.losses import losses_by_length, model_losses
+from longrope.evaluation.perplexity import perplexity, perplexity_of_losses
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.rope import Rope
@@ -63,27 +65,29 @@ def tokens() -> np.ndarray:
     return families.tokens(3, 150).numpy()
 
 
+@pytest.mark.parametrize("name", [None, "pi", "yarn"])
 def test_static_factors_take_one_forward_for_all_lengths(
-    llama: PreTrainedModel, rope: Rope, tokens: np.ndarray
+    llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, name: str | None
 ) -> None:
-    candidates = {"original": None, "pi": scheme("pi", rope, 128), "yarn": scheme("yarn", rope, 128)}
+    scaling = None if name is None else scheme(name, rope, 128)
     shapes: list[tuple[int, ...]] = []
-    with llama.model.layers[0].register_forward_hook(lambda *made: shapes.append(tuple(made[1][0].shape[:2]))):
-        table = compare(llama, candidates, tokens, LENGTHS, batch=3)
-    assert [shape for shape in shapes if shape[0] == 3] == [(3, 128)] * 3  # the guard's probes have a single row
-    assert list(table) == list(candidates)
-    for name, factors in candidates.items():
-        for cell, length in zip(table[name], LENGTHS, strict=True):
-            alone = perplexity_of_losses(model_losses(llama, factors, tokens[:, :length]), length)
-            assert cell.length == length
-            assert cell.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
-            assert cell.losses == pytest.approx(alone.losses, rel=1e-5)
-    assert table["pi"][3].perplexity != pytest.approx(table["yarn"][3].perplexity, rel=1e-3)
+    with llama.model.layers[0].register_forward_hook(lambda *run: shapes.append(tuple(run[1][0].shape[:2]))):
+        results = perplexity(llama, tokens, LENGTHS, scaling=scaling, batch=3)
+    assert [shape for shape in shapes if shape[0] == 3] == [(3, 128)]  # the guard's prompts have a single row
+    for result, length in zip(results, LENGTHS, strict=True):
+        alone = perplexity_of_losses(model_losses(llama, scaling, tokens[:, :length]), length)
+        assert result.length == length
+        assert result.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
+        assert result.losses == pytest.approx(alone.losses, rel=1e-5)
 
 
-def test_none_is_the_model_unpatched(llama: PreTrainedModel, tokens: np.ndarray) -> None:
-    cells = compare(llama, {"original": None}, tokens, [150])["original"]
-    assert cells == [perplexity_of_losses(token_losses(llama, tokens), 150)]
+def test_schemes_differ(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray) -> None:
+    pi, yarn = (perplexity(llama, tokens, [128], scaling=scheme(name, rope, 128))[0] for name in ("pi", "yarn"))
+    assert pi.perplexity != pytest.approx(yarn.perplexity, rel=1e-3)
+
+
+def test_without_a_scaling_the_model_is_unpatched(llama: PreTrainedModel, tokens: np.ndarray) -> None:
+    assert perplexity(llama, tokens, lengths=[150]) == [perplexity_of_losses(token_losses(llama, tokens), 150)]
 
 
 @pytest.mark.parametrize("short", [1.0, 1.3])
@@ -92,8 +96,11 @@ def test_an_extension_uses_its_short_factors_up_to_l0(
 ) -> None:
     sets = Scaling([short] * (rope.dim // 2)), scheme("ntk", rope, 128)
     extension = Extension(rope=rope, short=sets[0], long=sets[1], length=128)
-    rows = compare(llama, {"ours": extension, "short": sets[0], "long": sets[1], "none": None}, tokens, LENGTHS)
-    values = {name: [cell.perplexity for cell in row] for name, row in rows.items()}
+    scalings = {"ours": extension, "short": sets[0], "long": sets[1], "none": None}
+    values = {
+        name: [result.perplexity for result in perplexity(llama, tokens, LENGTHS, scaling=scaling)]
+        for name, scaling in scalings.items()
+    }
     assert values["ours"][:2] == pytest.approx(values["short"][:2], rel=1e-6)
     assert values["ours"][2:] == pytest.approx(values["long"][2:], rel=1e-6)
     assert values["ours"][1] != pytest.approx(values["long"][1], rel=1e-4)
@@ -102,8 +109,8 @@ def test_an_extension_uses_its_short_factors_up_to_l0(
 
 def test_an_extension_at_short_lengths_only(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray) -> None:
     extension = Extension.of(rope, scheme("ntk", rope, 128))
-    rows = compare(llama, {"ours": extension, "none": None}, tokens, [16, L0])
-    assert [cell.perplexity for cell in rows["ours"]] == pytest.approx([cell.perplexity for cell in rows["none"]])
+    ours, none = (perplexity(llama, tokens, [16, L0], scaling=scaling) for scaling in (extension, None))
+    assert [result.perplexity for result in ours] == pytest.approx([result.perplexity for result in none])
 
 
 @pytest.mark.parametrize(("lengths", "passes"), [([96, 128], [128]), ([16, 64], [64]), ([16, 128], [16, 128])])
@@ -111,37 +118,61 @@ def test_an_extension_takes_no_pass_in_vain(
     llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, lengths: list[int], passes: list[int]
 ) -> None:
     shapes: list[tuple[int, ...]] = []
-    with llama.model.layers[0].register_forward_hook(lambda *made: shapes.append(tuple(made[1][0].shape[:2]))):
-        compare(llama, {"ours": Extension.of(rope, scheme("ntk", rope, 128))}, tokens, lengths, batch=3)
+    with llama.model.layers[0].register_forward_hook(lambda *run: shapes.append(tuple(run[1][0].shape[:2]))):
+        perplexity(llama, tokens, lengths, scaling=Extension.of(rope, scheme("ntk", rope, 128)), batch=3)
     assert sorted(length for rows, length in shapes if rows == 3) == passes
 
 
 def test_a_model_with_two_sets_of_its_own(rope: Rope, tokens: np.ndarray) -> None:
-    """An exported checkpoint, as it is, changes its factors with the length: what is said of L0 must hold at L0."""
+    """An exported checkpoint, as it is, changes its factors with the length: the result at L0 must hold at L0."""
     ntk = list(scheme("ntk", rope, 128).factors)
     sets = {"short_factor": [1.0] * len(ntk), "long_factor": ntk, "factor": 2.0, "attention_factor": 1.0}
     parameters = {"rope_type": "longrope", "rope_theta": rope.base, "original_max_position_embeddings": L0, **sets}
     exported = families.build("llama", max_position_embeddings=128, rope_parameters=parameters)
-    cells = compare(exported, {"original": None}, tokens, [L0, 128])["original"]
-    for cell in cells:
-        alone = perplexity_of_losses(token_losses(exported, tokens[:, : cell.length]), cell.length)
-        assert cell.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
+    for result in perplexity(exported, tokens, [L0, 128]):
+        alone = perplexity_of_losses(token_losses(exported, tokens[:, : result.length]), result.length)
+        assert result.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_done_names_the_candidate(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, batch: int) -> None:
-    told: list[tuple[str, int]] = []
-    candidates = {"none": None, "ours": Extension.of(rope, scheme("pi", rope, 128))}
-    compare(llama, candidates, tokens, [64, 128], batch=batch, done=lambda *what: told.append(what))
-    counts = [1, 2, 3] if batch == 1 else [2, 3]
-    assert told == [(name, count) for name in candidates for count in counts]
+def test_progress_counts_the_documents_of_the_longest_pass(
+    llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, batch: int
+) -> None:
+    counts: list[int] = []
+    extension = Extension.of(rope, scheme("pi", rope, 128))
+    perplexity(llama, tokens, [64, 128], scaling=extension, batch=batch, on_progress=counts.append)
+    assert counts == ([1, 2, 3] if batch == 1 else [2, 3])
 
 
 def test_factors_of_another_model_are_refused_and_nothing_stays(llama: PreTrainedModel, tokens: np.ndarray) -> None:
     rotary = llama.model.rotary_emb
-    with pytest.raises(LongRopeError, match="factors: 3 values"):
-        compare(llama, {"wrong": Scaling([1, 2, 3])}, tokens, [16])
+    with pytest.raises(LongRopeError, match="3 "):
+        perplexity(llama, tokens, [16], scaling=Scaling([1, 2, 3]))
     assert llama.model.rotary_emb is rotary
+
+
+def test_lists_tensors_arrays_and_ragged_sequences_are_alike(llama: PreTrainedModel, tokens: np.ndarray) -> None:
+    expected = perplexity(llama, tokens, lengths=[16, 64])
+    ragged = [row[: 64 + 10 * index].tolist() for index, row in enumerate(tokens)]
+    for sequences in (tokens.tolist(), torch.from_numpy(tokens), tokens.astype(np.int32), list(tokens), ragged):
+        assert perplexity(llama, sequences, lengths=[16, 64]) == expected
+    assert perplexity(llama, list(torch.from_numpy(tokens).int()), lengths=[16, 64]) == expected
+
+
+def test_a_length_that_the_tokens_do_not_have_is_refused(llama: PreTrainedModel) -> None:
+    """100 tokens once gave a result labelled 4,096."""
+    sequences = families.tokens(2, 100).tolist()
+    with pytest.raises(LongRopeError, match=r"lengths = \[4096\]: sequences\[0\] has 100 tokens, fewer than 4096"):
+        perplexity(llama, sequences, lengths=[4096])
+    with pytest.raises(LongRopeError, match=r"sequences\[1\] has 100 tokens, fewer than 128"):
+        perplexity(llama, [families.tokens(1, 128)[0].tolist(), sequences[0]], lengths=[64, 128])
+    with pytest.raises(LongRopeError, match="a document has 100 tokens, fewer than 4096"):
+        losses_by_length(llama, None, np.array(sequences), [4096])
+    with pytest.raises(LongRopeError, match="a document has 100 tokens, fewer than 4096"):
+        perplexity_of_losses(np.ones((2, 99)), 4096)
+    for lengths in ([], [1, 64]):
+        with pytest.raises(LongRopeError, match="a loss needs 2 tokens"):
+            perplexity(llama, sequences, lengths=lengths)
 
 
 def test_model_losses_patch_and_undo(llama: PreTrainedModel, rope: Rope, tokens: np.ndarray) -> None:

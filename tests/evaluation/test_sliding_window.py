@@ -5,8 +5,9 @@ import pytest
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import model_losses
-from longrope.evaluation.sliding_window import key_tokens, sliding_losses
+from longrope.evaluation.key_tokens import key_tokens
+from longrope.evaluation.losses import model_losses
+from longrope.evaluation.sliding_window import sliding_losses
 from longrope.models.load import load
 from longrope.rope import Rope
 from longrope.scaling import Extension
@@ -48,7 +49,9 @@ def test_key_tokens_are_those_that_were_planted_far_before() -> None:
     filler = tokenizer("\n".join(f"x{i} = f(y[{rng.integers(99)}])" for i in range(60)))["input_ids"][:400]
     line = tokenizer("\nbolkar = violet harbor\n", add_special_tokens=False)["input_ids"]
     text = np.array(filler[:100] + line + filler[100:200] + line)
-    found = key_tokens(model, None, text, window=64)
-    words = range(len(text) - 1 - len(line), len(text) - 1)
-    assert set(found) & set(words)
-    assert len(set(found) - set(words)) <= 2
+    indices = set(key_tokens(model, None, text, window=64))
+    words = set(range(len(text) - 1 - len(line), len(text) - 1))
+    assert indices & words
+    assert len(indices - words) <= 2
+    with pytest.raises(LongRopeError, match="windows of 4096 tokens over a text of"):
+        key_tokens(model, None, text, window=4096)

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrope.evaluation.statistics import paired, sign_test
+from longrope.evaluation.records import Difference, document_perplexity, paired_difference
+from longrope.evaluation.statistics import sign_test
+
+
+def paired(losses: Sequence[float], reference: Sequence[float]) -> Difference:
+    ours, others = (document_perplexity(values, 64) for values in (losses, reference))
+    return paired_difference(ours, others, against="yarn")
+
 
 LOSSES = st.lists(st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)), min_size=2, max_size=9)
 

@@ -67,7 +67,7 @@ def test_model_data_and_factors_may_be_read_only(command, disk, tmp_path: Path) 
     evaluate = ("eval", model, "--lengths", 300, "--dtype", "float32", "--documents", 1, "--schemes", "none", *data)
     for words in (
         (*search, "-o", tmp_path / "run"),
-        (*evaluate, "--scaling", disk.folder / "run", "-o", tmp_path / "eval"),
+        (*evaluate, "--factors", disk.folder / "run", "-o", tmp_path / "eval"),
         ("export", model, "--factors", disk.folder / "run", "-o", tmp_path / "out"),
     ):
         code, error = command(*words)

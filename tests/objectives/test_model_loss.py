@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import compare, model_losses
+from longrope.evaluation.losses import model_losses
+from longrope.evaluation.perplexity import perplexity
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.scaling import Scaling
@@ -34,7 +35,7 @@ def evaluate(objective: ModelObjective, batch: Batch, *, gradient: bool = False)
 def test_the_mean_is_the_log_of_the_perplexity(llama: PreTrainedModel, rows: int) -> None:
     objective = ModelObjective(llama, perplexity_texts(TOKENS))
     for factors in CANDIDATES:
-        cell = compare(llama, {"x": factors}, TOKENS, [128])["x"][0]
+        cell = perplexity(llama, TOKENS, [128], scaling=factors)[0]
         batches = [[(factors, i) for i in range(3)[start : start + rows]] for start in range(0, 3, rows)]
         answers = [answer for _, found in objective.evaluate(batches, gradient=False) for answer in found]
         assert np.mean([answer.loss for answer in answers]) == pytest.approx(math.log(cell.perplexity), rel=1e-6)

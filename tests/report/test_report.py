@@ -67,7 +67,7 @@ def test_page_and_terminal_show_the_same_cells(read, shown, html):
     for figure in shown:
         head, *rows = tables[figure.key]
         assert head == [column.head for column in figure.columns]
-        assert rows == figure.cells()
+        assert rows == figure.written()
         for row in rows:
             assert re.search("│ +".join(re.escape(cell) + " *" for cell in row), printed), row
 
@@ -352,9 +352,9 @@ def damaged(change):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", r"results\.json is damaged: .*make it again"),
-        ("[]", "no JSON object"),
-        (damaged(lambda record: record.pop("version")), r"version = None, but this longrope reads 1: .*upgrade"),
+        ("{", r"results\.json is damaged: .*Run longrope eval again"),
+        ("[]", "not a JSON object"),
+        (damaged(lambda record: record.pop("version")), r"version = None, but this longrope reads 1\. .*upgrade"),
         (damaged(lambda record: record.update(version=2)), "version = 2, but this longrope reads 1"),
         (damaged(lambda record: record.pop("rows")), "rows: Field required"),
         (damaged(lambda record: record["rows"].pop("yarn")), "yarn were measured but are not described"),
@@ -375,22 +375,22 @@ def test_numbers_that_json_does_not_know_are_missing(tmp_path):
     assert "Infinity" in text
     (tmp_path / "results.json").write_text(text)
     (run,) = read_runs([tmp_path])
-    assert run.results.perplexity["yarn"][-1].perplexity is None
+    assert math.isnan(run.results["perplexity"]["yarn"][-1].perplexity)
 
 
 def test_a_folder_without_results_is_refused_with_a_remedy(tmp_path):
-    with pytest.raises(LongRopeError, match=r"has no results\.json; make one: run longrope eval … -o "):
+    with pytest.raises(LongRopeError, match=r"has no results\.json\. Run longrope eval … -o "):
         read_runs([tmp_path])
-    with pytest.raises(LongRopeError, match="is no folder"):
+    with pytest.raises(LongRopeError, match="not a folder"):
         read_runs([tmp_path / "nowhere"])
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(LongRopeError, match="finish the run with --resume"):
+    with pytest.raises(LongRopeError, match="Finish the run with --resume"):
         read_runs([tmp_path])
     run = sample_runs.write_run(tmp_path / "run")
     with pytest.raises(LongRopeError, match="given twice"):
         read_runs([run, tmp_path / "." / "run"])
     (run / "stage-1" / "search" / "search-0.jsonl").write_text("{}\n")
-    with pytest.raises(LongRopeError, match="no journal of a search"):
+    with pytest.raises(LongRopeError, match="not the journal of a search"):
         read_runs([run])
 
 

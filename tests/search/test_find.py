@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText, mix_texts, perplexity_texts
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import model_losses
+from longrope.evaluation.losses import model_losses
 from longrope.formats.load_factors import load_factors
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope

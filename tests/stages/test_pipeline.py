@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import compare
+from longrope.evaluation.perplexity import perplexity
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
@@ -208,7 +208,7 @@ def test_results_are_what_compare_gives(finished: tuple[StagedRun, Extension]) -
     at = {}
     for name, (weights, factors) in wanted.items():
         loaded, _ = load(weights)
-        cells = compare(loaded, {name: factors}, run.material.test().tokens, [64, 128, 256])[name]
+        cells = perplexity(loaded, run.material.test().tokens, [64, 128, 256], scaling=factors)
         found = [{key: value for key, value in cell.items() if key != "corpus"} for cell in record["perplexity"][name]]
         for ours, cell in zip(found, cells, strict=True):
             expected = json.loads(json.dumps(asdict(cell)))

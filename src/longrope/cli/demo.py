@@ -74,15 +74,11 @@ def run(
 
 
 def write_report(work: StagedRun) -> Path:
-    """The page of ``longrope report``, with its figures beside it."""
-    from longrope.cli.report import write_figures
-    from longrope.report.all_figures import figures
-    from longrope.report.html import page
+    """Write the page of ``longrope report`` with its figures beside it; return its path."""
     from longrope.report.load import read_runs
-    from longrope.storage.atomic import write_text
+    from longrope.report.report import report, write_pictures
 
-    path, runs = work.folder / "report.html", read_runs([work.folder])
-    shown = figures(runs)
-    write_text(path, page(runs, shown))
-    write_figures(shown, work.folder / "figures")
+    path = work.folder / "report.html"
+    report(work.folder, path)
+    write_pictures(read_runs([work.folder]), work.folder / "figures")
     return path

@@ -12,154 +12,194 @@ import typer
 
 from longrope.cli import distributed, eval_output, options
 from longrope.cli.eval_inputs import (
-    check_rows,
+    EvalRequest,
+    check_candidates,
     claim_results,
-    compared_rows,
-    harness_parts,
+    compared_candidates,
+    harness_tasks,
     parse_depths,
     read_corpora,
-    read_probes,
+    read_prompts,
 )
 from longrope.cli.progress import parts_bar
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import SampleStore
+    from longrope.evaluation.results import EvalResults
+    from longrope.evaluation.sample_store import SampleStore
 
 
 def run(
     model: options.Model,
     lengths: Annotated[str, typer.Option(help="Lengths by commas: 8k,16k; schemes aim at the longest.")],
-    scaling: Annotated[
+    factors: Annotated[
         list[str] | None, typer.Option(help="Factors file or run folder (with its weights); may be repeated.")
     ] = None,
     checkpoint: Annotated[
-        list[str] | None, typer.Option(help="Another model, as it is: its own rope scaling; may be repeated.")
+        list[str] | None, typer.Option(help="Another model with its own rope scaling; may be repeated.")
     ] = None,
     schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = "pi,ntk,yarn,heuristic",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for results.json and cells.jsonl.")] = (
         None
     ),
-    data: Annotated[list[str] | None, typer.Option(help="As of search; may be repeated: several corpora.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Source of documents, as in search; may be repeated: several corpora.")
+    ] = None,
     documents: Annotated[int, typer.Option(min=1, help="Test documents of each corpus.")] = 4,
     data_seed: options.Seed = 0,
     stride: Annotated[
-        str | None, typer.Option(help="Also perplexity in windows of each length that move by so many tokens.")
+        str | None, typer.Option(help="Also perplexity in overlapping windows of each length, this many tokens apart.")
     ] = None,
     key_tokens: Annotated[
         str | None,
-        typer.Option(help="Also perplexity of key tokens (LongPPL), picked by this row, such as original."),
+        typer.Option(help="Also perplexity of key tokens (LongPPL), chosen by this candidate, such as original."),
     ] = None,
     retrieval: Annotated[
-        str | None, typer.Option(help="Tasks by commas (recall,passkey,niah_single_1 …), or all.")
+        str | None, typer.Option(help="Retrieval tasks by commas (recall,passkey,niah_single_1 …), or all.")
     ] = None,
-    retrieval_lengths: Annotated[str | None, typer.Option(help="Of the tasks; the lengths if not given.")] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Texts of each task at each length.")] = 20,
-    depths: Annotated[str, typer.Option(help="Where needles lie, from 0 (beginning) to 1 (end), in turn.")] = (
+    retrieval_lengths: Annotated[
+        str | None, typer.Option(help="Lengths for retrieval tasks (default: --lengths).")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Texts of each retrieval task at each length.")] = 20,
+    depths: Annotated[str, typer.Option(help="Depths of the needles, from 0 (beginning) to 1 (end), in turn.")] = (
         "0,0.25,0.5,0.75,1"
     ),
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks of lm-evaluation-harness by commas ('longrope[lm-eval]').")
+        str | None,
+        typer.Option(help=r"Tasks of lm-evaluation-harness by commas (pip install 'longrope\[lm-eval]')."),
     ] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="Folder of tasks of your own for it (YAML).")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most documents of each of --tasks.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder of your own tasks for the harness (YAML).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of documents of each of --tasks.")] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option(help="Also this measurement of yours (a row of MEASUREMENTS); may be repeated.")
+    ] = None,
     batch: options.Batch = 1,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     cache: options.Cache = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue; rows may be added.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue; candidates may be added.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare schemes, factors and checkpoints on test documents: perplexity, retrieval, benchmark tasks.
 
-    No search that was given the same --data and --data-seed has seen them. longrope report makes a page of it.
-    Started by torchrun, all processes run each pass together.
+    A search with the same --data and --data-seed has not seen these documents. longrope report makes a page of the
+    results. If torchrun starts the command, all processes run each pass together.
     """
-    wanted, step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
-    if first := distributed.first():
+    tokens, window_step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
+    if distributed.first():
         claim_results(output, resume=resume, overwrite=overwrite)
     if tasks is not None and distributed.count() > 1:
         raise LongRopeError("tasks: lm-evaluation-harness runs in one process; leave --tasks out of this launch")
 
-    from longrope.evaluation.evaluate import EvalSpec, evaluate
-    from longrope.evaluation.runner import JOURNAL
+    from longrope.evaluation.measurement import EvalSpec
+    from longrope.evaluation.registry import check_spec
     from longrope.models.load import load_config, load_tokenizer
-    from longrope.provenance import provenance
     from longrope.rope import Rope
-    from longrope.storage.atomic import write_json
 
     rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
-    rows = compared_rows(model, rope, wanted[-1], schemes, scaling or [], checkpoint or [])
-    on = options.choose_device(device)
-    distributed.take_device(on)
-    check_memory = partial(check_rows, rows, tokenizer, wanted[-1], batch=batch, device=on)
-    recorded = options.recorded_dtype(output / JOURNAL) if output is not None and resume else None
-    dtype = options.choose_dtype(dtype, model, on, lambda dtype: check_memory(dtype=dtype), recorded=recorded)
-    check_memory(dtype=dtype)
-    if key_tokens is not None and key_tokens not in rows:
-        raise LongRopeError(f"key_tokens = {key_tokens!r} is no row; choose one of {', '.join(rows)}")
+    candidates = compared_candidates(model, rope, tokens[-1], schemes, factors or [], checkpoint or [])
+    device = options.choose_device(device)
+    distributed.take_device(device)
+    dtype = check_candidates(
+        candidates, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=output if resume else None
+    )
     sources = data or [options.default_data(model, None)]
-    corpora = read_corpora(sources, tokenizer, wanted[-1], documents, data_seed, cache)
-    at = parse_lengths(retrieval_lengths, "retrieval_lengths") if retrieval_lengths else wanted
-    if at[-1] > wanted[-1]:
-        raise LongRopeError(f"retrieval_lengths = {at[-1]} is above the longest of lengths, {wanted[-1]}; add it there")
-    how = {"trials": trials, "depths": parse_depths(depths), "seed": data_seed}
-    probes = read_probes(retrieval, at, tokenizer, corpora[0].tokens, **how)
-    what = EvalSpec(wanted, stride=step, key_tokens=key_tokens, retrieval=probes, batch=batch)
-    more = harness_parts(tasks, task_folder, limit=limit, batch=batch, length=wanted[-1])
-    settings: dict[str, Any] = {"model": model, "dtype": dtype, "data": {one.name: one.hash for one in corpora}}
-    settings |= {"lengths": wanted, "stride": step, "key_tokens": key_tokens, "depths": how["depths"]}
-    settings |= {"seed": data_seed, "task_folder": task_folder and str(task_folder), "limit": limit}
-    where, silent = output if first else None, as_json or not first
-    read = settings | {"factors": {name: row.as_record() for name, row in rows.items()}, "batch": batch}
-    read |= {"documents": documents, "trials": trials, "retrieval": [(*key, len(one)) for key, one in probes.items()]}
-    with distributed.joined(on), kept(where, settings, resume=resume) as cells, parts_bar(quiet=silent) as tell:
-        distributed.agree(read)
-        record = evaluate(
-            rows,
-            corpora,
-            what,
-            rope=rope,
-            open_model=partial(distributed.open_model, dtype=dtype, device=on),
-            cells=cells,
-            more=more,
-            tell=partial(tell, "eval"),
+    corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache)
+    chosen_depths = parse_depths(depths)
+    prompts = read_prompts(
+        retrieval,
+        retrieval_lengths,
+        tokens,
+        tokenizer,
+        corpora[0].tokens,
+        trials=trials,
+        depths=chosen_depths,
+        seed=data_seed,
+    )
+    spec = EvalSpec(
+        tokens,
+        stride=window_step,
+        key_tokens=key_tokens,
+        retrieval=prompts,
+        harness=harness_tasks(tasks, task_folder, limit=limit, batch=batch, length=tokens[-1]),
+        measurements=measure or [],
+        batch=batch,
+    )
+    check_spec(spec, candidates)
+    settings = {"depths": chosen_depths, "seed": data_seed, "task_folder": task_folder and str(task_folder)}
+    request = EvalRequest(model, dtype, device, rope, candidates, corpora, spec, settings | {"limit": limit})
+    results = evaluate_request(request, output, resume=resume, quiet=as_json)
+    if distributed.first():
+        options.tell(results.to_json(), as_json=as_json, text=lambda: eval_output.describe(results, output))
+
+
+def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool, quiet: bool) -> EvalResults:
+    """Evaluate, together with the other processes of the launch; the first one writes the results.
+
+    Args:
+        request: What to evaluate.
+        output: Folder for journal and results; None keeps nothing.
+        resume: Whether the folder's journal is continued.
+        quiet: Whether to show no progress.
+    """
+    from dataclasses import replace
+
+    from longrope.evaluation.runner import Evaluation, run_evaluation
+    from longrope.provenance import provenance
+
+    first, device = distributed.first(), request.device
+    folder = output if first else None
+    with (
+        distributed.joined(device),
+        open_samples(folder, request.settings, resume=resume) as store,
+        parts_bar(quiet=quiet or not first) as on_progress,
+    ):
+        distributed.agree(request.shared)
+        evaluation = Evaluation(
+            request.candidates,
+            request.corpora,
+            request.spec,
+            request.rope,
+            partial(distributed.open_model, dtype=request.dtype, device=device),
+            store,
+            partial(on_progress, "eval"),
         )
-        record = {"model": model, "dtype": dtype, **record, "provenance": provenance(on) | distributed.told()}
-        if where is not None:
-            write_json(where / "results.json", record)
-    if first:
-        options.tell(record, as_json=as_json, text=lambda: eval_output.describe(record, rope, output))
+        results = run_evaluation(evaluation)
+        source = provenance(device) | distributed.told()
+        results = replace(results, model=request.model, dtype=request.dtype, provenance=source)
+        if folder is not None:
+            results.save(folder / "results.json")
+    return results
 
 
 @contextmanager
-def kept(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[SampleStore]:
-    """The cells that a folder holds, which no other process may use meanwhile; without a folder, none.
+def open_samples(output: Path | None, settings: dict[str, Any], *, resume: bool) -> Iterator[SampleStore]:
+    """Yield the samples that a folder holds, and lock the folder meanwhile; without a folder, an empty store.
 
-    Of processes that evaluate together, all get those that the first one has.
+    Of processes that evaluate together, all get the samples of the first one.
     """
-    from longrope.evaluation.runner import JOURNAL, SampleStore
+    from longrope.evaluation.sample_store import JOURNAL, SampleStore
     from longrope.storage.jsonl import JsonlFile
     from longrope.storage.lock import locked
 
     if output is None:
-        found = distributed.same([])
-        if found is None:  # and the first one says why
+        lines = distributed.same([])
+        if lines is None:  # the first process failed, and says why
             raise typer.Exit(2)
-        yield SampleStore(found=found)
+        yield SampleStore(lines=lines)
         return
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         try:
-            opened.enter_context(locked(output))
+            stack.enter_context(locked(output))
             for name in () if resume else (JOURNAL, "results.json"):
                 (output / name).unlink(missing_ok=True)
-            lines = JsonlFile(output / JOURNAL, settings, of="an evaluation", resume=resume)
-            opened.enter_context(closing(lines))
-            cells = SampleStore(lines)
+            journal = JsonlFile(output / JOURNAL, settings, of="an evaluation", resume=resume)
+            stack.enter_context(closing(journal))
+            store = SampleStore(journal)
         except LongRopeError:
             distributed.same(None)
             raise
-        distributed.same(lines.found)
-        yield cells
+        distributed.same(journal.found)
+        yield store

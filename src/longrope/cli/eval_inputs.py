@@ -1,29 +1,87 @@
-"""What ``longrope eval`` compares, and on what."""
+"""The inputs of ``longrope eval``: candidates, documents, prompts, and checks of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrope.cli import distributed, options
 from longrope.errors import LongRopeError
+from longrope.units import parse_lengths
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from longrope.evaluation.measurements import Corpus, Measurement
-    from longrope.evaluation.runner import Candidate
+    from longrope.evaluation.candidate import Candidate
+    from longrope.evaluation.measurement import Corpus, EvalSpec, SampleSet
     from longrope.rope import Rope
     from longrope.tasks.prompt_sets import PromptSets
 
 
-def compared_rows(
-    model: str, rope: Rope, length: int, schemes: str, scalings: Sequence[str], checkpoints: Sequence[str]
+@dataclass(frozen=True)
+class EvalRequest:
+    """An evaluation whose inputs have been read and checked.
+
+    Args:
+        model: Name of the model.
+        dtype: Number format of the models.
+        device: torch device.
+        rope: Geometry of the model.
+        candidates: Candidates by name.
+        corpora: Test documents.
+        spec: What to measure.
+        options: Further settings that a resumed evaluation must share.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    rope: Rope
+    candidates: Mapping[str, Candidate]
+    corpora: Sequence[Corpus]
+    spec: EvalSpec
+    options: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that the journal begins with."""
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "data": {corpus.name: corpus.hash for corpus in self.corpora},
+            "lengths": list(self.spec.lengths),
+            "stride": self.spec.stride,
+            "key_tokens": self.spec.key_tokens,
+            **self.options,
+        }
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Everything in which the processes of a launch must agree."""
+        prompts = [(*key, len(prompts)) for key, prompts in self.spec.retrieval.items()]
+        factors = {name: candidate.to_json() for name, candidate in self.candidates.items()}
+        documents = [len(corpus.tokens) for corpus in self.corpora]
+        others = {"measure": list(self.spec.measurements), "batch": self.spec.batch}
+        return self.settings | {"factors": factors, "documents": documents, "retrieval": prompts} | others
+
+
+def compared_candidates(
+    model: str, rope: Rope, length: int, schemes: str, factors: Sequence[str], checkpoints: Sequence[str]
 ) -> dict[str, Candidate]:
-    """The model as it is, schemes at a length, factors (of a run that fine-tuned, with its weights), checkpoints."""
-    from longrope.evaluation.runner import Candidate
+    """Return the candidates: the model as it is, schemes, factors (a fine-tuned run with its weights), checkpoints.
+
+    Args:
+        model: Name of the model.
+        rope: Geometry of the model.
+        length: Length in tokens that the schemes aim at.
+        schemes: Names of schemes by commas, or none.
+        factors: Factors files and run folders.
+        checkpoints: Names of other models.
+    """
+    from longrope.evaluation.candidate import Candidate
     from longrope.schemes import scheme
     from longrope.stages.run_folder import open_run
 
@@ -31,21 +89,19 @@ def compared_rows(
     if names and length <= rope.original_length:
         distributed.say("Schemes are left out: no length is above the original one.")
         names = []
-    rows = {"original": Candidate(model)} | {name: Candidate(model, scheme(name, rope, length)) for name in names}
-    for path in scalings:
-        weights = model
-        if (Path(path) / "plan.toml").exists():
-            run = open_run(Path(path))
-            weights = run.final_weights
-        rows[_new(path, rows)] = Candidate(weights, options.read_factors(path))
+    candidates = {"original": Candidate(model)}
+    candidates |= {name: Candidate(model, scheme(name, rope, length)) for name in names}
+    for path in factors:
+        weights = open_run(Path(path)).final_weights if (Path(path) / "plan.toml").exists() else model
+        candidates[_new(path, candidates)] = Candidate(weights, options.read_factors(path))
     for path in checkpoints:
-        rows[_new(path, rows)] = Candidate(path)
-    return rows
+        candidates[_new(path, candidates)] = Candidate(path)
+    return candidates
 
 
-def _new(name: str, rows: Mapping[str, Candidate]) -> str:
-    if name in rows:
-        raise LongRopeError(f"row = {name!r} is there twice; write one as another path, such as ./{name}")
+def _new(name: str, candidates: Mapping[str, Candidate]) -> str:
+    if name in candidates:
+        raise LongRopeError(f"candidate = {name!r}: given twice. Write one as another path, such as ./{name}.")
     return name
 
 
@@ -57,21 +113,23 @@ def read_corpora(
     seed: int,
     cache: Path | None,
 ) -> list[Corpus]:
-    """The test documents of each source."""
+    """Return the test documents of each source."""
     from longrope.data.documents import load_documents
     from longrope.data.split import draw_tokens, split_documents
-    from longrope.evaluation.measurements import Corpus
+    from longrope.evaluation.measurement import Corpus
 
-    found, short = [], [short_source(source) for source in dict.fromkeys(sources)]
-    for source, name in zip(dict.fromkeys(sources), short, strict=True):
-        parts = split_documents(load_documents(source), seed=seed)
-        drawn = draw_tokens(parts["test"], tokenizer, length=length, count=count, cache=cache)
-        found.append(Corpus(name if short.count(name) == 1 else source, drawn.tokens, drawn.names))
-    return found
+    distinct = list(dict.fromkeys(sources))
+    short = [short_source(source) for source in distinct]
+    corpora = []
+    for source, name in zip(distinct, short, strict=True):
+        documents = split_documents(load_documents(source), seed=seed)["test"]
+        drawn = draw_tokens(documents, tokenizer, length=length, count=count, cache=cache)
+        corpora.append(Corpus(name if short.count(name) == 1 else source, drawn.tokens, drawn.names))
+    return corpora
 
 
 def short_source(source: str) -> str:
-    """Of a path, its last part.
+    """Return the last part of a path.
 
     >>> short_source("stdlib:unseen"), short_source("/home/me/texts/")
     ('stdlib:unseen', 'texts')
@@ -79,105 +137,145 @@ def short_source(source: str) -> str:
     return Path(source).name if "/" in source else source
 
 
-def read_probes(
-    tasks: str | None, lengths: Sequence[int], tokenizer: PreTrainedTokenizerBase, texts: np.ndarray, **how: Any
+def read_prompts(
+    tasks: str | None,
+    retrieval_lengths: str | None,
+    lengths: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: np.ndarray,
+    **draw: Any,
 ) -> PromptSets:
-    """The probes of retrieval tasks at the lengths at which they fit; says where they do not.
+    """Return the prompts of retrieval tasks at the lengths at which they fit; say where they do not.
+
+    Args:
+        tasks: Names of tasks by commas, or all.
+        retrieval_lengths: Lengths by commas; None takes ``lengths``.
+        lengths: Lengths of the evaluation in tokens.
+        tokenizer: The model's tokenizer.
+        texts: Real documents, ``(documents, at least the longest length)``.
+        **draw: Further arguments of `make_prompt_sets`.
 
     Raises:
-        LongRopeError: if there is no such task, or one fits at no length.
+        LongRopeError: If a task does not exist or fits at no length, or a length is above the longest.
     """
     from longrope.tasks.prompt_sets import make_prompt_sets
     from longrope.tasks.registry import TASKS
 
+    chosen = parse_lengths(retrieval_lengths, "retrieval_lengths") if retrieval_lengths else lengths
+    if chosen[-1] > lengths[-1]:
+        raise LongRopeError(
+            f"retrieval_lengths = {chosen[-1]}: above the longest of lengths, {lengths[-1]}. Add it to lengths."
+        )
     if tasks is None:
         return {}
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    found, refusals = make_prompt_sets(names, lengths, tokenizer, texts, some=tasks == "all", **how)
-    for said in refusals:
-        distributed.say(f"Left out: {said}")
-    return found
+    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, some=tasks == "all", **draw)
+    for refusal in refusals:
+        distributed.say(f"Left out: {refusal}")
+    return prompts
 
 
 def parse_depths(text: str) -> list[float]:
-    """Numbers from 0 to 1 by commas.
+    """Return numbers from 0 to 1 written with commas.
 
     Raises:
-        LongRopeError: if one is not.
+        LongRopeError: If one is not.
     """
     try:
-        depths = [float(part) for part in text.split(",")]
+        depths = [float(number) for number in text.split(",")]
     except ValueError:
         depths = []
     if not depths or not all(0 <= depth <= 1 for depth in depths):
-        raise LongRopeError(f"depths = {text!r} must be numbers from 0 to 1 by commas, such as 0,0.5,1")
+        raise LongRopeError(f"depths = {text!r}: not numbers from 0 to 1 by commas. Write 0,0.5,1.")
     return depths
 
 
-def harness_parts(
+def harness_tasks(
     tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int
-) -> list[Measurement]:
-    """The part that runs lm-evaluation-harness, if a task of it is wanted."""
+) -> SampleSet | None:
+    """Return the sample that runs tasks of lm-evaluation-harness; None without tasks."""
     if tasks is None:
-        return []
+        return None
     from longrope.evaluation.lm_eval import harness
 
     names = [name.strip() for name in tasks.split(",")]
-    return [harness(names, folder=folder, limit=limit, batch=batch, length=length)]
+    return harness(names, folder=folder, limit=limit, batch=batch, length=length)
 
 
-def check_rows(
-    rows: Mapping[str, Candidate],
+def check_candidates(
+    candidates: Mapping[str, Candidate],
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     *,
     batch: int,
     dtype: str,
     device: str,
-) -> None:
-    """Refuse, before any model is loaded, what cannot be compared or measured.
+    journal: Path | None,
+) -> str:
+    """Refuse candidates that cannot be compared or measured, before any model is loaded; return the dtype.
+
+    Args:
+        candidates: Candidates by name.
+        tokenizer: The first model's tokenizer.
+        length: Longest length in tokens.
+        batch: Documents in one forward pass.
+        dtype: Number format, or auto.
+        device: torch device.
+        journal: Folder of the evaluation that is resumed.
 
     Raises:
-        LongRopeError: if factors are another model's, a model reads other tokens than the first, or has no room.
+        LongRopeError: If factors are another model's, a model reads other tokens than the first, or a pass does not
+            fit into memory.
     """
     from longrope.cost.memory_check import Placement, check_pass_memory
     from longrope.data.tokenize import fingerprint
+    from longrope.evaluation.sample_store import JOURNAL
     from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Rope
     from longrope.scaling import check_rope
 
-    configs = {weights: load_config(weights) for weights in dict.fromkeys(row.weights for row in rows.values())}
-    for weights, config in configs.items():
-        check_pass_memory(config, length, Placement(dtype, device, processes=distributed.here()), batch=batch)
+    names = list(dict.fromkeys(candidate.weights for candidate in candidates.values()))
+    configs = {weights: load_config(weights) for weights in names}
+    ropes = {weights: Rope.of(config) for weights, config in configs.items()}
+
+    def check_memory(dtype: str) -> None:
+        for config in configs.values():
+            placement = Placement(dtype, device, processes=distributed.here())
+            check_pass_memory(config, length, placement, batch=batch)
+
+    recorded = options.recorded_dtype(journal / JOURNAL) if journal is not None else None
+    dtype = options.choose_dtype(dtype, candidates["original"].weights, device, check_memory, recorded=recorded)
+    check_memory(dtype)
+    for weights in names:
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
             raise LongRopeError(
-                f"{weights} has another tokenizer: perplexity of other tokens cannot be compared; evaluate it alone"
+                f"{weights} has another tokenizer: perplexity of other tokens cannot be compared. Evaluate it alone."
             )
-    for name, row in rows.items():
-        if row.factors is None:
-            continue
-        rope = Rope.of(configs[row.weights])
-        if rope != (own := Rope.of(configs[rows["original"].weights])):
-            raise LongRopeError(f"{name}: its model has {rope}, but the one compared with has {own}; evaluate it alone")
-        check_rope(row.factors, rope, name)
+    for name, candidate in candidates.items():
+        rope, original = ropes[candidate.weights], ropes[candidates["original"].weights]
+        if candidate.scaling is not None and rope != original:
+            raise LongRopeError(f"{name}: its model has {rope}, but the original has {original}. Evaluate it alone.")
+        if candidate.scaling is not None:
+            check_rope(candidate.scaling, rope, name)
+    return dtype
 
 
 def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
-    """Make sure that an evaluation may be written into a folder, or goes on there.
+    """Make sure that an evaluation may be written into a folder, or resumes there.
 
     Raises:
-        LongRopeError: if it holds one and may not, or something else.
+        LongRopeError: If the folder holds an evaluation that may not be replaced, or something else.
     """
-    from longrope.evaluation.runner import JOURNAL
+    from longrope.evaluation.sample_store import JOURNAL
     from longrope.storage.lock import LOCK, claim_output
 
-    if folder is not None:
-        options.refuse_run(folder)
-        begun = (folder / JOURNAL).exists()
-        if not begun and overwrite and folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
-            raise LongRopeError(f"{folder} holds no evaluation; choose another output with -o")
-        claim_output(
-            folder, overwrite=begun and (resume or overwrite), folder=True, also="continue it with --resume, " * begun
-        )
-    elif resume:
-        raise LongRopeError("resume: say which folder with -o")
+    if folder is None:
+        if resume:
+            raise LongRopeError("resume: there is no folder to continue. Give it with -o.")
+        return
+    options.refuse_run(folder)
+    exists = (folder / JOURNAL).exists()
+    if not exists and overwrite and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+        raise LongRopeError(f"{folder} does not hold an evaluation. Choose another output with -o.")
+    also = "continue it with --resume, " if exists else ""
+    claim_output(folder, overwrite=exists and (resume or overwrite), folder=True, also=also)

@@ -1,59 +1,57 @@
-"""Print an evaluation."""
+"""Print the results of an evaluation."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from longrope.evaluation.perplexity import Perplexity
-    from longrope.rope import Rope
+    from longrope.evaluation.results import EvalResults
 
 
-def describe(record: dict[str, Any], rope: Rope, output: Path | None) -> None:
-    """Print the table of perplexities, scores of tasks, and where everything is."""
-    show(read_table(record), rope)
-    for name, cells in record.get("retrieval", {}).items():
+def describe(results: EvalResults, output: Path | None) -> None:
+    """Print the table of perplexities, scores of tasks, and the path of the results."""
+    show(results)
+    for name, records in results.get("retrieval").items():
         by_task: dict[tuple[str, int], list[float]] = {}
-        for cell in cells:
-            by_task.setdefault((cell["task"], cell["length"]), []).append(cell["score"])
-        scores = ", ".join(f"{t} {n:,}: {sum(found) / len(found):.0%}" for (t, n), found in by_task.items())
+        for record in records:
+            by_task.setdefault((record.task, record.length), []).append(record.score)
+        scores = ", ".join(f"{task} {length:,}: {fmean(scores):.0%}" for (task, length), scores in by_task.items())
         typer.echo(f"{name}: {scores}")
-    for name, tasks in record.get("tasks", {}).items():
-        for task, metrics in tasks.items():
-            told = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items())
-            typer.echo(f"{name}: {task}: {told}")
+    for name, records in results.get("tasks").items():
+        for task in dict.fromkeys(record.task for record in records):
+            metrics = ", ".join(f"{one.metric} {one.value:.4g}" for one in records if one.task == task)
+            typer.echo(f"{name}: {task}: {metrics}")
     if output is not None:
         typer.echo(f"Results: {output / 'results.json'}; see longrope report {output}")
 
 
-def read_table(record: dict[str, Any]) -> dict[str, list[Perplexity]]:
-    """The perplexities by row, on the first corpus; a number that is not finite was written as null."""
-    from longrope.evaluation.perplexity import perplexity_of_documents
-
-    first = next(iter(record["corpora"]))
-
-    def read(cell: dict[str, Any]) -> Perplexity:
-        return perplexity_of_documents([math.nan if loss is None else loss for loss in cell["losses"]], cell["length"])
-
-    return {name: [read(cell) for cell in row if cell["corpus"] == first] for name, row in record["perplexity"].items()}
-
-
-def show(table: dict[str, list[Perplexity]], rope: Rope) -> None:
-    """Print perplexities by length, the best of each in bold."""
+def show(results: EvalResults) -> None:
+    """Print perplexities by length on the first corpus, the best of each length in bold."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    lengths = [cell.length for cell in next(iter(table.values()))]
-    heads = [f"{length:,}" + (" (L0)" if length == rope.original_length else "") for length in lengths]
+    first = next(iter(results.corpora))
+    table = {
+        name: {record.length: record for record in records if record.corpus == first}
+        for name, records in results["perplexity"].items()
+    }
+    lengths = sorted({length for records in table.values() for length in records})
+    heads = [f"{length:,}" + (" (L0)" if length == results.rope.original_length else "") for length in lengths]
     printed = Table("factors", *heads, title="perplexity ± standard error over documents")
-    best = [min(row[i].perplexity for row in table.values()) for i in range(len(lengths))]
-    for name, row in table.items():
-        cells = [f"{c.perplexity:.2f}" + f" ± {c.standard_error:.2f}" * (len(c.losses) > 1) for c in row]
-        marked = [f"[bold]{c}[/]" if row[i].perplexity == best[i] else c for i, c in enumerate(cells)]
-        printed.add_row(escape(name), *marked)
+    best = {
+        length: min((records[length].perplexity for records in table.values() if length in records), default=0)
+        for length in lengths
+    }
+    for name, records in table.items():
+        values = []
+        for length, record in records.items():
+            error = f" ± {record.standard_error:.2f}" if len(record.losses) > 1 else ""
+            text = f"{record.perplexity:.2f}{error}"
+            values.append(f"[bold]{text}[/]" if record.perplexity == best[length] else text)
+        printed.add_row(escape(name), *values)
     Console().print(printed)

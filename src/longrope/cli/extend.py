@@ -182,8 +182,10 @@ def results(work: StagedRun) -> dict[str, Any]:
 
 def describe(work: StagedRun, record: dict[str, Any], exported: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
+    from longrope.evaluation.results import EvalResults
+
     if record:
-        eval_output.show(eval_output.read_table(record), work.rope)
+        eval_output.show(EvalResults.load(work.folder))
         for name, percent in record["short_context"].items():
             typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
         typer.echo(f"Results: {work.folder / 'results.json'}; see longrope report {work.folder}")

@@ -1,112 +1,192 @@
-"""Compare rows on everything that is wanted, and put it all into one record: ``results.json``."""
+"""Evaluate factors side by side from Python."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from longrope.evaluation import aggregate, measurements
-from longrope.evaluation.measurements import Corpus, Measurement
-from longrope.evaluation.runner import Candidate, Open, SampleStore, Tell, fill
+from longrope.data.documents import load_documents
+from longrope.data.split import draw_tokens, split_documents
+from longrope.errors import LongRopeError
+from longrope.evaluation.candidate import Candidate
+from longrope.evaluation.losses import check_lengths
+from longrope.evaluation.measurement import Corpus, EvalSpec
+from longrope.evaluation.registry import check_spec
+from longrope.evaluation.results import EvalResults
+from longrope.evaluation.runner import Evaluation, OnProgress, ignore_progress, run_evaluation
+from longrope.evaluation.sample_store import JOURNAL, SampleStore
+from longrope.evaluation.sequences import encode_texts
+from longrope.models.load import load
+from longrope.models.patch import patch
+from longrope.provenance import provenance
 from longrope.rope import Rope
-from longrope.tasks.prompts import Prompt
+from longrope.scaling import Extension, Scaling
+from longrope.storage.jsonl import JsonlFile
+from longrope.tasks.prompt_sets import DEPTHS, make_prompt_sets
 
-VERSION = 1
-WINDOW = 4096  # tokens of a short context, as in LongPPL; L0 where that is less
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ORIGINAL = "original"
 
 
 @dataclass(frozen=True)
-class EvalSpec:
-    """What is measured of every row.
+class EvalOptions:
+    """Options of `evaluate` that have a default.
 
     Args:
-        lengths: in tokens.
-        stride: of perplexity in windows that overlap, over texts of the longest length; None: not measured.
-        key_tokens: the row that chooses key tokens (LongPPL); None: not measured.
-        retrieval: probes by task and length.
-        batch: documents in one forward pass.
+        original: Whether the checkpoint as it is, ``original``, is a candidate too.
+        documents: Test documents to draw from ``data``.
+        trials: Texts of each retrieval task at each length.
+        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
+        seed: Seed of the split of the documents and of the retrieval tasks.
+        stride: Tokens between two windows of the sliding perplexity; None does not measure it.
+        key_tokens: Name of the candidate that chooses key tokens (LongPPL); None does not measure them.
+        measurements: Names of further rows of ``MEASUREMENTS``.
+        batch: Documents in one forward pass.
+        dtype: Number format, where the model is given by name.
+        device: torch device, where the model is given by name.
+        output: Folder that keeps a journal of the samples and ``results.json``. If it holds a journal, the evaluation
+            resumes.
+        on_progress: Called with the tokens done, the tokens in all, and what is measured.
     """
 
-    lengths: Sequence[int]
+    original: bool = True
+    documents: int = 4
+    trials: int = 20
+    depths: Sequence[float] = DEPTHS
+    seed: int = 0
     stride: int | None = None
     key_tokens: str | None = None
-    retrieval: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
+    measurements: Sequence[str] = ()
     batch: int = 1
+    dtype: str = "auto"
+    device: str = "cpu"
+    output: str | Path | None = None
+    on_progress: OnProgress = ignore_progress
 
 
 def evaluate(
-    rows: Mapping[str, Candidate],
-    corpora: Sequence[Corpus],
-    wanted: EvalSpec,
+    model: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    candidates: Mapping[str, Scaling | Extension | None] | None = None,
     *,
-    rope: Rope,
-    open_model: Open,
-    cells: SampleStore | None = None,
-    more: Sequence[Measurement] = (),
-    tell: Tell = lambda *_: None,
-) -> dict[str, Any]:
-    """Measure all rows, and sum up.
+    lengths: Sequence[int],
+    texts: Sequence[Any] | None = None,
+    data: str | Path | None = None,
+    retrieval: Sequence[str] = (),
+    options: EvalOptions | None = None,
+) -> EvalResults:
+    """Measure a model with several scalings on the same documents: perplexity by length and position, retrieval.
 
     Args:
-        rows: by name; ``original`` and ``yarn`` are what the others are compared with.
-        corpora: test documents.
-        wanted: what is measured.
-        rope: of the model before it was extended.
-        open_model: a model and its tokenizer by name.
-        cells: what is measured already; gets the rest.
-        more: parts whose values go into the record as they are, under ``tasks``.
-        tell: hears of the progress.
+        model: A causal language model, or its name.
+        tokenizer: The model's tokenizer; may be left out if the model is given by name.
+        candidates: Scalings by name; None is the model as it is. ``original`` is added.
+        lengths: Lengths in tokens.
+        texts: Test documents: strings, or lists of token ids, each of at least the longest length.
+        data: Source of test documents instead of ``texts``: a folder, a file or ``stdlib``. A search on the same data
+            has not seen its test part.
+        retrieval: Names of retrieval tasks.
+        options: Everything else.
 
-    Returns:
-        JSON values: everything of ``results.json`` but where it comes from (docs/evaluation.md).
+    Raises:
+        LongRopeError: If a document has fewer tokens than the longest length, factors do not fit the model, or a task
+            does not fit at any length.
     """
-    cells, batch, longest = cells or SampleStore(), wanted.batch, max(wanted.lengths)
-    chosen: dict[str, Any] = {}
-    if wanted.key_tokens is not None:
-        row = rows[wanted.key_tokens]
-        for corpus in corpora:
-            part = measurements.keys(corpus, min(WINDOW, rope.original_length, longest - 1), batch=batch)
-            fill(cells, {wanted.key_tokens: row}, [part], open_model, tell)
-            chosen[corpus.name] = dict(enumerate(cells.of(row, part)))
-    texts = {
-        one.name: measurements.texts(one, wanted.lengths, batch=batch, keys=chosen.get(one.name)) for one in corpora
-    }
-    slides = {
-        (one.name, length, stride): measurements.sliding(one, length, stride, batch=batch)
-        for one in corpora
-        for length in wanted.lengths
-        if wanted.stride is not None
-        for stride in [min(wanted.stride, length - 1)]
-    }
-    tasks = {
-        (task, length): measurements.retrieval(task, length, probes, batch=batch)
-        for (task, length), probes in wanted.retrieval.items()
-    }
-    fill(cells, rows, [*texts.values(), *slides.values(), *tasks.values(), *more], open_model, tell)
+    options = options or EvalOptions()
+    lengths = sorted(set(lengths))
+    check_lengths(lengths, max(lengths, default=0))
+    name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
+    model, tokenizer = _opened(model, tokenizer, options)
+    rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
+    corpus = _corpus(tokenizer, lengths, texts, data, options)
+    prompts, _ = make_prompt_sets(
+        list(retrieval),
+        lengths,
+        tokenizer,
+        corpus.tokens,
+        trials=options.trials,
+        depths=options.depths,
+        seed=options.seed,
+    )
+    spec = EvalSpec(
+        lengths,
+        stride=options.stride,
+        key_tokens=options.key_tokens,
+        retrieval=prompts,
+        measurements=options.measurements,
+        batch=options.batch,
+    )
+    check_spec(spec, rows)
+    about = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
+    with _sample_store(options, spec, about | {"data": {corpus.name: corpus.hash}}) as store:
+        evaluation = Evaluation(
+            rows, [corpus], spec, Rope.of(model), lambda _: (model, tokenizer), store, options.on_progress
+        )
+        results = replace(run_evaluation(evaluation), **about, provenance=provenance(str(model.device)))
+    if options.output is not None:
+        results.save(Path(options.output) / "results.json")
+    return results
 
-    def each(found: Callable[[Candidate], Any]) -> dict[str, Any]:
-        return {name: found(row) for name, row in rows.items()}
 
-    perplexity = each(lambda row: aggregate.perplexities(cells, row, texts))
-    record: dict[str, Any] = {
-        "version": VERSION,
-        "rope": {"dim": rope.dim, "base": rope.base, "original_length": rope.original_length},
-        "lengths": list(wanted.lengths),
-        "corpora": {one.name: {"documents": list(one.documents), "hash": one.hash} for one in corpora},
-        "rows": {name: row.as_record() for name, row in rows.items()},
-        "perplexity": perplexity,
-        "differences": aggregate.differences(perplexity),
-        "positions": each(lambda row: aggregate.positions(cells, row, texts, longest)),
-        "short_context": aggregate.short_context(perplexity, rope.original_length),
+def _opened(
+    model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, options: EvalOptions
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if isinstance(model, str):
+        opened, own_tokenizer = load(model, dtype=options.dtype, device=options.device)
+        return opened, tokenizer or own_tokenizer
+    if tokenizer is None:
+        raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Pass it, or the model's name.")
+    return model, tokenizer
+
+
+def _scalings(
+    model: PreTrainedModel, candidates: Mapping[str, Scaling | Extension | None], options: EvalOptions
+) -> dict[str, Scaling | Extension | None]:
+    """Return the scalings by name; refuse one that does not fit before the first long pass."""
+    scalings = ({ORIGINAL: None} if options.original else {}) | dict(candidates)
+    if not scalings:
+        raise LongRopeError("candidates = {}: there is nothing to compare. Pass a scaling, or original=True.")
+    for scaling in scalings.values():
+        with patch(model, scaling):
+            pass
+    return scalings
+
+
+def _corpus(
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Sequence[int],
+    texts: Sequence[Any] | None,
+    data: str | Path | None,
+    options: EvalOptions,
+) -> Corpus:
+    if (texts is None) == (data is None):
+        raise LongRopeError("texts, data: pass one of them, the test documents or where to draw them from.")
+    if texts is not None:
+        tokens = encode_texts(texts, tokenizer, lengths)
+        return Corpus("texts", tokens, tuple(f"texts[{index}]" for index in range(len(tokens))))
+    documents = split_documents(load_documents(str(data)), seed=options.seed)["test"]
+    drawn = draw_tokens(documents, tokenizer, length=max(lengths), count=options.documents)
+    return Corpus(str(data), drawn.tokens, drawn.names)
+
+
+@contextmanager
+def _sample_store(options: EvalOptions, spec: EvalSpec, settings: Mapping[str, Any]) -> Iterator[SampleStore]:
+    """Yield the store that the folder's journal keeps; without a folder, an empty one."""
+    if options.output is None:
+        yield SampleStore()
+        return
+    settings = {
+        **settings,
+        "lengths": list(spec.lengths),
+        "stride": spec.stride,
+        "key_tokens": spec.key_tokens,
+        "depths": list(options.depths),
+        "seed": options.seed,
     }
-    if slides:
-        record["sliding"] = each(lambda row: aggregate.sliding(cells, row, slides))
-    if chosen:
-        by = wanted.key_tokens
-        record["key_tokens"] = each(lambda row: aggregate.key_tokens(cells, row, texts, chosen, longest, by))
-    if tasks:
-        record["retrieval"] = each(lambda row: aggregate.retrieval(cells, row, tasks))
-    if more:
-        record["tasks"] = each(lambda row: {k: v for part in more for k, v in cells.of(row, part)[0].items()})
-    return record
+    with closing(JsonlFile(Path(options.output) / JOURNAL, settings, of="an evaluation", resume=True)) as journal:
+        yield SampleStore(journal)

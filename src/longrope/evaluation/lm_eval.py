@@ -1,89 +1,107 @@
-"""Any task of lm-evaluation-harness on a model with factors, without exporting it."""
+"""Measurement: tasks of lm-evaluation-harness, on a model with factors, without exporting it."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.measurements import Measurement, Subject, Values
-from longrope.models.patch import patch
+from longrope.evaluation.figure import Column, Figure, Number, nats
+from longrope.evaluation.labelled import LabelledResults, labelled_records
+from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Values
+from longrope.evaluation.records import Record
+
+if TYPE_CHECKING:
+    from longrope.evaluation.runner import Evaluation
+
+SAYS = (
+    "Scores of lm-evaluation-harness, ± its standard error. Short tasks tell what the extension cost, not whether "
+    "it works at length."
+)
+
+
+class TaskScore(Record):
+    """One number of a task, as lm-evaluation-harness names it."""
+
+    task: str
+    metric: str
+    value: Any
 
 
 def harness(
     tasks: Sequence[str], *, folder: Path | None = None, limit: int | None = None, batch: int = 1, length: int
-) -> Measurement:
-    """Tasks of lm-evaluation-harness (`pip install 'longrope[lm-eval]'`); the one cell has its metrics by task.
+) -> SampleSet:
+    """Return one sample that holds the metrics of tasks of lm-evaluation-harness, by task.
 
-    An `Extension` takes short or long factors by the length of each row.
+    It needs ``pip install 'longrope[lm-eval]'``. An `Extension` takes short or long factors by the length of each row.
 
     Args:
-        tasks: names that the harness knows, RULER's and LongBench's among them.
-        folder: of tasks of one's own, YAML files as the harness has them.
-        limit: documents of each task; all if None.
-        batch: rows in one forward pass.
-        length: in tokens, of the longest input; longer ones are cut on the left.
+        tasks: Names that the harness knows, such as those of RULER and LongBench.
+        folder: Folder of further tasks, YAML files in the harness's format.
+        limit: Maximum number of documents of each task; all if None.
+        batch: Rows in one forward pass.
+        length: Length in tokens of the longest input. Longer inputs are cut on the left.
 
     Raises:
-        LongRopeError: if the package is missing, or knows no such task.
+        LongRopeError: If the package is missing or does not know a task.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         with _quiet():
-            lm_eval: Any = import_module("lm_eval")
-            models, known = import_module("lm_eval.models.huggingface"), import_module("lm_eval.tasks")
+            models, registry = import_module("lm_eval.models.huggingface"), import_module("lm_eval.tasks")
     except ImportError:
-        raise LongRopeError(f"tasks = {','.join(tasks)}: needs a package: pip install 'longrope[lm-eval]'") from None
+        raise LongRopeError(
+            f"tasks = {','.join(tasks)}: lm-evaluation-harness is not installed. Run pip install 'longrope[lm-eval]'."
+        ) from None
     if folder is not None and not folder.is_dir():
-        raise LongRopeError(f"task_folder = {folder}: there is no such folder")
+        raise LongRopeError(f"task_folder = {folder}: there is no such folder. Pass a folder of YAML files.")
     with _quiet():
-        manager = known.TaskManager(include_path=None if folder is None else str(folder))
+        manager = registry.TaskManager(include_path=None if folder is None else str(folder))
     unknown = [name for name in tasks if not manager.match_tasks([name])]
     if unknown:
         raise LongRopeError(
-            f"tasks = {','.join(unknown)}: lm-evaluation-harness knows no such task; see lm-eval ls tasks"
+            f"tasks = {','.join(unknown)}: lm-evaluation-harness knows no such task. Choose from lm-eval ls tasks."
         )
+    options = {"tasks": list(tasks), "limit": limit, "task_manager": manager, "bootstrap_iters": 0}
 
-    def measure(subject: Subject, wanted: Sequence[int]) -> Values:
-        with _quiet(), patch(subject.model, subject.factors):
+    def measure(subject: Subject, samples: Sequence[int]) -> Values:
+        from longrope.models.patch import patch
+
+        with _quiet(), patch(subject.model, subject.scaling):
             model = models.HFLM(
-                pretrained=subject.model,
-                tokenizer=subject.tokenizer,
-                batch_size=batch,
-                max_length=length,
+                pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=batch, max_length=length
             )
-            try:
-                found = lm_eval.simple_evaluate(
-                    model=model,
-                    tasks=list(tasks),
-                    limit=limit,
-                    task_manager=manager,
-                    bootstrap_iters=0,
-                    log_samples=False,
-                )
-            except (OSError, ValueError, ImportError) as error:  # such as data that cannot be downloaded
-                raise LongRopeError(f"tasks = {','.join(tasks)}: lm-evaluation-harness stopped: {error}") from error
-        yield 0, {name: _metrics(values) for name, values in found["results"].items()}
+            results = _simple_evaluate(model, options)["results"]
+        yield 0, {name: _metrics(values) for name, values in results.items()}
 
-    return Measurement(f"tasks {','.join(tasks)}", 1, 0, measure)
+    return SampleSet(f"tasks {','.join(tasks)}", 1, 0, measure)
 
 
-def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a task, with its filter left out of the names where it is the usual one."""
-    numbers = {key: value for key, value in values.items() if isinstance(value, (int, float)) and "," in key}
-    return {key.removesuffix(",none"): float(value) for key, value in numbers.items()}
+def _simple_evaluate(model: Any, options: Mapping[str, Any]) -> Any:
+    """Run the harness; raise its errors, such as data that cannot be downloaded, as LongRopeError."""
+    lm_eval: Any = import_module("lm_eval")
+    try:
+        return lm_eval.simple_evaluate(model=model, log_samples=False, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise LongRopeError(f"tasks = {','.join(options['tasks'])}: lm-evaluation-harness stopped: {error}") from error
+
+
+def _metrics(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a task. The usual filter is left out of their names."""
+    metrics = {key: value for key, value in values.items() if isinstance(value, (int, float)) and "," in key}
+    return {key.removesuffix(",none"): float(value) for key, value in metrics.items()}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's own warnings, log lines and progress bars."""
+    """Silence the harness's warnings, log lines and progress bars."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -92,3 +110,77 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def sample_sets(evaluation: Evaluation) -> list[SampleSet]:
+    """Return the sample of the harness."""
+    assert evaluation.spec.harness is not None
+    return [evaluation.spec.harness]
+
+
+def aggregate(evaluation: Evaluation, candidate: str) -> list[TaskScore]:
+    """Return the candidate's scores by task and metric."""
+    (samples,) = sample_sets(evaluation)
+    (tasks,) = evaluation.samples(candidate, samples)
+    return [
+        TaskScore(task=task, metric=metric, value=value)
+        for task, metrics in tasks.items()
+        for metric, value in metrics.items()
+    ]
+
+
+def encode(records: Mapping[str, tuple[TaskScore, ...]]) -> dict[str, Any]:
+    """Return metrics by candidate and task."""
+    data: dict[str, Any] = {}
+    for candidate, rows in records.items():
+        tasks = data[candidate] = {}
+        for row in rows:
+            tasks.setdefault(row.task, {})[row.metric] = row.value
+    return data
+
+
+def decode(data: Any) -> Any:
+    """Return records by candidate from metrics by candidate and task."""
+    if not isinstance(data, dict):
+        return data
+    return {
+        candidate: [
+            {"task": task, "metric": metric, "value": value}
+            for task, metrics in tasks.items()
+            for metric, value in metrics.items()
+        ]
+        for candidate, tasks in data.items()
+    }
+
+
+def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
+    """Return a table."""
+    rows = []
+    for label, records in labelled_records(runs, TASKS.name):
+        values = {(record.task, record.metric): record.value for record in records}
+        rows += [
+            [label, task, metric, Number.of(value, _error(values, task, metric))]
+            for (task, metric), value in values.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and "_stderr" not in metric
+        ]
+    columns = (Column("row"), Column("task"), Column("measure"), Column("value", nats))
+    return [Figure("tasks", "cost", "Tasks", SAYS, columns, rows)] if rows else []
+
+
+def _error(values: Mapping[tuple[str, str], Any], task: str, metric: str) -> float | None:
+    """Return the standard error of a metric; the harness names them acc,none and acc_stderr,none."""
+    name, comma, kind = metric.partition(",")
+    error = values.get((task, f"{name}_stderr{comma}{kind}"))
+    return error if isinstance(error, (int, float)) else None
+
+
+TASKS = Measurement(
+    "tasks",
+    TaskScore,
+    sample_sets,
+    aggregate,
+    figures,
+    requested=lambda spec: spec.harness is not None,
+    encode=encode,
+    decode=decode,
+)

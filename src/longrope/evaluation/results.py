@@ -1,190 +1,205 @@
-"""What ``results.json`` holds, checked while it is read."""
+"""The results of an evaluation, which ``results.json`` holds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.candidate import Candidate
+from longrope.evaluation.measurement import Records
+from longrope.evaluation.registry import MEASUREMENTS
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
+from longrope.storage.atomic import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSION = 1
-ROWS = "perplexity differences positions sliding key_tokens retrieval tasks short_context".split()  # keyed by row
+REMEDY = "Run longrope eval again with --overwrite."
 
 
-class Record(BaseModel):
-    """Frozen; keys that a later version adds are left out."""
+class Header(BaseModel):
+    """The keys of ``results.json`` that are not a measurement's."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Cell(Record):
-    """Something measured on a corpus's documents at a length in tokens."""
-
-    corpus: str = ""
-    length: int
-
-
-class PerplexityRecord(Cell):
-    """None: not finite. ``losses`` is the mean of each document in nats; ``standard_error`` is over documents."""
-
-    perplexity: float | None
-    standard_error: float | None = None
-    losses: tuple[float | None, ...] = ()
-    stride: int | None = None
-
-
-class DifferenceRecord(Cell):
-    """Perplexity against another row's on the same documents; wins are the documents on which the row is better."""
-
-    against: str
-    percent: float | None
-    standard_error: float | None = None
-    wins: int
-    losses: int
-    p: float | None = None
-
-
-class Stretch(Record):
-    """Mean loss in nats of the tokens from start to end - 1 of the longest length."""
-
-    corpus: str = ""
-    start: int
-    end: int
-    loss: float | None
-    standard_error: float | None = None
-
-
-class KeyTokens(Cell):
-    """Perplexity of the tokens that need the long context (LongPPL), and their share of all."""
-
-    perplexity: float | None
-    share: float | None = None
-    chosen_by: str = ""
-
-
-class RetrievalScore(Record):
-    """How often what was hidden at a depth (0 is the beginning) is found; choice is among given answers."""
-
-    task: str
-    length: int
-    depth: float | None = None
-    score: float | None
-    standard_error: float | None = None
-    choice: float | None = None
-    chance: float | None = None
-    trials: int | None = None
-
-
-class CandidateRecord(Record):
-    """Weights, and the factors they run with; None is the model as it is."""
-
-    weights: str = ""
-    factors: InstanceOf[Scaling] | InstanceOf[Extension] | None = None
-
-    @field_validator("factors", mode="before")
-    @classmethod
-    def _read(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        text = json.dumps(value)
-        return Extension.from_json(text) if value.get("kind") == "extension" else Scaling.from_json(text)
-
-
-class EvalResults(Record):
-    """All of ``results.json``; every measure may be missing."""
+    model_config = ConfigDict(extra="ignore")
 
     model: str
     dtype: str = ""
-    rope: InstanceOf[Rope]
+    rope: dict[str, Any]
     lengths: tuple[int, ...] = ()
     corpora: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    rows: dict[str, CandidateRecord]
-    perplexity: dict[str, tuple[PerplexityRecord, ...]] = Field(default_factory=dict)
-    differences: dict[str, tuple[DifferenceRecord, ...]] = Field(default_factory=dict)
-    positions: dict[str, tuple[Stretch, ...]] = Field(default_factory=dict)
-    sliding: dict[str, tuple[PerplexityRecord, ...]] = Field(default_factory=dict)
-    key_tokens: dict[str, tuple[KeyTokens, ...]] = Field(default_factory=dict)
-    retrieval: dict[str, tuple[RetrievalScore, ...]] = Field(default_factory=dict)
-    tasks: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
-    short_context: dict[str, float | None] = Field(default_factory=dict)
+    rows: dict[str, dict[str, Any]]
     provenance: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("rope", mode="before")
-    @classmethod
-    def _rope(cls, value: object) -> object:
-        try:
-            return Rope(**value) if isinstance(value, dict) else value
-        except TypeError as error:
-            raise LongRopeError(f"rope: field missing or unknown: {error}") from None
 
-    @model_validator(mode="after")
-    def _whole(self) -> EvalResults:
-        strange = {row for measure in ROWS for row in getattr(self, measure)} - self.rows.keys()
+@dataclass(frozen=True)
+class EvalResults:
+    """Everything that an evaluation measured.
+
+    ``results["perplexity"]["yarn"]`` are the records of one measurement of one candidate.
+
+    Args:
+        rope: Geometry of the model before it was extended.
+        candidates: Candidates by name.
+        records: Records by measurement and candidate.
+        model: Name of the model.
+        dtype: Number format of the measured models.
+        lengths: Lengths in tokens.
+        corpora: Names and hash of the test documents by corpus.
+        provenance: Command, versions, machine and date.
+    """
+
+    rope: Rope
+    candidates: Mapping[str, Candidate]
+    records: Mapping[str, Records] = field(default_factory=dict)
+    model: str = ""
+    dtype: str = ""
+    lengths: tuple[int, ...] = ()
+    corpora: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        strange = {name for records in self.records.values() for name in records} - self.candidates.keys()
         if strange:
             raise LongRopeError(f"rows: {', '.join(sorted(strange))} were measured but are not described")
-        for row in self.rows.values():
-            for scaling in parts(row.factors).values():
+        for candidate in self.candidates.values():
+            for scaling in candidate.scalings.values():
                 scaling.inv_freq(self.rope)
-        return self
 
+    def __getitem__(self, measurement: str) -> Mapping[str, tuple[Any, ...]]:
+        """Return the records of a measurement by candidate.
 
-def parts(factors: Scaling | Extension | None) -> Mapping[str, Scaling]:
-    """The scalings of a row, by what to add to its name."""
-    if isinstance(factors, Extension):
-        short = {} if factors.short.is_identity else {" (short)": factors.short}
-        return {"": factors.long, **short}
-    return {} if factors is None else {"": factors}
+        Raises:
+            LongRopeError: If it was not measured.
+        """
+        if measurement not in self.records:
+            known = ", ".join(self.records) or "nothing"
+            raise LongRopeError(f"measurement = {measurement!r}: not measured. These results hold {known}.")
+        return self.records[measurement]
 
+    def get(self, measurement: str) -> Mapping[str, tuple[Any, ...]]:
+        """Return the records of a measurement by candidate; empty if it was not measured."""
+        return self.records.get(measurement, {})
 
-def read_results(path: Path) -> EvalResults:
-    """Read and check one file.
+    def to_frame(self, measurement: str = "perplexity") -> pd.DataFrame:
+        """Return the records of a measurement as a pandas DataFrame with the column ``candidate``.
 
-    Raises:
-        LongRopeError: if it is damaged or of an unknown version.
-    """
-    data = read_json(path)
-    version = data.pop("version", None)
-    if version != VERSION:
-        raise LongRopeError(
-            f"{path}: version = {version!r}, but this longrope reads {VERSION}: "
-            "make it again with longrope eval, or upgrade longrope"
-        )
-    try:
-        return EvalResults.model_validate(data)
-    except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-        raise LongRopeError(f"{path} is damaged: {said}; make it again with longrope eval --overwrite") from None
-    except LongRopeError as error:
-        raise LongRopeError(f"{path} is damaged: {error}; make it again with longrope eval --overwrite") from None
+        Raises:
+            LongRopeError: If pandas is missing, or the measurement was not measured.
+        """
+        records = self[measurement]
+        try:
+            pandas: Any = import_module("pandas")
+        except ImportError:
+            raise LongRopeError("to_frame: pandas is not installed. Run pip install 'longrope[pandas]'.") from None
+        rows = [{"candidate": name} | dict(record) for name, rows in records.items() for record in rows]
+        return pandas.DataFrame(rows).dropna(axis="columns", how="all")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the results as JSON values, the content of ``results.json``."""
+        rope = {"dim": self.rope.dim, "base": self.rope.base, "original_length": self.rope.original_length}
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "version": VERSION,
+            "rope": rope,
+            "lengths": list(self.lengths),
+            "corpora": dict(self.corpora),
+            "rows": {name: candidate.to_json() for name, candidate in self.candidates.items()},
+            **{name: MEASUREMENTS[name].to_json(records) for name, records in self.records.items()},
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EvalResults:
+        """Return the results that `to_json` wrote.
+
+        Raises:
+            LongRopeError: If they are damaged, or of an unknown version.
+        """
+        version = data.get("version")
+        if version != VERSION:
+            raise LongRopeError(
+                f"version = {version!r}, but this longrope reads {VERSION}. "
+                "Run longrope eval again, or upgrade longrope."
+            )
+        data = printable(dict(data))
+        try:
+            header = Header.model_validate(data)
+            candidates = {name: Candidate.from_json(row) for name, row in header.rows.items()}
+            records = {name: row.from_json(data[name]) for name, row in MEASUREMENTS.items() if name in data}
+        except ValidationError as error:
+            raise _damaged(error) from None
+        about = header.model_dump(exclude={"rope", "rows"})
+        return cls(rope=_rope(header.rope), candidates=candidates, records=records, **about)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``results.json``.
+
+        Raises:
+            LongRopeError: If the file cannot be written.
+        """
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> EvalResults:
+        """Read ``results.json``, or that of an evaluation's folder.
+
+        Raises:
+            LongRopeError: If the file cannot be read, is damaged, or is of an unknown version.
+        """
+        path = Path(path)
+        path = path / "results.json" if path.is_dir() else path
+        data = read_json(path)
+        try:
+            return cls.from_json(data)
+        except LongRopeError as error:
+            damaged = "" if str(error).startswith("version") else " is damaged"
+            remedy = f" {REMEDY}" if damaged else ""
+            raise LongRopeError(f"{path}{damaged}: {error}{remedy}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, numbers that are not finite as None, text made printable.
+    """Read a JSON object; numbers that are not finite become None, and text becomes printable.
 
     Raises:
-        LongRopeError: if the file cannot be read or is no JSON object.
+        LongRopeError: If the file cannot be read or does not hold a JSON object.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except OSError as error:
         raise LongRopeError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
-        raise LongRopeError(f"{path} is damaged: {error}; make it again with longrope eval --overwrite") from None
+        raise LongRopeError(f"{path} is damaged: {error}. {REMEDY}") from None
     if not isinstance(data, dict):
-        raise LongRopeError(f"{path} is damaged: no JSON object; make it again with longrope eval --overwrite")
+        raise LongRopeError(f"{path} is damaged: not a JSON object. {REMEDY}")
     return printable(data)
 
 
 def printable(data: Any) -> Any:
-    """The same with every character that XML cannot hold, or no one can see, replaced."""
+    """Return the data with every character replaced that XML cannot hold or that is invisible."""
     if isinstance(data, str):
-        return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in data)
+        return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in data)
     if isinstance(data, dict):
         return {printable(key): printable(value) for key, value in data.items()}
-    return [printable(one) for one in data] if isinstance(data, list) else data
+    return [printable(value) for value in data] if isinstance(data, list) else data
+
+
+def _rope(data: Mapping[str, Any]) -> Rope:
+    try:
+        return Rope(**data)
+    except TypeError as error:
+        raise LongRopeError(f"rope: field missing or unknown: {error}") from None
+
+
+def _damaged(error: ValidationError) -> LongRopeError:
+    """Return the first problems that pydantic found, with their places in the file."""
+    problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:3]]
+    return LongRopeError("; ".join(problems))

@@ -1,118 +1,154 @@
-"""Measure many rows side by side, cell by cell, in a journal from which it goes on after any crash."""
+"""Measure candidates side by side, sample by sample, and sum up the samples as `EvalResults`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
-
-from longrope.evaluation.measurements import Measurement, Subject
-from longrope.scaling import Extension, Scaling
-from longrope.storage.atomic import replace_non_finite
-from longrope.storage.jsonl import JsonlFile
+from longrope.evaluation.candidate import Candidate
+from longrope.evaluation.key_tokens import choose_key_tokens
+from longrope.evaluation.losses import check_lengths
+from longrope.evaluation.measurement import Corpus, EvalSpec, Records, SampleSet, Subject
+from longrope.evaluation.registry import check_spec, requested_measurements
+from longrope.evaluation.results import EvalResults
+from longrope.evaluation.sample_store import SampleStore
+from longrope.evaluation.text_samples import text_samples
+from longrope.rope import Rope
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-JOURNAL = "cells.jsonl"
-Open = Callable[[str], tuple[PreTrainedModel, "PreTrainedTokenizerBase"]]
-Tell = Callable[[int, int, str], None]  # tokens that are done, of all, and what is being measured
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What is compared: the name of a model, and factors for it; None is the checkpoint as it is."""
-
-    weights: str
-    factors: Scaling | Extension | None = None
-
-    def as_record(self) -> dict[str, Any]:
-        """As JSON values."""
-        text = None if self.factors is None else self.factors.to_json()
-        return {"weights": self.weights, "factors": None if text is None else json.loads(text)}
-
-    @property
-    def mark(self) -> str:
-        """Rows with the same one have the same losses."""
-        sets = [self.factors.short, self.factors.long] if isinstance(self.factors, Extension) else [self.factors]
-        told = [one and (list(one.factors), one.attention_factor, one.start_tokens) for one in sets]
-        return hashlib.sha256(json.dumps([self.weights, *told]).encode()).hexdigest()[:12]
+OpenModel = Callable[[str], tuple["PreTrainedModel", "PreTrainedTokenizerBase"]]
+OnProgress = Callable[[int, int, str], None]  # tokens done, tokens in all, what is measured now
 
 
-class SampleStore:
-    """The value of every cell by row, part and number.
+def ignore_progress(done: int, total: int, note: str) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Candidates, documents and samples of one evaluation.
 
     Args:
-        lines: the journal; without one, nothing is kept on disk.
-        found: lines of another process's journal, where there is none here.
+        candidates: Candidates by name; ``original`` and ``yarn`` are the ones that others are compared with.
+        corpora: Test documents.
+        spec: What to measure.
+        rope: Geometry of the model before it was extended.
+        open_model: Function (name) that loads a model and its tokenizer.
+        store: Samples measured before; it gets the others.
+        on_progress: Called with the tokens done, the tokens in all, and what is measured.
+
+    Attributes:
+        records: Records by measurement and candidate, in the order in which the measurements are summed up.
+    """
+
+    candidates: Mapping[str, Candidate]
+    corpora: Sequence[Corpus]
+    spec: EvalSpec
+    rope: Rope
+    open_model: OpenModel
+    store: SampleStore = field(default_factory=SampleStore)
+    on_progress: OnProgress = ignore_progress
+    records: dict[str, Records] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_spec(self.spec, self.candidates)
+        for corpus in self.corpora:
+            check_lengths(self.spec.lengths, corpus.tokens.shape[1], document=f"a document of {corpus.name}")
+
+    @cached_property
+    def key_tokens(self) -> dict[str, dict[int, list[int]]]:
+        """The key tokens by corpus and document, if the spec names a candidate that chooses them."""
+        if self.spec.key_tokens is None:
+            return {}
+        return {corpus.name: choose_key_tokens(self, corpus) for corpus in self.corpora}
+
+    @cached_property
+    def texts(self) -> dict[str, SampleSet]:
+        """The losses of every document by length and position, by corpus."""
+        lengths, batch = self.spec.lengths, self.spec.batch
+        return {
+            corpus.name: text_samples(corpus, lengths, batch=batch, key_tokens=self.key_tokens.get(corpus.name))
+            for corpus in self.corpora
+        }
+
+    def samples(self, candidate: str, samples: SampleSet) -> list[Any]:
+        """Return the measured values of a candidate."""
+        return self.store.samples(self.candidates[candidate], samples)
+
+    def measure(self, sample_sets: Iterable[SampleSet], candidates: Iterable[str] | None = None) -> None:
+        """Measure the samples that are missing; load every model once, and only if it is needed.
+
+        Args:
+            sample_sets: Samples to measure; sets of one name are measured once.
+            candidates: Names of the candidates; all if None.
+        """
+        chosen = {name: self.candidates[name] for name in candidates or self.candidates}
+        sets = {samples.name: samples for samples in sample_sets}.values()
+        measure_missing(self.store, chosen, list(sets), self.open_model, self.on_progress)
+
+
+def measure_missing(
+    store: SampleStore,
+    candidates: Mapping[str, Candidate],
+    sample_sets: Sequence[SampleSet],
+    open_model: OpenModel,
+    on_progress: OnProgress = ignore_progress,
+) -> None:
+    """Measure the samples of every candidate that a store lacks, candidates of one model after each other.
+
+    Args:
+        store: Samples measured before; it gets the others.
+        candidates: Candidates by name. Candidates with equal keys are measured once.
+        sample_sets: Samples to measure of every candidate.
+        open_model: Function (name) that loads a model and its tokenizer.
+        on_progress: Called with the tokens done, the tokens in all, and what is measured.
+    """
+    distinct: dict[str, tuple[str, Candidate]] = {}
+    for name, candidate in candidates.items():
+        distinct.setdefault(candidate.key, (name, candidate))
+    runs = [(*named, samples) for named in distinct.values() for samples in sample_sets]
+    total = sum(samples.count * samples.tokens for _, _, samples in runs)
+    done = total - sum(len(store.missing(candidate, samples)) * samples.tokens for _, candidate, samples in runs)
+    number = 1 + sum(not store.missing(candidate, samples) for _, candidate, samples in runs)
+    for weights in dict.fromkeys(candidate.weights for candidate in candidates.values()):
+        unfinished = [run for run in runs if run[1].weights == weights and store.missing(*run[1:])]
+        opened = open_model(weights) if unfinished else None
+        for name, candidate, samples in unfinished:
+            assert opened is not None
+            note = f"{number}/{len(runs)} {name}: {samples.name}"
+            on_progress(done, total, note)
+            subject = Subject(*opened, candidate.scaling)
+            for index, value in samples.measure(subject, store.missing(candidate, samples)):
+                store.add(candidate, samples, index, value)
+                done += samples.tokens
+                on_progress(done, total, note)
+            number += 1
+
+
+def run_evaluation(evaluation: Evaluation) -> EvalResults:
+    """Measure everything that the spec requests, and sum it up.
 
     Raises:
-        LongRopeError: if a line of the journal is no cell.
+        LongRopeError: If a candidate's factors do not fit the model, or the documents are too short.
     """
-
-    def __init__(self, lines: JsonlFile | None = None, found: Sequence[Mapping[str, Any]] = ()) -> None:
-        self._known: dict[tuple[str, str], dict[int, Any]] = {}
-        self._lines = lines
-        try:
-            for line in lines.found if lines else found:
-                self._known.setdefault((line["row"], line["part"]), {})[int(line["cell"])] = line["value"]
-        except (KeyError, TypeError, ValueError):
-            assert lines is not None
-            raise lines.damaged() from None
-
-    def of(self, row: Candidate, part: Measurement) -> list[Any]:
-        """A part's values in order, once none is missing."""
-        found = self._known[row.mark, part.name]
-        return [found[i] for i in range(part.count)]
-
-    def missing(self, row: Candidate, part: Measurement) -> list[int]:
-        """The cells that are not there."""
-        found = self._known.get((row.mark, part.name), {})
-        return [i for i in range(part.count) if i not in found]
-
-    def add(self, row: Candidate, part: Measurement, cell: int, value: Any) -> None:
-        """Keep a value; numbers that are not finite become None."""
-        value = replace_non_finite(value)
-        self._known.setdefault((row.mark, part.name), {})[cell] = value
-        if self._lines is not None:
-            self._lines.append({"row": row.mark, "part": part.name, "cell": cell, "value": value})
-
-
-def fill(
-    cells: SampleStore,
-    rows: Mapping[str, Candidate],
-    parts: Sequence[Measurement],
-    open_model: Open,
-    tell: Tell = lambda *_: None,
-) -> None:
-    """Measure what is missing; every model is opened once, and only if it is needed.
-
-    Args:
-        cells: what is known; gets the rest.
-        rows: by name.
-        parts: of all rows.
-        open_model: a model and its tokenizer by name.
-        tell: hears of the progress.
-    """
-    unlike: dict[str, tuple[str, Candidate]] = {}
-    for name, row in rows.items():
-        unlike.setdefault(row.mark, (name, row))
-    work = [(*named, part) for named in unlike.values() for part in parts]
-    total = sum(part.count * part.tokens for _, _, part in work)
-    done = total - sum(len(cells.missing(row, part)) * part.tokens for _, row, part in work)
-    number, count = 1 + sum(not cells.missing(row, part) for _, row, part in work), len(work)
-    for weights in dict.fromkeys(row.weights for row in rows.values()):
-        mine = [(name, row, part) for name, row, part in work if row.weights == weights and cells.missing(row, part)]
-        opened = open_model(weights) if mine else None
-        for name, row, part in mine:
-            assert opened is not None
-            tell(done, total, f"{number}/{count} {name}: {part.name}")
-            for cell, value in part.measure(Subject(*opened, row.factors), cells.missing(row, part)):
-                cells.add(row, part, cell, value)
-                done += part.tokens
-                tell(done, total, f"{number}/{count} {name}: {part.name}")
-            number += 1
+    measurements = requested_measurements(evaluation.spec)
+    sample_sets = [samples for row in measurements for samples in row.sample_sets(evaluation)]
+    evaluation.measure(sample_sets)
+    for row in measurements:
+        aggregated = {name: row.aggregate(evaluation, name) for name in evaluation.candidates}
+        evaluation.records[row.name] = {
+            name: tuple(records) for name, records in aggregated.items() if records is not None
+        }
+    return EvalResults(
+        rope=evaluation.rope,
+        candidates=evaluation.candidates,
+        records=evaluation.records,
+        lengths=tuple(evaluation.spec.lengths),
+        corpora={
+            corpus.name: {"documents": list(corpus.documents), "hash": corpus.hash} for corpus in evaluation.corpora
+        },
+    )

@@ -1,81 +1,132 @@
-"""Losses in overlapping windows of a text, and the tokens that only a long context tells."""
+"""Measurement: perplexity in overlapping windows of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
-from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import model_losses
-from longrope.longcontext.token_losses import token_losses
-from longrope.models.patch import patch
+from longrope.evaluation.figure import Column, Figure, Number, integer, plain
+from longrope.evaluation.labelled import LabelledResults, corpus_table
+from longrope.evaluation.measurement import Corpus, Measurement, SampleSet, Subject, Values, numbers
+from longrope.evaluation.records import Perplexity, document_perplexity
 from longrope.scaling import Extension, Scaling
 
-GAIN, CERTAIN = 2.0, 2.0  # nats; LongPPL's alpha and minus its beta (arXiv 2410.23771 section 3.2)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from longrope.evaluation.runner import Evaluation
+
+SAYS = (
+    "Every token is predicted from nearly a whole window before it. It is lower than perplexity by length, where "
+    "the first tokens have little before them: compare rows, not the two kinds."
+)
 
 
 def sliding_losses(
     model: PreTrainedModel,
-    factors: Scaling | Extension | None,
+    scaling: Scaling | Extension | None,
     tokens: np.ndarray,
     *,
     length: int,
     stride: int,
     batch: int = 1,
 ) -> np.ndarray:
-    """The loss of every token of a text but the first, float32 ``(tokens - 1,)``, in windows that overlap.
+    """Return the loss of every token of a text but the first, float32 ``(tokens - 1,)``, in overlapping windows.
 
-    A window begins ``stride`` tokens after the one before it, and the last one ends with the text. In each, those
-    tokens count that no earlier one has had, so that most have ``length - stride`` tokens or more before them.
+    A window begins ``stride`` tokens after the one before it, and the last one ends with the text. In each window only
+    the tokens count that no earlier window has, so most have at least ``length - stride`` tokens before them.
 
     Args:
-        model: a causal language model.
-        factors: None is the model as it is.
-        tokens: of one text, ``(tokens,)``.
-        length: of a window in tokens.
-        stride: in tokens.
-        batch: windows in one forward pass.
+        model: A causal language model.
+        scaling: Factors; None is the model as it is. An `Extension` takes the set for the window's length.
+        tokens: Token ids of one text, ``(tokens,)``.
+        length: Tokens of a window.
+        stride: Tokens between the beginnings of two windows.
+        batch: Windows in one forward pass.
 
     Raises:
-        LongRopeError: if the text is shorter than a window, or the stride longer.
+        LongRopeError: If the text is shorter than a window, or the stride is not shorter.
     """
+    from longrope.longcontext.token_losses import token_losses
+    from longrope.models.patch import patch
+
     if not 1 <= stride < length <= len(tokens):
         raise LongRopeError(
-            f"stride = {stride} with windows of {length} tokens over a text of {len(tokens)}: "
-            "use a stride below the window, and windows of the text's length at most"
+            f"stride = {stride} with windows of {length} tokens over a text of {len(tokens)}: windows do not fit. "
+            "Pass a stride below the window, and windows of the text's length at most."
         )
     last = len(tokens) - length
     starts = [*range(0, last, stride), last]
-    with patch(model, factors_at(factors, length)):
-        losses = token_losses(model, np.stack([tokens[start : start + length] for start in starts]), batch=batch)
-    found, done = np.zeros(len(tokens) - 1, dtype=np.float32), 0
-    for start, row in zip(starts, losses, strict=True):
-        found[done : start + length - 1] = row[done - start :]
-        done = start + length - 1
-    return found
+    with patch(model, scaling_at(scaling, length)):
+        windows = token_losses(model, np.stack([tokens[start : start + length] for start in starts]), batch=batch)
+    losses = np.zeros(len(tokens) - 1, dtype=np.float32)
+    scored = 0
+    for start, window in zip(starts, windows, strict=True):
+        losses[scored : start + length - 1] = window[scored - start :]
+        scored = start + length - 1
+    return losses
 
 
-def factors_at(factors: Scaling | Extension | None, length: int) -> Scaling | None:
-    """The one set of a sequence of so many tokens; None is the model as it is."""
-    return factors.at(length) if isinstance(factors, Extension) else factors
+def scaling_at(scaling: Scaling | Extension | None, length: int) -> Scaling | None:
+    """Return the set of factors for a sequence of some tokens; None is the model as it is."""
+    return scaling.at(length) if isinstance(scaling, Extension) else scaling
 
 
-def key_tokens(
-    model: PreTrainedModel, factors: Scaling | Extension | None, tokens: np.ndarray, *, window: int, batch: int = 1
-) -> list[int]:
-    """Which losses of a text are those of key tokens (LongPPL, arXiv 2410.23771).
+def sliding_samples(corpus: Corpus, length: int, stride: int, *, batch: int = 1) -> SampleSet:
+    """Return the samples that hold the mean loss of every document in overlapping windows."""
 
-    A key token is more likely by e² with the whole text before it than with half a window to a window of it, and its
-    loss is then below 2 nats.
+    def measure(subject: Subject, samples: Sequence[int]) -> Values:
+        for document in samples:
+            tokens = corpus.tokens[document]
+            losses = sliding_losses(subject.model, subject.scaling, tokens, length=length, stride=stride, batch=batch)
+            yield document, float(losses.mean(dtype=float))
 
-    Args:
-        model: a causal language model.
-        factors: None is the model as it is.
-        tokens: of one text, ``(tokens,)``.
-        window: in tokens, of a short context.
-        batch: windows in one forward pass.
-    """
-    long = model_losses(model, factors, tokens[None])[0]
-    short = sliding_losses(model, factors, tokens, length=window, stride=max(1, window // 2), batch=batch)
-    key = (short - long > GAIN) & (long < CERTAIN)
-    return [int(i) for i in np.flatnonzero(key) if i >= window]
+    windows = 1 + -(-(corpus.tokens.shape[1] - length) // stride)
+    return SampleSet(f"sliding {corpus.name} {length}", len(corpus.tokens), length * windows, measure)
+
+
+def _by_window(evaluation: Evaluation) -> dict[tuple[str, int, int], SampleSet]:
+    """Return the samples by corpus, length of a window and stride."""
+    spec = evaluation.spec
+    assert spec.stride is not None
+    strides = {length: min(spec.stride, length - 1) for length in spec.lengths}
+    return {
+        (corpus.name, length, stride): sliding_samples(corpus, length, stride, batch=spec.batch)
+        for corpus in evaluation.corpora
+        for length, stride in strides.items()
+    }
+
+
+def sample_sets(evaluation: Evaluation) -> list[SampleSet]:
+    """Return the samples of every corpus and length of a window."""
+    return list(_by_window(evaluation).values())
+
+
+def aggregate(evaluation: Evaluation, candidate: str) -> list[Perplexity]:
+    """Return the candidate's perplexities by corpus and length of a window."""
+    return [
+        document_perplexity(numbers(evaluation.samples(candidate, samples)), length, corpus=corpus, stride=stride)
+        for (corpus, length, stride), samples in _by_window(evaluation).items()
+    ]
+
+
+def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
+    """Return a table."""
+    return corpus_table(
+        runs,
+        SLIDING.name,
+        lambda columns, rows: Figure("sliding", "works", "Sliding window", SAYS, columns, rows),
+        {
+            Column("window", integer): lambda record: record.length,
+            Column("stride", integer): lambda record: record.stride,
+            Column("perplexity", plain): lambda record: Number.of(record.perplexity, record.standard_error),
+        },
+    )
+
+
+SLIDING = Measurement(
+    "sliding", Perplexity, sample_sets, aggregate, figures, requested=lambda spec: spec.stride is not None
+)

@@ -1,58 +1,30 @@
-"""Is one better than another? Paired differences over documents, with a sign test."""
+"""Standard errors over documents, and a sign test."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How one row compares with another on the same documents.
-
-    Args:
-        percent: of perplexity above the other's (below 0: better).
-        standard_error: of it, over documents (NaN for a single one).
-        wins: documents on which it is better.
-        losses: documents on which it is worse.
-        p: how likely so uneven a count is if neither is better: the two-sided sign test.
-    """
-
-    percent: float
-    standard_error: float
-    wins: int
-    losses: int
-    p: float
-
-
 def mean_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The mean of some values, and its standard error: NaN for a single one.
+    """Return the mean of some values and its standard error, which is NaN for one value.
 
     >>> mean_error([1.0, 3.0])
     (2.0, 1.0)
     """
-    each = np.asarray(values, dtype=np.float64)
-    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5) if len(each) > 1 else math.nan
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """From the mean losses of the same documents, ``(documents,)`` each, in nats.
-
-    >>> paired([2.0, 2.1, 1.9], [2.1, 2.2, 2.0])
-    Difference(percent=-9.516..., standard_error=0.0..., wins=3, losses=0, p=0.25)
-    """
-    each = np.asarray(ours) - np.asarray(theirs)
-    mean, error = mean_error(each)
-    ratio = float(np.exp(mean))
-    wins, losses = int((each < 0).sum()), int((each > 0).sum())
-    return Difference(100 * (ratio - 1), 100 * ratio * error, wins, losses, sign_test(wins, losses))
+    samples = np.asarray(values, dtype=np.float64)
+    error = float(samples.std(ddof=1) / len(samples) ** 0.5) if len(samples) > 1 else math.nan
+    return float(samples.mean()), error
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The probability of a count at least so uneven in tosses of a fair coin; ties are left out beforehand.
+    """Return the probability that tosses of a fair coin are at least as one-sided as these counts.
+
+    Args:
+        wins: Number of heads. Ties are not counted.
+        losses: Number of tails.
 
     >>> sign_test(8, 0), sign_test(3, 3)
     (0.0078125, 1.0)

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrope.errors import LongRopeError
-from longrope.evaluation.results import EvalResults, printable, read_results
+from longrope.evaluation.results import EvalResults, printable
 from longrope.report.search_history import SearchHistory, read_searches, results_of_search
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """One run folder.
+    """One run of a report.
 
     Args:
-        name: of the folder, unique in the report.
-        results: what was measured.
-        searches: its journals.
-        clashes: names of rows that other runs have too.
+        name: Name of the folder, unique in the report.
+        results: Everything that was measured.
+        searches: Journals of the run's searches.
+        clashes: Names of candidates that other runs have too.
     """
 
     name: str
@@ -27,59 +27,65 @@ class LoadedRun:
     searches: tuple[SearchHistory, ...] = ()
     clashes: frozenset[str] = frozenset()
 
-    def label(self, row: str) -> str:
-        """The row's name in this report."""
-        return f"{self.name}: {row}" if row in self.clashes else row
+    def label(self, candidate: str) -> str:
+        """Return the candidate's name in this report."""
+        return f"{self.name}: {candidate}" if candidate in self.clashes else candidate
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[LoadedRun, ...]:
     """Read the folders of ``longrope eval``, ``extend`` or ``search``.
 
     Raises:
-        LongRopeError: if a folder holds no results, or damaged ones, or is given twice.
+        LongRopeError: If a folder holds no results or damaged ones, or is given twice.
     """
-    places = [folder.resolve() for folder in folders]
-    if len(set(places)) < len(places):
-        raise LongRopeError(f"runs = {', '.join(map(str, folders))}: a folder is given twice; give it once")
-    short = [place.name for place in places]
-    names = [name if short.count(name) == 1 else str(given) for name, given in zip(short, folders, strict=True)]
-    read = [_read(folder) for folder in folders]
-    rows = [row for results, _ in read for row in results.rows]
-    clashes = frozenset(row for row in rows if rows.count(row) > 1)
-    return tuple(
-        LoadedRun(printable(name), results, searches, clashes)
-        for name, (results, searches) in zip(names, read, strict=True)
-    )
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise LongRopeError(f"runs = {', '.join(map(str, folders))}: a folder is given twice. Give it once.")
+    short = [path.name for path in paths]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    contents = [_read(folder) for folder in folders]
+    return as_runs([(name, *content) for name, content in zip(names, contents, strict=True)])
+
+
+def as_runs(contents: Sequence[tuple[str, EvalResults, tuple[SearchHistory, ...]]]) -> tuple[LoadedRun, ...]:
+    """Return the runs of a report from their names, results and searches."""
+    names = [name for _, results, _ in contents for name in results.candidates]
+    clashes = frozenset(name for name in names if names.count(name) > 1)
+    return tuple(LoadedRun(printable(name), results, searches, clashes) for name, results, searches in contents)
 
 
 def _read(folder: Path) -> tuple[EvalResults, tuple[SearchHistory, ...]]:
     if not folder.is_dir():
-        raise LongRopeError(f"run = {str(folder)!r} is no folder; give one of longrope eval, extend or search")
+        raise LongRopeError(f"run = {str(folder)!r}: not a folder. Give one of longrope eval, extend or search.")
     searches = read_searches(folder)
     if (folder / "results.json").exists():
-        return read_results(folder / "results.json"), searches
+        return EvalResults.load(folder), searches
     if (folder / "run.json").exists() and not any(folder.glob("search-*.jsonl")):
-        remedy = f"finish the run with --resume, or run longrope eval … --scaling {folder} -o eval, and report that"
-        raise LongRopeError(f"{folder} has no results.json: {remedy}")
+        raise LongRopeError(
+            f"run = {str(folder)!r}: it has no results.json. Finish the run with --resume, "
+            f"or run longrope eval … --factors {folder} -o eval, and report that."
+        )
     if not searches:
-        raise LongRopeError(f"{folder} has no results.json; make one: run longrope eval … -o eval, and report that")
+        raise LongRopeError(
+            f"run = {str(folder)!r}: it has no results.json. Run longrope eval … -o eval, and report that."
+        )
     return results_of_search(folder, searches), searches
 
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:
-    """What keeps the numbers of several runs from being compared."""
-    told = []
+    """Return the reasons why the numbers of several runs cannot be compared."""
+    reasons = []
     models = {run.results.model for run in runs}
     if len(models) > 1:
-        told.append(f"These runs are of different models ({', '.join(sorted(models))}).")
+        reasons.append(f"These runs are of different models ({', '.join(sorted(models))}).")
     if len({run.results.rope for run in runs}) > 1:
         lengths = [f"{run.name}: {run.results.rope.original_length:,}" for run in runs]
-        told.append(f"Their rotary embeddings or original lengths L0 differ ({'; '.join(lengths)} tokens).")
-    runs = [run for run in runs if run.results.perplexity]  # a search measured nothing on test documents
-    kinds = {run.results.dtype for run in runs}
-    if len(kinds) > 1:
-        told.append(f"They were measured in different precisions ({', '.join(sorted(kinds))}).")
+        reasons.append(f"Their rotary embeddings or original lengths L0 differ ({'; '.join(lengths)} tokens).")
+    runs = [run for run in runs if run.results.get("perplexity")]  # a search measured nothing on test documents
+    dtypes = {run.results.dtype for run in runs}
+    if len(dtypes) > 1:
+        reasons.append(f"They were measured in different precisions ({', '.join(sorted(dtypes))}).")
     corpora = [{name: corpus.get("hash") for name, corpus in run.results.corpora.items()} for run in runs]
-    if any(one != corpora[0] for one in corpora):
-        told.append("They were measured on different documents.")
-    return [f"{one} Compare the numbers within a run only." for one in told]
+    if any(hashes != corpora[0] for hashes in corpora):
+        reasons.append("They were measured on different documents.")
+    return [f"{reason} Compare the numbers within a run only." for reason in reasons]

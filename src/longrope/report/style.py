@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 450, 270
 
 @dataclass(frozen=True)
 class Look:
-    """How one name is drawn."""
+    """Colour, shape of the points, dashes and width of the line of one name."""
 
     colour: str
     shape: str
@@ -29,15 +29,17 @@ class Look:
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """By name. Names that are not in `NAMES` take the looks that are left, then the same colours in other shapes.
+    """Return the look of every name. Names outside `NAMES` take the remaining looks, then the colours in other shapes.
 
-    "run: yarn" has the colour of "yarn" too, and another shape and dash if both are there.
+    "run: yarn" has the colour of "yarn" too, and another shape and dash if both are drawn.
     """
-    names, taken = list(dict.fromkeys(names)), {}
+    names = list(dict.fromkeys(names))
+    taken: dict[str, tuple[int, int]] = {}
     last = {name: name.rpartition(": ")[2] for name in names}
     for name in sorted(names, key=lambda name: last[name] not in NAMES):
-        places = [NAMES.index(last[name])] if last[name] in NAMES else range(len(COLOURS))[::-1]
-        taken[name] = next((turn, place) for turn in count() for place in places if (turn, place) not in taken.values())
+        colours = [NAMES.index(last[name])] if last[name] in NAMES else range(len(COLOURS))[::-1]
+        free = ((turn, colour) for turn in count() for colour in colours if (turn, colour) not in taken.values())
+        taken[name] = next(free)
     return {name: _look(*taken[name], bold=last[name] in BOLD) for name in names}
 
 
@@ -47,7 +49,7 @@ def _look(turn: int, colour: int, *, bold: bool) -> Look:
 
 
 def config() -> dict[str, Any]:
-    """Vega-Lite's config: no ground, so that a page's own shows, and lines in the colour of its text."""
+    """Return Vega-Lite's config: a transparent background, so that the page's shows, and lines in its text's colour."""
     text = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12, "titleFontSize": 12}
     axis = {**text, "titleFontWeight": "normal", "gridColor": GREY, "gridOpacity": 0.25}
     axis |= {"domainColor": GREY, "tickColor": GREY, "labelLimit": 190}

@@ -1,4 +1,4 @@
-"""Charts as SVG text for a page, and as SVG and PNG files."""
+"""Pictures as SVG text for a page, and as SVG and PNG files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TO_READERS_ONLY = ("aria-label", "aria-hidden", "aria-roledescription", "role", 
 
 
 def inline_svg(chart: alt.TopLevelMixin, key: str, title: str) -> str:
-    """An ``svg`` element in the colours of the page, every data mark with its numbers as a tooltip.
+    """Return an ``svg`` element in the colours of the page. Every data mark has its numbers as a tooltip.
 
     Args:
-        chart: of altair, its marks described.
-        key: goes in front of ids, which are the page's.
-        title: of the whole picture, for screen readers; the numbers are for them in a table.
+        chart: An altair chart whose marks have descriptions.
+        key: Prefix of all ids, which must be unique in the page.
+        title: Title of the picture for screen readers, which find the numbers in a table.
     """
     root = ElementTree.fromstring(_render(chart))
     for element in list(root.iter()):
@@ -47,17 +47,17 @@ def inline_svg(chart: alt.TopLevelMixin, key: str, title: str) -> str:
 
 
 def save(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Write a picture on white ground, whole or not at all; the suffix decides the format.
+    """Write a picture on a white background. The suffix decides the format.
 
     Args:
-        chart: of altair.
-        path: ends in .svg or .png.
+        chart: An altair chart.
+        path: Path that ends in .svg or .png.
 
     Raises:
-        LongRopeError: if it has another suffix, or its place cannot be written.
+        LongRopeError: If the suffix is another one, or the file cannot be written.
     """
     if path.suffix not in (".svg", ".png"):
-        raise LongRopeError(f"{path}: a picture ends in .svg or .png")
+        raise LongRopeError(f"path = {str(path)!r}: not a format of pictures. Write .svg or .png.")
     if path.suffix == ".svg":
         write_text(path, _render(chart, background="white"))
         return

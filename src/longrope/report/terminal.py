@@ -1,4 +1,4 @@
-"""The report in a terminal: the same cells as on the page, heat maps in colour, curves as sparklines."""
+"""The report in a terminal: the same values as on the page, heat maps in colour, curves as sparklines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from longrope.report.figure import Figure, Number
+from longrope.evaluation.figure import Figure, Number
 from longrope.report.load import LoadedRun, warnings
 from longrope.report.verdict import RULE, answers, headlines
 
@@ -17,49 +17,49 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = 24
 
 
-def show(runs: Sequence[LoadedRun], shown: Sequence[Figure], console: Console) -> None:
+def show(runs: Sequence[LoadedRun], figures: Sequence[Figure], console: Console) -> None:
     """Print headline, warnings, answers and every figure."""
     for run, sentence in zip(runs, headlines(runs), strict=True):
         console.print(sentence, style="bold", markup=False, highlight=False)
-        for one in answers(run):
-            console.print(f"  {one.question} {one.verdict}. {one.why}", markup=False, highlight=False)
+        for answer in answers(run):
+            console.print(f"  {answer.question} {answer.verdict}. {answer.why}", markup=False, highlight=False)
     console.print(RULE, style="dim", markup=False, highlight=False)
-    for one in warnings(runs) if len(runs) > 1 else ():
-        console.print(f"warning: {one}", style="bold yellow", markup=False, highlight=False)
-    for figure in shown:
+    for warning in warnings(runs) if len(runs) > 1 else ():
+        console.print(f"warning: {warning}", style="bold yellow", markup=False, highlight=False)
+    for figure in figures:
         console.print()
         console.print(table_of(figure))
         console.print(figure.says, style="dim", markup=False, highlight=False)
 
 
 def table_of(figure: Figure) -> Table:
-    """A figure's table as rich prints it."""
+    """Return a figure's table as rich prints it."""
     table = Table(title=Text(figure.title), title_justify="left", header_style="bold")
     for column in figure.columns:
         table.add_column(Text(column.head), justify="right" if column.numeric else "left", overflow="fold")
     extra = {"rows": "shape", "bars": " "}.get(figure.terminal)
     if extra is not None:
         table.add_column(extra)
-    largest = max((value for row in figure.rows for value in _values(row)), default=0)
-    for row, written in zip(figure.rows, figure.cells(), strict=True):
-        cells = [Text(text) for text in written]
+    largest = max((value for row in figure.rows for value in _numbers(row)), default=0)
+    for row, written in zip(figure.rows, figure.written(), strict=True):
+        texts = [Text(text) for text in written]
         if figure.terminal == "heat":
-            cells = [_heat(cell, text) for cell, text in zip(row, cells, strict=True)]
+            texts = [_heat(value, text) for value, text in zip(row, texts, strict=True)]
         if figure.terminal == "rows":
-            cells.append(Text(sparkline(_values(row))))
+            texts.append(Text(sparkline(_numbers(row))))
         if figure.terminal == "bars":
-            value = max(0.0, *_values(row)) if _values(row) else 0.0
-            cells.append(Text("█" * round(BAR * value / largest) if largest > 0 else ""))
-        table.add_row(*cells)
+            value = max(0.0, *_numbers(row)) if _numbers(row) else 0.0
+            texts.append(Text("█" * round(BAR * value / largest) if largest > 0 else ""))
+        table.add_row(*texts)
     if figure.terminal == "columns":
-        columns = zip(*figure.rows, strict=True)
+        columns = list(zip(*figure.rows, strict=True))[1:]
         table.add_section()
-        table.add_row("shape", *(Text(sparkline(_values(one))) for one in list(columns)[1:]))
+        table.add_row("shape", *(Text(sparkline(_numbers(column))) for column in columns))
     return table
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Blocks as high as the values between the lowest and the highest; at most 10 of them.
+    """Return blocks whose heights show the values between the lowest and the highest, 10 blocks at most.
 
     >>> sparkline([1, 2, 3, 2])
     '▁▅█▅'
@@ -70,14 +70,15 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(BLOCKS[round(7 * (value - low) / ((high - low) or 1))] for value in values)
 
 
-def _values(row: Sequence[object]) -> list[float]:
-    found = [cell.value if isinstance(cell, Number) else cell for cell in row]
-    return [float(one) for one in found if isinstance(one, (int, float))]
+def _numbers(row: Sequence[object]) -> list[float]:
+    values = [Number.of(value).value if isinstance(value, float) else value for value in row]
+    values = [value.value if isinstance(value, Number) else value for value in values]
+    return [float(value) for value in values if isinstance(value, (int, float))]
 
 
-def _heat(cell: object, text: Text) -> Text:
-    value = cell.value if isinstance(cell, Number) else None
-    if value is not None:
-        place = min(len(VIRIDIS) - 1, max(0, int(value * len(VIRIDIS))))
-        text.stylize(f"{'white' if value < 0.5 else 'black'} on {VIRIDIS[place]}")
+def _heat(value: object, text: Text) -> Text:
+    score = value.value if isinstance(value, Number) else None
+    if score is not None:
+        index = min(len(VIRIDIS) - 1, max(0, int(score * len(VIRIDIS))))
+        text.stylize(f"{'white' if score < 0.5 else 'black'} on {VIRIDIS[index]}")
     return text

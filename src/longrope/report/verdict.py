@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from longrope.evaluation.results import PerplexityRecord
-from longrope.report.figure import Number, percent, plain, share
+from longrope.evaluation.figure import Number, percent, plain, share
 from longrope.report.load import LoadedRun
 from longrope.schemes import is_scheme
 from longrope.units import short_length
@@ -31,120 +30,146 @@ class Verdict:
 
 
 def answers(run: LoadedRun) -> tuple[Verdict, ...]:
-    """Does it work, what does it cost, is it better than YaRN; empty if no perplexity was measured."""
-    row = subject(run)
-    return () if row is None else (_works(run, row), _costs(run, row), _better(run, row))
+    """Return the answers: does it work, what does it cost, is it better than YaRN; empty without perplexities."""
+    candidate = subject(run)
+    return () if candidate is None else (_works(run, candidate), _costs(run, candidate), _better(run, candidate))
 
 
 def headlines(runs: Sequence[LoadedRun]) -> list[str]:
-    """One of each run, after the run's name where there are several."""
+    """Return the headline of each run, after the run's name if there are several."""
     return [f"{run.name}: {headline(run)}" if len(runs) > 1 else headline(run) for run in runs]
 
 
 def headline(run: LoadedRun) -> str:
-    """The answers in one sentence."""
-    row, found = subject(run), answers(run)
-    if row is None:
-        remedy = f"longrope eval {run.results.model or 'MODEL'} … --scaling {run.name}"
-        return f"Nothing was measured on test documents yet. Run {remedy}."
-    works, costs, better = (one.verdict[0].lower() + one.verdict[1:] for one in found)
-    return f"“{run.label(row)}” at {lengths_of(run)[-1]:,} tokens: {works}; {costs}; {better}."
+    """Return the answers in one sentence."""
+    candidate = subject(run)
+    if candidate is None:
+        command = f"longrope eval {run.results.model or 'MODEL'} … --factors {run.name}"
+        return f"Nothing was measured on test documents yet. Run {command}."
+    works, costs, better = (
+        answer.verdict[0].lower() + answer.verdict[1:]
+        for answer in (_works(run, candidate), _costs(run, candidate), _better(run, candidate))
+    )
+    return f"“{run.label(candidate)}” at {lengths_of(run)[-1]:,} tokens: {works}; {costs}; {better}."
 
 
 def lengths_of(run: LoadedRun) -> list[int]:
-    """The lengths at which perplexity was measured, ascending."""
-    return sorted({cell.length for cells in run.results.perplexity.values() for cell in cells})
+    """Return the lengths at which perplexity was measured, ascending."""
+    return sorted({record.length for records in run.results.get("perplexity").values() for record in records})
 
 
 def subject(run: LoadedRun) -> str | None:
-    """The row that the report is about: ``extended``, or the best that is no formula, or the best of these."""
-    lengths = lengths_of(run)
-    at = {row: _cell(run, row, lengths[-1]) for row in run.results.perplexity} if lengths else {}
-    rows = {row: cell.perplexity or math.inf for row, cell in at.items() if cell is not None and row != "original"}
-    own = [row for row in rows if not is_scheme(row)]
-    if "extended" in rows:
+    """Return the candidate that the report is about.
+
+    It is ``extended`` if there is one, else the best candidate that is not a scheme, else the best one.
+    """
+    longest = max(lengths_of(run), default=0)
+    values = {
+        name: perplexity_at(run, name, longest) or math.inf
+        for name, records in run.results.get("perplexity").items()
+        if any(record.length == longest for record in records)
+    }
+    others = [name for name in values if name != "original"]
+    if "extended" in others:
         return "extended"
-    return min(own or rows, key=lambda row: rows[row], default="original" if at.get("original") else None)
+    searched = [name for name in others if not is_scheme(name)]
+    return min(searched or others, key=lambda name: values[name], default="original" if values else None)
 
 
-def recall(run: LoadedRun, row: str) -> float | None:
-    """The mean retrieval score over tasks and depths at the longest length of all; None if not measured there."""
-    cells = run.results.retrieval.get(row, ())
-    scores = [cell.score for cell in cells if cell.length == lengths_of(run)[-1] and cell.score is not None]
-    return fmean(scores) if scores else None
+def retrieval_score(run: LoadedRun, candidate: str) -> float | None:
+    """Return the mean score over tasks and depths at the longest length of all; None if it was not measured there."""
+    records = run.results.get("retrieval").get(candidate, ())
+    scores = [Number.of(record.score).value for record in records if record.length == lengths_of(run)[-1]]
+    finite = [score for score in scores if score is not None]
+    return fmean(finite) if finite else None
 
 
-def _gap(run: LoadedRun, row: str, against: str, length: int) -> tuple[Number, str] | None:
-    """By how many percent a perplexity is above another's, and on how many of the same documents it is lower."""
-    for one in run.results.differences.get(row, ()):
-        if (one.against, one.length) == (against, length) and one.percent is not None:
-            wins = f", lower on {one.wins} of {one.wins + one.losses} documents" if one.wins + one.losses > 1 else ""
-            return Number(one.percent, one.standard_error), wins
+def short_context(run: LoadedRun, candidate: str) -> float | None:
+    """Return the percent of perplexity that the candidate costs at L0; None if it was not measured."""
+    records = run.results.get("short_context").get(candidate, ())
+    return Number.of(records[0].percent).value if records else None
+
+
+def perplexity_at(run: LoadedRun, candidate: str, length: int) -> float | None:
+    """Return the perplexity on the first corpus; None if it is not finite or was not measured."""
+    records = run.results.get("perplexity").get(candidate, ())
+    return next((Number.of(record.perplexity).value for record in records if record.length == length), None)
+
+
+def _gap(run: LoadedRun, candidate: str, against: str, length: int) -> tuple[Number, str] | None:
+    """Return the percent by which a perplexity is above another's, and on how many documents it is lower."""
+    for record in run.results.get("differences").get(candidate, ()):
+        number = Number.of(record.percent, record.standard_error)
+        if (record.against, record.length) == (against, length) and number.value is not None:
+            documents = record.wins + record.losses
+            wins = f", lower on {record.wins} of {documents} documents" if documents > 1 else ""
+            return number, wins
     return None
 
 
-def _cell(run: LoadedRun, row: str, length: int) -> PerplexityRecord | None:
-    """Of the first corpus."""
-    return next((cell for cell in run.results.perplexity.get(row, ()) if cell.length == length), None)
-
-
-def _works(run: LoadedRun, row: str) -> Verdict:
+def _works(run: LoadedRun, candidate: str) -> Verdict:
     length, original = lengths_of(run)[-1], run.results.rope.original_length
-    here, before = _cell(run, row, length), _cell(run, "original", original)
-    untouched, found = _cell(run, "original", length), recall(run, row)
-    value = here.perplexity if here is not None else None
-    base = before.perplexity if before is not None else None
+    value, base = perplexity_at(run, candidate, length), perplexity_at(run, "original", original)
+    score = retrieval_score(run, candidate)
     why = f"Perplexity {plain(value)} there"
     why += f"; the original model has {plain(base)} at its own {original:,} tokens" if base is not None else ""
-    why += f" and {plain(untouched.perplexity)} at {length:,}" if untouched is not None and row != "original" else ""
-    why += ". Retrieval was not measured there." if found is None else f". It finds {share(found)} of what is hidden."
-    holds = value is not None and base is not None and value <= HOLDS * base
+    if candidate != "original" and any(r.length == length for r in run.results["perplexity"].get("original", ())):
+        why += f" and {plain(perplexity_at(run, 'original', length))} at {length:,}"
+    why += ". Retrieval was not measured there." if score is None else f". It finds {share(score)} of what is hidden."
+    question = f"Does it work at {short_length(length)} tokens?"
     if length <= original:
-        verdict = "No length above L0 was measured"
-    elif value is None:
-        verdict = "Does not work"
-    elif base is None:
-        verdict = f"Perplexity {plain(value)}, with nothing to hold it against"
-    elif found is None:
-        verdict = "Works by perplexity, retrieval not measured" if holds else "Does not work: perplexity is higher"
-    else:
-        finds = found >= FINDS
-        verdict = (
-            ("Works" if holds else "Finds what is hidden, but perplexity is higher")
-            if finds
-            else ("Works by perplexity, but forgets what is hidden" if holds else "Does not work")
-        )
-    return Verdict(f"Does it work at {short_length(length)} tokens?", verdict, why)
+        return Verdict(question, "No length above L0 was measured", why)
+    return Verdict(question, _verdict(value, base, score), why)
 
 
-def _costs(run: LoadedRun, row: str) -> Verdict:
+def _verdict(value: float | None, base: float | None, score: float | None) -> str:
+    """Return whether an extension works.
+
+    Args:
+        value: Perplexity at the longest length; None if it is not finite.
+        base: Perplexity of the original model at L0; None if it was not measured.
+        score: Retrieval score at the longest length; None if it was not measured.
+    """
+    if value is None:
+        return "Does not work"
+    if base is None:
+        return f"Perplexity {plain(value)}, with nothing to hold it against"
+    holds = value <= HOLDS * base
+    if score is None:
+        return "Works by perplexity, retrieval not measured" if holds else "Does not work: perplexity is higher"
+    if score >= FINDS:
+        return "Works" if holds else "Finds what is hidden, but perplexity is higher"
+    return "Works by perplexity, but forgets what is hidden" if holds else "Does not work"
+
+
+def _costs(run: LoadedRun, candidate: str) -> Verdict:
     original = run.results.rope.original_length
     question = f"What does it cost at {short_length(original)} tokens?"
-    found = _gap(run, row, "original", original)
-    lost, yarn = run.results.short_context.get(row), run.results.short_context.get("yarn")
+    gap = _gap(run, candidate, "original", original)
+    lost, yarn = short_context(run, candidate), short_context(run, "yarn")
     if lost is None:
         return Verdict(question, "Cost at L0 not measured", "It needs the original model and this row at L0.")
     why = f"Perplexity {percent(lost)} against the original model at its own length"
-    why = f"Perplexity {percent(found[0])} against the original model{found[1]}" if found is not None else why
-    why += f"; YaRN costs {percent(yarn)}." if yarn is not None and row != "yarn" else "."
+    why = f"Perplexity {percent(gap[0])} against the original model{gap[1]}" if gap is not None else why
+    why += f"; YaRN costs {percent(yarn)}." if yarn is not None and candidate != "yarn" else "."
     verdict = f"Costs {lost:.1f}% perplexity at L0" if lost > 0 else f"Costs nothing at L0: perplexity {percent(lost)}"
     return Verdict(question, verdict, why)
 
 
-def _better(run: LoadedRun, row: str) -> Verdict:
+def _better(run: LoadedRun, candidate: str) -> Verdict:
     question, length = "Is it better than the one-line YaRN edit?", lengths_of(run)[-1]
-    if row == "yarn":
+    if candidate == "yarn":
         return Verdict(question, "Is YaRN itself", "No row of searched factors was measured.")
-    found = _gap(run, row, "yarn", length)
-    if found is None or found[0].value is None:
+    gap = _gap(run, candidate, "yarn", length)
+    if gap is None:
         return Verdict(question, "Not compared with YaRN", "Run longrope eval with --schemes yarn.")
-    gap, wins = found
-    ours, theirs = recall(run, row), recall(run, "yarn")
-    why = f"Perplexity {percent(gap)} against YaRN at {length:,} tokens{wins}."
-    why += f" Retrieval {share(ours)} against {share(theirs)}." if ours is not None and theirs is not None else ""
-    assert gap.value is not None
-    if gap.error is None or abs(gap.value) <= 2 * gap.error:
+    number, wins = gap
+    score, yarn_score = retrieval_score(run, candidate), retrieval_score(run, "yarn")
+    why = f"Perplexity {percent(number)} against YaRN at {length:,} tokens{wins}."
+    if score is not None and yarn_score is not None:
+        why += f" Retrieval {share(score)} against {share(yarn_score)}."
+    assert number.value is not None
+    if number.error is None or abs(number.value) <= 2 * number.error:
         return Verdict(question, "No clear difference from YaRN in perplexity", why)
-    side = "lower" if gap.value < 0 else "higher"
-    verdict = "Better" if gap.value < 0 else "Worse"
-    return Verdict(question, f"{verdict} than YaRN: perplexity {abs(gap.value):.1f}% {side}", why)
+    side, verdict = ("lower", "Better") if number.value < 0 else ("higher", "Worse")
+    return Verdict(question, f"{verdict} than YaRN: perplexity {abs(number.value):.1f}% {side}", why)

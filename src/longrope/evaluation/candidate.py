@@ -1,0 +1,58 @@
+"""A candidate of a comparison: weights, and the factors that they run with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longrope.scaling import Extension, Scaling
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights with a scaling.
+
+    Args:
+        weights: Name of the model.
+        scaling: Factors for it; None runs the checkpoint as it is.
+    """
+
+    weights: str = ""
+    scaling: Scaling | Extension | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the candidate as JSON values."""
+        scaling = None if self.scaling is None else json.loads(self.scaling.to_json())
+        return {"weights": self.weights, "factors": scaling}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
+        """Return the candidate that `to_json` wrote.
+
+        Raises:
+            LongRopeError: If its factors are damaged.
+        """
+        factors = data.get("factors")
+        if factors is None:
+            return cls(str(data.get("weights", "")))
+        reader = Extension if isinstance(factors, dict) and factors.get("kind") == "extension" else Scaling
+        return cls(str(data.get("weights", "")), reader.from_json(json.dumps(factors)))
+
+    @property
+    def key(self) -> str:
+        """Cache key: candidates with equal keys have equal losses."""
+        extension = self.scaling
+        scalings = [extension.short, extension.long] if isinstance(extension, Extension) else [extension]
+        values = [s and (list(s.factors), s.attention_factor, s.start_tokens) for s in scalings]
+        return hashlib.sha256(json.dumps([self.weights, *values]).encode()).hexdigest()[:12]
+
+    @property
+    def scalings(self) -> dict[str, Scaling]:
+        """The scalings by the suffix that a figure adds to the candidate's name."""
+        if isinstance(self.scaling, Extension):
+            short = {} if self.scaling.short.is_identity else {" (short)": self.scaling.short}
+            return {"": self.scaling.long, **short}
+        return {} if self.scaling is None else {"": self.scaling}

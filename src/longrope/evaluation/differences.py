@@ -1,0 +1,59 @@
+"""Measurement: paired differences of perplexity from the original model and from YaRN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from longrope.evaluation.by_length import PERPLEXITY
+from longrope.evaluation.figure import MISSING, Column, Figure, Number, fixed, integer, percent
+from longrope.evaluation.labelled import LabelledResults
+from longrope.evaluation.measurement import Measurement, no_samples
+from longrope.evaluation.records import Difference, paired_difference
+
+if TYPE_CHECKING:
+    from longrope.evaluation.runner import Evaluation
+
+AGAINST = ("original", "yarn")  # the candidates that all others are compared with
+SAYS = (
+    "Below 0% the row is better than the one it is held against. Both read the same documents, so their "
+    "difference is surer than each number. p is of a two-sided sign test: the chance of so one-sided a count of "
+    "documents if neither were better; with few documents it cannot be small."
+)
+
+
+def aggregate(evaluation: Evaluation, candidate: str) -> list[Difference]:
+    """Return the candidate's differences from those of `AGAINST`, on the same documents."""
+    perplexities: Any = evaluation.records[PERPLEXITY.name]
+    return [
+        paired_difference(perplexity, reference, against=other)
+        for other in AGAINST
+        if other in perplexities and other != candidate
+        for perplexity, reference in zip(perplexities[candidate], perplexities[other], strict=True)
+    ]
+
+
+def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
+    """Return a table."""
+    rows = [
+        [
+            run.label(candidate),
+            run.label(difference.against),
+            difference.corpus or MISSING,
+            difference.length,
+            Number.of(difference.percent, difference.standard_error),
+            f"{difference.wins} of {difference.wins + difference.losses}",
+            difference.p,
+        ]
+        for run in runs
+        for candidate in run.results.candidates
+        for difference in run.results.get(DIFFERENCES.name).get(candidate, ())
+    ]
+    columns = (
+        *(Column("row"), Column("against"), Column("corpus"), Column("length", integer)),
+        *(Column("perplexity", percent), Column("better on"), Column("p", fixed(3))),
+    )
+    return [Figure("differences", "better", "Paired differences", SAYS, columns, rows)] if rows else []
+
+
+DIFFERENCES = Measurement("differences", Difference, no_samples, aggregate, figures, requested=lambda _: True)

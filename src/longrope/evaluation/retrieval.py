@@ -1,0 +1,199 @@
+"""Measurement: retrieval tasks, by task, length and depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Literal
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.figure import Column, Figure, Heat, Number, fixed, share
+from longrope.evaluation.labelled import LabelledResults, head, labelled_records
+from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Values, batches
+from longrope.evaluation.records import Record, Value
+from longrope.evaluation.sliding_window import scaling_at
+from longrope.evaluation.statistics import mean_error
+from longrope.units import short_length
+
+if TYPE_CHECKING:
+    from longrope.evaluation.runner import Evaluation
+    from longrope.tasks.prompts import Prompt
+
+Score = Literal["score", "choice"]
+SAYS: dict[Score, str] = {
+    "score": (
+        "How often the model repeats exactly what was hidden in a long text, by the text's length and by how deep it "
+        "was hidden (0% is the beginning). Low scores at lengths where perplexity is good mean that the model reads "
+        "fluently and forgets."
+    ),
+    "choice": (
+        "How often the model gives the hidden answer a higher probability than the wrong ones offered with it: easier "
+        "than repeating it, and a guess is right sometimes."
+    ),
+}
+
+
+class RetrievalScore(Record):
+    """Share of the trials of a task in which a model finds what was hidden.
+
+    Args:
+        task: Name of the task.
+        length: Tokens of each text, with the room for the answer.
+        depth: Where the needle lies, from 0 (beginning) to 1 (end); None for several needles.
+        score: Mean share of the answers that the generated text holds.
+        standard_error: Standard error of the score over trials.
+        choice: Share of the trials in which the answer is likelier than wrong ones; None without wrong ones.
+        chance: The choice of a guess.
+        trials: Number of texts.
+    """
+
+    task: str
+    length: int
+    depth: float | None = None
+    score: Value
+    standard_error: Value = math.nan
+    choice: float | None = None
+    chance: float | None = None
+    trials: int | None = None
+
+
+def prompt_samples(task: str, length: int, prompts: Sequence[Prompt], *, batch: int = 1) -> SampleSet:
+    """Return the samples that hold a model's answers to the prompts of a task at one length.
+
+    Raises:
+        LongRopeError: If a prompt with the room for its answer has another length.
+    """
+    for prompt in prompts:
+        tokens = len(prompt.tokens) + prompt.room
+        if tokens != length:
+            raise LongRopeError(
+                f"retrieval[{task!r}, {length}]: a prompt has {tokens} tokens. Make it for this length."
+            )
+
+    def measure(subject: Subject, samples: Sequence[int]) -> Values:
+        from longrope.models.patch import patch
+        from longrope.tasks.scoring import score_prompts
+
+        with patch(subject.model, scaling_at(subject.scaling, length)):
+            for trials in batches(samples, batch):
+                chosen = [prompts[trial] for trial in trials]
+                scores = score_prompts(subject.model, subject.tokenizer, chosen, batch=batch)
+                for trial, prompt, score in zip(trials, chosen, scores, strict=True):
+                    yield trial, {"depth": prompt.depth, "choices": 1 + len(prompt.wrong), **asdict(score)}
+
+    return SampleSet(f"retrieval {task} {length}", len(prompts), length, measure)
+
+
+def _by_task(evaluation: Evaluation) -> dict[tuple[str, int], SampleSet]:
+    """Return the samples by task and length."""
+    return {
+        (task, length): prompt_samples(task, length, prompts, batch=evaluation.spec.batch)
+        for (task, length), prompts in evaluation.spec.retrieval.items()
+    }
+
+
+def sample_sets(evaluation: Evaluation) -> list[SampleSet]:
+    """Return the samples of every task and length."""
+    return list(_by_task(evaluation).values())
+
+
+def aggregate(evaluation: Evaluation, candidate: str) -> list[RetrievalScore]:
+    """Return the candidate's scores by task, length and depth."""
+    records = []
+    for (task, length), samples in _by_task(evaluation).items():
+        trials = evaluation.samples(candidate, samples)
+        for depth in dict.fromkeys(trial["depth"] for trial in trials):
+            at_depth = [trial for trial in trials if trial["depth"] == depth]
+            score, error = mean_error([trial["score"] for trial in at_depth])
+            choices = [trial["choice"] for trial in at_depth if trial["choice"] is not None]
+            records.append(
+                RetrievalScore(
+                    task=task,
+                    length=length,
+                    depth=depth,
+                    score=score,
+                    standard_error=error,
+                    choice=sum(choices) / len(choices) if choices else None,
+                    chance=1 / at_depth[0]["choices"] if choices else None,
+                    trials=len(at_depth),
+                )
+            )
+    return records
+
+
+def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
+    """Return heat maps of depth by length: scores and choices, a figure for each task."""
+    candidates = labelled_records(runs, RETRIEVAL.name)
+    tasks = list(dict.fromkeys(record.task for _, records in candidates for record in records))
+    by_task = {
+        task: [(name, [record for record in records if record.task == task]) for name, records in candidates]
+        for task in tasks
+    }
+    scores = [
+        _heat_map(f"score-{number}", f"Retrieval: {task}", by_task[task], "score", runs)
+        for number, task in enumerate(tasks)
+    ]
+    choices = [
+        _heat_map(f"choice-{number}", f"Forced choice: {task}", by_task[task], "choice", runs)
+        for number, task in enumerate(tasks)
+        if any(record.choice is not None for _, records in by_task[task] for record in records)
+    ]
+    return [*scores, *choices]
+
+
+def _heat_map(
+    key: str,
+    title: str,
+    candidates: Sequence[tuple[str, list[RetrievalScore]]],
+    kind: Score,
+    runs: Sequence[LabelledResults],
+) -> Figure:
+    every = [record for _, records in candidates for record in records]
+    lengths = sorted({record.length for record in every})
+    table, fields = [], []
+    for name, records in candidates:
+        grid = {(record.depth, record.length): record for record in records}
+        for depth in sorted({record.depth for record in records}, key=lambda depth: -1 if depth is None else depth):
+            row = [grid.get((depth, length)) for length in lengths]
+            numbers = [_number(record, kind) for record in row]
+            table.append([name, _depth(depth), *numbers])
+            fields += [
+                {"name": name, "x": short_length(length), "y": _depth(depth), "value": number.value}
+                | {"label": fixed(0, times=100)(number.value)}
+                | {"tip": f"{name}, {every[0].task}, {length:,} tokens, depth {_depth(depth)}: {_tip(number, record)}"}
+                for length, number, record in zip(lengths, numbers, row, strict=True)
+            ]
+    columns = (Column("row"), Column("depth"), *(Column(head(length, runs), share) for length in lengths))
+    chart = Heat(fields, "depth", "percent right")
+    return Figure(key, "works", title, SAYS[kind] + _trials(every, kind), columns, table, chart, "heat")
+
+
+def _number(record: RetrievalScore | None, kind: Score) -> Number:
+    if record is None:
+        return Number(None)
+    return Number.of(record.score, record.standard_error) if kind == "score" else Number.of(record.choice)
+
+
+def _depth(depth: float | None) -> str:
+    return "any" if depth is None else f"{100 * depth:.3g}%"
+
+
+def _tip(number: Number, record: RetrievalScore | None) -> str:
+    trials = f" of {record.trials} trials" if record is not None and record.trials else ""
+    return f"{share(number)}{trials}"
+
+
+def _trials(records: Sequence[RetrievalScore], kind: Score) -> str:
+    trials = sorted({record.trials for record in records if record.trials})
+    chances = sorted({record.chance for record in records if record.chance is not None})
+    sentences = f" Each cell is {' or '.join(f'{count:,}' for count in trials)} trials." if trials else ""
+    if kind == "choice" and chances:
+        ends = dict.fromkeys((chances[0], chances[-1]))
+        sentences += f" Guessing gives {' to '.join(share(chance) for chance in ends)}."
+    return sentences
+
+
+RETRIEVAL = Measurement(
+    "retrieval", RetrievalScore, sample_sets, aggregate, figures, requested=lambda spec: bool(spec.retrieval)
+)

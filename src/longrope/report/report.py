@@ -1,0 +1,49 @@
+"""Write a report from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from longrope.evaluation.results import EvalResults
+from longrope.report.all_figures import figures, looks_of
+from longrope.report.charts import draw
+from longrope.report.html import page
+from longrope.report.load import LoadedRun, as_runs, read_runs
+from longrope.report.svg import save
+from longrope.storage.atomic import write_text
+
+Runs = EvalResults | str | Path | Sequence["EvalResults | str | Path"]
+
+
+def report(runs: Runs, path: str | Path) -> None:
+    """Write one HTML page of some results: it needs no network and runs no script.
+
+    Args:
+        runs: Results, or folders of ``longrope eval``, ``extend`` or ``search``; one or several.
+        path: Path of the page.
+
+    Raises:
+        LongRopeError: If a folder holds no results or damaged ones, or the page cannot be written.
+    """
+    runs = [runs] if isinstance(runs, (EvalResults, str, Path)) else list(runs)
+    loaded = _loaded(runs)
+    write_text(path, page(loaded, figures(loaded)))
+
+
+def _loaded(runs: Sequence[EvalResults | str | Path]) -> tuple[LoadedRun, ...]:
+    folders = read_runs([Path(run) for run in runs if isinstance(run, (str, Path))])
+    named = [(f"results {number}", run) for number, run in enumerate(runs, 1) if isinstance(run, EvalResults)]
+    named = [(run.model or name, run) for name, run in named] if len(named) == 1 else named
+    contents = [(run.name, run.results, run.searches) for run in folders]
+    return as_runs([*contents, *((name, results, ()) for name, results in named)])
+
+
+def write_pictures(runs: Sequence[LoadedRun], folder: Path) -> None:
+    """Write every chart of the runs' figures as SVG and PNG."""
+    looks = looks_of(runs)
+    for figure in figures(runs):
+        if figure.chart is not None:
+            picture = draw(figure.chart, looks).properties(title=figure.title)
+            save(picture, folder / f"{figure.key}.svg")
+            save(picture, folder / f"{figure.key}.png")

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from made_up import measured, sample_set
+
+from longrope.errors import LongRopeError
+from longrope.evaluation import by_length, by_position, differences, key_tokens, retrieval, short_context
+from longrope.evaluation.measurement import EvalSpec
+from longrope.evaluation.records import Perplexity
+from longrope.tasks.prompts import Prompt
+
+
+def test_perplexity_is_of_the_mean_over_documents() -> None:
+    texts = sample_set(
+        "texts", [{"lengths": {"8": math.log(2), "16": 1.0}}, {"lengths": {"8": math.log(8), "16": None}}]
+    )
+    short, long = by_length.aggregate(measured(EvalSpec([8, 16]), texts), "original")
+    assert (short.corpus, short.length, long.length) == ("books", 8, 16)
+    assert short.perplexity == pytest.approx(4)
+    assert short.standard_error == pytest.approx(4 * math.log(2))  # of ln 2 and ln 8: half their distance
+    assert math.isnan(long.perplexity)
+    assert "stride" not in short.model_dump()
+
+
+def test_positions_are_the_means_between_borders() -> None:
+    texts = sample_set("texts", [{"positions": [1.0, 2.0]}, {"positions": [3.0, 4.0]}])
+    records = by_position.aggregate(measured(EvalSpec([3]), texts), "original")
+    assert [(record.start, record.end, record.loss, record.standard_error) for record in records] == [
+        (1, 2, 2.0, pytest.approx(1.0)),
+        (2, 3, 3.0, pytest.approx(1.0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "perplexity", "share"),
+    [({0: [1, 2, 3], 1: [4], 2: []}, (2**3 * 32) ** (1 / 4), 4 / 30), ({0: [], 1: [], 2: []}, math.nan, 0)],
+)
+def test_key_tokens_of_all_documents_count_alike(chosen: dict[int, list[int]], perplexity: float, share: float) -> None:
+    """One document has three of them, one has one, one has none: not the mean of the documents' means."""
+    texts = sample_set("texts", [{"key": math.log(2)}, {"key": math.log(32)}, {"key": None}])
+    evaluation = measured(EvalSpec([11], key_tokens="original"), texts)
+    evaluation.__dict__["key_tokens"] = {"books": chosen}
+    (record,) = key_tokens.aggregate(evaluation, "original")
+    assert record.perplexity == pytest.approx(perplexity, nan_ok=True)
+    assert record.share == pytest.approx(share)
+    assert record.chosen_by == "original"
+
+
+def test_retrieval_by_depth() -> None:
+    trials = [
+        {"depth": 0.0, "score": 1.0, "choice": True, "choices": 4},
+        {"depth": 0.5, "score": 0.0, "choice": None, "choices": 4},
+        {"depth": 0.0, "score": 0.5, "choice": False, "choices": 4},
+        {"depth": 0.0, "score": 0.0, "choice": None, "choices": 4},
+    ]
+    prompt = Prompt(np.zeros(500, dtype=np.int64), ("x",), (), 0.0, 12)
+    spec = EvalSpec([512], retrieval={("passkey", 512): [prompt] * 4})
+    evaluation = measured(spec, sample_set("retrieval passkey 512", trials))
+    front, middle = retrieval.aggregate(evaluation, "original")
+    assert front.model_dump() == {
+        "task": "passkey",
+        "length": 512,
+        "depth": 0.0,
+        "score": 0.5,
+        "standard_error": pytest.approx(np.std([1, 0.5, 0], ddof=1) / 3**0.5),
+        "choice": 0.5,  # of those in which there was one
+        "chance": 0.25,
+        "trials": 3,
+    }
+    assert (middle.choice, middle.chance, middle.trials) == (None, None, 1)
+    assert math.isnan(middle.standard_error)
+
+
+def test_prompts_of_another_length_are_refused() -> None:
+    prompt = Prompt(np.zeros(100, dtype=np.int64), ("x",), (), 0.0, 12)
+    with pytest.raises(LongRopeError, match="a prompt has 112 tokens"):
+        retrieval.prompt_samples("passkey", 4096, [prompt])
+
+
+def perplexity(value: float, *losses: float, length: int = 8, corpus: str = "books") -> Perplexity:
+    return Perplexity(corpus=corpus, length=length, perplexity=value, losses=losses)
+
+
+def with_perplexities(perplexities: dict[str, tuple[Perplexity, ...]], original_length: int = 8):
+    evaluation = measured(EvalSpec([original_length]), sample_set("texts", [0.0]), *perplexities)
+    evaluation.records["perplexity"] = perplexities
+    return evaluation
+
+
+def test_differences_are_from_original_and_yarn_and_from_no_candidate_to_itself() -> None:
+    evaluation = with_perplexities(
+        {
+            "original": (perplexity(4.0, 1.0, 2.0),),
+            "yarn": (perplexity(4.0, 1.5, 2.5),),
+            "searched": (perplexity(4.0, 0.9, 1.8),),
+        }
+    )
+    records = {name: differences.aggregate(evaluation, name) for name in evaluation.candidates}
+    assert {name: [record.against for record in rows] for name, rows in records.items()} == {
+        "original": ["yarn"],
+        "yarn": ["original"],
+        "searched": ["original", "yarn"],
+    }
+    against_original = records["searched"][0]
+    assert against_original.percent == pytest.approx(100 * (math.exp(-0.15) - 1))
+    assert (against_original.wins, against_original.losses, against_original.length) == (2, 0, 8)
+
+
+def test_the_short_context_is_compared_at_l0_on_the_first_corpus() -> None:
+    rows = {
+        "original": (perplexity(4.0), perplexity(99.0, length=512), perplexity(8.0, corpus="code")),
+        "searched": (perplexity(5.0), perplexity(1.0, length=512), perplexity(1.0, corpus="code")),
+        "broken": (perplexity(math.nan), perplexity(1.0, length=512), perplexity(1.0, corpus="code")),
+    }
+    evaluation = with_perplexities(rows)
+    assert short_context.aggregate(evaluation, "original") is None
+    assert short_context.aggregate(evaluation, "broken") is None
+    searched = short_context.aggregate(evaluation, "searched")
+    assert searched is not None
+    assert searched[0].percent == pytest.approx(25.0)
+    del evaluation.records["perplexity"]["original"]  # pyright: ignore
+    assert short_context.aggregate(evaluation, "searched") is None

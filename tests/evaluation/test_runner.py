@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up import ROPE
+
+from longrope.errors import LongRopeError
+from longrope.evaluation.candidate import Candidate
+from longrope.evaluation.measurement import Corpus, EvalSpec, SampleSet
+from longrope.evaluation.runner import Evaluation, measure_missing
+from longrope.evaluation.sample_store import SampleStore
+from longrope.scaling import Scaling
+from longrope.storage.jsonl import JsonlFile
+
+
+def test_only_missing_samples_are_measured_and_equal_factors_once(tmp_path: Path) -> None:
+    opened: list[str] = []
+    measured: list[list[int]] = []
+
+    def open_model(name: str) -> Any:
+        opened.append(name)
+        return None, None
+
+    def measure(_: Any, samples: Sequence[int]) -> Any:
+        measured.append([*samples])
+        return ((index, float(index)) for index in samples)
+
+    three = SampleSet("three", 3, 10, measure)
+    candidates = {name: Candidate("model", Scaling([2.0, 2.0], scheme=name)) for name in ("pi", "pi by another name")}
+    path = tmp_path / "cells.jsonl"
+    with closing(JsonlFile(path, {}, of="a test", resume=False)) as journal:
+        SampleStore(journal).add(candidates["pi"], three, 1, math.inf)
+    progress: list[tuple[int, int, str]] = []
+    with closing(JsonlFile(path, {}, of="a test", resume=True)) as journal:
+        store = SampleStore(journal)
+        measure_missing(store, candidates, [three], open_model, lambda *line: progress.append(line))
+        assert store.samples(candidates["pi"], three) == [0.0, None, 2.0]  # infinity became None
+    assert (measured, opened) == ([[0, 2]], ["model"])
+    assert (progress[0], progress[-1]) == ((10, 30, "1/1 pi: three"), (30, 30, "1/1 pi: three"))
+    with closing(JsonlFile(path, {}, of="a test", resume=True)) as journal:
+        measure_missing(SampleStore(journal), candidates, [three], open_model)
+    assert opened == ["model"]
+
+
+def test_a_journal_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """The keys of its lines are row, part, cell and value; the row is a digest of weights and factors."""
+    path = tmp_path / "cells.jsonl"
+    line = '{"row": "47c7fa14cf40", "part": "text books", "cell": 0, "value": 1.5}'
+    path.write_text('{"version": 1, "settings": {}}\n' + line + "\n")
+    with closing(JsonlFile(path, {}, of="an evaluation", resume=True)) as journal:
+        store = SampleStore(journal)
+    assert store.samples(Candidate("model"), SampleSet("text books", 1, 1, lambda *_: iter(()))) == [1.5]
+
+
+def test_keys_of_candidates_are_those_of_the_version_before() -> None:
+    assert Candidate("model").key == "47c7fa14cf40"
+    assert Candidate("model", Scaling([1.0, 2.5], attention_factor=1.1, start_tokens=4)).key == "e1e8346adfc5"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (EvalSpec([4096]), "a document of books has 100 tokens, fewer than 4096"),
+        (EvalSpec([64], key_tokens="pi"), "key_tokens = 'pi': not a candidate. Choose one of original"),
+        (EvalSpec([64], measurements=["bogus"]), "measurements = 'bogus' is unknown"),
+        (EvalSpec([64], measurements=["sliding"]), "measurements = 'sliding': it is not requested by name"),
+    ],
+)
+def test_a_spec_that_does_not_fit_is_refused(spec: EvalSpec, message: str) -> None:
+    corpus = Corpus("books", np.zeros((2, 100), dtype=np.int64), ("a", "b"))
+    with pytest.raises(LongRopeError, match=message):
+        Evaluation({"original": Candidate("model")}, [corpus], spec, ROPE, lambda _: pytest.fail("a model is loaded"))
