@@ -1,7 +1,7 @@
-"""The module alone: positions in, cos and sin out, still exact at two million tokens.
+"""Use the rotary module alone: cos and sin are exact at two million tokens.
 
-In float32 the product of position and frequency loses digits as the position grows; cos and sin then belong to
-another angle. Look at how the error of that product grows with the position and how that of `LongRoPE` does not.
+In float32 the product of position and frequency loses digits as the position grows, and cos and sin belong to a wrong
+angle. The error of the product grows with the position; the error of `LongRoPE` does not.
 """
 
 import numpy as np
@@ -20,9 +20,9 @@ for position in (4_097, 131_071, 2_097_151):
     exact = np.cos(positions.numpy()[:, None] * inv_freq) * scaling.attention_factor
     product = torch.cos(positions.float()[:, None] * torch.from_numpy(inv_freq).float()) * scaling.attention_factor
     cos, _ = rotary(torch.zeros(1, 512, 1), positions[None], seq_len=2_097_152)
-    found = [np.abs(values.double().numpy() - exact).max() for values in (product, cos[0, :, :64])]
-    errors.append(found)
-    print(f"{position:10,} {found[0]:16.1e} {found[1]:10.1e}")
+    product_error, module_error = (np.abs(x.double().numpy() - exact).max() for x in (product, cos[0, :, :64]))
+    errors.append((product_error, module_error))
+    print(f"{position:10,} {product_error:16.1e} {module_error:10.1e}")
 
-assert all(ours < 1e-6 for _, ours in errors)
+assert all(module_error < 1e-6 for _, module_error in errors)
 assert errors[-1][0] > 100 * errors[0][0] > 1e-3

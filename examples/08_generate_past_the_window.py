@@ -1,8 +1,8 @@
 """Generate across the model's window without mixing two sets of factors in one cache.
 
 An extended model has short factors up to 256 tokens and long ones beyond. A cache that was filled with the short ones
-is wrong for the long ones. Look at the logits after the window was crossed, against those of the model that has no
-cache: `generating` computes the cache anew at the crossing, a plain `generate` goes on with the mixed one.
+is wrong for the long ones. The example compares logits beyond the window with those of a pass without a cache:
+`generating` recomputes the cache when the text crosses the window, a plain `generate` continues with a mixed cache.
 """
 
 from typing import Any
@@ -17,22 +17,22 @@ rope = Rope.of(model)
 extension = Extension.of(rope, scheme("yarn", rope, 2048))
 tokens = draw_tokens(split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=248, count=1).tokens
 prompt = torch.from_numpy(tokens)
-asked = {"max_new_tokens": 16, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+options = {"max_new_tokens": 16, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 
 with generating(model, extension, "switch"):
-    ours = model.generate(prompt, **asked)
+    ours = model.generate(prompt, **options)
 with patch(model, extension):
-    mixed = model.generate(prompt, attention_mask=torch.ones_like(prompt), **asked)
+    mixed = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
 
 
-def error(made: Any) -> float:
-    """Of the last logits, as a part of their size, against one pass over the same text without a cache."""
+def error(output: Any) -> float:
+    """Return the relative error of the last logits against one pass over the same text without a cache."""
     with patch(model, extension), torch.no_grad():
-        exact = model(made.sequences[:, :-1], use_cache=False).logits[0, -1]
-    return ((made.logits[-1][0] - exact).norm() / exact.norm()).item()
+        exact = model(output.sequences[:, :-1], use_cache=False).logits[0, -1]
+    return ((output.logits[-1][0] - exact).norm() / exact.norm()).item()
 
 
 print(tokenizer.decode(ours.sequences[0, 248:]))
-print(f"logits of the last of {ours.sequences.shape[1]} tokens are off by: generating {error(ours):.1e}", end=", ")
+print(f"relative error of the logits of token {ours.sequences.shape[1]}: generating {error(ours):.1e}", end=", ")
 print(f"plain generate {error(mixed):.1e}")
 assert error(ours) < 1e-4 < 0.01 < error(mixed)

@@ -1,7 +1,7 @@
-"""Export a checkpoint that transformers opens on its own, and compare it with the patched model.
+"""Export a checkpoint that transformers opens without longrope, and compare it with the patched model.
 
-Nothing of longrope is needed to run the exported folder. Look at the fields of its config that carry the factors, and
-at the logits: at every length, within the window and beyond, they are those of the patched model.
+The fields of its config carry the factors. Its logits equal those of the patched model at every length, within the
+window and beyond.
 """
 
 import json
@@ -16,8 +16,8 @@ model, tokenizer = load("tiny", dtype="float32")
 rope = Rope.of(model)
 extension = Extension.of(rope, scheme("heuristic", rope, 1024))
 
-with tempfile.TemporaryDirectory() as name:
-    folder = Path(name) / "tiny-1k"
+with tempfile.TemporaryDirectory() as temporary:
+    folder = Path(temporary) / "tiny-1k"
     export(model, tokenizer, extension, folder)
     print("files:", ", ".join(sorted(path.name for path in folder.iterdir())))
     config = json.loads((folder / "config.json").read_text())

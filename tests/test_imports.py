@@ -1,4 +1,4 @@
-"""The arrows of the design: who may import whom."""
+"""Who may import whom: imports run downwards only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FREE = {"__init__", "__main__"}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The dotted names of all imports, wherever they stand."""
+    """Yield the dotted names of all imports, including those inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -76,20 +76,20 @@ def test_every_part_has_a_row() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_arrows(name: str) -> None:
     part = PART_OF[name]
-    ours = {one.split(".")[1] for one in imports(name) if one.startswith("longrope.")} - {"__version__"}
+    packages = {module.split(".")[1] for module in imports(name) if module.startswith("longrope.")} - {"__version__"}
     allowed = set(MAY_IMPORT) if part in FREE else MAY_IMPORT[part] | {part}
-    assert ours <= allowed
+    assert packages <= allowed
     assert "longrope" not in imports(name), "import from the module that defines the name"
 
 
 @pytest.mark.parametrize("part", ["search", "rope", "scaling", "checks", "units", "storage", "schemes", "errors"])
 def test_no_torch_and_no_transformers(part: str) -> None:
     for name in (name for name in FILES if PART_OF[name] == part):
-        assert not {"torch", "transformers"} & {one.split(".")[0] for one in imports(name)}, name
+        assert not {"torch", "transformers"} & {module.split(".")[0] for module in imports(name)}, name
 
 
 def at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """The tree without the bodies of functions."""
+    """Yield the nodes outside of functions."""
     for child in ast.iter_child_nodes(tree):
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             yield child
@@ -97,19 +97,20 @@ def at_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_ray_is_imported_by_those_who_use_it_only(name: str) -> None:
-    """It is an extra, and slow to import."""
+def test_ray_is_imported_inside_functions_only(name: str) -> None:
+    """Ray is an extra and slow to import."""
     tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
     nodes = [node for node in at_import(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-    assert "ray" not in {one.split(".")[0] for node in nodes for one in imported(node)}
+    assert "ray" not in {module.split(".")[0] for node in nodes for module in imported(node)}
 
 
 def test_every_other_package_is_a_dependency() -> None:
-    """What is imported and not in Python itself is what pip installs, extras included."""
+    """Every imported package outside of Python is a dependency or an extra."""
     project = (SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    used = {one.split(".")[0] for name in FILES for one in imports(name)} - sys.stdlib_module_names - {"longrope"}
-    missing = {one for one in used if f'"{one.replace("_", "-")}' not in project}
-    assert used >= {"torch", "numpy", "cmaes", "ray"}
+    packages = {module.split(".")[0] for name in FILES for module in imports(name)}
+    packages -= sys.stdlib_module_names | {"longrope"}
+    missing = {package for package in packages if f'"{package.replace("_", "-")}' not in project}
+    assert packages >= {"torch", "numpy", "cmaes", "ray"}
     assert not missing
 
 
@@ -133,5 +134,5 @@ def test_the_walk_sees_imports() -> None:
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(code: str) -> None:
     check = "import sys; print(sorted({'torch', 'transformers', 'altair', 'ray'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    completed = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True, check=True)
+    assert completed.stdout.splitlines()[-1] == "[]"

@@ -18,11 +18,11 @@ def test_all_is_sorted_and_complete() -> None:
 
 @pytest.mark.parametrize("name", longrope.__all__)
 def test_every_name_is_there_and_documented(name: str) -> None:
-    thing = getattr(longrope, name)
-    if callable(thing):
-        assert thing.__name__ == name
-        assert thing.__module__.startswith("longrope.")
-        assert inspect.getdoc(thing)
+    value = getattr(longrope, name)
+    if callable(value):
+        assert value.__name__ == name
+        assert value.__module__.startswith("longrope.")
+        assert inspect.getdoc(value)
 
 
 def test_the_methods_are_the_ones_of_the_command_line() -> None:

@@ -1,8 +1,8 @@
-"""What hostile checkpoints, paths and names cannot do: run code, write outside the output, forge a page.
+"""Hostile checkpoints, paths and names cannot run code, write outside the output folder, or forge a page.
 
-Processes of ours hand objects to each other by pickle: ``objectives/local_workers.py`` itself, and
-``concurrent.futures``, ``torch.distributed`` and Ray inside. No file is involved, and both ends are the same user's.
-From a file, nothing is unpickled but by torch's ``weights_only`` loading of ``pytorch_model.bin``, inside transformers.
+longrope's own processes exchange objects by pickle: ``objectives/local_workers.py`` directly, ``concurrent.futures``,
+``torch.distributed`` and Ray internally. No file is involved, and both ends belong to the same user. From files only
+``pytorch_model.bin`` is unpickled, by torch's ``weights_only`` loading inside transformers.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ TINY = SOURCE / "assets" / "tiny"
 MODULES = ("pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 CALLS = ("eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "pickle.load", "torch.hub.load")
 BETWEEN_PROCESSES = {"objectives/local_workers.py": ["pickle"]}
-MUST = {"torch.load": ("weights_only", True)}
-MUST_NOT = ("shell", "allow_pickle", "trust_remote_code")
+REQUIRED = {"torch.load": ("weights_only", True)}
+FORBIDDEN = ("shell", "allow_pickle", "trust_remote_code")
 
 
 def faults(source: str) -> Iterator[str]:
-    """What unpickles, runs text as code, or lets a shell or a checkpoint do so."""
+    """Yield each import or call that unpickles or runs text as code, or lets a shell or a checkpoint do so."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [one.name for one in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             yield from (name for name in names if name.partition(".")[0] in MODULES)
         if isinstance(node, ast.Call):
-            called, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            called = ast.unparse(node.func)
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             yield from [called] if called in CALLS else []
-            yield from (f"{name} = {given[name]}" for name in MUST_NOT if given.get(name, "False") != "False")
-            if called in MUST and given.get(MUST[called][0]) != str(MUST[called][1]):
+            yield from (f"{name} = {keywords[name]}" for name in FORBIDDEN if keywords.get(name, "False") != "False")
+            if called in REQUIRED and keywords.get(REQUIRED[called][0]) != str(REQUIRED[called][1]):
                 yield called
 
 
@@ -68,13 +69,13 @@ def test_no_source_unpickles_or_runs_text(path: Path) -> None:
         "AutoModel.from_pretrained(name, trust_remote_code=asked)",
     ],
 )
-def test_that_would_be_found(source: str) -> None:
+def test_a_fault_is_seen(source: str) -> None:
     assert list(faults(source))
     assert not list(faults("model.eval(); torch.load(path, weights_only=True); np.load(path, allow_pickle=False)"))
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder and its content."""
+    """Return the hash of every file below a folder."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -92,7 +93,7 @@ def change(path: Path, **fields: object) -> None:
 def test_code_of_a_checkpoint_never_runs(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read, capsys
 ) -> None:
-    """Not even if who sits at the terminal says yes to whatever asks: transformers would."""
+    """It does not run even if the user answers yes; transformers asks and would run it."""
     code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
     change(checkpoint / "config.json", auto_map=code, model_type="its_own")
     change(checkpoint / "tokenizer_config.json", auto_map={"AutoTokenizer": code["AutoTokenizer"]})
@@ -118,14 +119,14 @@ class Touch:
 
 @pytest.mark.parametrize("hostile", [True, False])
 def test_pickled_weights_are_loaded_as_weights_only(checkpoint: Path, tmp_path: Path, hostile: bool) -> None:
-    whole = load("tiny")[0].state_dict()
+    weights = load("tiny")[0].state_dict()
     (checkpoint / "model.safetensors").unlink()
-    torch.save({**whole, **({"x": Touch(tmp_path / "marker")} if hostile else {})}, checkpoint / "pytorch_model.bin")
+    torch.save({**weights, **({"x": Touch(tmp_path / "marker")} if hostile else {})}, checkpoint / "pytorch_model.bin")
     if hostile:
         with pytest.raises(LongRopeError, match=r"cannot be loaded.*Weights only load failed"):
             load(str(checkpoint))
     else:
-        assert torch.equal(load(str(checkpoint))[0].lm_head.weight, whole["lm_head.weight"])
+        assert torch.equal(load(str(checkpoint))[0].lm_head.weight, weights["lm_head.weight"])
     assert not (tmp_path / "marker").exists()
 
 
@@ -135,7 +136,7 @@ def extension(length: int = 512, **fields: object) -> Extension:
 
 
 def test_an_export_copies_neither_links_nor_strange_files(checkpoint: Path, tmp_path: Path) -> None:
-    """As in a hub's cache, every file of the checkpoint is a link; what lies beside them stays there."""
+    """As in a hub's cache, every file of the checkpoint is a link; other files beside them are not copied."""
     store = tmp_path / "store"
     store.mkdir()
     for path in list(checkpoint.iterdir()):
@@ -153,7 +154,7 @@ def test_an_export_copies_neither_links_nor_strange_files(checkpoint: Path, tmp_
 
 
 def test_a_tokenizer_names_no_file_outside(checkpoint: Path, tmp_path: Path) -> None:
-    """Transformers writes a chat template into a file of its name."""
+    """Transformers writes a chat template to a file named after it."""
     templates = [{"name": "default", "template": "x"}, {"name": "../../../../pwned", "template": "y"}]
     (checkpoint / "chat_template.jinja").unlink(missing_ok=True)
     change(checkpoint / "tokenizer_config.json", chat_template=templates)

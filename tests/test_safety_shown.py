@@ -1,4 +1,4 @@
-"""Names from files of others stay text, whatever they hold: on pages, in pictures, in Markdown, in the terminal."""
+"""Names from foreign files stay text on pages, in pictures, in Markdown and in the terminal."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ PLAIN = tuple("x" * (len(word) - 2) + f"{i:02}" for i, word in enumerate(HOSTILE
 
 
 class Elements(HTMLParser):
-    """Counts elements with the names of their attributes."""
+    """Counts of elements by name and attribute names."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.found = Counter()
+        self.counts = Counter()
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        self.found[(tag, *sorted(name for name, _ in attrs))] += 1
+        self.counts[(tag, *sorted(name for name, _ in attrs))] += 1
 
 
 def run(folder: Path, words: tuple[str, ...]) -> tuple[LoadedRun, ...]:
-    """A run in which the words are names of rows, model, corpus, documents, tasks and the machine."""
+    """Write and read a run whose candidates, model, corpus, documents, tasks and machine are named by the words."""
     record = sample_runs.results(("original", "yarn", *words), model=words[0])
     record = json.loads(json.dumps(record).replace(json.dumps(sample_runs.CORPUS), json.dumps(words[1])))
     record["corpora"][words[1]]["documents"] = list(words[:6])
@@ -77,7 +77,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedRun, ...]:
 def test_names_add_no_element_to_a_page(hostile: tuple[LoadedRun, ...], tmp_path: Path) -> None:
     plain = run(tmp_path, PLAIN)
     text = page(hostile, figures(hostile))
-    assert Elements(text).found == Elements(page(plain, figures(plain))).found
+    assert Elements(text).counts == Elements(page(plain, figures(plain))).counts
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "{{ 7 * 7 }}" in text
     assert "\x1b" not in text
@@ -95,7 +95,7 @@ def test_names_add_no_element_to_a_picture_and_name_no_file(hostile: tuple[Loade
             assert not [name for name in element.attrib if name.startswith("on") or name.endswith("href")]
 
 
-def test_the_terminal_shows_names_and_obeys_none(hostile: tuple[LoadedRun, ...]) -> None:
+def test_the_terminal_prints_names_without_interpreting_them(hostile: tuple[LoadedRun, ...]) -> None:
     console = Console(file=io.StringIO(), width=300, force_terminal=True)
     terminal.show(hostile, figures(hostile), console)
     printed = console.file.getvalue()
@@ -118,11 +118,11 @@ def test_markup_in_a_name_is_text(name: str, capsys: pytest.CaptureFixture[str])
             tell(word, 0, 2, word)
     else:
         SHOWN[name](word)
-    told = capsys.readouterr()
-    assert word in told.out + told.err
+    printed = capsys.readouterr()
+    assert word in printed.out + printed.err
 
 
-def test_an_error_obeys_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_prints_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise LongRopeError("a file named \x1b]0;title\x07\x1b[2J")
 
@@ -141,7 +141,7 @@ MARKDOWN = (
 
 
 def kinds(text: str) -> list[str]:
-    """The elements that Markdown makes of a text, with tables and HTML as the hub reads it."""
+    """Return the Markdown elements of a text, with tables and HTML as the hub renders it."""
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     return [inner.type for token in tokens for inner in (token, *(token.children or ()))]
 

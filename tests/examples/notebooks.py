@@ -1,4 +1,4 @@
-"""Run the notebooks of ``examples``; as a program, write them back with what they print (``make notebooks``)."""
+"""Run the notebooks of ``examples``. As a program, save them with their new outputs (``make notebooks``)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (FOLDER / "see_rope_break_and_mend_it.ipynb", FOLDER / "search_factors_three_ways.ipynb")
 
 
-def executed(path: Path) -> NotebookNode:
-    """A notebook after a run from top to bottom, with its outputs but not what went to standard error."""
+def run_notebook(path: Path) -> NotebookNode:
+    """Run a notebook from top to bottom, and return it with its outputs except those on standard error."""
     notebook = nbformat.read(path, as_version=4)
     options = {"record_timing": False, "coalesce_streams": True, "timeout": 600}
     NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options).execute()
@@ -26,4 +26,4 @@ def executed(path: Path) -> NotebookNode:
 
 if __name__ == "__main__":
     for path in NOTEBOOKS:
-        nbformat.write(executed(path), path)
+        nbformat.write(run_notebook(path), path)

@@ -1,4 +1,4 @@
-"""Every example runs. Each ends with its claim as assertions, so that a lie in it fails here."""
+"""Every example runs; each ends by asserting its claim, so a false claim fails here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-SAYS = {
+PRINTS = {
     "01": "pair 13 is the first",
     "02": "bit for bit",
     "03": "document by document",
@@ -26,8 +26,8 @@ SAYS = {
 }
 
 
-def test_there_are_ten_of_them() -> None:
-    assert [path.name[:2] for path in SCRIPTS] == list(SAYS)
+def test_the_examples_are_numbered() -> None:
+    assert [path.name[:2] for path in SCRIPTS] == list(PRINTS)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -37,17 +37,17 @@ def test_it_is_short_and_ends_with_a_claim(path: Path) -> None:
     assert len(text.splitlines()) <= 60
     assert ast.get_docstring(tree)
     assert sum(isinstance(node, ast.Assert) for node in tree.body) >= 1
-    used = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert not [module for module in used if module and module.startswith("longrope.")], "not of the public names"
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in modules if module.startswith("longrope.")], "import public names only"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")  # in this process: ten imports of torch would take a minute
-    assert SAYS[path.name[:2]] in capsys.readouterr().out
+    assert PRINTS[path.name[:2]] in capsys.readouterr().out
 
 
 def test_it_runs_on_its_own_without_arguments() -> None:
-    done = subprocess.run([sys.executable, SCRIPTS[0]], capture_output=True, text=True, check=True)
-    assert done.stdout.count("\n") > 10
-    assert not done.stderr
+    completed = subprocess.run([sys.executable, SCRIPTS[0]], capture_output=True, text=True, check=True)
+    assert completed.stdout.count("\n") > 10
+    assert not completed.stderr

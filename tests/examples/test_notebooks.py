@@ -1,4 +1,4 @@
-"""Both notebooks run from top to bottom; their cells assert what the text around them claims."""
+"""Both notebooks run from top to bottom, and their cells assert the claims of the text."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebooks import FOLDER, NOTEBOOKS, executed
+from notebooks import FOLDER, NOTEBOOKS, run_notebook
 
 
-def test_these_are_all() -> None:
+def test_every_notebook_is_tested() -> None:
     assert set(FOLDER.glob("*.ipynb")) == set(NOTEBOOKS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_is_committed_as_it_ran(path: Path) -> None:
+def test_it_is_committed_with_its_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -24,5 +24,7 @@ def test_it_is_committed_as_it_ran(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path) -> None:
-    printed = [output.text for cell in executed(path).cells for output in cell.get("outputs", ()) if "text" in output]
+    printed = [
+        output.text for cell in run_notebook(path).cells for output in cell.get("outputs", ()) if "text" in output
+    ]
     assert len(printed) >= 4
