@@ -102,7 +102,7 @@ def test_an_edited_config_departs_from_extension_json(cli, checkpoints: dict[str
 
 def test_refusals(refused: Refused, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     folder = checkpoints["llama-static"]
-    refused("engine = 'vlm' is unknown; choose all or one of", "check", folder, "--engine", "vlm")
+    refused("engine = 'vlm' is unknown; choose one of all", "check", folder, "--engine", "vlm")
     refused("either MODEL.* or --engine", "check", folder)
     refused("either MODEL.* or --engine", "check", folder, "tiny", "--engine", "vllm")
     refused("max_length = '64' is for --engine", "check", folder, "tiny", "--max-length", "64")

@@ -185,7 +185,7 @@ def test_configs_without_usable_factors(fields: dict[str, Any], said: str) -> No
 def test_names_of_engines() -> None:
     assert find_engines("all") == list(ENGINES)
     assert find_engines("vllm") == ["vllm"]
-    with pytest.raises(LongRopeError, match="engine = 'vlm' is unknown; choose all or one of transformers"):
+    with pytest.raises(LongRopeError, match="engine = 'vlm' is unknown; choose one of all, transformers"):
         find_engines("vlm")
 
 
@@ -213,7 +213,7 @@ def test_sglang_slips_at_one_token_beyond() -> None:
 
 def test_two_sets_come_with_the_cautions_of_serving() -> None:
     assert "read in pieces" in served("sglang", "llama", 100).cautions[0]
-    assert "computed anew" in served("transformers", "phi3", 100).cautions[0]
+    assert "recomputed" in served("transformers", "phi3", 100).cautions[0]
     assert not served("vllm", "llama", 100).cautions
     assert not served("sglang", "llama", 100, mode="static").cautions
 

@@ -1,4 +1,4 @@
-"""Which factors a serving engine computes with, and where that departs from what a checkpoint is made for."""
+"""Which factors a serving engine computes with, and where they depart from those that a checkpoint is made for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from longrope.engines.registry import ENGINES, PLAIN
 from longrope.engines.rules import FIELDS, Engine, Rule
-from longrope.errors import LongRopeError, did_you_mean
+from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
@@ -18,15 +18,15 @@ from longrope.schemes import attention_factor
 
 @dataclass(frozen=True)
 class EnginePrediction:
-    """What an engine computes for one sequence, alone and read in one piece.
+    """The factors that an engine computes with for one sequence, alone and read in one piece.
 
     Args:
-        engine: a key of `ENGINES`.
-        length: of the sequence, in tokens.
+        engine: Name of the engine, a key of `ENGINES`.
+        length: Length of the sequence in tokens.
         factors: ``short``, ``long``, ``none`` (the plain rope), ``refused`` or ``unknown``.
-        scaling: these factors with the attention factor that the engine gives them; None if there is nothing to say.
-        departures: where this is not what the checkpoint is made for.
-        cautions: what else can go wrong in serving, by batches and caches.
+        scaling: These factors with the engine's attention factor; None if the engine does not run or is unknown.
+        departures: Differences from the factors that the checkpoint is made for.
+        cautions: Other faults in serving, by batches and caches.
     """
 
     engine: str
@@ -38,29 +38,28 @@ class EnginePrediction:
 
     @property
     def ok(self) -> bool:
-        """Whether it is as the checkpoint is made for."""
+        """Whether the engine computes as the checkpoint is made for."""
         return not self.departures
 
 
 def find_engines(name: str) -> list[str]:
-    """The engine of a name, or every one for ``all``.
+    """Return the engine of a name, or every one for ``all``.
 
     Raises:
-        LongRopeError: if there is no such engine.
+        LongRopeError: There is no such engine.
     """
-    if name != "all" and name not in ENGINES:
-        raise _no_such(name)
+    if name != "all":
+        _check_engine(name)
     return list(ENGINES) if name == "all" else [name]
 
 
-def _no_such(name: str) -> LongRopeError:
-    return LongRopeError(
-        f"engine = {name!r} is unknown; choose all or one of {', '.join(ENGINES)}{did_you_mean(name, ENGINES)}"
-    )
+def _check_engine(name: str) -> None:
+    if name not in ENGINES:
+        raise unknown("engine", name, ["all", *ENGINES])
 
 
 def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[str, Any] | None:
-    """The longrope entry of the first of some config fields that is there; None if that is none or of another type."""
+    """Return the longrope scaling in the first of some config fields that is set; None if there is none."""
     for name in fields:
         scaling = config.get(name)
         if isinstance(scaling, Mapping) and scaling:
@@ -71,14 +70,14 @@ def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[st
 
 
 def extension_in_config(config: Mapping[str, Any]) -> Extension:
-    """The extension that a config holds.
+    """Return the extension that a config describes.
 
     Raises:
-        LongRopeError: if it holds none, or a bad one.
+        LongRopeError: The config describes none, or a bad one.
     """
     scaling = rope_scaling(config, FIELDS)
     if scaling is None:
-        raise LongRopeError("rope_scaling: this config holds no longrope factors; export the model with longrope")
+        raise LongRopeError("rope_scaling: this config has no longrope factors. Export the model with longrope.")
     parameters = full_attention_fields(config.get("rope_parameters"))
     original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
     try:
@@ -87,83 +86,82 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
         factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
         short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))
     except (KeyError, TypeError) as error:
-        raise LongRopeError(f"config.json: a field is missing or bad: {error}; export the model again") from None
+        raise LongRopeError(f"config.json: a field is missing or bad ({error}). Export the model again.") from None
     return Extension(rope=rope, short=short, long=long, length=length)
 
 
 def predict(
     engine: str, config: Mapping[str, Any], extension: Extension, *, limit: int, length: int
 ) -> EnginePrediction:
-    """What an engine computes with a checkpoint, from its ``config.json``.
+    """Predict the factors that an engine computes with, from a checkpoint's ``config.json``.
 
     Args:
-        engine: a key of `ENGINES`.
-        config: of the checkpoint.
-        extension: what it is made for.
-        limit: the maximum length in tokens that the engine is launched with; not all take one.
-        length: of the sequence, in tokens.
+        engine: Name of the engine, a key of `ENGINES`.
+        config: The checkpoint's ``config.json``.
+        extension: Factors that the checkpoint is made for.
+        limit: Maximum length in tokens that the engine is launched with; some engines take none.
+        length: Length of the sequence in tokens.
 
     Raises:
-        LongRopeError: if the engine is unknown or the config holds no longrope factors.
+        LongRopeError: The engine is unknown, or the config has no longrope factors.
     """
-    if engine not in ENGINES:
-        raise _no_such(engine)
-    reads, held, kind = ENGINES[engine], extension_in_config(config), config.get("model_type", "?")
-    rule = reads.models.get(kind)
+    _check_engine(engine)
+    row, configured, model_type = ENGINES[engine], extension_in_config(config), config.get("model_type", "?")
+    rule = row.models.get(model_type)
     if rule is None:
-        return EnginePrediction(
-            engine, length, "unknown", None, (f"what {engine} does with model type {kind!r} is not known",)
-        )
-    stop = (
-        f"model type {kind!r}: {engine} {rule}" if isinstance(rule, str) else over(engine, reads, held, limit, length)
-    )
-    if stop or isinstance(rule, str):
-        return EnginePrediction(engine, length, "refused", None, (stop,))
-    limit = min(limit, held.length) if reads.beyond == "cut" else limit
-    which, scaling = _computed(reads, rule, config, held, limit, length)
-    who = f"model type {kind!r}: {engine}" if rule is PLAIN else engine
-    departures = [*_departures(who, which, scaling, extension, length)]
-    if which == "none" and rule is not PLAIN:
-        departures.append(f"{engine} reads {' or '.join(reads.fields)} alone, and config.json has no factors there")
-    if length == held.rope.original_length + 1 and rule.slip:
+        fault = f"what {engine} does with model type {model_type!r} is not known"
+        return EnginePrediction(engine, length, "unknown", None, (fault,))
+    if isinstance(rule, str):
+        return EnginePrediction(engine, length, "refused", None, (f"model type {model_type!r}: {engine} {rule}",))
+    refusal = _refuse_length(engine, configured.length, limit, length)
+    if refusal:
+        return EnginePrediction(engine, length, "refused", None, (refusal,))
+    limit = min(limit, configured.length) if row.beyond == "cut" else limit
+    name, scaling = _choose(row, rule, config, limit, length)
+    subject = f"model type {model_type!r}: {engine}" if rule is PLAIN else engine
+    departures = [*_departures(subject, name, scaling, extension, length)]
+    if name == "none" and rule is not PLAIN:
+        departures.append(f"{engine} reads {' or '.join(row.fields)} alone, and config.json has no factors there")
+    if length == configured.rope.original_length + 1 and rule.slip:
         departures.append(f"{engine}: {rule.slip}")
-    two = not np.allclose(held.short.factors, held.long.factors)
-    cautions = [f"{engine}: {rule.caution}"] if two and rule.caution else []
+    two_sets = not np.allclose(configured.short.factors, configured.long.factors)
+    cautions = [f"{engine}: {rule.caution}"] if two_sets and rule.caution else []
     if rule.options:
         cautions.append(f"{engine} needs {rule.options}: it cannot compile how transformers chooses the set")
-    return EnginePrediction(engine, length, which, scaling, tuple(departures), tuple(cautions))
+    return EnginePrediction(engine, length, name, scaling, tuple(departures), tuple(cautions))
 
 
-def over(engine: str, reads: Engine, held: Extension, limit: int, length: int) -> str:
-    """Why an engine does not take so many tokens; empty if it does."""
-    if reads.beyond == "refuse" and limit > held.length:
-        return f"{engine} does not start for {limit:,} tokens: max_position_embeddings is {held.length:,}"
-    longest = min(limit, held.length) if reads.beyond == "cut" else limit
-    if reads.takes_limit and length > longest:
-        return f"{engine} takes sequences of up to {longest:,} tokens when launched for {limit:,}"
+def _refuse_length(engine: str, longest: int, limit: int, length: int) -> str:
+    """Return the reason why an engine refuses a launch or a sequence; empty if it runs both."""
+    row = ENGINES[engine]
+    if row.beyond == "refuse" and limit > longest:
+        return f"{engine} does not start for {limit:,} tokens: max_position_embeddings is {longest:,}"
+    accepted = min(limit, longest) if row.beyond == "cut" else limit
+    if row.takes_limit and length > accepted:
+        return f"{engine} takes sequences of up to {accepted:,} tokens when launched for {limit:,}"
     return ""
 
 
-def _computed(
-    reads: Engine, rule: Rule, config: Mapping[str, Any], held: Extension, limit: int, length: int
-) -> tuple[str, Scaling]:
-    scaling = rope_scaling(config, reads.fields)
-    which = "none" if scaling is None else rule.choice(held.rope.original_length, limit, length)
-    if scaling is None or which == "none":
-        return "none", Scaling.identity(held.rope)
-    chosen = held.short if which == "short" else held.long
-    return which, replace(chosen, attention_factor=rule.attention(scaling, held, which, limit))
+def _choose(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, length: int) -> tuple[str, Scaling]:
+    """Return the name of the set that an engine computes with, and the set with the engine's attention factor."""
+    scaling, configured = rope_scaling(config, row.fields), extension_in_config(config)
+    name = "none" if scaling is None else rule.choice(configured.rope.original_length, limit, length)
+    if scaling is None or name == "none":
+        return "none", Scaling.identity(configured.rope)
+    chosen = configured.short if name == "short" else configured.long
+    return name, replace(chosen, attention_factor=rule.attention(scaling, configured, name, limit))
 
 
-def _departures(engine: str, which: str, scaling: Scaling, extension: Extension, length: int) -> Iterable[str]:
+def _departures(subject: str, name: str, scaling: Scaling, extension: Extension, length: int) -> Iterable[str]:
+    """Yield each difference between a set of factors and the one that a sequence of some length should have."""
     due = extension.at(length)
-    name = "short" if due is extension.short else "long"
-    used = "no factors at all" if which == "none" else f"the {which} factors"
+    due_name = "short" if due is extension.short else "long"
+    factors = "no factors at all" if name == "none" else f"the {name} factors"
     if not np.allclose(scaling.factors, due.factors, rtol=1e-6):
-        yield f"{engine} uses {used} at {length:,} tokens, where the {name} ones belong"
+        yield f"{subject} uses {factors} at {length:,} tokens, where the {due_name} ones belong"
     elif not np.isclose(scaling.attention_factor, due.attention_factor, rtol=1e-6):
         yield (
-            f"{engine} uses an attention factor of {scaling.attention_factor:.6g} at {length:,} tokens, where "
+            f"{subject} uses an attention factor of {scaling.attention_factor:.6g} at {length:,} tokens, where "
             f"{due.attention_factor:.6g} belongs"
         )
     if length > extension.length:

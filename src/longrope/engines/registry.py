@@ -1,4 +1,4 @@
-"""How each serving engine reads a checkpoint, by the source of the version named (evidence: docs/serving.md)."""
+"""The serving engines, each with its launch and its rules, read in the source of a version (see docs/serving.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES = (
 
 
 def _models(*rules: tuple[str, Rule | str]) -> dict[str, Rule | str]:
-    """Rules by model types, which stand together by spaces; later ones overrule earlier ones."""
+    """Return the rule of each model type; a later pair of model types and rule overrules an earlier one."""
     return {kind: rule for kinds, rule in rules for kind in kinds.split()}
 
 
@@ -32,19 +32,19 @@ GROWS = (
     "a batch takes the set of its longest row, and a sequence that grows past L0 keeps keys of the short factors "
     "in its cache"
 )
-BATCH = "a batch takes the set of its longest row; a sequence that grows past L0 is computed anew from its start"
+BATCH = "a batch takes the set of its longest row; a sequence that grows past L0 is recomputed from its start"
 CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"
 PAIRS = "stops: its longrope rotates halves of a head, and this architecture rotates pairs side by side"
-QWEN = "stops: 'longrope' is no position embedding type of its Qwen models"
+QWEN = "stops: 'longrope' is not a position embedding type of its Qwen models"
 SLOTS = "with -np N and without --kv-unified, a slot has 1/N of -c, and its set goes by that"
 ABSENT = "has no such architecture"
 
-PLAIN = Rule(always("none"), unscaled)  # ignores the factors without a word
+PLAIN = Rule(always("none"), unscaled)  # ignores the factors silently
 TRANSFORMERS = Rule(by_sequence, own, GROWS)
 
 
 def _handed_on(options: str) -> Rule:
-    """Transformers' code within another engine, which cannot compile its choice between the sets."""
+    """Return the rule of transformers' code within another engine, which cannot compile its choice of the set."""
     return Rule(by_sequence, own, CHUNKS, options)
 
 
@@ -57,6 +57,22 @@ SGLANG = Rule(
 )
 LONG = Rule(always("long"), formula)
 
+OPEN = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({folder}, dtype="auto", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained({folder})"""
+EXLLAMAV2 = """\
+from exllamav2 import ExLlamaV2, ExLlamaV2Config
+config = ExLlamaV2Config({folder})
+config.max_seq_len = {length}  # the attention factor follows this number
+model = ExLlamaV2(config)"""
+EXLLAMAV3 = """\
+from exllamav3 import Cache, Config, Model
+config = Config.from_directory({folder})
+model = Model.from_config(config)
+cache = Cache(model, max_num_tokens={length})
+model.load()"""
+
 ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         version="5.23.0",
@@ -66,6 +82,8 @@ ENGINES: dict[str, Engine] = {
             ("phimoe", Rule(always("short"), mscale)),
         ),
         takes_limit=False,
+        launch=OPEN,
+        in_python=True,
     ),
     "transformers-4.57": Engine(
         version="4.57.6",
@@ -77,6 +95,8 @@ ENGINES: dict[str, Engine] = {
         ),
         fields=("rope_scaling",),
         takes_limit=False,
+        launch=OPEN,
+        in_python=True,
     ),
     "vllm": Engine(
         version="0.32.0",
@@ -88,6 +108,8 @@ ENGINES: dict[str, Engine] = {
             ("cohere", PAIRS),
         ),
         beyond="refuse",
+        launch="vllm serve {folder} --max-model-len {length}",
+        note="Without `--max-model-len` it starts for {original:,} tokens, whatever the checkpoint is made for.",
     ),
     "sglang": Engine(
         version="0.5.23",
@@ -99,6 +121,7 @@ ENGINES: dict[str, Engine] = {
             ("cohere", PAIRS),
         ),
         beyond="refuse",
+        launch="python -m sglang.launch_server --model-path {folder} --context-length {length}",
     ),
     "mlx-lm": Engine(
         version="0.32.2",
@@ -112,6 +135,8 @@ ENGINES: dict[str, Engine] = {
         ),
         fields=("rope_scaling",),
         takes_limit=False,
+        launch='mlx_lm.generate --model {folder} --max-tokens 256 --prompt "Hello"',
+        note="It takes prompts of any length: keep below {length:,} tokens.",
     ),
     "exllamav2": Engine(
         version="0.3.2",
@@ -123,6 +148,9 @@ ENGINES: dict[str, Engine] = {
             ),
         ),
         fields=("rope_scaling",),
+        launch=EXLLAMAV2,
+        in_python=True,
+        note="Launched for another length, it computes another attention factor.",
     ),
     "exllamav3": Engine(
         version="1.6.5",
@@ -131,6 +159,9 @@ ENGINES: dict[str, Engine] = {
             ("cohere gemma2 gemma3_text llama mistral mixtral olmo3 qwen2 qwen3 smollm3", LONG),
             ("phi3", Rule(by_launch, formula)),
         ),
+        launch=EXLLAMAV3,
+        in_python=True,
+        note="It takes prompts of any length that the cache holds: keep below {length:,} tokens.",
     ),
     "tensorrt-llm": Engine(
         version="the main branch of 2026",
@@ -142,6 +173,8 @@ ENGINES: dict[str, Engine] = {
             ("qwen2 qwen2_moe qwen3", QWEN),
         ),
         beyond="cut",
+        launch="trtllm-serve {folder} --max_seq_len {length}",
+        note="This is read in its source, not run.",
     ),
     "llama.cpp": Engine(
         version="that reads what longrope export --to gguf wrote",
@@ -149,5 +182,6 @@ ENGINES: dict[str, Engine] = {
             (FAMILIES, "ignores the factors of this architecture, so that longrope writes no GGUF of it"),
             ("llama mistral phi3", Rule(by_context, own, SLOTS)),
         ),
+        launch="longrope export {folder} --to gguf -o {file} && llama-server -m {file} -c {length}",
     ),
 }

@@ -15,53 +15,53 @@ Attention = Callable[[Mapping[str, Any], Extension, str, int], float]
 
 
 def by_sequence(original: int, limit: int, length: int) -> str:
-    """The set by the length of the sequence."""
+    """Choose the set by the length of the sequence."""
     return "long" if length > original else "short"
 
 
 def by_position(original: int, limit: int, length: int) -> str:
-    """SGLang: by whether a position is above L0, which that of token L0 + 1 is not yet."""
+    """Choose the set as SGLang does: by whether a position is above L0, which that of token L0 + 1 is not yet."""
     return by_sequence(original + 1, limit, length)
 
 
 def by_launch(original: int, limit: int, length: int) -> str:
-    """The set by the maximum length that the engine is launched with, at every length."""
+    """Choose the set by the maximum length that the engine is launched with, at every length."""
     return "long" if limit > original else "short"
 
 
 def by_context(original: int, limit: int, length: int) -> str:
-    """As `by_launch`, in llama.cpp, whose contexts are multiples of 256."""
+    """Choose the set as `by_launch`, in llama.cpp, whose contexts are multiples of 256."""
     return by_launch(original, -(-limit // 256) * 256, length)
 
 
-def always(which: str) -> Choice:
-    """The same set at every length, or ``none``."""
-    return lambda original, limit, length: which
+def always(name: str) -> Choice:
+    """Return a rule that chooses the same set at every length: ``short``, ``long`` or ``none``."""
+    return lambda original, limit, length: name
 
 
-def own(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
-    """The attention factor that the config names."""
-    return held.long.attention_factor
+def own(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
+    """Return the attention factor that the config names."""
+    return extension.long.attention_factor
 
 
-def formula(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
-    """Sqrt(1 + ln s / ln L0) with s = L / L0, whatever the config names."""
-    return attention_factor("su", held.rope, held.length)
+def formula(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
+    """Return sqrt(1 + ln s / ln L0) with s = L / L0, whatever the config names."""
+    return attention_factor("su", extension.rope, extension.length)
 
 
-def mscale(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
-    """``short_mscale`` or ``long_mscale`` if the config has it, else the formula."""
-    named = scaling.get(f"{which}_mscale")
-    return formula(scaling, held, which, limit) if named is None else float(named)
+def mscale(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
+    """Return ``short_mscale`` or ``long_mscale`` if the config has it, else the formula."""
+    value = scaling.get(f"{name}_mscale")
+    return formula(scaling, extension, name, limit) if value is None else float(value)
 
 
-def launched(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
-    """ExLlamaV2: the formula with s = launched length / L0, and 1 up to L0."""
-    return attention_factor("su", held.rope, max(limit, held.rope.original_length))
+def launched(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
+    """Return ExLlamaV2's attention factor: the formula with s = launched length / L0, and 1 up to L0."""
+    return attention_factor("su", extension.rope, max(limit, extension.rope.original_length))
 
 
-def unscaled(scaling: Mapping[str, Any], held: Extension, which: str, limit: int) -> float:
-    """No attention factor."""
+def unscaled(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
+    """Return 1, the attention factor of a model without factors."""
     return 1.0
 
 
@@ -70,11 +70,13 @@ class Rule:
     """What an engine does for a model type.
 
     Args:
-        choice: from L0, the launched length and the sequence's length in tokens to ``short``, ``long`` or ``none``.
-        attention: from ``rope_scaling``, what the config holds, the set and the launched length to the factor.
-        caution: what goes wrong in serving where the two sets differ.
-        options: what the engine must be launched with to run this at all.
-        slip: what goes wrong at L0 + 1 tokens, with any factors.
+        choice: Function from L0, the launched length and the sequence's length in tokens to ``short``, ``long`` or
+            ``none``.
+        attention: Function from ``rope_scaling``, the config's extension, the chosen set and the launched length to the
+            attention factor.
+        caution: Fault in serving where the two sets differ.
+        options: Options without which the engine cannot run this model type.
+        slip: Fault at L0 + 1 tokens, with any factors.
     """
 
     choice: Choice
@@ -86,18 +88,25 @@ class Rule:
 
 @dataclass(frozen=True)
 class Engine:
-    """How an engine reads a checkpoint.
+    """A serving engine: how it is launched, and how it reads a checkpoint.
 
     Args:
-        version: whose source this is.
-        models: by model type, its rule or why the engine stops; model types that are not there were not read.
-        fields: where it looks for the factors, the first that is there.
-        beyond: what it does when launched for more than ``max_position_embeddings``: refuse, cut, or nothing ("").
-        takes_limit: whether it is launched for a maximum length at all.
+        version: Version whose source was read.
+        models: Rule of each model type, or the reason why the engine stops; other model types were not read.
+        launch: Shell command, or Python code, that serves a checkpoint. ``{folder}``, ``{file}`` (a GGUF beside the
+            folder) and ``{length}`` are filled in, quoted.
+        in_python: Whether ``launch`` is Python code.
+        note: Advice for the launch, where ``{original}`` and ``{length}`` are filled in.
+        fields: Fields of the config that may hold the factors; the first that is present counts.
+        beyond: Reaction to a launch for more than ``max_position_embeddings``: refuse, cut, or nothing ("").
+        takes_limit: Whether the engine is launched for a maximum length at all.
     """
 
     version: str
     models: Mapping[str, Rule | str]
+    launch: str
+    in_python: bool = False
+    note: str = ""
     fields: tuple[str, ...] = FIELDS
     beyond: str = ""
     takes_limit: bool = True
