@@ -162,12 +162,13 @@ RULES: dict[str, Callable[[list[Module]], Iterator[str]]] = {
     )
 }
 ALLOWED = {
-    "vague_names": 588,
-    "docstrings_without_a_verb": 338,
-    "argument_fragments": 502,
-    "odd_phrases": 96,
-    "large_functions": 5,
-    "pages": 29,
+    "vague_names": 270,
+    "docstrings_without_a_verb": 219,
+    "argument_fragments": 311,
+    "odd_phrases": 63,
+    "classes_defined_twice": 2,
+    "large_functions": 3,
+    "pages": 16,
 }
 
 

@@ -106,7 +106,7 @@ __all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for when it is asked for: torch only with the first name that needs it."""
+    """Import a public name at its first use, so that torch is loaded with the first name that needs it."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'longrope' has no attribute {name!r}")
     return getattr(importlib.import_module(f"longrope.{_HOME_OF[name]}"), name)
