@@ -93,7 +93,7 @@ def measure(bench: Bench, scaling: Scaling, test: np.ndarray, seed: int) -> dict
     length = test.shape[1]
     probes = make_prompts("recall", bench.tokenizer, length=length, trials=TRIALS, texts=test, seed=1000 + seed)
     with patch(bench.model, scaling), tqdm(total=TRIALS, desc=scaling.scheme) as bar:
-        found = score_prompts(bench.model, bench.tokenizer, probes, done=lambda _: bar.update())
+        found = score_prompts(bench.model, bench.tokenizer, probes, on_progress=lambda _: bar.update())
     (perplexity,) = bench.judged("test", [scaling])
     loss = float(np.mean([outcome.loss for outcome in found if outcome.loss is not None]))
     recall = fmean(outcome.score for outcome in found)

@@ -154,7 +154,7 @@ def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path
     refused("key_tokens = 'pi': not a candidate. Choose one of original, yarn", *good, "--key-tokens", "pi")
     refused("task = 'bogus' is unknown; choose one of passkey", *good, "--retrieval", "recall,bogus")
     refused(
-        r"length = 160 is too short for task niah_multiquery .* use at least \d+",
+        r"length = 160: too short for task niah_multiquery .* Use at least \d+",
         *good,
         "--retrieval",
         "niah_multiquery",

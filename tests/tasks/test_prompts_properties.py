@@ -10,44 +10,44 @@ from longrope.tasks.registry import TASKS, make_prompts
 
 TOKENIZER = load_tokenizer("tiny")
 TEXTS = np.array(TOKENIZER("def f(x):\n    return x + 1\n" * 900)["input_ids"][:4000])[None]
-SOME = {"length": st.integers(900, 3000), "trials": st.integers(1, 3), "seed": st.integers(0, 2**32)}
+REQUEST = {"length": st.integers(900, 3000), "trials": st.integers(1, 3), "seed": st.integers(0, 2**32)}
 DEPTHS = st.none() | st.lists(st.floats(0, 1), min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("task", TASKS)
-@given(**SOME, depths=DEPTHS)
+@given(**REQUEST, depths=DEPTHS)
 def test_every_answer_is_in_the_prompt_and_the_length_is_exact(
     task: str, length: int, trials: int, seed: int, depths: list[float] | None
 ) -> None:
-    probes = make_prompts(task, TOKENIZER, length=length, trials=trials, texts=TEXTS, depths=depths, seed=seed)
-    assert len(probes) == trials
-    for probe in probes:
-        text = TOKENIZER.decode(probe.tokens)
-        assert len(probe.tokens) + probe.room == length
-        assert probe.answers
-        assert all(answer in text for answer in probe.answers)
-        assert not set(probe.answers) & set(probe.wrong)
-        longest = max(len(TOKENIZER(" " + answer)["input_ids"]) for answer in probe.answers)
-        assert longest * len(probe.answers) <= probe.room
+    prompts = make_prompts(task, TOKENIZER, length=length, trials=trials, texts=TEXTS, depths=depths, seed=seed)
+    assert len(prompts) == trials
+    for prompt in prompts:
+        text = TOKENIZER.decode(prompt.tokens)
+        assert len(prompt.tokens) + prompt.room == length
+        assert prompt.answers
+        assert all(answer in text for answer in prompt.answers)
+        assert not set(prompt.answers) & set(prompt.wrong)
+        longest = max(len(TOKENIZER(" " + answer)["input_ids"]) for answer in prompt.answers)
+        assert longest * len(prompt.answers) <= prompt.room
 
 
 @pytest.mark.parametrize("task", TASKS)
-@given(**SOME, depths=DEPTHS)
-def test_a_seed_decides_the_probes_and_more_begin_with_the_same(
+@given(**REQUEST, depths=DEPTHS)
+def test_a_seed_decides_the_prompts_and_more_begin_with_the_same(
     task: str, length: int, trials: int, seed: int, depths: list[float] | None
 ) -> None:
-    given_ = {"length": length, "texts": TEXTS, "depths": depths, "seed": seed}
-    some, more = (make_prompts(task, TOKENIZER, trials=count, **given_) for count in (trials, trials + 2))
-    for one, same in zip(some, more, strict=False):
-        np.testing.assert_array_equal(one.tokens, same.tokens)
-        assert (one.answers, one.wrong, one.depth) == (same.answers, same.wrong, same.depth)
+    request = {"length": length, "texts": TEXTS, "depths": depths, "seed": seed}
+    fewer, more = (make_prompts(task, TOKENIZER, trials=count, **request) for count in (trials, trials + 2))
+    for first, same in zip(fewer, more, strict=False):
+        np.testing.assert_array_equal(first.tokens, same.tokens)
+        assert (first.answers, first.wrong, first.depth) == (same.answers, same.wrong, same.depth)
 
 
 @pytest.mark.parametrize("task", ["passkey", "niah_single_1", "niah_single_2"])
 @given(seed=st.integers(0, 2**32))
 def test_a_deeper_needle_comes_later(task: str, seed: int) -> None:
     depths = [0.0, 0.25, 0.5, 0.75, 1.0]
-    probes = make_prompts(task, TOKENIZER, length=2000, trials=5, texts=TEXTS, depths=depths, seed=seed)
-    places = [TOKENIZER.decode(probe.tokens).index(probe.answers[0]) for probe in probes]
+    prompts = make_prompts(task, TOKENIZER, length=2000, trials=5, texts=TEXTS, depths=depths, seed=seed)
+    places = [TOKENIZER.decode(prompt.tokens).index(prompt.answers[0]) for prompt in prompts]
     assert places == sorted(places)
     assert len(set(places)) == 5

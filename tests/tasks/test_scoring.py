@@ -21,7 +21,7 @@ from longrope.schemes import scheme
 from longrope.tasks.haystack import encode_within
 from longrope.tasks.prompts import Prompt
 from longrope.tasks.registry import make_prompts
-from longrope.tasks.scoring import PromptScore, matched, score_prompts
+from longrope.tasks.scoring import PromptScore, score_prompts, string_match
 
 LENGTH, ROWS = 256, 300
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerFast]
@@ -40,55 +40,55 @@ def texts(tiny: Tiny) -> np.ndarray:
     return np.stack([document[:2048] for document in ids])
 
 
-def recalls(tiny: Tiny, texts: np.ndarray, length: int, trials: int) -> list[Prompt]:
+def recall_prompts(tiny: Tiny, texts: np.ndarray, length: int, trials: int) -> list[Prompt]:
     return make_prompts("recall", tiny[1], length=length, trials=trials, texts=texts)
 
 
-def others(tokenizer: PreTrainedTokenizerFast, length: int = 280) -> list[Prompt]:
-    """Of tasks with one answer and with several."""
+def other_prompts(tokenizer: PreTrainedTokenizerFast, length: int = 280) -> list[Prompt]:
+    """Return prompts of tasks with one answer and with several."""
     return [
         *make_prompts("niah_single_1", tokenizer, length=length, trials=2),
         *make_prompts("fwe", tokenizer, length=512, trials=1),
     ]
 
 
-def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Prompt) -> str:
-    """By transformers alone, without the token that ends it."""
-    prompt = torch.from_numpy(probe.tokens)[None]
-    given = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
-    made = model.generate(prompt, do_sample=False, max_new_tokens=probe.room, **given)
-    said, ends = made[0, len(probe.tokens) :].tolist(), model.generation_config.eos_token_id
-    return tokenizer.decode(said[:-1] if said[-1] in np.atleast_1d(ends) else said)
+def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> str:
+    """Return what transformers generates, without the token that ends it."""
+    ids = torch.from_numpy(prompt.tokens)[None]
+    options = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+    output = model.generate(ids, do_sample=False, max_new_tokens=prompt.room, **options)
+    answer, ends = output[0, len(prompt.tokens) :].tolist(), model.generation_config.eos_token_id
+    return tokenizer.decode(answer[:-1] if answer[-1] in np.atleast_1d(ends) else answer)
 
 
-def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, probe: Prompt, answer: str) -> float:
-    """From the logits of the whole text."""
+def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, answer: str) -> float:
+    """Return the loss of an answer from the logits of the whole text."""
     (ends,) = encode_within(tokenizer, [f" {answer}"])
-    logits = families.logits(model, torch.from_numpy(np.concatenate([probe.tokens, ends]))[None])[0]
+    logits = families.logits(model, torch.from_numpy(np.concatenate([prompt.tokens, ends]))[None])[0]
     return float(cross_entropy(logits[-len(ends) - 1 : -1].float(), torch.from_numpy(ends)))
 
 
 @contextmanager
-def seen(model: PreTrainedModel) -> Iterator[list[tuple[int, ...]]]:
-    """The shapes of all that passes through the head, inside the block."""
+def recorded_logits(model: PreTrainedModel) -> Iterator[list[tuple[int, ...]]]:
+    """Yield a list that gets the shapes of the logits computed in the block."""
     shapes: list[tuple[int, ...]] = []
     with model.get_output_embeddings().register_forward_hook(lambda *made: shapes.append(tuple(made[2].shape))):
         yield shapes
 
 
-def test_it_says_what_transformers_generates(tiny: Tiny, texts: np.ndarray) -> None:
+def test_the_text_is_what_transformers_generates(tiny: Tiny, texts: np.ndarray) -> None:
     """Within the model's length and beyond it, patched or not, right and wrong."""
     model, tokenizer = tiny
-    probes = [*recalls(tiny, texts, LENGTH, 2), *recalls(tiny, texts, 320, 3), *others(tokenizer)]
-    outcomes = score_prompts(model, tokenizer, probes)
-    for probe, outcome in zip(probes, outcomes, strict=True):
-        assert outcome.text == generated(model, tokenizer, probe)
-        assert outcome.score == matched(outcome.text, probe.answers)
-    assert {outcome.score for outcome in outcomes} >= {0.0, 1.0}
+    prompts = [*recall_prompts(tiny, texts, LENGTH, 2), *recall_prompts(tiny, texts, 320, 3), *other_prompts(tokenizer)]
+    scores = score_prompts(model, tokenizer, prompts)
+    for prompt, score in zip(prompts, scores, strict=True):
+        assert score.text == generated(model, tokenizer, prompt)
+        assert score.score == string_match(score.text, prompt.answers)
+    assert {score.score for score in scores} >= {0.0, 1.0}
     with patch(model, scheme("yarn", Rope.of(model), 1024)):
-        (probe,) = recalls(tiny, texts, 1024, 1)
-        (outcome,) = score_prompts(model, tokenizer, [probe])
-        assert outcome.text == generated(model, tokenizer, probe)
+        (prompt,) = recall_prompts(tiny, texts, 1024, 1)
+        (score,) = score_prompts(model, tokenizer, [prompt])
+        assert score.text == generated(model, tokenizer, prompt)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "cohere", "gpt_neox", "mixtral"])
@@ -96,74 +96,76 @@ def test_text_and_losses_of_every_family(family: str, bytes_tokenizer: PreTraine
     """Windows, soft caps and scales included: as from plain forward passes."""
     fields = {"gemma2": {"final_logit_softcapping": 5.0, "sliding_window": 32}, "cohere": {"logit_scale": 0.3}}
     model = families.build(family, vocab_size=ROWS, **fields.get(family, {}))
-    probes = make_prompts("passkey", bytes_tokenizer, length=260, trials=2)
-    for probe, outcome in zip(probes, score_prompts(model, bytes_tokenizer, probes, batch=2), strict=True):
-        assert outcome.text == generated(model, bytes_tokenizer, probe)
-        loss, *wrong = (plain_loss(model, bytes_tokenizer, probe, one) for one in (*probe.answers, *probe.wrong))
-        assert outcome.loss == pytest.approx(loss, rel=1e-4)
-        assert outcome.margin == pytest.approx(min(wrong) - loss, abs=1e-4 * loss)
-        assert outcome.choice == (min(wrong) > loss)
+    prompts = make_prompts("passkey", bytes_tokenizer, length=260, trials=2)
+    for prompt, score in zip(prompts, score_prompts(model, bytes_tokenizer, prompts, batch=2), strict=True):
+        assert score.text == generated(model, bytes_tokenizer, prompt)
+        loss, *wrong = (
+            plain_loss(model, bytes_tokenizer, prompt, option) for option in (*prompt.answers, *prompt.wrong)
+        )
+        assert score.loss == pytest.approx(loss, rel=1e-4)
+        assert score.margin == pytest.approx(min(wrong) - loss, abs=1e-4 * loss)
+        assert score.choice == (min(wrong) > loss)
 
 
 def test_the_loss_of_a_recall_is_that_of_its_words(tiny: Tiny, texts: np.ndarray) -> None:
     """And the same trial as a needle of the search objective has."""
     model, tokenizer = tiny
-    (probe,) = recalls(tiny, texts, 200, 1)
-    recall = make_key_value_text(texts[0], tokenizer, rng=np.random.default_rng(0), length=200)
-    wanted = np.flatnonzero(recall.answers)
-    logits = families.logits(model, torch.from_numpy(recall.tokens)[None])[0, wanted - 1]
-    loss = cross_entropy(logits, torch.from_numpy(recall.tokens[wanted])).item()
-    assert score_prompts(model, tokenizer, [probe])[0].loss == pytest.approx(loss, rel=1e-4)
+    (prompt,) = recall_prompts(tiny, texts, 200, 1)
+    text = make_key_value_text(texts[0], tokenizer, rng=np.random.default_rng(0), length=200)
+    answers = np.flatnonzero(text.answers)
+    logits = families.logits(model, torch.from_numpy(text.tokens)[None])[0, answers - 1]
+    loss = cross_entropy(logits, torch.from_numpy(text.tokens[answers])).item()
+    assert score_prompts(model, tokenizer, [prompt])[0].loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_batch_is_what_its_rows_are(tiny: Tiny, texts: np.ndarray) -> None:
-    """In the order of the probes, whatever their lengths, and told as they are done."""
+    """Scores keep the order of prompts of several lengths, and progress is reported."""
     model, tokenizer = tiny
-    probes = [*others(tokenizer), *recalls(tiny, texts, LENGTH, 4)]
-    order = np.random.default_rng(0).permutation(len(probes))
-    told: list[int] = []
-    together = score_prompts(model, tokenizer, [probes[i] for i in order], batch=2, done=told.append)
-    for i, found in zip(order, together, strict=True):
-        (alone,) = score_prompts(model, tokenizer, [probes[i]])
-        assert (found.text, found.score, found.choice) == (alone.text, alone.score, alone.choice)
-        assert found.loss == (None if alone.loss is None else pytest.approx(alone.loss, rel=1e-4))
-    assert told == sorted(told)
-    assert told[-1] == len(probes)
+    prompts = [*other_prompts(tokenizer), *recall_prompts(tiny, texts, LENGTH, 4)]
+    order = np.random.default_rng(0).permutation(len(prompts))
+    finished: list[int] = []
+    together = score_prompts(model, tokenizer, [prompts[i] for i in order], batch=2, on_progress=finished.append)
+    for i, score in zip(order, together, strict=True):
+        (alone,) = score_prompts(model, tokenizer, [prompts[i]])
+        assert (score.text, score.score, score.choice) == (alone.text, alone.score, alone.choice)
+        assert score.loss == (None if alone.loss is None else pytest.approx(alone.loss, rel=1e-4))
+    assert finished == sorted(finished)
+    assert finished[-1] == len(prompts)
 
 
 def test_options_of_unlike_lengths_side_by_side(tiny: Tiny) -> None:
     model, tokenizer = tiny
-    (probe,) = make_prompts("passkey", tokenizer, length=LENGTH, trials=1)
-    long = Prompt(probe.tokens, ("1234567",), ("1",), None, 8)
-    short = Prompt(probe.tokens, ("1",), ("1234567", "12"), None, 8)
-    for one, outcome in zip([long, short], score_prompts(model, tokenizer, [long, short], batch=2), strict=True):
-        loss, *wrong = (plain_loss(model, tokenizer, probe, option) for option in (*one.answers, *one.wrong))
-        assert outcome.loss == pytest.approx(loss, rel=1e-4)
-        assert outcome.margin == pytest.approx(min(wrong) - loss, abs=1e-4)
+    (prompt,) = make_prompts("passkey", tokenizer, length=LENGTH, trials=1)
+    long = Prompt(prompt.tokens, ("1234567",), ("1",), None, 8)
+    short = Prompt(prompt.tokens, ("1",), ("1234567", "12"), None, 8)
+    for prompt, score in zip([long, short], score_prompts(model, tokenizer, [long, short], batch=2), strict=True):
+        loss, *wrong = (plain_loss(model, tokenizer, prompt, option) for option in (*prompt.answers, *prompt.wrong))
+        assert score.loss == pytest.approx(loss, rel=1e-4)
+        assert score.margin == pytest.approx(min(wrong) - loss, abs=1e-4)
 
 
 def test_the_prompt_runs_once_and_the_head_never_on_it(tiny: Tiny) -> None:
     model, tokenizer = tiny
     passed: list[int] = []
-    probes = make_prompts("passkey", tokenizer, length=LENGTH, trials=2)
+    prompts = make_prompts("passkey", tokenizer, length=LENGTH, trials=2)
     hook = model.get_input_embeddings().register_forward_hook(lambda *made: passed.append(made[1][0].shape[1]))
-    with hook, seen(model) as shapes:
-        score_prompts(model, tokenizer, probes, batch=2)
-    assert passed[0] == len(probes[0].tokens) - 1
-    assert max(passed[1:]) <= probes[0].room
+    with hook, recorded_logits(model) as shapes:
+        score_prompts(model, tokenizer, prompts, batch=2)
+    assert passed[0] == len(prompts[0].tokens) - 1
+    assert max(passed[1:]) <= prompts[0].room
     assert {shape[0] for shape in shapes} == {2}
-    assert max(shape[1] for shape in shapes) <= probes[0].room
+    assert max(shape[1] for shape in shapes) <= prompts[0].room
 
 
 def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end tokens of its generation config, in one row while others go on."""
     model, tokenizer = tiny
-    probes = make_prompts("niah_single_2", tokenizer, length=LENGTH, trials=4, texts=texts)
-    free = [outcome.text for outcome in score_prompts(model, tokenizer, probes, batch=4)]
+    prompts = make_prompts("niah_single_2", tokenizer, length=LENGTH, trials=4, texts=texts)
+    free = [score.text for score in score_prompts(model, tokenizer, prompts, batch=4)]
     stops = [tokenizer.eos_token_id, *(ids[0] for ids in tokenizer([" the", "."])["input_ids"])]
     monkeypatch.setattr(model.generation_config, "eos_token_id", stops)
-    ended = [outcome.text for outcome in score_prompts(model, tokenizer, probes, batch=4)]
-    assert ended == [generated(model, tokenizer, probe) for probe in probes]
+    ended = [score.text for score in score_prompts(model, tokenizer, prompts, batch=4)]
+    assert ended == [generated(model, tokenizer, prompt) for prompt in prompts]
     assert len({len(text) for text in ended}) > 1
     assert all(text.startswith(shorter) for text, shorter in zip(free, ended, strict=True))
     assert free != ended
@@ -172,33 +174,33 @@ def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monk
 def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
     """The right answer and a wrong one, exchanged, choose the other way round."""
     model, tokenizer = tiny
-    for probe in make_prompts("passkey", tokenizer, length=LENGTH, trials=3):
-        first = Prompt(probe.tokens, probe.answers, probe.wrong[:1], None, probe.room)
-        other = Prompt(probe.tokens, probe.wrong[:1], probe.answers, None, probe.room)
-        one, two = score_prompts(model, tokenizer, [first, other])
-        assert one.choice is not two.choice
-        assert one.margin is not None
-        assert one.margin == pytest.approx(-(two.margin or 0), abs=1e-5)
-        assert one.text == two.text
+    for prompt in make_prompts("passkey", tokenizer, length=LENGTH, trials=3):
+        first = Prompt(prompt.tokens, prompt.answers, prompt.wrong[:1], None, prompt.room)
+        other = Prompt(prompt.tokens, prompt.wrong[:1], prompt.answers, None, prompt.room)
+        score, swapped = score_prompts(model, tokenizer, [first, other])
+        assert score.choice is not swapped.choice
+        assert score.margin is not None
+        assert score.margin == pytest.approx(-(swapped.margin or 0), abs=1e-5)
+        assert score.text == swapped.text
 
 
 def test_several_answers_leave_nothing_to_choose(tiny: Tiny) -> None:
-    (outcome,) = score_prompts(*tiny, make_prompts("fwe", tiny[1], length=512, trials=1))
-    assert outcome == PromptScore(outcome.score, outcome.text, None, None, None)
+    (score,) = score_prompts(*tiny, make_prompts("fwe", tiny[1], length=512, trials=1))
+    assert score == PromptScore(score.score, score.text, None, None, None)
 
 
 def test_tiny_recalls_within_its_own_length_and_not_beyond(tiny: Tiny, texts: np.ndarray) -> None:
-    """Unless it is told how: with YaRN's factors it does."""
+    """With YaRN's factors it recalls beyond its length too."""
     model, tokenizer = tiny
-    own = score_prompts(model, tokenizer, recalls(tiny, texts, LENGTH, 10))
-    beyond = score_prompts(model, tokenizer, recalls(tiny, texts, 2048, 3))
+    own = score_prompts(model, tokenizer, recall_prompts(tiny, texts, LENGTH, 10))
+    beyond = score_prompts(model, tokenizer, recall_prompts(tiny, texts, 2048, 3))
     with patch(model, scheme("yarn", Rope.of(model), 2048)):
-        helped = score_prompts(model, tokenizer, recalls(tiny, texts, 2048, 3))
-    rates = [fmean(outcome.score for outcome in found) for found in (own, beyond, helped)]
+        helped = score_prompts(model, tokenizer, recall_prompts(tiny, texts, 2048, 3))
+    rates = [fmean(score.score for score in scores) for scores in (own, beyond, helped)]
     assert rates[0] >= 0.9
     assert rates[1] <= 0.2
     assert rates[2] >= 0.4
-    losses = [np.mean([outcome.loss for outcome in found]) for found in (own, helped, beyond)]
+    losses = [np.mean([score.loss for score in scores]) for scores in (own, helped, beyond)]
     assert losses == sorted(losses)
     assert losses[1] < losses[2] / 2
 
@@ -214,7 +216,7 @@ def test_tiny_recalls_within_its_own_length_and_not_beyond(tiny: Tiny, texts: np
     ],
 )
 def test_the_score_is_the_share_of_the_answers_that_occur(text: str, answers: list[str], score: float) -> None:
-    assert matched(text, answers) == score
+    assert string_match(text, answers) == score
 
 
 def test_out_of_memory_is_explained(tiny: Tiny, texts: np.ndarray) -> None:
@@ -227,4 +229,4 @@ def test_out_of_memory_is_explained(tiny: Tiny, texts: np.ndarray) -> None:
         model.get_input_embeddings().register_forward_pre_hook(fail),
         pytest.raises(LongRopeError, match=r"out of memory at length 256 with batch 1 on cpu; lower the length"),
     ):
-        score_prompts(model, tokenizer, recalls(tiny, texts, LENGTH, 1))
+        score_prompts(model, tokenizer, recall_prompts(tiny, texts, LENGTH, 1))

@@ -169,7 +169,7 @@ def read_prompts(
     if tasks is None:
         return {}
     names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, some=tasks == "all", **draw)
+    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, require_each=tasks != "all", **draw)
     for refusal in refusals:
         distributed.say(f"Left out: {refusal}")
     return prompts

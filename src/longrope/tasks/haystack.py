@@ -1,4 +1,4 @@
-"""Haystacks in tokens: whole pieces are encoded alone and put together, so that a text has an exact length."""
+"""Haystacks in tokens: sentences and needles are encoded alone and joined, so that a text has an exact length."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ NOISE = (
 
 
 def encode_within(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:
-    """The tokens of each text as it stands within a longer one, int64: nothing special before it.
+    """Return the tokens that each text has within a longer one, int64, without special tokens.
 
-    SentencePiece puts a blank before the first word of all, which is not wanted here.
+    SentencePiece puts a blank before the first word of a text, which is not part of these tokens.
     """
     plain = tokenizer([*texts], add_special_tokens=False)["input_ids"]
     anchor, *joined = tokenizer([ANCHOR, *(ANCHOR + text for text in texts)], add_special_tokens=False)["input_ids"]
     size = len(anchor)
-    found = [long[size:] if long[:size] == anchor else alone for long, alone in zip(joined, plain, strict=True)]
-    return [np.array(tokens, dtype=np.int64) for tokens in found]
+    tokens = [long[size:] if long[:size] == anchor else alone for long, alone in zip(joined, plain, strict=True)]
+    return [np.array(ids, dtype=np.int64) for ids in tokens]
 
 
 def noise(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[np.ndarray, list[int]]:
-    """``(size,)`` tokens of repeated sentences, and where sentences begin."""
+    """Return repeated sentences of ``size`` tokens, and the indices at which sentences begin."""
     sentences = encode_within(tokenizer, NOISE)
     times = size // sum(map(len, sentences)) + 1
     borders = accumulate((len(sentence) for sentence in sentences * times), initial=0)
@@ -42,12 +42,19 @@ def noise(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[np.ndarray, li
 
 
 def plant(
-    hay: np.ndarray, borders: list[int] | None, lines: Sequence[np.ndarray], depths: Sequence[float]
+    haystack: np.ndarray, borders: list[int] | None, lines: Sequence[np.ndarray], depths: Sequence[float]
 ) -> np.ndarray:
-    """Lines at depths of a text; between sentences if their borders are given."""
-    places = [round(depth * len(hay)) for depth in depths]
+    """Return a text with lines planted at depths.
+
+    Args:
+        haystack: Token ids of the text.
+        borders: Indices at which sentences begin, to plant lines between sentences; None plants them anywhere.
+        lines: Token ids of each line.
+        depths: Depth of each line, from 0 to 1.
+    """
+    indices = [round(depth * len(haystack)) for depth in depths]
     if borders is not None:
-        places = [min(borders, key=lambda border, place=place: abs(border - place)) for place in places]
-    order = np.argsort(places, kind="stable")
-    pieces = np.split(hay, [places[i] for i in order])
-    return np.concatenate([pieces[0], *chain(*zip((lines[i] for i in order), pieces[1:], strict=True))])
+        indices = [min(borders, key=lambda border, index=index: abs(border - index)) for index in indices]
+    order = np.argsort(indices, kind="stable")
+    first, *chunks = np.split(haystack, [indices[i] for i in order])
+    return np.concatenate([first, *chain(*zip((lines[i] for i in order), chunks, strict=True))])

@@ -1,4 +1,4 @@
-"""Probes of several tasks at several lengths, as far as they fit."""
+"""Prompts of several tasks at several lengths, where they fit."""
 
 from __future__ import annotations
 
@@ -27,44 +27,41 @@ def make_prompt_sets(
     trials: int,
     depths: Sequence[float] = DEPTHS,
     seed: int = 0,
-    some: bool = False,
+    require_each: bool = True,
 ) -> tuple[PromptSets, list[LongRopeError]]:
-    """The probes of `make_prompts` for every task and length at which they fit, and why they do not at others.
+    """Return the prompts of every task at every length where it fits, and the errors of the others.
 
     Args:
-        tasks: names.
-        lengths: in tokens.
-        tokenizer: of the models that will read them.
-        texts: real documents, ``(documents, at least the longest length)``.
-        trials: of each task at each length.
-        depths: that the trials take in turn.
-        seed: of all that is random.
-        some: whether it is enough if some task fits somewhere; else each must.
+        tasks: Names of tasks.
+        lengths: Lengths in tokens.
+        tokenizer: Tokenizer of the models.
+        texts: Token ids of real documents, ``(documents, at least the longest length)``.
+        trials: Number of prompts of each task at each length.
+        depths: Depths that the trials take in turn.
+        seed: Seed of all random choices.
+        require_each: Whether each task must fit at some length; else one task that does is enough.
 
     Raises:
-        LongRopeError: if there is no such task, or it fits at no length.
+        LongRopeError: If a task is unknown, or fits at no length.
     """
-    found: PromptSets = {}
+    prompts: PromptSets = {}
     refusals: list[LongRopeError] = []
     for task in tasks:
         for length in lengths:
-            made = _probes_or_why_not(
-                task, tokenizer, length=length, trials=trials, texts=texts, depths=depths, seed=seed
-            )
-            if isinstance(made, LongRopeError):
-                refusals.append(made)
+            options = {"length": length, "trials": trials, "texts": texts, "depths": depths, "seed": seed}
+            result = _prompts_or_error(task, tokenizer, **options)
+            if isinstance(result, LongRopeError):
+                refusals.append(result)
             else:
-                found[task, length] = made
-        if not some and not any((task, length) in found for length in lengths):
+                prompts[task, length] = result
+        if require_each and not any((task, length) in prompts for length in lengths):
             raise refusals[-1]
-    if tasks and not found:
+    if tasks and not prompts:
         raise refusals[-1]
-    return found, refusals
+    return prompts, refusals
 
 
-def _probes_or_why_not(
-    task: str, tokenizer: PreTrainedTokenizerBase, **options: object
-) -> list[Prompt] | LongRopeError:
+def _prompts_or_error(task: str, tokenizer: PreTrainedTokenizerBase, **options: object) -> list[Prompt] | LongRopeError:
     try:
         return make_prompts(task, tokenizer, **options)  # pyright: ignore[reportArgumentType]
     except LongRopeError as error:

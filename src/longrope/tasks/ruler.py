@@ -1,43 +1,18 @@
-"""What RULER's tasks hide and ask (Hsieh et al., arXiv 2404.06654), in our own words, before it has a length."""
+"""Drafts of RULER's tasks (Hsieh et al., arXiv 2404.06654): the same needles and questions in another wording."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from longrope.data.key_value_lines import CODAS, ONSETS, VOWELS, WORDS
+from longrope.tasks.needle_task import NeedleDraft
+from longrope.tasks.word_list_task import WordListDraft
 
-CHOICES = 4  # of a forced choice: the right one and three of its form
-
-
-@dataclass(frozen=True)
-class NeedleDraft:
-    """Lines to plant at depths between 0 and 1, what stands before and after the text, and what is wanted."""
-
-    intro: str
-    lines: tuple[str, ...]
-    depths: tuple[float, ...]
-    question: str
-    answers: tuple[str, ...]
-    wrong: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class WordListDraft:
-    """Words, the most frequent of which are wanted; ``counts(n)`` of each grow with n, which is at least ``least``."""
-
-    intro: str
-    words: tuple[str, ...]
-    counts: Callable[[int], np.ndarray]
-    least: int
-    question: str
-    answers: tuple[str, ...]
+CHOICES = 4  # options of a forced choice: the right answer and three wrong ones of its form
 
 
 def passkey(rng: np.random.Generator, depth: float) -> NeedleDraft:
-    """A number of five digits."""
+    """Draft a passkey trial: one number of five digits."""
     key, *wrong = _numbers(rng, CHOICES, digits=5)
     return NeedleDraft(
         "Somewhere in the text below stands a pass key. Remember it: you will be asked for it.\n",
@@ -49,28 +24,37 @@ def passkey(rng: np.random.Generator, depth: float) -> NeedleDraft:
     )
 
 
-def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int = 1, asked: int = 1) -> NeedleDraft:
-    """Needles in a haystack: numbers of seven digits under some key words; all numbers of the asked ones are wanted."""
+def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int = 1, queries: int = 1) -> NeedleDraft:
+    """Draft a needle-in-a-haystack trial: numbers of seven digits under key words; the answers are all numbers of some.
+
+    Args:
+        rng: Generator of the words, numbers and depths.
+        depth: Depth of the first needle, from 0 to 1.
+        keys: Number of key words.
+        values: Numbers under each key word.
+        queries: Number of key words in the question.
+    """
     picked = rng.choice(WORDS.split(), size=(keys, 2), replace=False)
     names = [f"{first}-{second}" for first, second in picked]
     numbers = _numbers(rng, max(keys * values, CHOICES))
     pairs = [(name, number) for name in names for number in [numbers.pop(0) for _ in range(values)]]
-    answers = tuple(number for _, number in pairs[: asked * values])
+    answers = tuple(number for _, number in pairs[: queries * values])
     wrong = [number for _, number in pairs[1:]] + numbers  # other keys' numbers are the hardest to tell apart
-    single, wanted = len(answers) == 1, " and ".join(names[:asked])
+    single = len(answers) == 1
+    queried = " and ".join(names[:queries])
     asks, says = ("What is the", "number for") if single else ("What are all", "numbers for")
     return NeedleDraft(
         "Secret numbers are hidden in the text below. Remember them: you will be asked for some.\n",
         tuple(f"\nA secret number for {name} is {number}.\n" for name, number in pairs),
         (depth, *rng.random(len(pairs) - 1)),
-        f"\n\n{asks} secret {says} {wanted}? The secret {says} {wanted} {'is' if single else 'are'}",
+        f"\n\n{asks} secret {says} {queried}? The secret {says} {queried} {'is' if single else 'are'}",
         answers,
         tuple(wrong) if single else (),
     )
 
 
 def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int = 4) -> NeedleDraft:
-    """Variable tracking: chains of assignments in their order; the variables of the first chain are wanted."""
+    """Draft a variable-tracking trial: chains of assignments in order; the answers are the first chain's variables."""
     names = np.array([word.upper() for word in invented(rng, chains * (hops + 1))]).reshape(chains, hops + 1)
     values = _numbers(rng, chains, digits=5)
     sources = [[value, *(f"VAR {name}" for name in row[:-1])] for value, row in zip(values, names, strict=True)]
@@ -87,13 +71,13 @@ def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int 
 
 
 def common_words(rng: np.random.Generator, length: int) -> WordListDraft:
-    """Ten words that appear 30 times among words that appear three times; 10 times and once below 4,096 tokens."""
+    """Draft a common-words trial: ten words appear 30 times, others 3 times; below 4,096 tokens 10 times and once."""
     often, seldom = (30, 3) if length >= 4096 else (10, 1)
     words = invented(rng, 20 + length // (2 * seldom))
-    place = np.arange(len(words)) - 10
+    rank = np.arange(len(words)) - 10
 
     def counts(others: int) -> np.ndarray:
-        return np.where(place < 0, often, np.where(place < others, seldom, 0))
+        return np.where(rank < 0, often, np.where(rank < others, seldom, 0))
 
     return WordListDraft(
         "Below is a list of words. A few of them appear much more often than the others.\n",
@@ -106,7 +90,10 @@ def common_words(rng: np.random.Generator, length: int) -> WordListDraft:
 
 
 def frequent_words(rng: np.random.Generator, _: int) -> WordListDraft:
-    """Coded words whose frequency falls with the square of their rank (Zipf); dots are the first, the next 3 wanted."""
+    """Draft a frequent-words trial: coded words whose frequency falls with the square of their rank (Zipf).
+
+    Dots are the most frequent word; the answers are the next three.
+    """
     words = ["...", *invented(rng, 499)]  # the last of them appear in millions of words only
     shares = 1 / np.arange(1.0, len(words) + 1) ** 2
     shares /= shares.sum()
@@ -114,14 +101,14 @@ def frequent_words(rng: np.random.Generator, _: int) -> WordListDraft:
         "Below is a coded text. Find out which of its words appear most often; the dots do not count.\n",
         tuple(f" {word}" for word in words),
         lambda total: np.floor(total * shares).astype(int),
-        int(np.ceil(1 / (shares[3] - shares[4]))),  # so many that the third and the fourth word never tie
+        int(np.ceil(1 / (shares[3] - shares[4]))),  # from here on the third and the fourth word never tie
         "\n\nWhich three words appear most often in the coded text? The three most frequent words are",
         tuple(words[1:4]),
     )
 
 
 def invented(rng: np.random.Generator, count: int) -> list[str]:
-    """Distinct words of six letters; more of them begin with the same ones."""
+    """Return distinct words of six letters; a larger count begins with the same words."""
     kinds = [ONSETS, VOWELS, CODAS] * 2
     sizes = [len(letters) for letters in kinds]
     places = np.unravel_index(rng.permutation(int(np.prod(sizes)))[:count], sizes)
