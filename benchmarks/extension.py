@@ -129,7 +129,7 @@ class Bench:
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            found = StagedRun(BUILD / case, "tiny", parse_plan(CASES[case], case), tell=tell)
+            found = StagedRun(BUILD / case, "tiny", parse_plan(CASES[case], case), on_progress=tell)
             begin_run(found, resume=True)
             extend(found)
         return found

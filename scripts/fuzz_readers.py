@@ -17,7 +17,7 @@ from longrope.formats.gguf import open_gguf, plain_rope
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
-from longrope.stages.plan import load_plan, parse_plan, ready_made
+from longrope.stages.plan import load_plan, parse_plan, shipped_plans
 from longrope.storage.jsonl import JsonlFile
 
 SETTINGS = {"model": "tiny", "lengths": [1, 2]}
@@ -142,7 +142,7 @@ def _ggufs() -> Iterator[bytes]:
 
 
 def _plans() -> Iterator[bytes]:
-    for path in ready_made().values():
+    for path in shipped_plans().values():
         yield path.read_bytes()
 
 

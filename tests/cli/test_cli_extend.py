@@ -157,11 +157,14 @@ def test_the_folder_by_default(cli, model: Path, plan: Path, tmp_path: Path, mon
 
 
 BAD_PLANS = {
-    "unknown key": (("steps = 2", "step = 2"), r"stages\[0\]\.finetune\.step is no key of a plan; there are tokens"),
+    "unknown key": (
+        ("steps = 2", "step = 2"),
+        r"stages\[0\]\.finetune\.step is not a key .* tokens",
+    ),
     "out of order": (("length = 128", "length = 512"), r"stages\[1\]\.length = 256 is not above stages\[0\]\.length"),
     "a bad value": (("batch = 2", "batch = 0"), r"stages\[0\]\.finetune\.batch = 0 must be 1 or more"),
     "no method": (("population = 4", 'method = "x"'), r"stages\[0\]\.search\.method = 'x' is unknown; choose one of"),
-    "no TOML": (("[data]", "[data"), "is no TOML"),
+    "no TOML": (("[data]", "[data"), "is not a TOML file"),
     "another version": (("version = 1", "version = 2"), "version = 2, but this longrope reads 1: upgrade"),
     "too many tokens": (
         ("steps = 2", "tokens = 100000000"),

@@ -9,7 +9,7 @@ import pytest
 
 from longrope.cli import plan_output as printed
 from longrope.cost import bfloat16_speed
-from longrope.stages.plan import load_plan, parse_plan, ready_made
+from longrope.stages.plan import load_plan, parse_plan, shipped_plans
 
 QUICK = ("--no-measure", "--device", "cpu")
 
@@ -90,7 +90,7 @@ def test_costs_of_a_plan_there_is(cli, name: str) -> None:
     assert result.code == 0, result.err
     assert "stage 1" in result.out
     assert "[[stages]]" not in result.out
-    record = cli("plan", "tiny", "--plan", ready_made()["tiny"], *QUICK, "--json").json
+    record = cli("plan", "tiny", "--plan", shipped_plans()["tiny"], *QUICK, "--json").json
     assert [part["part"] for part in record["costs"]][-2:] == ["recovery", "evaluation"]
 
 
@@ -122,8 +122,8 @@ BAD = {
     "length": (("--to", "2kk"), "to = '2kk' is no number of tokens"),
     "too short": (("--to", "256"), "to = 256 is not above the model's original length 256"),
     "shorter": (("--to", "128"), "to = 128 is not above"),
-    "tokens": (("--to", "2k", "--original-tokens", "many"), "original_tokens = 'many' is no number of tokens"),
-    "no tokens": (("--to", "2k", "--original-tokens", "0"), "original_tokens = '0' is no number"),
+    "tokens": (("--to", "2k", "--original-tokens", "many"), "original_tokens = 'many' is not a number of tokens"),
+    "no tokens": (("--to", "2k", "--original-tokens", "0"), "original_tokens = '0' is not a number"),
     "no plan": (("--plan", "nowhere"), "plan = 'nowhere' cannot be read"),
     "a plan for shorter models": (("--plan", "plan.toml"), "stages[0].length = 128 is not above the model's original"),
     "a bad plan": (("--plan", "bad.toml"), "bad.toml: version is missing"),

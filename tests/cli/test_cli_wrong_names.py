@@ -40,10 +40,8 @@ def test_a_key_of_a_plan(cli: Cli, tmp_path: Path) -> None:
     plan.write_text("version = 1\n[[stages]]\nlenght = '2k'\n")
     result = cli("extend", "tiny", plan, "-o", tmp_path / "run")
     assert result.code == 2
-    assert (
-        "stages[0].lenght is no key of a plan; there are length, factors, search, finetune; did you mean 'length'?"
-        in (result.err)
-    )
+    keys = "stages[0].lenght is not a key of a plan; the keys are length, factors, search, finetune"
+    assert f"{keys}; did you mean 'length'?" in result.err
 
 
 def test_nothing_is_suggested_for_what_is_far_from_all(cli: Cli) -> None:

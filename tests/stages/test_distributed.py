@@ -18,7 +18,7 @@ import torch
 from longrope.errors import LongRopeError
 from longrope.scaling import Extension
 from longrope.stages.finetune import finetune
-from longrope.stages.pipeline import train
+from longrope.stages.pipeline import finetune_stage
 from longrope.stages.plan import parse_plan
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.run_folder import StagedRun, begin_run
@@ -73,7 +73,7 @@ lengths = []
 """
         run = StagedRun(folder, str(model), parse_plan(plan))
         begin_run(run, resume=False)
-        write_text(run.stage(1) / "extension.json", Extension.of(running.ROPE, running.FACTORS).to_json())
+        write_text(run.stage_folder(1) / "extension.json", Extension.of(running.ROPE, running.FACTORS).to_json())
         return run
 
     return make
@@ -93,17 +93,17 @@ def launched(run: StagedRun, *command: str, **variables: str) -> str:
 
 
 def losses(run: StagedRun) -> list[float]:
-    (state,) = (run.stage(1) / "training").glob(f"checkpoint-{STEPS}/trainer_state.json")
+    (state,) = (run.stage_folder(1) / "training").glob(f"checkpoint-{STEPS}/trainer_state.json")
     return [row["loss"] for row in json.loads(state.read_text())["log_history"] if "loss" in row]
 
 
 def assert_same(found: StagedRun, wanted: StagedRun, tolerance: float = 1e-5) -> None:
     assert len(losses(found)) == STEPS
     assert losses(found) == pytest.approx(losses(wanted), rel=tolerance)
-    told = [json.loads((run.stage(1) / "training.json").read_text()) for run in (found, wanted)]
+    told = [json.loads((run.stage_folder(1) / "training.json").read_text()) for run in (found, wanted)]
     assert told[0]["loss"] == pytest.approx(told[1]["loss"], rel=tolerance)
     assert (told[0]["steps"], told[0]["tokens"]) == (told[1]["steps"], told[1]["tokens"])
-    one, other = running.weights(found.stage(1) / "model"), running.weights(wanted.stage(1) / "model")
+    one, other = running.weights(found.stage_folder(1) / "model"), running.weights(wanted.stage_folder(1) / "model")
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(tensor, other[name], rtol=0, atol=tolerance, msg=name)
@@ -130,12 +130,12 @@ WAYS = {
 def test_two_processes_give_what_one_gives(name: str, ready: Ready, tmp_path: Path) -> None:
     command, lines = WAYS[name]
     alone, shared = (ready(tmp_path / folder, *lines) for folder in ("alone", "shared"))
-    train(alone, 1)
+    finetune_stage(alone, 1)
     said = launched(shared, *command)
     assert said.count("fine-tune at 256") > 0
     assert_same(shared, alone)
-    assert len(list((shared.stage(1) / "training" / f"checkpoint-{STEPS}").glob("rng_state_*.pth"))) == 2
-    sharded = (shared.stage(1) / "training" / f"checkpoint-{STEPS}").glob("pytorch_model_fsdp*")
+    assert len(list((shared.stage_folder(1) / "training" / f"checkpoint-{STEPS}").glob("rng_state_*.pth"))) == 2
+    sharded = (shared.stage_folder(1) / "training" / f"checkpoint-{STEPS}").glob("pytorch_model_fsdp*")
     assert bool(list(sharded)) == (ON_CPU in command)
 
 
@@ -143,7 +143,7 @@ def test_two_processes_give_what_one_gives(name: str, ready: Ready, tmp_path: Pa
 @needs_deepspeed
 def test_ulysses(ready: Ready, tmp_path: Path) -> None:
     alone, shared = ready(tmp_path / "alone"), ready(tmp_path / "shared")
-    train(alone, 1)
+    finetune_stage(alone, 1)
     launched(shared, *TORCH, ON_CPU, **ULYSSES)
     assert_same(shared, alone, tolerance=1e-4)  # a step is the mean of its sequences' means
 
@@ -153,10 +153,10 @@ def test_ulysses(ready: Ready, tmp_path: Path) -> None:
 def test_two_processes_resume(name: str, ready: Ready, tmp_path: Path) -> None:
     command, lines = WAYS[name]
     alone, shared = (ready(tmp_path / folder, *lines) for folder in ("alone", "shared"))
-    train(alone, 1)
+    finetune_stage(alone, 1)
     launched(shared, *command)
-    shutil.rmtree(shared.stage(1) / "model")
-    kept = shared.stage(1) / "training"
+    shutil.rmtree(shared.stage_folder(1) / "model")
+    kept = shared.stage_folder(1) / "training"
     (kept / f"checkpoint-{STEPS}" / "complete").unlink()
     before = (kept / "checkpoint-2" / "trainer_state.json").stat().st_mtime_ns
     launched(shared, *command)
@@ -171,7 +171,7 @@ def test_a_batch_that_does_not_divide(ready: Ready, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "error: finetune.batch = 3 does not divide by 2 processes, 1 a sequence" in " ".join(done.stderr.split())
-    assert not (run.stage(1) / "training.json").exists()
+    assert not (run.stage_folder(1) / "training.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -191,5 +191,5 @@ def test_what_processes_that_share_a_sequence_cannot_do(
         monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", value)
     windows, how = running.windows(2, **options), Finetune(steps=1, batch=2, dtype="float32", **options)
     with pytest.raises(LongRopeError, match=said):
-        finetune(running.build(), running.FACTORS, windows, how, folder=tmp_path / "t", output=tmp_path / "m")
+        finetune(running.build(), running.FACTORS, windows, how, folder=tmp_path / "t")
     assert not (tmp_path / "m").exists()

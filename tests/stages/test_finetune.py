@@ -26,7 +26,7 @@ from longrope.models.patch import install_factors, patch
 from longrope.scaling import Extension
 from longrope.stages.finetune import TrainingSummary, finetune
 from longrope.stages.plan_tables import Finetune
-from longrope.stages.trainer_checkpoints import COMPLETE, Watcher, last_whole, writing
+from longrope.stages.trainer_checkpoints import COMPLETE, TrainingGuard, explain_disk_errors, last_complete_checkpoint
 
 # peft 0.21 asks transformers 5.23 by the old name
 LORA = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -46,16 +46,16 @@ def train(
     model: PreTrainedModel | None = None,
     windows: Windows | None = None,
     factors: object = running.FACTORS,
-    watch: Callable[[int, float], None] | None = None,
+    on_progress: Callable[[int, float], None] | None = None,
     **options: object,
 ) -> tuple[TrainingSummary | None, list[float]]:
-    """Fine-tune in ``folder``; also the loss of every step."""
+    """Fine-tune in ``folder``; return the summary and the loss of every step."""
     losses: list[float] = []
 
-    def watched(step: int, loss: float) -> None:
+    def keep_loss(step: int, loss: float) -> None:
         losses.append(loss)
-        if watch is not None:
-            watch(step, loss)
+        if on_progress is not None:
+            on_progress(step, loss)
 
     done = finetune(
         running.build() if model is None else model,
@@ -63,8 +63,7 @@ def train(
         windows or running.windows(wanted.batch * (wanted.steps or 0)),
         wanted,
         folder=folder / "training",
-        output=folder / "model",
-        watch=watched,
+        on_progress=keep_loss,
         **options,
     )
     return done, losses
@@ -75,11 +74,11 @@ class Stopped(Exception):  # noqa: N818
 
 
 def stop_at(step: int) -> Callable[[int, float], None]:
-    def watch(now: int, _: float) -> None:
+    def on_progress(now: int, _: float) -> None:
         if now == step:
             raise Stopped
 
-    return watch
+    return on_progress
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -135,7 +134,7 @@ def test_the_loss_told_is_of_the_last_tenth(tmp_path: Path) -> None:
 
 def test_training_lowers_the_loss_of_its_windows(whole: tuple[Path, TrainingSummary, list[float]]) -> None:
     windows = running.windows(STEPS)
-    before, after = running.build(), AutoModelForCausalLM.from_pretrained(whole[0] / "model")
+    before, after = running.build(), AutoModelForCausalLM.from_pretrained(whole[0] / "training" / "model")
     means = []
     for model in (before, after):
         with patch(model, running.FACTORS):
@@ -145,12 +144,15 @@ def test_training_lowers_the_loss_of_its_windows(whole: tuple[Path, TrainingSumm
 
 def test_what_is_saved_is_a_plain_model(whole: tuple[Path, TrainingSummary, list[float]], tmp_path: Path) -> None:
     running.build().save_pretrained(tmp_path / "before")
-    one, other = running.weights(tmp_path / "before"), running.weights(whole[0] / "model")
+    one, other = running.weights(tmp_path / "before"), running.weights(whole[0] / "training" / "model")
     assert {name: tensor.shape for name, tensor in one.items()} == {name: t.shape for name, t in other.items()}
     assert all(not torch.equal(one[name], other[name]) for name in one)  # all weights were trained
-    files = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "before", whole[0] / "model")]
+    files = [
+        json.loads((folder / "config.json").read_text())
+        for folder in (tmp_path / "before", whole[0] / "training" / "model")
+    ]
     assert files[0] == files[1]
-    model, report = AutoModelForCausalLM.from_pretrained(whole[0] / "model", output_loading_info=True)
+    model, report = AutoModelForCausalLM.from_pretrained(whole[0] / "training" / "model", output_loading_info=True)
     assert not any(report.values())
     assert model.config.rope_parameters["rope_type"] == "default"
 
@@ -210,7 +212,7 @@ def test_a_step_is_the_mean_over_the_predicted_tokens_of_its_batch(tmp_path: Pat
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0).step()
-    found = running.weights(tmp_path / "model")
+    found = running.weights(tmp_path / "training" / "model")
     for name, parameter in model.named_parameters():
         moved = (found[name] - parameter.detach()).abs()
         assert (moved < 0.05 * rate).float().mean() > 0.99, name  # Adam's first step is the gradient's sign: noise is ±
@@ -229,7 +231,7 @@ def test_bfloat16_is_mixed_precision(whole: tuple[Path, TrainingSummary, list[fl
     _, losses = train(tmp_path, how(dtype="bfloat16"))
     assert losses == pytest.approx(whole[2], rel=2e-2)
     assert losses != whole[2]
-    found = running.weights(tmp_path / "model")
+    found = running.weights(tmp_path / "training" / "model")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in found.values())
 
@@ -239,14 +241,14 @@ def test_stopped_and_resumed_equals_uninterrupted(
     whole: tuple[Path, TrainingSummary, list[float]], step: int, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        train(tmp_path, how(), watch=stop_at(step))
+        train(tmp_path, how(), on_progress=stop_at(step))
     kept = (step - 1) // EVERY * EVERY
     assert max(checkpoints(tmp_path), default=0) == kept
     done, losses = train(tmp_path, how())
     assert losses == whole[2][kept:]
     assert done is not None
     assert (done.steps, done.tokens, done.loss) == (STEPS, STEPS * running.LENGTH, whole[1].loss)
-    running.assert_equal(tmp_path / "model", whole[0] / "model")
+    running.assert_equal(tmp_path / "training" / "model", whole[0] / "training" / "model")
 
 
 MIXED = {"batch": 2, "short": 0.5, "dtype": "bfloat16", "rate": 1e-3}
@@ -255,17 +257,17 @@ MIXED = {"batch": 2, "short": 0.5, "dtype": "bfloat16", "rate": 1e-3}
 def test_so_it_does_with_dropout_mixed_windows_and_accumulation(tmp_path: Path) -> None:
     """Dropout draws from the random state that a checkpoint must hold."""
 
-    def part(folder: Path, watch: Callable[[int, float], None] | None = None) -> list[float]:
+    def part(folder: Path, on_progress: Callable[[int, float], None] | None = None) -> list[float]:
         windows = running.windows(2 * STEPS, short=0.5)
         model = running.build(attention_dropout=0.3)
-        return train(folder, how(**MIXED), model=model, windows=windows, factors=EXTENSION, watch=watch)[1]
+        return train(folder, how(**MIXED), model=model, windows=windows, factors=EXTENSION, on_progress=on_progress)[1]
 
     losses = part(tmp_path / "whole")
     with pytest.raises(Stopped):
         part(tmp_path / "cut", stop_at(5))
     torch.manual_seed(12345)
     assert part(tmp_path / "cut") == losses[4:]
-    running.assert_equal(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+    running.assert_equal(tmp_path / "cut" / "training" / "model", tmp_path / "whole" / "training" / "model")
 
 
 def test_a_run_that_died_after_its_last_checkpoint_trains_no_more(
@@ -276,7 +278,7 @@ def test_a_run_that_died_after_its_last_checkpoint_trains_no_more(
     assert losses == []
     assert done is not None
     assert done.loss == whole[1].loss
-    running.assert_equal(tmp_path / "model", whole[0] / "model")
+    running.assert_equal(tmp_path / "training" / "model", whole[0] / "training" / "model")
 
 
 def test_checkpoints_that_a_crash_cut_are_removed(
@@ -287,12 +289,12 @@ def test_checkpoints_that_a_crash_cut_are_removed(
     (tmp_path / "training" / "checkpoint-6" / "model.safetensors").write_bytes(b"cut")
     (tmp_path / "training" / "checkpoint-2").mkdir()  # one that was being removed
     (tmp_path / "training" / "checkpoint-10").mkdir()  # sorts before checkpoint-6 as text
-    found = last_whole(tmp_path / "training", remove=False)
+    found = last_complete_checkpoint(tmp_path / "training", remove_others=False)
     assert found == str(tmp_path / "training" / "checkpoint-4")
     assert (tmp_path / "training" / "checkpoint-10").exists()
     _, losses = train(tmp_path, how())
     assert losses == whole[2][4:]
-    running.assert_equal(tmp_path / "model", whole[0] / "model")
+    running.assert_equal(tmp_path / "training" / "model", whole[0] / "training" / "model")
     assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["checkpoint-4", "checkpoint-6"]
 
 
@@ -315,12 +317,12 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: 
     good = running.windows(STEPS)
     windows = Poisoned(good.documents, length=running.LENGTH, count=STEPS, original_length=running.L0)
     said = (
-        rf"finetune: the gradient of step 4 is no finite number; the last whole checkpoint is kept in "
+        rf"finetune: the gradient of step 4 is not finite; the last complete checkpoint is kept in "
         rf"{tmp_path}/training; begin another run .* lower finetune.rate, or dtype = \"float32\""
     )
     with pytest.raises(LongRopeError, match=said):
         train(tmp_path, how(lora=lora), model=model, windows=windows)
-    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "training" / "model").exists()
     kept = tmp_path / "training" / "checkpoint-2"
     assert [path.name for path in (tmp_path / "training").iterdir()] == [kept.name]
     assert (kept / COMPLETE).exists()
@@ -338,7 +340,7 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: 
 def test_lora_changes_the_linear_layers_alone(tmp_path: Path) -> None:
     running.build().save_pretrained(tmp_path / "before")
     _, losses = train(tmp_path, how(lora=4, rate=3e-2))
-    before, after = running.weights(tmp_path / "before"), running.weights(tmp_path / "model")
+    before, after = running.weights(tmp_path / "before"), running.weights(tmp_path / "training" / "model")
     assert {name: tensor.shape for name, tensor in before.items()} == {name: t.shape for name, t in after.items()}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "_proj" in name}
@@ -347,8 +349,8 @@ def test_lora_changes_the_linear_layers_alone(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] - 0.1
     files = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("before", "model")]
     assert files[0] == files[1]
-    assert [path.name for path in (tmp_path / "model").glob("adapter*")] == []
-    model, windows = AutoModelForCausalLM.from_pretrained(tmp_path / "model"), running.windows(STEPS)
+    assert [path.name for path in (tmp_path / "training" / "model").glob("adapter*")] == []
+    model, windows = AutoModelForCausalLM.from_pretrained(tmp_path / "training" / "model"), running.windows(STEPS)
     with patch(model, running.FACTORS):
         merged = plain_losses(model, windows, 0).mean()
     assert merged < losses[0] - 0.1  # merged, they still know what they learnt
@@ -359,9 +361,12 @@ def test_lora_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
     for number in (1, 2):
         torch.manual_seed(number)
         train(tmp_path / str(number), how(lora=4, steps=2))
-    running.assert_equal(tmp_path / "1" / "model", tmp_path / "2" / "model")
+    running.assert_equal(tmp_path / "1" / "training" / "model", tmp_path / "2" / "training" / "model")
     train(tmp_path / "3", how(lora=4, steps=2, seed=1))
-    one, other = running.weights(tmp_path / "1" / "model"), running.weights(tmp_path / "3" / "model")
+    one, other = (
+        running.weights(tmp_path / "1" / "training" / "model"),
+        running.weights(tmp_path / "3" / "training" / "model"),
+    )
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
@@ -369,9 +374,9 @@ def test_lora_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
 def test_lora_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     _, losses = train(tmp_path / "whole", how(lora=4))
     with pytest.raises(Stopped):
-        train(tmp_path / "cut", how(lora=4), watch=stop_at(5))
+        train(tmp_path / "cut", how(lora=4), on_progress=stop_at(5))
     assert train(tmp_path / "cut", how(lora=4))[1] == losses[4:]
-    running.assert_equal(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
+    running.assert_equal(tmp_path / "cut" / "training" / "model", tmp_path / "whole" / "training" / "model")
 
 
 def test_lora_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,17 +390,17 @@ def test_lora_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_loss_that_is_not_finite_without_gradients_at_hand(tmp_path: Path) -> None:
     """As with DeepSpeed, which keeps them to itself."""
-    watcher, state = Watcher(None), TrainerState(global_step=7)
-    watcher.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"loss": 1.0})
-    watcher.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"train_runtime": 1.0})
-    with pytest.raises(LongRopeError, match="finetune: the loss of step 7 is no finite number"):
-        watcher.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"loss": math.nan})
+    guard, state = TrainingGuard(None), TrainerState(global_step=7)
+    guard.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"loss": 1.0})
+    guard.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"train_runtime": 1.0})
+    with pytest.raises(LongRopeError, match="finetune: the loss of step 7 is not finite"):
+        guard.on_log(TrainingArguments(output_dir=str(tmp_path), use_cpu=True), state, None, logs={"loss": math.nan})
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     train(tmp_path, how(steps=2), model=running.build(tie_word_embeddings=True))
-    assert "lm_head.weight" not in running.weights(tmp_path / "model")
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert "lm_head.weight" not in running.weights(tmp_path / "training" / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "training" / "model")
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
@@ -408,7 +413,7 @@ def test_other_families(tmp_path: Path, family: str) -> None:
         wanted = plain_losses(model, windows, 0).mean()
     _, losses = train(tmp_path, how(steps=2), model=model, windows=windows, factors=running.scheme_for(model))
     assert losses[0] == pytest.approx(wanted, rel=1e-4)
-    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "training" / "model", output_loading_info=True)
     assert not any(report.values())
     changed = [name for name, parameter in loaded.named_parameters() if not torch.equal(parameter, before[name])]
     assert len(changed) > len(before) / 2
@@ -438,13 +443,13 @@ WRITERS = {
 def test_what_cannot_be_written(name: str, tmp_path: Path) -> None:
     with (
         pytest.raises(LongRopeError, match=f"cannot write {tmp_path}: .*; make room, then --resume"),
-        writing(tmp_path),
+        explain_disk_errors(tmp_path),
     ):
         WRITERS[name]()
 
 
 def test_other_errors_are_not_about_the_disk(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="size of tensor"), writing(tmp_path):
+    with pytest.raises(RuntimeError, match="size of tensor"), explain_disk_errors(tmp_path):
         torch.zeros(2) + torch.zeros(3)
 
 
@@ -478,7 +483,7 @@ def test_killed_while_it_writes_checkpoints(tmp_path: Path) -> None:
     assert halves > 0
     _, losses = train(cut, how(steps=30, save_every=1))
     assert 0 < len(losses) < 20
-    running.assert_equal(cut / "model", tmp_path / "whole" / "model")
+    running.assert_equal(cut / "training" / "model", tmp_path / "whole" / "training" / "model")
 
 
 @pytest.mark.slow
@@ -494,4 +499,4 @@ def test_a_full_disk(
     shutil.copytree(disk, tmp_path / "roomy")
     _, losses = train(tmp_path / "roomy", how())
     assert losses == whole[2][2:]
-    running.assert_equal(tmp_path / "roomy" / "model", whole[0] / "model")
+    running.assert_equal(tmp_path / "roomy" / "training" / "model", whole[0] / "training" / "model")

@@ -28,7 +28,7 @@ from longrope.models.patch import patch
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.stages import pipeline
-from longrope.stages.pipeline import extend, train
+from longrope.stages.pipeline import extend, finetune_stage
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.run_folder import StagedRun, begin_run, open_run
@@ -81,7 +81,7 @@ def journal(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any
 
 def test_factors_multiply(finished: tuple[StagedRun, Extension]) -> None:
     run, extension = finished
-    first, second = run.factors(1), run.factors(2)
+    first, second = run.long_scaling(1), run.long_scaling(2)
     assert (first.length, second.length) == (128, 256)
     steps = np.array(second.factors) / np.array(first.factors)
     assert (np.array(first.factors) >= 1 - 1e-9).all()
@@ -96,14 +96,14 @@ def test_factors_multiply(finished: tuple[StagedRun, Extension]) -> None:
 def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[StagedRun, Extension]) -> None:
     """Its journal has the losses of the first stage's weights with what it asked about, and of no others."""
     run, _ = finished
-    items = run.material.items(SEARCH, [256])["search"]
-    head, lines = journal(run.stage(2) / "search", "search-0.jsonl")
-    assert head["settings"]["space"]["before"]["factors"] == list(run.factors(1).factors)
+    items = run.data.samples(SEARCH, [256])["search"]
+    head, lines = journal(run.stage_folder(2) / "search", "search-0.jsonl")
+    assert head["settings"]["space"]["before"]["factors"] == list(run.long_scaling(1).factors)
     asked = lines[0]
     scaling = Scaling(asked["factors"], attention_factor=asked["attention_factor"])
-    assert (np.array(asked["factors"]) / np.array(run.factors(1).factors) >= 1 - 1e-9).all()
+    assert (np.array(asked["factors"]) / np.array(run.long_scaling(1).factors) >= 1 - 1e-9).all()
     losses = []
-    for weights in (run.stage(1) / "model", run.model):
+    for weights in (run.stage_folder(1) / "model", run.model):
         loaded, _ = load(str(weights))
         with patch(loaded, scaling):
             found = token_losses(loaded, items[asked["item"]].tokens[None])[0]
@@ -114,10 +114,10 @@ def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[StagedRu
 
 def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
-    first, attention = run.factors(1), attention_factor("su", running.ROPE, 256)
+    first, attention = run.long_scaling(1), attention_factor("su", running.ROPE, 256)
     yarn = scheme("yarn", first.rope_after(running.ROPE), 256)
     wanted = np.array(yarn.factors) * np.array(first.factors)
-    _, lines = journal(run.stage(2) / "search", "search-0.jsonl")
+    _, lines = journal(run.stage_folder(2) / "search", "search-0.jsonl")
     assert any(np.allclose(line["factors"], wanted) for line in lines if "factors" in line)
     assert {line["attention_factor"] for line in lines if "factors" in line} == {attention}
 
@@ -141,7 +141,7 @@ def test_weights_keep_the_checkpoints_own_form(finished: tuple[StagedRun, Extens
     """dtype, names, config and tokenizer; and the rope is the plain one."""
     run, _ = finished
     for number in (1, 2):
-        folder = run.stage(number) / "model"
+        folder = run.stage_folder(number) / "model"
         one, other = running.weights(Path(run.model)), running.weights(folder)
         assert form(one) == form(other)
         configs = [json.loads((path / "config.json").read_text()) for path in (Path(run.model), folder)]
@@ -154,10 +154,10 @@ def test_weights_keep_the_checkpoints_own_form(finished: tuple[StagedRun, Extens
 def test_what_a_stage_leaves(finished: tuple[StagedRun, Extension]) -> None:
     run, _ = finished
     for number in (1, 2):
-        names = {path.name for path in run.stage(number).iterdir()}
+        names = {path.name for path in run.stage_folder(number).iterdir()}
         assert names == {"extension.json", "model", "search", "training", "training.json"}
-        assert not list((run.stage(number) / "training").iterdir())
-        record = json.loads((run.stage(number) / "training.json").read_text())
+        assert not list((run.stage_folder(number) / "training").iterdir())
+        record = json.loads((run.stage_folder(number) / "training.json").read_text())
         assert (record["steps"], record["tokens"]) == (3, 3 * 2 * 64 * 2**number)
         assert math.isfinite(record["loss"])
     kept = [path.suffix for path in run.folder.rglob("*") if path.is_file()]
@@ -187,15 +187,15 @@ def test_short_factors(finished: tuple[StagedRun, Extension]) -> None:
 
 
 def rows(run: StagedRun, extension: Extension) -> dict[str, tuple[str, Scaling | Extension | None]]:
-    trained = [str(run.stage(number) / "model") for number in (1, 2)]
+    trained = [str(run.stage_folder(number) / "model") for number in (1, 2)]
     return {
         "original": (run.model, None),
         "yarn": (run.model, scheme("yarn", running.ROPE, 256)),
         "heuristic": (run.model, scheme("heuristic", running.ROPE, 256)),
-        "128 searched": (run.model, run.factors(1)),
-        "128 fine-tuned": (trained[0], run.factors(1)),
-        "256 searched": (trained[0], run.factors(2)),
-        "256 fine-tuned": (trained[1], run.factors(2)),
+        "128 searched": (run.model, run.long_scaling(1)),
+        "128 fine-tuned": (trained[0], run.long_scaling(1)),
+        "256 searched": (trained[0], run.long_scaling(2)),
+        "256 fine-tuned": (trained[1], run.long_scaling(2)),
         "extended": (trained[1], extension),
     }
 
@@ -208,7 +208,7 @@ def test_results_are_what_compare_gives(finished: tuple[StagedRun, Extension]) -
     at = {}
     for name, (weights, factors) in wanted.items():
         loaded, _ = load(weights)
-        cells = perplexity(loaded, run.material.test().tokens, [64, 128, 256], scaling=factors)
+        cells = perplexity(loaded, run.data.test_documents().tokens, [64, 128, 256], scaling=factors)
         found = [{key: value for key, value in cell.items() if key != "corpus"} for cell in record["perplexity"][name]]
         for ours, cell in zip(found, cells, strict=True):
             expected = json.loads(json.dumps(asdict(cell)))
@@ -295,11 +295,11 @@ def test_a_stage_without_fine_tuning(begun: Begun, tmp_path: Path) -> None:
     run = begun(tmp_path / "run", *stages, **QUICK)
     assert [run.trained_before(number) for number in (1, 2, 3, 4)] == [0, 1, 1, 1]
     assert run.weights(1) == run.model
-    assert run.weights(2) == run.weights(3) == run.weights(4) == str(run.stage(1) / "model")
+    assert run.weights(2) == run.weights(3) == run.weights(4) == str(run.stage_folder(1) / "model")
     extension = extend(run)
-    assert not (run.stage(2) / "model").exists()
-    assert not (run.stage(3) / "model").exists()
-    head, _ = journal(run.stage(3) / "search", "search-0.jsonl")
+    assert not (run.stage_folder(2) / "model").exists()
+    assert not (run.stage_folder(3) / "model").exists()
+    head, _ = journal(run.stage_folder(3) / "search", "search-0.jsonl")
     assert head["settings"]["space"]["before"]["factors"] == [2.0] * 8
     assert min(extension.long.factors) >= 2 - 1e-9
 
@@ -308,10 +308,10 @@ def test_factors_of_a_scheme(begun: Begun, tmp_path: Path) -> None:
     stages = (Stage(length=128, factors="yarn", finetune=TRAIN), Stage(length=256, factors="linear"))
     run = begun(tmp_path / "run", *stages, attention="yarn", **QUICK)
     extension, yarn = extend(run), scheme("yarn", running.ROPE, 128)
-    assert run.factors(1).factors == yarn.factors
+    assert run.long_scaling(1).factors == yarn.factors
     assert np.allclose(extension.long.factors, 2 * np.array(yarn.factors))  # PI from 128 to 256 is twice
     assert extension.long.attention_factor == 0.1 * math.log(4) + 1
-    assert not (run.stage(1) / "search").exists()
+    assert not (run.stage_folder(1) / "search").exists()
 
 
 @pytest.mark.parametrize("kind", ["scaling", "extension"])
@@ -325,7 +325,7 @@ def test_factors_of_a_file(begun: Begun, tmp_path: Path, kind: str) -> None:
     extension = extend(run)
     assert (extension.long.factors, extension.long.attention_factor) == (given.factors, 1.25)
     assert extension.long.length == extension.length == 256
-    assert run.attention(2) == 1.25
+    assert run.attention_factor(2) == 1.25
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_short_factors_keep_the_attention_factor_that_short_sequences_were_train
     hows, policy, wanted = ATTENTION[name]
     stages = [Stage(length=128 * (i + 1), factors="pi", finetune=how) for i, how in enumerate(hows)]
     run = begun(tmp_path / "run", *stages, attention=policy, evaluation=Evaluation(lengths=()))
-    assert run.short_attention == wanted
+    assert run.short_attention_factor == wanted
     extension = extend(run)
     assert extension.short.attention_factor == wanted
     head, _ = journal(run.folder / "recovery" / "search", "search-0.jsonl")
@@ -379,12 +379,17 @@ def test_mixed_windows_are_trained_with_both_sets(begun: Begun, tmp_path: Path) 
         stage = Stage(length=128, factors="pi", finetune=how.model_copy(update={"steps": steps}))
         run = begun(tmp_path / f"{steps}", stage, **QUICK)
         extend(run)
-        item = {name: torch.from_numpy(array) for name, array in run.material.windows(stage)[steps - 1].items()}
+        item = {name: torch.from_numpy(array) for name, array in run.data.windows(stage)[steps - 1].items()}
         assert len(item["input_ids"]) == (2 if steps == 2 else 1)
         model, _ = load(run.model, dtype="float32")
-        with patch(model, run.factors(1) if steps == 3 else Scaling.identity(running.ROPE)), torch.inference_mode():
+        with (
+            patch(model, run.long_scaling(1) if steps == 3 else Scaling.identity(running.ROPE)),
+            torch.inference_mode(),
+        ):
             wanted = model(**item).loss.item()
-        assert json.loads((run.stage(1) / "training.json").read_text())["loss"] == pytest.approx(wanted, rel=1e-5)
+        assert json.loads((run.stage_folder(1) / "training.json").read_text())["loss"] == pytest.approx(
+            wanted, rel=1e-5
+        )
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
@@ -472,7 +477,7 @@ def test_lora_leaves_whole_weights(begun: Begun, tmp_path: Path) -> None:
     lora = TRAIN.model_copy(update={"lora": 4, "rate": 1e-1})
     run = begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=lora), **QUICK)
     extend(run)
-    before, after = running.weights(Path(run.model)), running.weights(run.stage(1) / "model")
+    before, after = running.weights(Path(run.model)), running.weights(run.stage_folder(1) / "model")
     assert form(before) == form(after)
     assert all(torch.equal(before[name], after[name]) != ("_proj" in name) for name in before)
 
@@ -511,7 +516,7 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
     def count(part: str, done: int, *_: Any) -> None:
         moments.append((part, done))
 
-    counted = replace(whole, folder=tmp_path / "counted", tell=count)
+    counted = replace(whole, folder=tmp_path / "counted", on_progress=count)
     begin_run(counted, resume=False)
     extend(counted)
     assert len({part for part, _ in moments}) == 6
@@ -527,7 +532,7 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
     begin_run(replace(whole, folder=cut), resume=False)
     while True:
         try:
-            extend(replace(whole, folder=cut, tell=die))
+            extend(replace(whole, folder=cut, on_progress=die))
             break
         except Died:
             deaths += 1
@@ -541,16 +546,16 @@ def test_training_that_is_done_anew_starts_clean(finished: tuple[StagedRun, Exte
     whole, _ = finished
     shutil.copytree(whole.folder, tmp_path / "run")
     run = replace(whole, folder=tmp_path / "run")
-    shutil.rmtree(run.stage(2) / "model")
-    (run.stage(2) / "model.new").mkdir()
-    (run.stage(2) / "model.new" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
-    (run.stage(2) / "model.new" / "added_tokens.json").write_text("{}")
-    (run.stage(2) / "training" / "model").mkdir(parents=True)
-    (run.stage(2) / "training" / "model" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
-    train(run, 2)
-    names = {path.name for path in (run.stage(2) / "model").iterdir()}
-    assert names == {path.name for path in (whole.stage(2) / "model").iterdir()}
-    running.assert_equal(run.stage(2) / "model", whole.stage(2) / "model")
+    shutil.rmtree(run.stage_folder(2) / "model")
+    (run.stage_folder(2) / "model.new").mkdir()
+    (run.stage_folder(2) / "model.new" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+    (run.stage_folder(2) / "model.new" / "added_tokens.json").write_text("{}")
+    (run.stage_folder(2) / "training" / "model").mkdir(parents=True)
+    (run.stage_folder(2) / "training" / "model" / "model-00001-of-00002.safetensors").write_bytes(b"cut")
+    finetune_stage(run, 2)
+    names = {path.name for path in (run.stage_folder(2) / "model").iterdir()}
+    assert names == {path.name for path in (whole.stage_folder(2) / "model").iterdir()}
+    running.assert_equal(run.stage_folder(2) / "model", whole.stage_folder(2) / "model")
 
 
 def command(whole: StagedRun, folder: Path, *more: str) -> list[str]:

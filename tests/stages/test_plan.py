@@ -18,7 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.schemes import SCHEMES
 from longrope.search.registry import METHODS
-from longrope.stages.plan import Plan, load_plan, parse_plan, ready_made
+from longrope.stages.plan import Plan, load_plan, parse_plan, shipped_plans
 from longrope.stages.plan_advice import LARGEST_STEP, advice, propose
 from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.plan_values import Schedule
@@ -48,15 +48,21 @@ def plan(*stages: str, top: str = "", rest: str = "") -> str:
 
 GOOD = "[stages.finetune]\nsteps = 5"
 BAD = {
-    "unknown key": (plan("", top="speed = 3"), r"speed is no key of a plan; there are version, stages, recovery"),
-    "of a stage": (plan("lenth = 3"), r"stages\[0\]\.lenth is no key of a plan; there are length, factors"),
-    "of a search": (plan("[stages.search]\nsteps = 3"), r"stages\[0\]\.search\.steps is no key.* method, budget"),
-    "of fine-tuning": (plan(GOOD + "\nlr = 1"), r"stages\[0\]\.finetune\.lr is no key of a plan; .*rate"),
-    "of the recovery": (plan("", rest="[recovery]\nmethod = 'cma'"), r"recovery\.method is no key .*ceiling"),
-    "of its search": (plan("", rest="[recovery.search]\nx = 1"), r"recovery\.search\.x is no key .*documents"),
-    "of the data": (plan("", rest="[data]\npath = 'x'"), r"data\.path is no key of a plan; there are source, train"),
-    "of the evaluation": (plan("", rest="[evaluation]\nx = 1"), r"evaluation\.x is no key .*lengths, documents"),
-    "two at once": (plan("a = 1", top="b = 2"), r"stages\[0\]\.a is .*; b is no key|b is .*; stages\[0\]\.a is no key"),
+    "unknown key": (plan("", top="speed = 3"), r"speed is not a key of a plan; the keys are version, stages, recovery"),
+    "of a stage": (plan("lenth = 3"), r"stages\[0\]\.lenth is not a key of a plan; the keys are length, factors"),
+    "of a search": (plan("[stages.search]\nsteps = 3"), r"stages\[0\]\.search\.steps is not a key.* method, budget"),
+    "of fine-tuning": (plan(GOOD + "\nlr = 1"), r"stages\[0\]\.finetune\.lr is not a key of a plan; .*rate"),
+    "of the recovery": (plan("", rest="[recovery]\nmethod = 'cma'"), r"recovery\.method is not a key .*ceiling"),
+    "of its search": (plan("", rest="[recovery.search]\nx = 1"), r"recovery\.search\.x is not a key .*documents"),
+    "of the data": (
+        plan("", rest="[data]\npath = 'x'"),
+        r"data\.path is not a key .* source, train",
+    ),
+    "of the evaluation": (plan("", rest="[evaluation]\nx = 1"), r"evaluation\.x is not a key .*lengths, documents"),
+    "two at once": (
+        plan("a = 1", top="b = 2"),
+        r"stages\[0\]\.a is .*; b is not a|b is .*; stages\[0\]\.a is not a",
+    ),
     "order": (
         plan("length = '16k'", "length = '2k'"),
         r"stages\[1\]\.length = 2048 is not above stages\[0\]\.length = 16384; put the stages in ascending order",
@@ -87,7 +93,7 @@ BAD = {
     "newer": ("version = 2", r"version = 2, but this longrope reads 1: upgrade longrope"),
     "version of a kind": ("version = true", r"version = True, but this longrope reads 1"),
     "no version": ("[data]", r"version is missing; write version = 1 at the top"),
-    "no TOML": ("version = ", r"plan is no TOML: Invalid value"),
+    "no TOML": ("version = ", r"plan is not a TOML file: Invalid value"),
     "method": (
         plan("[stages.search]\nmethod = 'grid'"),
         rf"stages\[0\]\.search\.method = 'grid' is unknown; choose one of {', '.join(METHODS)}$",
@@ -161,18 +167,18 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny", "tiny.toml", "plans/tiny.toml"])
 def test_names_of_ready_made_plans(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_plan(name) == parse_plan(ready_made()["tiny"].read_text())
+    assert load_plan(name) == parse_plan(shipped_plans()["tiny"].read_text())
 
 
 def test_there_are_the_plans_of_the_design() -> None:
-    assert set(ready_made()) == set(L0)
+    assert set(shipped_plans()) == set(L0)
 
 
 @pytest.mark.parametrize("name", L0)
 def test_ready_made_plans(name: str) -> None:
     found = load_plan(name)
     assert parse_plan(found.to_toml()) == found
-    found.fits(rope(L0[name]))
+    found.check_fits(rope(L0[name]))
     lengths = [L0[name], *(stage.length for stage in found.stages)]
     if name[0].isdigit():
         assert lengths == [parse_length(part) for part in name.split("-")]
@@ -259,7 +265,7 @@ def test_a_model_that_is_long_already() -> None:
     with pytest.raises(
         LongRopeError, match=r"stages\[0\]\.length = 2048 is not above the model's original length 2048"
     ):
-        parse_plan(plan("")).fits(rope(2048))
+        parse_plan(plan("")).check_fits(rope(2048))
 
 
 def test_amounts() -> None:
@@ -323,7 +329,7 @@ def test_proposed_stages(ends: tuple[str, str]) -> None:
 def test_a_proposal_has_no_pitfalls(first: int, times: int, parameters: int, original_tokens: float | None) -> None:
     found = propose(rope(first), first * times, parameters=parameters, original_tokens=original_tokens)
     assert advice(found, rope(first)) == []
-    found.fits(rope(first))
+    found.check_fits(rope(first))
     lengths = [first, *(stage.length for stage in found.stages)]
     steps = [after / before for before, after in pairwise(lengths)]
     assert max(steps[:-1], default=1) <= 8

@@ -23,7 +23,7 @@ def run(
     ),
     as_json: options.Json = False,
 ) -> None:
-    """The whole job in minutes: extend the built-in model tiny from 256 to 2,048 tokens.
+    """Extend the built-in model tiny from 256 to 2,048 tokens: the whole pipeline in minutes.
 
     It searches, fine-tunes a little, recovers the short context, compares, exports, checks and writes a report. Its
     documents are parts of this Python's standard library that the model was not trained on. OUTPUT is replaced.
@@ -39,32 +39,32 @@ def run(
     from longrope.storage.lock import LOCK, claim_output, locked
 
     console = Console(stderr=True, soft_wrap=True)
-    barely = output.is_dir() and {one.name for one in output.iterdir()} <= {"tokens", LOCK}  # died at once
-    claim_output(output, overwrite=barely or (output / "demo.json").exists(), folder=True)
+    unfinished = output.is_dir() and {path.name for path in output.iterdir()} <= {"tokens", LOCK}  # was killed
+    claim_output(output, overwrite=unfinished or (output / "demo.json").exists(), folder=True)
     options.choose_device("cpu")  # quietens transformers
     with locked(output):
         for old in output.iterdir():
             if old.name != LOCK:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
         console.print("1. Search, fine-tune, recover the short context, compare on test documents")
-        with parts_bar(quiet=as_json) as tell:
-            work = StagedRun(output, MODEL, load_plan(PLAN), dtype="float32", tell=tell)
-            begin_run(work, resume=False)
+        with parts_bar(quiet=as_json) as on_progress:
+            staged = StagedRun(output, MODEL, load_plan(PLAN), dtype="float32", on_progress=on_progress)
+            begin_run(staged, resume=False)
             write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
-            carry_out(work)
+            carry_out(staged)
         console.print("2. Export, and check in plain transformers")
-        checkpoint, record = extend.export(work), extend.results(work)
+        checkpoint, record = extend.export(staged), extend.results(staged)
         assert checkpoint is not None
-        model, _ = options.open_model(work.final_weights, "float32", "cpu")
+        model, _ = options.open_model(staged.final_weights, "float32", "cpu")
         parity = check_parity(checkpoint, model)
-        report = write_report(work)
+        report = write_report(staged)
         record["parity"] = {row.length: row.difference for row in parity}
         write_json(output / "demo.json", record | {"provenance": provenance()})
 
     def show() -> None:
-        extend.describe(work, record, checkpoint)
-        worst, same = max(row.difference for row in parity), all(row.ok for row in parity)
-        verdict = "same" if same else "DIFFERENT"
+        extend.describe(staged, record, checkpoint)
+        worst = max(row.difference for row in parity)
+        verdict = "same" if all(row.ok for row in parity) else "DIFFERENT"
         typer.echo(f"plain transformers on the exported checkpoint: {verdict} logits (differ by {worst:.0e} at most)")
         typer.echo(f"Report: {report}")
 
@@ -73,12 +73,12 @@ def run(
         raise typer.Exit(1)
 
 
-def write_report(work: StagedRun) -> Path:
+def write_report(staged: StagedRun) -> Path:
     """Write the page of ``longrope report`` with its figures beside it; return its path."""
     from longrope.report.load import read_runs
     from longrope.report.report import report, write_pictures
 
-    path = work.folder / "report.html"
-    report(work.folder, path)
-    write_pictures(read_runs([work.folder]), work.folder / "figures")
+    path = staged.folder / "report.html"
+    report(staged.folder, path)
+    write_pictures(read_runs([staged.folder]), staged.folder / "figures")
     return path

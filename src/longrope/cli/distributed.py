@@ -19,32 +19,32 @@ T = TypeVar("T")
 
 
 def count() -> int:
-    """How many there are."""
+    """Return the number of processes."""
     return _number("WORLD_SIZE", 1) if "MASTER_ADDR" in os.environ else 1
 
 
 def here() -> int:
-    """How many of them are on this machine."""
+    """Return the number of processes on this machine."""
     return _number("LOCAL_WORLD_SIZE", count()) if count() > 1 else 1
 
 
 def first() -> bool:
-    """Whether this one speaks and writes for all."""
+    """Return whether this process prints and writes for all."""
     if count() == 1:
         return True
-    from longrope.stages.launch import first_process
+    from longrope.stages.launch import is_first_process
 
-    return first_process()
+    return is_first_process()
 
 
 def refuse(instead: str) -> None:
     """Refuse to run in several processes.
 
     Args:
-        instead: the option that starts others.
+        instead: The option that starts others.
 
     Raises:
-        LongRopeError: if this is one of several.
+        LongRopeError: If this process is one of several.
     """
     if count() > 1:
         raise LongRopeError(
@@ -53,13 +53,13 @@ def refuse(instead: str) -> None:
         )
 
 
-def told() -> dict[str, int]:
-    """What provenance says of them."""
+def provenance() -> dict[str, int]:
+    """Return the number of processes for a result's provenance; nothing for a single process."""
     return {"processes": count()} if count() > 1 else {}
 
 
 def say(text: str) -> None:
-    """Tell the user something, once for all."""
+    """Print a line on standard error, in the first process only."""
     if first():
         typer.echo(text, err=True)
 
@@ -68,7 +68,7 @@ def take_device(device: str) -> None:
     """Give each of several processes a CUDA device of its own, which ``cuda`` means from then on.
 
     Raises:
-        LongRopeError: if the device is one for all, or there are fewer than processes.
+        LongRopeError: If the device's name is a single card, or there are fewer devices than processes.
     """
     if count() == 1 or not device.startswith("cuda"):
         return
@@ -85,10 +85,10 @@ def take_device(device: str) -> None:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """In the block, the processes can talk to each other.
+    """Connect the processes to each other in the block.
 
     Args:
-        device: on which they will compute.
+        device: Device that they will compute on.
     """
     if count() == 1:
         yield
@@ -101,34 +101,34 @@ def joined(device: str) -> Iterator[None]:
 
 
 def same(value: T) -> T:
-    """What the first process has, in all of them."""
+    """Return the first process's value in all processes."""
     if count() == 1:
         return value
     import torch
     import torch.distributed as dist
 
-    held = [value]
-    dist.broadcast_object_list(held, device=torch.device("cpu"))
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values, device=torch.device("cpu"))
+    return values[0]
 
 
-def agree(read: Mapping[str, Any]) -> None:
-    """Refuse to go on where this process has read something else than the first one.
+def agree(inputs: Mapping[str, Any]) -> None:
+    """Refuse to continue if this process has read other inputs than the first one.
 
     Raises:
-        LongRopeError: names what.
+        LongRopeError: If an input differs; names it.
     """
-    theirs = same(read)
-    unlike = [name for name in read if read[name] != theirs.get(name)]
-    if unlike:
+    expected = same(inputs)
+    different = [name for name in inputs if inputs[name] != expected.get(name)]
+    if different:
         raise LongRopeError(
-            f"process {_number('RANK', 0)} of {count()} has other {', '.join(unlike)} than the first one; "
+            f"process {_number('RANK', 0)} of {count()} has other {', '.join(different)} than the first one; "
             "put model, factors and data where all see the same"
         )
 
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """As `options.open_model`; of several processes, all run the model together."""
+    """Load a model as `options.open_model` does; several processes run it together."""
     from longrope.longcontext.context_parallel import context_parallel
 
     model, tokenizer = options.open_model(name, dtype, device)

@@ -15,7 +15,7 @@ import typer
 from longrope.cli import options
 from longrope.cost import bfloat16_speed
 
-EXTRAS = {  # a package, what needs it, how it comes
+EXTRAS = {  # package: feature that needs it, command that installs it
     "gguf": ("read and write .gguf", "pip install 'longrope[gguf]'"),
     "pyarrow": ("--data FILE.parquet", "pip install 'longrope[data]'"),
     "peft": ("fine-tuning with LoRA", "pip install 'longrope[lora]'"),
@@ -29,7 +29,7 @@ EXTRAS = {  # a package, what needs it, how it comes
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what it is, and what to do where it is not well."""
+    """One line of the report: a name, its state, and the remedy if something is missing or slow."""
 
     name: str
     found: str
@@ -38,95 +38,89 @@ class Finding:
 
 
 def run(as_json: options.Json = False) -> None:
-    """What this machine has: versions, devices, free memory, and what is missing for which feature."""
+    """Report what this machine has: versions, devices, free memory, and missing packages with their purpose."""
     findings = {
-        "packages": [*required()],
+        "packages": [*packages()],
         "machine": [*machine()],
         "features": [extra(package, *row) for package, row in EXTRAS.items()],
     }
-    record = {part: [vars(one) for one in found] for part, found in findings.items()}
+    record = {title: [vars(finding) for finding in lines] for title, lines in findings.items()}
     options.tell(record, as_json=as_json, text=lambda: describe(findings))
-    if any(one.broken for found in findings.values() for one in found):
+    if any(finding.broken for lines in findings.values() for finding in lines):
         raise typer.Exit(1)
 
 
-def required() -> list[Finding]:
-    """Python, longrope and the packages that it cannot do without, held against what it asks for."""
+def packages() -> list[Finding]:
+    """Check Python, longrope and its required packages against the versions that it asks for."""
     from packaging.requirements import Requirement
 
-    found = [Finding("python", platform.python_version()), Finding("longrope", importlib.metadata.version("longrope"))]
+    lines = [Finding("python", platform.python_version()), Finding("longrope", importlib.metadata.version("longrope"))]
     for line in importlib.metadata.requires("longrope") or ():
-        needed = Requirement(line)
-        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
-            version = importlib.metadata.version(needed.name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             version = "missing"
-        well = version != "missing" and needed.specifier.contains(version, prereleases=True)
-        remedy = "" if well else f"pip install '{needed.name}{needed.specifier}'"
-        found.append(Finding(needed.name, version, remedy, broken=not well))
-    return found
+        fits = version != "missing" and requirement.specifier.contains(version, prereleases=True)
+        remedy = "" if fits else f"pip install '{requirement.name}{requirement.specifier}'"
+        lines.append(Finding(requirement.name, version, remedy, broken=not fits))
+    return lines
 
 
 def machine() -> list[Finding]:
-    """Processor, memory, accelerators, free disk and the folder of downloaded models."""
+    """Look up processor, memory, accelerators, free disk and the folder of downloaded models."""
     import psutil
     import torch
     from transformers.utils.hub import constants  # pyright: ignore[reportPrivateImportUsage]
 
-    memory = psutil.virtual_memory()
-    found = [
+    memory, slowdown = psutil.virtual_memory(), bfloat16_speed.bfloat16_slowdown()
+    remedy = "--dtype auto takes float32 on this CPU where it fits" if slowdown > bfloat16_speed.SLOW else ""
+    lines = [
         Finding("system", f"{platform.system()} {platform.machine()}"),
         Finding("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"),
         Finding("memory", f"{size(memory.available)} free of {size(memory.total)}"),
+        Finding("bfloat16", f"a product takes {slowdown:.1f} times as long as in float32", remedy),
     ]
-    ratio = bfloat16_speed.bfloat16_slowdown()
-    remedy = "--dtype auto takes float32 on this CPU where it fits" if ratio > bfloat16_speed.SLOW else ""
-    found.append(Finding("bfloat16", f"a product takes {ratio:.1f} times as long as in float32", remedy))
-    found += [
-        Finding(
-            f"cuda:{i}",
-            f"{torch.cuda.get_device_name(i)}, {size(torch.cuda.mem_get_info(i)[0])} free of "
-            f"{size(torch.cuda.mem_get_info(i)[1])}",
-        )
-        for i in range(torch.cuda.device_count())
-    ]
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        lines.append(Finding(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {size(free)} free of {size(total)}"))
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
-        found.append(Finding("accelerator", "none", "searches and fine-tuning of large models want a GPU"))
+        lines.append(Finding("accelerator", "none", "searches and fine-tuning of large models need a GPU"))
     elif accelerator.type != "cuda":
-        found.append(Finding("accelerator", accelerator.type))
-    found.append(Finding("disk here", f"{size(shutil.disk_usage(Path.cwd()).free)} free"))
+        lines.append(Finding("accelerator", accelerator.type))
+    lines.append(Finding("disk here", f"{size(shutil.disk_usage(Path.cwd()).free)} free"))
     cache = Path(constants.HF_HUB_CACHE)
-    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    well = os.access(there, os.W_OK)
-    remedy = "" if well else "downloads will fail; set HF_HOME to a folder that can be written"
-    return [*found, Finding("models are kept in", str(cache), remedy)]
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    writable = os.access(existing, os.W_OK)
+    remedy = "" if writable else "downloads will fail; set HF_HOME to a folder that can be written"
+    return [*lines, Finding("models are kept in", str(cache), remedy)]
 
 
 def extra(package: str, purpose: str, remedy: str) -> Finding:
-    """Whether an optional package is there."""
-    there = importlib.util.find_spec(package) is not None
-    return Finding(purpose, "there" if there else "missing", "" if there else remedy)
+    """Look up whether an optional package is installed."""
+    installed = importlib.util.find_spec(package) is not None
+    return Finding(purpose, "there" if installed else "missing", "" if installed else remedy)
 
 
 def size(count: int) -> str:
-    """Bytes in GiB."""
+    """Format bytes in GiB."""
     return f"{count / 2**30:.1f} GiB"
 
 
 def describe(findings: dict[str, list[Finding]]) -> None:
-    """Print a table a part, what is broken in red."""
+    """Print a table for each group, broken lines in red."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(soft_wrap=True)
-    for part, found in findings.items():
-        table = Table(part, "", "what to do", box=None, title_justify="left", pad_edge=False)
-        for one in found:
-            style = "red" if one.broken else "yellow" if one.remedy else None
-            table.add_row(*map(escape, (one.name, one.found, one.remedy)), style=style)
+    for title, lines in findings.items():
+        table = Table(title, "", "what to do", box=None, title_justify="left", pad_edge=False)
+        for finding in lines:
+            style = "red" if finding.broken else "yellow" if finding.remedy else None
+            table.add_row(*map(escape, (finding.name, finding.found, finding.remedy)), style=style)
         console.print(table)
         console.print()

@@ -167,7 +167,7 @@ def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool,
             partial(on_progress, "eval"),
         )
         results = run_evaluation(evaluation)
-        source = provenance(device) | distributed.told()
+        source = provenance(device) | distributed.provenance()
         results = replace(results, model=request.model, dtype=request.dtype, provenance=source)
         if folder is not None:
             results.save(folder / "results.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from longrope.stages.plan import Plan
     from longrope.stages.run_folder import StagedRun
 
-Reports = Annotated[str, typer.Option(help="Where fine-tuning reports to: tensorboard, wandb, trackio …")]
+ReportTo = Annotated[str, typer.Option(help="Service that fine-tuning reports to: tensorboard, wandb, trackio …")]
 
 
 def run(
@@ -28,8 +29,8 @@ def run(
         str,
         typer.Option(help="Command that fine-tunes in several processes, such as 'accelerate launch --use_fsdp'."),
     ] = "",
-    report_to: Reports = "none",
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    report_to: ReportTo = "none",
+    resume: options.Resume = False,
     as_json: options.Json = False,
 ) -> None:
     """Carry out a plan: search, fine-tune, search again …, recover the short context, measure, export.
@@ -40,8 +41,8 @@ def run(
     from longrope.units import short_length
 
     distributed.refuse("--launch")
-    wanted = load_plan(plan)
-    output = output or Path(f"{options.short_name(model)}-{short_length(wanted.length)}")
+    loaded = load_plan(plan)
+    output = output or Path(f"{options.short_name(model)}-{short_length(loaded.length)}")
 
     from longrope.cost.plan_cost import check_plan_memory
     from longrope.models.load import load_config
@@ -49,63 +50,70 @@ def run(
     from longrope.stages.run_folder import StagedRun, begin_run, open_run
     from longrope.storage.lock import locked
 
-    if wanted.data.source is None:
-        data = wanted.data.model_copy(update={"source": options.default_data(model, None)})
-        wanted = wanted.model_copy(update={"data": data})
-    place = options.choose_device(device)
+    loaded = with_default_data(loaded, model)
+    device = options.choose_device(device)
 
     def check_memory(dtype: str) -> None:
-        check_plan_memory(wanted, load_config(model), dtype=dtype, device=place)
+        check_plan_memory(loaded, load_config(model), dtype=dtype, device=device)
 
-    begun = (output / "run.json").exists()
-    dtype = options.choose_dtype(
-        dtype, model, place, check_memory, recorded=open_run(output).dtype if begun and resume else None
-    )
-    note_slow_finetuning(wanted, place)
-    with parts_bar(quiet=as_json) as tell:
-        work = StagedRun(
+    exists = (output / "run.json").exists()
+    recorded = open_run(output).dtype if exists and resume else None
+    dtype = options.choose_dtype(dtype, model, device, check_memory, recorded=recorded)
+    note_slow_finetuning(loaded, device)
+    command = words(launch)
+    with parts_bar(quiet=as_json) as on_progress:
+        staged = StagedRun(
             output,
             model,
-            wanted,
-            device=place,
+            loaded,
+            device=device,
             dtype=dtype,
             report_to=report_to,
-            launch=words(launch),
-            tell=tell,
+            launch=command,
+            on_progress=on_progress,
         )
         with locked(output):
-            if not begun:
-                check_export(work)
-                if not work.launch:
+            if not exists:
+                check_export(staged)
+                if not command:
                     check_memory(dtype)
-            begin_run(work, resume=resume)
-            extend(work)
-            exported = export(work)
-    record = results(work)
-    options.tell(record, as_json=as_json, text=lambda: describe(work, record, exported))
+            begin_run(staged, resume=resume)
+            extend(staged)
+            checkpoint = export(staged)
+    record = results(staged)
+    options.tell(record, as_json=as_json, text=lambda: describe(staged, record, checkpoint))
 
 
 def finetune(
     folder: Annotated[Path, typer.Argument(help="Folder of longrope extend.")],
     stage: Annotated[int, typer.Argument(min=1, help="Number of the stage: 1, 2 …")],
     device: options.Device = "auto",
-    report_to: Reports = "none",
+    report_to: ReportTo = "none",
 ) -> None:
-    """Fine-tune one stage of a run: what longrope extend --launch starts in every process."""
+    """Fine-tune one stage of a run: longrope extend --launch starts this command in every process."""
     from longrope.errors import LongRopeError
-    from longrope.stages.pipeline import train
+    from longrope.stages.pipeline import finetune_stage
     from longrope.stages.run_folder import open_run
 
-    with parts_bar(quiet=False) as tell:
-        work = open_run(folder, device=options.choose_device(device), report_to=report_to, tell=tell)
-        stages = work.plan.stages
+    with parts_bar(quiet=False) as on_progress:
+        staged = open_run(folder, device=options.choose_device(device), report_to=report_to, on_progress=on_progress)
+        stages = staged.plan.stages
         if stage > len(stages) or stages[stage - 1].finetune is None:
             raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")
-        if not (work.stage(stage) / "extension.json").exists():
+        if not (staged.stage_folder(stage) / "extension.json").exists():
             raise LongRopeError(f"stage = {stage}: {folder} has no factors for it yet; run longrope extend --resume")
-        if (work.stage(stage) / "model").exists():
-            raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {work.stage(stage) / 'model'} first")
-        train(work, stage)
+        weights = staged.stage_folder(stage) / "model"
+        if weights.exists():
+            raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {weights} first")
+        finetune_stage(staged, stage)
+
+
+def with_default_data(plan: Plan, model: str) -> Plan:
+    """Return a plan with documents to search, hold out and test on, as the other commands choose them by default."""
+    if plan.data.source is not None:
+        return plan
+    data = plan.data.model_copy(update={"source": options.default_data(model, None)})
+    return plan.model_copy(update={"data": data})
 
 
 def note_slow_finetuning(plan: Plan, device: str) -> None:
@@ -121,10 +129,10 @@ def note_slow_finetuning(plan: Plan, device: str) -> None:
 
 
 def words(launch: str) -> list[str]:
-    """The words of a command.
+    """Split a command into its words.
 
     Raises:
-        LongRopeError: if a quote is not closed.
+        LongRopeError: If a quote is not closed.
     """
     from longrope.errors import LongRopeError
 
@@ -134,63 +142,63 @@ def words(launch: str) -> list[str]:
         raise LongRopeError(f"launch = {launch!r}: {str(error).lower()}") from None
 
 
-def check_export(work: StagedRun) -> None:
+def check_export(staged: StagedRun) -> None:
     """Refuse, before any work, an export that would be refused in the end.
 
     Raises:
-        LongRopeError: if no config can express what the plan leads to.
+        LongRopeError: If no config can express the extension that the plan leads to.
     """
     from longrope.export.hf_config import config_fields, for_mode
     from longrope.models.load import load_config
     from longrope.scaling import Extension, Scaling
 
-    plan = work.plan
-    plan.fits(work.rope)
+    plan = staged.plan
+    plan.check_fits(staged.rope)
     if plan.export == "none":
         return
-    short, pairs = work.short_attention if plan.recovery is not None else 1.0, work.rope.dim // 2
-    last = len(plan.stages)
-    long = work.given(last) or Scaling([1.0] * pairs, attention_factor=work.attention(last), length=plan.length)
-    like = Extension(work.rope, Scaling([1.0] * pairs, attention_factor=short), long, plan.length)
-    config_fields(load_config(work.model).to_dict(), for_mode(like, plan.export))
+    last, ones = len(plan.stages), [1.0] * (staged.rope.dim // 2)
+    short = Scaling(ones, attention_factor=staged.short_attention_factor if plan.recovery is not None else 1.0)
+    long = staged.scaling_from_file(last) or Scaling(
+        ones, attention_factor=staged.attention_factor(last), length=plan.length
+    )
+    expected = Extension(staged.rope, short, long, plan.length)
+    config_fields(load_config(staged.model).to_dict(), for_mode(expected, plan.export))
 
 
-def export(work: StagedRun) -> Path | None:
-    """The checkpoint that the plan asks for, if it is not there yet."""
+def export(staged: StagedRun) -> Path | None:
+    """Write the checkpoint that the plan asks for, if it does not exist yet, and return its folder."""
     from longrope.export.huggingface import export_huggingface
     from longrope.formats.load_factors import load_extension
     from longrope.models.load import load
 
-    folder = work.folder / "checkpoint"
-    if work.plan.export == "none":
+    folder = staged.folder / "checkpoint"
+    if staged.plan.export == "none":
         return None
     if not folder.exists():
-        extension = load_extension(work.folder / "extension.json")
-        model, tokenizer = load(work.final_weights)
-        name = options.short_name(work.model)
-        export_huggingface(model, tokenizer, extension, folder, mode=work.plan.export, name=name)
+        extension = load_extension(staged.folder / "extension.json")
+        model, tokenizer = load(staged.final_weights)
+        name = options.short_name(staged.model)
+        export_huggingface(model, tokenizer, extension, folder, mode=staged.plan.export, name=name)
     return folder
 
 
-def results(work: StagedRun) -> dict[str, Any]:
-    """What was measured; empty if the plan measures nothing."""
-    import json
-
-    path = work.folder / "results.json"
+def results(staged: StagedRun) -> dict[str, Any]:
+    """Return the run's results.json; empty if the plan measures nothing."""
+    path = staged.folder / "results.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def describe(work: StagedRun, record: dict[str, Any], exported: Path | None) -> None:
+def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
     from longrope.evaluation.results import EvalResults
 
     if record:
-        eval_output.show(EvalResults.load(work.folder))
+        eval_output.show(EvalResults.load(staged.folder))
         for name, percent in record["short_context"].items():
-            typer.echo(f"at {work.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
-        typer.echo(f"Results: {work.folder / 'results.json'}; see longrope report {work.folder}")
-    typer.echo(f"Factors: {work.folder / 'extension.json'}")
-    if exported is not None:
-        typer.echo(f"Checkpoint: {exported}")
-        if work.plan.export == "static" and work.plan.recovery is not None:
+            typer.echo(f"at {staged.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
+        typer.echo(f"Results: {staged.folder / 'results.json'}; see longrope report {staged.folder}")
+    typer.echo(f"Factors: {staged.folder / 'extension.json'}")
+    if checkpoint is not None:
+        typer.echo(f"Checkpoint: {checkpoint}")
+        if staged.plan.export == "static" and staged.plan.recovery is not None:
             typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")

@@ -1,4 +1,4 @@
-"""The table of commands; the work's imports are inside the commands, so that ``--help`` loads no torch."""
+"""The table of commands, which import torch inside, so that ``--help`` does not load it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.console import Console
 from longrope.cli import chat, check, demo, doctor, eval, export, extend, generate, inspect, plan, report, scale, search
 from longrope.errors import LongRopeError
 
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # in the name of a file, say: a terminal would obey
+# control characters, which a file's name may hold and a terminal would obey
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -39,7 +40,7 @@ COMMANDS = {
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with bad input ending in one line and exit code 2, and an interrupt in one line and 130."""
+    """Wrap a command: bad input ends in one line and exit code 2, an interrupt in one line and exit code 130."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -47,19 +48,20 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except LongRopeError as error:
-            said = CONTROLS.sub("?", f"error: {error}")
-            console.print(said, style="bold red", markup=False, highlight=False)
+            message = CONTROLS.sub("?", f"error: {error}")
+            console.print(message, style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("interrupted" + "; with -o, it continues with --resume" * ("resume" in kwargs))
+            remedy = "; with -o, it continues with --resume" if "resume" in kwargs else ""
+            console.print(f"interrupted{remedy}")
             raise typer.Exit(130) from None
 
     return run
 
 
-def tell_version(wanted: bool) -> None:
-    """Print the version and end, if it is wanted."""
-    if wanted:
+def print_version(requested: bool) -> None:
+    """Print the version and end, if it is requested."""
+    if requested:
         typer.echo(f"longrope {importlib.metadata.version('longrope')}")
         raise typer.Exit
 
@@ -67,7 +69,7 @@ def tell_version(wanted: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=tell_version)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
     ] = False,
 ) -> None:
     """Extend the context of a RoPE language model: find rescale factors, compare, export."""

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Options and steps that several commands share."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from longrope.scaling import Extension, Scaling
 
-Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a built-in name: tiny, smollm2.")]
+Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a built-in model: tiny, smollm2.")]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Folder, text file, .jsonl, .parquet, or stdlib (the default: this Python's own library)."),
+    typer.Option(help="Documents: a folder, text file, .jsonl, .parquet, or stdlib (default: this Python's library)."),
 ]
 Dtype = Annotated[
     str,
@@ -30,18 +30,19 @@ Dtype = Annotated[
         help="float32, bfloat16, float16, or auto: the checkpoint's; float32 on a CPU that is slow in bfloat16."
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto: the accelerator if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the split of the documents into search, held-out and test.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokens from one run to the next.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokenized documents for later runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
 FACTORS = "Run folder of a search, or a factors file: longrope's, config.json, .csv, .gguf (docs/reading.md)."
 NEEDLES = 0.2  # perplexity alone gives factors that forget where things are (docs/search.md)
 
 
 def short_name(model: str) -> str:
-    """The last part of a model's name, for folders and titles.
+    """Return the last part of a model's name, for folders and titles.
 
     >>> short_name("meta-llama/Llama-3.2-1B"), short_name("/models/a.gguf")
     ('Llama-3.2-1B', 'a')
@@ -50,10 +51,10 @@ def short_name(model: str) -> str:
 
 
 def parse_schemes(text: str) -> list[str]:
-    """Names of schemes by commas.
+    """Return the names of schemes in a list with commas.
 
     Raises:
-        LongRopeError: if there is no such scheme.
+        LongRopeError: If there is no such scheme.
     """
     from longrope.schemes import canonical
 
@@ -61,7 +62,7 @@ def parse_schemes(text: str) -> list[str]:
 
 
 def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model with transformers' own progress bars off."""
+    """Load a model and its tokenizer without transformers' own progress bars."""
     from longrope.models.load import load
 
     return load(name, dtype=dtype, device=choose_device(device))
@@ -105,7 +106,7 @@ def recorded_dtype(journal: Path) -> str | None:
 
 
 def choose_device(device: str) -> str:
-    """The device of a name, ``auto`` being an accelerator if there is one; also quietens transformers."""
+    """Return a device's name, the accelerator's for ``auto`` if there is one; also quieten transformers."""
     import torch
     from transformers.utils import logging
 
@@ -116,33 +117,33 @@ def choose_device(device: str) -> str:
 
 
 def command_line() -> str:
-    """This command, without what a run and its resume may differ in: -o OUTPUT, --resume, --overwrite, --json."""
-    kept, words = ["longrope"], iter(sys.argv[1:])
+    """Return this command without the options that a resume may change: -o OUTPUT, --resume, --overwrite, --json."""
+    command, words = ["longrope"], iter(sys.argv[1:])
     for word in words:
         if word in ("-o", "--output"):
             next(words, None)
         elif word not in ("--resume", "--overwrite", "--json") and not word.startswith(("-o", "--output=")):
-            kept.append(word)
-    return shlex.join(kept)
+            command.append(word)
+    return shlex.join(command)
 
 
 def refuse_run(folder: Path) -> None:
     """Refuse the run folder of longrope extend as the output of another command.
 
     Raises:
-        LongRopeError: if it is one.
+        LongRopeError: If it is one.
     """
     if (folder / "plan.toml").exists():
         raise LongRopeError(f"{folder} is a run of longrope extend; choose another output with -o")
 
 
 def default_data(model: str, data: str | None) -> str:
-    """The running Python's library unless told otherwise; for ``tiny``, the part that it was not trained on."""
+    """Return the documents of --data: this Python's library, or for ``tiny`` the part it was not trained on."""
     return data or ("stdlib:unseen" if model == "tiny" else "stdlib")
 
 
 def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
-    """Print a record as JSON, or call what prints it for people."""
+    """Print a record as JSON, or call the function that prints it for people."""
     from longrope.storage.atomic import dumps
 
     if as_json:
@@ -152,7 +153,11 @@ def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
 
 
 def read_factors(path: str) -> Scaling | Extension:
-    """A run folder's, or what `longrope.formats.load_factors.load_factors` reads."""
+    """Read the factors of a run folder or of a file, as `longrope.formats.load_factors.load_factors` does.
+
+    Raises:
+        LongRopeError: If the search in the folder is not finished, or the file does not hold factors.
+    """
     from longrope.formats.load_factors import load_factors
 
     if (Path(path) / "best.json").exists() and not (Path(path) / "extension.json").exists():

@@ -185,7 +185,7 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
 
 def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) -> Cost:
     """Return the cost of fine-tuning; short documents do not attend to each other."""
-    tokens = finetune.sequence(length)
+    tokens = finetune.sequence_length(length)
     short_tokens = min(rope.original_length, tokens)
     long_pass, short_pass = (shape.backward(size, trained=not finetune.lora) for size in (tokens, short_tokens))
     sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
@@ -194,8 +194,8 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
         "finetune",
         length,
         0,
-        finetune.trained(length),
-        {finetune.dtype: sequence.times(finetune.count(length) * finetune.batch)},
+        finetune.token_count(length),
+        {finetune.dtype: sequence.times(finetune.step_count(length) * finetune.batch)},
         peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed),
         peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed),
     )

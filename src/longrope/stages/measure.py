@@ -31,21 +31,21 @@ def measure(run: StagedRun, extension: Extension) -> None:
         run: Run whose stages are finished.
         extension: Factors of the run.
     """
-    path, lengths = run.folder / "results.json", list(run.material.lengths)
+    path, lengths = run.folder / "results.json", list(run.data.evaluation_lengths)
     if not lengths or path.exists():
         return
-    test = run.material.test()
+    test = run.data.test_documents()
     corpus = Corpus(run.plan.data.source or "stdlib", test.tokens, test.names)
     settings = {"model": run.model, "dtype": run.dtype, "lengths": lengths, "data": corpus.hash}
     with closing(JsonlFile(run.folder / JOURNAL, settings, of="an evaluation", resume=True)) as journal:
         evaluation = Evaluation(
             _candidates(run, extension),
             [corpus],
-            EvalSpec(lengths, retrieval=run.material.probes()),
+            EvalSpec(lengths, retrieval=run.data.prompts()),
             run.rope,
-            lambda name: load(run.located(name), dtype=run.dtype, device=run.device),
+            lambda name: load(run.weights_path(name), dtype=run.dtype, device=run.device),
             SampleStore(journal),
-            lambda done, total, note: run.tell("measure", done, total, note),
+            lambda done, total, note: run.on_progress("measure", done, total, note),
         )
         results = run_evaluation(evaluation)
     replace(results, model=run.model, dtype=run.dtype, provenance=provenance(run.device)).save(path)
@@ -57,9 +57,9 @@ def _candidates(run: StagedRun, extension: Extension) -> dict[str, Candidate]:
         candidates[name] = Candidate(run.model, scheme(name, run.rope, run.plan.length))
     for number, stage in enumerate(run.plan.stages, start=1):
         source = "searched" if stage.factors == "search" else Path(stage.factors).stem
-        scaling = run.factors(number)
-        candidates[f"{short_length(stage.length)} {source}"] = Candidate(run.begins_with(number), scaling)
+        scaling = run.long_scaling(number)
+        candidates[f"{short_length(stage.length)} {source}"] = Candidate(run.weights_name(number), scaling)
         if stage.finetune is not None:
             name = f"{short_length(stage.length)} fine-tuned"
-            candidates[name] = Candidate(run.begins_with(number + 1), scaling)
-    return candidates | {EXTENDED: Candidate(run.begins_with(len(run.plan.stages) + 1), extension)}
+            candidates[name] = Candidate(run.weights_name(number + 1), scaling)
+    return candidates | {EXTENDED: Candidate(run.weights_name(len(run.plan.stages) + 1), extension)}

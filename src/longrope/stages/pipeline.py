@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from longrope.formats.load_factors import load_extension
 from longrope.models.load import DTYPES, load, load_config
@@ -21,172 +23,189 @@ from longrope.search.find import find_factors
 from longrope.search.loop import SearchProgress
 from longrope.search.registry import method
 from longrope.search.space import Space
-from longrope.stages.finetune import finetune
-from longrope.stages.launch import first_process, launched, settle
+from longrope.stages.finetune import TrainingSummary, finetune
+from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
 from longrope.stages.measure import measure
 from longrope.stages.plan_tables import Search, Stage
-from longrope.stages.run_data import method_of
+from longrope.stages.run_data import plan_search
 from longrope.stages.run_folder import StagedRun
 from longrope.stages.trainer_arguments import wants_liger
-from longrope.stages.trainer_checkpoints import writing
+from longrope.stages.trainer_checkpoints import explain_disk_errors
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import LOCK, locked
 
-RECOVERY_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # the search for short factors starts from these powers of the long ones
+# the search for short factors starts from these powers of the long ones
+RECOVERY_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def extend(run: StagedRun) -> Extension:
-    """Carry out a plan, or what is left of it.
+    """Carry out the steps of a plan that the run's folder does not hold yet.
 
     Every stage leaves a folder with its factors (``extension.json``) and, if it fine-tunes, its weights (``model``). In
     the end the run's folder has ``extension.json`` and ``results.json``.
 
     Raises:
-        LongRopeError: as `find_factors` and `finetune` do; what was done stays, and `extend` goes on from there.
+        LongRopeError: If a search or a fine-tuning fails; finished steps stay, and `extend` continues from there.
     """
     for number, stage in enumerate(run.plan.stages, start=1):
-        if not (run.stage(number) / "extension.json").exists():
-            long = _found(run, number, stage)
-            write_text(run.stage(number) / "extension.json", Extension.of(run.rope, long).to_json())
-        if stage.finetune is not None and not (run.stage(number) / "model").exists():
+        folder = run.stage_folder(number)
+        if not (folder / "extension.json").exists():
+            long = _stage_scaling(run, number, stage)
+            write_text(folder / "extension.json", Extension.of(run.rope, long).to_json())
+        if stage.finetune is not None and not (folder / "model").exists():
             launch = run.launch or ((sys.executable,) if wants_liger(run.device) else ())
-            launched(run, number, launch) if launch else train(run, number)
-        training = run.stage(number) / "training"
-        for used in (*training.glob("checkpoint-*"), training / "model"):
-            shutil.rmtree(used, ignore_errors=True)
-        (run.stage(number) / LOCK).unlink(missing_ok=True)  # of a training that was killed as it ended
+            launch_finetuning(run, number, launch) if launch else finetune_stage(run, number)
+        for leftover in (*(folder / "training").glob("checkpoint-*"), folder / "training" / "model"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        (folder / LOCK).unlink(missing_ok=True)  # of a training that was killed as it ended
     path = run.folder / "extension.json"
     if not path.exists():
-        long = run.factors(len(run.plan.stages))
-        short = Scaling.identity(run.rope) if run.plan.recovery is None else _recovered(run, long)
+        long = run.long_scaling(len(run.plan.stages))
+        short = Scaling.identity(run.rope) if run.plan.recovery is None else _recovered_scaling(run, long)
         write_text(path, Extension(run.rope, short=short, long=long, length=run.plan.length).to_json())
     extension = load_extension(path)
     measure(run, extension)
     return extension
 
 
-def train(run: StagedRun, number: int) -> None:
-    """Fine-tune the weights of a stage with its factors: ``stage-NUMBER/model``; alike in all processes of a launch.
+def finetune_stage(run: StagedRun, number: int) -> None:
+    """Fine-tune the weights of a stage with its factors: ``stage-NUMBER/model``; the same in all processes of a launch.
 
     Raises:
-        LongRopeError: as `finetune` does, or if another fine-tuning of the stage goes on.
+        LongRopeError: If the fine-tuning fails, or another fine-tuning of the stage is running.
     """
-    # not the lock of the run: a launch may go on where what began it was killed
-    with locked(run.stage(number)) if first_process() else nullcontext():
-        _trained(run, number)
+    # not the lock of the run: a launch may go on after the process that started it was killed
+    with locked(run.stage_folder(number)) if is_first_process() else nullcontext():
+        _finetune_stage(run, number)
 
 
-def _trained(run: StagedRun, number: int) -> None:
-    stage, folder = run.plan.stages[number - 1], run.stage(number)
-    how, long = stage.finetune, run.factors(number)
-    assert how is not None
-    steps, part = how.count(stage.length), f"stage {number}: fine-tune at {stage.length:,}"
-    model, tokenizer = load(run.weights(number), dtype=run.dtype if how.lora and how.dtype != "float32" else "float32")
-    trained = folder / "training" / "model"
-    done = finetune(
+def _finetune_stage(run: StagedRun, number: int) -> None:
+    stage, folder = run.plan.stages[number - 1], run.stage_folder(number)
+    settings, long = stage.finetune, run.long_scaling(number)
+    assert settings is not None
+    steps, step_name = settings.step_count(stage.length), f"stage {number}: fine-tune at {stage.length:,}"
+    keeps_dtype = settings.lora and settings.dtype != "float32"
+    model, tokenizer = load(run.weights(number), dtype=run.dtype if keeps_dtype else "float32")
+    summary = finetune(
         model,
-        Extension.of(run.rope, long) if how.short else long,
-        run.material.windows(stage),
-        how,
+        Extension.of(run.rope, long) if settings.short else long,
+        run.data.windows(stage),
+        settings,
         folder=folder / "training",
-        output=trained,
         device=run.device,
         report_to=run.report_to,
-        watch=lambda step, loss: run.tell(part, step, steps, f"loss {loss:.3f}"),
+        on_progress=lambda step, loss: run.on_progress(step_name, step, steps, f"loss {loss:.3f}"),
     )
-    if done is None:
-        return
-    kept, fresh = load_config(run.model).dtype or torch.float32, folder / "model.new"
-    with writing(folder):
-        shutil.rmtree(fresh, ignore_errors=True)
-        tokenizer.save_pretrained(trained)
-        model, _ = load(str(trained), dtype=next(name for name, dtype in DTYPES.items() if dtype == kept))
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        write_json(folder / "training.json", asdict(done))
-        settle(fresh)
-        fresh.rename(folder / "model")
+    if summary is not None:
+        with explain_disk_errors(folder):
+            _publish_weights(run.model, tokenizer, folder, summary)
 
 
-def _found(run: StagedRun, number: int, stage: Stage) -> Scaling:
-    """The long factors of a stage."""
-    given = run.given(number)
-    if given is not None:
-        return given
-    last, chosen = run.trained_before(number), method(stage.search.method)
+def _publish_weights(original: str, tokenizer: PreTrainedTokenizerBase, folder: Path, summary: TrainingSummary) -> None:
+    """Write a stage's trained weights as ``model`` into its folder, in the dtype of the original checkpoint."""
+    dtype = load_config(original).dtype or torch.float32
+    trained, unfinished = folder / "training" / "model", folder / "model.new"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tokenizer.save_pretrained(trained)
+    model, _ = load(str(trained), dtype=next(name for name, value in DTYPES.items() if value == dtype))
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    write_json(folder / "training.json", asdict(summary))
+    sync_folder(unfinished)
+    unfinished.rename(folder / "model")
+
+
+def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
+    """Return the long factors of a stage: from a file, of a scheme or from a search."""
+    scaling = run.scaling_from_file(number)
+    if scaling is not None:
+        return scaling
+    last, search_method = run.last_finetuned_before(number), method(stage.search.method)
     space = Space(
         run.rope,
         stage.length,
-        attention_factor=run.attention(number),
-        ceiling=chosen.ceiling,
-        parametrization=chosen.parametrization,
-        before=run.factors(last) if last else None,
+        attention_factor=run.attention_factor(number),
+        ceiling=search_method.ceiling,
+        parametrization=search_method.parametrization,
+        before=run.long_scaling(last) if last else None,
     )
-    if stage.factors == "search":
-        part = f"stage {number}: search at {stage.length:,}"
-        starts, schemes = ([closed_form(name, space) for name in names] for names in (chosen.starts, COMPARED))
-        return _searched(run, part, number, space, stage.search, [stage.length], starts, schemes)
-    return closed_form(stage.factors, space)
+    if stage.factors != "search":
+        return closed_form(stage.factors, space)
+    return _search(
+        run,
+        number,
+        space,
+        stage.search,
+        [stage.length],
+        starts=[closed_form(name, space) for name in search_method.starts],
+        compared=[closed_form(name, space) for name in COMPARED],
+    )
 
 
 def closed_form(name: str, space: Space) -> Scaling:
-    """A scheme's factors for the geometry that the model is used to, times the factors that it is used to."""
-    found = scheme(name, space.relative, space.length).times(space.relative.factors or [1.0] * space.pairs)
-    return replace(found, attention_factor=space.attention_factor)
+    """Return a scheme's factors for the geometry that the weights are trained for, times the factors in use there."""
+    scaling = scheme(name, space.relative, space.length).times(space.relative.factors or [1.0] * space.pairs)
+    return replace(scaling, attention_factor=space.attention_factor)
 
 
-def _recovered(run: StagedRun, long: Scaling) -> Scaling:
-    """Short factors for the weights of the last stage."""
+def _recovered_scaling(run: StagedRun, long: Scaling) -> Scaling:
+    """Return short factors for the final weights, found by a search."""
     recovery, original = run.plan.recovery, run.rope.original_length
     assert recovery is not None
-    attention, chosen = run.short_attention, method(recovery.search.method)
+    attention_factor = run.short_attention_factor
     largest = recovery.ceiling or max(2.0, *long.factors)
     space = Space(
-        run.rope, 2 * original, attention_factor=attention, ceiling=largest / 2, parametrization=chosen.parametrization
+        run.rope,
+        2 * original,
+        attention_factor=attention_factor,
+        ceiling=largest / 2,
+        parametrization=method(recovery.search.method).parametrization,
     )
     starts = [
         Scaling(
-            [min(factor**part, largest) for factor in long.factors],
-            attention_factor=attention,
-            scheme=f"long^{part:g}",
+            [min(factor**power, largest) for factor in long.factors],
+            attention_factor=attention_factor,
+            scheme=f"long^{power:g}",
             length=2 * original,
         )
-        for part in RECOVERY_POWERS
+        for power in RECOVERY_POWERS
     ]
-    lengths, number = run.material.recovery_lengths, len(run.plan.stages) + 1
-    part = f"recovery at {' and '.join(f'{length:,}' for length in lengths)}"
-    return replace(_searched(run, part, number, space, recovery.search, lengths, starts, []), length=original)
+    number, lengths = len(run.plan.stages) + 1, run.data.recovery_lengths
+    return replace(_search(run, number, space, recovery.search, lengths, starts=starts, compared=[]), length=original)
 
 
-def _searched(
+def _search(
     run: StagedRun,
-    part: str,
     number: int,
     space: Space,
-    how: Search,
+    search: Search,
     lengths: Sequence[int],
+    *,
     starts: Sequence[Scaling],
     compared: Sequence[Scaling],
 ) -> Scaling:
-    """The winner of a search on the weights that are there by then."""
-    items = run.material.items(how, lengths)
+    """Run a search on the current weights and return the winner; the number after the last stage is the recovery."""
+    recovers = number > len(run.plan.stages)
+    at = " and ".join(f"{length:,}" for length in lengths)
+    step_name = f"recovery at {at}" if recovers else f"stage {number}: search at {at}"
+    samples = run.data.samples(search, lengths)
     model, _ = load(run.weights(number), dtype=run.dtype, device=run.device)
-    chosen, total = method_of(how, items["search"])
+    search_method, total = plan_search(search, samples["search"])
 
-    def watch(_: int, standing: SearchProgress) -> None:
-        run.tell(part, standing.tokens, total, f"loss {standing.loss:.3f}")
+    def on_progress(_: int, progress: SearchProgress) -> None:
+        run.on_progress(step_name, progress.tokens, total, f"loss {progress.loss:.3f}")
 
     return find_factors(
         space,
         partial(ModelObjective, model),
-        items["search"],
-        items["held_out"],
-        (run.stage(number) if number <= len(run.plan.stages) else run.folder / "recovery") / "search",
-        method=chosen,
+        samples["search"],
+        samples["held_out"],
+        (run.folder / "recovery" if recovers else run.stage_folder(number)) / "search",
+        method=search_method,
         starts=starts,
         compared=compared,
-        budget=Budget(how.budget),
+        budget=Budget(search.budget),
         existing="resume",
-        settings={"model": run.begins_with(number), "dtype": str(model.dtype)},
-        watch=watch,
+        settings={"model": run.weights_name(number), "dtype": str(model.dtype)},
+        watch=on_progress,
     ).extension.long

@@ -1,4 +1,4 @@
-"""A plan: the stages that take a model to its target length, as a strict TOML file."""
+"""A plan, the stages that take a model to its target length, as a strict TOML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError, did_you_mean
 from longrope.rope import Rope
 from longrope.schemes import attention_factor
 from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
-from longrope.stages.plan_values import PlanTable, Some, checked
+from longrope.stages.plan_values import FromList, PlanTable, with_value_error
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,21 +26,21 @@ FOLDER = Path(__file__).parent.parent / "plans"
 
 
 class Plan(PlanTable):
-    """All stages, in ascending order of length.
+    """The stages of an extension, in ascending order of length.
 
     Args:
-        version: of the format.
-        stages: at least one.
-        recovery: not given: sequences up to L0 see the original RoPE on the last stage's weights.
-        data: documents.
-        evaluation: what is measured.
-        attention: attention factor: su, yarn, none or a number.
-        original_tokens: that the model was trained on, for the advice on fine-tuning.
-        export: form of the checkpoint: static, dual, or none.
+        version: Version of the format.
+        stages: Stages, at least one.
+        recovery: Search for short factors; without it, sequences up to L0 see the original RoPE on the last weights.
+        data: Documents.
+        evaluation: Measurements at the end.
+        attention: Attention factor: su, yarn, none or a number.
+        original_tokens: Tokens that the model was trained on, for the advice on fine-tuning.
+        export: Form of the checkpoint: static, dual, or none.
     """
 
     version: Literal[1] = VERSION
-    stages: Annotated[tuple[Stage, ...], Some]
+    stages: Annotated[tuple[Stage, ...], FromList]
     recovery: Recovery | None = None
     data: Data = Data()
     evaluation: Evaluation = Evaluation()
@@ -53,7 +53,7 @@ class Plan(PlanTable):
     def _policy(cls, value: Any) -> Any:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         policy = value if number or isinstance(value, str) else repr(value)
-        checked(lambda policy: attention_factor(policy, Rope(2, 1e4, 256), 256), policy)
+        with_value_error(lambda policy: attention_factor(policy, Rope(2, 1e4, 256), 256), policy)
         return value
 
     @model_validator(mode="after")
@@ -81,21 +81,25 @@ class Plan(PlanTable):
         return self.stages[-1].length
 
     def evaluation_lengths(self, original: int) -> list[int]:
-        """Lengths of the evaluation in ascending order, for a model of so many tokens: L0 and every stage's if none."""
-        wanted = self.evaluation.lengths
-        if wanted is None:
-            wanted = (original, *(stage.length for stage in self.stages))
-        return sorted(set(wanted))
+        """Return the lengths of the evaluation in ascending order.
+
+        Args:
+            original: L0 in tokens. It and the length of every stage are taken if the plan gives no lengths.
+        """
+        lengths = self.evaluation.lengths
+        if lengths is None:
+            lengths = (original, *(stage.length for stage in self.stages))
+        return sorted(set(lengths))
 
     def recovery_lengths(self, original: int) -> tuple[int, ...]:
-        """Lengths of the search for short factors, for a model of so many tokens: L0 and 2·L0 if none are given."""
+        """Return the lengths of the search for short factors: L0 (``original``) and 2·L0 if the plan gives none."""
         return (self.recovery.lengths if self.recovery is not None else ()) or (original, 2 * original)
 
-    def fits(self, rope: Rope) -> None:
+    def check_fits(self, rope: Rope) -> None:
         """Refuse a model that is as long already as the first stage.
 
         Raises:
-            LongRopeError: if it is.
+            LongRopeError: If it is.
         """
         if self.stages[0].length <= rope.original_length:
             raise LongRopeError(
@@ -104,17 +108,19 @@ class Plan(PlanTable):
             )
 
     def to_toml(self) -> str:
-        """The plan as a file, without what is as by default."""
-        kept = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        stages, top, tables = kept.pop("stages"), {"version": VERSION}, {}
-        for name, value in kept.items():
-            (tables if isinstance(value, dict) else top)[name] = value
-        parts = [tomli_w.dumps(top)]
+        """Return the plan as a TOML file, without the values that are defaults."""
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+        stages, values, tables = fields.pop("stages"), {"version": VERSION}, {}
+        for name, value in fields.items():
+            (tables if isinstance(value, dict) else values)[name] = value
+        sections = [tomli_w.dumps(values)]
         for stage in stages:  # not as inline tables, which are hard to edit
             inner = {name: stage.pop(name) for name in ("search", "finetune") if name in stage}
-            parts += ["[[stages]]\n" + tomli_w.dumps(stage)]
-            parts += [f"[stages.{name}]\n" + tomli_w.dumps(value) for name, value in inner.items()]
-        return "\n".join([*parts, *([tomli_w.dumps(tables)] if tables else [])])
+            sections.append("[[stages]]\n" + tomli_w.dumps(stage))
+            sections += [f"[stages.{name}]\n" + tomli_w.dumps(table) for name, table in inner.items()]
+        if tables:
+            sections.append(tomli_w.dumps(tables))
+        return "\n".join(sections)
 
 
 TABLES: dict[str, type[PlanTable]] = {
@@ -125,7 +131,7 @@ TABLES: dict[str, type[PlanTable]] = {
     "data": Data,
     "evaluation": Evaluation,
 }
-SAID = {
+MESSAGES = {
     "missing": "is missing",
     "int_type": "must be a whole number",
     "float_type": "must be a number",
@@ -142,15 +148,15 @@ SAID = {
 
 
 def parse_plan(text: str, name: str = "plan") -> Plan:
-    """A plan from the text of a file.
+    """Read a plan from the text of a file.
 
     Raises:
-        LongRopeError: if it is no TOML, has an unknown key or a bad value; names each.
+        LongRopeError: If the text is not TOML, or has an unknown key or a bad value; names each of them.
     """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise LongRopeError(f"{name} is no TOML: {error}") from None
+        raise LongRopeError(f"{name} is not a TOML file: {error}") from None
     version = data.get("version")
     if version is None:
         raise LongRopeError(f"{name}: version is missing; write version = {VERSION} at the top")
@@ -159,37 +165,37 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise LongRopeError(f"{name}: {'; '.join(_said(one) for one in error.errors())}") from None
+        raise LongRopeError(f"{name}: {'; '.join(map(_describe, error.errors()))}") from None
 
 
-def _said(error: Any) -> str:
-    """One of pydantic's errors: the place in the file, the value, what is wrong and what to do."""
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+def _describe(error: Any) -> str:
+    """Describe one of pydantic's errors: the key in the file, the value, the fault and the remedy."""
+    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error["loc"]).lstrip(".")
     if error["type"] == "extra_forbidden":
-        *tables, key = (part for part in error["loc"] if isinstance(part, str))
+        *tables, last = (step for step in error["loc"] if isinstance(step, str))
         keys = (TABLES[tables[-1]] if tables else Plan).model_fields
-        return f"{place} is no key of a plan; there are {', '.join(keys)}{did_you_mean(key, keys)}"
-    shown = f" = {error['input']!r}" if isinstance(error["input"], (str, int, float)) else ""
-    if error["type"] in SAID:
-        return f"{place}{shown} {SAID[error['type']].format(**error.get('ctx', {}))}"
+        return f"{key} is not a key of a plan; the keys are {', '.join(keys)}{did_you_mean(last, keys)}"
+    value = f" = {error['input']!r}" if isinstance(error["input"], (str, int, float)) else ""
+    if error["type"] in MESSAGES:
+        return f"{key}{value} {MESSAGES[error['type']].format(**error.get('ctx', {}))}"
     message = error["msg"].removeprefix("Value error, ")
-    if shown and shown in message:  # it names the value itself, by a name that the file may not know
-        return f"{place}{shown}{message.partition(shown)[2]}"
-    return f"{place}{shown}: {message}" if place else message
+    if value and value in message:  # the message names the value itself, by a name that the file may not know
+        return f"{key}{value}{message.partition(value)[2]}"
+    return f"{key}{value}: {message}" if key else message
 
 
-def ready_made() -> dict[str, Path]:
-    """The plans that longrope ships, by name."""
+def shipped_plans() -> dict[str, Path]:
+    """Return the files of the plans that longrope ships, by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 
 
 def load_plan(name: str | Path) -> Plan:
-    """The plan of a file, or a ready-made one by its name: ``tiny``, ``tiny.toml`` or ``plans/tiny.toml``.
+    """Load a plan from a file, or one that longrope ships by its name: ``tiny``, ``tiny.toml`` or ``plans/tiny.toml``.
 
     Raises:
-        LongRopeError: if there is none, or it is not valid.
+        LongRopeError: If the file does not exist, or is not a valid plan.
     """
-    shipped, path, name = ready_made(), Path(name), str(name)
+    shipped, path, name = shipped_plans(), Path(name), str(name)
     try:
         if not path.is_file():
             path = shipped.get(name.removeprefix("plans/").removesuffix(".toml"), path)

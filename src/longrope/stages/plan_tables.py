@@ -1,4 +1,4 @@
-"""The tables of a plan: what each may hold, strictly."""
+"""The tables of a plan, with their keys, default values and limits."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longrope.stages.plan_values import Factors, Method, PlanTable, Schedule, Scheme, Some, Task, Tokens
+from longrope.stages.plan_values import Factors, FromList, Method, PlanTable, Schedule, Scheme, Task, Tokens
 
 
 class Search(PlanTable):
-    """How a stage finds its factors; see ``longrope search --help``.
+    """The search of a stage's factors; see ``longrope search --help``.
 
     Args:
-        method: one of `longrope.search.registry.METHODS`.
-        budget: most token-evaluations; the method's own number if not given.
-        documents: whose loss is minimised, and as many others that choose the winner.
-        needles: weight of the loss of planted needles.
-        population: of the method, or steps of the gradient.
-        window: tokens of a forward pass, whose positions then jump up to the stage's length; as long as that if not
-            given.
+        method: Search method, a key of `longrope.search.registry.METHODS`.
+        budget: Most token-evaluations; the method's own number if not given.
+        documents: Number of documents whose loss is minimised, and of others that choose the winner.
+        needles: Weight of the loss of planted needles.
+        population: Population of the method, or number of gradient steps.
+        window: Tokens of a forward pass, whose positions then jump up to the stage's length; that length if not given.
     """
 
     method: Method = "auto"
@@ -31,24 +30,24 @@ class Search(PlanTable):
 
 
 class Finetune(PlanTable):
-    """How a stage trains the weights with its factors in place.
+    """The training of the weights with a stage's factors in place.
 
     Args:
-        tokens: to train on (or give ``steps``).
-        steps: of the optimizer, each of ``batch`` sequences.
-        batch: sequences a step, over all devices.
-        rate: the highest learning rate of AdamW.
-        schedule: of the learning rate, as transformers names it.
-        warmup: share of the steps in which the learning rate rises.
-        window: tokens of a sequence, below the stage's length: positions then jump, so that all distances occur
-            (PoSE); a sequence is as long as the stage if not given.
-        short: share of the tokens that are in short documents, of L0 at most, which see the original RoPE and not
-            each other (LongRoPE2's mixed windows).
-        lora: rank of LoRA on all linear layers; 0 trains all weights.
-        dtype: of products, ``bfloat16`` (mixed precision) or ``float32``. Weights that are trained are float32; under
-            LoRA the others keep the run's dtype with ``bfloat16``.
-        seed: of the order of the data.
-        save_every: steps from one checkpoint to the next; a twentieth of all if not given.
+        tokens: Tokens to train on (or give ``steps``).
+        steps: Optimizer steps, each of ``batch`` sequences.
+        batch: Sequences a step, over all devices.
+        rate: Highest learning rate of AdamW.
+        schedule: Schedule of the learning rate, as transformers names it.
+        warmup: Share of the steps in which the learning rate rises.
+        window: Tokens of a sequence, below the stage's length. Positions then jump, so that all distances occur (PoSE).
+            A sequence is as long as the stage if not given.
+        short: Share of the tokens in short documents, of L0 at most, which see the original RoPE and not each other
+            (LongRoPE2's mixed windows).
+        lora: Rank of LoRA on all linear layers; 0 trains all weights.
+        dtype: Dtype of products, ``bfloat16`` (mixed precision) or ``float32``. Weights that are trained are float32;
+            under LoRA the others keep the run's dtype with ``bfloat16``.
+        seed: Seed of the order of the data.
+        save_every: Steps from one checkpoint to the next; a twentieth of all if not given.
     """
 
     tokens: Tokens | None = None
@@ -67,32 +66,32 @@ class Finetune(PlanTable):
     @model_validator(mode="after")
     def _one_amount(self) -> Finetune:
         if (self.tokens is None) == (self.steps is None):
-            found = "neither tokens nor steps" if self.steps is None else "both tokens and steps"
-            raise ValueError(f"has {found}; give one of them")
+            amounts = "neither tokens nor steps" if self.steps is None else "both tokens and steps"
+            raise ValueError(f"has {amounts}; give one of them")
         return self
 
-    def sequence(self, length: int) -> int:
-        """Tokens of one sequence in a stage of that length."""
-        return self.window or length
+    def sequence_length(self, stage_length: int) -> int:
+        """Return the tokens of one training sequence in a stage of that length."""
+        return self.window or stage_length
 
-    def count(self, length: int) -> int:
-        """Steps of the optimizer in a stage of that length."""
-        return self.steps or max(1, round((self.tokens or 0) / (self.batch * self.sequence(length))))
+    def step_count(self, stage_length: int) -> int:
+        """Return the optimizer steps in a stage of that length."""
+        return self.steps or max(1, round((self.tokens or 0) / (self.batch * self.sequence_length(stage_length))))
 
-    def trained(self, length: int) -> int:
-        """Tokens that a stage of that length trains on."""
-        return self.count(length) * self.batch * self.sequence(length)
+    def token_count(self, stage_length: int) -> int:
+        """Return the tokens that a stage of that length trains on."""
+        return self.step_count(stage_length) * self.batch * self.sequence_length(stage_length)
 
 
 class Stage(PlanTable):
     """One extension: factors for a length, then perhaps fine-tuning with them.
 
     Args:
-        length: in tokens.
-        factors: where they come from: ``search``, the name of a scheme (with the plan's attention factor), or a
+        length: Target length in tokens.
+        factors: Source of the factors: ``search``, the name of a scheme (with the plan's attention factor), or a
             factors file.
-        search: if they are searched.
-        finetune: not given: the stage is search only.
+        search: Settings of the search.
+        finetune: Settings of the fine-tuning; without them the stage is search only.
     """
 
     length: Tokens
@@ -114,26 +113,26 @@ class Recovery(PlanTable):
     """The search for short factors on the final model.
 
     Args:
-        lengths: in tokens; L0 and 2·L0 if not given.
-        ceiling: the largest factor; that of the long factors if not given.
-        search: how.
+        lengths: Lengths in tokens; L0 and 2·L0 if not given.
+        ceiling: Largest factor; that of the long factors if not given.
+        search: Settings of the search.
     """
 
-    lengths: Annotated[tuple[Tokens, ...], Some] = ()
+    lengths: Annotated[tuple[Tokens, ...], FromList] = ()
     ceiling: float | None = Field(default=None, gt=1)
     search: Search = Search()
 
 
 class Data(PlanTable):
-    """Documents.
+    """The documents of a plan.
 
     Args:
-        source: of those to search on, hold out and test on, which never overlap (see ``--data`` of the commands).
-        train: of those to train on; those of the source that are for searching if not given. A document that is
-            held out or tested on is never trained on.
-        seed: of the split.
-        needles: share of the training sequences in which `key = word word` lines are planted and asked for.
-        repeats: how often a stage may see a training document.
+        source: Documents to search on, hold out and test on, which never overlap (see ``--data`` of the commands).
+        train: Documents to train on; the source's search documents if not given. A document that is held out or tested
+            on is never trained on.
+        seed: Seed of the split.
+        needles: Share of the training sequences in which `key = word word` lines are planted and asked for.
+        repeats: Number of times that a stage may see a training document.
     """
 
     source: str | None = None
@@ -144,18 +143,18 @@ class Data(PlanTable):
 
 
 class Evaluation(PlanTable):
-    """What is measured in the end on test documents.
+    """The measurements at the end, on test documents.
 
     Args:
-        lengths: in tokens; L0 and the length of every stage if not given. ``()`` in a TOML file is ``[]``.
-        documents: test documents.
-        schemes: on the original weights, beside.
-        retrieval: tasks, at the lengths at which they fit.
-        trials: of each task at each length.
+        lengths: Lengths in tokens; L0 and the length of every stage if not given. ``()`` in a TOML file is ``[]``.
+        documents: Number of test documents.
+        schemes: Schemes to compare with, on the original weights.
+        retrieval: Retrieval tasks, at the lengths at which they fit.
+        trials: Texts of each task at each length.
     """
 
-    lengths: Annotated[tuple[Tokens, ...], Some] | None = None
+    lengths: Annotated[tuple[Tokens, ...], FromList] | None = None
     documents: int = Field(default=4, ge=1)
-    schemes: Annotated[tuple[Scheme, ...], Some] = ("yarn", "heuristic")
-    retrieval: Annotated[tuple[Task, ...], Some] = ()
+    schemes: Annotated[tuple[Scheme, ...], FromList] = ("yarn", "heuristic")
+    retrieval: Annotated[tuple[Task, ...], FromList] = ()
     trials: int = Field(default=10, ge=1)

@@ -1,4 +1,4 @@
-"""What the values of a plan's tables may be, strictly."""
+"""The types of the values in a plan's tables, which are strict."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from longrope.tasks.registry import TASKS
 from longrope.units import parse_length, short_length
 
 
-def checked(check: Callable[[Any], Any], value: Any) -> Any:
-    """The value checked by what raises LongRopeError, where pydantic wants a ValueError."""
+def with_value_error(check: Callable[[Any], Any], value: Any) -> Any:
+    """Return ``check(value)``, and raise its LongRopeError as the ValueError that pydantic expects."""
     try:
         return check(value)
     except LongRopeError as error:
@@ -24,7 +24,7 @@ def checked(check: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _tokens(value: Any) -> Any:
-    return checked(parse_length, value) if isinstance(value, str) else value
+    return with_value_error(parse_length, value) if isinstance(value, str) else value
 
 
 def _short(tokens: int) -> str | int:
@@ -33,7 +33,7 @@ def _short(tokens: int) -> str | int:
 
 
 def _method(name: str) -> str:
-    checked(method, name)
+    with_value_error(method, name)
     return name
 
 
@@ -54,7 +54,7 @@ def _source_of_factors(name: str) -> str:
 
 
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]
-Scheme = Annotated[str, AfterValidator(lambda name: checked(canonical, name))]
+Scheme = Annotated[str, AfterValidator(lambda name: with_value_error(canonical, name))]
 Task = Annotated[str, AfterValidator(_task)]
 Method = Annotated[str, AfterValidator(_method)]
 Factors = Annotated[str, AfterValidator(_source_of_factors)]
@@ -62,10 +62,10 @@ Schedule = Literal[  # transformers' SchedulerType, less those that need numbers
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
 ]
 # The file is strict: no "8" or true for a number. But TOML has lists where the plan has tuples.
-Some = Field(strict=False)
+FromList = Field(strict=False)
 
 
 class PlanTable(BaseModel):
-    """A table of the plan; unknown keys are errors."""
+    """A table of a plan, in which unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""What fine-tuning needs on this machine."""
+"""The packages, programs and devices that fine-tuning needs on this machine."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from longrope.stages.plan import Plan
 
 
 def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report_to: str) -> None:
-    """See, before hours of work, that the fine-tuning of a plan will find what it needs.
+    """Check, before hours of work, that the fine-tuning of a plan will find everything that it needs.
 
     Args:
-        plan: what is to be done.
-        device: a torch device.
-        launch: words that start several processes; none if empty.
-        report_to: where fine-tuning reports to, in the Trainer's words.
+        plan: The plan.
+        device: A torch device.
+        launch: Command that starts several processes; empty for this process.
+        report_to: Service that fine-tuning reports to, as transformers' Trainer names it.
 
     Raises:
-        LongRopeError: if a package, a program or a device is missing.
+        LongRopeError: If a package, a program or a device is missing.
     """
     stages = [(i, stage.finetune) for i, stage in enumerate(plan.stages) if stage.finetune is not None]
-    for i, how in stages:
-        if how.lora and find_spec("peft") is None:
+    for i, finetune in stages:
+        if finetune.lora and find_spec("peft") is None:
             raise LongRopeError(
-                f"stages[{i}].finetune.lora = {how.lora} needs the package peft: pip install 'longrope[lora]'"
+                f"stages[{i}].finetune.lora = {finetune.lora} needs the package peft: pip install 'longrope[lora]'"
             )
     if stages and launch and shutil.which(launch[0]) is None:
         raise LongRopeError(f"launch = {launch[0]!r}: there is no such program")
     if stages and ":" in device:
         raise LongRopeError(
-            f"device = {device!r}: fine-tuning takes the first device that it sees; "
-            "say --device cuda, and which in the variable CUDA_VISIBLE_DEVICES"
+            f"device = {device!r}: fine-tuning takes the first device that it sees. "
+            "Use device cuda, and choose the card with the variable CUDA_VISIBLE_DEVICES."
         )
     known = (*get_available_reporting_integrations(), "none", "all")
     if stages and report_to not in known:
-        raise LongRopeError(f"report_to = {report_to!r} is unknown or not installed; here are {', '.join(known)}")
+        raise LongRopeError(
+            f"report_to = {report_to!r}: the service is unknown or not installed. Choose one of {', '.join(known)}."
+        )

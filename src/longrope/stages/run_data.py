@@ -1,4 +1,4 @@
-"""The documents of a plan: drawn for every stage before any work, so that too little of them is said at once."""
+"""The documents of a plan, drawn for every stage before any work, so that a lack of them shows at once."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Search, Stage
 from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
 
-WHOLE = 2**40  # tokens; more than any document has
+NO_LIMIT = 2**40  # tokens; more than any document has
 
 
-def method_of(search: Search, items: Sequence[WeightedText]) -> tuple[Method, int]:
-    """The method of a search, and about how many token-evaluations it takes.
+def plan_search(search: Search, samples: Sequence[WeightedText]) -> tuple[Method, int]:
+    """Return the method of a search, fitted to its budget, and the token-evaluations that it takes, roughly.
 
     Raises:
-        LongRopeError: if its population is too small, or its budget is for these items.
+        LongRopeError: If the population is too small, or the budget is for these samples.
     """
-    chosen = method(search.method, search.population, max(item.reach for item in items))
-    tokens = [len(item.tokens) for item in items]
+    search_method = method(search.method, search.population, max(sample.reach for sample in samples))
+    tokens = [len(sample.tokens) for sample in samples]
     if search.budget is not None and search.budget < sum(tokens):
         raise too_small(search.budget, sum(tokens))
-    return planned(chosen, tokens, None if search.population else search.budget)
+    return planned(search_method, tokens, None if search.population else search.budget)
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a plan searches, trains and tests on; the four never share a document.
+    """The documents that a plan searches, holds out, trains and tests on; the four never share a document.
 
     Args:
-        plan: which documents.
-        rope: of the model.
-        tokenizer: of the model.
-        cache: a folder that keeps tokens.
+        plan: The plan, which names the documents.
+        rope: Geometry of the model.
+        tokenizer: Tokenizer of the model.
+        cache: Folder that keeps tokens.
     """
 
     plan: Plan
@@ -55,98 +55,107 @@ class RunData:
     cache: Path
 
     def check(self) -> None:
-        """Draw everything once.
+        """Draw all documents once.
 
         Raises:
-            LongRopeError: if there are too few documents, or too short ones, for a part of the plan, or too little
+            LongRopeError: If there are too few documents, or too short ones, for a step of the plan, or too little
                 budget for them.
         """
+        for search, lengths in self._searches:
+            plan_search(search, self.samples(search, lengths)["search"])
         for stage in self.plan.stages:
-            if stage.factors == "search":
-                method_of(stage.search, self.items(stage.search, [stage.length])["search"])
             if stage.finetune is not None:
                 self.windows(stage)
-        if self.plan.recovery is not None:
-            search = self.plan.recovery.search
-            method_of(search, self.items(search, self.recovery_lengths)["search"])
-        if self.lengths:
-            self.probes()
+        if self.evaluation_lengths:
+            self.prompts()
 
     @property
     def recovery_lengths(self) -> Sequence[int]:
-        """In tokens, of the search for short factors."""
+        """Lengths of the search for short factors, in tokens."""
         return self.plan.recovery_lengths(self.rope.original_length)
 
     @property
-    def lengths(self) -> Sequence[int]:
-        """In tokens, of the evaluation, in ascending order."""
+    def evaluation_lengths(self) -> Sequence[int]:
+        """Lengths of the evaluation in tokens, in ascending order."""
         return self.plan.evaluation_lengths(self.rope.original_length)
 
-    def items(self, search: Search, lengths: Sequence[int]) -> dict[str, list[WeightedText]]:
-        """What a search minimises (``search``) and what chooses its winner (``held_out``)."""
-        return {part: self._draw(part, search, lengths)[0] for part in ("search", "held_out")}
+    def samples(self, search: Search, lengths: Sequence[int]) -> dict[str, list[WeightedText]]:
+        """Return the samples that a search minimises (``search``) and those that choose its winner (``held_out``)."""
+        return {split: self._draw(split, search, lengths)[0] for split in ("search", "held_out")}
 
-    def test(self) -> DocumentTokens:
-        """Test documents of the longest length."""
-        count, longest = self.plan.evaluation.documents, max(self.lengths)
-        return draw_tokens(self._parts["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
+    def test_documents(self) -> DocumentTokens:
+        """Return the test documents, cut to the longest length."""
+        count, longest = self.plan.evaluation.documents, max(self.evaluation_lengths)
+        return draw_tokens(self._splits["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
 
-    def probes(self) -> PromptSets:
-        """The retrieval probes of the evaluation, in test documents, at the lengths at which they fit."""
-        how = self.plan.evaluation
-        found, _ = make_prompt_sets(how.retrieval, self.lengths, self.tokenizer, self.test().tokens, trials=how.trials)
-        return found
+    def prompts(self) -> PromptSets:
+        """Return the retrieval prompts of the evaluation, within test documents, at the lengths at which they fit."""
+        evaluation, documents = self.plan.evaluation, self.test_documents()
+        prompts, _ = make_prompt_sets(
+            evaluation.retrieval, self.evaluation_lengths, self.tokenizer, documents.tokens, trials=evaluation.trials
+        )
+        return prompts
 
     def windows(self, stage: Stage) -> Windows:
-        """The training sequences of a stage.
+        """Return the training sequences of a stage.
 
         Raises:
-            LongRopeError: if there are too few tokens for it.
+            LongRopeError: If the documents have too few tokens.
         """
-        how, data = stage.finetune, self.plan.data
-        assert how is not None
-        size, count = how.sequence(stage.length), how.batch * how.count(stage.length)
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        found: list[np.ndarray] = []
-        left = count * size
-        for document in self._training():
-            if left <= 0:  # no more of them need be tokenized
-                break
-            tokens = encode(document.text, self.tokenizer, length=WHOLE, cache=self.cache)
-            found.append(np.append(tokens, end).astype(np.int32))
-            left -= len(found[-1])
+        finetune, data = stage.finetune, self.plan.data
+        assert finetune is not None
+        count = finetune.batch * finetune.step_count(stage.length)
         return Windows(
-            found,
+            self._tokenized(count * finetune.sequence_length(stage.length)),
             length=stage.length,
             count=count,
             original_length=self.rope.original_length,
-            window=how.window,
-            short=how.short,
+            window=finetune.window,
+            short=finetune.short,
             needles=data.needles,
             tokenizer=self.tokenizer,
             repeats=data.repeats,
-            seed=how.seed,
+            seed=finetune.seed,
         )
 
-    def _training(self) -> list[Document]:
-        """In a seeded random order."""
-        parts = self._parts
-        kept = {document.text for part in ("held_out", "test") for document in parts[part]}
-        plan, searched = self.plan, set()
-        for search, lengths in [
-            *((stage.search, [stage.length]) for stage in plan.stages if stage.factors == "search"),
-            *([] if plan.recovery is None else [(plan.recovery.search, self.recovery_lengths)]),
-        ]:
-            searched.update(self._draw("search", search, lengths)[1])
-        source = parts["search"] if plan.data.train is None else load_documents(plan.data.train)
-        kept |= {document.text for document in parts["search"] if document.name in searched}
-        left = [document for document in source if document.text not in kept]
-        return [left[i] for i in np.random.default_rng(self.plan.data.seed).permutation(len(left))]
+    def _tokenized(self, count: int) -> list[np.ndarray]:
+        """Return training documents as token ids, each with its end; no more of them than ``count`` tokens need."""
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        documents: list[np.ndarray] = []
+        for document in self._training_documents():
+            if count <= 0:
+                break
+            tokens = encode(document.text, self.tokenizer, length=NO_LIMIT, cache=self.cache)
+            documents.append(np.append(tokens, end).astype(np.int32))
+            count -= len(documents[-1])
+        return documents
 
-    def _draw(self, part: str, search: Search, lengths: Sequence[int]) -> tuple[list[WeightedText], tuple[str, ...]]:
+    def _training_documents(self) -> list[Document]:
+        """Return the training documents in a seeded random order."""
+        splits = self._splits
+        excluded = {document.text for split in ("held_out", "test") for document in splits[split]}
+        searched: set[str] = set()
+        for search, lengths in self._searches:
+            searched.update(self._draw("search", search, lengths)[1])
+        excluded |= {document.text for document in splits["search"] if document.name in searched}
+        source = splits["search"] if self.plan.data.train is None else load_documents(self.plan.data.train)
+        documents = [document for document in source if document.text not in excluded]
+        order = np.random.default_rng(self.plan.data.seed).permutation(len(documents))
+        return [documents[i] for i in order]
+
+    @property
+    def _searches(self) -> list[tuple[Search, Sequence[int]]]:
+        """All searches of the plan, each with its lengths."""
+        stages = [stage for stage in self.plan.stages if stage.factors == "search"]
+        searches: list[tuple[Search, Sequence[int]]] = [(stage.search, [stage.length]) for stage in stages]
+        if self.plan.recovery is not None:
+            searches.append((self.plan.recovery.search, self.recovery_lengths))
+        return searches
+
+    def _draw(self, split: str, search: Search, lengths: Sequence[int]) -> tuple[list[WeightedText], tuple[str, ...]]:
         spec = SearchTextSpec(lengths, search.documents, search.needles, window=search.window)
-        return search_texts(self._parts[part], self.tokenizer, spec, cache=self.cache)
+        return search_texts(self._splits[split], self.tokenizer, spec, cache=self.cache)
 
     @cached_property
-    def _parts(self) -> dict[str, list[Document]]:
+    def _splits(self) -> dict[str, list[Document]]:
         return split_documents(load_documents(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)

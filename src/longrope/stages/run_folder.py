@@ -1,4 +1,4 @@
-"""The folder of a run: its plan, and where everything lies."""
+"""The folder of a staged run: its plan, and the paths of its outputs."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from longrope.stages.run_data import RunData
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import LOCK, claim_output
 
-Tell = Callable[[str, int, int, str], None]  # part of the work, done, of how much, what to say of it
+OnProgress = Callable[[str, int, int, str], None]  # the step's name, units done, units in all, a note such as the loss
 VERSION = 1
-# what a run leaves that was refused or died in `begin_run`
-BEGUN = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.")
+# files of a run that `begin_run` refused, or that was killed within it
+UNFINISHED_START = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.")
 
 
 @dataclass(frozen=True)
 class StagedRun:
-    """A folder in which a plan is carried out on a model: what is done is in it, what is not is done next.
+    """A folder in which a plan is carried out on a model; finished steps are in it, and the others follow.
 
     Args:
-        folder: of the run.
-        model: name of the model that the plan begins with.
-        plan: what is to be done.
-        device: a torch device.
-        dtype: of searches and evaluations, a key of `DTYPES`.
-        report_to: where fine-tuning reports to, in the Trainer's words.
-        launch: words that start several processes for fine-tuning, such as accelerate launch …; here if empty.
-        tell: hears of the progress.
+        folder: The run's folder.
+        model: Name of the model that the plan begins with.
+        plan: The plan.
+        device: A torch device.
+        dtype: Dtype of searches and evaluations, a key of `DTYPES`.
+        report_to: Service that fine-tuning reports to, as transformers' Trainer names it.
+        launch: Command that starts several processes for fine-tuning, such as accelerate launch …; empty for this one.
+        on_progress: Function that is called with the progress of each step.
     """
 
     folder: Path
@@ -49,119 +49,123 @@ class StagedRun:
     dtype: str = "auto"
     report_to: str = "none"
     launch: Sequence[str] = ()
-    tell: Tell = lambda *_: None
+    on_progress: OnProgress = lambda *_: None
 
     @cached_property
     def rope(self) -> Rope:
-        """The plain geometry of the model."""
+        """Geometry of the model before any extension."""
         return Rope.of(load_config(self.model))
 
     @cached_property
-    def material(self) -> RunData:
-        """The plan's documents."""
+    def data(self) -> RunData:
+        """The plan's documents, tokenized for the model."""
         return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens")
 
-    def stage(self, number: int) -> Path:
-        """The folder of a stage, 1, 2 …."""
+    def stage_folder(self, number: int) -> Path:
+        """Return the folder of a stage, counted from 1."""
         return self.folder / f"stage-{number}"
 
-    def trained_before(self, number: int) -> int:
-        """The last stage before this one that fine-tunes; 0 if there is none."""
+    def last_finetuned_before(self, number: int) -> int:
+        """Return the number of the last stage before this one that fine-tunes; 0 if none does."""
         return max((i for i in range(1, number) if self.plan.stages[i - 1].finetune is not None), default=0)
 
     def weights(self, number: int) -> str:
-        """The name of the model that a stage begins with."""
-        return self.located(self.begins_with(number))
+        """Return the model that a stage begins with, as a name that can be loaded."""
+        return self.weights_path(self.weights_name(number))
 
     @property
     def final_weights(self) -> str:
-        """Name of the model that the last fine-tuning made; the plan's model if no stage fine-tunes."""
+        """Model of the last fine-tuning, as a name that can be loaded; the plan's model if no stage fine-tunes."""
         return self.weights(len(self.plan.stages) + 1)
 
-    def begins_with(self, number: int) -> str:
-        """The same as it stands in files that may move with the run's folder."""
-        last = self.trained_before(number)
+    def weights_name(self, number: int) -> str:
+        """Return the model that a stage begins with, relative to the run's folder, which may move."""
+        last = self.last_finetuned_before(number)
         return f"stage-{last}/model" if last else self.model
 
-    def located(self, name: str) -> str:
-        """What `begins_with` gives, as a name that can be loaded."""
+    def weights_path(self, name: str) -> str:
+        """Return a name of `weights_name` as one that can be loaded."""
         return name if name == self.model else str(self.folder / name)
 
-    def factors(self, number: int) -> Scaling:
-        """The long factors that a stage found."""
-        return load_extension(self.stage(number) / "extension.json").long
+    def long_scaling(self, number: int) -> Scaling:
+        """Return the long factors of a finished stage."""
+        return load_extension(self.stage_folder(number) / "extension.json").long
 
-    def given(self, number: int) -> Scaling | None:
-        """The factors of a stage that the plan takes from a file.
+    def scaling_from_file(self, number: int) -> Scaling | None:
+        """Return the factors of a stage that the plan reads from a file; None if it searches or names a scheme.
 
         Raises:
-            LongRopeError: if they are another rope's.
+            LongRopeError: If the factors are for another rope.
         """
         stage = self.plan.stages[number - 1]
         if stage.factors == "search" or is_scheme(stage.factors):
             return None
-        found = load_factors(stage.factors)
-        check_rope(found, self.rope, f"stages[{number - 1}].factors = {stage.factors!r}")
-        long = replace(found.long if isinstance(found, Extension) else found, length=stage.length)
+        scaling = load_factors(stage.factors)
+        check_rope(scaling, self.rope, f"stages[{number - 1}].factors = {stage.factors!r}")
+        long = replace(scaling.long if isinstance(scaling, Extension) else scaling, length=stage.length)
         return Extension.of(self.rope, long).long
 
-    def attention(self, number: int) -> float:
-        """The attention factor of a stage."""
-        given = self.given(number)
-        if given is not None:
-            return given.attention_factor
+    def attention_factor(self, number: int) -> float:
+        """Return the attention factor of a stage."""
+        scaling = self.scaling_from_file(number)
+        if scaling is not None:
+            return scaling.attention_factor
         return attention_factor(self.plan.attention, self.rope, self.plan.stages[number - 1].length)
 
     @property
-    def short_attention(self) -> float:
-        """The attention factor that the last weights have seen short sequences with; it is kept in the recovery."""
-        last = self.trained_before(len(self.plan.stages) + 1)
-        how = self.plan.stages[last - 1].finetune if last else None
-        return 1.0 if how is None or how.short else self.attention(last)
+    def short_attention_factor(self) -> float:
+        """Attention factor under which the final weights were trained on short sequences; the recovery keeps it."""
+        last = self.last_finetuned_before(len(self.plan.stages) + 1)
+        finetune = self.plan.stages[last - 1].finetune if last else None
+        return 1.0 if finetune is None or finetune.short else self.attention_factor(last)
 
 
 def begin_run(run: StagedRun, *, resume: bool) -> None:
-    """Make a run's folder, or see that it is this run's.
+    """Make a run's folder, or check that the folder holds this run.
 
     Raises:
-        LongRopeError: if the folder holds a run and ``resume`` is False, or one of another plan or model; if the plan
-            does not fit the model or its documents are too few.
+        LongRopeError: If the folder holds a run and ``resume`` is False, or holds a run of another plan, model or
+            dtype; if the plan does not fit the model or its documents are too few.
     """
     path = run.folder / "run.json"
     if path.exists():
-        model, plan, dtype = _read(path)
-        if model != run.model:
-            raise LongRopeError(f"{run.folder} is a run of model {model}; choose another output with -o")
-        if plan != run.plan:
-            raise LongRopeError(
-                f"{run.folder} is the run of another plan, {path.parent / 'plan.toml'}; "
-                "resume with that one, or choose another output with -o"
-            )
-        if dtype != run.dtype:
-            raise LongRopeError(f"{run.folder} was begun with dtype {dtype}, now {run.dtype}; resume with the same one")
+        _check_same_run(run, path)
         if not resume:
             raise LongRopeError(f"{run.folder} exists; continue it with --resume or choose another output with -o")
         return
-    if run.folder.is_dir() and not all(path.name.startswith(BEGUN) for path in run.folder.iterdir()):
+    if run.folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in run.folder.iterdir()):
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim_output(run.folder, overwrite=True, folder=True)
-    run.plan.fits(run.rope)
+    run.plan.check_fits(run.rope)
     check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
     for number in range(1, len(run.plan.stages) + 1):
-        run.given(number)
-    run.material.check()
+        run.scaling_from_file(number)
+    run.data.check()
     write_text(run.folder / "plan.toml", run.plan.to_toml())
     write_json(path, {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()})
 
 
-def open_run(folder: Path, **given: Any) -> StagedRun:
-    """The run that a folder holds; ``given`` are the other fields of `StagedRun`.
+def open_run(folder: Path, **fields: Any) -> StagedRun:
+    """Return the run that a folder holds; ``fields`` are the fields of `StagedRun` that it does not record.
 
     Raises:
-        LongRopeError: if it holds none.
+        LongRopeError: If the folder does not hold a run.
     """
     model, plan, dtype = _read(folder / "run.json")
-    return StagedRun(folder, model, plan, dtype=dtype, **given)
+    return StagedRun(folder, model, plan, dtype=dtype, **fields)
+
+
+def _check_same_run(run: StagedRun, path: Path) -> None:
+    model, plan, dtype = _read(path)
+    if model != run.model:
+        raise LongRopeError(f"{run.folder} is a run of model {model}; choose another output with -o")
+    if plan != run.plan:
+        raise LongRopeError(
+            f"{run.folder} is the run of another plan, {path.parent / 'plan.toml'}; "
+            "resume with that one, or choose another output with -o"
+        )
+    if dtype != run.dtype:
+        raise LongRopeError(f"{run.folder} was begun with dtype {dtype}, now {run.dtype}; resume with the same one")
 
 
 def _read(path: Path) -> tuple[str, Plan, str]:

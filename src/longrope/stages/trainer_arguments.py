@@ -1,4 +1,4 @@
-"""A fine-tuning in the terms of transformers' Trainer, on one process or many."""
+"""The arguments of transformers' Trainer for a fine-tuning, on one process or many."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from longrope.stages.plan_tables import Finetune
 
 
 def wants_liger(device: str) -> bool:
-    """Whether Liger's kernels are used. They replace parts of transformers for the rest of the process."""
+    """Return whether Liger's kernels are used, which replace parts of transformers for the rest of the process."""
     return device != "cpu" and importlib.util.find_spec("liger_kernel") is not None
 
 
-def training_arguments(how: Finetune, steps: int, folder: Path, device: str, report_to: str) -> TrainingArguments:
-    """A fine-tuning in the terms of transformers' Trainer.
+def training_arguments(settings: Finetune, steps: int, folder: Path, device: str, report_to: str) -> TrainingArguments:
+    """Return the Trainer's arguments for a fine-tuning.
 
     Raises:
-        LongRopeError: if a step's sequences cannot be spread over the processes.
+        LongRopeError: If a step's sequences cannot be spread over the processes.
     """
     cpu = device == "cpu"
-    new = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
-    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    renamed = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
     options: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     if wants_liger(device):  # norms and MLP; the loss is bounded already
         kernels = ("rope", "cross_entropy", "fused_linear_cross_entropy")
@@ -38,18 +38,18 @@ def training_arguments(how: Finetune, steps: int, folder: Path, device: str, rep
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        learning_rate=how.rate,
-        lr_scheduler_type=how.schedule,
-        warmup_steps=round(how.warmup * steps),
+        learning_rate=settings.rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=round(settings.warmup * steps),
         adam_beta2=0.95,
-        bf16=how.dtype == "bfloat16",
+        bf16=settings.dtype == "bfloat16",
         use_cpu=cpu,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_steps=how.save_every or max(1, math.ceil(steps / 20)),
+        save_steps=settings.save_every or max(1, math.ceil(steps / 20)),
         save_total_limit=2,
         report_to=report_to,
-        seed=how.seed,
+        seed=settings.seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         label_names=["labels"],
@@ -57,34 +57,35 @@ def training_arguments(how: Finetune, steps: int, folder: Path, device: str, rep
         **options,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one device a process: without a launch, transformers takes them all
-    sharing = _processes_of_a_sequence(how)
-    groups = arguments.world_size / sharing  # 0.5 where there are fewer processes than are to share a sequence
-    each, rest = divmod(how.batch, groups)
-    if rest or groups % 1:
+    sharing = _processes_of_a_sequence(settings)
+    groups = arguments.world_size / sharing  # 0.5 where fewer processes run than are to share a sequence
+    sequences, remainder = divmod(settings.batch, groups)
+    if remainder or groups % 1:
         raise LongRopeError(
-            f"finetune.batch = {how.batch} does not divide by {arguments.world_size} processes, {sharing} a sequence"
+            f"finetune.batch = {settings.batch} does not divide by {arguments.world_size} processes, "
+            f"{sharing} a sequence"
         )
-    arguments.gradient_accumulation_steps = int(each)
+    arguments.gradient_accumulation_steps = int(sequences)
     return arguments
 
 
-def _processes_of_a_sequence(how: Finetune) -> int:
-    """Over how many processes accelerate spreads one sequence (context, sequence or tensor parallelism).
+def _processes_of_a_sequence(settings: Finetune) -> int:
+    """Return the number of processes that accelerate spreads one sequence over (context, sequence or tensor parallel).
 
     Raises:
-        LongRopeError: if documents, or positions that jump, would then be seen in another way than they should.
+        LongRopeError: If these processes would misread the borders of documents or the jumps of positions.
     """
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
         return 1
-    spread = ParallelismConfig()
-    if how.short and (spread.cp_enabled or spread.sp_enabled):
+    parallelism = ParallelismConfig()
+    if settings.short and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise LongRopeError(
-            f"finetune.short = {how.short}: documents would see each other where several processes share a sequence; "
-            "use short = 0, or a whole sequence on each device"
+            f"finetune.short = {settings.short}: documents would see each other where several processes share "
+            "a sequence; use short = 0, or a whole sequence on each device"
         )
-    if how.window is not None and spread.sp_enabled:
+    if settings.window is not None and parallelism.sp_enabled:
         raise LongRopeError(
-            f"finetune.window = {how.window}: DeepSpeed takes a jump of positions for the border of a document; "
+            f"finetune.window = {settings.window}: DeepSpeed takes a jump of positions for the border of a document; "
             "leave it out, or use a whole sequence on each device"
         )
-    return spread.non_data_parallel_size
+    return parallelism.non_data_parallel_size
