@@ -214,7 +214,10 @@ def test_plans_and_models_that_are_not_there(refused: Refused, model: Path, plan
     ("options", "said"),
     [
         (("--launch", "no-such-program -x"), "launch = 'no-such-program': there is no such program"),
-        (("--report-to", "nobody"), "report_to = 'nobody' is unknown or not installed; here are .*none"),
+        (
+            ("--report-to", "nobody"),
+            "report_to = 'nobody': the service is unknown or not installed. Choose one of .*none",
+        ),
         (("--device", "cuda:1"), "device = 'cuda:1': fine-tuning takes the first device that it sees"),
         (("--dtype", "bogus"), "dtype = 'bogus' is unknown; choose one of float32, bfloat16, float16, auto"),
     ],
@@ -305,8 +308,11 @@ def stopped(run: Path) -> Path:
 @pytest.mark.parametrize(
     ("launch", "said"),
     [
-        ("false", "launch = 'false': fine-tuning stage 1 ended with code 1; see what it said above, then --resume"),
-        ("true", "launch = 'true': fine-tuning stage 1 ended with code 0; see what it said above"),
+        (
+            "false",
+            "launch = 'false': fine-tuning stage 1 ended with code 1; its messages are above; then continue with --resume",
+        ),
+        ("true", "launch = 'true': fine-tuning stage 1 ended with code 0; its messages are above"),
         ("no-such-program -x", "launch = 'no-such-program' cannot be run: No such file or directory"),
         ("python 'x", 'launch = "python \'x": no closing quotation'),
     ],

@@ -22,7 +22,7 @@ def test_a_plan_on_standard_output(cli, model: Path, monkeypatch: pytest.MonkeyP
     assert [stage.length for stage in plan.stages] == [512, 8192]  # 8x, then 16x
     assert (plan.data.source, plan.original_tokens) == ("texts", 1e9)
     assert plan.stages[0].finetune is not None
-    assert plan.stages[0].finetune.trained(512) == pytest.approx(5e7, rel=0.02)
+    assert plan.stages[0].finetune.token_count(512) == pytest.approx(5e7, rel=0.02)
     assert plan.stages[1].finetune is None
     assert plan.recovery is not None
     assert result.out.startswith("# longrope plan ")

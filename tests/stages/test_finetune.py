@@ -123,7 +123,7 @@ def test_what_was_done_is_told(whole: tuple[Path, TrainingSummary, list[float]])
     assert done.loss == losses[-1]
     assert done.seconds > 0
     assert len(losses) == STEPS
-    assert sorted(path.name for path in (folder / "training").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in (folder / "training").iterdir()) == ["checkpoint-4", "checkpoint-6", "model"]
 
 
 def test_the_loss_told_is_of_the_last_tenth(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_checkpoints_that_a_crash_cut_are_removed(
     _, losses = train(tmp_path, how())
     assert losses == whole[2][4:]
     running.assert_equal(tmp_path / "training" / "model", whole[0] / "training" / "model")
-    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["checkpoint-4", "checkpoint-6", "model"]
 
 
 class Poisoned(Windows):
@@ -318,7 +318,7 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: 
     windows = Poisoned(good.documents, length=running.LENGTH, count=STEPS, original_length=running.L0)
     said = (
         rf"finetune: the gradient of step 4 is not finite; the last complete checkpoint is kept in "
-        rf"{tmp_path}/training; begin another run .* lower finetune.rate, or dtype = \"float32\""
+        rf"{tmp_path}/training. Begin another run .* lower finetune.rate, or dtype = \"float32\""
     )
     with pytest.raises(LongRopeError, match=said):
         train(tmp_path, how(lora=lora), model=model, windows=windows)

@@ -293,7 +293,7 @@ def test_a_stage_without_fine_tuning(begun: Begun, tmp_path: Path) -> None:
         Stage(length=256, search=SEARCH),
     )
     run = begun(tmp_path / "run", *stages, **QUICK)
-    assert [run.trained_before(number) for number in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    assert [run.last_finetuned_before(number) for number in (1, 2, 3, 4)] == [0, 1, 1, 1]
     assert run.weights(1) == run.model
     assert run.weights(2) == run.weights(3) == run.weights(4) == str(run.stage_folder(1) / "model")
     extension = extend(run)

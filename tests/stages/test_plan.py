@@ -191,12 +191,16 @@ def test_the_papers_numbers() -> None:
     first, second, last = load_plan("longrope-llama2").stages
     assert first.finetune is not None
     assert second.finetune is not None
-    assert (first.length, first.finetune.count(first.length), second.finetune.count(second.length)) == (2**17, 400, 600)
-    assert first.finetune.trained(first.length) == 400 * 32 * 2**17
+    assert (first.length, first.finetune.step_count(first.length), second.finetune.step_count(second.length)) == (
+        2**17,
+        400,
+        600,
+    )
+    assert first.finetune.token_count(first.length) == 400 * 32 * 2**17
     assert (last.length, last.finetune) == (2**21, None)
     only = load_plan("longrope2").stages[0]
     assert only.finetune is not None
-    assert only.finetune.trained(only.length) == pytest.approx(1e10, rel=1e-3)
+    assert only.finetune.token_count(only.length) == pytest.approx(1e10, rel=1e-3)
 
 
 lengths = st.integers(2, 2**60) | st.integers(1, 2**50).map(lambda k: 1024 * k)
@@ -270,10 +274,10 @@ def test_a_model_that_is_long_already() -> None:
 
 def test_amounts() -> None:
     how = Finetune(tokens=2**20, batch=4)
-    assert (how.count(2**15), how.trained(2**15)) == (8, 2**20)
-    assert Finetune(tokens=100, batch=4).count(2**15) == 1
+    assert (how.step_count(2**15), how.token_count(2**15)) == (8, 2**20)
+    assert Finetune(tokens=100, batch=4).step_count(2**15) == 1
     skipping = Finetune(steps=3, batch=2, window=512)
-    assert (skipping.sequence(4096), skipping.trained(4096)) == (512, 3 * 2 * 512)
+    assert (skipping.sequence_length(4096), skipping.token_count(4096)) == (512, 3 * 2 * 512)
 
 
 ADVICE = {

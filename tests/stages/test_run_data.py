@@ -63,12 +63,12 @@ def parts(material: RunData) -> dict[str, set[int]]:
     searches = [(stage.search, [stage.length]) for stage in material.plan.stages if stage.factors == "search"]
     if material.plan.recovery is not None:
         searches.append((material.plan.recovery.search, list(material.recovery_lengths)))
-    drawn = [material.items(search, lengths) for search, lengths in searches]
+    drawn = [material.samples(search, lengths) for search, lengths in searches]
     windows = [material.windows(stage) for stage in material.plan.stages if stage.finetune is not None]
     return {
         "search": set().union(*(documents(item.tokens for item in items["search"]) for items in drawn)),
         "held_out": set().union(*(documents(item.tokens for item in items["held_out"]) for items in drawn)),
-        "test": documents([material.test().tokens]),
+        "test": documents([material.test_documents().tokens]),
         "training": set().union(*(documents(one[i]["input_ids"] for i in range(len(one))) for one in windows)),
     }
 
@@ -103,11 +103,11 @@ def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callabl
 
 
 def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Callable[..., RunData]) -> None:
-    made = material(data={"train": str(texts), "repeats": 100})
+    data = material(data={"train": str(texts), "repeats": 100})
     stage = Stage(length=512, search=SMALL, finetune=Finetune(steps=20, batch=4))
-    windows = made.windows(stage)
-    found, searched = parts(made), documents(windows[i]["input_ids"] for i in range(len(windows)))
-    kept = set().union(*({int(one.name[-6:-4]) for one in made._parts[part]} for part in ("held_out", "test")))
+    windows = data.windows(stage)
+    found, searched = parts(data), documents(windows[i]["input_ids"] for i in range(len(windows)))
+    kept = set().union(*({int(one.name[-6:-4]) for one in data._splits[part]} for part in ("held_out", "test")))
     assert searched == set(range(DOCUMENTS)) - kept - found["search"]
 
 
@@ -137,14 +137,14 @@ def test_the_same_every_time(material: Callable[..., RunData]) -> None:
     stage = one.plan.stages[1]
     for i in range(3):
         assert np.array_equal(one.windows(stage)[i]["input_ids"], other.windows(stage)[i]["input_ids"])
-    assert np.array_equal(one.test().tokens, other.test().tokens)
+    assert np.array_equal(one.test_documents().tokens, other.test_documents().tokens)
 
 
 def test_documents_end_with_the_end_of_text_token(material: Callable[..., RunData]) -> None:
-    made = material()
-    made.tokenizer.add_special_tokens({"eos_token": "t127"})  # in none of the texts
+    data = material()
+    data.tokenizer.add_special_tokens({"eos_token": "t127"})  # in none of the texts
     end = 127
-    windows = made.windows(made.plan.stages[1])
+    windows = data.windows(data.plan.stages[1])
     ends = 0
     for i in range(len(windows)):
         tokens, labels = windows[i]["input_ids"][0], windows[i]["labels"][0]
@@ -156,16 +156,16 @@ def test_documents_end_with_the_end_of_text_token(material: Callable[..., RunDat
 
 
 def test_lengths_as_by_default(material: Callable[..., RunData]) -> None:
-    made = material()
-    assert list(made.recovery_lengths) == [64, 128]
-    assert list(made.lengths) == [64, 256, 512]
-    assert made.test().tokens.shape == (2, 512)
+    data = material()
+    assert list(data.recovery_lengths) == [64, 128]
+    assert list(data.evaluation_lengths) == [64, 256, 512]
+    assert data.test_documents().tokens.shape == (2, 512)
     given = material(
         recovery=Recovery(lengths=(100,), search=SMALL), evaluation=Evaluation(lengths=(300, 64), documents=3)
     )
     assert list(given.recovery_lengths) == [100]
-    assert list(given.lengths) == [64, 300]
-    assert given.test().tokens.shape == (3, 300)
+    assert list(given.evaluation_lengths) == [64, 300]
+    assert given.test_documents().tokens.shape == (3, 300)
 
 
 def test_as_much_as_the_stage_asks_for(material: Callable[..., RunData]) -> None:
