@@ -310,7 +310,7 @@ def stopped(run: Path) -> Path:
     [
         (
             "false",
-            "launch = 'false': fine-tuning stage 1 ended with code 1; its messages are above; then continue with --resume",
+            "launch = 'false': fine-tuning stage 1 ended with code 1; its messages are above; then continue",
         ),
         ("true", "launch = 'true': fine-tuning stage 1 ended with code 0; its messages are above"),
         ("no-such-program -x", "launch = 'no-such-program' cannot be run: No such file or directory"),

@@ -347,7 +347,7 @@ def test_lora_changes_the_linear_layers_alone(tmp_path: Path) -> None:
     for name in changed:
         assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-4) <= 4
     assert losses[-1] < losses[0] - 0.1
-    files = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("before", "model")]
+    files = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("before", "training/model")]
     assert files[0] == files[1]
     assert [path.name for path in (tmp_path / "training" / "model").glob("adapter*")] == []
     model, windows = AutoModelForCausalLM.from_pretrained(tmp_path / "training" / "model"), running.windows(STEPS)
