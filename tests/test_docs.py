@@ -112,7 +112,7 @@ def test_the_site_builds_without_a_warning(tmp_path) -> None:
     assert (tmp_path / "site" / "files" / "benchmarks" / "results" / "demo.json").exists()
 
 
-GUIDES = [*sorted(DOCS.glob("guides/add-*.md")), DOCS / "guides/without-fine-tuning.md"]
+GUIDES = [ROOT / "README.md", *sorted(DOCS.glob("guides/add-*.md")), DOCS / "guides/without-fine-tuning.md"]
 PLACEHOLDERS = {"MODEL", "my-texts/"}
 
 
