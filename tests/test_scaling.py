@@ -307,7 +307,9 @@ def test_after_refuses_what_it_cannot_know() -> None:
 def test_an_extension_is_relative_to_the_plain_rope() -> None:
     long = Scaling([1.0, 2.0, 3.0, 4.0], length=512)
     later = Scaling([1.0, 1.5, 2.0, 2.0], length=128).rope_after(ROPE)
-    with pytest.raises(LongRopeError, match=r"^rope\.factors: .* relative to the plain rope; multiply$"):
+    with pytest.raises(
+        LongRopeError, match=r"^rope\.factors: .* relative to the plain rope. Multiply its factors by these.$"
+    ):
         Extension.of(later, long)
     fields = json.loads(Extension.of(ROPE, long).to_json())
     assert fields["rope"] == {"dim": 8, "base": 1e4, "original_length": 64}

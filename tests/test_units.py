@@ -25,7 +25,7 @@ def test_a_fraction_is_exact_or_refused(whole: int, part: int, unit: str, upper:
     if exact.denominator == 1 and exact >= 2:
         assert parse_length(text.upper() if upper else text) == exact
     else:
-        with pytest.raises(LongRopeError, match=r"length = .* is no number of tokens; write"):
+        with pytest.raises(LongRopeError, match=r"length = .* is not a number of tokens; write"):
             parse_length(text)
 
 

@@ -14,7 +14,7 @@ class LongRopeError(Exception):
 
 
 def unknown(field: str, value: str, known: Iterable[str], more: str = "") -> LongRopeError:
-    """The error for a name that is not among the known ones; suggests one that is written nearly so.
+    """Return the error for an unknown name, with the known name that is most like it.
 
     >>> print(unknown("scheme", "yran", ["pi", "ntk", "yarn"]))
     scheme = 'yran' is unknown; choose one of pi, ntk, yarn; did you mean 'yarn'?
@@ -26,6 +26,6 @@ def unknown(field: str, value: str, known: Iterable[str], more: str = "") -> Lon
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """``; did you mean 'NAME'?`` with the known name that is nearest, or nothing if none is near."""
+    """Return ``; did you mean 'NAME'?`` with the most similar known name, or an empty string."""
     close = get_close_matches(value, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

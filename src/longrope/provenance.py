@@ -1,4 +1,4 @@
-"""Where numbers come from: command, versions, machine, date."""
+"""Provenance of results: command, versions, machine, date."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from longrope import __version__
 
 
 def provenance(device: str = "cpu") -> dict[str, object]:
-    """The command line, its program without the folder, versions, machine in general words and date, as JSON values.
+    """Return command line, versions, machine and date as JSON values, without folders or host names.
 
     Args:
-        device: the torch device that the numbers come from.
+        device: The torch device that computed the results.
     """
     program = Path(sys.argv[0])
     return {

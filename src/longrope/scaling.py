@@ -18,15 +18,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Scaling:
-    """Rescale factors λ of every rotary pair plus one attention factor: what every RoPE scheme comes down to.
+    """Rescale factors λ of every rotary pair plus one attention factor, the common form of all RoPE schemes.
 
     Args:
-        factors: λ, one a pair, ``(dim // 2,)``, finite and above 0; 1 leaves a pair as it was, s interpolates it.
-        attention_factor: multiplies cos and sin.
-        start_tokens: n̂, positions below it keep the original rotation (LongRoPE eq. 3).
-        scheme: the name of what chose the factors.
-        length: the length in tokens that they are made for.
-        provenance: how they were found (seed, perplexities, …), JSON values only.
+        factors: λ of every pair, ``(dim // 2,)``, finite and above 0; 1 leaves a pair unchanged, s interpolates it.
+            A list, an array, or a tensor of any float dtype and device.
+        attention_factor: Number that multiplies cos and sin.
+        start_tokens: n̂ in tokens; positions below it keep the original rotation (LongRoPE eq. 3).
+        scheme: Name of the scheme or method that chose the factors.
+        length: Target length in tokens.
+        provenance: Record of the search (seed, perplexities, …), JSON values only.
 
     >>> Scaling([1, 2], scheme="mine").inv_freq(Rope(dim=4, base=100.0, original_length=16)).tolist()
     [1.0, 0.05]
@@ -55,14 +56,14 @@ class Scaling:
 
     @property
     def is_identity(self) -> bool:
-        """Whether it leaves the model as it was."""
+        """Whether these factors leave the model unchanged."""
         return self.attention_factor == 1.0 and all(factor == 1.0 for factor in self.factors)
 
     def inv_freq(self, rope: Rope) -> np.ndarray:
-        """1 / (λ_i · base^(2i/dim)) in radians per token, float64 ``(dim // 2,)`` (LongRoPE eq. 1-3).
+        """Return 1 / (λ_i · base^(2i/dim)) in radians per token, float64 ``(dim // 2,)`` (LongRoPE eq. 1-3).
 
         Raises:
-            LongRopeError: if the number of factors is not ``rope.dim // 2``.
+            LongRopeError: The number of factors is not ``rope.dim // 2``.
         """
         if len(self.factors) != rope.dim // 2:
             raise LongRopeError(
@@ -72,38 +73,38 @@ class Scaling:
         return rope.inv_freq / np.asarray(self.factors)
 
     def times(self, factors: Sequence[float]) -> Scaling:
-        """The same with every factor multiplied: a second search multiplies those of the first (LongRoPE section 4)."""
-        return replace(self, factors=[ours * theirs for ours, theirs in zip(self.factors, factors, strict=True)])
+        """Return this scaling with every factor multiplied, as a second search does (LongRoPE section 4)."""
+        return replace(self, factors=[first * second for first, second in zip(self.factors, factors, strict=True)])
 
     def rope_after(self, rope: Rope) -> Rope:
-        """The geometry of a model once it is fine-tuned with these factors at their length.
+        """Return the geometry of a model after fine-tuning with these factors at their length.
 
         Raises:
-            LongRopeError: if they have no length, or are another rope's.
+            LongRopeError: The factors have no length, or belong to another rope.
         """
         if self.length is None:
             raise LongRopeError(
                 "length = None: the rope after fine-tuning needs the trained length. Set the scaling's length."
             )
         self.inv_freq(rope)  # refuses another rope's
-        whole = self.times(rope.factors or [1.0] * (rope.dim // 2))
-        return replace(rope, original_length=self.length, factors=whole.factors)
+        product = self.times(rope.factors or [1.0] * (rope.dim // 2))
+        return replace(rope, original_length=self.length, factors=product.factors)
 
     @classmethod
     def identity(cls, rope: Rope) -> Scaling:
-        """All factors 1: the model as it was trained."""
+        """Return the scaling whose factors are all 1: the model as it was trained."""
         return cls([1.0] * (rope.dim // 2), scheme="original", length=rope.original_length)
 
     def to_json(self) -> str:
-        """Indented JSON with a ``version`` field."""
+        """Return indented JSON with a ``version`` field."""
         return _dumps("scaling", _plain(self))
 
     @classmethod
     def from_json(cls, text: str) -> Scaling:
-        """The inverse of `to_json`.
+        """Read the JSON of `to_json`.
 
         Raises:
-            LongRopeError: if the text is no scaling of a known version, or holds a bad value.
+            LongRopeError: The text is not a scaling of a known version, or holds a bad value.
         """
         try:
             return _finite(cls(**_loads(text, "scaling")))
@@ -113,13 +114,13 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Extension:
-    """What an extended model ships: factors for sequences up to L0 (short) and for longer ones (long).
+    """The factors of an extended model: short ones for sequences up to L0, long ones beyond.
 
     Args:
-        rope: the model's geometry.
-        short: used when the sequence is at most ``rope.original_length`` tokens.
-        long: used beyond.
-        length: L, the longest sequence in tokens that it is made for.
+        rope: Geometry of the model.
+        short: Factors for sequences of at most ``rope.original_length`` tokens.
+        long: Factors for longer sequences.
+        length: L, the longest supported sequence in tokens.
     """
 
     rope: Rope
@@ -130,7 +131,9 @@ class Extension:
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", whole("length", self.length, 1))
         if self.rope.factors:
-            raise LongRopeError("rope.factors: the factors of an extension are relative to the plain rope; multiply")
+            raise LongRopeError(
+                "rope.factors: an extension is relative to the plain rope. Multiply its factors by these."
+            )
         self.rope.scale(self.length)
         self.short.inv_freq(self.rope)
         self.long.inv_freq(self.rope)
@@ -141,12 +144,12 @@ class Extension:
         return self.rope.scale(self.length)
 
     def at(self, length: int) -> Scaling:
-        """The factors of a sequence of so many tokens."""
+        """Return the factors for a sequence of ``length`` tokens."""
         return self.short if length <= self.rope.original_length else self.long
 
     @classmethod
     def of(cls, rope: Rope, long: Scaling) -> Extension:
-        """Long factors, with the model as it was for sequences up to L0."""
+        """Return an extension whose short set is the original rotation."""
         if long.length is None:
             raise LongRopeError(
                 "length = None: an extension needs the longest sequence that these factors are for, in tokens. "
@@ -155,17 +158,17 @@ class Extension:
         return cls(rope=rope, short=Scaling.identity(rope), long=long, length=long.length)
 
     def to_json(self) -> str:
-        """Indented JSON with a ``version`` field."""
+        """Return indented JSON with a ``version`` field."""
         rope = {key: value for key, value in asdict(self.rope).items() if key != "factors"}
-        parts = {"rope": rope, "short": _plain(self.short), "long": _plain(self.long)}
-        return _dumps("extension", {"length": self.length, **parts})
+        sets = {"short": _plain(self.short), "long": _plain(self.long)}
+        return _dumps("extension", {"length": self.length, "rope": rope, **sets})
 
     @classmethod
     def from_json(cls, text: str) -> Extension:
-        """The inverse of `to_json`.
+        """Read the JSON of `to_json`.
 
         Raises:
-            LongRopeError: if the text is no extension of a known version, or holds a bad value.
+            LongRopeError: The text is not an extension of a known version, or holds a bad value.
         """
         data = _loads(text, "extension")
         try:
@@ -219,7 +222,7 @@ def _dumps(kind: str, fields: Mapping[str, Any]) -> str:
 
 
 def _finite(scaling: Scaling) -> Scaling:
-    """The same, if its provenance can be written again: Python's reader takes NaN and 1e999."""
+    """Return the scaling if its provenance is finite: Python's JSON reader accepts NaN and 1e999, JSON does not."""
     try:
         json.dumps(scaling.provenance, allow_nan=False)
     except ValueError:

@@ -14,16 +14,16 @@ from longrope.scaling import Scaling
 
 
 def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
-    """What multiplies cos and sin at a target length.
+    """Return the number that multiplies cos and sin at a target length.
 
     Args:
         policy: ``"su"`` for sqrt(1 + ln s / ln L0) (LongRoPE's published models), ``"yarn"`` for 0.1·ln s + 1
-            (YaRN eq. 22), ``"none"`` for 1, or a number as it is (also in text).
-        rope: the model's geometry.
-        length: the target length in tokens.
+            (YaRN eq. 22), ``"none"`` for 1, or a number, also as text.
+        rope: Geometry of the model.
+        length: Target length in tokens.
 
     Raises:
-        LongRopeError: if the policy is unknown.
+        LongRopeError: The policy is unknown.
 
     >>> attention_factor("yarn", Rope(dim=8, base=1e4, original_length=256), 2048).__round__(4)
     1.2079
@@ -42,22 +42,22 @@ def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
 
 
 def linear(rope: Rope, length: int) -> Scaling:
-    """Position interpolation (PI): λ_i = s (Chen et al. 2023, arXiv 2306.15595, eq. 4)."""
+    """Return position interpolation (PI): λ_i = s (Chen et al. 2023, arXiv 2306.15595, eq. 4)."""
     return Scaling([rope.scale(length)] * (rope.dim // 2), scheme="pi", length=length)
 
 
 def ntk(rope: Rope, length: int) -> Scaling:
-    """NTK-aware: the base grows so that the last pair is interpolated by s, λ_i = s^(2i/(dim-2)) (YaRN eq. 16)."""
+    """Return NTK-aware factors, λ_i = s^(2i/(dim-2)): a larger base interpolates the last pair by s (YaRN eq. 16)."""
     return Scaling(_base_growth(rope, rope.scale(length)), scheme="ntk", length=length)
 
 
 def dynamic_ntk(rope: Rope, length: int, *, factor: float | None = None) -> Scaling:
-    """Dynamic NTK at a sequence of ``length`` tokens: NTK-aware with s := factor·length/L0 - (factor - 1).
+    """Return dynamic NTK for a sequence of ``length`` tokens: NTK-aware with s := factor·length/L0 - (factor - 1).
 
     Args:
-        rope: the model's geometry.
-        length: the length in tokens of the sequence.
-        factor: the ``factor`` of transformers' ``dynamic`` rope type; ``length / L0`` if not given.
+        rope: Geometry of the model.
+        length: Length of the sequence in tokens.
+        factor: ``factor`` of transformers' ``dynamic`` rope type (default: ``length / L0``).
     """
     scale = rope.scale(length)
     factor = scale if factor is None else factor
@@ -73,15 +73,15 @@ def yarn(
     beta_slow: float = 1.0,
     truncate: bool = True,
 ) -> Scaling:
-    """YaRN, "NTK-by-parts": λ_i = 1/((1-γ_i)/s + γ_i), attention factor 0.1·ln s + 1 (Peng et al. 2023, eq. 17-22).
+    """Return YaRN, "NTK-by-parts": λ_i = 1/((1-γ_i)/s + γ_i), attention 0.1·ln s + 1 (Peng et al. 2023, eq. 17-22).
 
     Args:
-        rope: the model's geometry.
-        length: the target length in tokens.
-        factor: s; ``length / L0`` if not given.
-        beta_fast: pairs with more turns than this within L0 are left alone (γ = 1).
-        beta_slow: pairs with fewer turns than this are interpolated by s (γ = 0).
-        truncate: whether the ramp between them begins and ends at whole pairs.
+        rope: Geometry of the model.
+        length: Target length in tokens.
+        factor: The scale s (default: ``length / L0``).
+        beta_fast: Turns within L0 above which a pair is unchanged (γ = 1).
+        beta_slow: Turns within L0 below which a pair is interpolated by s (γ = 0).
+        truncate: Whether the ramp between them begins and ends at integer pairs.
     """
     s = rope.scale(length) if factor is None else factor
     low, high = rope.pair_of(beta_fast), rope.pair_of(beta_slow)
@@ -103,14 +103,14 @@ def llama3(
     low_freq_factor: float = 1.0,
     high_freq_factor: float = 4.0,
 ) -> Scaling:
-    """Llama 3.1's rule: YaRN's idea with a ramp in turns within L0 (as in transformers' ``llama3`` rope type).
+    """Return Llama 3.1's factors: YaRN's idea with a ramp in turns within L0 (transformers' ``llama3`` rope type).
 
     Args:
-        rope: the model's geometry.
-        length: the target length in tokens.
-        factor: s; ``length / L0`` if not given.
-        low_freq_factor: pairs with fewer turns within L0 are interpolated by s.
-        high_freq_factor: pairs with more turns within L0 are left alone.
+        rope: Geometry of the model.
+        length: Target length in tokens.
+        factor: The scale s (default: ``length / L0``).
+        low_freq_factor: Turns within L0 below which a pair is interpolated by s.
+        high_freq_factor: Turns within L0 above which a pair is unchanged.
     """
     s = rope.scale(length) if factor is None else factor
     turns = rope.original_length / rope.wavelengths
@@ -120,9 +120,9 @@ def llama3(
 
 
 def heuristic(rope: Rope, length: int) -> Scaling:
-    """For those who skip the search: λ_i = 1 + sigmoid(4·(ln r_i / ln s - 1/2))·(s - 1), r_i = wavelength_i / L0.
+    """Return factors that need no search: λ_i = 1 + sigmoid(4·(ln r_i / ln s - 1/2))·(s - 1), r_i = wavelength_i / L0.
 
-    Near 1 for wavelengths well inside L0, near s for those beyond the target; the attention factor is ``su``.
+    They are near 1 for wavelengths well inside L0 and near s beyond the target. The attention factor is ``su``.
     """
     s = rope.scale(length)
     if s == 1:
@@ -135,12 +135,12 @@ def heuristic(rope: Rope, length: int) -> Scaling:
 
 
 def resonance(rope: Rope, scaling: Scaling) -> Scaling:
-    """Resonance RoPE on any factors: wavelengths rounded to whole tokens, so that a pair repeats exactly.
+    """Round the wavelengths of any factors to integer tokens, so that a pair repeats exactly (Resonance RoPE).
 
     λ_i' = round(λ_i·wavelength_i) / wavelength_i, at least 2 tokens (Wang et al. 2024, arXiv 2403.00071).
 
     Raises:
-        LongRopeError: if the factors are another rope's.
+        LongRopeError: The factors belong to another rope.
 
     >>> rope = Rope(dim=4, base=100.0, original_length=64)
     >>> (resonance(rope, linear(rope, 128)).factors * rope.wavelengths).round(9).tolist()
@@ -160,19 +160,19 @@ SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
     "heuristic": heuristic,
 }
 RESONANCE = "+resonance"  # after the name of a scheme
-COMPARED = ("pi", "ntk", "yarn", "heuristic")  # what searches and evaluations are held against
+COMPARED = ("pi", "ntk", "yarn", "heuristic")  # the baselines of searches and evaluations
 
 
 def is_scheme(name: str) -> bool:
-    """Whether it names one of `SCHEMES`, perhaps with ``+resonance`` after it."""
+    """Return whether a name is one of `SCHEMES`, with or without ``+resonance``."""
     return name.removesuffix(RESONANCE) in SCHEMES
 
 
 def canonical(name: str) -> str:
-    """The name as in `SCHEMES`, perhaps with ``+resonance``; ``linear`` is another one for ``pi``.
+    """Return a scheme's name as in `SCHEMES`, with or without ``+resonance``; ``linear`` is an alias of ``pi``.
 
     Raises:
-        LongRopeError: if the name is unknown.
+        LongRopeError: The name is unknown.
     """
     base = name.removesuffix(RESONANCE)
     name = name.replace("linear", "pi", 1) if base == "linear" else name
@@ -182,10 +182,10 @@ def canonical(name: str) -> str:
 
 
 def scheme(name: str, rope: Rope, length: int) -> Scaling:
-    """The scaling that a scheme of `SCHEMES` chooses, its wavelengths whole if ``+resonance`` follows the name.
+    """Return the scaling of a scheme of `SCHEMES`; ``+resonance`` after the name rounds its wavelengths.
 
     Raises:
-        LongRopeError: if the name is unknown or ``length`` is below L0.
+        LongRopeError: The name is unknown, or ``length`` is below L0.
     """
     name = canonical(name)
     scaling = SCHEMES[name.removesuffix(RESONANCE)](rope, length)

@@ -1,4 +1,4 @@
-"""Numbers of tokens as people write them."""
+"""Lengths in tokens, written as 16k or 2m."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from longrope.errors import LongRopeError
 
 
 def parse_length(text: str, name: str = "length") -> int:
-    """A number of tokens: k is 1024, m is 1024².
+    """Parse a length in tokens: k is 1024, m is 1024², g is 1024³.
 
     >>> parse_length("16k"), parse_length("2m"), parse_length("1.5K"), parse_length("16384")
     (16384, 2097152, 1536, 16384)
@@ -16,17 +16,17 @@ def parse_length(text: str, name: str = "length") -> int:
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kmg]?)", text.strip().lower())
     tokens = float(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else 0
     if tokens < 2 or tokens != int(tokens):
-        raise LongRopeError(f"{name} = {text!r} is no number of tokens; write 16384, 16k or 2m")
+        raise LongRopeError(f"{name} = {text!r} is not a number of tokens; write 16384, 16k or 2m")
     return int(tokens)
 
 
 def parse_lengths(text: str, name: str = "lengths") -> list[int]:
-    """Several numbers of tokens, by commas, in ascending order."""
-    return sorted({parse_length(part, name) for part in text.split(",")})
+    """Parse lengths in tokens, separated by commas, and return them in ascending order."""
+    return sorted({parse_length(length, name) for length in text.split(",")})
 
 
 def short_length(tokens: int) -> str:
-    """The shortest way to write it.
+    """Return the shortest notation of a length in tokens.
 
     >>> short_length(16384), short_length(2097152), short_length(1000)
     ('16k', '2m', '1000')

@@ -106,7 +106,7 @@ def test_refusals(refused: Refused, checkpoints: dict[str, Path], tmp_path: Path
     refused("either MODEL.* or --engine", "check", folder)
     refused("either MODEL.* or --engine", "check", folder, "tiny", "--engine", "vllm")
     refused("max_length = '64' is for --engine", "check", folder, "tiny", "--max-length", "64")
-    refused("max_length = '6q' is no number of tokens", "check", folder, "--engine", "vllm", "--max-length", "6q")
+    refused("max_length = '6q' is not a number of tokens", "check", folder, "--engine", "vllm", "--max-length", "6q")
     refused("no config.json", "check", tmp_path / "nothing", "--engine", "vllm")
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "config.json").write_text('{"model_type": "llama"}')

@@ -119,7 +119,7 @@ BAD = {
     "output of a plan": (("--plan", "tiny", "-o", "x"), "drop -o"),
     "data of a plan": (("--plan", "tiny", "--data", "x", "--original-tokens", "1b"), "drop --data, --original-tokens"),
     "dtype": (("--to", "2k", "--dtype", "float8"), "dtype = 'float8' is unknown; choose one of float32"),
-    "length": (("--to", "2kk"), "to = '2kk' is no number of tokens"),
+    "length": (("--to", "2kk"), "to = '2kk' is not a number of tokens"),
     "too short": (("--to", "256"), "to = 256 is not above the model's original length 256"),
     "shorter": (("--to", "128"), "to = 128 is not above"),
     "tokens": (("--to", "2k", "--original-tokens", "many"), "original_tokens = 'many' is not a number of tokens"),

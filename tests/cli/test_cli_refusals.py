@@ -65,7 +65,7 @@ BAD_LENGTHS = ["", "k", "16kk", "16 k", "abc", "-5", "1e3", "0", "1", "0k", "1.3
 
 @pytest.mark.parametrize("length", BAD_LENGTHS)
 def test_lengths_that_are_no_numbers(refused: Refused, model: Path, few, length: str, tmp_path: Path) -> None:
-    said = "lengths? = .* is no number of tokens; write 16384, 16k or 2m"
+    said = "lengths? = .* is not a number of tokens; write 16384, 16k or 2m"
     refused(said, "inspect", model, "--length=" + length)
     refused(said, "scale", model, "--length=" + length, "-o", tmp_path / "x.json")
     refused(said, "search", model, "--length=" + length, *few, "-o", tmp_path / "x")
@@ -239,9 +239,9 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (("--budget", 0), "budget = '0' is no number of tokens; write 16384, 16k or 2m"),
-        (("--budget", -3), "budget = '-3' is no number of tokens"),
-        (("--budget", "many"), "budget = 'many' is no number of tokens"),
+        (("--budget", 0), "budget = '0' is not a number of tokens; write 16384, 16k or 2m"),
+        (("--budget", -3), "budget = '-3' is not a number of tokens"),
+        (("--budget", "many"), "budget = 'many' is not a number of tokens"),
         (("--budget", 319), "budget = 319 token-evaluations is less than one step of this search, 320; raise it"),
         (("--minutes", 0), "minutes = 0 allows nothing"),
         (("--minutes", -1), "minutes = -1 allows nothing"),
@@ -254,10 +254,10 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
         (("--space", "bogus"), "space = 'bogus' is unknown; choose one of free, monotone, spline, ramp, critical"),
         (("--tail", 160), "tail = 160: not between 1 and 159, the length less 1"),
         (("--tail", "4k"), "tail = 4096: not between 1 and 159"),
-        (("--tail", "end"), "tail = 'end' is no number of tokens"),
+        (("--tail", "end"), "tail = 'end' is not a number of tokens"),
         (("--also", "100", "--tail", 120), "tail = 120: not between 1 and 99"),
-        (("--also", "some"), "also = 'some' is no number of tokens"),
-        (("--also", ""), "also = '' is no number of tokens"),
+        (("--also", "some"), "also = 'some' is not a number of tokens"),
+        (("--also", ""), "also = '' is not a number of tokens"),
         (("--also", "100,300"), "also = 300 is above length = 160; give the largest as --length"),
         (("--workers", "0"), "workers = '0': use a number of processes, ray, or ray://HOST:PORT"),
         (("--workers", "many"), "workers = 'many': use a number"),

@@ -76,7 +76,7 @@ BAD = {
     "window": (plan(GOOD + "\nwindow = 2048"), r"stages\[0\]: finetune\.window = 2048 is not below length = 2048;"),
     "length": (
         plan("length = '16kk'"),
-        r"plan: stages\[0\]\.length = '16kk' is no number of tokens; write 16384, 16k or 2m$",
+        r"plan: stages\[0\]\.length = '16kk' is not a number of tokens; write 16384, 16k or 2m$",
     ),
     "length of recovery": (plan("", rest="[recovery]\nlengths = ['x']"), r"recovery\.lengths\[0\] = 'x' is no number"),
     "recovery beyond": (
