@@ -82,7 +82,7 @@ def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
     items, _ = search_texts(own, bench.tokenizer, SearchTextSpec([length], count, weight, seed=seed))
     method, factor = METHODS["auto"], attention_factor("su", bench.rope, length)
     space = Space(bench.rope, length, attention_factor=factor, ceiling=method.ceiling, parametrization=form)
-    conversation = method.converse(space, [bench.schemes[one] for one in method.starts], np.random.default_rng(seed))
+    conversation = method.propose(space, [bench.schemes[one] for one in method.schemes], np.random.default_rng(seed))
     path = BUILD / f"objectives-{weight}-{form}-{seed}.jsonl"
     with closing(Journal(path, {"weight": weight, "parametrization": form, "seed": seed}, resume=True)) as journal:
         return run_search(ModelObjective(bench.model, items), conversation, journal).best

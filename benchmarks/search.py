@@ -118,8 +118,8 @@ class Bench:
             parametrization=chosen.parametrization,
         )
         settings = {"case": self.name, "method": method, "seed": seed, "documents": names}
-        starts = [self.schemes[one] for one in chosen.starts]
-        conversation = chosen.converse(space, starts, np.random.default_rng(seed))
+        starts = [self.schemes[one] for one in chosen.schemes]
+        conversation = chosen.propose(space, starts, np.random.default_rng(seed))
         with (
             closing(Journal(BUILD / f"{self.name}-{method}-{seed}.jsonl", settings, resume=True)) as journal,
             tqdm(desc=f"{self.name} {method} {seed}", total=chosen.passes(items) / items) as bar,
@@ -128,22 +128,24 @@ class Bench:
             def watch(standing: SearchProgress) -> None:
                 bar.update(standing.tokens / cost - bar.n)
 
-            return run_search(objective, conversation, journal, budget=budget, watch=watch), cost, names
+            return run_search(objective, conversation, journal, budget=budget, on_progress=watch), cost, names
 
     def judged(self, part: str, scalings: list[Scaling]) -> list[float]:
         """Losses on the validation (``held_out``) or test documents, kept in a journal too."""
         objective, names = self.judges[part]
         settings = {"case": self.name, "documents": names}
         with closing(Journal(BUILD / f"{self.name}-{part}-{len(names)}.jsonl", settings, resume=True)) as journal:
-            answers = Evaluator(objective, journal, budget=Budget()).answers(CandidateBatch(scalings))
+            answers = Evaluator(objective, journal, budget=Budget()).evaluate(CandidateBatch(scalings))
         return [answer.loss for answer in answers]
 
     def measure(self, method: str, seed: int) -> dict[str, Any]:
         """The curve of one search; everything in evaluations, which are token-evaluations over the search tokens."""
         outcome, cost, names = self.run(method, seed)
         spent, auto = outcome.tokens / cost, METHODS["auto"].passes(self.case.search) / self.case.search
-        points = {point for point in (*POINTS, auto, spent) if outcome.records[0].tokens / cost <= point <= spent}
-        best = {point: [one for one in outcome.records if one.tokens <= point * cost][-1] for point in sorted(points)}
+        points = {point for point in (*POINTS, auto, spent) if outcome.improvements[0].tokens / cost <= point <= spent}
+        best = {
+            point: [one for one in outcome.improvements if one.tokens <= point * cost][-1] for point in sorted(points)
+        }
         losses = self.judged("test", [record.scaling for record in best.values()])
         finalists = [scaling for _, scaling in outcome.ranked[:FINALISTS]]
         validation = self.judged("held_out", finalists)
@@ -153,7 +155,7 @@ class Bench:
             "tokens_per_evaluation": cost,
             "evaluations": spent,
             "seconds": round(outcome.seconds, 1),
-            "search": [[record.tokens / cost, math.exp(record.loss)] for record in outcome.records],
+            "search": [[record.tokens / cost, math.exp(record.loss)] for record in outcome.improvements],
             "test": [[point, math.exp(loss)] for point, loss in zip(best, losses, strict=True)],
             "chosen_on_validation": math.exp(self.judged("test", [winner])[0]),
             "factors": list(winner.factors),

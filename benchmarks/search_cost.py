@@ -120,14 +120,14 @@ def dtypes() -> dict[str, Any]:
 def racing(model: PreTrainedModel, seed: int) -> dict[str, Any]:
     """The paper's algorithm, small, on eight documents: token-evaluations with racing and without, and the results."""
     tokens, rope = documents(8, 1024), Rope.of(model)
-    objective, method = ModelObjective(model, perplexity_texts(tokens)), Paper(generations=10).sized(16)
+    objective, method = ModelObjective(model, perplexity_texts(tokens)), Paper(generations=10).with_population(16)
     space = Space(rope, 1024, attention_factor=attention_factor("su", rope, 1024))
-    starts = [scheme(one, rope, 1024) for one in method.starts]
+    starts = [scheme(one, rope, 1024) for one in method.schemes]
     found = {}
     for name, race in (("without", False), ("with", True)):
         with TemporaryDirectory() as folder:
             journal = Journal(Path(folder) / "journal.jsonl", {})
-            conversation = method.converse(space, starts, np.random.default_rng(seed))
+            conversation = method.propose(space, starts, np.random.default_rng(seed))
             outcome = run_search(objective, conversation, journal, racing=race)
             journal.close()
         found[name] = {"evaluations": outcome.tokens / tokens.size, "best_loss": outcome.ranked[0][0]}

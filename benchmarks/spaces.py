@@ -29,8 +29,8 @@ from longrope.search.cma import Cma
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
 from longrope.search.loop import run_search
+from longrope.search.method import Method
 from longrope.search.parametrizations import PARAMETRIZATIONS
-from longrope.search.registry import Method
 from longrope.search.space import START_TOKENS, Space
 from longrope.storage.atomic import write_json
 
@@ -76,8 +76,8 @@ def find(bench: Bench, name: str, way: Way, seed: int, starts: list[Scaling] | N
         **way.space,
     }
     space = Space(bench.rope, length, **fields)
-    starts = starts or [bench.schemes[one] for one in method.starts]
-    conversation = method.converse(space, starts, np.random.default_rng(seed))
+    starts = starts or [bench.schemes[one] for one in method.schemes]
+    conversation = method.propose(space, starts, np.random.default_rng(seed))
     budget = Budget(cost * way.evaluations) if way.evaluations else None
     path = BUILD / f"spaces-{name.replace(' ', '-')}-{seed}.jsonl"
     with closing(Journal(path, {"way": name, "seed": seed, "documents": documents}, resume=True)) as journal:

@@ -6,6 +6,7 @@ nothing twice. The winner is then chosen on a document that the search did not s
 
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from longrope import (
     scheme,
     split_documents,
 )
+from longrope.search.run import SearchObjectives, SearchRun
 
 LENGTH = 1024
 model, tokenizer = load("tiny", dtype="float32")
@@ -33,7 +35,7 @@ searched, held_out = (
     for part in ("search", "held_out")
 )
 space = Space(rope, LENGTH, ceiling=cma.ceiling, parametrization=cma.parametrization)
-starts = [scheme(name, rope, LENGTH) for name in cma.starts]
+starts = [scheme(name, rope, LENGTH) for name in cma.schemes]
 
 
 def stop(_: int, progress: Any) -> None:
@@ -43,13 +45,14 @@ def stop(_: int, progress: Any) -> None:
 
 
 with tempfile.TemporaryDirectory() as name:
-    search = partial(find_factors, space, partial(ModelObjective, model), searched, held_out, Path(name))
-    search = partial(search, method=cma, starts=starts, budget=Budget(tokens=20 * LENGTH))
+    objectives = SearchObjectives.of(partial(ModelObjective, model), searched, held_out)
+    search = partial(find_factors, space, objectives, Path(name), method=cma, starts=starts)
+    run = SearchRun(budget=Budget(tokens=20 * LENGTH))
     journal = Path(name) / "search-0.jsonl"
     with suppress(KeyboardInterrupt):
-        search(watch=stop)
+        search(run=run, on_progress=stop)
     first = journal.read_text()
-    found = search(existing="resume")
+    found = search(run=replace(run, existing="resume"))
     second = journal.read_text()
 
 print(first.count('"loss"'), "evaluations before it was stopped,", second.count('"loss"'), "in the end")

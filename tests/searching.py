@@ -26,8 +26,8 @@ from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal
 from longrope.search.loop import SearchOutcome, SearchProgress, run_search
+from longrope.search.method import Method
 from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss, FunctionObjective, Objective
-from longrope.search.registry import Method
 from longrope.search.space import Space
 
 ROPE, LENGTH = Rope(dim=16, base=10000.0, original_length=256), 2048
@@ -39,8 +39,8 @@ SMALL: dict[str, Method] = {
     "auto": Auto(ramps=3, gradient=Gradient(steps=8)),
     "gradient": Gradient(steps=12),
     "cma": Cma(population=6, generations=6),
-    "paper": Paper(generations=5).sized(12),
-    "simple": Simple(generations=5).sized(12),
+    "paper": Paper(generations=5).with_population(12),
+    "simple": Simple(generations=5).with_population(12),
 }
 DRAWN = ("cma", "paper", "simple")  # methods that depend on the seed
 
@@ -134,33 +134,44 @@ def search_with(
     objective: Objective | Callable[[Scaling], float] = quadratic,
     seed: int = 0,
     start_tokens: Sequence[int] = (0,),
-    attention: bool = False,
-    form: str | None = None,
+    search_attention: bool = False,
+    parametrization: str | None = None,
     starts: Sequence[Scaling] = STARTS,
     resume: bool = False,
-    watch: Callable[[SearchProgress], None] | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
     tokens: int | None = None,
     seconds: float | None = None,
     patience: int | None = None,
-    rows: int = 1,
+    batch_size: int = 1,
     racing: bool = False,
 ) -> SearchOutcome:
     """Search with a method in the space that it is best used with."""
     space = space_of(
-        method, start_tokens=tuple(start_tokens), attention=attention, parametrization=form or method.parametrization
+        method,
+        start_tokens=tuple(start_tokens),
+        search_attention=search_attention,
+        parametrization=parametrization or method.parametrization,
     )
     objective = FunctionObjective(objective, slope) if callable(objective) else objective
     journal = Journal(path, {"seed": seed}, resume=resume)
     try:
-        conversation = method.converse(space, starts, np.random.default_rng(seed))
+        conversation = method.propose(space, starts, np.random.default_rng(seed))
         budget = Budget(tokens, seconds, patience)
-        return run_search(objective, conversation, journal, budget=budget, rows=rows, racing=racing, watch=watch)
+        return run_search(
+            objective,
+            conversation,
+            journal,
+            budget=budget,
+            batch_size=batch_size,
+            racing=racing,
+            on_progress=on_progress,
+        )
     finally:
         journal.close()
 
 
 def space_of(method: Method, rope: Rope = ROPE, length: int = LENGTH, **fields: Any) -> Space:
-    return Space(rope, length, **{"ceiling": method.ceiling, "parametrization": method.parametrization, **fields})
+    return method.make_space(rope, length, **fields)
 
 
 def asks(
@@ -173,11 +184,11 @@ def asks(
     seed: int = 0,
 ) -> list[CandidateBatch]:
     """All that a method asks when it is told the losses and, where it asks for a turn, the slopes of it."""
-    asked, conversation = [], method.converse(space, starts, np.random.default_rng(seed))
+    asked, conversation = [], method.propose(space, starts, np.random.default_rng(seed))
     ask = next(conversation)
     while True:
         asked.append(ask)
-        turn = ask.turn
+        turn = ask.gradient_step
         answers = [
             CandidateLoss(loss(one), None if turn is None else tuple(slope(one, turn))) for one in ask.candidates
         ]

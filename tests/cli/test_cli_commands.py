@@ -294,7 +294,7 @@ def test_every_method_finds_what_it_says(cli, model: Path, few, tmp_path: Path, 
     assert result.code == 0, result.err
     record, best = result.json, load_factors(tmp_path / "best.json")
     assert list(header(tmp_path)["method"]) == [type(METHODS[name]).__name__]
-    assert [start.split()[0] for start in header(tmp_path)["starts"]] == list(METHODS[name].starts)
+    assert [start.split()[0] for start in header(tmp_path)["starts"]] == list(METHODS[name].schemes)
     assert header(tmp_path)["space"]["form"] == METHODS[name].parametrization
     assert record["token_evaluations"] <= 24 * 320
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

@@ -35,7 +35,6 @@ from longrope.schemes import scheme
 from longrope.search.find import find_factors
 from longrope.search.protocol import Batch, CandidateLoss
 from longrope.search.registry import METHODS
-from longrope.search.space import Space
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Evaluation, Finetune, Recovery, Search, Stage
 
@@ -113,29 +112,28 @@ class Counting:
 )
 def test_token_evaluations_of_a_search(name: str, budget: int | None, population: int | None, tmp_path: Path) -> None:
     from longrope.search.budget import Budget
-    from longrope.search.registry import planned
+    from longrope.search.registry import fit_to_budget
+    from longrope.search.run import SearchObjectives, SearchRun
 
     model, length = families.build("llama", num_hidden_layers=1), 128
     rope, how = Rope.of(model), Search(method=name, budget=budget, documents=2, needles=0.0, population=population)
     plan = Plan(stages=(Stage(length=length, search=how),), evaluation=Evaluation(lengths=()))
     (cost,) = costs(plan, ModelShape.of(model.config), rope)
     items = perplexity_texts(families.tokens(4, length).numpy())
-    chosen = METHODS[name] if population is None else METHODS[name].sized(population)
-    chosen, _ = planned(chosen, [length, length], budget if population is None else None)
+    chosen = METHODS[name] if population is None else METHODS[name].with_population(population)
+    chosen, _ = fit_to_budget(chosen, [length, length], budget if population is None else None)
     total = [0]
 
-    def connect(items: Sequence[WeightedText]) -> Counting:
+    def make_objective(items: Sequence[WeightedText]) -> Counting:
         return Counting(ModelObjective(model, items), total)
 
     find_factors(
-        Space(rope, length, ceiling=chosen.ceiling, parametrization=chosen.parametrization),
-        connect,
-        items[:2],
-        items[2:],
+        chosen.make_space(rope, length),
+        SearchObjectives.of(make_objective, items[:2], items[2:]),
         tmp_path,
         method=chosen,
-        starts=[scheme(name, rope, length) for name in chosen.starts],
-        budget=Budget(budget),
+        starts=[scheme(name, rope, length) for name in chosen.schemes],
+        run=SearchRun(budget=Budget(budget)),
     )
     assert cost.search_tokens == pytest.approx(total[0], rel=0.2)
 

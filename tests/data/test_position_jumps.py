@@ -20,7 +20,7 @@ from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
 from longrope.objectives.model_loss import ModelObjective
 from longrope.scaling import Scaling
-from longrope.search.find import data_hash
+from longrope.search.run import data_hash
 
 SCALING = Scaling(np.linspace(1, 3, 8).tolist(), attention_factor=1.1)
 SIZE, LENGTH = 60, 400

@@ -63,7 +63,7 @@ def test_two_workers_give_the_same_answers(here: EvaluationBackend) -> None:
     with open_backend("tiny", dtype="float32", workers="2") as there:
         assert (there.rope, there.tokenizer.get_vocab()) == (here.rope, here.tokenizer.get_vocab())
         for items in (perplexity_texts(tokens), perplexity_texts(tokens[::-1, :280], tail=20)):
-            ours, theirs = here.connect(items), there.connect(items)
+            ours, theirs = here.make_objective(items), there.make_objective(items)
             assert list(ours.tokens) == list(theirs.tokens) == [len(item.tokens) for item in items]
             for gradient in (False, True):
                 for one, other in zip(
@@ -77,7 +77,9 @@ def test_two_workers_give_the_same_answers(here: EvaluationBackend) -> None:
 @pytest.mark.parametrize("workers", ["0", "-1", "", "two", "1.5", "²", "rays", "local"])
 def test_workers_that_are_none_are_refused(workers: str) -> None:
     with (
-        pytest.raises(LongRopeError, match=f"workers = '{workers}': use a number of processes, ray, or ray://HOST"),
+        pytest.raises(
+            LongRopeError, match=f"workers = '{workers}': not known. Use a number of processes, ray, or ray://HOST"
+        ),
         open_backend("tiny", workers=workers),
     ):
         pass
@@ -86,7 +88,7 @@ def test_workers_that_are_none_are_refused(workers: str) -> None:
 def test_ray_without_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(LongRopeError, match=r"workers = 'ray' needs Ray: pip install"),
+        pytest.raises(LongRopeError, match=r"workers = 'ray': Ray is not installed. Run pip install"),
         open_backend("tiny", workers="ray"),
     ):
         pass
@@ -126,4 +128,4 @@ def test_a_model_that_factors_do_not_reach_is_refused_in_a_worker(tmp_path: Path
         open_backend(str(tmp_path), workers="2") as there,
         pytest.raises(LongRopeError, match="already carries a rope"),
     ):
-        list(there.connect(items).evaluate([[(Scaling([2.0] * 8), 0)]], gradient=False))
+        list(there.make_objective(items).evaluate([[(Scaling([2.0] * 8), 0)]], gradient=False))

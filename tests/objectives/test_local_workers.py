@@ -80,10 +80,10 @@ def test_answers_are_those_of_this_process(engine: Callable[..., LocalPool], cou
 def test_searches_are_those_of_this_process(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
     shared = PooledObjective(engine(build, 2), ITEMS, TOKENS)
     for name in SMALL:
-        fields = {"rows": 2, "racing": True, "seed": 3}
+        fields = {"batch_size": 2, "racing": True, "seed": 3}
         here = search_with(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
         there = search_with(tmp_path / f"{name}.there", SMALL[name], objective=shared, **fields)
-        assert (there.ranked, there.records, there.tokens) == (here.ranked, here.records, here.tokens)
+        assert (there.ranked, there.improvements, there.tokens) == (here.ranked, here.improvements, here.tokens)
         assert set(timeless(tmp_path / f"{name}.there")) == set(timeless(tmp_path / f"{name}.here"))
 
 
@@ -131,7 +131,7 @@ def test_a_search_outlives_a_killed_worker(engine: Callable[..., LocalPool], tmp
     killer.join()
     here = search_with(tmp_path / "here", SMALL["cma"], objective=HERE)
     assert killed
-    assert (there.ranked, there.records, there.tokens) == (here.ranked, here.records, here.tokens)
+    assert (there.ranked, there.improvements, there.tokens) == (here.ranked, here.improvements, here.tokens)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalPool], tmp
     assert answers(workers) == dict(HERE.evaluate(BATCHES, gradient=False))
     journal = Journal(tmp_path / "j", {})
     candidates = [batch[0][0] for batch in BATCHES[::3]]
-    found = Evaluator(shared, journal, budget=Budget()).answers(CandidateBatch(candidates))
+    found = Evaluator(shared, journal, budget=Budget()).evaluate(CandidateBatch(candidates))
     journal.close()
     assert [answer.loss for answer in found] == pytest.approx(
         [sum(HERE.loss(one, item) for item in range(3)) / 3 for one in candidates]

@@ -50,10 +50,10 @@ def test_answers_and_searches_are_those_of_this_process(closing: list[RayPool], 
         assert found == dict(HERE.evaluate(BATCHES, gradient=gradient))
     next(iter(shared.evaluate(BATCHES, gradient=False)))  # who stops listening can ask again
     for name in SMALL:
-        fields = {"rows": 2, "racing": True, "seed": 3}
+        fields = {"batch_size": 2, "racing": True, "seed": 3}
         here = search_with(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
         there = search_with(tmp_path / f"{name}.there", SMALL[name], objective=shared, **fields)
-        assert (there.ranked, there.records, there.tokens) == (here.ranked, here.records, here.tokens)
+        assert (there.ranked, there.improvements, there.tokens) == (here.ranked, here.improvements, here.tokens)
         assert set(timeless(tmp_path / f"{name}.there")) == set(timeless(tmp_path / f"{name}.here"))
 
 

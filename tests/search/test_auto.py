@@ -57,7 +57,7 @@ def test_starts_and_ramps_come_first_and_the_best_of_them_is_gone_on_from(count:
     space = space_of(method)
     asked = asks(method, space)
     assert [len(ask.candidates) for ask in asked] == [3 + count] + [1] * 5
-    assert [ask.turn for ask in asked] == [None, 0, 1, 2, 3, None]
+    assert [ask.gradient_step for ask in asked] == [None, 0, 1, 2, 3, None]
     for wanted, found in zip([*STARTS, *ramps(space)], asked[0].candidates, strict=False):
         np.testing.assert_allclose(found.factors, wanted.factors, rtol=1e-9)
     best = min(asked[0].candidates, key=quadratic)
@@ -76,7 +76,7 @@ def test_within_a_budget_it_costs_no_more(passes: int, items: int) -> None:
     assert found.ramps >= 1
     assert found.gradient.steps >= 1
     assert found.passes(items) <= passes or (found.ramps, found.gradient.steps) == (1, 1)
-    assert found.sized(max(4, found.gradient.steps + 1)).passes(items) > passes
+    assert found.with_population(max(4, found.gradient.steps + 1)).passes(items) > passes
 
 
 @pytest.mark.parametrize("passes", [23, 47, 90, 300])
@@ -104,9 +104,9 @@ def test_the_default_is_the_tested_one() -> None:
 
 
 def test_other_numbers_of_steps() -> None:
-    assert Auto(ramps=2).sized(9) == Auto(ramps=2, gradient=Gradient(steps=9))
-    with pytest.raises(LongRopeError, match="population = 0 is too small"):
-        Auto().sized(0)
+    assert Auto(ramps=2).with_population(9) == Auto(ramps=2, gradient=Gradient(steps=9))
+    with pytest.raises(LongRopeError, match="population = 0: too small"):
+        Auto().with_population(0)
 
 
 def test_start_tokens_and_length_are_the_spaces() -> None:

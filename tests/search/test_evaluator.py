@@ -49,7 +49,7 @@ def seeing(seen: list[Batch]) -> Documents:
 
 def test_an_answer_is_the_mean_over_the_items(opened: Opened) -> None:
     documents = Documents(noise=lambda one, item: item**2 / one.factors[0])
-    found = evaluator(documents, opened[0]).answers(CandidateBatch([C, A]))
+    found = evaluator(documents, opened[0]).evaluate(CandidateBatch([C, A]))
     for one, answer in zip((C, A), found, strict=True):
         assert answer.loss == pytest.approx(np.mean([documents.loss(one, item) for item in range(5)]))
         assert answer.gradient is None
@@ -60,13 +60,13 @@ def test_a_turn_is_the_loss_and_slope_of_one_item_at_three_times_its_tokens(open
     calls: list[tuple[Scaling, int]] = []
     documents = Documents(apart=0.3, calls=calls)
     one, item = evaluator(documents, opened[0]), 3 * turn % 5
-    found = one.answers(CandidateBatch([C, A], turn=turn))
+    found = one.evaluate(CandidateBatch([C, A], gradient_step=turn))
     assert found == [CandidateLoss(documents.loss(each, item), documents.slope(each, item)) for each in (C, A)]
     for _ in range(2):  # the second time it is known, and costs nothing
         assert calls == [(C, item), (A, item)]
         assert one.tokens == 3 * 2 * (5, 5, 5, 9, 9)[item]
-        assert one.answers(CandidateBatch([A, C], turn=turn + 10)) == found[::-1]
-    assert not one.complete
+        assert one.evaluate(CandidateBatch([A, C], gradient_step=turn + 10)) == found[::-1]
+    assert not one.mean_losses
 
 
 @given(st.integers(1, 200))
@@ -84,7 +84,7 @@ def test_batches_are_full_and_of_one_length(opened: Opened, rows: int) -> None:
     """Every pair once, in order; a batch ends only where it is full or the length changes."""
     batches: list[Batch] = []
     documents = seeing(batches)
-    evaluator(documents, opened[0], rows=rows).answers(CandidateBatch([A, B, C]))
+    evaluator(documents, opened[0], batch_size=rows).evaluate(CandidateBatch([A, B, C]))
     assert [pair for batch in batches for pair in batch] == [(one, item) for one in (A, B, C) for item in range(5)]
     assert max(map(len, batches)) == min(rows, 3)
     lengths = [[documents.tokens[item] for _, item in batch] for batch in batches]
@@ -95,18 +95,18 @@ def test_batches_are_full_and_of_one_length(opened: Opened, rows: int) -> None:
 def test_gradients_are_taken_one_pair_at_a_time(opened: Opened) -> None:
     """Their memory is what limits the length."""
     batches: list[Batch] = []
-    one = evaluator(seeing(batches), opened[0], rows=4)
-    one.answers(CandidateBatch([A, B, C], turn=1))
+    one = evaluator(seeing(batches), opened[0], batch_size=4)
+    one.evaluate(CandidateBatch([A, B, C], gradient_step=1))
     assert [len(batch) for batch in batches] == [1] * 3
 
 
 def test_what_is_known_costs_nothing(opened: Opened) -> None:
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0])
-    first = one.answers(CandidateBatch([A, B, A, A]))
+    first = one.evaluate(CandidateBatch([A, B, A, A]))
     assert first[0] == first[2] == first[3]
     assert (len(calls), one.tokens) == (10, 2 * 33)
-    assert one.answers(CandidateBatch([B, A])) == [first[1], first[0]]
+    assert one.evaluate(CandidateBatch([B, A])) == [first[1], first[0]]
     assert (len(calls), one.tokens) == (10, 2 * 33)
 
 
@@ -116,26 +116,26 @@ def test_items_with_a_slope_need_not_be_evaluated_again(opened: Opened) -> None:
     documents = Documents(calls=calls)
     one = evaluator(documents, opened[0])
     for turn in (1, 2, 3, 0):  # items 3, 1, 4, 0
-        one.answers(CandidateBatch([A, B], turn=turn))
-    assert not one.complete
-    one.answers(CandidateBatch([A], turn=4))
+        one.evaluate(CandidateBatch([A, B], gradient_step=turn))
+    assert not one.mean_losses
+    one.evaluate(CandidateBatch([A], gradient_step=4))
     mean = float(np.mean([documents.loss(A, item) for item in range(5)]))
-    assert one.complete == {A: pytest.approx(mean)}
-    assert (one.records[-1].scaling, one.records[-1].tokens) == (A, one.tokens)
+    assert one.mean_losses == {A: pytest.approx(mean)}
+    assert (one.improvements[-1].scaling, one.improvements[-1].tokens) == (A, one.tokens)
     assert (len(calls), one.tokens) == (9, 3 * (33 + 28))
-    assert one.answers(CandidateBatch([A])) == [CandidateLoss(one.complete[A])]
+    assert one.evaluate(CandidateBatch([A])) == [CandidateLoss(one.mean_losses[A])]
     assert (len(calls), one.tokens) == (9, 3 * (33 + 28))
-    one.answers(CandidateBatch([B, A]))
+    one.evaluate(CandidateBatch([B, A]))
     assert calls[9:] == [(B, 2)]
     assert one.tokens == 3 * (33 + 28) + 5
 
 
 def test_a_slope_of_what_is_known_without_costs_three_forward_passes(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0])
-    (mean,) = one.answers(CandidateBatch([B]))
-    one.answers(CandidateBatch([B], turn=3))
+    (mean,) = one.evaluate(CandidateBatch([B]))
+    one.evaluate(CandidateBatch([B], gradient_step=3))
     assert one.tokens == 33 + 3 * 9
-    assert one.answers(CandidateBatch([B])) == [mean]
+    assert one.evaluate(CandidateBatch([B])) == [mean]
     assert one.tokens == 33 + 3 * 9
 
 
@@ -144,14 +144,14 @@ def test_a_partly_known_batch_is_evaluated_as_a_whole(tmp_path: Path, rows: int)
     """What an answer is may depend on its batch, so a batch is computed with the same pairs as it was."""
     documents, path = Documents((5, 5, 5)), tmp_path / "j"
     journal = Journal(path, {})
-    evaluator(documents, journal, rows=rows).answers(CandidateBatch([A, B]))
+    evaluator(documents, journal, batch_size=rows).evaluate(CandidateBatch([A, B]))
     journal.close()
     whole, lines = timeless(path), path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:4]))  # the settings and three pairs
     calls: list[tuple[Scaling, int]] = []
     journal = Journal(path, {}, resume=True)
-    one = evaluator(replace(documents, calls=calls), journal, rows=rows)
-    one.answers(CandidateBatch([A, B]))
+    one = evaluator(replace(documents, calls=calls), journal, batch_size=rows)
+    one.evaluate(CandidateBatch([A, B]))
     journal.close()
     again = {1: [(B, 0), (B, 1), (B, 2)], 2: [(A, 2), (B, 0), (B, 1), (B, 2)]}[rows]
     assert calls == again
@@ -168,22 +168,22 @@ def test_the_order_of_the_answers_does_not_matter(tmp_path: Path, name: str, row
             tmp_path / str(backwards),
             SMALL[name],
             objective=Documents(noise=scattered, apart=0.2, backwards=backwards),
-            rows=rows,
+            batch_size=rows,
             racing=racing,
         )
         for backwards in (False, True)
     )
-    assert (one.ranked, one.records, one.tokens) == (other.ranked, other.records, other.tokens)
+    assert (one.ranked, one.improvements, one.tokens) == (other.ranked, other.improvements, other.tokens)
     assert set(timeless(tmp_path / "False")) == set(timeless(tmp_path / "True"))
 
 
 def test_records_are_in_the_order_of_the_ask(opened: Opened) -> None:
     one = evaluator(Documents(backwards=True), opened[0])
     losses = [quadratic(scaling) for scaling in (D, A, B, C)]
-    one.answers(CandidateBatch([D, A, B, C]))
+    one.evaluate(CandidateBatch([D, A, B, C]))
     best = [(D, A, B, C)[i] for i in range(4) if losses[i] == min(losses[: i + 1])]
-    assert [record.scaling for record in one.records] == best
-    assert {record.tokens for record in one.records} == {4 * 33}
+    assert [record.scaling for record in one.improvements] == best
+    assert {record.tokens for record in one.improvements} == {4 * 33}
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -191,20 +191,20 @@ def test_records_are_in_the_order_of_the_ask(opened: Opened) -> None:
 def test_the_budget_is_a_prefix_of_the_batches(opened: Opened, tokens: int, rows: int) -> None:
     """Candidates that it paid for count, and it ends where the next batch would pass it."""
     calls: list[tuple[Scaling, int]] = []
-    one = evaluator(Documents(calls=calls), opened[0], tokens, rows=rows)
+    one = evaluator(Documents(calls=calls), opened[0], tokens, batch_size=rows)
     with pytest.raises(Stop, match=f"the budget of {tokens} token-evaluations is spent"):
-        one.answers(CandidateBatch([A, B, C]))
+        one.evaluate(CandidateBatch([A, B, C]))
     assert calls == [(scaling, item) for scaling in (A, B, C) for item in range(5)][: len(calls)]
     assert one.tokens == sum((5, 5, 5, 9, 9)[item] for _, item in calls) <= tokens
     assert tokens - one.tokens < 9 * rows
-    assert len(one.complete) == len(calls) // 5
+    assert len(one.mean_losses) == len(calls) // 5
 
 
 @pytest.mark.parametrize("tokens", [1, 32])
 def test_a_budget_below_one_candidate_is_an_error_that_names_both(opened: Opened, tokens: int) -> None:
     one = evaluator(Documents(), opened[0], tokens)
-    with pytest.raises(LongRopeError, match=rf"budget = {tokens} .*less than one step of this search, 33"):
-        one.answers(CandidateBatch([A, B]))
+    with pytest.raises(LongRopeError, match=rf"budget = {tokens}: one step of this search takes 33 token-evaluations"):
+        one.evaluate(CandidateBatch([A, B]))
     assert evaluations(opened[1]) == []
 
 
@@ -212,10 +212,10 @@ def test_a_budget_below_one_candidate_is_an_error_that_names_both(opened: Opened
 def test_a_turn_that_the_budget_does_not_pay_for_is_not_taken(opened: Opened, tokens: int) -> None:
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0], tokens)
-    one.answers(CandidateBatch([A]))
-    one.answers(CandidateBatch([B], turn=0))
+    one.evaluate(CandidateBatch([A]))
+    one.evaluate(CandidateBatch([B], gradient_step=0))
     with pytest.raises(Stop, match=f"the budget of {tokens} token-evaluations is spent"):
-        one.answers(CandidateBatch([B], turn=3))
+        one.evaluate(CandidateBatch([B], gradient_step=3))
     assert one.tokens == 33 + 15
     assert calls[5:] == [(B, 0)]
 
@@ -249,19 +249,19 @@ def test_the_seconds_of_a_batch_are_shared_by_its_pairs(
     def told() -> None:
         clock[0] += 50.0
 
-    one = evaluator(taking(clock, 0.6), opened[0], rows=rows, told=told)
-    one.answers(CandidateBatch([A, B]))
+    one = evaluator(taking(clock, 0.6), opened[0], batch_size=rows, on_batch=told)
+    one.evaluate(CandidateBatch([A, B]))
     assert one.seconds == pytest.approx(0.6 * batches)
     found = [line["seconds"] for line in evaluations(opened[1])]
     of_one = {1: [0.6] * 5, 2: [0.3, 0.3, 0.6, 0.3, 0.3], 3: [0.2, 0.2, 0.2, 0.3, 0.3]}[rows]
     assert found == pytest.approx(of_one * 2)
-    again = evaluator(taking(clock, 99.0), opened[0], rows=rows)
-    again.answers(CandidateBatch([A, B]))
+    again = evaluator(taking(clock, 99.0), opened[0], batch_size=rows)
+    again.evaluate(CandidateBatch([A, B]))
     assert again.seconds == pytest.approx(one.seconds)
 
 
 def test_seconds_are_written_to_a_millionth(opened: Opened, clock: list[float]) -> None:
-    evaluator(taking(clock, 0.12345678), opened[0]).answers(CandidateBatch([A]))
+    evaluator(taking(clock, 0.12345678), opened[0]).evaluate(CandidateBatch([A]))
     assert {line["seconds"] for line in evaluations(opened[1])} == {0.123457}
 
 
@@ -271,7 +271,7 @@ def test_the_time_budget_ends_after_the_batch_that_spends_it(
 ) -> None:
     one = Evaluator(taking(clock, 0.5), opened[0], budget=Budget(seconds=seconds))
     with pytest.raises(Stop, match=f"^the time budget of {said} s is spent$"):
-        one.answers(CandidateBatch([A, B]))
+        one.evaluate(CandidateBatch([A, B]))
     assert one.seconds == 0.5 * count
     assert len(evaluations(opened[1])) == count
 
@@ -280,19 +280,19 @@ def test_the_time_budget_ends_after_the_batch_that_spends_it(
 @pytest.mark.parametrize(("rows", "times"), [(1, 10), (3, 4)])
 def test_every_batch_is_told_once_what_leads(opened: Opened, rows: int, times: int, asked: list[Scaling]) -> None:
     leading: list[tuple[float, Scaling] | None] = []
-    one = evaluator(Documents(), opened[0], rows=rows, told=lambda: leading.append(one.leading))
-    one.answers(CandidateBatch(asked))
+    one = evaluator(Documents(), opened[0], batch_size=rows, on_batch=lambda: leading.append(one.best))
+    one.evaluate(CandidateBatch(asked))
     assert len(leading) == times
-    first = leading.index((one.complete[asked[0]], asked[0]))
+    first = leading.index((one.mean_losses[asked[0]], asked[0]))
     assert leading[:first] == [None] * first
     assert first == {1: 4, 3: 1}[rows]
-    assert leading[-1] == min((loss, one_) for one_, loss in one.complete.items())
+    assert leading[-1] == min((loss, one_) for one_, loss in one.mean_losses.items())
 
 
 def test_a_budget_of_thousands_is_easy_to_read(opened: Opened) -> None:
     one = evaluator(Documents((1000, 1000)), opened[0], 3999)
     with pytest.raises(Stop, match=r"^the budget of 3,999 token-evaluations is spent$"):
-        one.answers(CandidateBatch([A, B]))
+        one.evaluate(CandidateBatch([A, B]))
     assert one.tokens == 3000
 
 
@@ -300,7 +300,7 @@ def racing_journal(path: Path, documents: Documents, asks: list[CandidateBatch],
     journal = Journal(path, {})
     one = evaluator(documents, journal, racing=True, **fields)
     for ask in asks:
-        one.answers(ask)
+        one.evaluate(ask)
     journal.close()
     return one
 
@@ -314,37 +314,37 @@ def test_who_is_clearly_worse_is_not_evaluated_any_further(tmp_path: Path) -> No
     one = racing_journal(tmp_path / "j", Documents(calls=calls), [CandidateBatch([BEST]), CandidateBatch([WORSE])])
     assert calls == [(BEST, item) for item in range(5)] + [(WORSE, 0), (WORSE, 1)]
     assert one.tokens == 33 + 10
-    assert list(one.complete) == [BEST]
+    assert list(one.mean_losses) == [BEST]
 
 
 def test_nobody_is_raced_unasked(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0])
-    one.answers(CandidateBatch([BEST]))
-    one.answers(CandidateBatch([WORSE]))
-    assert list(one.complete) == [BEST, WORSE]
+    one.evaluate(CandidateBatch([BEST]))
+    one.evaluate(CandidateBatch([WORSE]))
+    assert list(one.mean_losses) == [BEST, WORSE]
 
 
 def test_who_lost_a_race_is_told_what_it_would_come_to(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0], racing=True)
-    (best,) = one.answers(CandidateBatch([BEST]))
-    (lost,) = one.answers(CandidateBatch([WORSE]))
+    (best,) = one.evaluate(CandidateBatch([BEST]))
+    (lost,) = one.evaluate(CandidateBatch([WORSE]))
     assert lost.loss == pytest.approx(best.loss + quadratic(WORSE) - quadratic(BEST))
 
 
 def test_a_gradient_is_never_raced(opened: Opened) -> None:
     one = evaluator(Documents(), opened[0], racing=True)
-    one.answers(CandidateBatch([BEST]))
-    found = [one.answers(CandidateBatch([WORSE], turn=turn))[0] for turn in range(5)]
+    one.evaluate(CandidateBatch([BEST]))
+    found = [one.evaluate(CandidateBatch([WORSE], gradient_step=turn))[0] for turn in range(5)]
     assert None not in [answer.gradient for answer in found]
-    assert WORSE in one.complete
+    assert WORSE in one.mean_losses
 
 
 def test_who_lost_and_is_asked_for_again_costs_nothing_more(opened: Opened) -> None:
     calls: list[tuple[Scaling, int]] = []
     one = evaluator(Documents(calls=calls), opened[0], racing=True)
-    one.answers(CandidateBatch([BEST]))
-    first, spent, count = one.answers(CandidateBatch([WORSE])), one.tokens, len(calls)
-    assert one.answers(CandidateBatch([WORSE])) == first
+    one.evaluate(CandidateBatch([BEST]))
+    first, spent, count = one.evaluate(CandidateBatch([WORSE])), one.tokens, len(calls)
+    assert one.evaluate(CandidateBatch([WORSE])) == first
     assert len(calls) == count
     assert one.tokens == spent
 
@@ -354,12 +354,12 @@ def test_who_lost_is_not_raced_again_against_a_new_best(opened: Opened, second: 
     """Whether on the items that it was evaluated on it is clearly worse than that one too, or is not."""
     documents = Documents(noise=lambda one, item: (-5.0, second, -8.0, -8.0, -8.0)[item] if one == A else 0.0)
     one = evaluator(documents, opened[0], racing=True)
-    one.answers(CandidateBatch([BEST]))
-    first = one.answers(CandidateBatch([WORSE]))
-    one.answers(CandidateBatch([A]))
-    assert one.records[-1].scaling == A
+    one.evaluate(CandidateBatch([BEST]))
+    first = one.evaluate(CandidateBatch([WORSE]))
+    one.evaluate(CandidateBatch([A]))
+    assert one.improvements[-1].scaling == A
     spent = one.tokens
-    assert one.answers(CandidateBatch([WORSE])) == first
+    assert one.evaluate(CandidateBatch([WORSE])) == first
     assert one.tokens == spent
 
 
@@ -370,15 +370,15 @@ def test_who_lost_and_then_leads_by_its_gradient_can_be_raced_against(opened: Op
         return 0.0 if one != A else (-20.0, -19.0)[item % 2] if item > 2 else 1.0 + 0.01 * item
 
     one = evaluator(Documents(noise=noise), opened[0], racing=True)
-    one.answers(CandidateBatch([BEST]))
-    one.answers(CandidateBatch([A]))
-    assert A not in one.complete
+    one.evaluate(CandidateBatch([BEST]))
+    one.evaluate(CandidateBatch([A]))
+    assert A not in one.mean_losses
     for turn in range(5):
-        one.answers(CandidateBatch([A], turn=turn))
-    assert one.records[-1].scaling == A
-    assert one.answers(CandidateBatch([A])) == [CandidateLoss(one.complete[A])]
-    one.answers(CandidateBatch([B]))
-    assert B in {**one.complete, **one.lost}
+        one.evaluate(CandidateBatch([A], gradient_step=turn))
+    assert one.improvements[-1].scaling == A
+    assert one.evaluate(CandidateBatch([A])) == [CandidateLoss(one.mean_losses[A])]
+    one.evaluate(CandidateBatch([B]))
+    assert B in {**one.mean_losses, **one.race_estimates}
 
 
 def trial(path: Path, seed: int, *, racing: bool) -> tuple[Evaluator, dict[Scaling, float]]:
@@ -395,7 +395,7 @@ def trial(path: Path, seed: int, *, racing: bool) -> tuple[Evaluator, dict[Scali
     journal = Journal(path, {})
     one = evaluator(Documents(tokens, loss), journal, racing=racing)
     for start in range(0, 30, 8):
-        one.answers(CandidateBatch(candidates[start : start + 8]))
+        one.evaluate(CandidateBatch(candidates[start : start + 8]))
     journal.close()
     return one, truth
 
@@ -410,10 +410,10 @@ def test_races_spend_less_and_hardly_ever_drop_who_is_better(tmp_path: Path) -> 
         for one in truth:
             if best is not None and truth[one] < truth[best]:
                 better += 1
-                dropped += one not in raced.complete
-            if one in raced.complete and (best is None or raced.complete[one] < raced.complete[best]):
+                dropped += one not in raced.mean_losses
+            if one in raced.mean_losses and (best is None or raced.mean_losses[one] < raced.mean_losses[best]):
                 best = one
-        same += plain.records[-1].scaling == raced.records[-1].scaling
+        same += plain.improvements[-1].scaling == raced.improvements[-1].scaling
         spent, paid = spent + raced.tokens, paid + plain.tokens
     assert better > 50
     assert dropped <= 0.11 * better
@@ -434,25 +434,25 @@ def test_a_raced_search_finds_as_good_a_candidate_for_less(tmp_path: Path, name:
 def test_no_loss_that_is_not_finite_is_a_record(opened: Opened) -> None:
     bad = {A: math.nan, B: math.inf, C: -math.inf}
     one = evaluator(Documents(noise=lambda scaling, _: bad.get(scaling, 0.0)), opened[0])
-    one.answers(CandidateBatch([A, B, C, D]))
-    assert [record.scaling for record in one.records] == [D]
-    assert one.leading is not None
-    assert one.leading[1] == D
+    one.evaluate(CandidateBatch([A, B, C, D]))
+    assert [record.scaling for record in one.improvements] == [D]
+    assert one.best is not None
+    assert one.best[1] == D
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_method_is_told_the_same_of_a_bad_loss_as_after_a_resume(opened: Opened, bad: float) -> None:
     """The journal cannot tell them apart: they are the worst."""
     documents = Documents(noise=lambda scaling, _: bad if scaling == A else 0.0)
-    fresh = evaluator(documents, opened[0]).answers(CandidateBatch([A, B]))
-    resumed = evaluator(documents, opened[0]).answers(CandidateBatch([A, B]))
+    fresh = evaluator(documents, opened[0]).evaluate(CandidateBatch([A, B]))
+    resumed = evaluator(documents, opened[0]).evaluate(CandidateBatch([A, B]))
     assert [answer.loss for answer in fresh] == [answer.loss for answer in resumed]
     assert fresh[0].loss == math.inf
     assert evaluations(opened[1])[0]["loss"] is None
 
 
 def test_the_journal_holds_every_pair_once(tmp_path: Path) -> None:
-    search_with(tmp_path / "j", SMALL["paper"], objective=Documents(), rows=2)
+    search_with(tmp_path / "j", SMALL["paper"], objective=Documents(), batch_size=2)
     pairs = [json.dumps([line["factors"], line["item"]]) for line in evaluations(tmp_path / "j")]
     assert len(pairs) == len(set(pairs))
     assert len(pairs) % 5 == 0

@@ -13,11 +13,12 @@ from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
-from longrope.search.evolution import Genes, Paper, Simple, _redrawn, sized
+from longrope.search.evolution import Genes, Paper, Simple, _redraw
+from longrope.search.method import check_population
 from longrope.search.space import START_TOKENS, Space
 
 FULL = {"paper": Paper(), "simple": Simple()}
-SMALL = [Paper(generations=4).sized(12), Simple(generations=4).sized(12)]
+SMALL = [Paper(generations=4).with_population(12), Simple(generations=4).with_population(12)]
 KINDS = pytest.mark.parametrize("method", SMALL, ids=["paper", "simple"])
 
 
@@ -42,25 +43,25 @@ def test_the_number_of_candidates(name: str, count: int) -> None:
 @pytest.mark.parametrize("population", [4, 5, 7, 32, 33])
 @KINDS
 def test_another_population(method: Paper | Simple, population: int) -> None:
-    sized = method.sized(population)
+    sized = method.with_population(population)
     asked = generations(sized, space_of(sized))
     assert len(asked[0]) == population
     assert sum(map(len, asked)) == sized.passes(1)
 
 
 def test_the_paper_halves_everything() -> None:
-    half = Paper().sized(32)
+    half = Paper().with_population(32)
     assert (half.population, half.mutations, half.crossovers, half.parents, half.generations) == (32, 8, 8, 16, 40)
 
 
 @given(st.integers(-10, 300))
 def test_a_population_is_4_or_more(population: int) -> None:
     if population < 4:
-        with pytest.raises(LongRopeError, match=f"^population = {population} is too small; use at least 4$"):
-            sized(population)
+        with pytest.raises(LongRopeError, match=f"^population = {population}: too small"):
+            check_population(population)
         return
-    paper, simple = Paper().sized(population), Simple().sized(population)
-    assert sized(population) == paper.population == simple.population == population
+    paper, simple = Paper().with_population(population), Simple().with_population(population)
+    assert check_population(population) == paper.population == simple.population == population
     assert (paper.mutations, paper.crossovers, paper.parents) == (population // 4, population // 4, population // 2)
     assert (paper.probability, paper.generations) == (0.3, 40)
     assert (simple.kept, simple.sigma, simple.generations) == (0.2, 0.1, 100)
@@ -70,8 +71,8 @@ def test_a_population_is_4_or_more(population: int) -> None:
 @pytest.mark.parametrize("population", [3, 1, 0, -8])
 @KINDS
 def test_too_small_a_population(method: Paper | Simple, population: int) -> None:
-    with pytest.raises(LongRopeError, match=f"population = {population} is too small"):
-        method.sized(population)
+    with pytest.raises(LongRopeError, match=f"population = {population}: too small"):
+        method.with_population(population)
 
 
 def assert_inside(scaling: Scaling, method: Paper | Simple, space: Space) -> None:
@@ -141,7 +142,7 @@ def test_start_tokens_are_searched_when_offered(method: Paper | Simple, offered:
 
 
 def redrawn(space: Space, rng: np.random.Generator, probability: float) -> Genes:
-    return _redrawn(Genes(np.ones(8), 1, 1.1), space, rng, probability)
+    return _redraw(Genes(np.ones(8), 1, 1.1), space, rng, probability)
 
 
 def test_start_tokens_are_drawn_uniformly_with_their_probability() -> None:
@@ -151,7 +152,7 @@ def test_start_tokens_are_drawn_uniformly_with_their_probability() -> None:
 
 
 def test_attention_factors_are_drawn_uniformly_with_their_probability() -> None:
-    space, rng = Space(ROPE, LENGTH, attention=True), np.random.default_rng(0)
+    space, rng = Space(ROPE, LENGTH, search_attention=True), np.random.default_rng(0)
     drawn = np.array([redrawn(space, rng, 0.4).attention for _ in range(20_000)])
     new = drawn[drawn != 1.1]
     assert len(new) / 20_000 == pytest.approx(0.4, abs=0.015)
@@ -169,7 +170,7 @@ def test_where_there_is_nothing_to_choose_nothing_is_drawn() -> None:
 @pytest.mark.parametrize("offered", [False, True])
 @KINDS
 def test_attention_factors_are_searched_when_offered(method: Paper | Simple, offered: bool) -> None:
-    space = space_of(method, attention_factor=1.1, attention=offered)
+    space = space_of(method, attention_factor=1.1, search_attention=offered)
     asked = generations(method, space)
     chosen = {scaling.attention_factor for generation in asked for scaling in generation}
     assert {scaling.attention_factor for scaling in asked[0][:3]} == {1.1}
@@ -182,7 +183,7 @@ def test_attention_factors_are_searched_when_offered(method: Paper | Simple, off
 def test_the_best_of_what_is_kept_never_gets_worse(name: str, seed: int, tmp_path: Path) -> None:
     seen: list[float] = []
     outcome = search_with(
-        tmp_path / "j", FULL[name], seed=seed, tokens=600, watch=lambda progress: seen.append(progress.loss)
+        tmp_path / "j", FULL[name], seed=seed, tokens=600, on_progress=lambda progress: seen.append(progress.loss)
     )
     assert seen == sorted(seen, reverse=True)
     assert len(seen) == len(outcome.ranked) == 600

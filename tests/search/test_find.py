@@ -26,12 +26,13 @@ from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.evaluator import Improvement
 from longrope.search.evolution import Paper, Simple
-from longrope.search.find import FINALISTS, SearchResult, data_hash, find_factors
+from longrope.search.find import FINALISTS, find_factors
 from longrope.search.gradient import Gradient
 from longrope.search.loop import SearchOutcome, SearchProgress
+from longrope.search.method import Method
 from longrope.search.protocol import Batch, CandidateLoss, Objective
 from longrope.search.registry import METHODS as ALL
-from longrope.search.registry import Method
+from longrope.search.run import SearchObjectives, SearchResult, SearchRun, data_hash
 from longrope.search.space import Space
 
 LENGTH, SCHEMES = 160, ("pi", "ntk", "yarn", "heuristic")
@@ -40,13 +41,13 @@ METHODS: dict[str, Method] = {
     "auto": Auto(ramps=2, gradient=Gradient(steps=3)),
     "gradient": Gradient(steps=4),
     "cma": Cma(population=4, generations=3),
-    "paper": Paper(generations=3).sized(8),
-    "simple": Simple(generations=2).sized(8),
+    "paper": Paper(generations=3).with_population(8),
+    "simple": Simple(generations=2).with_population(8),
 }
 TOKENS = {"search": families.tokens(5, LENGTH)[:2].numpy(), "held_out": families.tokens(5, LENGTH)[2:].numpy()}
 ITEMS = {part: perplexity_texts(tokens) for part, tokens in TOKENS.items()}
 ONCE = TOKENS["search"].size  # token-evaluations of one candidate
-Connect = Callable[[Sequence[WeightedText]], Objective]
+MakeObjective = Callable[[Sequence[WeightedText]], Objective]
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,7 @@ def model() -> PreTrainedModel:
 
 
 def space_of(name: str, **fields: object) -> Space:
-    return Space(
-        ROPE, LENGTH, **{"ceiling": METHODS[name].ceiling, "parametrization": METHODS[name].parametrization, **fields}
-    )
+    return METHODS[name].make_space(ROPE, LENGTH, **fields)
 
 
 def find(
@@ -66,15 +65,21 @@ def find(
     *,
     name: str = "paper",
     space: dict[str, object] | None = None,
-    connect: Connect | None = None,
+    make_objective: MakeObjective | None = None,
     items: dict[str, list[WeightedText]] = ITEMS,
     **fields: object,
 ) -> SearchResult:
     """A search of 14 evaluations, a forward and backward pass being three."""
-    searched, connect = space_of(name, **(space or {})), connect or partial(ModelObjective, model)
-    starts = [scheme(one, searched.rope, searched.length) for one in METHODS[name].starts]
-    fields = {"budget": Budget(14 * ONCE), "starts": starts, **fields}
-    return find_factors(searched, connect, items["search"], items["held_out"], run, method=METHODS[name], **fields)
+    searched = space_of(name, **(space or {}))
+    objectives = SearchObjectives.of(
+        make_objective or partial(ModelObjective, model), items["search"], items["held_out"]
+    )
+    starts = [scheme(scheme_name, searched.rope, searched.length) for scheme_name in METHODS[name].schemes]
+    how = {field: fields.pop(field) for field in SearchRun.__dataclass_fields__ if field in fields}
+    how["budget"] = how.get("budget", Budget(14 * ONCE)) or Budget()
+    return find_factors(
+        searched, objectives, run, method=METHODS[name], **{"starts": starts, "run": SearchRun(**how), **fields}
+    )
 
 
 def loss_of(model: PreTrainedModel, part: str, scaling: Scaling) -> float:
@@ -253,7 +258,7 @@ def test_the_attention_factor_of_all_candidates(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_attention_factor_is_searched_when_offered(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    found = find(model, tmp_path, name=name, space={"attention_factor": 1.1, "attention": True})
+    found = find(model, tmp_path, name=name, space={"attention_factor": 1.1, "search_attention": True})
     tried = {scaling.attention_factor for _, scaling in found.outcomes[0].ranked}
     assert len(tried) > 1
     assert min(tried) >= 1 - 1e-12
@@ -281,7 +286,7 @@ def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -
         part: mix_texts([(0.5, perplexity_texts(tokens)), (0.5, perplexity_texts(tokens[:, :100]))])
         for part, tokens in TOKENS.items()
     }
-    found = find(model, tmp_path, name="auto", items=both, rows=3, budget=None)
+    found = find(model, tmp_path, name="auto", items=both, batch_size=3, budget=None)
     best = found.outcomes[0].best
     long, short = (model_losses(model, best, TOKENS["search"][:, :length]).mean() for length in (LENGTH, 100))
     assert found.outcomes[0].ranked[0][0] == pytest.approx((long + short) / 2, abs=1e-5)
@@ -292,7 +297,7 @@ def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -
 def test_rows_change_nothing_but_the_last_digits(model: PreTrainedModel, tmp_path: Path) -> None:
     outcomes = []
     for rows in (1, 2, 4):
-        run = find(model, tmp_path / str(rows), name="simple", rows=rows, budget=Budget(8 * ONCE))
+        run = find(model, tmp_path / str(rows), name="simple", batch_size=rows, budget=Budget(8 * ONCE))
         outcomes.append({scaling: loss for loss, scaling in run.outcomes[0].ranked})
     assert outcomes[0].keys() == outcomes[1].keys() == outcomes[2].keys()
     for scaling, loss in outcomes[0].items():
@@ -324,12 +329,17 @@ def journals(run: Path) -> dict[str, list[dict]]:
 def test_interrupted_and_resumed_gives_the_identical_extension(
     model: PreTrainedModel, tmp_path: Path, after: int, name: str
 ) -> None:
-    space = {"start_tokens": (0, 8), "attention": True, "attention_factor": 1.1}
+    space = {"start_tokens": (0, 8), "search_attention": True, "attention_factor": 1.1}
     fields = {"seeds": (0, 1), "name": name, "space": space, "budget": Budget(17 * ONCE)}
     whole = find(model, tmp_path / "whole", **fields)
     left = [after]
     with pytest.raises(KeyboardInterrupt):
-        find(model, tmp_path / "cut", connect=lambda items: Interrupted(ModelObjective(model, items), left), **fields)
+        find(
+            model,
+            tmp_path / "cut",
+            make_objective=lambda items: Interrupted(ModelObjective(model, items), left),
+            **fields,
+        )
     tried = [scaling for outcome in whole.outcomes for _, scaling in outcome.ranked]
     assert (tmp_path / "cut" / "best.json").exists() == (after > 1)
     if after > 1:
@@ -350,11 +360,11 @@ def test_a_finished_run_is_resumed_without_an_evaluation(model: PreTrainedModel,
         tmp_path,
         name="auto",
         existing="resume",
-        connect=lambda items: Interrupted(ModelObjective(model, items), left),
+        make_objective=lambda items: Interrupted(ModelObjective(model, items), left),
     )
     assert (again.extension, again.held_out) == (before.extension, before.held_out)
     assert again.outcomes[0].ranked == before.outcomes[0].ranked
-    assert again.outcomes[0].records == before.outcomes[0].records
+    assert again.outcomes[0].improvements == before.outcomes[0].improvements
 
 
 def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -363,14 +373,16 @@ def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None
     def watch(seed: int, progress: SearchProgress) -> None:
         seen.append(load_factors(tmp_path / "best.json") == progress.best)
 
-    find(model, tmp_path, watch=watch)
+    find(model, tmp_path, on_progress=watch)
     assert seen == [True] * 27  # one for each of the 28 evaluations of a document but the first
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_watch_is_told_the_seed_and_how_it_stands(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
     told: dict[int, list[SearchProgress]] = {3: [], 4: []}
-    found = find(model, tmp_path, name=name, seeds=(3, 4), watch=lambda seed, progress: told[seed].append(progress))
+    found = find(
+        model, tmp_path, name=name, seeds=(3, 4), on_progress=lambda seed, progress: told[seed].append(progress)
+    )
     for outcome, standings in zip(found.outcomes, told.values(), strict=True):
         spent = [one.tokens for one in standings]
         assert spent == sorted(spent)
@@ -440,7 +452,7 @@ def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_pa
 
 
 def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=rf"budget = {ONCE - 1} .*less than one step of this search, {ONCE}"):
+    with pytest.raises(LongRopeError, match=rf"budget = {ONCE - 1}: one step .* takes {ONCE} tok"):
         find(model, tmp_path / "run", budget=Budget(ONCE - 1))
     assert not (tmp_path / "run").exists()
 
@@ -454,7 +466,7 @@ def test_a_search_goes_on_from_the_factors_of_another(model: PreTrainedModel, tm
     """And gives nothing worse than them: they are compared with what it finds."""
     first = find(model, tmp_path / "first", name="auto").extension.long
     found = find(model, tmp_path / "second", name="gradient", starts=[first])
-    assert found.outcomes[0].records[0].scaling.factors == pytest.approx(first.factors, rel=1e-9)
+    assert found.outcomes[0].improvements[0].scaling.factors == pytest.approx(first.factors, rel=1e-9)
     assert min(found.held_out.values()) <= loss_of(model, "held_out", first) + 1e-6
 
 
@@ -477,11 +489,11 @@ class Broken:
 def test_a_scheme_whose_loss_is_not_finite_does_not_stop_the_run(
     model: PreTrainedModel, tmp_path: Path, broken: str
 ) -> None:
-    def connect(items: Sequence[WeightedText]) -> Objective:
+    def make_objective(items: Sequence[WeightedText]) -> Objective:
         held_out = len(items) == len(ITEMS["held_out"])
         return Broken(ModelObjective(model, items), broken) if held_out else ModelObjective(model, items)
 
-    found = find(model, tmp_path, connect=connect)
+    found = find(model, tmp_path, make_objective=make_objective)
     assert not math.isfinite(found.held_out[broken])
     assert list(found.held_out)[-1] == broken
     assert found.extension.long.scheme != broken
@@ -512,15 +524,15 @@ def test_a_start_without_a_number_is_the_worst_candidate(model: PreTrainedModel,
     def broken(items: Sequence[WeightedText]) -> Objective:
         return WithoutNumber(ModelObjective(model, items), first)
 
-    found = find(model, tmp_path / "whole", name=name, connect=broken)
+    found = find(model, tmp_path / "whole", name=name, make_objective=broken)
     losses = [loss for loss, _ in found.outcomes[0].ranked]
     finite = [loss for loss in losses if math.isfinite(loss)]
     assert losses[: len(finite)] == sorted(finite)
     assert key(found.outcomes[0].ranked[-1][1]) == key(first)
     left = [6]
     with pytest.raises(KeyboardInterrupt):
-        find(model, tmp_path / "cut", name=name, connect=lambda items: Interrupted(broken(items), left))
-    find(model, tmp_path / "cut", name=name, connect=broken, existing="resume")
+        find(model, tmp_path / "cut", name=name, make_objective=lambda items: Interrupted(broken(items), left))
+    find(model, tmp_path / "cut", name=name, make_objective=broken, existing="resume")
     assert journals(tmp_path / "cut") == journals(tmp_path / "whole")
     files = [(tmp_path / one / "extension.json").read_bytes() for one in ("cut", "whole")]
     assert files[0] == files[1]
@@ -553,10 +565,10 @@ def test_only_what_is_compared_may_win(
     fields = {"starts": [start], "compared": compared}
     for best in ("heuristic", "mine", "start", "searched"):
 
-        def connect(items: Sequence[WeightedText], best: str = best) -> Objective:
+        def make_objective(items: Sequence[WeightedText], best: str = best) -> Objective:
             return Favouring(ModelObjective(model, items), best)
 
-        found = find(model, tmp_path / best, connect=connect, **fields)
+        found = find(model, tmp_path / best, make_objective=make_objective, **fields)
         assert set(found.held_out) == {*judged, "start", "searched"}
         if best in found.held_out:
             assert found.extension.long.scheme == best

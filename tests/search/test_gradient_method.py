@@ -40,12 +40,12 @@ MIDDLE = [Scaling([3.0] * 8)]  # a start that is away from all bounds
 
 def path(asked: list[CandidateBatch]) -> np.ndarray:
     """The log factors before each step, ``(steps, pairs)``."""
-    return np.log([ask.candidates[0].factors for ask in asked if ask.turn is not None])
+    return np.log([ask.candidates[0].factors for ask in asked if ask.gradient_step is not None])
 
 
 def compared(asked: list[CandidateBatch]) -> np.ndarray:
     """The log factors that were compared on all items after the starts, ``(comparisons, pairs)``."""
-    return np.log([ask.candidates[0].factors for ask in asked[1:] if ask.turn is None])
+    return np.log([ask.candidates[0].factors for ask in asked[1:] if ask.gradient_step is None])
 
 
 def steps(asked: list[CandidateBatch]) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_it_comes_close_to_the_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", PARAMETRIZATIONS)
 def test_it_improves_on_its_start_in_every_form(tmp_path: Path, form: str) -> None:
     outcome = search_with(tmp_path / "j", Gradient(steps=40), parametrization=form)
-    start = min(record.loss for record in outcome.records[:1])
+    start = min(record.loss for record in outcome.improvements[:1])
     first = {one: loss for loss, one in outcome.ranked}
     assert outcome.ranked[0][0] < 0.95 * start
     assert len(first) == len(outcome.ranked)
@@ -90,31 +90,31 @@ def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, ite
 
 
 def test_other_numbers_of_steps() -> None:
-    assert Gradient().sized(50) == Gradient(steps=50)
+    assert Gradient().with_population(50) == Gradient(steps=50)
     assert Gradient(rate=0.3).within(2 * 4 + 2 * (30 + 4), 4) == Gradient(steps=20, rate=0.3)
-    with pytest.raises(LongRopeError, match="population = 2 is too small"):
-        Gradient().sized(2)
+    with pytest.raises(LongRopeError, match="population = 2: too small"):
+        Gradient().with_population(2)
 
 
 def test_the_starts_are_compared_and_the_best_is_gone_on_from() -> None:
     asked = asks(LONG, space_of(LONG))
     assert [len(ask.candidates) for ask in asked] == [3] + [1] * 28
-    assert [ask.turn for ask in asked] == [None, *range(10), None, *range(10, 20), None, *range(20, 25), None]
+    assert [ask.gradient_step for ask in asked] == [None, *range(10), None, *range(10, 20), None, *range(20, 25), None]
     np.testing.assert_allclose(path(asked)[0], np.log(min(STARTS, key=quadratic).factors), rtol=1e-9)
 
 
 def test_one_start_is_compared_too() -> None:
     """Else a budget too small for one comparison would be noticed only after ten steps."""
-    assert [ask.turn for ask in middle()] == [None, *range(10), None]
+    assert [ask.gradient_step for ask in middle()] == [None, *range(10), None]
 
 
 @pytest.mark.parametrize("bad", range(3))
 def test_a_start_without_a_finite_loss_is_not_gone_on_from(bad: int) -> None:
     space = space_of(METHOD)
-    closest = [space.at(space.coordinates(start)) for start in STARTS]
+    closest = [space.candidate(space.coordinates(start)) for start in STARTS]
     losses = {closest[bad]: math.inf, closest[(bad + 1) % 3]: 2.0, closest[(bad + 2) % 3]: 1.0}
     asked = generations(METHOD, space, loss=lambda one: losses.get(one, 0.5))
-    assert asked[1] == [space.at(space.coordinates(closest[(bad + 2) % 3]))]
+    assert asked[1] == [space.candidate(space.coordinates(closest[(bad + 2) % 3]))]
 
 
 def test_the_first_step_is_against_the_sign_of_the_slope_and_damped_in_fast_pairs() -> None:
@@ -167,7 +167,7 @@ def test_the_state_is_all_that_decides_the_next_step() -> None:
     for ask in asked[1:]:
         json.dumps(ask.state)
         assert list(ask.state) == ["step", "x", "rate", "count", "first", "second"]
-    turns = [ask for ask in asked if ask.turn is not None]
+    turns = [ask for ask in asked if ask.gradient_step is not None]
     assert [ask.state["step"] for ask in turns] == [ask.state["count"] for ask in turns] == list(range(25))
     assert {ask.state["rate"] for ask in turns} == {0.2 * math.log(8)}
     np.testing.assert_allclose([ask.state["x"] for ask in turns], path(asked), atol=1e-12)
@@ -178,7 +178,7 @@ def test_the_state_is_all_that_decides_the_next_step() -> None:
         np.testing.assert_allclose(ask.state["first"], mean, rtol=1e-9, atol=1e-15)
         np.testing.assert_allclose(ask.state["second"], square, rtol=1e-9, atol=1e-15)
         mean, square = 0.9 * mean + 0.1 * by, 0.99 * square + 0.01 * by**2
-    assert [ask.state["step"] for ask in asked[1:] if ask.turn is None] == [9, 19, 24]
+    assert [ask.state["step"] for ask in asked[1:] if ask.gradient_step is None] == [9, 19, 24]
 
 
 def test_a_search_takes_the_items_in_turn(tmp_path: Path) -> None:
@@ -211,14 +211,16 @@ BAD = pytest.mark.parametrize(("bad_loss", "bad_slope"), [(math.inf, math.inf), 
 def after_bad(turn: int, bad_loss: float, bad_slope: float, **fields: object) -> list[CandidateBatch]:
     """All asks where the answer to one turn is bad."""
     space, asked = space_of(LONG), []
-    conversation = LONG.converse(space, MIDDLE, np.random.default_rng(0))
+    conversation = LONG.propose(space, MIDDLE, np.random.default_rng(0))
     ask = next(conversation)
     while True:
         asked.append(ask)
         (one,) = ask.candidates
-        answer = CandidateLoss(quadratic(one, **fields), None if ask.turn is None else tuple(slope(one)))
+        answer = CandidateLoss(quadratic(one, **fields), None if ask.gradient_step is None else tuple(slope(one)))
         try:
-            ask = conversation.send([CandidateLoss(bad_loss, (bad_slope,) * 9) if ask.turn == turn else answer])
+            ask = conversation.send(
+                [CandidateLoss(bad_loss, (bad_slope,) * 9) if ask.gradient_step == turn else answer]
+            )
         except StopIteration:
             return asked
 
@@ -261,23 +263,23 @@ def test_where_no_slope_is_finite_the_start_is_compared_again_and_again() -> Non
 def test_every_number_of_start_tokens_is_asked_for_in_the_end(offered: tuple[int, ...]) -> None:
     asked = asks(LONG, space_of(LONG, start_tokens=offered), loss=lambda one: quadratic(one, -1.5))
     assert [one.start_tokens for one in asked[-1].candidates] == list(offered)
-    means = [ask.candidates[0] for ask in asked[1:-1] if ask.turn is None]
+    means = [ask.candidates[0] for ask in asked[1:-1] if ask.gradient_step is None]
     best = min(means, key=lambda one: quadratic(one, -1.5))
     assert best != means[-1]
     assert {one.factors for one in asked[-1].candidates} == {best.factors}
-    assert asked[-1].turn is None
+    assert asked[-1].gradient_step is None
 
 
 def test_the_attention_factor_is_searched_with_the_factors(tmp_path: Path) -> None:
     objective = FunctionObjective(attentive, attentive_slope)
-    best = search_with(tmp_path / "j", Gradient(steps=60), objective=objective, attention=True).best
+    best = search_with(tmp_path / "j", Gradient(steps=60), objective=objective, search_attention=True).best
     assert best.attention_factor == pytest.approx(1.15, abs=0.03)
     fixed = search_with(tmp_path / "k", Gradient(steps=60), objective=objective).best
     assert fixed.attention_factor == 1.0
 
 
 def test_the_attention_factor_takes_a_quarter_of_the_slow_pairs_step() -> None:
-    space = space_of(METHOD, attention=True)
+    space = space_of(METHOD, search_attention=True)
     asked = asks(METHOD, space, starts=MIDDLE, slope=lambda *_: [-1.0] * 9)
     first = np.diff([math.log(ask.candidates[0].attention_factor) for ask in asked[1:3]])
     assert first == pytest.approx(steps(asked)[0, -1] / 4, rel=1e-9)
@@ -286,7 +288,7 @@ def test_the_attention_factor_takes_a_quarter_of_the_slow_pairs_step() -> None:
 
 def test_candidates_stay_in_the_space() -> None:
     """However steep it is."""
-    space = space_of(METHOD, attention=True)
+    space = space_of(METHOD, search_attention=True)
     for sign in (-1, 1):
         found = generations(Gradient(steps=30, rate=5.0), space, slope=lambda *_, sign=sign: [sign * 1e6] * 9)
         for (one,) in found[1:]:

@@ -9,7 +9,7 @@ from searching import LENGTH, ROPE
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.schemes import scheme
-from longrope.search.parametrizations import PARAMETRIZATIONS, Parametrization, parametrization
+from longrope.search.parametrizations import PARAMETRIZATIONS, Parametrization, make_parametrization
 
 EVERY = pytest.mark.parametrize("name", PARAMETRIZATIONS)
 ROPES = st.builds(Rope, dim=st.integers(2, 40).map(lambda n: 2 * n), base=st.just(1e4), original_length=st.just(256))
@@ -29,7 +29,7 @@ def test_log_factors_stay_in_their_range(
     name: str, rope: Rope, scale: float, ceiling: float, fractions: list[float]
 ) -> None:
     assume(ceiling * scale > 1)
-    one = parametrization(name, rope, scale, ceiling)
+    one = make_parametrization(name, rope, scale, ceiling)
     found = one.log_factors(within(one, fractions))
     assert found.shape == (rope.dim // 2,)
     assert found.min() >= 0
@@ -42,18 +42,18 @@ def test_log_factors_stay_in_their_range(
 @given(ROPES, SCALES, CEILINGS)
 def test_bounds_spread_and_beginnings_are_in_order(name: str, rope: Rope, scale: float, ceiling: float) -> None:
     assume(ceiling * scale > 1)
-    one = parametrization(name, rope, scale, ceiling)
-    assert one.lower.shape == one.upper.shape == one.spread.shape
-    for beginning in one.beginnings:
+    one = make_parametrization(name, rope, scale, ceiling)
+    assert one.lower.shape == one.upper.shape == one.unit.shape
+    for beginning in one.initial_points:
         assert beginning.shape == one.lower.shape
         assert (one.lower <= beginning).all()
         assert (beginning <= one.upper).all()
-    assert (one.spread > 0).all()
+    assert (one.unit > 0).all()
 
 
 @pytest.mark.parametrize(("name", "count"), [("free", 8), ("monotone", 8), ("spline", 6), ("ramp", 3), ("critical", 9)])
 def test_the_number_of_coordinates(name: str, count: int) -> None:
-    assert len(parametrization(name, ROPE, 8.0, 2.0).lower) == count
+    assert len(make_parametrization(name, ROPE, 8.0, 2.0).lower) == count
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_the_number_of_coordinates(name: str, count: int) -> None:
 @given(fractions=FRACTIONS)
 def test_nearest_recovers_what_can_be_written(name: str, room: float, tolerance: float, fractions: list[float]) -> None:
     """Of the curved shapes, what is not at the edge."""
-    one = parametrization(name, ROPE, 8.0, 2.0)
+    one = make_parametrization(name, ROPE, 8.0, 2.0)
     wanted = one.log_factors(within(one, [room + (1 - 2 * room) * part for part in fractions]))
     x = one.nearest(wanted)
     assert (one.lower <= x).all()
@@ -75,34 +75,34 @@ def test_nearest_recovers_what_can_be_written(name: str, room: float, tolerance:
 @EVERY
 @pytest.mark.parametrize("start", ["ntk", "yarn", "heuristic"])
 def test_nearest_is_as_near_as_any_of_many_points(name: str, start: str) -> None:
-    one, wanted = parametrization(name, ROPE, 8.0, 2.0), np.log(scheme(start, ROPE, LENGTH).factors)
+    one, wanted = make_parametrization(name, ROPE, 8.0, 2.0), np.log(scheme(start, ROPE, LENGTH).factors)
     rng = np.random.default_rng(0)
 
     def distance(x: np.ndarray) -> float:
         return float(np.linalg.norm(one.log_factors(x) - wanted))
 
     best = one.nearest(wanted)
-    near = [np.clip(best + rng.normal(0, 0.02, len(best)) * one.spread, one.lower, one.upper) for _ in range(300)]
+    near = [np.clip(best + rng.normal(0, 0.02, len(best)) * one.unit, one.lower, one.upper) for _ in range(300)]
     far = [one.lower + rng.random(len(best)) * (one.upper - one.lower) for _ in range(300)]
     assert distance(best) <= min(map(distance, near + far)) + 1e-3
 
 
 @given(FRACTIONS)
 def test_every_free_log_factor_is_its_coordinate(fractions: list[float]) -> None:
-    one = parametrization("free", ROPE, 8.0, 2.0)
+    one = make_parametrization("free", ROPE, 8.0, 2.0)
     x = within(one, fractions)
     np.testing.assert_allclose(one.log_factors(x), x, atol=1e-15)
 
 
 @given(FRACTIONS)
 def test_the_free_jacobian_is_the_identity_on_the_bounds_too(fractions: list[float]) -> None:
-    one = parametrization("free", ROPE, 8.0, 2.0)
+    one = make_parametrization("free", ROPE, 8.0, 2.0)
     np.testing.assert_allclose(one.jacobian(within(one, fractions)), np.eye(8), atol=1e-9)
 
 
 @given(st.lists(st.floats(0.01, 0.12), min_size=8, max_size=8))
 def test_the_monotone_jacobian_sums(fractions: list[float]) -> None:
-    one = parametrization("monotone", ROPE, 8.0, 2.0)
+    one = make_parametrization("monotone", ROPE, 8.0, 2.0)
     x = within(one, fractions)
     np.testing.assert_allclose(one.log_factors(x), np.cumsum(x), atol=1e-12)
     np.testing.assert_allclose(one.jacobian(x), np.tril(np.ones((8, 8))), atol=1e-9)
@@ -110,7 +110,7 @@ def test_the_monotone_jacobian_sums(fractions: list[float]) -> None:
 
 def test_a_spline_is_linear_between_its_knots() -> None:
     rope = Rope(dim=22, base=1e4, original_length=256)  # 11 pairs: knots at 0, 2, 4, 6, 8, 10
-    one, x = parametrization("spline", rope, 8.0, 2.0), np.array([0.1, 0.4, 0.0, 0.3, 0.2, 0.6])
+    one, x = make_parametrization("spline", rope, 8.0, 2.0), np.array([0.1, 0.4, 0.0, 0.3, 0.2, 0.6])
     found = one.log_factors(x)
     np.testing.assert_allclose(found[::2], np.cumsum(x), atol=1e-12)
     np.testing.assert_allclose(found[1::2], (found[:-1:2] + found[2::2]) / 2, atol=1e-12)
@@ -119,7 +119,7 @@ def test_a_spline_is_linear_between_its_knots() -> None:
 @pytest.mark.parametrize("first", [-1.5, 0.0, 2.25])
 @pytest.mark.parametrize("width", [0.5, 3.0, 8.0])
 def test_a_ramp_is_flat_then_rises_then_is_flat(first: float, width: float) -> None:
-    one = parametrization("ramp", ROPE, 8.0, 2.0)
+    one = make_parametrization("ramp", ROPE, 8.0, 2.0)
     wanted = [1.7 * min(max((i - first) / width, 0), 1) for i in range(8)]
     np.testing.assert_allclose(one.log_factors(np.array([first, width, 1.7])), wanted, atol=1e-12)
 
@@ -127,14 +127,14 @@ def test_a_ramp_is_flat_then_rises_then_is_flat(first: float, width: float) -> N
 @given(ROPES, st.floats(1.1, 64), CEILINGS)
 def test_the_bounds_of_a_ramp(rope: Rope, scale: float, ceiling: float) -> None:
     """It begins from a quarter of the pairs before the first to the last, and is half a pair to all of them wide."""
-    one, pairs = parametrization("ramp", rope, scale, ceiling), rope.dim // 2
+    one, pairs = make_parametrization("ramp", rope, scale, ceiling), rope.dim // 2
     np.testing.assert_allclose(one.lower, [-pairs / 4, 0.5, 0])
     np.testing.assert_allclose(one.upper, [pairs - 1, pairs, np.log(ceiling * scale)])
 
 
 @given(ROPES, st.floats(1.1, 64), CEILINGS)
 def test_the_bounds_of_the_critical_shape(rope: Rope, scale: float, ceiling: float) -> None:
-    one, pairs = parametrization("critical", rope, scale, ceiling), rope.dim // 2
+    one, pairs = make_parametrization("critical", rope, scale, ceiling), rope.dim // 2
     np.testing.assert_allclose(one.lower, [1, *[np.log(scale)] * pairs])
     np.testing.assert_allclose(one.upper, [pairs - 1, *[np.log(ceiling * scale)] * pairs])
 
@@ -145,7 +145,7 @@ def test_sums_of_increments_reach_the_largest_factor_by_any_of_them(
     name: str, rope: Rope, scale: float, ceiling: float
 ) -> None:
     assume(ceiling * scale > 1.01)
-    one, top = parametrization(name, rope, scale, ceiling), np.log(ceiling * scale)
+    one, top = make_parametrization(name, rope, scale, ceiling), np.log(ceiling * scale)
     assert not one.lower.any()
     np.testing.assert_allclose(one.upper, top)
     for each in np.diag(one.upper):
@@ -159,7 +159,7 @@ TAILS = st.lists(st.floats(8.0, 16.0), min_size=8, max_size=8)
 @given(st.integers(1, 7), TAILS)
 def test_below_the_critical_pair_factors_are_longrope2s(kappa: int, tail: list[float]) -> None:
     """λ_i = λ_κ^(i/κ) for i < κ, and s … 2s, not decreasing, from κ on."""
-    one = parametrization("critical", ROPE, 8.0, 2.0)
+    one = make_parametrization("critical", ROPE, 8.0, 2.0)
     factors = np.exp(one.log_factors(np.array([kappa, *np.log(tail)])))
     for i in range(kappa):
         assert factors[i] == pytest.approx(factors[kappa] ** (i / kappa))
@@ -169,7 +169,7 @@ def test_below_the_critical_pair_factors_are_longrope2s(kappa: int, tail: list[f
 
 @given(st.integers(1, 7), TAILS.map(sorted))
 def test_from_the_critical_pair_on_every_factor_is_its_own(kappa: int, tail: list[float]) -> None:
-    one = parametrization("critical", ROPE, 8.0, 2.0)
+    one = make_parametrization("critical", ROPE, 8.0, 2.0)
     factors = np.exp(one.log_factors(np.array([kappa, *np.log(tail)])))
     np.testing.assert_allclose(factors[kappa:], tail[kappa:], rtol=1e-12)
 
@@ -177,7 +177,7 @@ def test_from_the_critical_pair_on_every_factor_is_its_own(kappa: int, tail: lis
 @given(st.floats(1.5, 6.5))
 def test_with_equal_tails_the_slope_of_the_critical_shape(kappa: float) -> None:
     """All of a tail moved together: ∂ log λ_i = i/κ below κ, and 1 from it on."""
-    one = parametrization("critical", ROPE, 8.0, 2.0)
+    one = make_parametrization("critical", ROPE, 8.0, 2.0)
     x = np.array([kappa, *[np.log(11.0)] * 8])
     move = np.array([0, *[1e-6] * 8])
     found = (one.log_factors(x + move) - one.log_factors(x - move)) / 2e-6
@@ -187,7 +187,7 @@ def test_with_equal_tails_the_slope_of_the_critical_shape(kappa: float) -> None:
 @pytest.mark.parametrize("kappa", [2, 4, 6])
 def test_the_jacobian_of_the_critical_shape(kappa: int) -> None:
     """By the log factor of the critical pair: i/κ below it; by those above it: the identity."""
-    one, tail = parametrization("critical", ROPE, 8.0, 2.0), np.log(np.linspace(9, 15, 8))
+    one, tail = make_parametrization("critical", ROPE, 8.0, 2.0), np.log(np.linspace(9, 15, 8))
     found = one.jacobian(np.array([kappa + 1e-3, *tail]))
     wanted = np.zeros((8, 8))
     wanted[:, kappa + 1 :] = np.eye(8)[:, kappa + 1 :]
@@ -198,6 +198,7 @@ def test_the_jacobian_of_the_critical_shape(kappa: int) -> None:
 
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(
-        LongRopeError, match=r"^space = 'wavy' is unknown; choose one of free, monotone, spline, ramp, critical"
+        LongRopeError,
+        match=r"^parametrization = 'wavy' is unknown; choose one of free, monotone, spline, ramp, c",
     ):
-        parametrization("wavy", ROPE, 8.0, 2.0)
+        make_parametrization("wavy", ROPE, 8.0, 2.0)

@@ -9,33 +9,33 @@ from longrope.scaling import Scaling
 from longrope.schemes import SCHEMES, scheme
 from longrope.search.evolution import STEP, Paper
 from longrope.search.parametrizations import PARAMETRIZATIONS
-from longrope.search.registry import METHODS, method, planned
+from longrope.search.registry import METHODS, fit_to_budget, get_method
 
 
 def test_the_names() -> None:
     assert list(METHODS) == ["auto", "gradient", "cma", "paper", "simple"]
-    assert all(method(name) is METHODS[name] for name in METHODS)
+    assert all(get_method(name) is METHODS[name] for name in METHODS)
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(
         LongRopeError, match=r"^method = 'magic' is unknown; choose one of auto, gradient, cma, paper, s"
     ):
-        method("magic")
+        get_method("magic")
 
 
 def test_only_the_papers_population_is_half_beyond_512k() -> None:
     """64 becomes 32 at 1M and 2M (section 4.1), unless told otherwise."""
-    assert method("paper", length=2**19) == Paper()
-    assert method("paper", length=2**21) == Paper(population=32, mutations=8, crossovers=8, parents=16)
-    assert method("paper", 12, 2**21) == Paper().sized(12)
-    assert all(method(name, length=2**21) is METHODS[name] for name in METHODS if name != "paper")
+    assert get_method("paper", length=2**19) == Paper()
+    assert get_method("paper", length=2**21) == Paper(population=32, mutations=8, crossovers=8, parents=16)
+    assert get_method("paper", 12, 2**21) == Paper().with_population(12)
+    assert all(get_method(name, length=2**21) is METHODS[name] for name in METHODS if name != "paper")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_is_best_used_with_exists(name: str) -> None:
     assert METHODS[name].parametrization in PARAMETRIZATIONS
-    assert set(METHODS[name].starts) <= set(SCHEMES)
+    assert set(METHODS[name].schemes) <= set(SCHEMES)
     assert METHODS[name].ceiling >= 1
 
 
@@ -43,17 +43,17 @@ def test_what_a_method_is_best_used_with_exists(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_about_how_many_forward_passes_it_costs(name: str, items: int) -> None:
     """With as many starts as it is best used with, it asks for no more, and for most of them."""
-    one = METHODS[name].sized(12)
-    asked = asks(one, space_of(one), starts=STARTS[: len(one.starts)])
-    cost = sum((items if ask.turn is None else 3) * len(ask.candidates) for ask in asked)
-    assert 0.5 * one.passes(items) < cost <= one.passes(items) + items * len(one.starts)
+    one = METHODS[name].with_population(12)
+    asked = asks(one, space_of(one), starts=STARTS[: len(one.schemes)])
+    cost = sum((items if ask.gradient_step is None else 3) * len(ask.candidates) for ask in asked)
+    assert 0.5 * one.passes(items) < cost <= one.passes(items) + items * len(one.schemes)
     assert cost == one.passes(items) or name == "cma"
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_conversation_can_be_had_again(name: str) -> None:
     """Nothing of the first one stays in the method or the space."""
-    space = space_of(SMALL[name], start_tokens=(0, 4), attention=True)
+    space = space_of(SMALL[name], start_tokens=(0, 4), search_attention=True)
     assert asks(SMALL[name], space) == asks(SMALL[name], space)
 
 
@@ -70,7 +70,7 @@ def far(scaling: Scaling) -> np.ndarray:
 def test_a_search_goes_on_from_the_stage_before(name: str) -> None:
     """It finds better than it starts from, and no candidate leaves the bounds of the second stage."""
     space = space_of(SMALL[name], before=BEFORE)
-    starts = [scheme(one, space.relative, LENGTH).times(space.relative.factors) for one in METHODS[name].starts]
+    starts = [scheme(one, space.relative, LENGTH).times(space.relative.factors) for one in METHODS[name].schemes]
 
     def loss(scaling: Scaling) -> float:
         return float((far(scaling) ** 2).mean())
@@ -94,7 +94,7 @@ def test_a_search_goes_on_from_the_stage_before(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_planned_without_a_budget(name: str, items: tuple[int, ...]) -> None:
     """The method itself, and what its passes cost over items of the mean length."""
-    found, total = planned(METHODS[name], items, None)
+    found, total = fit_to_budget(METHODS[name], items, None)
     assert found is METHODS[name]
     assert total == int(found.passes(len(items)) * np.mean(items))
     assert type(total) is int
@@ -106,7 +106,7 @@ def test_what_is_planned_without_a_budget(name: str, items: tuple[int, ...]) -> 
 def test_what_is_planned_within_a_budget(name: str, times: int, items: tuple[int, ...]) -> None:
     """What can, plans for so many candidates on all items, and not for many fewer; the others just end there."""
     budget = times * sum(items)
-    found, total = planned(METHODS[name], items, budget)
+    found, total = fit_to_budget(METHODS[name], items, budget)
     assert total == min(budget, int(found.passes(len(items)) * np.mean(items)))
     assert type(total) is int
     if name in ("auto", "gradient"):

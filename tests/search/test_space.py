@@ -34,16 +34,16 @@ def inner(space: Space, part: float = 0.4) -> np.ndarray:
 @given(FACTORS, st.floats(1.0, 2.0))
 def test_inside_keeps_the_bounds(factors: list[float], ceiling: float) -> None:
     space = Space(ROPE, 2048, ceiling=ceiling)
-    inside = space.inside(Scaling(factors))
+    inside = space.clip(Scaling(factors))
     assert inside.shape == (4,)
     assert inside.min() >= 1
     assert inside.max() <= space.largest == 8 * ceiling
-    assert np.array_equal(space.inside(Scaling(inside.tolist())), inside)
+    assert np.array_equal(space.clip(Scaling(inside.tolist())), inside)
 
 
 @given(st.lists(st.floats(1, 10), min_size=4, max_size=4))
 def test_what_is_inside_stays(factors: list[float]) -> None:
-    assert Space(ROPE, 2048).inside(Scaling(factors)).tolist() == factors
+    assert Space(ROPE, 2048).clip(Scaling(factors)).tolist() == factors
 
 
 def test_a_candidate_carries_what_the_space_says() -> None:
@@ -62,7 +62,7 @@ def test_the_papers_start_tokens() -> None:
 @given(st.lists(st.floats(1, 10), min_size=4, max_size=4))
 def test_free_factors_come_back_from_their_coordinates(factors: list[float]) -> None:
     space = Space(ROPE, 2048, attention_factor=1.2)
-    found = space.at(space.coordinates(Scaling(factors)))
+    found = space.candidate(space.coordinates(Scaling(factors)))
     np.testing.assert_allclose(found.factors, factors, rtol=1e-12)
     assert (found.attention_factor, found.start_tokens, found.length) == (1.2, 0, 2048)
 
@@ -72,8 +72,8 @@ def test_free_factors_come_back_from_their_coordinates(factors: list[float]) -> 
 @pytest.mark.parametrize("start_tokens", [(0,), (3,), (0, 4, 8)])
 def test_candidates_come_back_from_their_coordinates(form: str, attention: bool, start_tokens: tuple[int, ...]) -> None:
     space = Space(ROPE, 2048, 1.1, attention, start_tokens, ceiling=2.0, parametrization=form)
-    one = space.at(inner(space))
-    again = space.at(space.coordinates(one))
+    one = space.candidate(inner(space))
+    again = space.candidate(space.coordinates(one))
     np.testing.assert_allclose(np.log(again.factors), np.log(one.factors), atol=0.1 if form == "ramp" else 0.02)
     assert again.attention_factor == pytest.approx(1.1)  # a search begins at the space's own
     assert again.start_tokens == start_tokens[0]
@@ -84,7 +84,7 @@ def test_coordinates_for_the_attention_factor_and_start_tokens_come_and_go(form:
     def count(attention: bool, start_tokens: tuple[int, ...]) -> int:
         space = Space(ROPE, 2048, 1.1, attention, start_tokens, parametrization=form)
         lower, upper = space.bounds
-        assert lower.shape == upper.shape == space.spread.shape == space.coordinates(Scaling([2.0] * 4)).shape
+        assert lower.shape == upper.shape == space.unit.shape == space.coordinates(Scaling([2.0] * 4)).shape
         assert (lower <= upper).all()
         return len(lower)
 
@@ -96,8 +96,8 @@ def test_coordinates_for_the_attention_factor_and_start_tokens_come_and_go(form:
 
 @EVERY
 def test_the_bounds_are_reached_and_not_passed(form: str) -> None:
-    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), ceiling=2.0, parametrization=form)
-    lowest, highest = map(space.at, space.bounds)
+    space = Space(ROPE, 2048, search_attention=True, start_tokens=(0, 2, 5), ceiling=2.0, parametrization=form)
+    lowest, highest = map(space.candidate, space.bounds)
     assert (lowest.attention_factor, lowest.start_tokens) == (1.0, 0)
     assert highest.attention_factor == pytest.approx(1 + 0.2 * math.log(8))
     assert highest.start_tokens == 5
@@ -107,19 +107,19 @@ def test_the_bounds_are_reached_and_not_passed(form: str) -> None:
 
 @EVERY
 def test_the_spread_of_what_is_not_a_factor_is_its_whole_range(form: str) -> None:
-    space = Space(ROPE, 2048, attention=True, start_tokens=(0, 2, 5), parametrization=form)
+    space = Space(ROPE, 2048, search_attention=True, start_tokens=(0, 2, 5), parametrization=form)
     lower, upper = space.bounds
-    assert space.spread[-2:].tolist() == pytest.approx([math.log(1 + 0.2 * math.log(8)), 2.0])
-    np.testing.assert_allclose(space.spread[-2:], (upper - lower)[-2:], rtol=1e-15)
-    np.testing.assert_allclose(space.spread[:-2], space.coordinate_map.spread, rtol=1e-15)
+    assert space.unit[-2:].tolist() == pytest.approx([math.log(1 + 0.2 * math.log(8)), 2.0])
+    np.testing.assert_allclose(space.unit[-2:], (upper - lower)[-2:], rtol=1e-15)
+    np.testing.assert_allclose(space.unit[:-2], space.coordinate_map.unit, rtol=1e-15)
 
 
 def test_an_attention_factor_outside_the_usual_range_is_inside_its_own() -> None:
     for factor in (0.7, 3.0):
-        space = Space(ROPE, 2048, attention_factor=factor, attention=True)
+        space = Space(ROPE, 2048, attention_factor=factor, search_attention=True)
         lower, upper = space.bounds
         assert lower[-1] <= math.log(factor) <= upper[-1]
-        assert space.at(space.coordinates(Scaling([1.0] * 4))).attention_factor == pytest.approx(factor)
+        assert space.candidate(space.coordinates(Scaling([1.0] * 4))).attention_factor == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("start", range(3))
@@ -127,7 +127,7 @@ def test_an_attention_factor_outside_the_usual_range_is_inside_its_own() -> None
 def test_start_tokens_are_the_nearest_index(start: int, off: float) -> None:
     space = Space(ROPE, 2048, start_tokens=(1, 4, 9))
     x = np.append(np.zeros(4), np.clip(start + off, 0, 2))
-    assert space.at(x).start_tokens == (1, 4, 9)[start]
+    assert space.candidate(x).start_tokens == (1, 4, 9)[start]
 
 
 @EVERY
@@ -143,9 +143,9 @@ def test_the_slope_is_the_derivative(form: str, attention: bool, start_tokens: t
         return np.log([*scaling.factors, scaling.attention_factor]) - target
 
     x = inner(space, part)
-    found = space.slope(x, 2 * off(space.at(x)))
+    found = space.coordinate_gradient(x, 2 * off(space.candidate(x)))
     moves = 1e-6 * np.eye(len(x))[: len(x) - (len(start_tokens) > 1)]
-    wanted = [(sum(off(space.at(x + d)) ** 2) - sum(off(space.at(x - d)) ** 2)) / 2e-6 for d in moves]
+    wanted = [(sum(off(space.candidate(x + d)) ** 2) - sum(off(space.candidate(x - d)) ** 2)) / 2e-6 for d in moves]
     assert found.shape == x.shape
     np.testing.assert_allclose(found[: len(wanted)], wanted, atol=1e-4)
     assert not found[len(wanted) :].any()
@@ -155,7 +155,7 @@ def test_the_slope_is_the_derivative(form: str, attention: bool, start_tokens: t
 @EVERY
 def test_a_start_of_another_rope_is_refused(form: str) -> None:
     space = Space(ROPE, 2048, parametrization=form)
-    for act in (space.inside, space.coordinates):
+    for act in (space.clip, space.coordinates):
         with pytest.raises(LongRopeError, match=r"3 factors.* 4 pairs"):
             act(Scaling([1, 2, 3]))
 
@@ -163,11 +163,11 @@ def test_a_start_of_another_rope_is_refused(form: str) -> None:
 def test_what_is_no_space() -> None:
     with pytest.raises(LongRopeError, match=r"length = 255 is below .* 256"):
         Space(ROPE, 255)
-    with pytest.raises(LongRopeError, match=r"^start_tokens is empty; \(0,\) searches without start tokens$"):
+    with pytest.raises(LongRopeError, match=r"^start_tokens = \(\): empty. Use \(0,\) to search without start tok"):
         Space(ROPE, 2048, start_tokens=())
-    with pytest.raises(LongRopeError, match=r"no factor to choose but 1.* above the original 256"):
+    with pytest.raises(LongRopeError, match=r"the only possible factor is 1. Search a length above the original 256"):
         Space(ROPE, 256, ceiling=1.0)
-    with pytest.raises(LongRopeError, match="space = 'wavy' is unknown"):
+    with pytest.raises(LongRopeError, match="parametrization = 'wavy' is unknown"):
         Space(ROPE, 2048, parametrization="wavy")
 
 
@@ -197,7 +197,7 @@ def test_candidates_after_a_stage_multiply_its_factors(form: str, parts: list[fl
     """By 1 … ceiling·s, wherever in the space; all else is the space's own."""
     space = after(form, attention_factor=1.1)
     lower, upper = space.bounds
-    found = space.at(lower + np.resize(parts, len(lower)) * (upper - lower))
+    found = space.candidate(lower + np.resize(parts, len(lower)) * (upper - lower))
     times = np.divide(found.factors, BEFORE.factors)
     assert times.min() >= 1 - 1e-12
     assert times.max() <= 8 * (1 + 1e-12)
@@ -206,16 +206,16 @@ def test_candidates_after_a_stage_multiply_its_factors(form: str, parts: list[fl
 
 @given(FACTORS)
 def test_inside_after_a_stage(factors: list[float]) -> None:
-    inside = after().inside(Scaling(factors))
+    inside = after().clip(Scaling(factors))
     np.testing.assert_allclose(inside, np.clip(np.divide(factors, BEFORE.factors), 1, 8), rtol=1e-12)
     whole = after().scaling(inside.tolist())
-    np.testing.assert_allclose(after().inside(whole), inside, rtol=1e-12)
+    np.testing.assert_allclose(after().clip(whole), inside, rtol=1e-12)
 
 
 @given(st.lists(st.floats(1, 8), min_size=4, max_size=4))
 def test_free_factors_after_a_stage_come_back_from_their_coordinates(times: list[float]) -> None:
     one = BEFORE.times(times)
-    found = after().at(after().coordinates(one))
+    found = after().candidate(after().coordinates(one))
     np.testing.assert_allclose(found.factors, one.factors, rtol=1e-12)
 
 
@@ -225,9 +225,9 @@ def test_free_factors_after_a_stage_come_back_from_their_coordinates(times: list
 def test_candidates_after_a_stage_come_back_from_their_coordinates(
     form: str, attention: bool, start_tokens: tuple[int, ...]
 ) -> None:
-    space = after(form, attention_factor=1.1, attention=attention, start_tokens=start_tokens)
-    one = space.at(inner(space))
-    again = space.at(space.coordinates(one))
+    space = after(form, attention_factor=1.1, search_attention=attention, start_tokens=start_tokens)
+    one = space.candidate(inner(space))
+    again = space.candidate(space.coordinates(one))
     np.testing.assert_allclose(np.log(again.factors), np.log(one.factors), atol=0.1 if form == "ramp" else 0.02)
     assert again.attention_factor == pytest.approx(1.1)
 
@@ -236,10 +236,10 @@ def test_candidates_after_a_stage_come_back_from_their_coordinates(
 def test_the_factors_before_are_the_least(form: str) -> None:
     """The lowest candidate has them, and what lies below them is moved up to them."""
     space = after(form)
-    lowest = space.at(space.bounds[0])
+    lowest = space.candidate(space.bounds[0])
     if form != "critical":  # which never leaves the last pair below s
         np.testing.assert_allclose(lowest.factors, BEFORE.factors, rtol=1e-12)
-    assert min(np.divide(space.at(space.coordinates(Scaling([0.1] * 4))).factors, BEFORE.factors)) >= 1 - 1e-12
+    assert min(np.divide(space.candidate(space.coordinates(Scaling([0.1] * 4))).factors, BEFORE.factors)) >= 1 - 1e-12
 
 
 @EVERY
@@ -247,16 +247,16 @@ def test_the_factors_before_are_the_least(form: str) -> None:
 @pytest.mark.parametrize("part", [0.3, 0.5])
 def test_the_slope_after_a_stage_is_the_derivative(form: str, attention: bool, part: float) -> None:
     """Of a quadratic of the whole factors' logs, by central differences."""
-    space = after(form, attention_factor=1.1, attention=attention)
+    space = after(form, attention_factor=1.1, search_attention=attention)
     target = np.array([0.3, 0.9, 2.1, 2.4, 0.05])
 
     def off(scaling: Scaling) -> np.ndarray:
         return np.log([*scaling.factors, scaling.attention_factor]) - target
 
     x = inner(space, part)
-    found = space.slope(x, 2 * off(space.at(x)))
+    found = space.coordinate_gradient(x, 2 * off(space.candidate(x)))
     moves = 1e-6 * np.eye(len(x))
-    wanted = [(sum(off(space.at(x + d)) ** 2) - sum(off(space.at(x - d)) ** 2)) / 2e-6 for d in moves]
+    wanted = [(sum(off(space.candidate(x + d)) ** 2) - sum(off(space.candidate(x - d)) ** 2)) / 2e-6 for d in moves]
     np.testing.assert_allclose(found, wanted, atol=1e-4)
     assert np.abs(found).max() > 0.1
 
@@ -264,9 +264,9 @@ def test_the_slope_after_a_stage_is_the_derivative(form: str, attention: bool, p
 def test_what_is_no_second_stage() -> None:
     with pytest.raises(LongRopeError, match=r"length = 511 is below .* 512"):
         Space(ROPE, 511, before=BEFORE)
-    with pytest.raises(LongRopeError, match=r"no factor to choose but 1.* above the original 512"):
+    with pytest.raises(LongRopeError, match=r"the only possible factor is 1. Search a length above the original 512"):
         Space(ROPE, 512, ceiling=1.0, before=BEFORE)
-    with pytest.raises(LongRopeError, match="length is not set"):
+    with pytest.raises(LongRopeError, match="length = None: the rope after"):
         Space(ROPE, 2048, before=Scaling([2.0] * 4))
     with pytest.raises(LongRopeError, match=r"3 values .* 4 pairs"):
         Space(ROPE, 2048, before=Scaling([2.0] * 3, length=512))

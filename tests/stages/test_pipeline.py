@@ -448,7 +448,7 @@ def test_one_test_document_and_losses_that_are_not_finite(begun: Begun, tmp_path
 
 
 TOO_SMALL = {
-    "population": (Search(documents=1, population=3), "population = 3 is too small; use at least 4"),
+    "population": (Search(documents=1, population=3), "population = 3: too small; use at least 4"),
     "budget": (Search(documents=1, budget=255), "budget = 255 token-evaluations is less than one step of this search"),
 }
 

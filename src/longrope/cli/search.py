@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.search.find import SearchResult
+    from longrope.search.run import SearchResult
 
 
 def run(
@@ -78,7 +78,7 @@ def run(
     """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.search.budget import Budget
     from longrope.search.parametrizations import PARAMETRIZATIONS
-    from longrope.search.registry import method as named
+    from longrope.search.registry import get_method
     from longrope.storage.atomic import write_json
     from longrope.storage.lock import claim_output, locked
 
@@ -91,11 +91,11 @@ def run(
         None if minutes is None else 60 * minutes,
         patience,
     )
-    chosen = named(method, population, tokens)
-    if space in PARAMETRIZATIONS and not chosen.shaped:
+    chosen = get_method(method, population, tokens)
+    if space in PARAMETRIZATIONS and not chosen.uses_parametrization:
         raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
     output = output or Path(f"{options.short_name(model)}-{length}")
-    names = chosen.starts if starts is None else search_inputs.parse_starts(starts)
+    names = chosen.schemes if starts is None else search_inputs.parse_starts(starts)
     lengths = [tokens, *([] if also is None else search_inputs.shorter(also, tokens))]
     scored = None if tail is None else parse_length(tail, "tail")
     size = None if window is None else parse_length(window, "window")
@@ -112,7 +112,8 @@ def run(
     from longrope.provenance import provenance
     from longrope.schemes import attention_factor
     from longrope.search.find import find_factors
-    from longrope.search.registry import planned
+    from longrope.search.registry import fit_to_budget
+    from longrope.search.run import SearchObjectives, SearchRun
     from longrope.search.space import START_TOKENS, Space
 
     place = options.choose_device(device)
@@ -130,7 +131,7 @@ def run(
             there.rope,
             tokens,
             attention_factor=attention_factor("su" if attention == "search" else attention, there.rope, tokens),
-            attention=attention == "search",
+            search_attention=attention == "search",
             start_tokens=START_TOKENS if start_tokens else (0,),
             ceiling=chosen.ceiling,
             parametrization=space or chosen.parametrization,
@@ -141,26 +142,26 @@ def run(
         make = partial(search_texts, tokenizer=there.tokenizer, cache=cache)
         items, searched_on = make(parts["search"], spec=spec)
         judges, held_out = make(parts["held_out"], spec=replace(spec, count=held_out_documents))
-        chosen, total = planned(
+        chosen, total = fit_to_budget(
             chosen, [len(item.tokens) for item in items], limits.tokens if population is None else None
         )
         with search_bar(total, quiet=as_json) as watch:
             found = find_factors(
                 searched,
-                there.connect,
-                items,
-                judges,
+                SearchObjectives.of(there.make_objective, items, judges),
                 output,
                 method=chosen,
                 starts=[search_inputs.start(name, there.rope, tokens) for name in names],
-                seeds=range(seeds),
-                budget=limits,
-                rows=rows,
-                racing=racing,
-                existing="resume" if resume else "overwrite" if overwrite else "refuse",
-                settings={"model": model, "dtype": there.dtype},
-                provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
-                watch=watch,
+                run=SearchRun(
+                    seeds=range(seeds),
+                    budget=limits,
+                    batch_size=rows,
+                    racing=racing,
+                    existing="resume" if resume else "overwrite" if overwrite else "refuse",
+                    settings={"model": model, "dtype": there.dtype},
+                    provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
+                ),
+                on_progress=watch,
             )
         documents = {"search": searched_on, "held_out": held_out}
         record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}

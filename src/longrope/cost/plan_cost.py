@@ -16,11 +16,10 @@ from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
-from longrope.search.auto import Auto
 from longrope.search.find import FINALISTS
-from longrope.search.gradient import Gradient
+from longrope.search.method import Method
 from longrope.search.protocol import BACKWARD_COST
-from longrope.search.registry import Method, method, planned
+from longrope.search.registry import fit_to_budget, get_method
 from longrope.stages.pipeline import RECOVERY_POWERS
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Finetune, Search
@@ -114,14 +113,8 @@ def check_search_memory(
         LongRopeError: If a pass does not fit, as in `check_pass_memory`.
     """
     check_pass_memory(config, length, place, batch=batch)
-    if gradient_steps(search_method):
+    if search_method.uses_gradient:
         check_pass_memory(config, length, place, kind="gradient")
-
-
-def gradient_steps(search_method: Method) -> int:
-    """Return how many of a method's passes have a backward pass."""
-    gradient = search_method.gradient if isinstance(search_method, Auto) else search_method
-    return gradient.steps if isinstance(gradient, Gradient) else 0
 
 
 def _stages(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
@@ -129,7 +122,7 @@ def _stages(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
     for i, stage in enumerate(plan.stages):
         steps = []
         if stage.factors == "search":
-            starts = len(method(stage.search.method).starts)
+            starts = len(get_method(stage.search.method).schemes)
             steps.append(_search(stage.search, [stage.length], shape, starts=starts, compared=len(COMPARED)))
         if stage.finetune is not None:
             steps.append(_finetune(stage.finetune, stage.length, shape, rope))
@@ -160,14 +153,14 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
     The judges are as many held-out samples as those that are searched on.
     """
     kinds = 1 if search.needles in (0, 1) else 2  # one sample for its perplexity, one with needles
-    search_method = method(search.method, search.population, max(lengths))
+    search_method = get_method(search.method, search.population, max(lengths))
     lengths = [min(length, search.window or length) for length in lengths]
     samples = [length for length in lengths for _ in range(kinds * search.documents)]
-    search_method, _ = planned(search_method, samples, search.budget if search.population is None else None)
+    search_method, _ = fit_to_budget(search_method, samples, search.budget if search.population is None else None)
     mean_length = sum(samples) / len(samples)
-    more_passes = len(samples) * (starts - len(search_method.starts))
+    more_passes = len(samples) * (starts - len(search_method.schemes))
     passes = round(min(search_method.passes(len(samples)) + more_passes, (search.budget or math.inf) / mean_length))
-    steps = min(gradient_steps(search_method), passes // BACKWARD_COST)
+    steps = min(search_method.gradient_steps(len(samples)), passes // BACKWARD_COST)
     judged = len(samples) * (FINALISTS + starts + compared)
     forward = sum((shape.forward(length) for length in lengths), Flops()).times(1 / len(lengths))
     backward = sum((shape.backward(length, trained=False) for length in lengths), Flops()).times(1 / len(lengths))

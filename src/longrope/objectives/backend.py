@@ -23,28 +23,35 @@ from longrope.search.protocol import Objective
 
 @dataclass(frozen=True)
 class EvaluationBackend:
-    """A model somewhere: its geometry, tokenizer and dtype, and what makes an objective of items on it."""
+    """A model in this process or on workers.
+
+    Args:
+        rope: Geometry of the model.
+        tokenizer: Tokenizer of the model.
+        dtype: Name of the model's torch dtype.
+        make_objective: Function that makes the objective of samples on the model.
+    """
 
     rope: Rope
     tokenizer: PreTrainedTokenizerBase
     dtype: str
-    connect: Callable[[Sequence[WeightedText]], Objective]
+    make_objective: Callable[[Sequence[WeightedText]], Objective]
 
 
 @contextmanager
 def open_backend(
     name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1"
 ) -> Iterator[EvaluationBackend]:
-    """Load a model here, or once in every worker.
+    """Load a model in this process, or once in every worker.
 
     Args:
-        name: of the model.
-        dtype: a key of `DTYPES`.
-        device: a torch device; with local workers ``cuda`` becomes one device each.
-        workers: a number of local processes (1: in this process), ``ray`` or ``ray://HOST:PORT``.
+        name: Name of the model, as for `longrope.models.load.load`.
+        dtype: A key of `longrope.models.load.DTYPES`.
+        device: Torch device; with local workers ``cuda`` becomes one device each.
+        workers: Number of local processes (1: this process), ``ray`` or ``ray://HOST:PORT``.
 
     Raises:
-        LongRopeError: if the model or the workers cannot be had.
+        LongRopeError: If the model cannot be loaded, or the workers cannot be started.
     """
     local = processes(workers)
     if local == 1:
@@ -54,33 +61,36 @@ def open_backend(
     config, tokenizer = load_config(name), load_tokenizer(name)
     check_dtype(dtype)
     build = partial(_build, name, dtype, device, local)
-    engine: WorkerPool = LocalPool(build, local) if local else RayPool(build, workers)
+    pool: WorkerPool = LocalPool(build, local) if local else RayPool(build, workers)
     loaded = (config.dtype or torch.float32) if dtype == "auto" else DTYPES[dtype]
 
-    def connect(items: Sequence[WeightedText]) -> Objective:
-        return PooledObjective(engine, items, [len(item.tokens) for item in items])
+    def make_objective(samples: Sequence[WeightedText]) -> Objective:
+        return PooledObjective(pool, samples, [len(sample.tokens) for sample in samples])
 
     try:
-        yield EvaluationBackend(Rope.of(config), tokenizer, str(loaded), connect)
+        yield EvaluationBackend(Rope.of(config), tokenizer, str(loaded), make_objective)
     finally:
-        engine.close()
+        pool.close()
 
 
 def processes(workers: str) -> int:
-    """How many local processes these workers are; 0 on Ray.
+    """Return the number of local processes; 0 on Ray.
+
+    Args:
+        workers: Number of local processes, ``ray`` or ``ray://HOST:PORT``.
 
     Raises:
-        LongRopeError: if they are neither.
+        LongRopeError: If it is neither.
     """
     if workers == "ray" or workers.startswith("ray://"):
         return 0
     if not workers.isdecimal() or int(workers) == 0:
-        raise LongRopeError(f"workers = {workers!r}: use a number of processes, ray, or ray://HOST:PORT")
+        raise LongRopeError(f"workers = {workers!r}: not known. Use a number of processes, ray, or ray://HOST:PORT.")
     return int(workers)
 
 
 def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[WeightedText]], Objective]:
-    """In a worker: load the model and give what makes objectives on it."""
+    """Load the model in a worker, and return the function that makes objectives on it."""
     if device == "cuda" and count:
         device = f"cuda:{rank % torch.cuda.device_count()}"
     if device == "cpu":

@@ -1,4 +1,4 @@
-"""Differentiate a model's loss by its factors: through cos and sin."""
+"""Gradients of a model's loss by its factors, through cos and sin."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from longrope.models.rotary_embedding import LongRoPE
 class Differentiable(nn.Module):
     """A `LongRoPE` with one scaling whose cos and sin carry gradients.
 
-    ``offset`` is all zeros, ``(dim // 2 + 1,)``; the gradient that it collects is the one by the log of each factor,
-    then by the log of the attention factor.
+    ``offset`` is all zeros, ``(dim // 2 + 1,)``. It collects the gradient by the log of each factor, then by the log of
+    the attention factor.
     """
 
     def __init__(self, embedding: LongRoPE) -> None:
@@ -26,14 +26,17 @@ class Differentiable(nn.Module):
         self.offset = nn.Parameter(torch.zeros(embedding.rope.dim // 2 + 1, device=embedding.device))
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """As `LongRoPE.forward`."""
+        """Return cos and sin as `LongRoPE.forward` does."""
         with torch.no_grad():
             cos, sin = self.embedding(x, position_ids)
         return _Phases.apply(self.offset, cos, sin, position_ids, self.embedding)  # pyright: ignore[reportReturnType]
 
 
 class _Phases(torch.autograd.Function):
-    """Cos and sin as they are; backwards, d(A·cos φ) = -A·sin φ·dφ + A·cos φ·d(log A) and dφ = -φ·d(log λ)."""
+    """Cos and sin unchanged in the forward pass, with their gradients by log factors in the backward pass.
+
+    d(A·cos φ) = -A·sin φ·dφ + A·cos φ·d(log A) and dφ = -φ·d(log λ).
+    """
 
     @staticmethod
     def forward(
@@ -46,7 +49,7 @@ class _Phases(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_cos: Tensor, by_sin: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         cos, sin, position_ids = ctx.saved_tensors
-        by_cos, by_sin, cos, sin = (part.float() for part in (by_cos, by_sin, cos, sin))
+        by_cos, by_sin, cos, sin = (tensor.float() for tensor in (by_cos, by_sin, cos, sin))
         by_attention = (by_cos * cos + by_sin * sin).sum()
         by_phase = sum((by_sin * cos - by_cos * sin).chunk(2, dim=-1))
         scaling, embedding = ctx.embedding.scalings[0], ctx.embedding
@@ -58,12 +61,12 @@ class _Phases(torch.autograd.Function):
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients for the weights; afterwards everything is as it was."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
+    """Turn off the gradients of the weights inside the block, and restore them afterwards."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)

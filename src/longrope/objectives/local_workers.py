@@ -1,7 +1,7 @@
-"""Evaluate on several processes: local ones, or Ray's beyond one machine. Each holds the model once.
+"""Evaluation on several processes on this machine; each holds the model once.
 
-An answer depends on its own batch only, so the outcome does not depend on who computed what; a worker that dies is
-replaced and its batch computed again.
+Losses depend on their own batch only, so the outcome does not depend on which worker computed them. A worker that dies
+is replaced, and its batch is computed again.
 """
 
 from __future__ import annotations
@@ -24,93 +24,93 @@ Task = tuple[str, Any, Batch, bool]
 
 
 class Worker:
-    """What runs in a worker's process: a model, and the objectives made on it so far.
+    """The state of a worker process: a model, and the objectives made on it so far.
 
     Args:
-        build: from the worker's number to what makes an objective of some items; loads the model.
-        rank: the worker's number.
+        build: Function from the worker's number to the function that makes an objective of samples; loads the model.
+        rank: Number of the worker.
     """
 
     def __init__(self, build: Callable[[int], MakeObjective], rank: int) -> None:
-        self.connect, self.objectives = build(rank), {}
+        self.make_objective, self.objectives = build(rank), {}
 
-    def evaluate(self, key: str, items: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
-        """The answers to one batch on some pickled items, which are unpacked the first time only."""
+    def evaluate(self, key: str, samples: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
+        """Return the losses of one batch on pickled samples, which are unpacked the first time only."""
         if key not in self.objectives:
-            self.objectives[key] = self.connect(pickle.loads(items))  # our own parent's bytes
+            self.objectives[key] = self.make_objective(pickle.loads(samples))  # bytes of our own parent
         return next(iter(self.objectives[key].evaluate([batch], gradient=gradient)))[1]
 
 
 class WorkerPool(Protocol):
-    """Runs tasks on workers."""
+    """Workers that run tasks."""
 
-    def share(self, items: bytes) -> Any:
-        """What stands for the items in a task."""
+    def share(self, samples: bytes) -> Any:
+        """Return the value that stands for the samples in a task."""
         ...
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """The answers to each task with its index, as they come."""
+        """Yield the index of each task and its losses, in any order."""
         ...
 
     def close(self) -> None:
-        """Let the workers go."""
+        """End the workers."""
         ...
 
 
 class PooledObjective:
-    """An objective of some items on the workers of an engine.
+    """An objective of samples on the workers of a pool.
 
     Args:
-        engine: with its workers.
-        items: what counts.
-        tokens: the length of each.
+        pool: Pool of workers.
+        samples: Samples to compute losses of.
+        tokens: Length of each sample in tokens.
     """
 
-    def __init__(self, engine: WorkerPool, items: Sequence[Any], tokens: Sequence[int]) -> None:
-        packed = pickle.dumps(list(items))
-        self.engine, self.tokens = engine, tuple(tokens)
-        self.key, self.items = hashlib.sha256(packed).hexdigest(), engine.share(packed)
+    def __init__(self, pool: WorkerPool, samples: Sequence[Any], tokens: Sequence[int]) -> None:
+        packed = pickle.dumps(list(samples))
+        self.pool, self.tokens = pool, tuple(tokens)
+        self.key, self.samples = hashlib.sha256(packed).hexdigest(), pool.share(packed)
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """The answers to each batch, in the order in which they are ready."""
-        return self.engine.run([(self.key, self.items, batch, gradient) for batch in batches])
+        """Yield the index of each batch and its losses, in the order in which they are ready."""
+        return self.pool.run([(self.key, self.samples, batch, gradient) for batch in batches])
 
 
 class LocalPool:
     """Processes on this machine.
 
     Args:
-        build: as for `Worker`; must be picklable.
-        count: of processes.
+        build: Function as for `Worker`; must be picklable.
+        count: Number of processes.
     """
 
     def __init__(self, build: Callable[[int], MakeObjective], count: int) -> None:
         self.build, self.count, self.pool = build, count, None
 
-    def share(self, items: bytes) -> bytes:
-        """The bytes themselves."""
-        return items
+    def share(self, samples: bytes) -> bytes:
+        """Return the bytes themselves."""
+        return samples
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """As `Engine.run`."""
-        left, deaths = dict(enumerate(tasks)), 0
-        while left:
+        """Yield the index of each task and its losses; start dead processes again."""
+        pending, deaths = dict(enumerate(tasks)), 0
+        while pending:
             futures: dict[Future[list[CandidateLoss]], int] = {}
             try:
                 pool = self.pool = self.pool or self._start()
-                futures = {pool.submit(_evaluate, *task): index for index, task in left.items()}
+                futures = {pool.submit(_evaluate, *task): index for index, task in pending.items()}
                 for future in as_completed(futures):
-                    answers = future.result()
+                    losses = future.result()
                     deaths = 0
-                    yield futures[future], answers
-                    del left[futures[future]]
+                    yield futures[future], losses
+                    del pending[futures[future]]
             except BrokenProcessPool:
                 self.close()
                 deaths += 1
                 if deaths > RETRIES:
                     raise LongRopeError(
-                        f"workers: one died {deaths} times in a row; if memory ran out, use fewer --workers, "
-                        "a shorter length or dtype bfloat16; go on with --resume"
+                        f"workers: a worker died {deaths} times in a row. If memory ran out, use fewer workers, "
+                        "a shorter length or dtype bfloat16, and resume the run."
                     ) from None
             finally:
                 for future in futures:
@@ -124,21 +124,22 @@ class LocalPool:
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        begun = context.Value("i", 0)
-        return ProcessPoolExecutor(self.count, context, initializer=_begin, initargs=(self.build, begun))
+        started = context.Value("i", 0)
+        return ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self.build, started))
 
 
-_begun: Callable[[], Worker] | None = None
+_worker: Callable[[], Worker] | None = None
 
 
-def _begin(build: Callable[[int], MakeObjective], begun: Any) -> None:
-    """In a new local process; the model is loaded by the first task, so that a refusal to load is its answer."""
-    global _begun
-    with begun.get_lock():
-        rank, begun.value = begun.value, begun.value + 1
-    _begun = cache(partial(Worker, build, rank))
+def _start_worker(build: Callable[[int], MakeObjective], started: Any) -> None:
+    """Number a new local process. Its first task loads the model, so that an error in loading reaches the caller."""
+    global _worker
+    with started.get_lock():
+        rank = started.value
+        started.value += 1
+    _worker = cache(partial(Worker, build, rank))
 
 
-def _evaluate(key: str, items: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
-    assert _begun is not None
-    return _begun().evaluate(key, items, batch, gradient)
+def _evaluate(key: str, samples: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
+    assert _worker is not None
+    return _worker().evaluate(key, samples, batch, gradient)

@@ -1,4 +1,4 @@
-"""The objective of a search on a model: the losses of candidates on items, and their gradients."""
+"""The objective of a search on a model: the losses of candidates on samples, and their gradients."""
 
 from __future__ import annotations
 
@@ -24,67 +24,66 @@ from longrope.search.protocol import Batch, CandidateLoss
 
 
 class ModelObjective:
-    """The mean over items of a model's loss under given factors; see `longrope.search.protocol.Objective`.
+    """The mean over samples of a model's loss under given factors; see `longrope.search.protocol.Objective`.
 
-    The model's weights and mode stay as they are, and its own rotary module comes back after every call.
+    The model's weights and mode do not change, and its own rotary module is restored after every call.
 
     Args:
-        model: a causal language model.
-        items: what counts.
+        model: Causal language model.
+        samples: Samples to compute losses of.
 
     Raises:
-        LongRopeError: if the model's rotary embedding is not one that factors describe.
+        LongRopeError: If factors cannot describe the model's rotary embedding.
     """
 
-    def __init__(self, model: PreTrainedModel, items: Sequence[WeightedText]) -> None:
-        self.model, self.items, self.rotary = model, items, find_rotary_slot(model)
-        self.tokens = tuple(len(item.tokens) for item in items)
+    def __init__(self, model: PreTrainedModel, samples: Sequence[WeightedText]) -> None:
+        self.model, self.samples, self.rotary = model, samples, find_rotary_slot(model)
+        self.tokens = tuple(len(sample.tokens) for sample in samples)
         with patch(model, Scaling([2.0] * (self.rotary.rope.dim // 2))):  # refuses a model that factors do not reach
             pass
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """The answers to each batch in turn."""
+        """Yield the index of each batch and its losses, in order."""
         for index, batch in enumerate(batches):
-            yield index, [self._slope(*pair) for pair in batch] if gradient else self._losses(batch)
+            yield index, [self._loss_and_gradient(*pair) for pair in batch] if gradient else self._losses(batch)
 
     def _losses(self, batch: Batch) -> list[CandidateLoss]:
-        items = [self.items[item] for _, item in batch]
+        samples = [self.samples[index] for _, index in batch]
         scalings = [scaling for scaling, _ in batch]
-        tokens, skip = np.stack([item.tokens for item in items]), min(item.skip for item in items)
-        reach, positions = max(item.reach for item in items), _positions(items)
+        tokens = np.stack([sample.tokens for sample in samples])
+        skip, reach = min(sample.skip for sample in samples), max(sample.reach for sample in samples)
         with self._installed(self._embedding(scalings if len(set(scalings)) > 1 else scalings[:1], reach)):
-            losses = token_losses(self.model, tokens, positions=positions, batch=len(tokens), skip=skip)
-        return [
-            CandidateLoss(float(row.astype(np.float64) @ item.weights)) for row, item in zip(losses, items, strict=True)
-        ]
+            losses = token_losses(self.model, tokens, positions=_positions(samples), batch=len(tokens), skip=skip)
+        pairs = zip(losses, samples, strict=True)
+        return [CandidateLoss(float(row.astype(np.float64) @ sample.weights)) for row, sample in pairs]
 
-    def _slope(self, scaling: Scaling, index: int) -> CandidateLoss:
-        """One document forwards and backwards, the head in chunks."""
-        item, model = self.items[index], self.model
-        module = Differentiable(self._embedding([scaling], item.reach))
-        tokens = torch.from_numpy(item.tokens)[None].to(model.device)
-        weights = torch.from_numpy(item.weights).float().to(model.device)
-        where = f"for a gradient on {model.device}"
-        remedy = "lower the length, use dtype bfloat16, or a method without gradients (--method cma)"
+    def _loss_and_gradient(self, scaling: Scaling, index: int) -> CandidateLoss:
+        """Run one sample forwards and backwards, with the head in chunks."""
+        sample, model = self.samples[index], self.model
+        module = Differentiable(self._embedding([scaling], sample.reach))
+        tokens = torch.from_numpy(sample.tokens)[None].to(model.device)
+        weights = torch.from_numpy(sample.weights).float().to(model.device)
+        positions = _positions([sample])
+        purpose = f"for a gradient on {model.device}"
+        remedy = "lower the length, use dtype bfloat16, or a method without gradients (cma)"
         total = 0.0
         with (
             frozen(model),
             self._installed(module),
             tiled_layers(model),
-            explain_out_of_memory(len(item.tokens), where, remedy),
+            explain_out_of_memory(len(sample.tokens), purpose, remedy),
         ):
-            at = _positions([item])
             with offload_activations(model.device):
-                hidden = last_hidden(model, tokens, None if at is None else torch.from_numpy(at))
+                hidden = last_hidden(model, tokens, None if positions is None else torch.from_numpy(positions))
             leaf = hidden.detach().requires_grad_()
-            for start, end, losses in head_losses(model, tokens, leaf, item.skip, divisor=4):
-                part = (losses[0] * weights[start:end]).sum()
-                part.backward()
-                total += float(part.detach())
+            for start, end, losses in head_losses(model, tokens, leaf, sample.skip, divisor=4):
+                chunk = (losses[0] * weights[start:end]).sum()
+                chunk.backward()
+                total += float(chunk.detach())
             hidden.backward(leaf.grad)
-        slopes = module.offset.grad
-        assert slopes is not None
-        return CandidateLoss(total, tuple(slopes.tolist()))
+        gradient = module.offset.grad
+        assert gradient is not None
+        return CandidateLoss(total, tuple(gradient.tolist()))
 
     def _embedding(self, scalings: Sequence[Scaling], length: int) -> LongRoPE:
         return LongRoPE.static(self.rotary.rope, scalings, reach=length).to(self.model.device)
@@ -98,8 +97,9 @@ class ModelObjective:
             self.rotary.install(self.rotary.module)
 
 
-def _positions(items: Sequence[WeightedText]) -> np.ndarray | None:
-    """``(items, length)`` if any of them has its own."""
-    if all(item.positions is None for item in items):
+def _positions(samples: Sequence[WeightedText]) -> np.ndarray | None:
+    """Return the positions ``(samples, length)``, or None if no sample has its own."""
+    if all(sample.positions is None for sample in samples):
         return None
-    return np.stack([np.arange(len(item.tokens)) if item.positions is None else item.positions for item in items])
+    positions = [(sample.positions, len(sample.tokens)) for sample in samples]
+    return np.stack([np.arange(length) if array is None else array for array, length in positions])

@@ -1,4 +1,4 @@
-"""Evaluate on a Ray cluster: the engine beyond one machine."""
+"""Evaluation on a Ray cluster, beyond one machine."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from longrope.search.protocol import CandidateLoss
 
 
 class RayPool:
-    """Ray actors, one a GPU, or one a CPU where there is no GPU.
+    """Ray actors, one for each GPU, or one for each CPU if there is no GPU.
 
     Args:
-        build: as for `Worker`.
+        build: Function as for `Worker`.
         address: ``ray`` for the cluster of this machine (one is started if there is none), or ``ray://HOST:PORT``.
 
     Raises:
-        LongRopeError: if Ray is not installed or not reachable.
+        LongRopeError: If Ray is not installed or not reachable.
     """
 
     def __init__(self, build: Callable[[int], MakeObjective], address: str) -> None:
         try:
             import ray
         except ImportError:
-            raise LongRopeError(f"workers = {address!r} needs Ray: pip install 'longrope[ray]'") from None
+            raise LongRopeError(
+                f"workers = {address!r}: Ray is not installed. Run pip install 'longrope[ray]'."
+            ) from None
         try:
             ray.init(address=None if address == "ray" else address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise LongRopeError(
-                f"workers = {address!r}: no Ray cluster can be reached there ({reason}); start one with "
-                "ray start --head, set RAY_AUTH_MODE=token if it asks for a token, or use --workers 1"
+                f"workers = {address!r}: the Ray cluster cannot be reached ({reason}). Start one with "
+                "ray start --head, set RAY_AUTH_MODE=token if it asks for a token, or use workers = 1."
             ) from None
         self.ray, resources = ray, ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
@@ -43,12 +45,12 @@ class RayPool:
         )
         self.actors: list[Any] = [actor.remote(build, 0 if gpus else rank) for rank in range(count)]
 
-    def share(self, items: bytes) -> Any:
-        """A reference into Ray's object store."""
-        return self.ray.put(items)
+    def share(self, samples: bytes) -> Any:
+        """Return a reference into Ray's object store."""
+        return self.ray.put(samples)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """As `Engine.run`; Ray restarts an actor that dies and gives it its task again."""
+        """Yield the index of each task and its losses; Ray restarts an actor that dies and repeats its task."""
         waiting, free, busy = list(enumerate(tasks))[::-1], list(self.actors), {}
         while waiting or busy:
             while waiting and free:
@@ -64,8 +66,11 @@ class RayPool:
                 raise error.cause if isinstance(error.cause, LongRopeError) else error from None
             except self.ray.exceptions.RayError as error:
                 reason = str(error).strip().splitlines()[0]
-                raise LongRopeError(f"workers: a Ray worker died and did not come back: {reason}") from None
+                raise LongRopeError(
+                    f"workers: a Ray worker died and was not restarted ({reason}). "
+                    "Check the cluster, and resume the run."
+                ) from None
 
     def close(self) -> None:
-        """Let the actors go and leave the cluster."""
+        """End the actors and leave the cluster."""
         self.ray.shutdown()

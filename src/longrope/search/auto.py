@@ -1,4 +1,4 @@
-"""The default method: the best of some closed forms, then the gradient from there."""
+"""The default method: compare closed forms, then follow the gradient from the best of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from longrope.scaling import Scaling
-from longrope.search.evolution import sized
 from longrope.search.gradient import STARTS, Gradient
+from longrope.search.method import Method
 from longrope.search.protocol import CandidateBatch, Proposals
 from longrope.search.space import Space
 
@@ -18,52 +18,54 @@ RAMPS = ((10, 0.3, 1.15), (10, 1, 1.0), (32, 0.3, 1.15), (3, 0.3, 1.15), (3, 1, 
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Method):
     """Closed forms first: the starts, and ramps of log factors between two numbers of turns within L0.
 
     Args:
-        ramps: how many of `RAMPS` are tried.
-        gradient: what goes on from the best of them.
+        ramps: Number of ramps that are tried, from the first of `RAMPS` on.
+        gradient: Method that goes on from the best closed form.
     """
 
     ramps: int = len(RAMPS)
     gradient: Gradient = field(default_factory=lambda: Gradient(steps=40))
-    shaped: ClassVar[bool] = True
-    ceiling: ClassVar[float] = 2.0
-    parametrization: ClassVar[str] = "free"
-    starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
+    uses_gradient: ClassVar[bool] = True
 
-    def sized(self, population: int) -> Auto:
-        """The same with another number of gradient steps."""
-        return replace(self, gradient=replace(self.gradient, steps=sized(population)))
+    def with_population(self, population: int) -> Auto:
+        """Return the method with another number of gradient steps."""
+        return replace(self, gradient=self.gradient.with_population(population))
 
-    def within(self, passes: int, items: int) -> Auto:
-        """As many ramps as a quarter of that many forward passes over one item pay for, and steps for the rest."""
-        count = min(len(RAMPS), max(1, passes // (4 * items) - STARTS))
-        return replace(self, ramps=count, gradient=self.gradient.within(passes - count * items, items))
+    def within(self, passes: int, samples: int) -> Auto:
+        """Return the method with ramps for a quarter of the passes, and gradient steps for the rest."""
+        ramps = min(len(RAMPS), max(1, passes // (4 * samples) - STARTS))
+        return replace(self, ramps=ramps, gradient=self.gradient.within(passes - ramps * samples, samples))
 
-    def passes(self, items: int) -> int:
-        """About how many forward passes over one item it costs."""
-        return self.ramps * items + self.gradient.passes(items)
+    def passes(self, samples: int) -> int:
+        """Estimate the cost in forward passes over one sample."""
+        return self.ramps * samples + self.gradient.passes(samples)
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
-        """All closed forms, then one candidate a step; arguments as for `Paper.converse`."""
-        candidates = [space.at(space.coordinates(start)) for start in [*starts, *ramps(space)[: self.ramps]]]
-        answers = yield CandidateBatch(candidates)
-        best = min(range(len(answers)), key=lambda i: answers[i].loss)
+    def gradient_steps(self, samples: int) -> int:
+        """Return the number of forward and backward passes over one sample."""
+        return self.gradient.gradient_steps(samples)
+
+    def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
+        """Yield all closed forms, then one candidate a step; arguments as for `Method.propose`."""
+        closed_forms = [*starts, *ramps(space)[: self.ramps]]
+        candidates = [space.candidate(space.coordinates(scaling)) for scaling in closed_forms]
+        losses = yield CandidateBatch(candidates)
+        best = min(range(len(losses)), key=lambda i: losses[i].loss)
         yield from self.gradient.descend(space, space.coordinates(candidates[best]))
 
 
 def ramps(space: Space) -> list[Scaling]:
-    """Closed forms like YaRN's, but with a straight ramp of the log factor, and other ends.
+    """Return closed forms like YaRN's, but with a straight ramp of the log factor and other ends.
 
-    Factors are 1 for pairs that turn more often within L0 than the first number of `RAMPS` says, and its third
-    number times s for those that turn less often than the second.
+    Each row of `RAMPS` is one closed form. Pairs that turn more often within L0 than its first number have factor 1.
+    Pairs that turn less often than its second number have its third number times s.
     """
     rope, s = space.relative, space.scale
-    turns = np.log(rope.original_length / rope.wavelengths)
-    found = []
+    log_turns = np.log(rope.original_length / rope.wavelengths)
+    scalings = []
     for first, last, top in RAMPS:
-        height = np.clip((np.log(first) - turns) / (np.log(first) - np.log(last)), 0, 1)
-        found.append(space.scaling(np.minimum((top * s) ** height, space.largest).tolist()))
-    return found
+        height = np.clip((np.log(first) - log_turns) / (np.log(first) - np.log(last)), 0, 1)
+        scalings.append(space.scaling(np.minimum((top * s) ** height, space.largest).tolist()))
+    return scalings

@@ -1,4 +1,4 @@
-"""What ends a search before its method does."""
+"""Limits that end a search before its method does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from longrope.errors import LongRopeError
 
 @dataclass(frozen=True)
 class Budget:
-    """When a search stops early; None is never. A resumed search counts what its journal holds.
+    """Limits of a search; None sets no limit. A resumed search counts what its journal holds.
 
     Args:
-        tokens: the most token-evaluations: 1 for every token of a forward pass, 3 with the backward pass.
-        seconds: the most evaluation time.
-        patience: comparisons of candidates on all items (generations) without a better one.
+        tokens: Most token-evaluations: 1 for every token of a forward pass, 3 with the backward pass.
+        seconds: Most seconds of evaluation.
+        patience: Most comparisons on all samples (generations) in a row without a better candidate.
 
     Raises:
-        LongRopeError: if one of them allows nothing.
+        LongRopeError: If a limit allows nothing.
     """
 
     tokens: int | None = None
@@ -28,16 +28,21 @@ class Budget:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not 0 < value < math.inf:
-                raise LongRopeError(f"budget {name} = {value} allows nothing; use a number above 0")
+                raise LongRopeError(f"budget {name} = {value} allows nothing. Use a number above 0.")
 
 
 class Stop(Exception):  # noqa: N818
-    """Ends a search for the reason in its message."""
+    """The end of a search, for the reason in the message."""
 
 
 def too_small(tokens: int, step: int) -> LongRopeError:
-    """What is wrong with a budget of so many token-evaluations where one step costs more."""
+    """Return the error for a budget that is smaller than one step.
+
+    Args:
+        tokens: The budget in token-evaluations.
+        step: Cost of one step in token-evaluations.
+    """
     return LongRopeError(
-        f"budget = {tokens} token-evaluations is less than one step of this search, {step}; "
-        "raise it, or use fewer or shorter documents"
+        f"budget = {tokens}: one step of this search takes {step} token-evaluations. "
+        "Raise it, or use fewer or shorter documents."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,51 +12,51 @@ import numpy as np
 from cmaes import CMA
 
 from longrope.scaling import Scaling
-from longrope.search.evolution import sized
+from longrope.search.method import Method, check_population
 from longrope.search.protocol import CandidateBatch, Proposals
 from longrope.search.space import Space
 
 
 @dataclass(frozen=True)
-class Cma:
+class Cma(Method):
     """Covariance matrix adaptation (Hansen 2016): the starts first, then samples around the best of them.
 
     Args:
-        population: samples a generation; 4 + 3·ln n for n coordinates if None.
-        sigma: first standard deviation, in units of the space's spread.
-        generations: the most of them.
+        population: Candidates of a generation; None is 4 + 3·ln n for n coordinates.
+        sigma: First standard deviation, in units of the space.
+        generations: Most generations.
     """
 
     population: int | None = None
     sigma: float = 0.15
     generations: int = 40
-    shaped: ClassVar[bool] = True
-    ceiling: ClassVar[float] = 2.0
     parametrization: ClassVar[str] = "spline"
-    starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
 
-    def sized(self, population: int) -> Cma:
-        """The same with another population."""
-        return replace(self, population=sized(population))
+    def with_population(self, population: int) -> Cma:
+        """Return the method with another population."""
+        return replace(self, population=check_population(population))
 
-    def within(self, passes: int, items: int) -> Cma:
-        """Itself: a smaller budget only ends it earlier."""
-        return self
+    def passes(self, samples: int) -> int:
+        """Estimate the cost in forward passes over one sample."""
+        return samples * self.generations * (self.population or 12)
 
-    def passes(self, items: int) -> int:
-        """About how many forward passes over one item it costs."""
-        return items * self.generations * (self.population or 12)
+    def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
+        """Yield the starts, then generations of candidates; arguments as for `Method.propose`."""
+        candidates = [space.candidate(space.coordinates(start)) for start in starts]
+        losses = yield CandidateBatch(candidates)
+        best = min(range(len(losses)), key=lambda i: losses[i].loss)
+        yield from self.propose_around(space, space.coordinates(candidates[best]), rng)
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
-        """The starts, then generations of samples; arguments as for `Paper.converse`."""
-        candidates = [space.at(space.coordinates(start)) for start in starts]
-        answers = yield CandidateBatch(candidates)
-        best = min(range(len(answers)), key=lambda i: answers[i].loss)
-        yield from self.sample(space, space.coordinates(candidates[best]), rng)
+    def propose_around(self, space: Space, x: np.ndarray, rng: np.random.Generator) -> Proposals:
+        """Yield generations of candidates around coordinates.
 
-    def sample(self, space: Space, x: np.ndarray, rng: np.random.Generator) -> Proposals:
-        """Generations of samples around coordinates."""
-        (lower, upper), unit = space.bounds, space.spread
+        Args:
+            space: Space of the candidates.
+            x: Coordinates of the first mean, ``(coordinates,)``.
+            rng: Source of the seed.
+        """
+        unit = space.unit
+        lower, upper = space.bounds
         cma = CMA(
             mean=x / unit,
             sigma=self.sigma,
@@ -65,7 +66,7 @@ class Cma:
         )
         for _ in range(self.generations):
             points = [cma.ask() for _ in range(cma.population_size)]
-            answers = yield CandidateBatch([space.at(point * unit) for point in points], _state(cma))
+            answers = yield CandidateBatch([space.candidate(point * unit) for point in points], _state(cma, points))
             losses = [answer.loss for answer in answers]
             worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0)
             cma.tell([(point, min(loss, worst + 1)) for point, loss in zip(points, losses, strict=True)])
@@ -73,9 +74,6 @@ class Cma:
                 return
 
 
-def _state(cma: CMA) -> dict[str, Any]:
-    """All that decides the next generation, as JSON values: mean, step size, paths, covariance, random numbers."""
-    state = vars(cma)
-    numbers = {name: np.asarray(state[f"_{name}"]).tolist() for name in ("mean", "sigma", "p_sigma", "pc", "C", "g")}
-    kind, keys, *rest = state["_rng"].get_state()
-    return {**numbers, "rng": [kind, keys.tolist(), *rest]}
+def _state(cma: CMA, points: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Return the generation and a digest of its points, which depend on all that CMA-ES has learnt and drawn."""
+    return {"generation": cma.generation, "points": hashlib.sha256(np.stack(points).tobytes()).hexdigest()[:16]}

@@ -1,4 +1,4 @@
-"""Answer a method's asks from the journal and the objective, within a budget; keep the account and the best."""
+"""Evaluate the batches of a method from the journal and the objective, within a budget; keep costs and the best."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 
+from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop, too_small
 from longrope.search.journal import Journal
@@ -25,15 +26,15 @@ class Improvement:
 
 
 class Evaluator:
-    """Everything that a search has evaluated, and what it cost.
+    """All evaluations of a search, and their cost.
 
     Args:
-        objective: evaluates what the journal does not hold.
-        journal: of the search.
-        budget: what it allows; then `Stop` is raised.
-        rows: pairs in one batch.
-        racing: drop candidates that are clearly worse than the best after some of the items.
-        told: called after every batch.
+        objective: Objective that evaluates what the journal does not hold.
+        journal: Journal of the search.
+        budget: Limits of the search; beyond them `Stop` is raised.
+        batch_size: Most (candidate, sample) pairs in one forward pass.
+        racing: Whether to drop candidates that are clearly worse than the best after some of the samples.
+        on_batch: Function called after every batch.
     """
 
     def __init__(
@@ -42,121 +43,147 @@ class Evaluator:
         journal: Journal,
         *,
         budget: Budget,
-        rows: int = 1,
+        batch_size: int = 1,
         racing: bool = False,
-        told: Callable[[], None] = lambda: None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.objective, self.journal, self.budget = objective, journal, budget
-        self.rows, self.racing, self.told = rows, racing, told
+        self.batch_size, self.racing, self.on_batch = batch_size, racing, on_batch
         self.tokens, self.seconds = 0, 0.0
-        self.answered: dict[Scaling, dict[int, CandidateLoss]] = {}  # by item
-        self.complete: dict[Scaling, float] = {}  # the mean loss of those that were evaluated on all items
-        self.lost: dict[Scaling, float] = {}  # an estimate of it, of those that lost a race
-        self.records: list[Improvement] = []
-        self.leading: tuple[float, Scaling] | None = None
+        self.sample_losses: dict[Scaling, dict[int, CandidateLoss]] = {}
+        self.mean_losses: dict[Scaling, float] = {}  # of candidates that were evaluated on all samples
+        self.race_estimates: dict[Scaling, float] = {}  # estimated mean losses of candidates that lost a race
+        self.improvements: list[Improvement] = []
+        self.best: tuple[float, Scaling] | None = None
 
-    def answers(self, ask: CandidateBatch) -> list[CandidateLoss]:
-        """One answer a candidate; of those that lost a race, an estimate."""
-        count, candidates = len(self.objective.tokens), dict.fromkeys(ask.candidates)
-        if ask.turn is not None:
-            item = ask.turn * stride(count) % count
-            self._evaluate([(one, item) for one in candidates if not self._has_slope(one, item)], gradient=True)
-            return [self.answered[one][item] for one in ask.candidates]
-        wanted = [one for one in candidates if one not in self.complete and one not in self.lost]
-        if self.racing and self.records:
-            self._race(wanted, range(count))
+    def evaluate(self, batch: CandidateBatch) -> list[CandidateLoss]:
+        """Return the loss of each candidate of a batch; an estimate for those that lost a race."""
+        count, candidates = len(self.objective.tokens), dict.fromkeys(batch.candidates)
+        if batch.gradient_step is not None:
+            sample = batch.gradient_step * stride(count) % count
+            missing = [(candidate, sample) for candidate in candidates if not self._has_gradient(candidate, sample)]
+            self._evaluate(missing, gradient=True)
+            return [self.sample_losses[candidate][sample] for candidate in batch.candidates]
+        known = {**self.mean_losses, **self.race_estimates}
+        new = [candidate for candidate in candidates if candidate not in known]
+        if self.racing and self.improvements:
+            self._race(new, range(count))
         else:
-            self._evaluate(self._missing(wanted, range(count)), gradient=False)
-        return [CandidateLoss(self.complete[one] if one in self.complete else self.lost[one]) for one in ask.candidates]
+            self._evaluate(self._missing(new, range(count)), gradient=False)
+        losses = {**self.race_estimates, **self.mean_losses}
+        return [CandidateLoss(losses[candidate]) for candidate in batch.candidates]
 
-    def _has_slope(self, one: Scaling, item: int) -> bool:
-        answer = self.answered.get(one, {}).get(item)
+    def _has_gradient(self, candidate: Scaling, sample: int) -> bool:
+        answer = self.sample_losses.get(candidate, {}).get(sample)
         return answer is not None and answer.gradient is not None
 
-    def _missing(self, candidates: Iterable[Scaling], items: Iterable[int]) -> list[Pair]:
-        return [(one, item) for one in candidates for item in items if item not in self.answered.get(one, {})]
+    def _missing(self, candidates: Iterable[Scaling], samples: Iterable[int]) -> list[Pair]:
+        pairs = [(candidate, sample) for candidate in candidates for sample in samples]
+        return [pair for pair in pairs if pair[1] not in self.sample_losses.get(pair[0], {})]
 
-    def _race(self, alive: Sequence[Scaling], items: Sequence[int]) -> None:
-        """The items in turn; who is clearly worse than the best so far is left behind."""
-        for item in items:
-            self._evaluate(self._missing(alive, [item]), gradient=False)
-            for one in [one for one in alive if one not in self.complete]:
-                against = self.answered[self.records[-1].scaling]
-                differences = [answer.loss - against[i].loss for i, answer in sorted(self.answered[one].items())]
+    def _race(self, candidates: Sequence[Scaling], samples: Sequence[int]) -> None:
+        """Evaluate one sample after another, and drop candidates that are clearly worse than the best so far."""
+        for sample in samples:
+            self._evaluate(self._missing(candidates, [sample]), gradient=False)
+            for candidate in [candidate for candidate in candidates if candidate not in self.mean_losses]:
+                leader = self.improvements[-1]
+                pairs = sorted(self.sample_losses[candidate].items())
+                differences = [answer.loss - self.sample_losses[leader.scaling][i].loss for i, answer in pairs]
                 if clearly_worse(differences):
-                    self.lost[one] = self.records[-1].loss + sum(differences) / len(differences)
-            alive = [one for one in alive if one not in self.lost]
+                    self.race_estimates[candidate] = leader.loss + sum(differences) / len(differences)
+            candidates = [candidate for candidate in candidates if candidate not in self.race_estimates]
 
     def _evaluate(self, pairs: Sequence[Pair], *, gradient: bool) -> None:
-        """All pairs, or as many batches as the budget allows, and then `Stop`."""
-        batches, price = list(self._batches(pairs, 1 if gradient else self.rows)), BACKWARD_COST if gradient else 1
-        costs = [price * sum(self.objective.tokens[item] for _, item in batch) for batch in batches]
-        room = math.inf if self.budget.tokens is None else self.budget.tokens - self.tokens
-        affordable = sum(total <= room for total in accumulate(costs))
-        finished = bool(self.complete) or sum(map(len, batches[:affordable])) >= len(self.objective.tokens)
+        """Evaluate all pairs, or the batches that the budget allows and then raise `Stop`."""
+        cost = BACKWARD_COST if gradient else 1
+        batches = list(self._batches(pairs, 1 if gradient else self.batch_size))
+        costs = [cost * sum(self.objective.tokens[sample] for _, sample in batch) for batch in batches]
+        budget_left = math.inf if self.budget.tokens is None else self.budget.tokens - self.tokens
+        affordable = sum(total <= budget_left for total in accumulate(costs))
+        finished = bool(self.mean_losses) or sum(map(len, batches[:affordable])) >= len(self.objective.tokens)
         if self.budget.tokens is not None and affordable < len(batches) and not finished:
-            raise too_small(self.budget.tokens, price * sum(self.objective.tokens))
+            raise too_small(self.budget.tokens, cost * sum(self.objective.tokens))
         try:
-            for index, answers, seconds in self._known_or_new(batches[:affordable], gradient=gradient):
-                self._take(batches[index], answers, costs[index], seconds)
+            for index, losses, seconds in self._known_or_new(batches[:affordable], gradient=gradient):
+                self._add(batches[index], losses, costs[index], seconds)
         finally:
-            self._record(dict.fromkeys(one for one, _ in pairs))
+            self._record_improvements(dict.fromkeys(candidate for candidate, _ in pairs))
         if affordable < len(batches):
             raise Stop(f"the budget of {self.budget.tokens:,} token-evaluations is spent")
 
-    def _batches(self, pairs: Sequence[Pair], rows: int) -> Iterator[Batch]:
-        """Pairs of items of one length, in order, up to ``rows`` together."""
-        for _, same in groupby(pairs, key=lambda pair: self.objective.tokens[pair[1]]):
-            together = list(same)
-            yield from (together[start : start + rows] for start in range(0, len(together), rows))
+    def _batches(self, pairs: Sequence[Pair], batch_size: int) -> Iterator[Batch]:
+        """Yield pairs in order, in batches of samples of one length."""
+        for _, group in groupby(pairs, key=lambda pair: self.objective.tokens[pair[1]]):
+            same_length = list(group)
+            yield from (same_length[start : start + batch_size] for start in range(0, len(same_length), batch_size))
 
     def _known_or_new(
         self, batches: Sequence[Batch], *, gradient: bool
     ) -> Iterator[tuple[int, Sequence[CandidateLoss], Sequence[float]]]:
-        """(index, answers, seconds) of each batch, from the journal if it holds all of it, else evaluated."""
+        """Yield (index, losses, seconds) of each batch, from the journal if it holds all of it, else evaluated."""
         todo: list[int] = []
         for index, batch in enumerate(batches):
-            found = [self.journal.get(pair, gradient=gradient) for pair in batch]
-            known = [one for one in found if one is not None]
-            if len(known) == len(found):
-                yield index, [answer for answer, _ in known], [seconds for _, seconds in known]
+            entries = [self.journal.get(pair, gradient=gradient) for pair in batch]
+            known = [entry for entry in entries if entry is not None]
+            if len(known) == len(entries):
+                yield index, [loss for loss, _ in known], [seconds for _, seconds in known]
             else:
                 todo.append(index)
         started = time.perf_counter()
-        for position, answers in self.objective.evaluate([batches[index] for index in todo], gradient=gradient):
-            index, took = todo[position], time.perf_counter() - started
-            seconds = [round(took / len(answers), 6)] * len(answers)
-            for pair, answer, second in zip(batches[index], answers, seconds, strict=True):
-                self.journal.add(pair, answer, second, gradient=gradient)
-            yield index, answers, seconds
+        for position, losses in self.objective.evaluate([batches[index] for index in todo], gradient=gradient):
+            index, elapsed = todo[position], time.perf_counter() - started
+            if gradient and any(loss.gradient is None for loss in losses):
+                raise no_gradient()
+            seconds = [round(elapsed / len(losses), 6)] * len(losses)
+            for pair, loss, second in zip(batches[index], losses, seconds, strict=True):
+                self.journal.add(pair, loss, second, gradient=gradient)
+            yield index, losses, seconds
             started = time.perf_counter()
 
-    def _take(self, batch: Batch, answers: Sequence[CandidateLoss], cost: int, seconds: Sequence[float]) -> None:
+    def _add(self, batch: Batch, losses: Sequence[CandidateLoss], cost: int, seconds: Sequence[float]) -> None:
         self.tokens += cost
-        for (one, item), answer, second in zip(batch, answers, seconds, strict=True):
+        for (candidate, sample), loss, second in zip(batch, losses, seconds, strict=True):
             self.seconds += second
-            found = self.answered.setdefault(one, {})
-            found[item] = answer
-            if len(found) == len(self.objective.tokens) and one not in self.complete:
-                loss = self.complete[one] = sum(answer.loss for _, answer in sorted(found.items())) / len(found)
-                if loss < (self.leading[0] if self.leading else math.inf):
-                    self.leading = (loss, one)
-        self.told()
+            by_sample = self.sample_losses.setdefault(candidate, {})
+            by_sample[sample] = loss
+            if len(by_sample) == len(self.objective.tokens) and candidate not in self.mean_losses:
+                mean = sum(loss.loss for _, loss in sorted(by_sample.items())) / len(by_sample)
+                self.mean_losses[candidate] = mean
+                if mean < (self.best[0] if self.best else math.inf):
+                    self.best = (mean, candidate)
+        self.on_batch()
         if self.budget.seconds is not None and self.seconds >= self.budget.seconds:
             raise Stop(f"the time budget of {self.budget.seconds:g} s is spent")
 
-    def _record(self, candidates: Iterable[Scaling]) -> None:
-        """In the order of the ask, so that nothing depends on who answered first."""
-        for one in candidates:
-            loss = self.complete.get(one, math.inf)
-            if loss < (self.records[-1].loss if self.records else math.inf):
-                self.records.append(Improvement(self.tokens, loss, one))
+    def _record_improvements(self, candidates: Iterable[Scaling]) -> None:
+        """Record improvements in the order of the batch, so that they do not depend on the order of evaluation."""
+        for candidate in candidates:
+            loss = self.mean_losses.get(candidate, math.inf)
+            if loss < (self.improvements[-1].loss if self.improvements else math.inf):
+                self.improvements.append(Improvement(self.tokens, loss, candidate))
+
+
+def no_gradient(methods: Sequence[str] = ("cma",)) -> LongRopeError:
+    """Return the error for a method that asks for gradients of an objective without any.
+
+    Args:
+        methods: Names of methods without gradients.
+    """
+    return LongRopeError(
+        "objective: it has no gradient, and the method asks for one. "
+        f"Use a method without gradients ({', '.join(methods)}), or give the objective a gradient."
+    )
 
 
 def stride(count: int) -> int:
-    """The step in which turns go through all items, so that those of one length or kind, which lie together, spread.
+    """Return the step in which gradients go through all samples.
 
-    >>> [turn * stride(8) % 8 for turn in range(8)]
+    Samples of one length or kind lie together, and this step spreads them.
+
+    >>> [step * stride(8) % 8 for step in range(8)]
     [0, 5, 2, 7, 4, 1, 6, 3]
+
+    Args:
+        count: Number of samples.
     """
     return next(step for step in range(max(1, round(0.618 * count)), count + 1) if math.gcd(step, count) == 1)

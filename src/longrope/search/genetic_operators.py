@@ -1,8 +1,8 @@
 """Mutation and crossover that keep the factors monotone, in bounded time and with an exact law.
 
 The released LongRoPE code draws a child again until it does not decrease, which may never end. The two functions here
-draw from the law that such a rejection loop has in the end, in one go: `mutate` for given chosen genes, `crossover`
-over all choices of genes. Genes are whole numbers: λ = 1 + STEP·gene.
+draw from the limiting law of such a rejection loop, in one pass: `mutate` for the chosen genes, `crossover` over all
+choices of genes. Genes are whole numbers: λ = 1 + STEP·gene.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ STEP = 0.01
 
 
 def mutate(genes: np.ndarray, rng: np.random.Generator, *, probability: float, top: int) -> np.ndarray:
-    """Each gene is chosen with some probability; the chosen ones become uniform among the values that fit.
+    """Choose each gene with a probability, and draw the chosen ones uniformly among the values that fit.
 
     A run of k chosen genes between unchosen neighbours a and b is a uniformly drawn non-decreasing sequence of k
     values in a … b, which is k distinct numbers of a … b+k-1 in order, less 0, 1, 2 … (stars and bars).
 
     Args:
-        genes: ``(genes,)`` whole numbers, not decreasing, from 0 to ``top``.
-        rng: where the draws come from.
-        probability: of each gene to be chosen.
-        top: the largest gene.
+        genes: Whole numbers ``(genes,)``, not decreasing, from 0 to ``top``.
+        rng: Source of the random numbers.
+        probability: Probability that a gene is chosen.
+        top: Largest gene.
     """
     child = genes.copy()
     chosen = np.flatnonzero(rng.random(len(genes)) < probability)
@@ -37,16 +37,16 @@ def mutate(genes: np.ndarray, rng: np.random.Generator, *, probability: float, t
 
 
 def crossover(a: np.ndarray, b: np.ndarray, rng: np.random.Generator, *, probability: float) -> np.ndarray:
-    """Each gene is b's with some probability, else a's, given that the child does not decrease.
+    """Take each gene from b with a probability, else from a, given that the child does not decrease.
 
-    Which parent each gene comes from is then a Markov chain: ``tail[i, x]`` is the probability that the genes after
-    i can be chosen well if gene i is from parent x, and one pass draws from left to right.
+    The parents of the genes are then a Markov chain. ``tail[i, x]`` is the probability that the genes after i can be
+    chosen well if gene i is from parent x, and one pass draws from left to right.
 
     Args:
-        a: ``(genes,)``, not decreasing.
-        b: the other parent, the same.
-        rng: where the draws come from.
-        probability: of each gene to be b's.
+        a: Genes of one parent, ``(genes,)``, not decreasing.
+        b: Genes of the other parent, ``(genes,)``, not decreasing.
+        rng: Source of the random numbers.
+        probability: Probability that a gene is b's.
     """
     parents, weights = np.stack([a, b], axis=1), np.array([1 - probability, probability])
     tail = np.ones((len(a), 2))

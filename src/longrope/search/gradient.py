@@ -10,30 +10,31 @@ from typing import Any, ClassVar
 import numpy as np
 
 from longrope.scaling import Scaling
-from longrope.search.evolution import sized
+from longrope.search.method import Method, check_population
 from longrope.search.protocol import BACKWARD_COST, CandidateBatch, Proposals
 from longrope.search.space import Space
 
-EVERY = 10  # steps from one comparison on all items to the next
-STARTS = 2  # as many schemes does it start from unless told otherwise
+EVERY = 10  # steps from one comparison on all samples to the next
+STARTS = 2  # number of starts that costs are estimated with
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """Adam (Kingma and Ba 2015) from the best of the starts: one item a step, the step size falling as a cosine.
+class Gradient(Method):
+    """Adam (Kingma and Ba 2015) from the best start: one sample a step, with a step size that falls as a cosine.
 
     The loss is rough in the fast pairs: at a distance of d tokens a change of log λ turns pair i by d·inv_freq_i. So
-    each pair's step is that of its log factor times min(1, 1 / (reach·inv_freq_i)): no step turns a pair further, at
+    each pair's step is that of its log factor times min(1, 1 / (reach·inv_freq_i)). No step turns a pair further, at
     a distance of ``reach`` tokens, than it changes the log factor of the slow ones.
 
-    A candidate on all items is the mean of the last `EVERY` steps: single steps follow single items.
+    Single steps follow single samples. So a candidate that is evaluated on all samples is the mean of the last `EVERY`
+    steps.
 
     Args:
-        steps: forward and backward passes over one item each.
-        rate: first step size, in log factors, as a part of ln s / sqrt(steps).
-        betas: Adam's.
-        reach: that distance in tokens.
-        frozen: pairs that turn more often than that within L0 keep their factors (free space only); none if None.
+        steps: Number of forward and backward passes, each over one sample.
+        rate: First step size in log factors, as a part of ln s / sqrt(steps).
+        betas: Decay rates of Adam.
+        reach: Distance in tokens up to which steps of fast pairs are damped.
+        frozen: Turns within L0 above which pairs keep their factors (free parametrization only). None freezes none.
     """
 
     steps: int = 60
@@ -41,77 +42,85 @@ class Gradient:
     betas: tuple[float, float] = (0.9, 0.99)
     reach: float = 8.0
     frozen: float | None = None
-    shaped: ClassVar[bool] = True
-    ceiling: ClassVar[float] = 2.0
-    parametrization: ClassVar[str] = "free"
-    starts: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
+    uses_gradient: ClassVar[bool] = True
 
-    def sized(self, population: int) -> Gradient:
-        """The same with another number of steps."""
-        return replace(self, steps=sized(population))
+    def with_population(self, population: int) -> Gradient:
+        """Return the method with another number of steps."""
+        return replace(self, steps=check_population(population))
 
-    def within(self, passes: int, items: int) -> Gradient:
-        """The same with as many steps as that many forward passes pay for, starts and comparisons included."""
-        left = passes - STARTS * items
-        rounds, rest = divmod(left, BACKWARD_COST * EVERY + items)
-        return replace(self, steps=max(1, EVERY * rounds + max(0, min(EVERY, (rest - items) // BACKWARD_COST))))
+    def within(self, passes: int, samples: int) -> Gradient:
+        """Return the method with the steps that the passes pay for, after starts and comparisons."""
+        rounds, rest = divmod(passes - STARTS * samples, BACKWARD_COST * EVERY + samples)
+        last_round = max(0, min(EVERY, (rest - samples) // BACKWARD_COST))
+        return replace(self, steps=max(1, EVERY * rounds + last_round))
 
-    def passes(self, items: int) -> int:
-        """About how many forward passes over one item it costs."""
-        return STARTS * items + BACKWARD_COST * self.steps + math.ceil(self.steps / EVERY) * items
+    def passes(self, samples: int) -> int:
+        """Estimate the cost in forward passes over one sample."""
+        return STARTS * samples + BACKWARD_COST * self.steps + math.ceil(self.steps / EVERY) * samples
 
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
-        """The starts, then one candidate a step; arguments as for `Paper.converse`."""
-        candidates = [space.at(space.coordinates(start)) for start in starts]
-        answers = yield CandidateBatch(candidates)
-        best = min(range(len(answers)), key=lambda i: answers[i].loss)
+    def gradient_steps(self, samples: int) -> int:
+        """Return the number of forward and backward passes over one sample."""
+        return self.steps
+
+    def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
+        """Yield the starts, then one candidate a step; arguments as for `Method.propose`."""
+        candidates = [space.candidate(space.coordinates(start)) for start in starts]
+        losses = yield CandidateBatch(candidates)
+        best = min(range(len(losses)), key=lambda i: losses[i].loss)
         yield from self.descend(space, space.coordinates(candidates[best]))
 
     def descend(self, space: Space, x: np.ndarray) -> Proposals:
-        """One candidate a step from coordinates on; in the end, every n̂ for the best, if n̂ is searched."""
-        (lower, upper), weights, unit = space.bounds, self._weights(space), self._unit(space, x)
+        """Yield one candidate a step; in the end, the best one with every number of start tokens, if searched.
+
+        Args:
+            space: Space of the candidates.
+            x: First coordinates, ``(coordinates,)``.
+        """
+        lower, upper = space.bounds
+        weights, unit = self._weights(space), self._unit(space, x)
         adam, rate = _Adam(len(x), self.betas), self.rate * math.log(space.scale)
         best, recent = (math.inf, x), []
         for step in range(self.steps):
             state = {"step": step, "x": x.tolist(), "rate": rate, **adam.state}
-            (answer,) = yield CandidateBatch([space.at(x)], state, turn=step)
+            (answer,) = yield CandidateBatch([space.candidate(x)], state, gradient_step=step)
             gradient = np.array(answer.gradient)
             if math.isfinite(answer.loss) and np.isfinite(gradient).all():
-                move = adam.move(space.slope(x, (gradient * weights).tolist()) * unit)
+                move = adam.move(space.coordinate_gradient(x, (gradient * weights).tolist()) * unit)
                 size = rate / math.sqrt(self.steps) * (1 + math.cos(math.pi * step / self.steps)) / 2
                 x = np.clip(x - size * unit * move, lower, upper)
                 recent.append(x)
-            else:  # half as far, from the best
+            else:  # from the best again, with half the step size
                 x, rate, adam = best[1], rate / 2, _Adam(len(x), self.betas)
             if (step + 1) % EVERY == 0 or step + 1 == self.steps:
                 middle = np.mean(recent or [x], axis=0)
-                (answer,) = yield CandidateBatch([space.at(middle)], state)
-                best, recent = min(best, (answer.loss, middle), key=lambda one: one[0]), []
+                (answer,) = yield CandidateBatch([space.candidate(middle)], state)
+                best, recent = min(best, (answer.loss, middle), key=lambda pair: pair[0]), []
         if len(space.start_tokens) > 1:
-            yield CandidateBatch([space.at(np.append(best[1][:-1], start)) for start in range(len(space.start_tokens))])
+            indices = range(len(space.start_tokens))
+            yield CandidateBatch([space.candidate(np.append(best[1][:-1], index)) for index in indices])
 
     def _damping(self, space: Space) -> np.ndarray:
         return np.minimum(1.0, 1.0 / (self.reach * space.relative.inv_freq))
 
     def _weights(self, space: Space) -> np.ndarray:
-        """What the gradient by each log factor, and by the log attention factor, counts: ``(dim // 2 + 1,)``."""
+        """Return the weight of each component of the gradient, ``(dim // 2 + 1,)``."""
         turns = space.relative.original_length / space.relative.wavelengths
         moves = np.ones(space.pairs) if self.frozen is None else turns <= self.frozen
         return np.append(self._damping(space) * moves, 1.0)
 
     def _unit(self, space: Space, x: np.ndarray) -> np.ndarray:
-        """The step of each coordinate that moves no pair further than its damping allows, ``(coordinates,)``."""
-        shaped, unit = len(space.coordinate_map.lower), np.zeros(len(x))
-        furthest = (np.abs(space.coordinate_map.jacobian(x[:shaped])) / self._damping(space)[:, None]).max(axis=0)
-        unit[:shaped] = np.where(furthest > 1e-6, 1 / furthest.clip(min=1e-6), space.coordinate_map.spread)
-        if space.attention:
-            unit[shaped] = 0.25
+        """Return the step of each coordinate that moves no pair further than its damping allows, ``(coordinates,)``."""
+        size, unit = len(space.coordinate_map.lower), np.zeros(len(x))
+        furthest = (np.abs(space.coordinate_map.jacobian(x[:size])) / self._damping(space)[:, None]).max(axis=0)
+        unit[:size] = np.where(furthest > 1e-6, 1 / furthest.clip(min=1e-6), space.coordinate_map.unit)
+        if space.search_attention:
+            unit[size] = 0.25
         return unit
 
 
 @dataclass
 class _Adam:
-    """Mean and mean square of the slopes so far."""
+    """Mean and mean square of the gradients so far."""
 
     size: int
     betas: tuple[float, float]
@@ -126,11 +135,11 @@ class _Adam:
     def state(self) -> dict[str, Any]:
         return {"count": self.count, "first": self.first.tolist(), "second": self.second.tolist()}
 
-    def move(self, slope: np.ndarray) -> np.ndarray:
-        """The step against which to go, about 1 in each coordinate."""
+    def move(self, gradient: np.ndarray) -> np.ndarray:
+        """Take a gradient and return the direction to move against, about 1 in each coordinate."""
         self.count += 1
-        self.first = self.betas[0] * self.first + (1 - self.betas[0]) * slope
-        self.second = self.betas[1] * self.second + (1 - self.betas[1]) * slope**2
+        self.first = self.betas[0] * self.first + (1 - self.betas[0]) * gradient
+        self.second = self.betas[1] * self.second + (1 - self.betas[1]) * gradient**2
         mean = self.first / (1 - self.betas[0] ** self.count)
         square = self.second / (1 - self.betas[1] ** self.count)
         return mean / (np.sqrt(square) + 1e-12)

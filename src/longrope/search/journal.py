@@ -1,4 +1,4 @@
-"""An append-only file of everything a search evaluated, from which it continues after any crash."""
+"""An append-only file of all evaluations of a search, from which the search continues after any crash."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Key = tuple[tuple[float, ...], int, float, int, bool]
 
 
 class Journal:
-    """Evaluations by candidate and item, one JSON line each, after a first line with the settings.
+    """Evaluations by candidate and sample, one JSON line each, after a first line with the settings.
 
-    A search is a function of its seed and of the losses it was told. So a resumed one runs again from the start, is
-    told what the journal holds, and goes on exactly where it was; the state of the method is written with every
-    generation and compared on the way.
+    A search is a function of its seed and of the losses that it receives. So a resumed search runs again from the
+    start, receives the losses that the journal holds, and continues where it stopped. The state of the method is
+    written with every generation and compared on the way.
 
     Args:
-        path: of the file.
-        settings: all that decides which losses come (model, data, length, method, seed …), JSON values only.
-        resume: continue the file if there is one; else it must not exist.
+        path: Path of the file.
+        settings: All settings that decide the losses (model, data, length, method, seed …), as JSON values.
+        resume: Whether to continue the file if it exists. If False, it must not exist.
 
     Raises:
-        LongRopeError: if the file exists and ``resume`` is False, or it was written with other settings.
+        LongRopeError: If the file exists and ``resume`` is False, or it was written with other settings.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
@@ -40,66 +40,66 @@ class Journal:
                 if "generation" in line:
                     self.states[line["generation"]] = line["state"]
                 else:
-                    self._take(line)
+                    self._add_line(line)
         except (ValueError, KeyError, TypeError):
             self.close()
             raise self._lines.damaged() from None
 
     def get(self, pair: Pair, *, gradient: bool) -> tuple[CandidateLoss, float] | None:
-        """What a candidate was worth on an item, and the seconds it took; None if it was not evaluated."""
+        """Return the loss of a candidate on a sample and the seconds it took; None if it was not evaluated."""
         return self.known.get(_key(pair, gradient=gradient))
 
-    def add(self, pair: Pair, answer: CandidateLoss, seconds: float, *, gradient: bool) -> None:
-        """Write what an evaluation gave; a loss or slope that is no finite number is written as null.
+    def add(self, pair: Pair, loss: CandidateLoss, seconds: float, *, gradient: bool) -> None:
+        """Write an evaluation; a number that is not finite is written as null.
 
-        Factors that two names stand for are written once, as a resumed search would find them.
+        Equal factors with two names are written once, as a resumed search would find them.
         """
         if self.get(pair, gradient=gradient) is not None:
             return
-        scaling, item = pair
-        line = {"item": item, "loss": _written(answer.loss), "seconds": seconds}
+        scaling, sample = pair
+        line = {"item": sample, "loss": _to_json(loss.loss), "seconds": seconds}
         if gradient:
-            line["gradient"] = [_written(value) for value in answer.gradient or ()]
+            line["gradient"] = [_to_json(value) for value in loss.gradient or ()]
         line |= {"start_tokens": scaling.start_tokens, "attention_factor": scaling.attention_factor}
         line |= {"factors": list(scaling.factors)}
         self._lines.append(line)
-        self._take(line)
+        self._add_line(line)
 
-    def state(self, number: int, state: Mapping[str, Any]) -> None:
-        """Write the method's state after its ``number``-th ask, or compare it with what was written.
+    def state(self, generation: int, state: Mapping[str, Any]) -> None:
+        """Write the method's state after a generation, or compare it with the state written before.
 
         Raises:
-            LongRopeError: if they differ: the journal was written by another version of the software.
+            LongRopeError: If the states differ, because the journal was written by another version of the software.
         """
         state = json.loads(json.dumps(state))
-        if number not in self.states:
-            self._lines.append({"generation": number, "state": state})
-            self.states[number] = state
-        elif self.states[number] != state:
+        if generation not in self.states:
+            self._lines.append({"generation": generation, "state": state})
+            self.states[generation] = state
+        elif self.states[generation] != state:
             raise LongRopeError(
-                f"{self._lines.path}: generation {number} does not come out as it was written; "
-                "resume with the versions of longrope and numpy that began the search, or start anew with --overwrite"
+                f"{self._lines.path}: generation {generation} comes out differently than it was written. Resume with "
+                "the versions of longrope and numpy that began the search, or overwrite it."
             )
 
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
 
-    def _take(self, line: Mapping[str, Any]) -> None:
+    def _add_line(self, line: Mapping[str, Any]) -> None:
         scaling = tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
-        slopes = tuple(map(_number, line["gradient"])) if "gradient" in line else None
-        known = (CandidateLoss(_number(line["loss"]), slopes), float(line["seconds"]))
-        self.known[(*scaling, int(line["item"]), slopes is not None)] = known
+        gradient = tuple(map(_from_json, line["gradient"])) if "gradient" in line else None
+        known = (CandidateLoss(_from_json(line["loss"]), gradient), float(line["seconds"]))
+        self.known[(*scaling, int(line["item"]), gradient is not None)] = known
 
 
 def _key(pair: Pair, *, gradient: bool) -> Key:
-    scaling, item = pair
-    return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor, item, gradient
+    scaling, sample = pair
+    return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor, sample, gradient
 
 
-def _written(value: float) -> float | None:
+def _to_json(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _number(value: float | None) -> float:
+def _from_json(value: float | None) -> float:
     return math.inf if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Run a search: answer what its method asks until it ends, stands still or has spent its budget."""
+"""The search loop: evaluate the batches of a method until it ends, stands still or has spent its budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from longrope.search.protocol import Objective, Proposals
 
 @dataclass(frozen=True)
 class SearchProgress:
-    """Where a search stands; ``seconds`` is evaluation time, that before a resume included."""
+    """Progress of a search.
+
+    Args:
+        generation: Number of batches that the method has proposed before the current one.
+        evaluations: Number of candidates evaluated on all samples.
+        tokens: Token-evaluations spent.
+        best: Best candidate so far.
+        loss: Mean loss of the best candidate in nats.
+        seconds: Seconds of evaluation, those before a resume included.
+    """
 
     generation: int
     evaluations: int
@@ -28,75 +37,80 @@ class SearchProgress:
 
 @dataclass(frozen=True)
 class SearchOutcome:
-    """How a search ended.
+    """Outcome of one search.
 
     Args:
-        stopped: why.
-        ranked: every candidate that was evaluated on all items, with its loss, best first.
-        records: every candidate that was the best when it was evaluated, in that order.
-        tokens: spent token-evaluations.
-        seconds: spent evaluation time.
+        stopped: Reason why the search ended.
+        ranked: Mean loss and candidate for every candidate evaluated on all samples, best first.
+        improvements: Candidates that were the best when they were evaluated, in that order.
+        tokens: Token-evaluations spent.
+        seconds: Seconds of evaluation.
     """
 
     stopped: str
     ranked: tuple[tuple[float, Scaling], ...]
-    records: tuple[Improvement, ...]
+    improvements: tuple[Improvement, ...]
     tokens: int
     seconds: float
 
     @property
     def best(self) -> Scaling:
-        """The candidate with the lowest loss."""
+        """Candidate with the lowest loss."""
         return self.ranked[0][1]
 
 
 def run_search(
     objective: Objective,
-    conversation: Proposals,
+    proposals: Proposals,
     journal: Journal,
     *,
     budget: Budget | None = None,
-    rows: int = 1,
+    batch_size: int = 1,
     racing: bool = False,
-    watch: Callable[[SearchProgress], None] | None = None,
+    on_progress: Callable[[SearchProgress], None] | None = None,
 ) -> SearchOutcome:
-    """Minimise an objective over the candidates of a method.
+    """Minimise an objective over the candidates that a method proposes.
 
     Args:
-        objective: the losses; one that is not finite counts as the worst.
-        conversation: a method's, not begun.
-        journal: holds what was evaluated before, takes what is evaluated now.
-        budget: when to stop early.
-        rows: (candidate, item) pairs in one forward pass.
-        racing: take the items in turn and drop candidates that are clearly worse than the best (see `racing`).
-        watch: called after every evaluation once there is a finite loss.
+        objective: Objective to minimise. A loss that is not finite counts as the worst.
+        proposals: Generator returned by `Method.propose`, not started yet.
+        journal: Journal with the evaluations so far; new ones are appended.
+        budget: Limits of the search; None for none.
+        batch_size: Most (candidate, sample) pairs in one forward pass.
+        racing: Whether to evaluate one sample after another and drop candidates that are clearly worse than the best.
+        on_progress: Function called after every batch once there is a finite loss.
 
     Raises:
-        LongRopeError: if no candidate has a finite loss, or the budget is smaller than the first step.
+        LongRopeError: If no candidate has a finite loss, the budget is smaller than the first step, or the method asks
+            for gradients and the objective has none.
     """
-    budget, stopped, number, still = budget or Budget(), "the method is done", 0, 0
+    budget = budget or Budget()
+    stopped, generation, stale = "the method is done", 0, 0
 
-    def told() -> None:
-        if watch is not None and evaluator.leading is not None:
-            loss, best = evaluator.leading
-            watch(SearchProgress(number, len(evaluator.complete), evaluator.tokens, best, loss, evaluator.seconds))
+    def report() -> None:
+        if on_progress is not None and evaluator.best is not None:
+            loss, best = evaluator.best
+            count = len(evaluator.mean_losses)
+            on_progress(SearchProgress(generation, count, evaluator.tokens, best, loss, evaluator.seconds))
 
-    evaluator = Evaluator(objective, journal, budget=budget, rows=rows, racing=racing, told=told)
+    evaluator = Evaluator(objective, journal, budget=budget, batch_size=batch_size, racing=racing, on_batch=report)
     try:
-        ask = next(conversation)
-        for number in count():
-            before = len(evaluator.records)
-            answers = evaluator.answers(ask)
-            journal.state(number, ask.state)
-            still = 0 if len(evaluator.records) > before else still + (ask.turn is None)
-            if budget.patience is not None and still >= budget.patience:
+        batch = next(proposals)
+        for generation in count():
+            improvements = len(evaluator.improvements)
+            losses = evaluator.evaluate(batch)
+            journal.state(generation, batch.state)
+            compared = batch.gradient_step is None
+            stale = 0 if len(evaluator.improvements) > improvements else stale + compared
+            if budget.patience is not None and stale >= budget.patience:
                 raise Stop(f"no better candidate in {budget.patience} generations")
-            ask = conversation.send(answers)
+            batch = proposals.send(losses)
     except StopIteration:
         pass
     except Stop as stop:
         stopped = str(stop)
-    if not evaluator.records:
-        raise LongRopeError("no candidate has a finite loss; check the model's dtype (try float32) and the data")
-    ranked = sorted(((loss, one) for one, loss in evaluator.complete.items()), key=lambda one: (one[0], one[1].factors))
-    return SearchOutcome(stopped, tuple(ranked), tuple(evaluator.records), evaluator.tokens, evaluator.seconds)
+    if not evaluator.improvements:
+        raise LongRopeError("no candidate has a finite loss. Check the data and the model's dtype (try float32).")
+    ranked = [(loss, candidate) for candidate, loss in evaluator.mean_losses.items()]
+    ranked.sort(key=lambda pair: (pair[0], pair[1].factors))
+    return SearchOutcome(stopped, tuple(ranked), tuple(evaluator.improvements), evaluator.tokens, evaluator.seconds)

@@ -1,6 +1,6 @@
-"""Shapes: ways to write the log factors of all pairs as a vector of coordinates within bounds.
+"""Parametrizations: ways to write the log factors of all pairs as a vector of coordinates within bounds.
 
-Whatever the shape, the factors stay within 1 … ceiling·s.
+In every parametrization the factors stay within 1 … ceiling·s.
 """
 
 from __future__ import annotations
@@ -18,65 +18,65 @@ KNOTS = 6
 
 @dataclass(frozen=True)
 class Parametrization:
-    """Coordinates and what they mean.
+    """Coordinates of the log factors.
 
     Args:
-        log_factors: from coordinates ``(n,)`` to log factors ``(dim // 2,)``.
-        lower: least value of each coordinate, ``(n,)``.
-        upper: largest value of each coordinate, ``(n,)``.
-        spread: what counts as one unit of change of each coordinate, ``(n,)``.
-        beginnings: where `nearest` begins, each ``(n,)``; several where it could get stuck.
+        log_factors: Function from coordinates ``(n,)`` to log factors ``(dim // 2,)``.
+        lower: Least value of each coordinate, ``(n,)``.
+        upper: Largest value of each coordinate, ``(n,)``.
+        unit: Typical change of each coordinate, ``(n,)``.
+        initial_points: First points of `nearest`, each ``(n,)``; several where one could get stuck.
     """
 
     log_factors: Callable[[np.ndarray], np.ndarray]
     lower: np.ndarray
     upper: np.ndarray
-    spread: np.ndarray
-    beginnings: Sequence[np.ndarray]
+    unit: np.ndarray
+    initial_points: Sequence[np.ndarray]
 
     def jacobian(self, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
-        """How the log factors change with the coordinates, ``(dim // 2, n)``, by central differences."""
-        moves = step * np.diag(self.spread)
+        """Return the derivatives of the log factors by the coordinates, ``(dim // 2, n)``, by central differences."""
+        moves = step * np.diag(self.unit)
         slopes = [(self.log_factors(x + move) - self.log_factors(x - move)) / (2 * step) for move in moves]
-        return np.stack(slopes, axis=1) / self.spread
+        return np.stack(slopes, axis=1) / self.unit
 
     def nearest(self, log_factors: np.ndarray, steps: int = 100) -> np.ndarray:
-        """Coordinates within the bounds whose log factors come close to the given ones (Gauss-Newton, active set)."""
+        """Return coordinates within the bounds with log factors close to the given ones (Gauss-Newton, active set)."""
 
         def distance(x: np.ndarray) -> float:
             return float(np.sum((log_factors - self.log_factors(x)) ** 2))
 
-        return min((self._towards(log_factors, x, steps, distance) for x in self.beginnings), key=distance)
+        return min((self._descend_towards(log_factors, x, steps, distance) for x in self.initial_points), key=distance)
 
-    def _towards(
+    def _descend_towards(
         self, log_factors: np.ndarray, x: np.ndarray, steps: int, distance: Callable[[np.ndarray], float]
     ) -> np.ndarray:
         best = x
         for _ in range(steps):
             rest = log_factors - self.log_factors(x)
-            slopes = self.jacobian(x) * self.spread
+            slopes = self.jacobian(x) * self.unit
             uphill = slopes.T @ rest
-            held = ((x <= self.lower) & (uphill < 0)) | ((x >= self.upper) & (uphill > 0))
-            slopes[:, held] = 0
+            at_bound = ((x <= self.lower) & (uphill < 0)) | ((x >= self.upper) & (uphill > 0))
+            slopes[:, at_bound] = 0
             move = np.linalg.solve(slopes.T @ slopes + 1e-6 * np.eye(len(x)), slopes.T @ rest)
-            x = np.clip(x + 0.5 * self.spread * move, self.lower, self.upper)
+            x = np.clip(x + 0.5 * self.unit * move, self.lower, self.upper)
             best = min(best, x, key=distance)
         return best
 
 
 def free(rope: Rope, scale: float, ceiling: float) -> Parametrization:
-    """Every log factor for itself."""
+    """Return one coordinate for each log factor."""
     sums = _linear(np.eye(rope.dim // 2), np.log(ceiling * scale))
     return replace(sums, log_factors=lambda x: x)  # the bounds are enough: not clipped, its slope is 1 on them too
 
 
 def monotone(rope: Rope, scale: float, ceiling: float) -> Parametrization:
-    """The increments of the log factors, none below 0."""
+    """Return the increments of the log factors as coordinates, none below 0."""
     return _linear(np.tril(np.ones((rope.dim // 2, rope.dim // 2))), np.log(ceiling * scale))
 
 
 def spline(rope: Rope, scale: float, ceiling: float) -> Parametrization:
-    """A monotone linear spline: the increments between `KNOTS` evenly spread pairs."""
+    """Return a monotone linear spline, with the increments between `KNOTS` evenly spread pairs as coordinates."""
     pairs = rope.dim // 2
     knots = min(KNOTS, pairs)
     hats = [np.interp(np.arange(pairs), np.linspace(0, pairs - 1, knots), hat) for hat in np.eye(knots)]
@@ -84,7 +84,7 @@ def spline(rope: Rope, scale: float, ceiling: float) -> Parametrization:
 
 
 def ramp(rope: Rope, scale: float, ceiling: float) -> Parametrization:
-    """YaRN's form with three numbers: the first pair of the ramp, its width in pairs, the log factor after it."""
+    """Return YaRN's ramp with three coordinates: its first pair, its width in pairs, the log factor after it."""
     pairs, top = rope.dim // 2, np.log(ceiling * scale)
 
     def log_factors(x: np.ndarray) -> np.ndarray:
@@ -92,18 +92,21 @@ def ramp(rope: Rope, scale: float, ceiling: float) -> Parametrization:
 
     lower, upper = np.array([-pairs / 4, 0.5, 0.0]), np.array([pairs - 1.0, pairs, top])
     firsts, widths = np.linspace(-pairs / 8, 0.8 * pairs, 5), (1.0, pairs / 4, pairs / 2)
-    beginnings = [np.array([first, width, np.log(scale)]) for first in firsts for width in widths]
+    initial_points = [np.array([first, width, np.log(scale)]) for first in firsts for width in widths]
     return Parametrization(
         log_factors,
         lower,
         upper,
-        spread=np.array([pairs / 8, pairs / 8, np.log(scale)]),
-        beginnings=[np.clip(one, lower, upper) for one in beginnings],
+        unit=np.array([pairs / 8, pairs / 8, max(np.log(scale), 1e-3)]),
+        initial_points=[np.clip(point, lower, upper) for point in initial_points],
     )
 
 
 def critical(rope: Rope, scale: float, ceiling: float) -> Parametrization:
-    """LongRoPE2's: the critical pair κ, λ_κ^(i/κ) below it (as NTK's), from it on s … ceiling·s, not decreasing."""
+    """Return LongRoPE2's parametrization, with the critical pair κ and the log factors from it on as coordinates.
+
+    Below κ the factors are λ_κ^(i/κ), as NTK's. From κ on they lie in s … ceiling·s and do not decrease.
+    """
     pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
 
     def log_factors(x: np.ndarray) -> np.ndarray:
@@ -116,29 +119,36 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Parametrization:
         log_factors,
         lower=np.array([1.0, *[low] * pairs]),
         upper=np.array([pairs - 1.0, *[top] * pairs]),
-        spread=np.array([pairs / 8, *[max(top - low, 1e-3)] * pairs]),
-        beginnings=[np.array([kappa, *[(low + top) / 2] * pairs]) for kappa in np.linspace(1, pairs - 1, 6)],
+        unit=np.array([pairs / 8, *[max(top - low, 1e-3)] * pairs]),
+        initial_points=[np.array([kappa, *[(low + top) / 2] * pairs]) for kappa in np.linspace(1, pairs - 1, 6)],
     )
 
 
 PARAMETRIZATIONS = {"free": free, "monotone": monotone, "spline": spline, "ramp": ramp, "critical": critical}
 
 
-def parametrization(name: str, rope: Rope, scale: float, ceiling: float) -> Parametrization:
-    """The shape of a name, for factors of 1 … ceiling·scale.
+def make_parametrization(name: str, rope: Rope, scale: float, ceiling: float) -> Parametrization:
+    """Return the parametrization of a name, for factors of 1 … ceiling·scale.
+
+    Args:
+        name: A key of `PARAMETRIZATIONS`.
+        rope: Geometry of the model.
+        scale: Ratio of the target length to the length that the model is used to.
+        ceiling: Largest factor, in units of the scale.
 
     Raises:
-        LongRopeError: if there is no such shape.
+        LongRopeError: If the name is unknown.
     """
     if name not in PARAMETRIZATIONS:
-        raise unknown("space", name, PARAMETRIZATIONS)
+        raise unknown("parametrization", name, PARAMETRIZATIONS)
     return PARAMETRIZATIONS[name](rope, scale, ceiling)
 
 
 def _linear(columns: np.ndarray, top: float) -> Parametrization:
-    """Log factors that are sums of columns ``(dim // 2, n)`` with weights 0 … top."""
-    low, high, sums = np.zeros(columns.shape[1]), np.full(columns.shape[1], top), columns.sum(axis=1).max()
+    """Return log factors that are sums of columns ``(dim // 2, n)``; the coordinates are their weights, 0 … top."""
+    count = columns.shape[1]
+    low, high, sums = np.zeros(count), np.full(count, top), columns.sum(axis=1).max()
     unit = np.maximum(high / np.sqrt(sums), 1e-3)
     return Parametrization(
-        lambda x: np.clip(columns @ x, 0, top), low, high, spread=unit, beginnings=[high / (2 * sums)]
+        lambda x: np.clip(columns @ x, 0, top), low, high, unit=unit, initial_points=[high / (2 * sums)]
     )

@@ -1,4 +1,4 @@
-"""What a search minimises, and what a method and its objective say to each other."""
+"""The messages between a search method and the objective that it minimises."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from longrope.scaling import Scaling
 
 BACKWARD_COST = 3  # a forward and backward pass counts as three forward passes
 
-Pair = tuple[Scaling, int]
+Pair = tuple[Scaling, int]  # a candidate and the index of a sample
 Batch = Sequence[Pair]
 
 
 @dataclass(frozen=True)
 class CandidateLoss:
-    """What a candidate is worth: its loss in nats and, if asked for, the gradient of it.
+    """The loss of a candidate in nats, and its gradient if the method asked for one.
 
     ``gradient`` is ``(dim // 2 + 1,)``: by the log of each factor, then by the log of the attention factor. Numbers
-    that are not finite become infinity: the worst.
+    that are not finite become infinity, the worst loss.
     """
 
     loss: float
@@ -34,54 +34,61 @@ class CandidateLoss:
 
 @dataclass(frozen=True)
 class CandidateBatch:
-    """Candidates that a method wants to know the worth of.
+    """A batch of candidates to evaluate.
 
     Args:
-        candidates: in the order in which the answers are wanted.
-        state: of the method, JSON values; written to the journal, and compared with it when a search is resumed.
-        turn: None for the mean loss over all items; a number for loss and gradient on one item: each in turn.
+        candidates: Candidates, in the order in which the method expects their losses.
+        state: State of the method as JSON values. The journal keeps it, and a resumed search compares it.
+        gradient_step: None asks for the mean loss over all samples. The number n asks for the loss and the gradient
+            on one sample, the n-th of a fixed order.
     """
 
     candidates: Sequence[Scaling]
     state: Mapping[str, Any] = field(default_factory=dict)
-    turn: int | None = None
+    gradient_step: int | None = None
 
 
 Proposals = Generator[CandidateBatch, list[CandidateLoss], None]
 
 
 class Objective(Protocol):
-    """The mean of a loss over some items: documents, or texts with needles."""
+    """The mean loss over some samples: documents, or texts with needles."""
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The length of each item: what one forward pass over it costs, in token-evaluations."""
+        """Length of each sample in tokens: the cost of one forward pass over it, in token-evaluations."""
         ...
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """The answers to each batch of (candidate, item) pairs, with its index, as they come.
+        """Yield the index of each batch of (candidate, sample) pairs and its losses, in any order.
 
-        The items of a batch have one length, and an answer depends on its own batch only.
+        The samples of a batch have equal lengths. Losses depend on their own batch only.
         """
         ...
 
 
 @dataclass(frozen=True)
 class FunctionObjective:
-    """A plain function from a `Scaling` to a loss as an objective of one item of one token."""
+    """An objective made of a plain function, with one sample of one token.
+
+    Args:
+        loss: Function from a candidate to its loss.
+        gradient: Function from a candidate to its gradient, as in `CandidateLoss`; None if there is none.
+        tokens: Cost of one call in token-evaluations.
+    """
 
     loss: Callable[[Scaling], float]
-    slope: Callable[[Scaling], Sequence[float]] | None = None
+    gradient: Callable[[Scaling], Sequence[float]] | None = None
     tokens: Sequence[int] = (1,)
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
-        """One call for each pair."""
+        """Yield the losses of each batch, by one call for each candidate."""
         for index, batch in enumerate(batches):
-            yield index, [CandidateLoss(self.loss(one), self._slope(one) if gradient else None) for one, _ in batch]
+            yield index, [self._evaluate(candidate, gradient=gradient) for candidate, _ in batch]
 
-    def _slope(self, scaling: Scaling) -> tuple[float, ...]:
-        assert self.slope is not None, "this function has no gradient"
-        return tuple(self.slope(scaling))
+    def _evaluate(self, candidate: Scaling, *, gradient: bool) -> CandidateLoss:
+        slope = tuple(self.gradient(candidate)) if gradient and self.gradient is not None else None
+        return CandidateLoss(self.loss(candidate), slope)
 
 
 def _finite_or_worst(value: float) -> float:

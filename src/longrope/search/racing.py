@@ -1,4 +1,4 @@
-"""Racing: documents in turn; a candidate that is clearly worse than the best so far is not evaluated any further."""
+"""Racing: evaluate candidates on one sample after another, and drop those that are clearly worse than the best."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ T_QUANTILES = (31.82, 6.965, 4.541, 3.747, 3.365, 3.143, 2.998, 2.896, 2.821, 2.
 
 
 def clearly_worse(differences: Sequence[float]) -> bool:
-    """Whether paired differences of loss (candidate less best, one a document) say that it is worse: t-test at 1%.
+    """Return whether a candidate is worse by a t-test at 1%.
 
-    If the differences are drawn from a normal law, a candidate that is better is dropped by one such test with a
-    probability of at most 1%. A single document says nothing; a loss that is not finite says all.
+    If the differences are drawn from a normal law, one such test drops a better candidate with a probability of at
+    most 1%. A single sample decides nothing. A loss that is not finite decides at once.
 
     >>> clearly_worse([0.10, 0.11, 0.12]), clearly_worse([0.1, -0.1, 0.2]), clearly_worse([5.0])
     (True, False, False)
+
+    Args:
+        differences: Loss of the candidate less that of the best one, for each sample.
     """
     n = len(differences)
-    if any(not math.isfinite(one) for one in differences):
+    if any(not math.isfinite(difference) for difference in differences):
         return True
     if n < 2:
         return False
     mean = sum(differences) / n
-    error = math.sqrt(sum((one - mean) ** 2 for one in differences) / (n - 1) / n)
+    error = math.sqrt(sum((difference - mean) ** 2 for difference in differences) / (n - 1) / n)
     return mean > T_QUANTILES[min(n - 2, len(T_QUANTILES) - 1)] * error

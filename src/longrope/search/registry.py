@@ -3,50 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
-
-import numpy as np
 
 from longrope.errors import unknown
-from longrope.scaling import Scaling
 from longrope.search.auto import Auto
 from longrope.search.cma import Cma
 from longrope.search.evolution import Paper, Simple
 from longrope.search.gradient import Gradient
-from longrope.search.protocol import Proposals
-from longrope.search.space import Space
-
-HALVED = 512 * 1024  # tokens
-
-
-class Method(Protocol):
-    """A search method: a small dataclass that proposes candidates.
-
-    ``ceiling``, ``parametrization`` and ``starts`` are the values to use it with by default. ``shaped`` says whether it
-    moves through the coordinates of the parametrization; if not, the parametrization makes no difference.
-    """
-
-    shaped: ClassVar[bool]
-    ceiling: ClassVar[float]
-    parametrization: ClassVar[str]
-    starts: ClassVar[tuple[str, ...]]
-
-    def passes(self, items: int) -> int:
-        """About how many forward passes over one item it costs with so many items."""
-        ...
-
-    def within(self, passes: int, items: int) -> Method:
-        """The same, for a budget of so many forward passes over one item."""
-        ...
-
-    def sized(self, population: int) -> Method:
-        """The same with another population (of the gradient: another number of steps)."""
-        ...
-
-    def converse(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
-        """Ask for candidates until the search is over."""
-        ...
-
+from longrope.search.method import Method
 
 METHODS: dict[str, Method] = {
     "auto": Auto(),
@@ -57,29 +20,38 @@ METHODS: dict[str, Method] = {
 }
 
 
-def method(name: str, population: int | None = None, length: int = 0) -> Method:
-    """The method of a name, as it is used at a length.
+def get_method(name: str, population: int | None = None, length: int = 0) -> Method:
+    """Return the method of a name, with its settings for a target length.
 
     Args:
-        name: a key of `METHODS`.
-        population: its own if None; the paper's is then half of it beyond 512K tokens, as in the paper.
-        length: in tokens.
+        name: A key of `METHODS`.
+        population: Population or number of gradient steps. None leaves the method's own for the length.
+        length: Target length in tokens.
 
     Raises:
-        LongRopeError: if there is none, or the population is too small.
+        LongRopeError: If the name is unknown, or the population is too small.
     """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    chosen = METHODS[name]
-    if population is None and length > HALVED and isinstance(chosen, Paper):
-        population = chosen.population // 2
-    return chosen if population is None else chosen.sized(population)
+    method = METHODS[name]
+    return method.for_length(length) if population is None else method.with_population(population)
 
 
-def planned(chosen: Method, items: Sequence[int], budget: int | None) -> tuple[Method, int]:
-    """A method for items of so many tokens within a budget of token-evaluations, and how many it will about take."""
-    count, once = len(items), sum(items)
+def without_gradient() -> list[str]:
+    """Return the names of the methods that need no gradient."""
+    return [name for name, method in METHODS.items() if not method.uses_gradient]
+
+
+def fit_to_budget(method: Method, tokens: Sequence[int], budget: int | None) -> tuple[Method, int]:
+    """Return a method fitted to a budget, and its estimated cost in token-evaluations.
+
+    Args:
+        method: Search method.
+        tokens: Length of each sample in tokens.
+        budget: Most token-evaluations; None for the method's own cost.
+    """
+    samples, total = len(tokens), sum(tokens)
     if budget is None:
-        return chosen, chosen.passes(count) * once // count
-    fitted = chosen.within(budget * count // once, count)
-    return fitted, min(budget, fitted.passes(count) * once // count)
+        return method, method.passes(samples) * total // samples
+    fitted = method.within(budget * samples // total, samples)
+    return fitted, min(budget, fitted.passes(samples) * total // samples)

@@ -21,7 +21,8 @@ from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget
 from longrope.search.find import find_factors
 from longrope.search.loop import SearchProgress
-from longrope.search.registry import method
+from longrope.search.registry import get_method
+from longrope.search.run import SearchObjectives, SearchRun
 from longrope.search.space import Space
 from longrope.stages.finetune import TrainingSummary, finetune
 from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
@@ -120,13 +121,11 @@ def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
     scaling = run.scaling_from_file(number)
     if scaling is not None:
         return scaling
-    last, search_method = run.last_finetuned_before(number), method(stage.search.method)
-    space = Space(
+    last, search_method = run.last_finetuned_before(number), get_method(stage.search.method)
+    space = search_method.make_space(
         run.rope,
         stage.length,
         attention_factor=run.attention_factor(number),
-        ceiling=search_method.ceiling,
-        parametrization=search_method.parametrization,
         before=run.long_scaling(last) if last else None,
     )
     if stage.factors != "search":
@@ -137,7 +136,7 @@ def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
         space,
         stage.search,
         [stage.length],
-        starts=[closed_form(name, space) for name in search_method.starts],
+        starts=[closed_form(name, space) for name in search_method.schemes],
         compared=[closed_form(name, space) for name in COMPARED],
     )
 
@@ -154,12 +153,8 @@ def _recovered_scaling(run: StagedRun, long: Scaling) -> Scaling:
     assert recovery is not None
     attention_factor = run.short_attention_factor
     largest = recovery.ceiling or max(2.0, *long.factors)
-    space = Space(
-        run.rope,
-        2 * original,
-        attention_factor=attention_factor,
-        ceiling=largest / 2,
-        parametrization=method(recovery.search.method).parametrization,
+    space = get_method(recovery.search.method).make_space(
+        run.rope, 2 * original, attention_factor=attention_factor, ceiling=largest / 2
     )
     starts = [
         Scaling(
@@ -197,15 +192,15 @@ def _search(
 
     return find_factors(
         space,
-        partial(ModelObjective, model),
-        samples["search"],
-        samples["held_out"],
+        SearchObjectives.of(partial(ModelObjective, model), samples["search"], samples["held_out"]),
         (run.folder / "recovery" if recovers else run.stage_folder(number)) / "search",
         method=search_method,
         starts=starts,
         compared=compared,
-        budget=Budget(search.budget),
-        existing="resume",
-        settings={"model": run.weights_name(number), "dtype": str(model.dtype)},
-        watch=on_progress,
+        run=SearchRun(
+            budget=Budget(search.budget),
+            existing="resume",
+            settings={"model": run.weights_name(number), "dtype": str(model.dtype)},
+        ),
+        on_progress=on_progress,
     ).extension.long

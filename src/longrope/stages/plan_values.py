@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from longrope.errors import LongRopeError, did_you_mean
 from longrope.schemes import SCHEMES, canonical
-from longrope.search.registry import method
+from longrope.search.registry import get_method
 from longrope.tasks.registry import TASKS
 from longrope.units import parse_length, short_length
 
@@ -33,7 +33,7 @@ def _short(tokens: int) -> str | int:
 
 
 def _method(name: str) -> str:
-    with_value_error(method, name)
+    with_value_error(get_method, name)
     return name
 
 

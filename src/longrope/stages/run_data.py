@@ -17,7 +17,8 @@ from longrope.data.training_windows import Windows
 from longrope.data.weighted_text import SearchTextSpec, WeightedText, search_texts
 from longrope.rope import Rope
 from longrope.search.budget import too_small
-from longrope.search.registry import Method, method, planned
+from longrope.search.method import Method
+from longrope.search.registry import fit_to_budget, get_method
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Search, Stage
 from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
@@ -31,11 +32,11 @@ def plan_search(search: Search, samples: Sequence[WeightedText]) -> tuple[Method
     Raises:
         LongRopeError: If the population is too small, or the budget is for these samples.
     """
-    search_method = method(search.method, search.population, max(sample.reach for sample in samples))
+    search_method = get_method(search.method, search.population, max(sample.reach for sample in samples))
     tokens = [len(sample.tokens) for sample in samples]
     if search.budget is not None and search.budget < sum(tokens):
         raise too_small(search.budget, sum(tokens))
-    return planned(search_method, tokens, None if search.population else search.budget)
+    return fit_to_budget(search_method, tokens, None if search.population else search.budget)
 
 
 @dataclass(frozen=True)
