@@ -213,3 +213,11 @@ def test_tasks_of_lm_evaluation_harness(
         assert result.json["tasks"][name]["local_choice"]["acc"] == pytest.approx(right / 8)
     wrong = cli(*command[:-1], "no_such_task", "--json")
     assert (wrong.code, "no_such_task: lm-evaluation-harness knows no such task" in wrong.err) == (2, True)
+
+
+def test_help_shows_the_extra_as_it_is_typed(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The markup of rich once ate it: pip install 'longrope'."""
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = cli("eval", "--help")
+    assert shown.code == 0
+    assert "(pip install 'longrope[lm-eval]')" in shown.out

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+from transformers import PreTrainedModel
+
+import longrope as lr
+from longrope.errors import LongRopeError
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, Any]:
+    return lr.load("tiny", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def rope(tiny: tuple[Any, Any]) -> lr.Rope:
+    return lr.Rope.of(tiny[0])
+
+
+@pytest.fixture(scope="module")
+def tokens() -> list[list[int]]:
+    return [row[: 512 + 10 * i] for i, row in enumerate(families.tokens(2, 600).tolist())]
+
+
+@pytest.fixture(scope="module")
+def results(tiny: tuple[Any, Any], rope: lr.Rope, tokens: list[list[int]]) -> lr.EvalResults:
+    candidates = {"yarn": lr.scheme("yarn", rope, 512), "mine": lr.Extension.of(rope, lr.scheme("ntk", rope, 512))}
+    options = lr.EvalOptions(trials=2, stride=200)
+    return lr.evaluate(*tiny, candidates, lengths=[256, 512], texts=tokens, retrieval=["recall"], options=options)
+
+
+def test_it_measures_what_the_parts_measure(
+    tiny: tuple[Any, Any], rope: lr.Rope, tokens: list[list[int]], results: lr.EvalResults
+) -> None:
+    scalings = {"original": None, "yarn": lr.scheme("yarn", rope, 512), "mine": results.candidates["mine"].scaling}
+    assert list(results.candidates) == list(scalings)
+    for name, scaling in scalings.items():
+        expected = lr.perplexity(tiny[0], tokens, lengths=[256, 512], scaling=scaling)
+        for record, alone in zip(results["perplexity"][name], expected, strict=True):
+            assert (record.length, record.corpus) == (alone.length, "texts")
+            assert record.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
+    assert results["short_context"]["mine"][0].percent == pytest.approx(0, abs=1e-4)  # short factors up to L0
+    assert {record.against for record in results["differences"]["mine"]} == {"original", "yarn"}
+    assert [record.length for record in results["sliding"]["yarn"]] == [256, 512]
+    assert {record.task for record in results["retrieval"]["yarn"]} == {"recall"}
+    assert (results.model, results.dtype, results.lengths) == (tiny[0].config.name_or_path, "float32", (256, 512))
+
+
+def test_a_name_is_a_model_and_strings_are_texts(tiny: tuple[Any, Any]) -> None:
+    texts = ["def f(x):\n    return x\n" * 40, "for name in names:\n    print(name)\n" * 40]
+    loaded = lr.evaluate(*tiny, lengths=[64, 128], texts=texts)
+    named = lr.evaluate("tiny", lengths=[128, 64], texts=texts, options=lr.EvalOptions(dtype="float32"))
+    assert named["perplexity"] == loaded["perplexity"]
+    assert named.model == "tiny"
+
+
+def test_the_original_may_be_left_out(tiny: tuple[Any, Any], rope: lr.Rope, tokens: list[list[int]]) -> None:
+    candidates = {"pi": lr.scheme("pi", rope, 512)}
+    results = lr.evaluate(*tiny, candidates, lengths=[128], texts=tokens, options=lr.EvalOptions(original=False))
+    assert list(results["perplexity"]) == ["pi"]
+    assert results["short_context"] == {}
+
+
+def test_an_output_folder_resumes_and_measures_only_new_candidates(
+    tiny: tuple[Any, Any], rope: lr.Rope, tokens: list[list[int]], tmp_path: Path
+) -> None:
+    options = lr.EvalOptions(output=tmp_path / "eval")
+    first = lr.evaluate(*tiny, lengths=[128], texts=tokens, options=options)
+    journal = (tmp_path / "eval" / "cells.jsonl").read_bytes()
+    passes: list[int] = []
+    candidates = {"pi": lr.scheme("pi", rope, 512)}
+    with tiny[0].model.layers[0].register_forward_hook(lambda *run: passes.append(run[1][0].shape[1])):
+        second = lr.evaluate(*tiny, candidates, lengths=[128], texts=tokens, options=options)
+    assert [length for length in passes if length > 9] == [128, 128]
+    assert second["perplexity"]["original"] == first["perplexity"]["original"]
+    assert (tmp_path / "eval" / "cells.jsonl").read_bytes().startswith(journal)
+    assert json.loads((tmp_path / "eval" / "results.json").read_text())["lengths"] == [128]
+    with pytest.raises(LongRopeError, match="lengths was"):
+        lr.evaluate(*tiny, lengths=[256], texts=tokens, options=options)
+
+
+def test_lengths_that_the_texts_do_not_have_are_refused(llama: PreTrainedModel, tiny: tuple[Any, Any]) -> None:
+    """100-token texts once gave results labelled 4,096."""
+    texts = families.tokens(2, 100).tolist()
+    with pytest.raises(LongRopeError, match=r"lengths = \[4096\]: texts\[0\] has 100 tokens, fewer than 4096"):
+        lr.evaluate(*tiny, candidates={}, lengths=[4096], texts=texts)
+    with pytest.raises(LongRopeError, match=r"texts\[0\] has \d+ tokens, fewer than 4096"):
+        lr.evaluate(*tiny, candidates={}, lengths=[4096], texts=["a few words", "and some more"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lengths": [64]}, "texts, data: pass one of them"),
+        ({"lengths": [64], "texts": [[1] * 64], "data": "stdlib"}, "texts, data: pass one of them"),
+        ({"lengths": [64], "texts": "words"}, "texts: a single string"),
+        ({"lengths": [64], "texts": []}, "there is nothing"),
+        ({"lengths": [], "texts": [[1] * 64]}, "a loss needs 2 tokens"),
+        ({"lengths": [64], "texts": [[1] * 64], "retrieval": ["passky"]}, "task = 'passky' is unknown"),
+        ({"lengths": [64], "texts": [[1] * 64], "candidates": {"x": lr.Scaling([1.0, 2.0])}}, "2 "),
+        ({"lengths": [64], "texts": [[1] * 64], "options": lr.EvalOptions(key_tokens="pi")}, "key_tokens = 'pi'"),
+        ({"lengths": [64], "texts": [[1] * 64], "options": lr.EvalOptions(original=False)}, "nothing to compare"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(tiny: tuple[Any, Any], arguments: Any, message: str) -> None:
+    with pytest.raises(LongRopeError, match=message):
+        lr.evaluate(*tiny, **arguments)
+
+
+def test_a_loaded_model_needs_its_tokenizer(tiny: tuple[Any, Any]) -> None:
+    with pytest.raises(LongRopeError, match="tokenizer = None: a loaded model needs its tokenizer"):
+        lr.evaluate(tiny[0], lengths=[64], texts=[[1] * 64])
+
+
+def test_arrays_are_texts_too(tiny: tuple[Any, Any]) -> None:
+    tokens = families.tokens(2, 64).numpy()
+    as_lists = lr.evaluate(*tiny, lengths=[64], texts=tokens.tolist())
+    assert lr.evaluate(*tiny, lengths=[64], texts=tokens.astype(np.int32))["perplexity"] == as_lists["perplexity"]
