@@ -178,7 +178,7 @@ BAD_PLANS = {
     "no such data": (("source = ", 'source = "nowhere" #'), "data = 'nowhere': there is no such file or folder"),
     "no such export": (
         ('attention = "none"', 'attention = "su"'),
-        r"attention_factor = 1\.08012 \(short\) and 1\.1547 \(long\): transformers applies one to both",
+        r"attention_factor = 1\.08012 \(short\) and 1\.1547 \(long\): transformers applies one factor to both",
     ),
 }
 

@@ -159,7 +159,7 @@ def test_export_refuses_what_another_process_writes(command, holder, below, tmp_
 
 def test_one_process_of_a_launch_holds_the_stage(holder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run, trained = StagedRun(tmp_path, "tiny", PLAN), []
-    monkeypatch.setattr(pipeline, "_trained", lambda *args: trained.append(args))
+    monkeypatch.setattr(pipeline, "_finetune_stage", lambda *args: trained.append(args))
     with holder(run.stage_folder(1)) as process:
         with pytest.raises(LongRopeError, match=said(process.pid)):
             pipeline.finetune_stage(run, 1)
