@@ -6,10 +6,11 @@ import functools
 import importlib.metadata
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from longrope.cli import chat, check, demo, doctor, eval, export, extend, generate, inspect, plan, report, scale, search
 from longrope.errors import LongRopeError
@@ -59,6 +60,21 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def with_escaped_brackets(command: Callable[..., None]) -> Callable[..., None]:
+    """Escape the brackets in a command's help, such as longrope[ray], which rich would read as markup and drop."""
+    command.__doc__ = _escaped(command.__doc__ or "")
+    # typer would evaluate annotations that are text once more, and make other options of them
+    command.__annotations__ = get_type_hints(command, include_extras=True)
+    for annotation in command.__annotations__.values():
+        for parameter in getattr(annotation, "__metadata__", ()):
+            parameter.help = _escaped(parameter.help or "")
+    return command
+
+
+def _escaped(text: str) -> str:
+    return text if "\\[" in text else escape(text)  # options that commands share come several times
+
+
 def print_version(requested: bool) -> None:
     """Print the version and end, if it is requested."""
     if requested:
@@ -76,7 +92,7 @@ def root(
 
 
 for name, function in COMMANDS.items():
-    app.command(name)(guarded(function))
+    app.command(name)(guarded(with_escaped_brackets(function)))
 
 
 def main() -> None:

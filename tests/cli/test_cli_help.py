@@ -1,0 +1,47 @@
+"""The rendered ``--help`` of every command says all that its source says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import get_type_hints
+
+import pytest
+
+from longrope.cli.main import COMMANDS, with_escaped_brackets
+
+BRACKETS = re.compile(r"\\?(\[[\w-]+\])")
+
+
+def help_texts(command: object) -> Iterator[str]:
+    """Yield a command's docstring and the help of its arguments and options, as the source has them."""
+    yield command.__doc__ or ""
+    for annotation in get_type_hints(command, include_extras=True).values():
+        for parameter in getattr(annotation, "__metadata__", ()):
+            yield parameter.help or ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_bracket_of_its_source(cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    result = cli(name, "--help")
+    assert result.code == 0, result.err
+    rendered = re.sub(r"[│\s]+", "", result.out)
+    for text in help_texts(COMMANDS[name]):
+        for bracketed in BRACKETS.findall(text):
+            assert bracketed in rendered, text
+
+
+def test_extras_are_shown_as_the_user_types_them(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's lines: longrope search --help, longrope eval --help."""
+    monkeypatch.setenv("COLUMNS", "300")
+    assert "pip install 'longrope[ray]'" in cli("search", "--help").out
+    assert "'longrope[lm-eval]'" in cli("eval", "--help").out
+
+
+def test_options_that_commands_share_are_escaped_once() -> None:
+    def command() -> None:
+        """Needs longrope[ray]."""
+
+    for _ in range(2):
+        assert with_escaped_brackets(command).__doc__ == r"Needs longrope\[ray]."
