@@ -173,7 +173,7 @@ BAD_PLANS = {
     "too many documents": (("documents = 1", "documents = 99"), "data: 99 documents of 128 tokens are needed"),
     "too long": (("length = 256", "length = 100000"), "data: 1 documents of 100000 tokens are needed"),
     "too short": (("length = 128", "length = 64"), r"stages\[0\]\.length = 64 is not above the model's original"),
-    "too small": (("population = 4", "population = 3"), "population = 3: too small; use at least 4"),
+    "too small": (("population = 4", "population = 3"), "population = 3: too small. Use at least 4."),
     "too little": (("population = 4", "budget = 100"), "budget = 100 token-evaluations is less than one step"),
     "no such data": (("source = ", 'source = "nowhere" #'), "data = 'nowhere': there is no such file or folder"),
     "no such export": (

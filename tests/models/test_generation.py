@@ -300,7 +300,7 @@ def test_a_generate_of_the_instances_own_comes_back() -> None:
 REFUSED = {
     "too long": ({"max_new_tokens": 5}, "252 tokens of prompt and max_new_tokens = 5 make 257, above"),
     "too long by max_length": ({"max_length": LENGTH + 1}, "max_new_tokens = 5 make 257, above .* length = 256"),
-    "no ids": ({"inputs_embeds": torch.zeros(1, 3, 64)}, "input_ids: generate needs the prompts as token ids"),
+    "no ids": ({"inputs_embeds": torch.zeros(1, 3, 64)}, "input_ids: missing or not"),
 }
 
 

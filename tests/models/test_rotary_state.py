@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from longrope import LongRoPE
 from longrope.errors import LongRopeError
-from longrope.models.patch import attach, patch
+from longrope.models.patch import install_factors, patch
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 
@@ -248,7 +248,7 @@ def test_an_attached_model_saves_and_loads_the_keys_of_the_original(tmp_path: Pa
     extension = Extension.of(Rope.of(model), Scaling([2.0] * 8, length=512))
     with patch(model, Scaling([3.0] * 8)):
         assert model.state_dict().keys() == plain.keys()
-    attach(model, extension)
+    install_factors(model, extension)
     assert model.state_dict().keys() == plain.keys()
     attached = families.logits(model, families.tokens(1, 100))
     assert str(model.load_state_dict(plain)) == "<All keys matched successfully>"
@@ -256,4 +256,4 @@ def test_an_attached_model_saves_and_loads_the_keys_of_the_original(tmp_path: Pa
     model.save_pretrained(tmp_path)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    assert torch.equal(families.logits(attach(loaded, extension), families.tokens(1, 100)), attached)
+    assert torch.equal(families.logits(install_factors(loaded, extension), families.tokens(1, 100)), attached)

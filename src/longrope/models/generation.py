@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from longrope.errors import unknown
-from longrope.models.generate_request import Prompts, check_prompts, read_prompts
+from longrope.models.generate_request import GenerateRequest, check_request, read_request
 from longrope.models.patch import patch
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling, as_extension
@@ -22,51 +22,62 @@ POLICIES = ("pin", "switch", "static")
 
 @contextmanager
 def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str = "pin") -> Iterator[PreTrainedModel]:
-    """Let ``model.generate`` work with an extension inside a ``with`` block; all else in the model stays as it is.
+    """Let ``model.generate`` use an extension inside a ``with`` block; nothing else in the model changes.
 
-    Every row of a batch has its own factors, chosen by its tokens without padding:
+    Every row of a batch has its own factors, selected by its number of tokens without padding:
 
-    - ``pin``: once, by the longest that the row can get: its prompt and ``max_new_tokens`` (or ``max_length``).
-    - ``switch``: short ones while the row has at most L0 tokens. When it crosses, the cache is computed anew with the
-      long ones: what the uncached model computes at every length, for one more prefill of L0 tokens.
-    - ``static``: the long ones always.
+    - ``pin``: selected once, by the largest length that the row can reach: its prompt and ``max_new_tokens`` (or
+      ``max_length``).
+    - ``switch``: short factors while the row has at most L0 tokens. When it crosses L0, the cache is computed again
+      with the long factors. The result is what the uncached model computes at every length, for one more prefill of
+      L0 tokens.
+    - ``static``: always the long factors.
 
-    Greedy search, sampling, beams, streamers, left padding and ``prefill_chunk_size`` work as always. A cache that
-    is given as ``past_key_values`` must have been made with the factors that the policy chooses.
+    Greedy search, sampling, beams, streamers, left padding and ``prefill_chunk_size`` work as usual. A cache in
+    ``past_key_values`` must have been computed with the factors that the policy selects.
 
     Args:
-        model: a causal language model whose checkpoint carries no rope scaling of its own.
+        model: Causal language model whose checkpoint carries no rope scaling.
         scaling: An extension of this model, or a scaling: its short set is then the original one.
-        policy: one of `POLICIES`.
+        policy: One of `POLICIES`.
 
     Raises:
-        LongRopeError: if the policy is unknown or the extension is another model's; from ``generate``, if a row can
-            get longer than ``extension.length``, or the policy cannot do what is asked.
+        LongRopeError: The policy is unknown, or the factors belong to another model. From ``generate``: a row can
+            become longer than ``extension.length``, or the policy cannot serve the request.
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
     extension = as_extension(scaling, find_rotary_slot(model).rope)
-    kind: Any = type(model)
-    generate = kind.generate  # transformers' own, also inside another such block
+    model_class: Any = type(model)
+    generate = model_class.generate  # transformers' own, also inside another such block
 
     @functools.wraps(generate)
     def rescaled(
         inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *rest: Any, **options: Any
     ) -> Any:
-        prompts = read_prompts(model, inputs, generation_config, options)
-        check_prompts(prompts, extension, policy)
-        options["attention_mask"] = prompts.mask
-        running = _switching if policy == "switch" else _fixed
-        with running(model, extension, policy, prompts):
+        request = read_request(model, inputs, generation_config, options)
+        check_request(request, extension, policy)
+        options["attention_mask"] = request.mask
+        with_factors = _switching_factors if policy == "switch" else _fixed_factors
+        with with_factors(model, extension, policy, request):
             return generate(model, inputs, generation_config, *rest, **options)
 
     with _shadowing(model, "generate", rescaled):
         yield model
 
 
-def factors_for(extension: Extension, policy: str, prompt: int, new: int) -> Scaling:
-    """The factors that a policy begins with, for a prompt and at most so many new tokens."""
-    return extension.long if policy == "static" else extension.at(prompt if policy == "switch" else prompt + new)
+def factors_for(extension: Extension, policy: str, prompt_length: int, max_new_tokens: int) -> Scaling:
+    """Return the factors that a policy begins with.
+
+    Args:
+        extension: Short and long factors.
+        policy: One of `POLICIES`.
+        prompt_length: Length of the prompt in tokens.
+        max_new_tokens: Largest number of tokens to generate.
+    """
+    if policy == "static":
+        return extension.long
+    return extension.at(prompt_length if policy == "switch" else prompt_length + max_new_tokens)
 
 
 @torch.no_grad()
@@ -79,18 +90,18 @@ def fill(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
 ) -> Iterator[int]:
-    """Put into a cache what it does not hold yet of some tokens, a chunk at a time, under the factors in place.
+    """Compute the keys and values that a cache still lacks, chunk by chunk, with the installed factors.
 
     Args:
-        model: a causal language model; its head does not run.
-        ids: all the tokens, ``(rows, tokens)``, also those that the cache holds.
-        cache: filled in place.
-        chunk: tokens at a time; all at once if None.
-        attention_mask: of all the tokens, ``(rows, tokens)`` or longer; none are padding if not given.
-        position_ids: of all the tokens, ``(rows or 1, tokens)`` or longer; 0, 1, 2 … if not given.
+        model: Causal language model; its head does not run.
+        ids: All tokens, ``(rows, tokens)``, those in the cache included.
+        cache: Cache to fill in place.
+        chunk: Tokens in one forward pass (default: all).
+        attention_mask: Mask of all tokens, ``(rows, tokens)`` or wider (default: no padding).
+        position_ids: Positions of all tokens, ``(rows or 1, tokens)`` or wider (default: 0, 1, 2 …).
 
     Yields:
-        How many tokens the cache holds, after every chunk.
+        The number of tokens in the cache, after every chunk.
     """
     begin, size = cache.get_seq_length(), ids.shape[1]
     while begin < size:
@@ -102,7 +113,8 @@ def fill(
             past_key_values=cache,
             use_cache=True,
         )
-        yield (begin := end)
+        begin = end
+        yield begin
 
 
 def _rows(scalings: Sequence[Scaling]) -> Scaling | Sequence[Scaling]:
@@ -110,34 +122,40 @@ def _rows(scalings: Sequence[Scaling]) -> Scaling | Sequence[Scaling]:
 
 
 @contextmanager
-def _fixed(model: PreTrainedModel, extension: Extension, policy: str, prompts: Prompts) -> Iterator[None]:
-    scalings = [factors_for(extension, policy, length, prompts.new) for length in prompts.lengths]
-    with patch(model, _rows(scalings)), _shadowing(model, "prepare_inputs_for_generation", _preparing(model)):
+def _fixed_factors(
+    model: PreTrainedModel, extension: Extension, policy: str, request: GenerateRequest
+) -> Iterator[None]:
+    scalings = [factors_for(extension, policy, length, request.max_new_tokens) for length in request.lengths]
+    prepare = _unpatched_prepare(model)
+    with patch(model, _rows(scalings)), _shadowing(model, "prepare_inputs_for_generation", prepare):
         yield
 
 
 @contextmanager
-def _switching(model: PreTrainedModel, extension: Extension, policy: str, prompts: Prompts) -> Iterator[None]:
-    prepare, held = _preparing(model), [extension.at(length) for length in prompts.lengths]
+def _switching_factors(
+    model: PreTrainedModel, extension: Extension, policy: str, request: GenerateRequest
+) -> Iterator[None]:
+    prepare = _unpatched_prepare(model)
+    installed = [extension.at(length) for length in request.lengths]
     with ExitStack() as stack:
-        stack.enter_context(patch(model, _rows(held)))
+        stack.enter_context(patch(model, _rows(installed)))
 
         @functools.wraps(prepare)
-        def prepared(input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
-            nonlocal held
-            more = max(input_ids.shape[1] - prompts.width, 0)  # a chunk of the prompt is narrower
-            wanted = [extension.at(length + more) for length in prompts.lengths]
-            if wanted != held:
-                held = wanted
-                stack.enter_context(patch(model, _rows(wanted)))
+        def prepare_with_switch(input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+            nonlocal installed
+            generated = max(input_ids.shape[1] - request.width, 0)  # a chunk of the prompt is narrower
+            scalings = [extension.at(length + generated) for length in request.lengths]
+            if scalings != installed:
+                installed = scalings
+                stack.enter_context(patch(model, _rows(scalings)))
                 if (cache := inputs.get("past_key_values")) is not None:
                     _empty(cache, model)
-                    given = {key: inputs.get(key) for key in ("attention_mask", "position_ids")}
-                    for _ in fill(model, input_ids[:, :-1], cache, chunk=prompts.chunk, **given):
+                    layout = {key: inputs.get(key) for key in ("attention_mask", "position_ids")}
+                    for _ in fill(model, input_ids[:, :-1], cache, chunk=request.chunk, **layout):
                         pass
             return prepare(input_ids, **inputs)
 
-        stack.enter_context(_shadowing(model, "prepare_inputs_for_generation", prepared))
+        stack.enter_context(_shadowing(model, "prepare_inputs_for_generation", prepare_with_switch))
         yield
 
 
@@ -148,15 +166,19 @@ def _empty(cache: Cache, model: PreTrainedModel) -> None:
         cache.reset()
 
 
-def _preparing(model: PreTrainedModel) -> Callable[..., dict[str, Any]]:
-    """Its ``prepare_inputs_for_generation``; Phi-3's would drop the cache itself when the batch crosses L0."""
-    own: Any = type(model) if not hasattr(model.config, "original_max_position_embeddings") else GenerationMixin
-    return functools.partial(own.prepare_inputs_for_generation, model)
+def _unpatched_prepare(model: PreTrainedModel) -> Callable[..., dict[str, Any]]:
+    """Return the model's ``prepare_inputs_for_generation``.
+
+    Phi-3's drops the cache itself when the batch crosses L0, so models like it get transformers' general one.
+    """
+    has_two_sets = hasattr(model.config, "original_max_position_embeddings")
+    owner: Any = GenerationMixin if has_two_sets else type(model)
+    return functools.partial(owner.prepare_inputs_for_generation, model)
 
 
 @contextmanager
 def _shadowing(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Put a function of one instance before its method, and take it away again."""
+    """Replace a method of one instance by a function inside the block, and restore it afterwards."""
     before = vars(model).get(name)
     setattr(model, name, function)
     try:

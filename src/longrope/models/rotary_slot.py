@@ -1,4 +1,4 @@
-"""Find the rotary module of a transformers model and the module that stands in for it."""
+"""Find the rotary module of a transformers model, and the module that replaces it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from longrope.rope import FULL, Rope, full_attention_fields
 
 @dataclass(frozen=True)
 class RotarySlot:
-    """Where a model computes its cos and sin: ``parent.name`` is ``module``, ``original`` is transformers' own."""
+    """The place in a model where cos and sin are computed.
+
+    Args:
+        parent: Module that holds the rotary module.
+        name: Attribute of ``parent`` that is the rotary module.
+        module: The rotary module at present.
+        rope: Geometry of the model.
+    """
 
     parent: nn.Module
     name: str
@@ -25,11 +32,11 @@ class RotarySlot:
 
     @property
     def original(self) -> nn.Module:
-        """The model's own module, also while another stands in for it."""
+        """The model's own module, also while another replaces it."""
         return self.module.original if isinstance(self.module, RescaledRotary) else self.module
 
     def install(self, module: nn.Module) -> None:
-        """Let another module compute cos and sin."""
+        """Replace the rotary module."""
         setattr(self.parent, self.name, module)
 
 
@@ -53,7 +60,7 @@ class RescaledRotary(nn.Module):
         self.register_load_state_dict_pre_hook(_add_embedding_state)
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
-        """As the original's: cos and sin, ``(batch, sequence, dim)``."""
+        """Return cos and sin as the original does, ``(batch, sequence, dim)``."""
         if self.embedding is None or layer_type not in (None, FULL):
             return self.original(x, position_ids, *([layer_type] if layer_type else []))
         like = x[..., :1].float() if self.keeps_float32 else x
@@ -64,42 +71,43 @@ class RescaledRotary(nn.Module):
 
 
 def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
-    """The one rotary module of a model.
+    """Return the place of a model's only rotary module.
 
     Raises:
-        LongRopeError: if there is none, if there are several, if it is per layer, or if its frequencies are not
-            base^(-2i/dim): the checkpoint then carries a scaling already.
+        LongRopeError: The model has no rotary module or several, or its frequencies are not base^(-2i/dim) because the
+            checkpoint carries a scaling already.
     """
-    rope = Rope.of(model)
+    rope, model_type = Rope.of(model), model.config.model_type
     if model.config.get_text_config() is not model.config:
-        kind = model.config.model_type
-        raise LongRopeError(f"model type {kind!r} reads more than text: not supported; load its text-only checkpoint")
-    found = [
+        raise LongRopeError(
+            f"model type {model_type!r} reads more than text: not supported. Load its text-only checkpoint."
+        )
+    slots = [
         (parent, name, child)
         for parent in model.modules()
         if not isinstance(parent, RescaledRotary)
         for name, child in parent.named_children()
         if isinstance(child, RescaledRotary) or _inv_freq(child) is not None
     ]
-    if len(found) != 1:
-        kind = model.config.model_type
-        raise LongRopeError(f"model type {kind!r} has {len(found)} rotary modules where one is expected: not supported")
-    rotary = RotarySlot(*found[0], rope=rope)
-    own = _inv_freq(rotary.original)
-    parameters = full_attention_fields(model.config.get_text_config().rope_parameters)
-    expected = torch.from_numpy(rope.inv_freq).float()
-    plain = parameters.get("rope_type", "default") == "default"
-    plain = plain or isinstance(rotary.module, RescaledRotary)  # longrope.apply wrote this scaling into the config
-    if own is None or own.shape != expected.shape or not torch.allclose(own.float().cpu(), expected, rtol=1e-2):
-        plain = False
-    if not plain:
-        kind = parameters.get("rope_type")
+    if len(slots) != 1:
+        raise LongRopeError(f"model type {model_type!r} has {len(slots)} rotary modules instead of one: not supported")
+    rotary = RotarySlot(*slots[0], rope=rope)
+    rope_type = full_attention_fields(model.config.get_text_config().rope_parameters).get("rope_type", "default")
+    applied = isinstance(rotary.module, RescaledRotary)  # longrope.apply wrote this scaling into the config
+    if (rope_type != "default" and not applied) or not _has_plain_frequencies(rotary.original, rope):
         raise LongRopeError(
-            f"model type {model.config.model_type!r} already carries a rope scaling ({kind}); "
-            "factors are relative to plain RoPE, so load the checkpoint that it was made from "
-            "(to evaluate this one as it is: longrope eval --schemes none)"
+            f"model type {model_type!r} already carries a rope scaling "
+            f"({rope_type}), and factors are relative to plain RoPE. Load the original checkpoint. "
+            "To evaluate this one unchanged, give no factors."
         )
     return rotary
+
+
+def _has_plain_frequencies(original: nn.Module, rope: Rope) -> bool:
+    inv_freq, expected = _inv_freq(original), torch.from_numpy(rope.inv_freq).float()
+    if inv_freq is None or inv_freq.shape != expected.shape:
+        return False
+    return torch.allclose(inv_freq.float().cpu(), expected, rtol=1e-2)
 
 
 def _inv_freq(module: nn.Module) -> Tensor | None:
@@ -120,7 +128,7 @@ def _add_embedding_state(module: nn.Module, state_dict: dict[str, Any], prefix: 
 
 @torch.no_grad()
 def _layout(original: nn.Module) -> tuple[bool, bool]:
-    """Whether the two entries of a pair lie side by side, and whether cos and sin stay float32 in a bf16 model."""
+    """Return whether the two entries of a pair are neighbours, and whether cos and sin stay float32 in a bf16 model."""
     inv_freq = _inv_freq(original)
     device = None if inv_freq is None else inv_freq.device
     x = torch.zeros(1, 2, 1, dtype=torch.bfloat16, device=device)
