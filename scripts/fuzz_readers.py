@@ -86,11 +86,11 @@ def read_plan(path: Path) -> None:
 def read_lines(path: Path) -> None:
     """Check that a journal holds objects, and holds them again after one more line."""
     with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
-        found = lines.found
+        records = lines.found
         lines.append({"cell": 1})
     with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
-        assert [*found, {"cell": 1}] == lines.found or "nan" in repr(found)
-    assert all(isinstance(line, dict) for line in found)
+        assert [*records, {"cell": 1}] == lines.found or "nan" in repr(records)
+    assert all(isinstance(record, dict) for record in records)
 
 
 def _scalings() -> Iterator[bytes]:

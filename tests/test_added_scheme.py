@@ -33,8 +33,8 @@ def longrope(*arguments: object) -> str:
 
 def test_python_finds_it_by_name() -> None:
     assert scheme("step", TINY, 2048) == step(TINY, 2048)
-    whole = scheme("step+resonance", TINY, 2048).factors * TINY.wavelengths
-    assert np.allclose(whole, whole.round())
+    wavelengths = scheme("step+resonance", TINY, 2048).factors * TINY.wavelengths
+    assert np.allclose(wavelengths, wavelengths.round())
 
 
 def test_scale_writes_its_factors(tmp_path) -> None:

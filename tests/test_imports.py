@@ -105,7 +105,7 @@ def test_ray_is_imported_inside_functions_only(name: str) -> None:
 
 
 def test_every_other_package_is_a_dependency() -> None:
-    """Every imported package outside of Python is a dependency or an extra."""
+    """Compare the imported packages outside of Python with the dependencies and extras."""
     project = (SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     packages = {module.split(".")[0] for name in FILES for module in imports(name)}
     packages -= sys.stdlib_module_names | {"longrope"}

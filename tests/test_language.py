@@ -75,7 +75,7 @@ def vague_names(modules: list[Module]) -> Iterator[str]:
 
 
 def is_property(function: Function) -> bool:
-    """A property (or a setter of one) is described by a noun."""
+    """Say whether a function is a property or the setter of one, which a noun phrase describes."""
     decorators = [ast.unparse(decorator) for decorator in function.decorator_list]
     return any(name.endswith(("property", ".setter")) for name in decorators)
 
@@ -142,12 +142,12 @@ def large_functions(modules: list[Module]) -> Iterator[str]:
     for each in modules:
         for function in each.functions:
             lines, parameters = size(function)
-            place = f"{each.path}:{function.lineno} {function.name}: {lines} lines, {parameters} parameters"
+            location = f"{each.path}:{function.lineno} {function.name}: {lines} lines, {parameters} parameters"
             if each.path.startswith("cli/"):
                 if lines > COMMANDS.get(each.path, lines):
-                    yield place
+                    yield location
             elif lines > MOST_LINES or parameters > MOST_PARAMETERS:
-                yield place
+                yield location
 
 
 RULES: dict[str, Callable[[list[Module]], Iterator[str]]] = {

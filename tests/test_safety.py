@@ -93,7 +93,7 @@ def change(path: Path, **fields: object) -> None:
 def test_code_of_a_checkpoint_never_runs(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read, capsys
 ) -> None:
-    """It does not run even if the user answers yes; transformers asks and would run it."""
+    """Answer yes to every question: transformers would ask and then run the code."""
     code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
     change(checkpoint / "config.json", auto_map=code, model_type="its_own")
     change(checkpoint / "tokenizer_config.json", auto_map={"AutoTokenizer": code["AutoTokenizer"]})
@@ -136,7 +136,7 @@ def extension(length: int = 512, **fields: object) -> Extension:
 
 
 def test_an_export_copies_neither_links_nor_strange_files(checkpoint: Path, tmp_path: Path) -> None:
-    """As in a hub's cache, every file of the checkpoint is a link; other files beside them are not copied."""
+    """Link every file of the checkpoint, as a hub's cache does, beside files that must not be copied."""
     store = tmp_path / "store"
     store.mkdir()
     for path in list(checkpoint.iterdir()):
