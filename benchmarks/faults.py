@@ -65,9 +65,9 @@ def main() -> None:
     folder, names = given.folder.resolve(), given.commands.split(",")
     with locked(folder):
         settings = {"seed": given.seed, "commands": names}
-        with closing(JsonlFile(folder / "rounds.jsonl", settings, of="a fault injection", resume=True)) as lines:
+        with closing(JsonlFile(folder / "rounds.jsonl", settings, subject="a fault injection", resume=True)) as lines:
             prepare(folder)
-            rounds, wanted, imports = lines.found, references(folder, names), seconds_of_imports()
+            rounds, wanted, imports = lines.lines, references(folder, names), seconds_of_imports()
             for number in range(len(rounds), given.rounds):
                 name = names[number % len(names)]
                 rounds.append(one_round(folder, number, given.seed, name, wanted[name], imports))

@@ -85,11 +85,11 @@ def read_plan(path: Path) -> None:
 
 def read_lines(path: Path) -> None:
     """Check that a journal holds objects, and holds them again after one more line."""
-    with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
-        records = lines.found
+    with closing(JsonlFile(path, SETTINGS, subject="a test", resume=True)) as lines:
+        records = lines.lines
         lines.append({"cell": 1})
-    with closing(JsonlFile(path, SETTINGS, of="a test", resume=True)) as lines:
-        assert [*records, {"cell": 1}] == lines.found or "nan" in repr(records)
+    with closing(JsonlFile(path, SETTINGS, subject="a test", resume=True)) as lines:
+        assert [*records, {"cell": 1}] == lines.lines or "nan" in repr(records)
     assert all(isinstance(record, dict) for record in records)
 
 

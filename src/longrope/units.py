@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from longrope.errors import LongRopeError
 
@@ -14,8 +15,8 @@ def parse_length(text: str, name: str = "length") -> int:
     (16384, 2097152, 1536, 16384)
     """
     match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kmg]?)", text.strip().lower())
-    tokens = float(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else 0
-    if tokens < 2 or tokens != int(tokens):
+    tokens = Fraction(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else Fraction(0)
+    if tokens < 2 or tokens.denominator != 1:
         raise LongRopeError(f"{name} = {text!r} is not a number of tokens; write 16384, 16k or 2m")
     return int(tokens)
 

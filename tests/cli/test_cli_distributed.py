@@ -75,7 +75,7 @@ def test_two_processes_evaluate_what_one_does_and_resume(wanted: Any, model: Pat
     assert f"{out} exists; continue it with --resume" in refused.stderr
     refused = together(model, "--data", texts, "-o", out, "--resume", "--data-seed", 1)
     assert refused.stderr.count("error: ") == 1  # the first process says why
-    assert "was begun with other settings" in refused.stderr
+    assert "was written with other settings" in refused.stderr
     assert "Traceback" not in refused.stderr.partition("torch")[0]
     assert (out / "cells.jsonl").read_text().count("\n") == len(lines)
 

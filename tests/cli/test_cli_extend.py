@@ -264,7 +264,7 @@ def test_runs_of_others(refused: Refused, model: Path, plan: Path, run: Path, tm
 
 def test_outputs_that_cannot_be(refused: Refused, model: Path, plan: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    refused(f"{tmp_path}/file is no folder; choose another output", "extend", model, plan, "-o", tmp_path / "file")
+    refused(f"{tmp_path}/file is not a folder; choose another output", "extend", model, plan, "-o", tmp_path / "file")
     refused("cannot write .*file/run", "extend", model, plan, "-o", tmp_path / "file" / "run")
 
 

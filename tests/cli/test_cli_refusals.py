@@ -374,7 +374,7 @@ def test_an_export_that_fails_keeps_the_old_checkpoint(
 def test_resume_with_other_settings(refused: Refused, model: Path, few, run: Path) -> None:
     again = ("search", model, *few, "--budget", 3200, "-o", run, "--resume")
     refused(r"starts was .*now .'pi \w{8}'.", *again, "-l", 160, "--starts", "pi")
-    refused("begun with other settings: .*space was", *again, "-l", 200)
+    refused("written with other settings: .*space was", *again, "-l", 200)
     refused("method was .*now", *again, "-l", 160, "--method", "simple")
     for other in ("auto", "gradient", "cma", "simple"):
         refused(f"method was .*Paper.*now .*{other.title()}", *again, "-l", 160, "--method", other)
@@ -424,7 +424,7 @@ def test_a_cut_journal_is_resumed(cli, model: Path, few, run: Path, journal: str
 def test_a_broken_journal_is_refused(refused: Refused, model: Path, few, run: Path) -> None:
     lines = (run / "search-0.jsonl").read_text().splitlines(keepends=True)
     again = ("search", model, "-l", 160, *few, "--budget", 3200, "-o", run, "--resume")
-    for said, middle in (("search-0.jsonl is no journal", "garbage\n"), ("search-0.jsonl is no journal", "3\n")):
+    for said, middle in (("search-0.jsonl is not a journal", "garbage\n"), ("search-0.jsonl is not a journal", "3\n")):
         (run / "search-0.jsonl").write_text("".join([*lines[:2], middle, *lines[2:]]))
         refused(said, *again)
     (run / "search-0.jsonl").write_text(lines[0].replace('"version": 1', '"version": 2') + "".join(lines[1:]))

@@ -34,16 +34,16 @@ def test_only_missing_samples_are_measured_and_equal_factors_once(tmp_path: Path
     three = SampleSet("three", 3, 10, measure)
     candidates = {name: Candidate("model", Scaling([2.0, 2.0], scheme=name)) for name in ("pi", "pi by another name")}
     path = tmp_path / "cells.jsonl"
-    with closing(JsonlFile(path, {}, of="a test", resume=False)) as journal:
+    with closing(JsonlFile(path, {}, subject="a test", resume=False)) as journal:
         SampleStore(journal).add(candidates["pi"], three, 1, math.inf)
     progress: list[tuple[int, int, str]] = []
-    with closing(JsonlFile(path, {}, of="a test", resume=True)) as journal:
+    with closing(JsonlFile(path, {}, subject="a test", resume=True)) as journal:
         store = SampleStore(journal)
         measure_missing(store, candidates, [three], open_model, lambda *line: progress.append(line))
         assert store.samples(candidates["pi"], three) == [0.0, None, 2.0]  # infinity became None
     assert (measured, opened) == ([[0, 2]], ["model"])
     assert (progress[0], progress[-1]) == ((10, 30, "1/1 pi: three"), (30, 30, "1/1 pi: three"))
-    with closing(JsonlFile(path, {}, of="a test", resume=True)) as journal:
+    with closing(JsonlFile(path, {}, subject="a test", resume=True)) as journal:
         measure_missing(SampleStore(journal), candidates, [three], open_model)
     assert opened == ["model"]
 
@@ -53,7 +53,7 @@ def test_a_journal_of_the_version_before_is_read(tmp_path: Path) -> None:
     path = tmp_path / "cells.jsonl"
     line = '{"row": "47c7fa14cf40", "part": "text books", "cell": 0, "value": 1.5}'
     path.write_text('{"version": 1, "settings": {}}\n' + line + "\n")
-    with closing(JsonlFile(path, {}, of="an evaluation", resume=True)) as journal:
+    with closing(JsonlFile(path, {}, subject="an evaluation", resume=True)) as journal:
         store = SampleStore(journal)
     assert store.samples(Candidate("model"), SampleSet("text books", 1, 1, lambda *_: iter(()))) == [1.5]
 

@@ -29,17 +29,17 @@ def append(lines: JsonlFile, numbers: range) -> None:
 def test_a_journal_keeps_whole_lines_and_goes_on(disk, tmp_path: Path) -> None:
     disk.remount("size=12k")
     path = disk.folder / "x.jsonl"
-    said = f"cannot write .*x.jsonl: {FULL}; what is done is kept: make room, then --resume"
-    with closing(JsonlFile(path, {}, of="a test")) as lines, pytest.raises(LongRopeError, match=said):
+    said = f"cannot write .*x.jsonl: {FULL}; the finished lines are kept: make room, then --resume"
+    with closing(JsonlFile(path, {}, subject="a test")) as lines, pytest.raises(LongRopeError, match=said):
         append(lines, range(20))
     assert path.read_bytes().endswith(b"}\n")
     disk.remount("size=1m")
-    with closing(JsonlFile(path, {}, of="a test", resume=True)) as lines:
-        kept = len(lines.found)
-        assert [one["number"] for one in lines.found] == list(range(kept))
-        assert kept == 12 * 1024 // len(json.dumps(lines.found[-1]) + "\n")
+    with closing(JsonlFile(path, {}, subject="a test", resume=True)) as lines:
+        kept = len(lines.lines)
+        assert [one["number"] for one in lines.lines] == list(range(kept))
+        assert kept == 12 * 1024 // len(json.dumps(lines.lines[-1]) + "\n")
         append(lines, range(kept, 20))
-    with closing(JsonlFile(tmp_path / "x.jsonl", {}, of="a test")) as lines:
+    with closing(JsonlFile(tmp_path / "x.jsonl", {}, subject="a test")) as lines:
         append(lines, range(20))
     assert path.read_bytes() == (tmp_path / "x.jsonl").read_bytes()
 
@@ -49,10 +49,10 @@ def test_a_journal_that_cannot_begin_can_begin_later(disk) -> None:
     (disk.folder / "other").write_bytes(b"x" * 4096)
     path = disk.folder / "x.jsonl"
     with pytest.raises(LongRopeError, match=rf"x.jsonl: {FULL}; .*make room"):
-        JsonlFile(path, {"a": 1}, of="a test")
+        JsonlFile(path, {"a": 1}, subject="a test")
     (disk.folder / "other").unlink()
-    with closing(JsonlFile(path, {"a": 1}, of="a test", resume=True)) as lines:
-        assert not lines.found
+    with closing(JsonlFile(path, {"a": 1}, subject="a test", resume=True)) as lines:
+        assert not lines.lines
     assert path.read_bytes().count(b"\n") == 1
 
 

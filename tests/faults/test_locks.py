@@ -126,7 +126,7 @@ def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(
 def test_where_no_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(LongRopeError, match=r"(cannot write .*file|file is no folder).*-o"), locked(path):
+        with pytest.raises(LongRopeError, match=r"(cannot write .*file|file is not a folder).*-o"), locked(path):
             pass
 
 

@@ -195,11 +195,11 @@ def open_samples(output: Path | None, settings: dict[str, Any], *, resume: bool)
             stack.enter_context(locked(output))
             for name in () if resume else (JOURNAL, "results.json"):
                 (output / name).unlink(missing_ok=True)
-            journal = JsonlFile(output / JOURNAL, settings, of="an evaluation", resume=resume)
+            journal = JsonlFile(output / JOURNAL, settings, subject="an evaluation", resume=resume)
             stack.enter_context(closing(journal))
             store = SampleStore(journal)
         except LongRopeError:
             distributed.same(None)
             raise
-        distributed.same(journal.found)
+        distributed.same(journal.lines)
         yield store

@@ -188,5 +188,5 @@ def _sample_store(options: EvalOptions, spec: EvalSpec, settings: Mapping[str, A
         "depths": list(options.depths),
         "seed": options.seed,
     }
-    with closing(JsonlFile(Path(options.output) / JOURNAL, settings, of="an evaluation", resume=True)) as journal:
+    with closing(JsonlFile(Path(options.output) / JOURNAL, settings, subject="an evaluation", resume=True)) as journal:
         yield SampleStore(journal)

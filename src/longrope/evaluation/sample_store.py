@@ -28,7 +28,7 @@ class SampleStore:
         self._values: dict[tuple[str, str], dict[int, Any]] = {}
         self._journal = journal
         try:
-            for line in journal.found if journal else lines:
+            for line in journal.lines if journal else lines:
                 self._values.setdefault((line["row"], line["part"]), {})[int(line["cell"])] = line["value"]
         except (KeyError, TypeError, ValueError):
             assert journal is not None

@@ -34,9 +34,9 @@ class Journal:
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
         self.known: dict[Key, tuple[CandidateLoss, float]] = {}
         self.states: dict[int, Any] = {}
-        self._lines = JsonlFile(path, settings, of="a search", resume=resume)
+        self._lines = JsonlFile(path, settings, subject="a search", resume=resume)
         try:
-            for line in self._lines.found:
+            for line in self._lines.lines:
                 if "generation" in line:
                     self.states[line["generation"]] = line["state"]
                 else:

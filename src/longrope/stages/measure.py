@@ -37,7 +37,7 @@ def measure(run: StagedRun, extension: Extension) -> None:
     test = run.data.test_documents()
     corpus = Corpus(run.plan.data.source or "stdlib", test.tokens, test.names)
     settings = {"model": run.model, "dtype": run.dtype, "lengths": lengths, "data": corpus.hash}
-    with closing(JsonlFile(run.folder / JOURNAL, settings, of="an evaluation", resume=True)) as journal:
+    with closing(JsonlFile(run.folder / JOURNAL, settings, subject="an evaluation", resume=True)) as journal:
         evaluation = Evaluation(
             _candidates(run, extension),
             [corpus],

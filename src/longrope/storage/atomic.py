@@ -1,4 +1,4 @@
-"""Writing longrope's own files: whole or not at all."""
+"""Write longrope's own files: completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from longrope.errors import LongRopeError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cannot_write(path: Path, error: OSError) -> LongRopeError:
-    """The error for a file or folder that the system refused to write."""
-    remedy = "make room and try again" if error.errno in FULL else "choose another output with -o"
+    """Return the error for a file or folder that the system refused to write."""
+    remedy = "make room and try again" if error.errno in DISK_FULL else "choose another output with -o"
     return LongRopeError(f"cannot write {path}: {error.strerror or error}; {remedy}")
 
 
 def dumps(data: object) -> str:
-    """Indented JSON in which a number that is not finite is null."""
+    """Return indented JSON; a number that is not finite becomes null."""
     return json.dumps(replace_non_finite(data), indent=1, allow_nan=False) + "\n"
 
 
 def replace_non_finite(data: object) -> object:
-    """JSON values in which a number that is not finite is null."""
+    """Return JSON values; a number that is not finite becomes null."""
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     if isinstance(data, dict):
@@ -35,22 +35,22 @@ def replace_non_finite(data: object) -> object:
 
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:
-    """`write_text` of `dumps`."""
+    """Write the JSON of `dumps` with `write_text`."""
     write_text(path, dumps(data))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """`write_bytes` in UTF-8."""
+    """Write text in UTF-8 with `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name beside it, then renamed.
+    """Write a file completely or not at all: write a temporary file next to it, sync it, then rename it.
 
-    It is synced before (some milliseconds): its name says that something is done, also after a power failure.
+    The sync takes some milliseconds. After a power failure, a file with the final name is therefore complete.
 
     Raises:
-        LongRopeError: if the place cannot be written.
+        LongRopeError: The file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""Outputs that no other process works in: claimed before any work, and locked while it goes on."""
+"""Claim output files and folders before a run, and lock them during it, against other processes."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ else:
 
 LOCK = ".lock"
 TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
-_mine: set[Path] = set()  # the locks that this process has
+_own_locks: set[Path] = set()  # the locks that this process holds
 
 
 def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str = "") -> None:
-    """Make sure, before any work, that an output may be written and no other process holds it.
+    """Raise, before a run begins, unless its output can be written and no other process holds it.
 
     Args:
-        path: of the output.
-        overwrite: whether it may be there already.
-        folder: whether it is a folder or a file; an empty folder may be there.
-        also: one more remedy to name.
+        path: Path of the output.
+        overwrite: Whether the output may exist already.
+        folder: Whether the output is a folder; an empty folder may exist already.
+        also: Another remedy for the error message.
 
     Raises:
-        LongRopeError: if it exists and may not, is a folder where a file is wanted or the other way round, is held, or
-            its place cannot be written.
+        LongRopeError: The output exists and must not, is a folder instead of a file or the reverse, is locked by
+            another process, or cannot be written.
     """
-    if folder and path / LOCK not in _mine:
+    if folder and path / LOCK not in _own_locks:
         _refuse_held(path)
     try:
         if path.exists() and path.is_dir() != folder:
-            raise LongRopeError(f"{path} is {'no' if folder else 'a'} folder; choose another output with -o")
-        free = folder and path.exists() and all(one.name == LOCK for one in path.iterdir())
-        if path.exists() and not overwrite and not free:
+            raise LongRopeError(f"{path} is {'not a' if folder else 'a'} folder; choose another output with -o")
+        empty = folder and path.exists() and all(entry.name == LOCK for entry in path.iterdir())
+        if path.exists() and not overwrite and not empty:
             raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path if path.is_dir() else path.parent).close()
@@ -56,40 +56,41 @@ def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str
 
 @contextlib.contextmanager
 def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
-    """Keep other processes out of an output, by a lock of the operating system, which goes with the process.
+    """Hold the operating system's lock on an output inside the block; it ends with the process at the latest.
 
-    What a process that was killed left half written in the folder (``.NAME.PID.tmp``) is removed.
+    Temporary files of a killed process in the folder (``.NAME.PID.tmp``) are removed.
 
     Args:
-        path: of the output; a folder is made, and taken away again if it is empty in the end.
-        folder: whether it is a folder, which holds its lock as ``.lock``, or is replaced whole: ``.NAME.lock`` is then
-            beside it.
+        path: Path of the output; a new folder is created, and removed at the end if it is empty.
+        folder: Whether the output is a folder with its lock inside (``.lock``), or a path that is replaced as one,
+            with its lock next to it (``.NAME.lock``).
 
     Raises:
-        LongRopeError: if another process holds it, or its place cannot be written.
+        LongRopeError: Another process holds the lock, or the output cannot be written.
     """
     if folder and path.exists() and not path.is_dir():
-        raise LongRopeError(f"{path} is no folder; choose another output with -o")
-    lock, made = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}"), folder and not path.exists()
+        raise LongRopeError(f"{path} is not a folder; choose another output with -o")
+    lock = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}")
+    is_new = folder and not path.exists()
     file = _take(path, lock)
-    _mine.add(lock)
+    _own_locks.add(lock)
     try:
-        for left in path.rglob(".*.tmp") if folder else ():
+        for temporary in path.rglob(".*.tmp") if folder else ():
             with contextlib.suppress(OSError):  # a folder, or another user's
-                left.unlink()
+                temporary.unlink()
         yield
     finally:
-        _mine.discard(lock)
+        _own_locks.discard(lock)
         with contextlib.suppress(OSError):  # Windows removes no file that is open
             lock.unlink()
         os.close(file)
         with contextlib.suppress(OSError):
-            if made:
+            if is_new:
                 path.rmdir()
 
 
 def _take(path: Path, lock: Path) -> int:
-    """The open lock file, which tells others who holds it."""
+    """Take the lock and return its open file, in which this process names itself."""
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,9 @@ def _take(path: Path, lock: Path) -> int:
         try:
             taken = _locked(file)
         except OSError as error:  # such as NFS without its lock service
-            warnings.warn(f"{path}: no lock here ({error.strerror}); let no other process work in it", stacklevel=4)
+            warnings.warn(
+                f"{path}: no lock here ({error.strerror}); do not let another process write to it", stacklevel=4
+            )
             break
         if taken and os.fstat(file).st_nlink:
             break
@@ -107,7 +110,7 @@ def _take(path: Path, lock: Path) -> int:
         if not taken:
             raise _in_use(path, lock)
     record = {"process": os.getpid(), "host": platform.node(), "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"}
-    with contextlib.suppress(OSError):  # a full disk has no room for who it is
+    with contextlib.suppress(OSError):  # a full disk has no room for the record
         os.truncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
         os.write(file, json.dumps(record).encode())
@@ -115,10 +118,14 @@ def _take(path: Path, lock: Path) -> int:
 
 
 def _locked(file: int, *, shared: bool = False) -> bool:
-    """Take the lock of an open file unless another has it; OSError where there are no locks."""
+    """Take the lock of an open file and return True, or return False if another process has it.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
     try:
         if sys.platform == "win32":
-            os.lseek(file, 1 << 20, os.SEEK_SET)  # beyond the text, which others could not read else
+            os.lseek(file, 1 << 20, os.SEEK_SET)  # beyond the text, so that others can read it
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -130,7 +137,7 @@ def _locked(file: int, *, shared: bool = False) -> bool:
 
 
 def _refuse_held(path: Path) -> None:
-    with contextlib.suppress(OSError):  # there is no lock, or what comes after this says why it cannot be had
+    with contextlib.suppress(OSError):  # without a lock file, or a later step reports why it cannot be opened
         file = os.open(path / LOCK, os.O_RDWR)
         try:
             if not _locked(file, shared=True):
@@ -140,7 +147,9 @@ def _refuse_held(path: Path) -> None:
 
 
 def _in_use(path: Path, lock: Path) -> LongRopeError:
-    who = "another process"
-    with contextlib.suppress(OSError, ValueError):  # it is just beginning, or its disk is full
-        who = "process {process} on {host} since {since}".format(**json.loads(lock.read_text(encoding="utf-8")))
-    return LongRopeError(f"{path} is in use by {who}; wait until that ends, stop it, or choose another output with -o")
+    owner = "another process"
+    with contextlib.suppress(OSError, ValueError):  # it has just started, or its disk is full
+        owner = "process {process} on {host} since {since}".format(**json.loads(lock.read_text(encoding="utf-8")))
+    return LongRopeError(
+        f"{path} is in use by {owner}; wait until that ends, stop it, or choose another output with -o"
+    )
