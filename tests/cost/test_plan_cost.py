@@ -36,7 +36,7 @@ from longrope.search.find import find_factors
 from longrope.search.protocol import Batch, CandidateLoss
 from longrope.search.registry import METHODS
 from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import FinalEvaluation, Finetune, Recovery, Search, Stage
 
 TINY = ModelShape.of(load_config("tiny"))
 LENGTH = 16  # no family's window is shorter
@@ -117,7 +117,7 @@ def test_token_evaluations_of_a_search(name: str, budget: int | None, population
 
     model, length = families.build("llama", num_hidden_layers=1), 128
     rope, how = Rope.of(model), Search(method=name, budget=budget, documents=2, needles=0.0, population=population)
-    plan = Plan(stages=(Stage(length=length, search=how),), evaluation=Evaluation(lengths=()))
+    plan = Plan(stages=(Stage(length=length, search=how),), evaluation=FinalEvaluation(lengths=()))
     (cost,) = costs(plan, ModelShape.of(model.config), rope)
     items = perplexity_texts(families.tokens(4, length).numpy())
     chosen = METHODS[name] if population is None else METHODS[name].with_population(population)
@@ -143,7 +143,7 @@ TUNE = Finetune(steps=10, batch=2)
 
 
 def cost_of(*stages: Stage, **rest: object) -> list[Cost]:
-    return costs(Plan(stages=stages, **{"evaluation": Evaluation(lengths=()), **rest}), TINY, ROPE)
+    return costs(Plan(stages=stages, **{"evaluation": FinalEvaluation(lengths=()), **rest}), TINY, ROPE)
 
 
 def test_parts_of_a_plan() -> None:
@@ -151,7 +151,7 @@ def test_parts_of_a_plan() -> None:
         Stage(length=2048, finetune=TUNE),
         Stage(length=8192, factors="yarn"),
         recovery=Recovery(),
-        evaluation=Evaluation(documents=3, schemes=("pi",)),
+        evaluation=FinalEvaluation(documents=3, schemes=("pi",)),
     )
     assert [(part.name, part.length) for part in parts] == [
         ("stage 1", 2048),
@@ -243,7 +243,7 @@ def test_plans_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def plan(window: int | None) -> Plan:
         stage = Stage(length=2**17, search=Search(window=window), finetune=Finetune(steps=1, window=window))
-        return Plan(stages=[stage], evaluation=Evaluation(lengths=(2048,)))
+        return Plan(stages=[stage], evaluation=FinalEvaluation(lengths=(2048,)))
 
     check_plan_memory(plan(2048), config, dtype="auto", device="cpu")
     with pytest.raises(
@@ -258,7 +258,7 @@ def test_what_waits_in_main_memory_counts(monkeypatch: pytest.MonkeyPatch) -> No
     """Fine-tuning, and a search by gradient, where a device may keep nothing."""
     monkeypatch.setattr(peak_memory, "activation_budget", lambda _: 0)
     config, length = load_config("tiny"), 2**17
-    plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=Evaluation(lengths=()))
+    plan = Plan(stages=[Stage(length=length, finetune=TUNE)], evaluation=FinalEvaluation(lengths=()))
     (part,) = costs(plan, ModelShape.of(config), Rope.of(config))
     inputs = 4 * length * 256
     assert part.main_memory == 4 * inputs  # in float32

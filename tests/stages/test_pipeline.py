@@ -30,7 +30,7 @@ from longrope.schemes import attention_factor, scheme
 from longrope.stages import pipeline
 from longrope.stages.pipeline import extend, finetune_stage
 from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.run_folder import StagedRun, begin_run, open_run
 
 SEARCH = Search(documents=1, population=4)
@@ -54,7 +54,7 @@ def begun(model: Path, texts: Path) -> Begun:
     """Begins a run of some stages."""
 
     def make(folder: Path, *stages: Stage, **fields: Any) -> StagedRun:
-        given = {"recovery": Recovery(search=SEARCH), "evaluation": Evaluation(documents=2), **fields}
+        given = {"recovery": Recovery(search=SEARCH), "evaluation": FinalEvaluation(documents=2), **fields}
         run = StagedRun(
             folder, str(model), Plan(stages=stages or TWO, data=Data(source=str(texts), repeats=3), **given)
         )
@@ -71,7 +71,7 @@ def finished(begun: Begun, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
     return run, extend(run)
 
 
-QUICK: dict[str, Any] = {"recovery": None, "evaluation": Evaluation(lengths=())}
+QUICK: dict[str, Any] = {"recovery": None, "evaluation": FinalEvaluation(lengths=())}
 
 
 def journal(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -363,7 +363,7 @@ def test_short_factors_keep_the_attention_factor_that_short_sequences_were_train
 ) -> None:
     hows, policy, wanted = ATTENTION[name]
     stages = [Stage(length=128 * (i + 1), factors="pi", finetune=how) for i, how in enumerate(hows)]
-    run = begun(tmp_path / "run", *stages, attention=policy, evaluation=Evaluation(lengths=()))
+    run = begun(tmp_path / "run", *stages, attention=policy, evaluation=FinalEvaluation(lengths=()))
     assert run.short_attention_factor == wanted
     extension = extend(run)
     assert extension.short.attention_factor == wanted
@@ -415,7 +415,7 @@ def test_what_weights_are_held_in(
 
 def test_a_ceiling_of_the_recovery(begun: Begun, tmp_path: Path) -> None:
     stage = Stage(length=1024, factors="pi")
-    evaluation = Evaluation(lengths=(64,), documents=1)
+    evaluation = FinalEvaluation(lengths=(64,), documents=1)
     run = begun(tmp_path / "run", stage, recovery=Recovery(ceiling=1.5, search=SEARCH), evaluation=evaluation)
     assert max(extend(run).short.factors) <= 1.5 + 1e-9
     for name in ("search-0.jsonl", "held-out.jsonl"):
@@ -431,7 +431,9 @@ def test_without_recovery_short_sequences_see_the_original_rope(begun: Begun, tm
 
 def test_one_test_document_and_losses_that_are_not_finite(begun: Begun, tmp_path: Path) -> None:
     """The error of one document, and the loss of a broken model, are null; what is there is gone on with."""
-    run = begun(tmp_path / "run", Stage(length=128, factors="ntk"), recovery=None, evaluation=Evaluation(documents=1))
+    run = begun(
+        tmp_path / "run", Stage(length=128, factors="ntk"), recovery=None, evaluation=FinalEvaluation(documents=1)
+    )
     extend(run)
     path, journal = run.folder / "results.json", run.folder / "cells.jsonl"
     record = json.loads(path.read_text())

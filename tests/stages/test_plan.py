@@ -20,7 +20,7 @@ from longrope.schemes import SCHEMES
 from longrope.search.registry import METHODS
 from longrope.stages.plan import Plan, load_plan, parse_plan, shipped_plans
 from longrope.stages.plan_advice import LARGEST_STEP, advice, propose
-from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.plan_values import Schedule
 from longrope.units import parse_length
 
@@ -248,7 +248,7 @@ def plans(draw: st.DrawFn) -> Plan:
         data=draw(st.builds(Data, source=st.none() | text, train=st.none() | text, needles=shares)),
         evaluation=draw(
             st.builds(
-                Evaluation,
+                FinalEvaluation,
                 lengths=st.none() | st.lists(lengths).map(tuple),
                 schemes=st.lists(st.sampled_from(list(SCHEMES))).map(tuple),
             )

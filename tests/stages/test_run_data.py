@@ -16,7 +16,7 @@ import running
 from longrope.data.training_windows import IGNORED
 from longrope.errors import LongRopeError
 from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.run_data import RunData
 from longrope.stages.run_folder import StagedRun, begin_run
 
@@ -40,7 +40,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(texts: Path, **fields: Any) -> Plan:
     data = {"source": str(texts), **fields.pop("data", {})}
     stages = (Stage(length=256, search=SMALL, finetune=TRAIN), Stage(length=512, search=SMALL, finetune=TRAIN))
-    given = {"stages": stages, "recovery": Recovery(search=SMALL), "evaluation": Evaluation(documents=2), **fields}
+    given = {"stages": stages, "recovery": Recovery(search=SMALL), "evaluation": FinalEvaluation(documents=2), **fields}
     return Plan(data=Data(**data), **given)
 
 
@@ -84,7 +84,7 @@ FOUR = {
     },
     "windows": {
         "stages": (Stage(length=2048, search=Search(documents=3, window=128, needles=0.0), finetune=TRAIN),),
-        "evaluation": Evaluation(lengths=(64,), documents=3),
+        "evaluation": FinalEvaluation(lengths=(64,), documents=3),
         "data": {"train": "SOURCE", "repeats": 3},
     },
 }
@@ -161,7 +161,7 @@ def test_lengths_as_by_default(material: Callable[..., RunData]) -> None:
     assert list(data.evaluation_lengths) == [64, 256, 512]
     assert data.test_documents().tokens.shape == (2, 512)
     given = material(
-        recovery=Recovery(lengths=(100,), search=SMALL), evaluation=Evaluation(lengths=(300, 64), documents=3)
+        recovery=Recovery(lengths=(100,), search=SMALL), evaluation=FinalEvaluation(lengths=(300, 64), documents=3)
     )
     assert list(given.recovery_lengths) == [100]
     assert list(given.evaluation_lengths) == [64, 300]
@@ -211,11 +211,11 @@ LITTLE = {
         "data: 13 documents of 128 tokens are needed",
     ),
     "test": (
-        {"evaluation": Evaluation(documents=13), "stages": (Stage(length=256, search=SMALL),)},
+        {"evaluation": FinalEvaluation(documents=13), "stages": (Stage(length=256, search=SMALL),)},
         "data: 13 documents of 256 tokens are needed",
     ),
     "test at its own length": (
-        {"evaluation": Evaluation(lengths=(64, 2048), documents=1), "stages": (Stage(length=256, search=SMALL),)},
+        {"evaluation": FinalEvaluation(lengths=(64, 2048), documents=1), "stages": (Stage(length=256, search=SMALL),)},
         "data: 1 documents of 2048 tokens are needed",
     ),
 }

@@ -48,14 +48,14 @@ class Placement:
 
 
 def check_pass_memory(
-    config: PreTrainedConfig, length: int, place: Placement, *, batch: int = 1, kind: PassKind = "forward"
+    config: PreTrainedConfig, length: int, placement: Placement, *, batch: int = 1, kind: PassKind = "forward"
 ) -> None:
     """Refuse passes that cannot fit.
 
     Args:
         config: The model's config.
         length: Tokens of a sequence.
-        place: Dtype and devices.
+        placement: Dtype and devices.
         batch: Sequences in one pass.
         kind: ``forward``, ``gradient`` (with the backward pass) or ``generation`` (with keys and values kept).
 
@@ -63,12 +63,12 @@ def check_pass_memory(
         LongRopeError: If weights and a pass take more than the device has free, or more main memory than is free for
             what a GPU leaves there. The error names the longest length that fits.
     """
-    device_memory = free_memory(place.device)
+    device_memory = free_memory(placement.device)
     if device_memory is None:
         return
-    free = device_memory // place.sharing
-    main_free = (free_memory("cpu") or 0) // place.workers
-    shape, gradient = ModelShape.of(config, place.dtype, place.device), kind == "gradient"
+    free = device_memory // placement.sharing
+    main_free = (free_memory("cpu") or 0) // placement.workers
+    shape, gradient = ModelShape.of(config, placement.dtype, placement.device), kind == "gradient"
     offloaded = partial(peak_memory.moved_in_pass, shape, gradient=gradient)
 
     def needed(tokens: int) -> int:
@@ -82,12 +82,12 @@ def check_pass_memory(
     if fit(tokens):
         return
     rows = "" if batch == 1 else f" with batch = {batch}"
-    each = f" for each of {place.sharing} {_sharers(place)}" if place.sharing > 1 else ""
+    each = f" for each of {placement.sharing} {_sharers(placement)}" if placement.sharing > 1 else ""
     main = offloaded(tokens)
     main_memory = f", and {_gib(main)} GiB of main memory, which has {_gib(main_free)}" if main else ""
     raise LongRopeError(
-        f"length = {length}{rows} takes about {_gib(needed(tokens))} GiB with the weights where {place.device} "
-        f"has {_gib(free)} GiB free{each}{main_memory}; {_longest(fit, tokens, kind)}: {_remedies(place, kind)}"
+        f"length = {length}{rows} takes about {_gib(needed(tokens))} GiB with the weights where {placement.device} "
+        f"has {_gib(free)} GiB free{each}{main_memory}; {_longest(fit, tokens, kind)}: {_remedies(placement, kind)}"
     )
 
 
@@ -123,14 +123,14 @@ def _longest(fit: Callable[[int], bool], tokens: int, kind: PassKind) -> str:
     return f"about {short_length(longest)} tokens fit in {NAMES[kind]}" if longest else "the weights alone do not fit"
 
 
-def _remedies(place: Placement, kind: PassKind) -> str:
-    fewer = f", fewer {_sharers(place)}" if place.sharing > 1 else ""
+def _remedies(placement: Placement, kind: PassKind) -> str:
+    fewer = f", fewer {_sharers(placement)}" if placement.sharing > 1 else ""
     search = ", a window, a method without gradients (cma)" if kind == "gradient" else ""
     return f"lower the length or the batch, use dtype bfloat16{fewer}{search}, or another device"
 
 
-def _sharers(place: Placement) -> str:
-    return "processes" if place.processes > 1 else "workers"
+def _sharers(placement: Placement) -> str:
+    return "processes" if placement.processes > 1 else "workers"
 
 
 def _gib(bytes_: int) -> str:

@@ -98,7 +98,7 @@ def check_plan_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, devic
 
 
 def check_search_memory(
-    search_method: Method, config: PreTrainedConfig, length: int, place: Placement, *, batch: int
+    search_method: Method, config: PreTrainedConfig, length: int, placement: Placement, *, batch: int
 ) -> None:
     """Refuse a search whose passes do not fit into memory, with the backward pass if the method has one.
 
@@ -106,15 +106,15 @@ def check_search_memory(
         search_method: The search method.
         config: The model's config.
         length: Tokens of a pass.
-        place: Dtype and devices.
+        placement: Dtype and devices.
         batch: Sequences in one forward pass.
 
     Raises:
         LongRopeError: If a pass does not fit, as in `check_pass_memory`.
     """
-    check_pass_memory(config, length, place, batch=batch)
+    check_pass_memory(config, length, placement, batch=batch)
     if search_method.uses_gradient:
-        check_pass_memory(config, length, place, kind="gradient")
+        check_pass_memory(config, length, placement, kind="gradient")
 
 
 def _stages(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:

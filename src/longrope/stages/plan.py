@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from longrope.errors import LongRopeError, did_you_mean
 from longrope.rope import Rope
 from longrope.schemes import attention_factor
-from longrope.stages.plan_tables import Data, Evaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.plan_values import FromList, PlanTable, with_value_error
 
 if sys.version_info >= (3, 11):
@@ -43,7 +43,7 @@ class Plan(PlanTable):
     stages: Annotated[tuple[Stage, ...], FromList]
     recovery: Recovery | None = None
     data: Data = Data()
-    evaluation: Evaluation = Evaluation()
+    evaluation: FinalEvaluation = FinalEvaluation()
     attention: str | float = "su"
     original_tokens: float | None = Field(default=None, gt=0)
     export: Literal["static", "dual", "none"] = "static"
@@ -129,7 +129,7 @@ TABLES: dict[str, type[PlanTable]] = {
     "finetune": Finetune,
     "recovery": Recovery,
     "data": Data,
-    "evaluation": Evaluation,
+    "evaluation": FinalEvaluation,
 }
 MESSAGES = {
     "missing": "is missing",

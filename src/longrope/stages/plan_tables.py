@@ -142,7 +142,7 @@ class Data(PlanTable):
     repeats: int = Field(default=1, ge=1)
 
 
-class Evaluation(PlanTable):
+class FinalEvaluation(PlanTable):
     """The measurements at the end, on test documents.
 
     Args:

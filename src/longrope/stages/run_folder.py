@@ -58,7 +58,7 @@ class StagedRun:
 
     @cached_property
     def data(self) -> RunData:
-        """The plan's documents, tokenized for the model."""
+        """Documents of the plan, tokenized for the model."""
         return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens")
 
     def stage_folder(self, number: int) -> Path:
