@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from longrope.export.apply import apply as apply
     from longrope.export.apply import detach as detach
     from longrope.export.parity import check_parity as check_parity
-    from longrope.export.registry import EXPORTERS as EXPORTERS
     from longrope.export.registry import export as export
     from longrope.export.trainer_callback import LongRopeCallback as LongRopeCallback
     from longrope.formats.load_factors import load_factors as load_factors
@@ -79,7 +78,7 @@ _HOMES = {
     "report.report": ("report",),
     "export.parity": ("check_parity",),
     "export.apply": ("apply", "detach"),
-    "export.registry": ("EXPORTERS", "export"),
+    "export.registry": ("export",),
     "export.trainer_callback": ("LongRopeCallback",),
     "search.find": ("find_factors",),
     "stages.finetune": ("finetune",),

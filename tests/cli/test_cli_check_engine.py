@@ -12,6 +12,7 @@ import families
 import pytest
 
 from longrope.engines.registry import ENGINES
+from longrope.engines.rules import Engine, Rule, by_launch, formula
 from longrope.export.huggingface import export_huggingface
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -67,6 +68,15 @@ def test_launched_for_less(cli, checkpoints: dict[str, Path]) -> None:
     assert (code, [(row["length"], row["factors"], row["max_length"]) for row in told]) == (0, [(64, "short", 64)])
     code, told = rows(cli, checkpoints["llama-dual"], "--engine", "vllm", "--max-length", "100", "--lengths", "101")
     assert (code, told[0]["factors"], told[0]["attention_factor"]) == (1, "refused", None)
+
+
+def test_an_engine_from_outside(cli, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Engine("1.0", {"llama": Rule(by_launch, formula)}, launch="mine {folder}")
+    monkeypatch.setitem(ENGINES, "mine", mine)
+    code, predictions = rows(cli, checkpoints["llama-static"], "--engine", "mine")
+    assert (code, [row["version"] for row in predictions]) == (0, ["1.0"] * 3)
+    _, predictions = rows(cli, checkpoints["llama-dual"], "--engine", "all")
+    assert [row["factors"] for row in predictions if row["engine"] == "mine"] == ["long"] * 3
 
 
 def test_launched_for_too_much(cli, checkpoints: dict[str, Path]) -> None:

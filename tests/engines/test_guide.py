@@ -10,7 +10,9 @@ import families
 import pytest
 
 from longrope.engines.guide import launch_lines, serving_guide
+from longrope.engines.predict import predict
 from longrope.engines.registry import ENGINES, FAMILIES
+from longrope.engines.rules import Engine, Rule, by_launch, formula
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -116,3 +118,23 @@ def test_blocks_are_valid_shell_and_python(name: str, tmp_path: Path) -> None:
         else:
             subprocess.run(["sh", "-n", "-c", code], check=True, cwd=tmp_path)
             assert name in " ".join(shlex.split(code))
+
+
+MINE = Engine("1.0", {"llama": Rule(by_launch, formula)}, launch="mine {folder} -n {length}", note="Made for {length}.")
+
+
+def test_an_engine_from_outside_is_in_every_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENGINES, "mine", MINE)
+    config, extension = exported("llama", "static")
+    text = sections(serving_guide(config, extension, "static", "a folder"))["mine"]
+    assert "mine 'a folder' -n 512" in text
+    assert "Made for 512." in text
+    assert launch_lines(config, extension, "x")[-1] == "mine x -n 512"
+    assert predict("mine", config, extension, limit=L0, length=L0).factors == "short"
+    other, extension = exported("gemma2", "static")
+    assert "Nobody has read it" in sections(serving_guide(other, extension, "static", "x"))["mine"]
+
+
+def test_an_engine_without_a_launch_is_refused_where_it_is_made() -> None:
+    with pytest.raises(TypeError, match="launch"):
+        Engine("1.0", {"llama": Rule(by_launch, formula)})

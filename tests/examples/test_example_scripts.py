@@ -24,6 +24,7 @@ PRINTS = {
     "08": "plain generate",
     "09": "model.safetensors",
     "10": "1k fine-tuned",
+    "11": "checkpoint-2",
     "13": "256 tokens",
     "14": "yarn",
 }

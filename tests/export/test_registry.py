@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from families import build
+from test_huggingface import TOKENIZER, extension
+from typer.testing import CliRunner
+
+import longrope as lr
+from longrope.cli.main import app
+from longrope.errors import LongRopeError
+from longrope.export.hf_config import for_mode
+from longrope.export.registry import EXPORTERS, Exporter, ExportRequest
+from longrope.formats.load_factors import load_factors
+from longrope.scaling import Extension
+
+
+def write_text(request: ExportRequest) -> Extension:
+    """Write the long factors as text."""
+    written = for_mode(request.extension, request.mode)
+    model, _ = request.load()
+    request.output.write_text(f"{model.config.model_type} {request.name} {written.long.factors}")
+    return written
+
+
+def test_the_users_own_line_with_a_scaling_and_a_string(tmp_path: Path) -> None:
+    model, tokenizer = build("llama"), TOKENIZER
+    scaling, folder = extension(model).long, str(tmp_path / "folder")
+    written = lr.export(model, tokenizer, scaling, folder)
+    assert load_factors(folder) == written
+    assert written.short == written.long == scaling
+
+
+def test_a_name_is_taken_where_a_model_is(tmp_path: Path) -> None:
+    scaling = lr.scheme("pi", lr.Rope.of(lr.load("tiny")[0]), 1024)
+    for to, output in (("huggingface", tmp_path / "folder"), ("gguf", tmp_path / "x.gguf")):
+        lr.export("tiny", None, scaling, output, to=to)
+        held = load_factors(output)
+        assert isinstance(held, Extension)
+        assert held.long.factors == pytest.approx(scaling.factors)
+    assert "# tiny, extended from 256 to 1,024 tokens" in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_a_format_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXPORTERS, "text", Exporter(write_text, "a text"))
+    model = build("llama")
+    lr.export(model, TOKENIZER, extension(model), tmp_path / "python.txt", to="text")
+    assert (tmp_path / "python.txt").read_text() == f"llama model {extension(model).long.factors}"
+    (tmp_path / "factors.json").write_text(lr.scheme("pi", lr.Rope.of(lr.load("tiny")[0]), 1024).to_json())
+    words = ["export", "tiny", "--factors", tmp_path / "factors.json", "--to", "text", "-o", tmp_path / "command.txt"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    assert f"Wrote {tmp_path / 'command.txt'}" in result.output
+    assert (tmp_path / "command.txt").read_text().startswith("llama tiny (4.0, 4.0")
+
+
+def test_the_help_names_every_format(tmp_path: Path) -> None:
+    """Formats that a program adds before the command line is made are in its help, as rendered."""
+    code = (
+        "from longrope.export.registry import EXPORTERS, Exporter\n"
+        "EXPORTERS['text'] = Exporter(print, 'a plain text')\n"
+        "from longrope.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "export", "--help"], capture_output=True, text=True, check=True)
+    rendered = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
+    assert "text: a plain text" in rendered
+    assert all(f"{name}: {exporter.summary}" in rendered for name, exporter in EXPORTERS.items())
+
+
+def refused(message: str, folder: Path, **options: object) -> None:
+    model = build("llama")
+    with pytest.raises(LongRopeError, match=message):
+        lr.export(model, options.pop("tokenizer", TOKENIZER), extension(model), folder / "made", **options)
+    assert not list(folder.iterdir())
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused("to = 'onnx' is unknown; choose one of huggingface, gguf", tmp_path, to="onnx")
+    refused(r"outtype = 'f16': huggingface has none.*gguf", tmp_path, outtype="f16")
+    refused("tokenizer = None: .*Give both", tmp_path, tokenizer=None)
+    refused("mode = 'both'", tmp_path, mode="both")
+    monkeypatch.setitem(EXPORTERS, "far", Exporter(write_text, "far", packages=("no_such_package",)))
+    refused("to = 'far': it needs packages .*pip install no_such_package", tmp_path, to="far")
