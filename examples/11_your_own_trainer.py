@@ -5,9 +5,9 @@ same logits. Without a Trainer, `lr.apply(model, scaling)` does the same, and `l
 """
 
 import tempfile
+from typing import Any
 
 import torch
-from torch.utils.data import StackDataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import longrope as lr
@@ -16,7 +16,7 @@ model, tokenizer = lr.load("tiny", dtype="float32")
 scaling = lr.scheme("yarn", lr.Rope.of(model), 1024)
 text = "".join(document.text for document in lr.load_documents("stdlib:unseen")[:4])
 samples = torch.tensor(tokenizer(text)["input_ids"][:4096]).view(4, 1024)
-dataset = StackDataset(input_ids=samples, labels=samples)
+dataset: Any = [{"input_ids": sample, "labels": sample} for sample in samples]
 folder = tempfile.mkdtemp()
 arguments = TrainingArguments(folder, max_steps=2, learning_rate=1e-5, use_cpu=True, report_to="none")
 trainer = Trainer(model, arguments, train_dataset=dataset, callbacks=[lr.LongRopeCallback(scaling)])
