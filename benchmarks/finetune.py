@@ -25,7 +25,7 @@ import torch
 from measuring import status
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from longrope.data.training_windows import Windows
+from longrope.data.training_windows import TrainingWindows
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.load import load
 from longrope.models.patch import install_factors
@@ -78,7 +78,7 @@ def cell(name: str, way: str, length: int) -> dict[str, float]:
     model, _ = load(name, dtype="float32")
     install_factors(model, scheme("yarn", Rope.of(model), max(length, 2 * Rope.of(model).original_length)))
     tokens = np.random.default_rng(0).integers(1, 2000, (STEPS + 1) * length)
-    windows = Windows([tokens], length=length, count=STEPS, original_length=256)
+    windows = TrainingWindows([tokens], length=length, count=STEPS, original_length=256)
     if way == "ours":
         use_chunked_loss(model)
     clock = Clock()

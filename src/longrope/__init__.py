@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from longrope.data.documents import load_documents as load_documents
     from longrope.data.split import draw_tokens as draw_tokens
     from longrope.data.split import split_documents as split_documents
-    from longrope.data.training_windows import Windows as Windows
+    from longrope.data.training_windows import TrainingWindows as TrainingWindows
     from longrope.data.weighted_text import WeightedText as WeightedText
     from longrope.data.weighted_text import mix_texts as mix_texts
     from longrope.data.weighted_text import needle_texts as needle_texts
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
-    "data.training_windows": ("Windows",),
+    "data.training_windows": ("TrainingWindows",),
     "tasks.registry": ("make_prompts",),
     "data.split": ("draw_tokens", "split_documents"),
     "models.rotary_embedding": ("LongRoPE",),

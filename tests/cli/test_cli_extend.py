@@ -175,7 +175,7 @@ BAD_PLANS = {
     "too short": (("length = 128", "length = 64"), r"stages\[0\]\.length = 64 is not above the model's original"),
     "too small": (("population = 4", "population = 3"), "population = 3: too small. Use at least 4."),
     "too little": (("population = 4", "budget = 100"), "budget = 100 token-evaluations is less than one step"),
-    "no such data": (("source = ", 'source = "nowhere" #'), "data = 'nowhere': there is no such file or folder"),
+    "no such data": (("source = ", 'source = "nowhere" #'), "data = 'nowhere': not a file or folder"),
     "no such export": (
         ('attention = "none"', 'attention = "su"'),
         r"attention_factor = 1\.08012 \(short\) and 1\.1547 \(long\): transformers applies one factor to both",

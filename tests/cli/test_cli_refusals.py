@@ -208,11 +208,11 @@ def data_of(folder: Path, kind: str) -> Path:
 
 
 BAD_DATA = {
-    "missing": "data = '.*nowhere': there is no such file or folder",
-    "empty": "data = '.*data' holds no text",
-    "garbage": r"data = '.*x.txt' is no UTF-8 text",
-    "short": r"data: 2 documents of 160 tokens are needed, but of the \d+ found .* 0 are .*the longest has \d+",
-    "few": r"2 documents of 160 tokens are needed, but of the [01] found for this part [01] are that long",
+    "missing": "data = '.*nowhere': not a file or folder",
+    "empty": "data = '.*data': holds no text",
+    "garbage": r"data = '.*x.txt': not UTF-8 text",
+    "short": r"data: 2 documents of 160 tokens are needed, but of the \d+ in .* 0 are .*the longest has \d+",
+    "few": r"2 documents of 160 tokens are needed, but of the [01] in this split [01] are that long",
     "jsonl": r'x\.jsonl, line 2: expected a JSON object with a string "text"',
 }
 

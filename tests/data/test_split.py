@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
-from longrope.data.split import PARTS, draw_tokens, split_documents
+from longrope.data.split import SPLITS, draw_tokens, split_documents
 from longrope.errors import LongRopeError
 
 SIZES = st.lists(st.integers(1, 99), max_size=40)
@@ -25,7 +25,7 @@ def documents(sizes: list[int]) -> list[Document]:
 def test_disjoint_complete_and_decided_by_the_seed(sizes: list[int], seed: int) -> None:
     given_ = documents(sizes)
     parts = split_documents(given_, seed=seed)
-    assert set(parts) == set(PARTS)
+    assert set(parts) == set(SPLITS)
     names = [document.name for found in parts.values() for document in found]
     assert sorted(names) == sorted(document.name for document in given_)
     assert split_documents(given_, seed=seed) == parts
@@ -49,7 +49,7 @@ def test_every_five_of_like_size_are_shared_two_one_two(sizes: list[int], seed: 
     if len(part_of) == len(by_size):  # distinct sizes: which block a document is in is then certain
         for start in range(0, len(by_size) - 4, 5):
             shares = [part_of[size] for size in by_size[start : start + 5]]
-            assert [shares.count(part) for part in PARTS] == [2, 1, 2]
+            assert [shares.count(part) for part in SPLITS] == [2, 1, 2]
 
 
 def test_seeds_differ_in_parts_and_in_order() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data.training_windows import IGNORED, SPAN, Windows
+from longrope.data.training_windows import IGNORED, SHORTEST_SPAN, TrainingWindows
 from longrope.errors import LongRopeError
 
 LINE = re.compile(r"^([a-z]{6} = \w+ \w+)$", re.MULTILINE)
@@ -26,13 +26,13 @@ def corpus(lengths: Sequence[int]) -> list[np.ndarray]:
     return [FAR * number + np.arange(length) for number, length in enumerate(lengths)]
 
 
-def windows(lengths: Sequence[int], length: int, count: int | None = None, **fields: object) -> Windows:
+def windows(lengths: Sequence[int], length: int, count: int | None = None, **fields: object) -> TrainingWindows:
     """All sequences that the documents give in one pass, if no number is said."""
     count = sum(lengths) // length if count is None else count
-    return Windows(corpus(lengths), length=length, count=count, **{"original_length": length, **fields})
+    return TrainingWindows(corpus(lengths), length=length, count=count, **{"original_length": length, **fields})
 
 
-def ids(made: Windows) -> np.ndarray:
+def ids(made: TrainingWindows) -> np.ndarray:
     return np.concatenate([made[i]["input_ids"].ravel() for i in range(len(made))] or [np.array([], dtype=int)])
 
 
@@ -167,12 +167,12 @@ def lines_of(tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray) -> dict[str
     return found
 
 
-def with_needles(tokenizer: PreTrainedTokenizerFast, lengths: Sequence[int], **fields: object) -> Windows:
+def with_needles(tokenizer: PreTrainedTokenizerFast, lengths: Sequence[int], **fields: object) -> TrainingWindows:
     defaults = {"original_length": 64, "needles": 1.0, "tokenizer": tokenizer, "count": sum(lengths) // max(lengths)}
-    return Windows(text(tokenizer, lengths), **{"length": max(lengths), **defaults, **fields})
+    return TrainingWindows(text(tokenizer, lengths), **{"length": max(lengths), **defaults, **fields})
 
 
-@pytest.mark.parametrize("size", [SPAN, 2 * SPAN, 8 * SPAN + 77])
+@pytest.mark.parametrize("size", [SHORTEST_SPAN, 2 * SHORTEST_SPAN, 8 * SHORTEST_SPAN + 77])
 def test_planted_lines_are_repeated_once(bpe: PreTrainedTokenizerFast, size: int) -> None:
     made = with_needles(bpe, [size] * 10)
     for i in range(10):
@@ -245,7 +245,7 @@ def test_no_token_is_predicted_from_another_document_where_lines_are_planted(
     """Documents of equal tokens, one number each; what is seen of their borders is in no planted line."""
     documents = [np.full(40, len(bpe) + number) for number in range(60)]
     fields = {"original_length": 200, "needles": 1.0, "tokenizer": bpe, "short": short}
-    made = Windows(documents, length=200, count=8, **fields)
+    made = TrainingWindows(documents, length=200, count=8, **fields)
     for i in range(8):
         tokens, labels = made[i]["input_ids"][0], made[i]["labels"][0]
         border = (tokens[1:] >= len(bpe)) & (tokens[:-1] >= len(bpe)) & (tokens[1:] != tokens[:-1])
@@ -253,7 +253,7 @@ def test_no_token_is_predicted_from_another_document_where_lines_are_planted(
 
 
 def test_needles_without_a_tokenizer_are_refused() -> None:
-    with pytest.raises(LongRopeError, match=r"needles = 0\.5 needs a tokenizer"):
+    with pytest.raises(LongRopeError, match=r"needles = 0\.5 : planted lines need a tokenizer"):
         windows([100], 10, needles=0.5)
 
 
@@ -262,12 +262,12 @@ EVERY = {"original_length": 150, "window": 170, "short": 0.25, "needles": 0.5}
 
 def test_a_sequence_is_the_same_whatever_was_asked_before(bpe: PreTrainedTokenizerFast) -> None:
     documents = text(bpe, [400, 90, 777, 160, 500])
-    one, other = (Windows(documents, length=400, count=11, tokenizer=bpe, **EVERY) for _ in range(2))
+    one, other = (TrainingWindows(documents, length=400, count=11, tokenizer=bpe, **EVERY) for _ in range(2))
     forwards = [one[i] for i in range(11)]
     backwards = [other[i] for i in reversed(range(11))][::-1]
     assert all(map(same, forwards, backwards))
     assert same(one[4], forwards[4])
-    fewer = Windows(documents, length=400, count=7, tokenizer=bpe, **EVERY)
+    fewer = TrainingWindows(documents, length=400, count=7, tokenizer=bpe, **EVERY)
     assert all(same(fewer[i], forwards[i]) for i in range(7))
 
 
@@ -311,7 +311,7 @@ def test_repeats_see_each_token_at_most_so_often(lengths: list[int], size: int, 
         windows(lengths, size, repeats * once + 1, repeats=repeats, seed=seed)
 
 
-def same_windows(one: Windows, other: Windows, count: int) -> bool:
+def same_windows(one: TrainingWindows, other: TrainingWindows, count: int) -> bool:
     return all(same(one[i], other[i]) for i in range(count))
 
 
@@ -325,5 +325,5 @@ def test_the_second_pass_cuts_elsewhere() -> None:
 
 
 def test_a_window_above_the_length_is_refused() -> None:
-    with pytest.raises(LongRopeError, match="window = 128 is above length = 64"):
+    with pytest.raises(LongRopeError, match="window = 128: longer than length = 64"):
         windows([600], 64, 1, window=128)

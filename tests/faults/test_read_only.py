@@ -77,7 +77,7 @@ def test_model_data_and_factors_may_be_read_only(command, disk, tmp_path: Path) 
     code, error = command(*search, "-o", tmp_path / "other", "--data-seed", 5)
     assert code == 2
     assert re.search(
-        r"error: cannot write .*tokens\S+: Read-only file system; choose another .* or another --cache", error
+        r"error: cannot write .*tokens\S+: Read-only file system; .* Or choose another folder for the cache", error
     ), error
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from longrope.data.training_windows import Windows
+from longrope.data.training_windows import TrainingWindows
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
@@ -31,10 +31,10 @@ def document(seed: int, tokens: int) -> np.ndarray:
     return np.resize(rng.integers(3, families.VOCABULARY, 23), tokens)
 
 
-def windows(count: int, *, length: int = LENGTH, tokens: int = 700, **options: object) -> Windows:
+def windows(count: int, *, length: int = LENGTH, tokens: int = 700, **options: object) -> TrainingWindows:
     """So many training sequences, most of which hold a border between two documents."""
     documents = [document(seed, tokens) for seed in range(count * length // tokens + 2)]
-    return Windows(documents, length=length, count=count, original_length=L0, **options)
+    return TrainingWindows(documents, length=length, count=count, original_length=L0, **options)
 
 
 def text_folder(folder: Path, *, documents: int = 20, tokens: int = 700) -> Path:

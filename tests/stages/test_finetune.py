@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, TrainingArguments
 
-from longrope.data.training_windows import IGNORED, Windows
+from longrope.data.training_windows import IGNORED, TrainingWindows
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import install_factors, patch
@@ -44,7 +44,7 @@ def train(
     wanted: Finetune,
     *,
     model: PreTrainedModel | None = None,
-    windows: Windows | None = None,
+    windows: TrainingWindows | None = None,
     factors: object = running.FACTORS,
     on_progress: Callable[[int, float], None] | None = None,
     **options: object,
@@ -94,7 +94,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingSumma
     return folder, done, losses
 
 
-def plain_losses(model: PreTrainedModel, windows: Windows, number: int) -> np.ndarray:
+def plain_losses(model: PreTrainedModel, windows: TrainingWindows, number: int) -> np.ndarray:
     """The losses of what is predicted in a sequence, by the model's own forward without ours."""
     item = {name: torch.from_numpy(array) for name, array in windows[number].items()}
     labels = item.pop("labels")
@@ -298,7 +298,7 @@ def test_checkpoints_that_a_crash_cut_are_removed(
     assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["checkpoint-4", "checkpoint-6", "model"]
 
 
-class Poisoned(Windows):
+class Poisoned(TrainingWindows):
     """Windows; the fourth step reads a token whose embedding is not finite."""
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

@@ -196,15 +196,15 @@ LITTLE = {
     ),
     "search": (
         {"stages": (Stage(length=256, search=Search(documents=20)),)},
-        r"data: 20 documents of 256 tokens are needed, but of the 12 found for this part 12 are that long",
+        r"data: 20 documents of 256 tokens are needed, but of the 12 in this split 12 are that long",
     ),
     "held out": (
         {"stages": (Stage(length=256, search=Search(documents=8)),)},
-        r"data: 8 documents of 256 tokens are needed, but of the 6 found for this part",
+        r"data: 8 documents of 256 tokens are needed, but of the 6 in this split",
     ),
     "length of the second stage": (
         {"stages": (Stage(length=256, search=SMALL), Stage(length=4096, search=SMALL))},
-        r"data: 2 documents of 4096 tokens are needed, but of the 12 found for this part 0 are that long \(the longest",
+        r"data: 2 documents of 4096 tokens are needed, but of the 12 in this split 0 are that long \(the longest",
     ),
     "recovery": (
         {"recovery": Recovery(search=Search(documents=13)), "stages": (Stage(length=256, search=SMALL),)},

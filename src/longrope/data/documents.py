@@ -13,36 +13,36 @@ from longrope.errors import LongRopeError
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from."""
+    """A text and its source."""
 
     name: str
     text: str
 
 
 def load_documents(source: str) -> list[Document]:
-    """All distinct documents of a source, in a fixed order.
+    """Return all distinct documents of a source, in a fixed order.
 
     Args:
-        source: ``stdlib`` (the running Python's library, one document a package), ``stdlib:unseen`` (the part that
-            the model ``tiny`` was not trained on), a text file, a ``.jsonl`` file (key ``text``), a ``.parquet``
-            file (column ``text``), or a folder of such files, searched through; files in it that are no UTF-8
-            text, or hidden, are passed over.
+        source: A text file, a ``.jsonl`` file (key ``text``), a ``.parquet`` file (column ``text``), or a folder that
+            is searched for such files, without hidden ones and those that are not UTF-8. ``stdlib`` is the library of
+            the running Python, one document a package, and ``stdlib:unseen`` the part of it that the model ``tiny``
+            was not trained on.
 
     Raises:
-        LongRopeError: if the source does not exist, cannot be read or holds no text.
+        LongRopeError: If the source does not exist, cannot be read, or holds no text.
     """
     try:
-        found = list(_found(source))
+        documents = list(_documents(source))
     except OSError as error:
-        where = error.filename or source
-        raise LongRopeError(f"data = {str(where)!r} cannot be read: {error.strerror}; give another") from None
-    distinct = {document.text: document for document in found if document.text.strip()}
+        path = str(error.filename or source)
+        raise LongRopeError(f"data = {path!r}: cannot be read: {error.strerror}. Give another source.") from None
+    distinct = {document.text: document for document in documents if document.text.strip()}
     if not distinct:
-        raise LongRopeError(f"data = {source!r} holds no text; give a folder of text files, .jsonl or .parquet")
+        raise LongRopeError(f"data = {source!r}: holds no text. Give a folder of text files, .jsonl or .parquet.")
     return list(distinct.values())
 
 
-def _found(source: str) -> Iterator[Document]:
+def _documents(source: str) -> Iterator[Document]:
     if source in ("stdlib", "stdlib:unseen"):
         yield from (Document(*pair) for pair in stdlib_documents(unseen=source == "stdlib:unseen"))
     elif source and Path(source).is_dir():  # Path("") is the working folder
@@ -50,12 +50,13 @@ def _found(source: str) -> Iterator[Document]:
     elif Path(source).is_file():
         yield from _file(Path(source))
     else:
-        raise LongRopeError(f"data = {source!r}: there is no such file or folder (or use stdlib)")
+        raise LongRopeError(f"data = {source!r}: not a file or folder. Give one that exists, or stdlib.")
 
 
 def _folder(folder: Path) -> Iterator[Document]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
             try:
                 yield from _file(path)
             except LongRopeError:
@@ -72,7 +73,7 @@ def _file(path: Path) -> Iterator[Document]:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise LongRopeError(f"data = {str(path)!r} is no UTF-8 text; give text files, .jsonl or .parquet")
+        raise LongRopeError(f"data = {str(path)!r}: not UTF-8 text. Give text files, .jsonl or .parquet.")
     if path.suffix == ".jsonl":
         yield from _jsonl(path, text)
     else:
@@ -89,10 +90,10 @@ def _jsonl(path: Path, text: str) -> Iterator[Document]:
         except UnicodeEncodeError as error:
             raise LongRopeError(
                 f'{path}, line {number}: "text" holds half a character ({error.object[error.start]!a}, number '
-                f"{error.start + 1}), which no tokenizer takes; remove it"
+                f"{error.start + 1}), which tokenizers refuse. Remove it."
             ) from None
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise LongRopeError(f'{path}, line {number}: expected a JSON object with a string "text"') from None
+            raise LongRopeError(f'{path}, line {number}: expected a JSON object with a string "text".') from None
         yield Document(f"{path}:{number}", content)
 
 
@@ -100,9 +101,11 @@ def _parquet(path: Path) -> Iterator[Document]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise LongRopeError(f"data = {str(path)!r} needs the package pyarrow: pip install pyarrow") from None
+        raise LongRopeError(f"data = {str(path)!r}: needs pyarrow. Install it: pip install pyarrow") from None
     try:
         column = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
     except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
-        raise LongRopeError(f'data = {str(path)!r} is no parquet file with a column "text": {error}') from None
+        raise LongRopeError(
+            f'data = {str(path)!r}: not a parquet file with a column "text": {error}. Give one that has it.'
+        ) from None
     yield from (Document(f"{path}:{row}", str(text)) for row, text in enumerate(column, start=1) if text)

@@ -1,4 +1,4 @@
-"""Split documents, disjoint and seeded, into search, held-out and test, and draw some of a length in tokens."""
+"""Split documents into disjoint sets for search, held-out and test, and draw some of a length in tokens."""
 
 from __future__ import annotations
 
@@ -16,31 +16,40 @@ from longrope.errors import LongRopeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PARTS = ("search", "held_out", "test")
+SPLITS = ("search", "held_out", "test")
 BLOCK = ("search", "search", "held_out", "test", "test")
 
 
 @dataclass(frozen=True)
 class DocumentTokens:
-    """Documents cut to one length: ``tokens`` int64 ``(documents, length)`` and their names."""
+    """Documents cut to one length.
+
+    Args:
+        tokens: Token ids, int64 ``(documents, length)``.
+        names: Names of the documents.
+    """
 
     tokens: np.ndarray
     names: tuple[str, ...]
 
 
 def split_documents(documents: Sequence[Document], *, seed: int = 0) -> dict[str, list[Document]]:
-    """Every document's part, one of `PARTS`, in a seeded random order; the same whatever length is drawn later.
+    """Split documents into `SPLITS`, each in a random order that does not depend on the length drawn later.
 
-    ``search`` is what a search minimises, ``held_out`` what its winner is chosen on, ``test`` what is reported. In
-    each run of five documents by size, two, one and two go to them, so that long ones are shared out evenly.
+    A search minimises the loss on ``search``, its winner is chosen on ``held_out``, and results are reported on
+    ``test``. Of every five documents by size, two, one and two go to them, so that each gets long ones.
+
+    Args:
+        documents: All documents.
+        seed: Seed of the split and the order.
     """
     rng = np.random.default_rng(seed)
     by_size = sorted(documents, key=lambda document: (-len(document.text), document.name))
-    parts: dict[str, list[Document]] = {part: [] for part in PARTS}
+    splits: dict[str, list[Document]] = {name: [] for name in SPLITS}
     for start in range(0, len(by_size), len(BLOCK)):
-        for document, part in zip(by_size[start:], rng.permutation(BLOCK), strict=False):
-            parts[str(part)].append(document)
-    return {part: [found[i] for i in rng.permutation(len(found))] for part, found in parts.items()}
+        for document, name in zip(by_size[start:], rng.permutation(BLOCK), strict=False):
+            splits[str(name)].append(document)
+    return {name: [members[i] for i in rng.permutation(len(members))] for name, members in splits.items()}
 
 
 def draw_tokens(
@@ -51,17 +60,17 @@ def draw_tokens(
     count: int,
     cache: Path | None = None,
 ) -> DocumentTokens:
-    """The first ``length`` tokens of the first ``count`` documents that have as many.
+    """Return the first ``length`` tokens of the first ``count`` documents that have as many.
 
     Args:
-        documents: in the order in which they are tried.
-        tokenizer: of the model that will read them.
-        length: in tokens.
-        count: how many documents are wanted.
-        cache: a folder that keeps tokens from one call to the next.
+        documents: Documents in the order in which they are tried.
+        tokenizer: Tokenizer of the model.
+        length: Length in tokens.
+        count: Number of documents.
+        cache: Folder that keeps tokens from one call to the next.
 
     Raises:
-        LongRopeError: if too few documents are long enough; says how many were found and how long.
+        LongRopeError: If too few documents are long enough.
     """
     rows: list[np.ndarray] = []
     names: list[str] = []
@@ -75,7 +84,7 @@ def draw_tokens(
         if len(rows) == count:
             return DocumentTokens(np.stack(rows), tuple(names))
     raise LongRopeError(
-        f"data: {count} documents of {length} tokens are needed, but of the {len(documents)} found for this part "
-        f"{len(rows)} are that long (the longest has {longest} tokens); "
-        "give more or longer documents, a shorter length, or ask for fewer documents"
+        f"data: {count} documents of {length} tokens are needed, but of the {len(documents)} in this split "
+        f"{len(rows)} are that long (the longest has {longest} tokens). "
+        "Give more or longer documents, a shorter length, or ask for fewer documents."
     )

@@ -1,4 +1,4 @@
-"""Long documents that every machine with a Python has: the standard library's own source."""
+"""Long documents on every machine with a Python: the source of its standard library."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ UNSEEN_SALT, UNSEEN_PERCENT = "longrope-40:", 30
 
 
 def stdlib_documents(*, unseen: bool = False) -> list[tuple[str, str]]:
-    """(name, text) of each package and each top-level module of the running Python, sorted by name.
+    """Return (name, text) of each package and top-level module of the running Python, sorted by name.
 
-    A package is one document: its modules joined in path order. `unseen=True` gives only the documents
-    that the reference model `tiny` was not trained on (see `is_unseen`). Files that are not UTF-8 are left out.
+    A package is one document: its modules joined in path order. Files that are not UTF-8 are left out.
+
+    Args:
+        unseen: Whether to return only the documents that the reference model `tiny` was not trained on.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     files: dict[str, list[Path]] = {}
@@ -34,7 +36,7 @@ def stdlib_documents(*, unseen: bool = False) -> list[tuple[str, str]]:
 
 
 def is_unseen(name: str) -> bool:
-    """Whether a document is reserved for evaluation: a hash of its name, so it holds on every Python version."""
+    """Return whether a document is reserved for evaluation, by a hash of its name: the same on all Python versions."""
     digest = hashlib.sha256((UNSEEN_SALT + name).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < UNSEEN_PERCENT
 

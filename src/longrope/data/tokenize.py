@@ -1,4 +1,4 @@
-"""Text to token ids, kept on disk from one call to the next."""
+"""Text to token ids, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SAMPLE = "The 3 tokenizers, été\n\tdef f(x): return {x}"
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache: Path | None = None) -> np.ndarray:
-    """The first ``length`` tokens of a text, or all if it has fewer, int64.
+    """Return the first ``length`` tokens of a text, or all if it has fewer, int64.
 
     Args:
-        text: any.
-        tokenizer: its special tokens are added as for the model's own inputs.
-        length: in tokens.
-        cache: a folder that keeps tokens from one call to the next.
+        text: The text.
+        tokenizer: Tokenizer that adds its special tokens as for the model's own inputs.
+        length: Length in tokens.
+        cache: Folder that keeps tokens from one call to the next.
 
     Raises:
-        LongRopeError: if the cache cannot be written.
+        LongRopeError: If the cache cannot be written.
     """
-    if len(text) > 24 * length:  # so long a head has more than enough tokens in nearly every language
-        words = text[: 12 * length].rsplit(None, 1)  # none where it begins with so many blanks
+    if len(text) > 24 * length:  # in nearly every language half of this has enough tokens
+        words = text[: 12 * length].rsplit(None, 1)  # empty where the text begins with this many blanks
         head = _cached(words[0] if words else "", tokenizer, cache)
         if len(head) > length:
             return head[:length]
@@ -40,7 +40,7 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Alike for tokenizers that read texts alike."""
+    """Return a string that is equal for tokenizers that encode texts equally."""
     return f"{len(tokenizer)} {tokenizer.encode(SAMPLE)}"
 
 
@@ -50,14 +50,15 @@ def _cached(text: str, tokenizer: PreTrainedTokenizerBase, cache: Path | None) -
     state = f"{type(tokenizer).__name__} {fingerprint(tokenizer)}"
     key = hashlib.sha256(f"{state}\0{text}".encode()).hexdigest()
     path = cache / f"{key[:32]}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or damaged: make it again
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: written again below
         return np.load(path, allow_pickle=False).astype(np.int64)
-    tokens, buffer = _encode(text, tokenizer), io.BytesIO()
+    tokens = _encode(text, tokenizer)
+    buffer = io.BytesIO()
     np.save(buffer, tokens.astype(np.int32), allow_pickle=False)
     try:
         write_bytes(path, buffer.getvalue())
     except LongRopeError as error:
-        raise LongRopeError(f"{error}, or another --cache") from None
+        raise LongRopeError(f"{str(error).rstrip('.')}. Or choose another folder for the cache.") from None
     return tokens
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from longrope.data.training_windows import Windows
+from longrope.data.training_windows import TrainingWindows
 from longrope.errors import LongRopeError
 from longrope.longcontext.tiling import tile_mlps
 from longrope.longcontext.training_loss import use_chunked_loss
@@ -46,7 +46,7 @@ class TrainingSummary:
 def finetune(
     model: PreTrainedModel,
     scaling: Scaling | Extension,
-    windows: Windows,
+    windows: TrainingWindows,
     settings: Finetune,
     *,
     folder: Path,

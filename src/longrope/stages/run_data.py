@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from longrope.data.documents import Document, load_documents
 from longrope.data.split import DocumentTokens, draw_tokens, split_documents
 from longrope.data.tokenize import encode
-from longrope.data.training_windows import Windows
+from longrope.data.training_windows import TrainingWindows
 from longrope.data.weighted_text import SearchTextSpec, WeightedText, search_texts
 from longrope.rope import Rope
 from longrope.search.budget import too_small
@@ -97,7 +97,7 @@ class RunData:
         )
         return prompts
 
-    def windows(self, stage: Stage) -> Windows:
+    def windows(self, stage: Stage) -> TrainingWindows:
         """Return the training sequences of a stage.
 
         Raises:
@@ -106,7 +106,7 @@ class RunData:
         finetune, data = stage.finetune, self.plan.data
         assert finetune is not None
         count = finetune.batch * finetune.step_count(stage.length)
-        return Windows(
+        return TrainingWindows(
             self._tokenized(count * finetune.sequence_length(stage.length)),
             length=stage.length,
             count=count,
