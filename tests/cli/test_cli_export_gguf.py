@@ -88,7 +88,7 @@ def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made
     )
     (tmp_path / "half.gguf").write_bytes(made.read_bytes()[:5000])
     refused(
-        "half.gguf is no whole GGUF",
+        "half.gguf is not a complete GGUF",
         "export",
         tmp_path / "half.gguf",
         "--factors",

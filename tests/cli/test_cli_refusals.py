@@ -102,9 +102,9 @@ BAD_FACTORS = {
     "length": (broken(top_length=32), "length = 32 is below"),
     "rope": (broken(top_rope={"dim": 16, "base": 5e5, "original_length": 64}), "500000.*the model has Rope"),
     "no rope": (broken(top_rope=3), "field missing or unknown"),
-    "list": ("[1, 2]", "no factors file"),
-    "no JSON": ("{", "no factors file"),
-    "nothing": ("", "no factors file"),
+    "list": ("[1, 2]", "not a factors file"),
+    "no JSON": ("{", "not a factors file"),
+    "nothing": ("", "not a factors file"),
     "plain of wrong length": (Scaling([1, 2, 3], length=128).to_json(), "factors: 3 values"),
 }
 
@@ -126,7 +126,13 @@ def test_factors_without_a_length(refused: Refused, model: Path, tmp_path: Path)
 def test_factors_that_are_binary(refused: Refused, model: Path, few, tmp_path: Path) -> None:
     (tmp_path / "factors.json").write_bytes(b"\xff\xfe\x00")
     refused(
-        "factors.json is no factors file", "export", model, "--factors", tmp_path / "factors.json", "-o", tmp_path / "x"
+        "factors.json is not a factors file",
+        "export",
+        model,
+        "--factors",
+        tmp_path / "factors.json",
+        "-o",
+        tmp_path / "x",
     )
 
 

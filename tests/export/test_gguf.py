@@ -138,7 +138,7 @@ def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:
     whole = plain(tmp_path / "source.gguf").read_bytes()
     for kept in (0, 3, 4, 20, 100, 5_000, 40_000, len(whole) // 2, len(whole) - 1000):
         (tmp_path / "cut.gguf").write_bytes(whole[:kept])
-        with pytest.raises(LongRopeError, match=r"cut.gguf is no whole GGUF file"):
+        with pytest.raises(LongRopeError, match=r"cut.gguf is not a complete GGUF file"):
             extend_gguf(tmp_path / "cut.gguf", extension(model()), tmp_path / "x.gguf")
     with pytest.raises(LongRopeError, match="cannot read"):
         extend_gguf(tmp_path / "none.gguf", extension(model()), tmp_path / "x.gguf")

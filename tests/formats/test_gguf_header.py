@@ -82,11 +82,11 @@ HUGE = 2**62
 LIES = {
     "keys": (header(counts=(0, HUGE)), "the file has 24"),
     "tensors": (header(counts=(HUGE, 0)), "the file has 24"),
-    "length of a key": (header(struct.pack("<Q", HUGE)), "bytes are said to follow byte 32"),
-    "bytes of an array": (header(text(b"a") + struct.pack("<IIQ", 9, 0, HUGE)), f"{HUGE} bytes are said"),
+    "length of a key": (header(struct.pack("<Q", HUGE)), "bytes after byte 32"),
+    "bytes of an array": (header(text(b"a") + struct.pack("<IIQ", 9, 0, HUGE)), f"{HUGE} bytes after byte"),
     "words of an array": (header(text(b"a") + struct.pack("<IIQ", 9, 8, HUGE)), "the file has"),
-    "an array of arrays": (header(text(b"a") + struct.pack("<IIQIQ", 9, 9, 1, 0, 0)), "9 is no type of a value"),
-    "a type": (header(text(b"a") + struct.pack("<IQ", 13, 0)), "13 is no type of a value"),
+    "an array of arrays": (header(text(b"a") + struct.pack("<IIQIQ", 9, 9, 1, 0, 0)), "9 is not a type of value"),
+    "a type": (header(text(b"a") + struct.pack("<IQ", 13, 0)), "13 is not a type of value"),
     "a key twice": (header(*[text(b"a") + struct.pack("<IB", 7, 1)] * 2), "key a is there twice"),
     "dimensions": (header(tensors=text(b"t") + struct.pack("<I", 2**31)), "2147483648 dimensions"),
     "a shape": (header(tensors=text(b"t") + struct.pack("<IQQIQ", 2, HUGE, HUGE, 0, 0)), "tensor t ends at byte"),
@@ -103,6 +103,6 @@ def test_a_header_that_lies_is_refused_at_once(name: str, tmp_path: Path) -> Non
     (tmp_path / "x.gguf").write_bytes(data)
     begun = time.process_time()
     for read in (read_header, open_gguf, extension_of_gguf):
-        with pytest.raises(LongRopeError, match=rf"x\.gguf is no whole GGUF file .*{said}.*fetch it again"):
+        with pytest.raises(LongRopeError, match=rf"x\.gguf is not a complete GGUF file .*{said}.*fetch it again"):
             read(tmp_path / "x.gguf")
     assert time.process_time() - begun < 1

@@ -175,18 +175,18 @@ def test_a_file_cut_anywhere_or_of_other_content(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for end in [*range(1200), *range(1200, len(whole), 101), len(whole) - 1]:
         cut.write_bytes(whole[:end])
-        with pytest.raises(LongRopeError, match=r"cut.gguf is no whole GGUF file.*fetch it again"):
+        with pytest.raises(LongRopeError, match=r"cut.gguf is not a complete GGUF file.*fetch it again"):
             open_gguf(cut)
     for other in (b"GGML" + whole[4:], b"not a gguf file at all", whole[::-1], b"\0" * 5000, b"GGUF" + b"\xff" * 60):
         cut.write_bytes(other)
-        with pytest.raises(LongRopeError, match=r"cut.gguf is no whole GGUF file"):
+        with pytest.raises(LongRopeError, match=r"cut.gguf is not a complete GGUF file"):
             open_gguf(cut)
 
 
 def test_a_word_that_is_damaged(tmp_path: Path) -> None:
     whole = write(tmp_path / "x.gguf", {**SIZE, SCALING + "factor": 2.0, SCALING + "type": "yarn"}).read_bytes()
     (tmp_path / "x.gguf").write_bytes(whole.replace(b"yarn", b"\xffarn"))
-    with pytest.raises(LongRopeError, match=r"llama\.rope\.scaling\.type is no text; the file is damaged"):
+    with pytest.raises(LongRopeError, match=r"llama\.rope\.scaling\.type is not text; the file is damaged"):
         find_extension(tmp_path / "x.gguf")
 
 

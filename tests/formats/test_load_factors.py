@@ -87,7 +87,7 @@ def test_what_is_wrong_within_names_the_file(tmp_path: Path) -> None:
     for name, content, said in (
         ("config.json", '{"model_type": "llama"}', "carries no rope scaling"),
         ("x.csv", "1,2\n1,3\n", "layer 1"),
-        ("x.gguf", "", "no whole GGUF file"),
+        ("x.gguf", "", "not a complete GGUF file"),
         ("x.npz", "", "longrope reads .*config.json.*csv.*gguf"),
     ):
         (tmp_path / name).write_text(content)

@@ -57,15 +57,15 @@ def test_what_numpy_writes(tmp_path_factory: pytest.TempPathFactory, factors: li
         ("1,2\n1,2,3\n", "layer 1 differ"),
         ("", "is empty"),
         (" \n\n", "is empty"),
-        ("layer,factor\n1,2\n", "line 1: 'layer,factor' is no list of numbers"),
-        ("1,2\n1;2\n", "line 2: '1;2' is no list of numbers"),
+        ("layer,factor\n1,2\n", "line 1: 'layer,factor' is not a list of numbers"),
+        ("1,2\n1;2\n", "line 2: '1;2' is not a list of numbers"),
         ("1,,2\n", "line 1"),
         ("1,0\n", r"factors\[1\] = 0.0"),
         ("1,-2\n1,-2\n", r"factors\[1\] = -2.0"),
         ("1,nan\n", "nan"),
         ("inf\n1\n2\n", "inf"),
         ("-1\n1\n2\n", "start_tokens = -1"),
-        (b"\xff\xfe\x00", "is no table of factors"),
+        (b"\xff\xfe\x00", "is not a table of factors"),
     ],
 )
 def test_what_is_no_table_is_named(text: str | bytes, said: str, tmp_path: Path) -> None:

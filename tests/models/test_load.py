@@ -95,7 +95,7 @@ def test_a_gguf_file_that_is_none(tmp_path: Path) -> None:
     for content in (b"", b"not a gguf file at all", whole[:1000], whole[:-100]):
         path.write_bytes(content)
         for use in (load, load_config):
-            with pytest.raises(LongRopeError, match="no whole GGUF file"):
+            with pytest.raises(LongRopeError, match="not a complete GGUF file"):
                 use(str(path))
 
 

@@ -1,4 +1,4 @@
-"""Reading one field of a file that others wrote."""
+"""Read and check single fields of files that other tools wrote."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ WIDEST = 65536
 
 
 def number(fields: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """A field that holds a number above 0, of a size that can be computed with; the default if it is absent or null.
+    """Return a field's number, from 1e-15 to 1e15; the default if the field is absent or null.
 
     Raises:
-        LongRopeError: if it holds something else, or is absent and has no default.
+        LongRopeError: The field holds something else, or is absent and has no default.
     """
     value = fields.get(name)
     value = default if value is None else value
@@ -27,10 +27,10 @@ def number(fields: Mapping[str, Any], name: str, default: float | None = None) -
 
 
 def count(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """The same of a whole number.
+    """Return a field's integer, as `number` does.
 
     Raises:
-        LongRopeError: as `number`, or if it has a fraction.
+        LongRopeError: `number` refuses the field, or its number has a fraction.
     """
     value = number(fields, name, default)
     if value != int(value):
@@ -39,19 +39,19 @@ def count(fields: Mapping[str, Any], name: str, default: int | None = None) -> i
 
 
 def numbers(values: Sequence[Any], name: str) -> list[float]:
-    """As `number` of each; the first one that is wrong is named with its place.
+    """Return the numbers of a list, each checked by `number`.
 
     Raises:
-        LongRopeError: as `number`.
+        LongRopeError: A value is refused; the message names its index.
     """
     return [number({f"{name}[{i}]": value}, f"{name}[{i}]") for i, value in enumerate(values)]
 
 
 def geometry(dim: float, base: float, original_length: int) -> Rope:
-    """The rope of a file's numbers; a fraction of ``dim`` is left out.
+    """Return the rope of a file's numbers; ``dim`` is rounded down to an integer.
 
     Raises:
-        LongRopeError: if no model can have it.
+        LongRopeError: The numbers describe a rope that no model can have.
     """
     if dim > WIDEST:
         raise LongRopeError(f"{dim:g} rotated dimensions are more than any model has; the file is damaged")

@@ -1,4 +1,4 @@
-"""The rope scaling that a GGUF file carries, as factors."""
+"""Read the rope scaling of a GGUF file as factors."""
 
 from __future__ import annotations
 
@@ -21,28 +21,31 @@ KINDS = ("none", "linear", "yarn", "longrope")
 
 
 def extension_of_gguf(path: Path) -> Extension:
-    """The factors by which llama.cpp runs a GGUF file.
+    """Return the factors with which llama.cpp runs a GGUF file.
 
-    Its short set is that of contexts of up to ``original_context_length`` (of ``context_length``, if it has none).
+    The short set is for contexts up to ``original_context_length`` (default: ``context_length``).
 
     Raises:
-        LongRopeError: if it is no whole GGUF file, or carries no scaling or one of another type.
+        LongRopeError: The file is not a complete GGUF file, or it carries no scaling that longrope reads.
     """
-    found = find_extension(path)
-    if found is None:
+    extension = find_extension(path)
+    if extension is None:
         raise LongRopeError(f"{path} carries no rope scaling: the model runs plain RoPE")
-    return found
+    return extension
 
 
 def find_extension(path: Path) -> Extension | None:
-    """As `extension_of_gguf`; None of a model with plain RoPE."""
+    """Return the factors of a GGUF file as `extension_of_gguf` does, or None for a model with plain RoPE."""
     _needs_gguf()
     header = read_header(path)
     if "general.architecture" not in header.keys:
-        raise LongRopeError(f"{path} has no key general.architecture: it is no language model")
+        raise LongRopeError(f"{path} has no key general.architecture: it is not a language model")
     prefix = f"{_decoded('general.architecture', header.keys['general.architecture'], path)}."
-    found = {name: value for name, value in header.keys.items() if name.startswith(prefix)}
-    keys = {name.removeprefix(prefix): _decoded(name, value, path) for name, value in found.items()}
+    keys = {
+        name.removeprefix(prefix): _decoded(name, value, path)
+        for name, value in header.keys.items()
+        if name.startswith(prefix)
+    }
     try:
         return _extension(keys, {name: header.values(name) for name in (FREQS, LONG, SHORT) if name in header.tensors})
     except LongRopeError as error:
@@ -50,51 +53,51 @@ def find_extension(path: Path) -> Extension | None:
 
 
 def plain_rope(reader: Any, path: Path) -> Rope:
-    """The geometry of an open file.
+    """Return the geometry of an open file.
 
     Raises:
-        LongRopeError: if it carries a scaling.
+        LongRopeError: The file carries a rope scaling.
     """
     keys, tensors = _content(reader, path)
     try:
-        found = _extension(keys, tensors)
-        if found is None:
+        extension = _extension(keys, tensors)
+        if extension is None:
             return _rope(keys, count(keys, "context_length"))
     except LongRopeError as error:
         raise LongRopeError(f"{path}: {error}") from None
     raise LongRopeError(
-        f"{path} already carries a rope scaling ({', '.join(tensors) or found.long.scheme}); factors are relative to "
-        "plain RoPE, so give the file that it was made from"
+        f"{path} already carries a rope scaling ({', '.join(tensors) or extension.long.scheme}); factors are relative "
+        "to plain RoPE, so give the file that it was made from"
     )
 
 
 def open_gguf(path: Path) -> Any:
-    """A reader of a GGUF file.
+    """Open a GGUF file with the reader of the package gguf.
 
     Raises:
-        LongRopeError: if it is none, is cut, or the package gguf is missing.
+        LongRopeError: The file is not a complete GGUF file, or the package gguf is missing.
     """
     _needs_gguf()
     from gguf import GGUFReader
 
-    read_header(path)  # that reader takes what a header says for granted, and reads on for hours
+    read_header(path)  # the package's reader trusts a damaged header and may read for hours
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise LongRopeError(
-            f"{path} is no whole GGUF file ({str(error).partition(chr(10))[0]}); fetch it again"
+            f"{path} is not a complete GGUF file ({str(error).partition(chr(10))[0]}); fetch it again"
         ) from None
 
 
 def read(reader: Any, name: str, path: Path) -> Any:
-    """The value of a key.
+    """Return the value of a key.
 
     Raises:
-        LongRopeError: if the file has no such key.
+        LongRopeError: The file has no such key.
     """
     field = reader.get_field(name)
     if field is None:
-        raise LongRopeError(f"{path} has no key {name}: it is no language model")
+        raise LongRopeError(f"{path} has no key {name}: it is not a language model")
     return _contents(field, path)
 
 
@@ -109,26 +112,26 @@ def _decoded(name: str, value: Any, path: Path) -> Any:
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
-        raise _no_text(name, path) from None
+        raise _not_text(name, path) from None
 
 
-def _no_text(name: str, path: Path) -> LongRopeError:
-    return LongRopeError(f"{path}: {name} is no text; the file is damaged: fetch it again")
+def _not_text(name: str, path: Path) -> LongRopeError:
+    return LongRopeError(f"{path}: {name} is not text; the file is damaged: fetch it again")
 
 
 def _content(reader: Any, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The keys of the architecture, without its name, and the tensors that scale a rope."""
+    """Return the architecture's keys without its prefix, and the tensors that scale a rope."""
     prefix = f"{read(reader, 'general.architecture', path)}."
     fields = {name: field for name, field in reader.fields.items() if name.startswith(prefix)}
     keys = {name.removeprefix(prefix): _contents(field, path) for name, field in fields.items()}
-    return keys, {one.name: one.data for one in reader.tensors if one.name in (FREQS, LONG, SHORT)}
+    return keys, {tensor.name: tensor.data for tensor in reader.tensors if tensor.name in (FREQS, LONG, SHORT)}
 
 
 def _contents(field: Any, path: Path) -> Any:
     try:
         return field.contents()
     except UnicodeDecodeError:
-        raise _no_text(field.name, path) from None
+        raise _not_text(field.name, path) from None
 
 
 def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extension | None:
@@ -145,24 +148,24 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
     longest = count(keys, "context_length")
     rope = _rope(keys, count(keys, "rope.scaling.original_context_length", longest))
     length = max(longest, rope.original_length, round(factor * rope.original_length))
-    made = yarn(rope, length, factor=factor) if kind == "yarn" else Scaling([factor] * (rope.dim // 2))
-    factors, attention = np.array(made.factors), attention * made.attention_factor
+    base = yarn(rope, length, factor=factor) if kind == "yarn" else Scaling([factor] * (rope.dim // 2))
+    factors, attention = np.array(base.factors), attention * base.attention_factor
     scheme = "longrope" if tensors else {"linear": "pi"}.get(kind, kind)
     provenance = {"rope.scaling.type": kind, "tensors": sorted(tensors)}
 
-    def one(name: str, at: int) -> Scaling:
+    def scaling(name: str, length: int) -> Scaling:
         name = FREQS if FREQS in tensors else name
         values = tensors.get(name, np.ones(len(factors), np.float32))
         if values.dtype.kind != "f" or values.shape != factors.shape:
             raise LongRopeError(f"{name}: {values.shape} values of {values.dtype}; float32 {factors.shape} is expected")
-        both = (factors * numbers(values.tolist(), name)).tolist()
-        return Scaling(both, attention_factor=attention, scheme=scheme, length=at, provenance=provenance)
+        products = (factors * numbers(values.tolist(), name)).tolist()
+        return Scaling(products, attention_factor=attention, scheme=scheme, length=length, provenance=provenance)
 
-    short, long = one(SHORT, rope.original_length), one(LONG, length)
+    short, long = scaling(SHORT, rope.original_length), scaling(LONG, length)
     return Extension(rope=rope, short=long if short.factors == long.factors else short, long=long, length=length)
 
 
 def _rope(keys: dict[str, Any], original: int) -> Rope:
-    name = next((one for one in ("rope.dimension_count", "attention.key_length") if one in keys), None)
+    name = next((name for name in ("rope.dimension_count", "attention.key_length") if name in keys), None)
     dim = count(keys, name) if name else count(keys, "embedding_length") // count(keys, "attention.head_count")
     return geometry(dim, number(keys, "rope.freq_base", 10000.0), original)

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read within the bounds of the file: whatever it says, the time is at most by its size."""
+"""Read the header of a GGUF file within the bounds of the file, so that a damaged header costs no time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 
-# of gguf's GGUFValueType, in struct's letters
+# gguf's GGUFValueType as letters of struct
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
-FLOATS = {0: "f4", 1: "f2"}  # of gguf's GGMLQuantizationType, in numpy's names
+FLOATS = {0: "f4", 1: "f2"}  # gguf's GGMLQuantizationType as names of numpy
 VERSIONS, DIMENSIONS, ALIGNMENT = (2, 3), 4, 32
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """Where the values of a tensor lie: its shape, its type in GGML and the bytes from ``at`` on."""
+class TensorPlace:
+    """The place of a tensor's values in the file.
+
+    Args:
+        shape: Shape of the tensor.
+        kind: GGML type of the values.
+        at: Offset of the first byte in the file.
+        size: Size of the values in bytes.
+    """
 
     shape: tuple[int, ...]
     kind: int
@@ -30,16 +37,23 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Header:
-    """Keys, with text as bytes, and tensors of a file of that byte order (``<`` or ``>``)."""
+class GgufHeader:
+    """The keys and tensors of a GGUF file.
+
+    Args:
+        path: Path of the file.
+        order: Byte order, ``<`` or ``>``.
+        keys: Values by key; texts are bytes.
+        tensors: Places of the tensors by name.
+    """
 
     path: Path
     order: str
     keys: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, TensorPlace]
 
     def values(self, name: str) -> np.ndarray:
-        """A tensor, in float32 or float16; in bytes if it is of another type."""
+        """Return the values of a tensor in float32 or float16, or as bytes if it has another type."""
         tensor = self.tensors[name]
         with self.path.open("rb") as file:
             file.seek(tensor.at)
@@ -49,29 +63,29 @@ class Header:
         return np.frombuffer(data, np.uint8)
 
 
-class Bytes:
-    """A file that is read from its begin on and never beyond its end."""
+class HeaderCursor:
+    """A cursor that reads a file from its start and never beyond its end."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.at, self.size, self.order = file, 0, size, "<"
 
     def take(self, count: int) -> bytes:
-        """So many bytes."""
+        """Read the next ``count`` bytes."""
         if count > self.size - self.at:
-            raise ValueError(f"{count} bytes are said to follow byte {self.at}, and the file has {self.size}")
+            raise ValueError(f"its header names {count} bytes after byte {self.at}, and the file has {self.size}")
         self.at += count
         return self.file.read(count)
 
     def number(self, kind: int) -> Any:
-        """One number of a type of GGUF."""
+        """Read a number of a GGUF type."""
         return struct.unpack(self.order + NUMBERS[kind], self.take(struct.calcsize("<" + NUMBERS[kind])))[0]
 
     def text(self) -> bytes:
-        """Text, with its length before it."""
+        """Read a text, which follows its length."""
         return self.take(self.number(10))
 
     def value(self) -> Any:
-        """A value of any type, with its type before it; an array of arrays is refused, as no model has one."""
+        """Read a value, which follows its type; arrays of arrays are refused because models have none."""
         kind = self.number(4)
         if kind != ARRAY:
             return self.text() if kind == TEXT else self.number(_known(kind))
@@ -82,55 +96,57 @@ class Bytes:
         return list(struct.unpack(f"{self.order}{count}{letter}", self.take(count * struct.calcsize("<" + letter))))
 
 
-def read_header(path: Path) -> Header:
-    """The header of a GGUF file, whose every tensor lies within the file.
+def read_header(path: Path) -> GgufHeader:
+    """Read the header of a GGUF file and check that every tensor lies within the file.
 
     Raises:
-        LongRopeError: if it is none, is cut or damaged, or cannot be read.
+        LongRopeError: The file is not a GGUF file, is cut or damaged, or cannot be read.
     """
     try:
         with path.open("rb") as file:
-            return _header(path, Bytes(file, path.stat().st_size))
+            return _header(path, HeaderCursor(file, path.stat().st_size))
     except OSError as error:
         raise LongRopeError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise LongRopeError(f"{path} is no whole GGUF file ({error}); fetch it again") from None
+        raise LongRopeError(f"{path} is not a complete GGUF file ({error}); fetch it again") from None
 
 
-def _header(path: Path, data: Bytes) -> Header:
+def _header(path: Path, data: HeaderCursor) -> GgufHeader:
     if data.take(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     version = data.take(4)
     data.order = ">" if version[:2] == b"\0\0" else "<"
     if struct.unpack(data.order + "I", version)[0] not in VERSIONS:
         raise ValueError(f"its version is none of {VERSIONS}")
-    tensors, keys, found = data.number(10), data.number(10), {}
-    for _ in range(keys):
-        _add(found, data.text(), data.value(), "key")
+    tensor_count, key_count = data.number(10), data.number(10)
+    keys: dict[str, Any] = {}
+    for _ in range(key_count):
+        _add(keys, data.text(), data.value(), "key")
     infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
-    for _ in range(tensors):
+    for _ in range(tensor_count):
         _add(infos, data.text(), _info(data), "tensor")
-    alignment = found.get("general.alignment", ALIGNMENT)
+    alignment = keys.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment = {alignment!r} is no power of two")
+        raise ValueError(f"general.alignment = {alignment!r} is not a power of two")
     begin = -(-data.at // alignment) * alignment
-    return Header(path, data.order, found, {name: _placed(name, *info, begin, data) for name, info in infos.items()})
+    tensors = {name: _place(name, *info, begin, data) for name, info in infos.items()}
+    return GgufHeader(path, data.order, keys, tensors)
 
 
-def _add(found: dict[str, Any], name: bytes, value: Any, what: str) -> None:
+def _add(entries: dict[str, Any], name: bytes, value: Any, noun: str) -> None:
     text = name.decode()
-    if text in found:
-        raise ValueError(f"{what} {text} is there twice")
-    found[text] = value
+    if text in entries:
+        raise ValueError(f"{noun} {text} is there twice")
+    entries[text] = value
 
 
 def _known(kind: int) -> int:
     if kind not in NUMBERS:
-        raise ValueError(f"{kind} is no type of a value")
+        raise ValueError(f"{kind} is not a type of value")
     return kind
 
 
-def _info(data: Bytes) -> tuple[tuple[int, ...], int, int]:
+def _info(data: HeaderCursor) -> tuple[tuple[int, ...], int, int]:
     count = data.number(4)
     if count > DIMENSIONS:
         raise ValueError(f"a tensor has {count} dimensions")
@@ -138,11 +154,11 @@ def _info(data: Bytes) -> tuple[tuple[int, ...], int, int]:
     return shape, data.number(4), data.number(10)
 
 
-def _placed(name: str, shape: tuple[int, ...], kind: int, offset: int, begin: int, data: Bytes) -> Tensor:
+def _place(name: str, shape: tuple[int, ...], kind: int, offset: int, begin: int, data: HeaderCursor) -> TensorPlace:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     block, bytes_of_block = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     size = prod(shape) * bytes_of_block // block
     if begin + offset + size > data.size:
         raise ValueError(f"tensor {name} ends at byte {begin + offset + size}, and the file has {data.size}")
-    return Tensor(shape, kind, begin + offset, size)
+    return TensorPlace(shape, kind, begin + offset, size)

@@ -1,4 +1,4 @@
-"""Factors from a file or folder, of whatever form."""
+"""Read factors from a file or folder in any known format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longrope.formats.hf_config import extension_of_config
 from longrope.formats.microsoft_csv import scaling_of_table
 from longrope.scaling import Extension, Scaling
 
-FORMS = (
+FORMATS = (
     "longrope's scaling or extension (.json), a Hugging Face config.json or a folder with one, "
     "a table of microsoft/LongRoPE (.csv), or a .gguf file"
 )
@@ -23,13 +23,13 @@ def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
     """Read factors: longrope's own, a checkpoint's config, microsoft/LongRoPE's table or a GGUF file (docs/reading.md).
 
     Args:
-        path: of a file, or of a folder with an ``extension.json`` or else a ``config.json``.
+        path: File, or folder with an ``extension.json`` or else a ``config.json``.
 
     Returns:
-        An extension where the model's geometry is known: from all but a scaling of longrope's and a table.
+        An extension, or a scaling from files without a model's geometry: longrope's own scalings and tables.
 
     Raises:
-        LongRopeError: if it is missing, of another form, without a scaling, or with one that factors cannot express.
+        LongRopeError: The file is missing, has another format, or has no scaling that factors can express.
     """
     path = Path(path)
     readers = {".csv": scaling_of_table, ".gguf": extension_of_gguf}
@@ -61,7 +61,7 @@ def load_extension(path: str | os.PathLike[str]) -> Extension:
 
 
 def _of_json(path: Path) -> Scaling | Extension:
-    unknown = LongRopeError(f"{path} is no factors file; longrope reads {FORMS}")
+    unknown = LongRopeError(f"{path} is not a factors file; longrope reads {FORMATS}")
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text)

@@ -1,4 +1,4 @@
-"""The tables of factors in microsoft/LongRoPE: numbers by commas, without a head."""
+"""Read the tables of factors in microsoft/LongRoPE: numbers separated by commas, without a header line."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from longrope.scaling import Scaling
 
 
 def scaling_of_table(path: Path) -> Scaling:
-    """The factors of a ``.csv``: a line of them for every layer, or one a line.
+    """Read the factors of a ``.csv`` file: one line with all factors for every layer, or one factor a line.
 
-    A column of an odd number of values begins with n̂ (there, ``dim_mono_n``). The table holds neither the model's
+    A column with an odd number of values begins with n̂ (``dim_mono_n`` there). The table holds neither the model's
     geometry, nor a length, nor an attention factor (that code multiplies by ``su``).
 
     Raises:
-        LongRopeError: if it is no such table, or the layers differ.
+        LongRopeError: The file is not such a table, or the layers have different factors.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise LongRopeError(f"{path} is no table of factors: it is no text") from None
+        raise LongRopeError(f"{path} is not a table of factors: it is not text") from None
     rows = [_numbers(path, at, line) for at, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise LongRopeError(f"{path} is empty; a table of factors has a line of them for every layer")
@@ -44,6 +44,6 @@ def scaling_of_table(path: Path) -> Scaling:
 
 def _numbers(path: Path, at: int, line: str) -> list[float]:
     try:
-        return [float(part) for part in line.split(",")]
+        return [float(value) for value in line.split(",")]
     except ValueError:
-        raise LongRopeError(f"{path}, line {at}: {line[:40]!r} is no list of numbers by commas") from None
+        raise LongRopeError(f"{path}, line {at}: {line[:40]!r} is not a list of numbers separated by commas") from None
