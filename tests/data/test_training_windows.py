@@ -253,7 +253,7 @@ def test_no_token_is_predicted_from_another_document_where_lines_are_planted(
 
 
 def test_needles_without_a_tokenizer_are_refused() -> None:
-    with pytest.raises(LongRopeError, match=r"needles = 0\.5 : planted lines need a tokenizer"):
+    with pytest.raises(LongRopeError, match=r"needles = 0\.5: planted lines need a tokenizer"):
         windows([100], 10, needles=0.5)
 
 
