@@ -7,10 +7,11 @@ falls, as more context should make it. At 256 tokens the plain model is the bett
 import numpy as np
 
 import longrope as lr
+from longrope.data.split import draw_tokens, split_documents
 
 model, tokenizer = lr.load("tiny", dtype="float32")
-unseen = lr.split_documents(lr.load_documents("stdlib:unseen"))  # parts of Python's library outside tiny's training
-tokens = lr.draw_tokens(unseen["test"], tokenizer, length=1024, count=4).tokens
+unseen = split_documents(lr.load_documents("stdlib:unseen"))  # parts of Python's library outside tiny's training
+tokens = draw_tokens(unseen["test"], tokenizer, length=1024, count=4).tokens
 yarn = lr.scheme("yarn", lr.Rope.of(model), 1024)
 
 before = lr.token_losses(model, tokens)

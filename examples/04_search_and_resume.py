@@ -17,14 +17,13 @@ from longrope import (
     ModelObjective,
     Rope,
     Space,
-    draw_tokens,
     find_factors,
     load,
     load_documents,
     perplexity_texts,
     scheme,
-    split_documents,
 )
+from longrope.data.split import draw_tokens, split_documents
 from longrope.search.run import SearchObjectives, SearchRun
 
 LENGTH = 1024

@@ -11,14 +11,13 @@ from longrope import (
     ModelObjective,
     Rope,
     WeightedText,
-    draw_tokens,
     load,
     load_documents,
     needle_texts,
     perplexity_texts,
     scheme,
-    split_documents,
 )
+from longrope.data.split import draw_tokens, split_documents
 
 LENGTH, WINDOW, COPIED = 1024, 256, 4
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from longrope import Extension, Rope, draw_tokens, generating, load, load_documents, patch, scheme, split_documents
+from longrope import Extension, Rope, generating, load, load_documents, patch, scheme
+from longrope.data.split import draw_tokens, split_documents
 
 model: Any
 model, tokenizer = load("tiny", dtype="float32")

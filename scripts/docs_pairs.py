@@ -12,7 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from longrope import Rope, Scaling, draw_tokens, load, load_documents, perplexity, split_documents
+from longrope import Rope, Scaling, load, load_documents, perplexity
+from longrope.data.split import draw_tokens, split_documents
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 

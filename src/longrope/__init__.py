@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from longrope.data.documents import Document as Document
     from longrope.data.documents import load_documents as load_documents
-    from longrope.data.split import draw_tokens as draw_tokens
-    from longrope.data.split import split_documents as split_documents
     from longrope.data.training_windows import TrainingWindows as TrainingWindows
     from longrope.data.weighted_text import WeightedText as WeightedText
-    from longrope.data.weighted_text import mix_texts as mix_texts
     from longrope.data.weighted_text import needle_texts as needle_texts
     from longrope.data.weighted_text import perplexity_texts as perplexity_texts
     from longrope.errors import LongRopeError as LongRopeError
@@ -56,24 +53,19 @@ if TYPE_CHECKING:
     from longrope.stages.plan_tables import Finetune as Finetune
     from longrope.stages.run_folder import StagedRun as StagedRun
     from longrope.stages.run_folder import begin_run as begin_run
-    from longrope.tasks.registry import make_prompts as make_prompts
-    from longrope.tasks.scoring import score_prompts as score_prompts
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
     "data.training_windows": ("TrainingWindows",),
-    "tasks.registry": ("make_prompts",),
-    "data.split": ("draw_tokens", "split_documents"),
     "models.rotary_embedding": ("LongRoPE",),
     "errors": ("LongRopeError",),
     "longcontext.training_loss": ("use_chunked_loss",),
-    "data.weighted_text": ("WeightedText", "mix_texts", "needle_texts", "perplexity_texts"),
+    "data.weighted_text": ("WeightedText", "needle_texts", "perplexity_texts"),
     "longcontext.token_losses": ("token_losses",),
     "objectives.model_loss": ("ModelObjective",),
     "evaluation.perplexity": ("perplexity",),
     "evaluation.registry": ("MEASUREMENTS",),
     "evaluation.results": ("EvalResults",),
-    "tasks.scoring": ("score_prompts",),
     "evaluation.evaluate": ("EvalOptions", "evaluate"),
     "report.report": ("report",),
     "export.parity": ("check_parity",),

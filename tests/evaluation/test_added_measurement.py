@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import longrope as lr
 from longrope.cli.main import app
+from longrope.data.split import draw_tokens, split_documents
 from longrope.errors import LongRopeError
 from longrope.report.all_figures import figures
 from longrope.report.load import read_runs
@@ -41,8 +42,8 @@ def results() -> lr.EvalResults:
 
 def test_python_measures_it(results: lr.EvalResults) -> None:
     model, tokenizer = lr.load("tiny", dtype="float32")
-    documents = lr.split_documents(lr.load_documents("stdlib:unseen"))["test"]
-    tokens = lr.draw_tokens(documents, tokenizer, length=300, count=2).tokens
+    documents = split_documents(lr.load_documents("stdlib:unseen"))["test"]
+    tokens = draw_tokens(documents, tokenizer, length=300, count=2).tokens
     for name, scaling in {"original": None, "yarn": lr.scheme("yarn", TINY, 300)}.items():
         with lr.patch(model, scaling):
             losses = lr.token_losses(model, tokens)
