@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 import longrope as lr
 from longrope.cli.main import app
 from longrope.errors import LongRopeError
+from longrope.export.exporter import Exporter, ExportRequest
 from longrope.export.hf_config import for_mode
-from longrope.export.registry import EXPORTERS, Exporter, ExportRequest
+from longrope.export.registry import EXPORTERS
 from longrope.formats.load_factors import load_factors
 from longrope.scaling import Extension
 
@@ -61,7 +62,8 @@ def test_a_format_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_help_names_every_format(tmp_path: Path) -> None:
     """Formats that a program adds before the command line is made are in its help, as rendered."""
     code = (
-        "from longrope.export.registry import EXPORTERS, Exporter\n"
+        "from longrope.export.exporter import Exporter\n"
+        "from longrope.export.registry import EXPORTERS\n"
         "EXPORTERS['text'] = Exporter(print, 'a plain text')\n"
         "from longrope.cli.main import main\n"
         "main()\n"

@@ -38,8 +38,9 @@ def run(
 
     Without --factors, MODEL is a checkpoint that longrope extended, or the run folder of an extension.
     """
+    from longrope.export.exporter import ExportRequest
     from longrope.export.hf_config import MODES
-    from longrope.export.registry import ExportRequest, find_exporter
+    from longrope.export.registry import find_exporter
     from longrope.storage.lock import claim_output, locked
 
     exporter = find_exporter(to, outtype)

@@ -12,18 +12,18 @@ from longrope.storage.atomic import write_json
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """``save_pretrained``, with the two spellings of transformers 5 that version 4 stops at put into version 4's.
+    """Save a tokenizer, with two fields spelled as transformers 4 reads them, which stops at version 5's.
 
     Raises:
-        OSError: if the folder cannot be written.
-        LongRopeError: if transformers does not write this one.
+        OSError: The folder cannot be written.
+        LongRopeError: transformers cannot write this tokenizer.
     """
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the package tokenizers raises nothing narrower
         if "(os error" in str(error):
             raise OSError(str(error)) from None
-        raise LongRopeError(f"the tokenizer cannot be written: {error}") from error
+        raise LongRopeError(f"tokenizer: transformers cannot write it ({error}). Give a fast tokenizer.") from error
     path = folder / "tokenizer_config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     if fields.get("tokenizer_class") == "TokenizersBackend":

@@ -1,4 +1,4 @@
-"""The keys and tensors by which llama.cpp knows the factors, and the file around them."""
+"""The keys and tensors from which llama.cpp reads the factors, and the file around them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RUNTIMES = ("llama", "phi3")  # llama.cpp's architectures that read the factors,
 
 
 def factor_tensors(extension: Extension) -> dict[str, np.ndarray]:
-    """What llama.cpp divides the frequencies by in a context of more than L0 tokens, and in one of up to L0."""
+    """Return the long and the short factors by their tensor names; llama.cpp divides the frequencies by them."""
     sets = {LONG: extension.long, SHORT: extension.short}
     return {name: np.array(scaling.factors, dtype=np.float32) for name, scaling in sets.items()}
 
 
 def scaling_keys(extension: Extension, architecture: str) -> dict[str, str | int | float]:
-    """The keys that go with `factor_tensors`."""
+    """Return the keys that go with `factor_tensors`."""
     scaling = {
         "type": "longrope",
         "original_context_length": extension.rope.original_length,
@@ -38,7 +38,7 @@ def scaling_keys(extension: Extension, architecture: str) -> dict[str, str | int
 
 
 def add_keys(writer: GGUFWriter, keys: dict[str, str | int | float]) -> None:
-    """Add keys, each by the type that llama.cpp expects: uint32, float32, string."""
+    """Add keys, each with the type that llama.cpp expects: uint32, float32 or string."""
     for key, value in keys.items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -49,24 +49,24 @@ def add_keys(writer: GGUFWriter, keys: dict[str, str | int | float]) -> None:
 
 
 def refuse_architecture(architecture: str) -> None:
-    """Let only architectures pass whose runtime in llama.cpp computes with the factors.
+    """Raise unless llama.cpp computes with the factors in an architecture.
 
     Raises:
-        LongRopeError: for any other.
+        LongRopeError: It does not, or this is not tested.
     """
     if architecture not in RUNTIMES:
         raise LongRopeError(
-            f"architecture {architecture!r}: llama.cpp ignores the factors of most architectures or rejects the file, "
-            f"and only {' and '.join(RUNTIMES)} are tested; serve this model from a Hugging Face export"
+            f"architecture = {architecture!r}: llama.cpp ignores the factors of most architectures or rejects a file, "
+            f"and only {' and '.join(RUNTIMES)} are tested. Serve this model from a Hugging Face export."
         )
 
 
 @contextmanager
-def written(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GGUFWriter]:
-    """A writer whose file appears at ``path`` when the block ends well, and not at all otherwise.
+def write_gguf(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GGUFWriter]:
+    """Yield a writer whose file appears at ``path`` when the block ends without an error, and otherwise not at all.
 
     Raises:
-        LongRopeError: if the place cannot be written, or the disk is full.
+        LongRopeError: The file cannot be written, or the disk is full.
     """
     from gguf import GGUFWriter
 
@@ -79,7 +79,7 @@ def written(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GGUFW
         writer.close()
         temporary.replace(path)
     except OSError as error:
-        raise LongRopeError(f"cannot write {path}: {error.strerror or error}; choose another output with -o") from None
+        raise LongRopeError(f"cannot write {path}: {error.strerror or error}. Choose another output.") from None
     finally:
         for file in writer.fout or ():
             file.close()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+|"
-# how text is cut before byte pairs are merged, and whether whole words skip merging -> llama.cpp's name for it
+# how text is split before byte pairs are merged, and whether whole words skip merging -> llama.cpp's name for it
 BYTE_LEVEL = {
     ("", False): "gpt-2",
     ("digits", False): "smollm",
@@ -34,12 +34,12 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, confi
     """Add tokens, merges or scores, special tokens and the chat template.
 
     Args:
-        writer: of the GGUF file.
-        tokenizer: byte-level BPE, or BPE with byte fallback as made from SentencePiece.
-        config: of the model, for the number of tokens and the ids of special ones.
+        writer: Writer of the GGUF file.
+        tokenizer: Byte-level BPE, or BPE with byte fallback as made from SentencePiece.
+        config: Config of the model, for the number of tokens and the ids of special ones.
 
     Raises:
-        LongRopeError: if llama.cpp cuts text in another way than this tokenizer.
+        LongRopeError: llama.cpp splits text in another way than this tokenizer.
     """
     from gguf import SpecialVocab
 
@@ -47,90 +47,103 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, confi
         save_tokenizer(tokenizer, Path(folder))
         write_json(Path(folder) / "config.json", {k: v for k, v in config.items() if k.endswith("_token_id")})
         try:
-            made = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+            definition = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise LongRopeError("tokenizer: it has no tokenizer.json (a fast tokenizer), which GGUF needs") from None
+            raise LongRopeError(
+                "tokenizer: it has no tokenizer.json, which GGUF needs. Load the model with a fast tokenizer."
+            ) from None
         logging.getLogger("gguf.vocab").setLevel(logging.ERROR)
-        pieces = bool(made["model"].get("byte_fallback"))
-        special = SpecialVocab(folder, load_merges=not pieces, n_vocab=config["vocab_size"])
-    if pieces:
+        from_sentencepiece = bool(definition["model"].get("byte_fallback"))
+        special = SpecialVocab(folder, load_merges=not from_sentencepiece, n_vocab=config["vocab_size"])
+    if from_sentencepiece:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_add_space_prefix(_adds_space(made))
+        writer.add_add_space_prefix(_adds_space(definition))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_pre_tokenizer(made))
+        writer.add_tokenizer_pre(_splitter_name(definition))
     tokens, types = _tokens(tokenizer, config["vocab_size"])
     writer.add_token_list(tokens)
-    if pieces:
-        writer.add_token_scores(_scores(made["model"], tokens))
+    if from_sentencepiece:
+        writer.add_token_scores(_scores(definition["model"], tokens))
     writer.add_token_types(types)
     special.add_to_gguf(writer, quiet=True)
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], list[int]]:
-    """Every token by its id, and what kind of token it is."""
+    """Return every token by its id, and its type in GGUF."""
     from gguf import TokenType
 
     names: dict[int, str] = {i: token for token, i in tokenizer.get_vocab().items()}
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     if max(names) >= size:
-        raise LongRopeError(f"tokenizer: it has a token {max(names)}, but the model has vocab_size = {size}")
+        raise LongRopeError(
+            f"tokenizer: it has a token {max(names)}, but the model has vocab_size = {size}. "
+            "Give the tokenizer of this model."
+        )
 
-    def kind(i: int) -> int:
+    def token_type(i: int) -> int:
         if i not in names:
             return TokenType.UNUSED
         if i in added:
             return TokenType.CONTROL if added[i].special else TokenType.USER_DEFINED
         return TokenType.BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", names[i]) else TokenType.NORMAL
 
-    return [names.get(i, f"[PAD{i}]") for i in range(size)], [kind(i) for i in range(size)]
+    return [names.get(i, f"[PAD{i}]") for i in range(size)], [token_type(i) for i in range(size)]
 
 
 def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
-    """SentencePiece merges what scores highest where BPE merges what comes first."""
+    """Return the score of each token: SentencePiece merges the highest score where BPE merges the first pair."""
     rank: dict[str, int] = {}
     for i, merge in enumerate(model["merges"]):
         rank.setdefault("".join(merge if isinstance(merge, list) else merge.split(" ")), i)
     return [-float(rank.get(token, len(rank))) for token in tokens]
 
 
-def _pre_tokenizer(made: dict[str, Any]) -> str:
-    """llama.cpp's name for how a byte-level tokenizer cuts text."""
-    model, cuts = made["model"], _parts(made.get("pre_tokenizer"), "pretokenizers")
-    plain = model["type"] == "BPE" and {one["type"] for one in _parts(made.get("normalizer"), "normalizers")} <= {"NFC"}
-    last = cuts[-1] if cuts else {}
-    if plain and last.get("type") == "ByteLevel" and not last["add_prefix_space"]:
-        first = [_cut(one) for one in cuts[:-1]]
-        pattern = "".join(first) if len(first) < 2 and bool(last["use_regex"]) == (first in ([], ["digits"])) else None
-        name = BYTE_LEVEL.get((pattern or "", bool(model.get("ignore_merges")))) if pattern is not None else None
+def _splitter_name(definition: dict[str, Any]) -> str:
+    """Return llama.cpp's name for how a byte-level tokenizer splits text.
+
+    Raises:
+        LongRopeError: llama.cpp has no name for it.
+    """
+    model, splitters = definition["model"], _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    normalizers = {step["type"] for step in _steps(definition.get("normalizer"), "normalizers")}
+    last = splitters[-1] if splitters else {}
+    byte_level = last.get("type") == "ByteLevel" and not last["add_prefix_space"]
+    if model["type"] == "BPE" and normalizers <= {"NFC"} and byte_level:
+        first = [_split_pattern(step) for step in splitters[:-1]]
+        known = len(first) < 2 and bool(last["use_regex"]) == (first in ([], ["digits"]))
+        name = BYTE_LEVEL.get(("".join(first), bool(model.get("ignore_merges")))) if known else None
         if name:
             return name
+    types = ", ".join(str(step["type"]) for step in splitters) or "nothing"
     raise LongRopeError(
-        f"tokenizer: {model['type']} cut by {', '.join(str(one['type']) for one in cuts) or 'nothing'} is none of "
-        f"those that longrope writes to GGUF ({', '.join(BYTE_LEVEL.values())}, SentencePiece); convert the model with "
-        "llama.cpp's convert_hf_to_gguf.py, then export that .gguf file"
+        f"tokenizer: {model['type']} split by {types} is not one that longrope writes to GGUF "
+        f"({', '.join(BYTE_LEVEL.values())}, SentencePiece). Convert the model with llama.cpp's convert_hf_to_gguf.py, "
+        "then export that .gguf file."
     )
 
 
-def _cut(one: dict[str, Any]) -> str:
-    if one["type"] == "Digits" and one["individual_digits"]:
+def _split_pattern(step: dict[str, Any]) -> str:
+    """Return the pattern by which a step splits text: ``digits``, a regular expression, or ``other``."""
+    if step["type"] == "Digits" and step["individual_digits"]:
         return "digits"
-    if one["type"] == "Split" and one["behavior"] == "Isolated" and not one["invert"]:
-        return str(one["pattern"].get("Regex"))
+    if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
+        return str(step["pattern"].get("Regex"))
     return "other"
 
 
-def _adds_space(made: dict[str, Any]) -> bool:
-    normalizers, cuts = (
-        _parts(made.get("normalizer"), "normalizers"),
-        _parts(made.get("pre_tokenizer"), "pretokenizers"),
-    )
-    if any(one["type"] == "Metaspace" for one in cuts):
-        return any(one.get("prepend_scheme") != "never" for one in cuts if one["type"] == "Metaspace")
-    return any(one["type"] == "Prepend" for one in normalizers)
+def _adds_space(definition: dict[str, Any]) -> bool:
+    """Return whether a SentencePiece tokenizer puts a space before the text."""
+    normalizers = _steps(definition.get("normalizer"), "normalizers")
+    metaspaces = [
+        step for step in _steps(definition.get("pre_tokenizer"), "pretokenizers") if step["type"] == "Metaspace"
+    ]
+    if metaspaces:
+        return any(step.get("prepend_scheme") != "never" for step in metaspaces)
+    return any(step["type"] == "Prepend" for step in normalizers)
 
 
-def _parts(one: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
-    """The members of a sequence, or the one itself."""
-    return [] if one is None else one.get(key, [one])
+def _steps(definition: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    """Return the members of a sequence of steps, or the only step in a list."""
+    return [] if definition is None else definition.get(key, [definition])
