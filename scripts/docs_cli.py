@@ -84,7 +84,8 @@ def default(option: TyperOption) -> str:
 
 
 def _line(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("|", "\\|")
+    """Return a help text in one line of a table, as a terminal shows it: without rich's escapes of brackets."""
+    return " ".join((text or "").split()).replace("\\[", "[").replace("|", "\\|")
 
 
 if __name__ == "__main__":
