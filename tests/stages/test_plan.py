@@ -78,7 +78,7 @@ BAD = {
         plan("length = '16kk'"),
         r"plan: stages\[0\]\.length = '16kk' is not a number of tokens; write 16384, 16k or 2m$",
     ),
-    "length of recovery": (plan("", rest="[recovery]\nlengths = ['x']"), r"recovery\.lengths\[0\] = 'x' is not a number"),
+    "length of recovery": (plan("", rest="[recovery]\nlengths = ['x']"), r"recovery\.lengths\[0\] = 'x' is not a"),
     "recovery beyond": (
         plan("", rest="[recovery]\nlengths = ['1k', '4k']"),
         r"recovery\.lengths\[1\] = 4096 is above the last stage's length = 2048",
