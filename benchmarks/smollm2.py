@@ -35,7 +35,7 @@ LENGTH, LENGTHS = 16384, (2048, 4096, 8192, 12288, 16384)
 TEST_DOCUMENTS = 3
 RUN, CHECKPOINT = Path("build/smollm2-16k"), Path("build/smollm2-16k-checkpoint")
 RESULTS = Path(__file__).parent / "results"
-SEARCH = "smollm2 --length 16k --data stdlib --dtype bfloat16 --method paper --population 8 --starts yarn,ntk"
+SEARCH = "smollm2 --length 16k --data stdlib --dtype bfloat16 --method paper --population 8 --schemes yarn,ntk"
 SEARCH += f" --needles 0 --budget {12 * LENGTH} --search-documents 1 --held-out-documents 1 --resume"
 
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "longcontext": BASE | {"data", "models"},
     "tasks": BASE | {"data", "models"},
     "search": BASE | {"schemes", "data"},
-    "objectives": BASE | {"data", "models", "longcontext", "search"},
+    "objectives": BASE | {"schemes", "provenance", "formats", "data", "models", "longcontext", "search"},
     "evaluation": BASE | {"schemes", "provenance", "data", "models", "longcontext", "tasks"},
     "stages": BASE
     | {

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from longrope.models.patch import patch as patch
     from longrope.models.rotary_embedding import LongRoPE as LongRoPE
     from longrope.objectives.model_loss import ModelObjective as ModelObjective
+    from longrope.objectives.search_model import search as search
     from longrope.report.report import report as report
     from longrope.rope import Rope as Rope
     from longrope.scaling import Extension as Extension
@@ -44,7 +45,12 @@ if TYPE_CHECKING:
     from longrope.schemes import scheme as scheme
     from longrope.search.budget import Budget as Budget
     from longrope.search.find import find_factors as find_factors
+    from longrope.search.method import Method as Method
+    from longrope.search.options import SearchOptions as SearchOptions
+    from longrope.search.protocol import CandidateBatch as CandidateBatch
+    from longrope.search.protocol import FunctionObjective as FunctionObjective
     from longrope.search.registry import METHODS as METHODS
+    from longrope.search.run import SearchResult as SearchResult
     from longrope.search.space import Space as Space
     from longrope.stages.finetune import finetune as finetune
     from longrope.stages.pipeline import extend as extend
@@ -63,6 +69,7 @@ _HOMES = {
     "data.weighted_text": ("WeightedText", "needle_texts", "perplexity_texts"),
     "longcontext.token_losses": ("token_losses",),
     "objectives.model_loss": ("ModelObjective",),
+    "objectives.search_model": ("search",),
     "evaluation.perplexity": ("perplexity",),
     "evaluation.registry": ("MEASUREMENTS",),
     "evaluation.results": ("EvalResults",),
@@ -87,7 +94,11 @@ _HOMES = {
     "scaling": ("Extension", "Scaling"),
     "schemes": ("SCHEMES", "attention_factor", "resonance", "scheme"),
     "search.budget": ("Budget",),
+    "search.method": ("Method",),
+    "search.options": ("SearchOptions",),
+    "search.protocol": ("CandidateBatch", "FunctionObjective"),
     "search.registry": ("METHODS",),
+    "search.run": ("SearchResult",),
     "search.space": ("Space",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

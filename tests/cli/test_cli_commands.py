@@ -260,7 +260,7 @@ def test_a_plain_factors_file_is_made_an_extension(cli, model: Path, tmp_path: P
 @pytest.mark.parametrize("starts", ["heuristic", "yarn, pi", "dynamic_ntk", "pi,ntk,yarn,llama3"])
 def test_search_from_other_starts(cli, model: Path, few, tmp_path: Path, starts: str, length: int) -> None:
     result = cli(
-        "search", model, "-l", length, *few, "--budget", 20 * 2 * length, "--starts", starts, "-o", tmp_path / "r"
+        "search", model, "-l", length, *few, "--budget", 20 * 2 * length, "--schemes", starts, "-o", tmp_path / "r"
     )
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in (tmp_path / "r" / "search-0.jsonl").read_text().splitlines()]
@@ -274,7 +274,9 @@ def test_search_from_other_starts(cli, model: Path, few, tmp_path: Path, starts:
 
 
 def test_search_from_the_factors_of_another_run(cli, model: Path, few, run: Path, tmp_path: Path) -> None:
-    result = cli("search", model, "-l", 160, *few, "--budget", 960, "--starts", f"pi,{run}", "-o", tmp_path / "r")
+    result = cli(
+        "search", model, "-l", 160, *few, "--budget", 960, "--schemes", "pi", "--factors", run, "-o", tmp_path / "r"
+    )
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in (tmp_path / "r" / "search-0.jsonl").read_text().splitlines()]
     tried = [line["factors"] for line in lines if "loss" in line]
@@ -295,7 +297,7 @@ def test_every_method_finds_what_it_says(cli, model: Path, few, tmp_path: Path, 
     record, best = result.json, load_factors(tmp_path / "best.json")
     assert list(header(tmp_path)["method"]) == [type(METHODS[name]).__name__]
     assert [start.split()[0] for start in header(tmp_path)["starts"]] == list(METHODS[name].schemes)
-    assert header(tmp_path)["space"]["form"] == METHODS[name].parametrization
+    assert header(tmp_path)["space"]["parametrization"] == METHODS[name].parametrization
     assert record["token_evaluations"] <= 24 * 320
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer, parts = AutoTokenizer.from_pretrained(model), split_documents(load_documents(record["data"]))
@@ -336,13 +338,13 @@ def test_needles_tails_and_other_lengths(cli, model: Path, few, texts: Path, tmp
 
 
 def test_the_attention_factor_is_searched(cli, model: Path, few, tmp_path: Path) -> None:
-    more = ("--attention", "search", "--space", "monotone", "--method", "cma", "--population", 4)
+    more = ("--attention", "search", "--parametrization", "monotone", "--method", "cma", "--population", 4)
     assert cli("search", model, "-l", 160, *few, *more, "--budget", "5k", "-o", tmp_path).code == 0
     lines = [json.loads(line) for line in (tmp_path / "search-0.jsonl").read_text().splitlines()]
     tried = [line for line in lines if "loss" in line]
     assert len({line["attention_factor"] for line in tried}) > 4
     assert tried[0]["attention_factor"] == pytest.approx(attention_factor("su", ROPE, 160))
-    assert header(tmp_path)["space"]["form"] == "monotone"
+    assert header(tmp_path)["space"]["parametrization"] == "monotone"
     assert all((np.diff(line["factors"]) >= -1e-9).all() for line in tried)
 
 

@@ -248,28 +248,31 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
         (("--budget", 0), "budget = '0' is not a number of tokens; write 16384, 16k or 2m"),
         (("--budget", -3), "budget = '-3' is not a number of tokens"),
         (("--budget", "many"), "budget = 'many' is not a number of tokens"),
-        (("--budget", 319), "budget = 319 token-evaluations is less than one step of this search, 320; raise it"),
-        (("--minutes", 0), "minutes = 0 allows nothing"),
-        (("--minutes", -1), "minutes = -1 allows nothing"),
-        (("--minutes", "nan"), "minutes = nan allows nothing"),
+        (("--budget", 319), "budget = 319: one step of this search takes 320 token-evaluations"),
+        (("--minutes", 0), "minutes = 0: allows nothing"),
+        (("--minutes", -1), "minutes = -1: allows nothing"),
+        (("--minutes", "nan"), "minutes = nan: allows nothing"),
         (("--population", 3), "population = 3: too small. Use at least 4."),
-        (("--starts", "pi,bogus"), "scheme = 'bogus' is unknown"),
-        (("--starts", ""), "starts? = ''|scheme = ''"),
+        (("--schemes", "pi,bogus"), "scheme = 'bogus' is unknown"),
+        (("--schemes", ""), "starts? = ''|scheme = ''"),
         (("--method", "bogus"), "method = 'bogus' is unknown; choose one of auto, gradient, cma, paper, simple"),
         (("--method", "gradient", "--population", 3), "population = 3: too small. Use at least 4."),
-        (("--space", "bogus"), "space = 'bogus' is unknown; choose one of free, monotone, spline, ramp, critical"),
+        (
+            ("--parametrization", "bogus"),
+            "parametrization = 'bogus' is unknown; choose one of free, monotone, spline, ramp, critical",
+        ),
         (("--tail", 160), "tail = 160: not between 1 and 159, the length less 1"),
         (("--tail", "4k"), "tail = 4096: not between 1 and 159"),
         (("--tail", "end"), "tail = 'end' is not a number of tokens"),
         (("--also", "100", "--tail", 120), "tail = 120: not between 1 and 99"),
         (("--also", "some"), "also = 'some' is not a number of tokens"),
         (("--also", ""), "also = '' is not a number of tokens"),
-        (("--also", "100,300"), "also = 300 is above length = 160; give the largest as --length"),
-        (("--workers", "0"), "workers = '0': use a number of processes, ray, or ray://HOST:PORT"),
-        (("--workers", "many"), "workers = 'many': use a number"),
-        (("--workers", "1.5"), "workers = '1.5': use a number"),
-        (("--workers", "²"), "workers = '²': use a number"),
-        (("--workers=-1",), "workers = '-1': use a number"),
+        (("--also", "100,300"), "also = 300: above length = 160. Give the longest as the length"),
+        (("--workers", "0"), "workers = '0': not known. Use a number of processes"),
+        (("--workers", "many"), "workers = 'many': not known"),
+        (("--workers", "1.5"), "workers = '1.5': not known"),
+        (("--workers", "²"), "workers = '²': not known"),
+        (("--workers=-1",), "workers = '-1': not known"),
         (("--attention", "bogus"), "attention = 'bogus': choose su, yarn, none or a number above 0"),
         (("--attention", "nan"), "attention = 'nan'"),
         (("--attention=-1",), "attention = '-1'"),
@@ -379,12 +382,14 @@ def test_an_export_that_fails_keeps_the_old_checkpoint(
 
 def test_resume_with_other_settings(refused: Refused, model: Path, few, run: Path) -> None:
     again = ("search", model, *few, "--budget", 3200, "-o", run, "--resume")
-    refused(r"starts was .*now .'pi \w{8}'.", *again, "-l", 160, "--starts", "pi")
+    refused(r"starts was .*now .'pi \w{8}'.", *again, "-l", 160, "--schemes", "pi")
     refused("written with other settings: .*space was", *again, "-l", 200)
     refused("method was .*now", *again, "-l", 160, "--method", "simple")
     for other in ("auto", "gradient", "cma", "simple"):
         refused(f"method was .*Paper.*now .*{other.title()}", *again, "-l", 160, "--method", other)
-    refused("space = 'ramp' makes no difference to method paper", *again, "-l", 160, "--space", "ramp")
+    refused(
+        "parametrization = 'ramp': has no effect on the method paper", *again, "-l", 160, "--parametrization", "ramp"
+    )
     refused("racing was False, now True", *again, "-l", 160, "--racing")
     refused("data was", *again, "-l", 160, "--tail", 50)
     refused("data was", *again, "-l", 160, "--also", 100)

@@ -15,7 +15,7 @@ WORDS = {
     "command": (("serch", "tiny"), "Did you mean 'search'?"),
     "scheme": (("scale", "tiny", "--scheme", "yran", "-l", "2k"), "did you mean 'yarn'?"),
     "method": (("search", "tiny", "-l", "2k", "--method", "gradiant"), "did you mean 'gradient'?"),
-    "space": (("search", "tiny", "-l", "2k", "--space", "spine"), "did you mean 'spline'?"),
+    "parametrization": (("search", "tiny", "-l", "2k", "--parametrization", "spine"), "did you mean 'spline'?"),
     "dtype": (("eval", "tiny", "--lengths", "256", "--dtype", "bfloat"), "did you mean 'bfloat16'?"),
     "task": (("eval", "tiny", "--lengths", "256", "--retrieval", "paskey"), "did you mean 'passkey'?"),
     "plan": (("extend", "tiny", "demmo"), "did you mean 'demo'?"),

@@ -38,7 +38,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
 FACTORS = "Run folder of a search, or a factors file: longrope's, config.json, .csv, .gguf (docs/reading.md)."
-NEEDLES = 0.2  # perplexity alone gives factors that forget where things are (docs/search.md)
 
 
 def short_name(model: str) -> str:

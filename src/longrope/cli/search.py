@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import distributed, options, search_inputs
+from longrope.cli import distributed, options
 from longrope.cli.progress import search_bar
-from longrope.errors import LongRopeError
+from longrope.search import NEEDLE_WEIGHT
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
+    from longrope.search.method import Method
+    from longrope.search.options import SearchOptions
     from longrope.search.run import SearchResult
+
+RESEARCH = "Research"  # help panel of the options that few searches need
 
 
 def run(
@@ -27,46 +28,25 @@ def run(
     method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(
-            help="Most token-evaluations per seed, such as 2m (forward 1 a token, with backward 3); steps fit it."
-        ),
+        typer.Option(help="Most token-evaluations of each seed, such as 2m: forward 1 a token, with backward 3."),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation per seed.")] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(min=1, help="Stop after so many generations (of steps: comparisons) without progress."),
+    minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation of each seed.")] = None,
+    schemes: Annotated[
+        str | None, typer.Option(help="Schemes to start from, by commas, or none (default: the method's).")
     ] = None,
-    population: Annotated[
-        int | None, typer.Option(help="Population, or steps of the gradient, if not the method's.")
-    ] = None,
-    space: Annotated[
-        str | None, typer.Option(help="free, monotone, spline, ramp or critical (auto, gradient, cma).")
-    ] = None,
-    starts: Annotated[
-        str | None,
-        typer.Option(help="Schemes or factor files to start from (default: the method's, such as yarn,heuristic)."),
+    factors: Annotated[
+        list[str] | None, typer.Option(help="Factors file or run folder to start from; may be repeated.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
-    attention: Annotated[str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.")] = "su",
-    start_tokens: Annotated[bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.")] = False,
     needles: Annotated[
         float, typer.Option(min=0, max=1, help="Weight of the loss of needles planted in the documents (0: none).")
-    ] = options.NEEDLES,
-    also: Annotated[str | None, typer.Option(help="Shorter lengths whose loss counts as much, such as 4k,8k.")] = None,
-    tail: Annotated[str | None, typer.Option(help="Score only this many tokens at the end, such as 2k.")] = None,
-    window: Annotated[
-        str | None,
-        typer.Option(help="Tokens of a forward pass, whose positions jump up to the length, such as 16k: cheaper."),
-    ] = None,
+    ] = NEEDLE_WEIGHT,
     search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
     held_out_documents: Annotated[int, typer.Option(min=1, help="Other documents, which choose the winner.")] = 4,
     data_seed: options.Seed = 0,
-    rows: Annotated[
-        int, typer.Option("--batch", min=1, help="Rows of one forward pass: candidates and documents mixed.")
-    ] = 1,
-    racing: Annotated[bool, typer.Option("--racing", help="Drop candidates that are clearly worse early.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs of a candidate and a document in one forward pass.")] = 1,
     workers: Annotated[
-        str, typer.Option(help="Processes that evaluate, or ray, or ray://HOST:PORT (pip install 'longrope[ray]').")
+        str, typer.Option(help=r"Processes that evaluate, or ray, or ray://HOST:PORT (pip install 'longrope\[ray]').")
     ] = "1",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -74,123 +54,144 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
+    parametrization: Annotated[
+        str | None,
+        typer.Option(
+            help="Coordinates of the factors: free, monotone, spline, ramp or critical (auto, gradient, cma).",
+            rich_help_panel=RESEARCH,
+        ),
+    ] = None,
+    population: Annotated[
+        int | None,
+        typer.Option(help="Population, or number of gradient steps (default: the method's).", rich_help_panel=RESEARCH),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Stop after this many generations without a better candidate.", rich_help_panel=RESEARCH
+        ),
+    ] = None,
+    attention: Annotated[
+        str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.", rich_help_panel=RESEARCH)
+    ] = "su",
+    start_tokens: Annotated[
+        bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.", rich_help_panel=RESEARCH)
+    ] = False,
+    also: Annotated[
+        str | None,
+        typer.Option(help="Shorter lengths whose loss counts as much, such as 4k,8k.", rich_help_panel=RESEARCH),
+    ] = None,
+    tail: Annotated[
+        str | None,
+        typer.Option(help="Number of tokens at the end that count, such as 2k.", rich_help_panel=RESEARCH),
+    ] = None,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of a forward pass, whose positions jump up to the length, such as 16k: cheaper.",
+            rich_help_panel=RESEARCH,
+        ),
+    ] = None,
+    racing: Annotated[
+        bool,
+        typer.Option("--racing", help="Drop candidates early that are clearly worse.", rich_help_panel=RESEARCH),
+    ] = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
-    from longrope.search.budget import Budget
-    from longrope.search.parametrizations import PARAMETRIZATIONS
-    from longrope.search.registry import get_method
-    from longrope.storage.atomic import write_json
-    from longrope.storage.lock import claim_output, locked
+    from longrope.search.options import SearchOptions
+    from longrope.storage.lock import claim_output
 
     distributed.refuse("--workers")
-    tokens = parse_length(length)
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise LongRopeError(f"minutes = {minutes:g} allows nothing; use a number above 0")
-    limits = Budget(
-        None if budget is None else parse_length(budget, "budget"),
-        None if minutes is None else 60 * minutes,
-        patience,
+    settings = SearchOptions(
+        budget=budget,
+        minutes=minutes,
+        patience=patience,
+        population=population,
+        parametrization=parametrization,
+        schemes=None if schemes is None else [] if schemes == "none" else schemes.split(","),
+        factors=[options.read_factors(path) for path in factors or []],
+        seeds=seeds,
+        attention=attention,
+        start_tokens=start_tokens,
+        needles=needles,
+        also=() if also is None else also.split(","),
+        tail=tail,
+        window=window,
+        search_documents=search_documents,
+        held_out_documents=held_out_documents,
+        data_seed=data_seed,
+        batch_size=batch,
+        racing=racing,
+        workers=workers,
+        dtype=dtype,
+        cache=cache,
+        existing="resume" if resume else "overwrite" if overwrite else "refuse",
     )
-    chosen = get_method(method, population, tokens)
-    if space in PARAMETRIZATIONS and not chosen.uses_parametrization:
-        raise LongRopeError(f"space = {space!r} makes no difference to method {method}; use auto, gradient or cma")
+    tokens = parse_length(length)
+    search_method = settings.method(method, tokens)
+    settings.text_spec(tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
-    names = chosen.schemes if starts is None else search_inputs.parse_starts(starts)
-    lengths = [tokens, *([] if also is None else search_inputs.shorter(also, tokens))]
-    scored = None if tail is None else parse_length(tail, "tail")
-    size = None if window is None else parse_length(window, "window")
     options.refuse_run(output)
     claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
+    settings = _placed(model, tokens, search_method, settings, options.choose_device(device), output)
+    _search(model, tokens, options.default_data(model, data), search_method, settings, output, as_json=as_json)
+
+
+def _placed(
+    model: str, length: int, method: Method, settings: SearchOptions, device: str, output: Path
+) -> SearchOptions:
+    """Return the options with the device and the dtype to use, after a check that the passes fit into memory."""
+    from dataclasses import replace
 
     from longrope.cost.memory_check import Placement
     from longrope.cost.plan_cost import check_search_memory
-    from longrope.data.documents import load_documents
-    from longrope.data.split import split_documents
-    from longrope.data.weighted_text import SearchTextSpec, search_texts
     from longrope.models.load import load_config
-    from longrope.objectives.backend import open_backend, processes
-    from longrope.provenance import provenance
-    from longrope.schemes import attention_factor
-    from longrope.search.find import find_factors
-    from longrope.search.registry import fit_to_budget
-    from longrope.search.run import SearchObjectives, SearchRun
-    from longrope.search.space import START_TOKENS, Space
+    from longrope.objectives.backend import processes
 
-    place = options.choose_device(device)
-    if local := processes(workers):
+    workers, dtype, window = processes(settings.workers), settings.dtype, settings.text_spec(length).window
+    if workers:
 
         def check_memory(dtype: str) -> None:
-            placement = Placement(dtype, place, workers=local)
-            check_search_memory(chosen, load_config(model), size or tokens, placement, batch=rows)
+            placement = Placement(dtype, device, workers=workers)
+            check_search_memory(method, load_config(model), window or length, placement, batch=settings.batch_size)
 
-        recorded = options.recorded_dtype(output / "search-0.jsonl") if resume else None
-        dtype = options.choose_dtype(dtype, model, place, check_memory, recorded=recorded)
+        recorded = options.recorded_dtype(output / "search-0.jsonl") if settings.existing == "resume" else None
+        dtype = options.choose_dtype(dtype, model, device, check_memory, recorded=recorded)
         check_memory(dtype)
-    with locked(output), open_backend(model, dtype=dtype, device=place, workers=workers) as there:
-        searched = Space(
-            there.rope,
-            tokens,
-            attention_factor=attention_factor("su" if attention == "search" else attention, there.rope, tokens),
-            search_attention=attention == "search",
-            start_tokens=START_TOKENS if start_tokens else (0,),
-            ceiling=chosen.ceiling,
-            parametrization=space or chosen.parametrization,
-        )
-        source = options.default_data(model, data)
-        parts = split_documents(load_documents(source), seed=data_seed)
-        spec = SearchTextSpec(lengths, search_documents, needles, tail=scored, window=size)
-        make = partial(search_texts, tokenizer=there.tokenizer, cache=cache)
-        items, searched_on = make(parts["search"], spec=spec)
-        judges, held_out = make(parts["held_out"], spec=replace(spec, count=held_out_documents))
-        chosen, total = fit_to_budget(
-            chosen, [len(item.tokens) for item in items], limits.tokens if population is None else None
-        )
-        with search_bar(total, quiet=as_json) as watch:
-            found = find_factors(
-                searched,
-                SearchObjectives.of(there.make_objective, items, judges),
-                output,
-                method=chosen,
-                starts=[search_inputs.start(name, there.rope, tokens) for name in names],
-                run=SearchRun(
-                    seeds=range(seeds),
-                    budget=limits,
-                    batch_size=rows,
-                    racing=racing,
-                    existing="resume" if resume else "overwrite" if overwrite else "refuse",
-                    settings={"model": model, "dtype": there.dtype},
-                    provenance={"command": options.command_line(), "data": source, "data_seed": data_seed},
-                ),
-                on_progress=watch,
-            )
-        documents = {"search": searched_on, "held_out": held_out}
-        record = {"length": tokens, "data": source, "data_seed": data_seed, "documents": documents, **summary(found)}
-        write_json(output / "run.json", record | {"provenance": provenance(place)})
-    options.tell(record, as_json=as_json, text=lambda: describe(found, output))
+    return replace(settings, dtype=dtype, device=device)
 
 
-def summary(found: SearchResult) -> dict[str, object]:
-    """What a search found, as JSON values."""
-    return {
-        "winner": found.extension.long.scheme,
-        "factors": list(found.extension.long.factors),
-        **found.extension.long.provenance,
-        "stopped": [outcome.stopped for outcome in found.outcomes],
-    }
+def _search(
+    model: str, length: int, data: str, method: Method, settings: SearchOptions, output: Path, *, as_json: bool
+) -> None:
+    """Run the search with a progress bar, and write and print what it found."""
+    from longrope.objectives.backend import open_backend
+    from longrope.objectives.search_model import prepare_search
+    from longrope.storage.lock import locked
+
+    backend = open_backend(model, dtype=settings.dtype, device=settings.device, workers=settings.workers)
+    with locked(output), backend as opened:
+        names: dict[str, Any] = {"settings": {"model": model}, "facts": {"command": options.command_line()}}
+        search = prepare_search(opened, length, data=data, method=method, options=settings, **names)
+        with search_bar(search.total, quiet=as_json) as on_progress:
+            result = search.find(output, on_progress)
+        record = search.save(output, result, settings.device)
+    options.tell(record, as_json=as_json, text=lambda: describe(result, output))
 
 
-def describe(found: SearchResult, output: Path) -> None:
-    """Print the held-out comparison, in nats of what was minimised, and where the factors are."""
+def describe(result: SearchResult, output: Path) -> None:
+    """Print the held-out losses in nats, and the file with the factors."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("factors", "held-out loss", title=f"at {found.extension.length:,} tokens")
-    for name, loss in found.held_out.items():
+    table = Table("factors", "held-out loss", title=f"at {result.extension.length:,} tokens")
+    for name, loss in result.held_out.items():
         table.add_row(name, f"{loss:.4f}")
     console = Console()
     console.print(table)
-    if found.extension.long.scheme != "searched":
-        name = found.extension.long.scheme
-        console.print(f"Nothing better than {name} was found: use a larger budget, or start from it (--starts {name}).")
-    console.print(f"Stopped: {'; '.join(outcome.stopped for outcome in found.outcomes)}.")
+    winner = result.extension.long.scheme
+    if winner != "searched":
+        advice = f"use a larger budget, or start from it (--schemes {winner})"
+        console.print(f"Nothing better than {winner} was found: {advice}.")
+    console.print(f"Stopped: {'; '.join(outcome.stopped for outcome in result.outcomes)}.")
     console.print(f"Factors: {output / 'extension.json'}", soft_wrap=True, markup=False)

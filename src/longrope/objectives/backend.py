@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
@@ -71,6 +72,18 @@ def open_backend(
         yield EvaluationBackend(Rope.of(config), tokenizer, str(loaded), make_objective)
     finally:
         pool.close()
+
+
+def backend_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[EvaluationBackend, dict[str, str]]:
+    """Return the backend of a loaded model, and a fingerprint of its weights for journals.
+
+    The fingerprint covers the first numbers of every tensor, so that a run is not resumed with other weights.
+    """
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    backend = EvaluationBackend(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
+    return backend, {"weights": digest.hexdigest()[:16]}
 
 
 def processes(workers: str) -> int:

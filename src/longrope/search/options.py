@@ -1,0 +1,137 @@
+"""The rarely used settings of a search, with the defaults of ``longrope search``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longrope.data.weighted_text import SearchTextSpec
+from longrope.errors import LongRopeError, unknown
+from longrope.scaling import Extension, Scaling
+from longrope.schemes import canonical
+from longrope.search import NEEDLE_WEIGHT
+from longrope.search.budget import Budget
+from longrope.search.method import Method
+from longrope.search.parametrizations import PARAMETRIZATIONS
+from longrope.search.registry import METHODS, get_method
+from longrope.units import parse_length
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Settings of a search. Numbers of tokens may be strings such as ``"2m"``.
+
+    Args:
+        budget: Most token-evaluations of each seed; for a function of yours, most calls. None for the method's own.
+        minutes: Most minutes of evaluation of each seed.
+        patience: Most generations (gradient: comparisons) in a row without a better candidate.
+        population: Population, or number of gradient steps; None for the method's own.
+        parametrization: A key of `PARAMETRIZATIONS`; None for the method's own.
+        schemes: Names of the schemes to start from; None for the method's own.
+        factors: Other factors to start from: scalings, extensions, or paths of factors files and run folders.
+        seeds: Number of searches, with seeds 0, 1, …; the best wins.
+        attention: Attention factor: ``su``, ``yarn``, ``none``, a number, or ``search``.
+        start_tokens: Whether to search the number of start tokens n̂ too.
+        needles: Weight of the loss of needles planted in the documents, from 0 to 1.
+        also: Shorter lengths in tokens that count as much as the target length.
+        tail: Number of tokens at the end of each document that count; None for all.
+        window: Number of tokens in a forward pass, whose positions jump up to the length; None for the length.
+        search_documents: Number of documents whose loss is minimised.
+        held_out_documents: Number of other documents, which choose the winner.
+        data_seed: Seed of the split into search, held-out and test documents.
+        batch_size: Most (candidate, document) pairs in one forward pass.
+        racing: Whether to drop candidates early that are clearly worse.
+        workers: Number of processes, ``ray`` or ``ray://HOST:PORT``. A loaded model is evaluated in this process.
+        dtype: Dtype to load a model in, a key of `longrope.models.load.DTYPES`.
+        device: Device to load a model on.
+        cache: Folder that keeps tokens from one run to the next.
+        existing: What to do with a run in the output folder: ``refuse``, ``resume`` or ``overwrite``.
+
+    Raises:
+        LongRopeError: If a value is not possible.
+    """
+
+    budget: int | str | None = None
+    minutes: float | None = None
+    patience: int | None = None
+    population: int | None = None
+    parametrization: str | None = None
+    schemes: Sequence[str] | None = None
+    factors: Sequence[str | Path | Scaling | Extension] = ()
+    seeds: int = 1
+    attention: str | float = "su"
+    start_tokens: bool = False
+    needles: float = NEEDLE_WEIGHT
+    also: Sequence[int | str] = ()
+    tail: int | str | None = None
+    window: int | str | None = None
+    search_documents: int = 4
+    held_out_documents: int = 4
+    data_seed: int = 0
+    batch_size: int = 1
+    racing: bool = False
+    workers: str = "1"
+    dtype: str = "auto"
+    device: str = "cpu"
+    cache: Path | None = None
+    existing: str = "refuse"
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise LongRopeError(f"minutes = {self.minutes:g}: allows nothing. Use a number above 0.")
+        if self.parametrization is not None and self.parametrization not in PARAMETRIZATIONS:
+            raise unknown("parametrization", self.parametrization, PARAMETRIZATIONS)
+        if self.schemes is not None:
+            object.__setattr__(self, "schemes", tuple(canonical(name.strip()) for name in self.schemes))
+            if not self.schemes and not self.factors:
+                raise LongRopeError("schemes = (): the search has no start. Name a scheme, or give factors.")
+        object.__setattr__(self, "also", tuple(sorted({_tokens("also", length) for length in self.also})))
+        _ = self.limits
+
+    @property
+    def limits(self) -> Budget:
+        """Limits of each search."""
+        seconds = None if self.minutes is None else 60 * self.minutes
+        return Budget(None if self.budget is None else _tokens("budget", self.budget), seconds, self.patience)
+
+    def text_spec(self, length: int) -> SearchTextSpec:
+        """Return the texts to search on, for a target length in tokens.
+
+        Raises:
+            LongRopeError: If one of ``also`` is longer than the target length.
+        """
+        lengths = [length, *(_tokens("also", shorter) for shorter in self.also)]
+        if max(lengths) > length:
+            raise LongRopeError(f"also = {max(lengths)}: above length = {length}. Give the longest as the length.")
+        tail = None if self.tail is None else _tokens("tail", self.tail)
+        window = None if self.window is None else _tokens("window", self.window)
+        return SearchTextSpec(lengths, self.search_documents, self.needles, tail=tail, window=window)
+
+    def method(self, method: str | Method, length: int) -> Method:
+        """Return a method with the population of these options, for a target length in tokens.
+
+        Args:
+            method: A key of `METHODS`, or a method.
+            length: Target length in tokens.
+
+        Raises:
+            LongRopeError: If the name is unknown, the population is too small, or the parametrization has no effect.
+        """
+        if isinstance(method, str):
+            chosen, name = get_method(method, self.population, length), method
+        else:
+            chosen = method if self.population is None else method.with_population(self.population)
+            name = type(method).__name__
+        if self.parametrization is not None and not chosen.uses_parametrization:
+            others = [name for name, other in METHODS.items() if other.uses_parametrization]
+            raise LongRopeError(
+                f"parametrization = {self.parametrization!r}: has no effect on the method {name}. "
+                f"Leave it out, or use {', '.join(others)}."
+            )
+        return chosen
+
+
+def _tokens(name: str, value: int | str) -> int:
+    return parse_length(value, name) if isinstance(value, str) else value

@@ -1,0 +1,115 @@
+"""`longrope.search` from Python: models, names and functions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import families
+import numpy as np
+import pytest
+from searching import ROPE, quadratic, slope
+
+import longrope as lr
+from longrope.models.load import load
+from longrope.search.registry import METHODS
+
+FEW = lr.SearchOptions(budget="6k", search_documents=1, held_out_documents=1, needles=0.0)
+
+
+def test_a_function_is_minimised_without_naming_a_method() -> None:
+    calls = []
+
+    def my_loss(scaling: lr.Scaling) -> float:
+        calls.append(scaling)
+        return quadratic(scaling)
+
+    found = lr.search(lambda scaling: my_loss(scaling), rope=ROPE, length=2048, options=lr.SearchOptions(budget=150))
+    closed = [quadratic(lr.scheme(name, ROPE, 2048)) for name in ("pi", "ntk", "yarn", "heuristic")]
+    assert found.held_out["searched"] == quadratic(found.extension.long) < min(closed)
+    assert len(calls) == len(set(calls)) <= 150 + len(closed)
+    assert found.extension.length == 2048
+
+
+@pytest.mark.parametrize("method", ["auto", "gradient"])
+def test_a_function_without_gradient_names_the_methods_that_fit(method: str) -> None:
+    with pytest.raises(lr.LongRopeError, match=r"^objective: it has no gradient.* \(cma, paper, simple\)"):
+        lr.search(quadratic, rope=ROPE, length=2048, method=method)
+
+
+def test_a_function_with_a_gradient_is_searched_by_it() -> None:
+    found = lr.search(lr.FunctionObjective(quadratic, slope), rope=ROPE, length=2048)
+    assert list(found.extension.long.provenance["method"]) == ["Auto"]
+    assert min(found.held_out, key=found.held_out.__getitem__) == "searched"
+
+
+def test_a_function_needs_a_rope() -> None:
+    with pytest.raises(lr.LongRopeError, match=r"^rope = None: "):
+        lr.search(quadratic, length=2048)
+
+
+def test_a_loaded_model_and_its_name_find_the_same_factors(tmp_path: Path) -> None:
+    model, tokenizer = load("tiny", dtype="float32")
+    loaded = lr.search(model, tokenizer, length=512, options=FEW)
+    named = lr.search(
+        "tiny", length="512", output=tmp_path / "run", options=lr.SearchOptions(**{**vars(FEW), "dtype": "float32"})
+    )
+    assert loaded.held_out == named.held_out
+    assert loaded.extension.long.factors == named.extension.long.factors
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["factors"] == list(named.extension.long.factors)
+
+
+def test_a_run_goes_on_only_with_the_same_weights(tmp_path: Path) -> None:
+    model, tokenizer = load("tiny", dtype="float32")
+    first = lr.search(model, tokenizer, length=512, output=str(tmp_path), options=FEW)
+    again = lr.SearchOptions(**{**vars(FEW), "existing": "resume"})
+    before = (tmp_path / "search-0.jsonl").read_bytes()
+    assert lr.search(model, tokenizer, length=512, output=tmp_path, options=again).held_out == first.held_out
+    assert (tmp_path / "search-0.jsonl").read_bytes() == before
+    next(model.parameters()).data[0] += 1
+    with pytest.raises(lr.LongRopeError, match="weights was"):
+        lr.search(model, tokenizer, length=512, output=tmp_path, options=again)
+    with pytest.raises(lr.LongRopeError, match="exists"):
+        lr.search(model, tokenizer, length=512, output=tmp_path, options=FEW)
+
+
+def test_a_loaded_model_needs_its_tokenizer_and_has_no_workers() -> None:
+    model = families.build("llama", num_hidden_layers=1)
+    with pytest.raises(lr.LongRopeError, match=r"^tokenizer = None: "):
+        lr.search(model, length=512)
+    with pytest.raises(lr.LongRopeError, match=r"^workers = 2: "):
+        lr.search(model, object(), length=512, options=lr.SearchOptions(workers="2"))  # pyright: ignore
+
+
+def test_a_search_starts_from_schemes_and_factors(tmp_path: Path) -> None:
+    mine = lr.Scaling(np.linspace(1, 8, 8).tolist(), scheme="mine", length=2048)
+    path = tmp_path / "mine.json"
+    path.write_text(mine.to_json())
+    for factors in ([mine], [path], [lr.Extension.of(ROPE, mine)]):
+        options = lr.SearchOptions(budget=20, schemes=["yarn"], factors=factors)
+        assert {"yarn", "mine"} <= set(lr.search(quadratic, rope=ROPE, length=2048, options=options).held_out)
+    with pytest.raises(lr.LongRopeError, match="the search has no start"):
+        lr.SearchOptions(schemes=[])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minutes": 0}, "minutes = 0: allows nothing"),
+        ({"parametrization": "wavy"}, "parametrization = 'wavy' is unknown"),
+        ({"schemes": ["yran"]}, "did you mean 'yarn'"),
+        ({"budget": "many"}, "budget = 'many'"),
+        ({"patience": 0}, "patience = 0"),
+    ],
+)
+def test_options_that_are_not_possible_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(lr.LongRopeError, match=message):
+        lr.SearchOptions(**options)
+
+
+def test_a_parametrization_without_effect_is_refused() -> None:
+    options = lr.SearchOptions(parametrization="spline")
+    assert options.method("cma", 2048) is METHODS["cma"]
+    with pytest.raises(lr.LongRopeError, match=r"has no effect on the method paper\. .* auto, gradient, cma\.$"):
+        options.method("paper", 2048)
