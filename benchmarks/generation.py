@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.cli.chat_cache import ChatCache
-from longrope.cli.chat_session import ChatModel, Turn, before
+from longrope.cli.chat_session import ChatModel, Turn, join_prompt
 from longrope.cli.chat_stream import Stream
 from longrope.data.stdlib import stdlib_documents
 from longrope.export.hf_config import config_fields
@@ -126,13 +126,17 @@ def two_turns(speaker: ChatModel, text: str, depth: float) -> dict[str, Any]:
     place = text.index("\n", int(depth * len(text)))
     file = f"{text[:place]}\n{NEEDLE.format(number)}{text[place:]}"
     memory, turns, rows = ChatCache(speaker), list[Turn](), list[dict[str, Any]]()
-    for said in (before(file, ASKED), NEXT):
+    for said in (join_prompt(file, ASKED), NEXT):
         tokens, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer, quiet=True)
         memory.answer(tokens, new=NEW, temperature=0, stream=stream)
         answer = str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True))
         turns.append((said, answer))
         row = {"prompt_tokens": len(tokens), "tokens": len(stream.tokens), "answer": answer}
-        row |= {"factors": speaker.sets(tokens, NEW), "first_token_seconds": stream.times[0], "rate": stream.rate}
+        row |= {
+            "factors": speaker.factor_sets(tokens, NEW),
+            "first_token_seconds": stream.times[0],
+            "rate": stream.rate,
+        }
         rows.append({**row, "load_average": os.getloadavg()[0]})
     return {"number": number, "found": number in turns[0][1], "turns": rows}
 

@@ -234,13 +234,13 @@ def test_a_file_leaves_room_for_a_chat(chat: Cli, model: Path, small: Path, tmp_
     assert result.out
 
 
-def speaker_of(family: str, policy: str, **fields: object) -> ChatModel:
+def chat_model_of(family: str, policy: str, **fields: object) -> ChatModel:
     model = build(family, vocab_size=300, eos_token_id=None, **fields)
     return ChatModel(model, byte_bpe(), two_sets(model), policy, exported=False)
 
 
 def answered(memory: ChatCache, ids: list[int], new: int) -> list[int]:
-    stream = Stream(memory.speaker.tokenizer, quiet=True)
+    stream = Stream(memory.chat_model.tokenizer, quiet=True)
     memory.answer(ids, new=new, temperature=0, stream=stream)
     return stream.tokens
 
@@ -256,19 +256,19 @@ SLIDING = {"sliding_window": 24}
 @pytest.mark.parametrize(("family", "fields"), [("llama", {}), ("phi3", {}), ("mistral", SLIDING)])
 def test_a_memory_changes_no_answer(family: str, fields: dict[str, int], policy: str) -> None:
     """Longer, shorter and other texts than those remembered, on both sides of L0."""
-    speaker = speaker_of(family, policy, **fields)
-    memory, first = ChatCache(speaker), ids_of(40, 0)
+    chat_model = chat_model_of(family, policy, **fields)
+    memory, first = ChatCache(chat_model), ids_of(40, 0)
     longer = first + answered(memory, first, 7) + ids_of(12, 1)
     across = longer + answered(memory, longer, 11) + ids_of(30, 2)
-    fresh = functools.cache(lambda ids: answered(ChatCache(speaker), [*ids], 11))
+    fresh = functools.cache(lambda ids: answered(ChatCache(chat_model), [*ids], 11))
     for ids in (across, across[:70] + ids_of(20, 3), first, ids_of(5, 4), across, across):
         assert answered(memory, ids, 11) == fresh(tuple(ids))
         assert memory.cache.get_seq_length() == len(memory.ids) == len(ids) + 10
 
 
 def test_what_is_remembered_is_not_read_again() -> None:
-    memory, first, sizes = ChatCache(speaker_of("llama", "static")), ids_of(200, 0), []
-    model = memory.speaker.model.base_model
+    memory, first, sizes = ChatCache(chat_model_of("llama", "static")), ids_of(200, 0), []
+    model = memory.chat_model.model.base_model
     model.register_forward_pre_hook(
         lambda module, args, given: sizes.append(given["input_ids"].shape[1]) if given["use_cache"] else None,
         with_kwargs=True,
@@ -289,20 +289,20 @@ def test_an_interrupt_in_the_middle_of_a_step_spoils_nothing(
     family: str, fields: dict[str, int], policy: str, at: int
 ) -> None:
     """After the first layer of the two: of the prompt, or of a new token, at L0 too."""
-    speaker = speaker_of(family, policy, **fields)
-    memory, ids, calls = ChatCache(speaker), ids_of(L0 - 3, 0), []
+    chat_model = chat_model_of(family, policy, **fields)
+    memory, ids, calls = ChatCache(chat_model), ids_of(L0 - 3, 0), []
 
     def interrupt(module: object, args: object, given: dict[str, object], output: Tensor) -> None:
         calls.append(given["use_cache"])
         if calls.count(True) == at:
             raise KeyboardInterrupt
 
-    hook = speaker.model.base_model.layers[0].register_forward_hook(interrupt, with_kwargs=True)
+    hook = chat_model.model.base_model.layers[0].register_forward_hook(interrupt, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
         answered(memory, ids, 20)
     hook.remove()
     for again in (ids + ids_of(2, 1), ids[:30]):
-        assert answered(memory, again, 9) == answered(ChatCache(speaker), again, 9)
+        assert answered(memory, again, 9) == answered(ChatCache(chat_model), again, 9)
 
 
 def test_an_interrupt_names_resume_only_where_there_is_one(capsys: pytest.CaptureFixture[str]) -> None:

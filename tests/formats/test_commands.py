@@ -64,7 +64,7 @@ def test_inspect_shows_them(folder: Path) -> None:
     ("words", "said"),
     [
         (["scale", "tiny"], "length is missing"),
-        (["scale", "tiny", "--factors", "x.csv"], r"length is missing: x\.csv names none"),
+        (["scale", "tiny", "--factors", "x.csv"], r"length is missing: x\.csv does not name it"),
         (["scale", "tiny", "--factors", "x.csv", "--scheme", "pi", "-l", "2k"], "exclude each other"),
         (["scale", "tiny", "--factors", "other.json"], r"other\.json: extension\.rope = .*dim=32"),
         (["inspect", "tiny", "--factors", "few.csv"], "belong to another model"),

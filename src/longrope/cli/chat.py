@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from longrope.cli.chat_cache import ChatCache
     from longrope.cli.chat_session import Turn
 
-TURNS = 1 / 8  # of L that a file leaves free for turns
-HELP = "/reset begins anew (a file is kept), /exit or the end of the input ends, Ctrl-C stops an answer"
+TURNS_SHARE = 1 / 8  # share of L that a file leaves free for turns
+HELP = "/reset starts a new chat (about the same file), /exit or the end of the input ends it, Ctrl-C stops an answer"
 
 
 def run(
@@ -27,33 +27,33 @@ def run(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
-    """Talk with an extended model, about a long file perhaps: every line of the input is a turn."""
+    """Chat with an extended model, also about a long file; every line of the input is a turn."""
     import torch
 
     from longrope.cli import chat_session
     from longrope.cli.chat_cache import ChatCache
 
     text = chat_session.read_file(file)
-    speaker = chat_session.open_speaker(model, factors, policy, dtype, device)
+    chat_model = chat_session.open_chat_model(model, factors, policy, dtype, device)
     torch.manual_seed(seed)
-    length = speaker.extension.length
+    length = chat_model.extension.length
     chat_session.note(
-        f"L0 = {speaker.extension.rope.original_length:,}, L = {length:,}, policy {speaker.policy}; {HELP}"
+        f"L0 = {chat_model.extension.rope.original_length:,}, L = {length:,}, policy {chat_model.policy}; {HELP}"
     )
     if text:
-        room = length - new - int(length * TURNS)
-        text = speaker.cut(text, room, lambda cut: speaker.encode([(cut, "")]))
-    memory, turns = ChatCache(speaker), []
-    while (said := read_line()) is not None:
-        if said == "/reset":
+        room = length - new - int(length * TURNS_SHARE)
+        text = chat_model.cut(text, room, lambda cut: chat_model.encode([(cut, "")]))
+    chat_cache, turns = ChatCache(chat_model), []
+    while (message := read_line()) is not None:
+        if message == "/reset":
             turns = []
-        elif said:
-            said = said if turns else chat_session.before(text, said)
-            turns = take_turn(memory, turns, said, new=new, temperature=temperature)
+        elif message:
+            message = message if turns else chat_session.join_prompt(text, message)
+            turns = take_turn(chat_cache, turns, message, new=new, temperature=temperature)
 
 
 def read_line() -> str | None:
-    """The next line, without blanks around it; None for the end."""
+    """Read the next line without surrounding blanks; return None at the end."""
     try:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -64,20 +64,22 @@ def read_line() -> str | None:
     return None if not line or line.strip() == "/exit" else line.strip()
 
 
-def take_turn(memory: ChatCache, turns: list[Turn], said: str, *, new: int, temperature: float) -> list[Turn]:
-    """Let the model answer; the turns with this one, or without it if it does not fit."""
+def take_turn(chat_cache: ChatCache, turns: list[Turn], message: str, *, new: int, temperature: float) -> list[Turn]:
+    """Let the model answer and return the turns with this one, or without it if it does not fit."""
     from longrope.cli import chat_session
     from longrope.cli.chat_stream import Stream
 
-    speaker = memory.speaker
-    ids, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer)
+    chat_model = chat_cache.chat_model
+    ids, stream = chat_model.encode([*turns, (message, "")]), Stream(chat_model.tokenizer)
     try:
-        memory.answer(ids, new=new, temperature=temperature, stream=stream)
+        chat_cache.answer(ids, new=new, temperature=temperature, stream=stream)
     except LongRopeError as error:
         chat_session.note(f"error: {error} (or /reset)")
         return turns
     except KeyboardInterrupt:
         stream.end()
         chat_session.note("(stopped)")
-    chat_session.note(f"[{len(ids):,} tokens, {speaker.sets(ids, new, len(stream.tokens))} factors; {stream.speed()}]")
-    return [*turns, (said, str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True)))]
+    chat_session.note(
+        f"[{len(ids):,} tokens, {chat_model.factor_sets(ids, new, len(stream.tokens))} factors; {stream.speed()}]"
+    )
+    return [*turns, (message, str(chat_model.tokenizer.decode(stream.tokens, skip_special_tokens=True)))]

@@ -1,4 +1,4 @@
-"""What ``longrope generate`` and ``longrope chat`` share: a model that speaks, and the texts that it is given."""
+"""The model and the prompts that ``longrope generate`` and ``longrope chat`` share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ from longrope.models.patch import patch
 from longrope.rope import Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling, as_extension
 
-Turn = tuple[str, str]  # what was said to the model, and what it answered; nothing yet in the last one
+Turn = tuple[str, str]  # the user's text and the model's answer, which is empty in the last turn
 
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A model with an extension; ``exported`` if the factors are in its own config."""
+    """A model with its extension.
+
+    Args:
+        model: Causal language model.
+        tokenizer: Tokenizer of the model.
+        extension: Short and long factors.
+        policy: One of `longrope.models.generation.POLICIES`.
+        exported: Whether the model's own config holds the factors.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -33,56 +41,69 @@ class ChatModel:
     exported: bool
 
     def patched(self, factors: Scaling | None) -> AbstractContextManager[object]:
-        """Its forward pass under some factors."""
+        """Return a block in which the forward pass uses the factors."""
         return patch(self.model, None if self.exported else factors)
 
     def generating(self) -> AbstractContextManager[object]:
-        """Its ``generate`` under its policy."""
+        """Return a block in which ``generate`` follows the policy."""
         return nullcontext() if self.exported else generating(self.model, self.extension, self.policy)
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Tokens of a conversation: by the chat template if there is one, else its texts one after the other."""
+        """Encode a chat with the model's chat template, or join its texts if the model has none."""
         if self.tokenizer.chat_template is None:
-            text = "\n".join(said + answered for said, answered in turns)
+            text = "\n".join(message + answer for message, answer in turns)
             return list(self.tokenizer(text, verbose=False)["input_ids"])
-        roles = [(("user", said), ("assistant", answered)) for said, answered in turns]
+        roles = [(("user", message), ("assistant", answer)) for message, answer in turns]
         messages = [{"role": role, "content": text} for pair in roles for role, text in pair][:-1]
         text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def cut(self, text: str, room: int, encode: Callable[[str], list[int]]) -> str:
-        """As much of the beginning of a text as leaves at most ``room`` tokens of what ``encode`` makes of it."""
+        """Return the longest beginning of a text whose prompt has at most ``room`` tokens.
+
+        Args:
+            text: Text of the file.
+            room: Largest number of tokens of the prompt.
+            encode: Function from the text to the tokens of the prompt.
+        """
         tokens = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        kept, size = text, len(tokens)
-        while (over := len(encode(kept)) - room) > 0:
-            size -= over
+        beginning, size = text, len(tokens)
+        while (excess := len(encode(beginning)) - room) > 0:
+            size -= excess
             if size <= 0:
                 raise LongRopeError(
                     f"the extension's length = {self.extension.length} leaves no room for the file; shorten the "
                     "prompt, lower --max-new-tokens, or extend the model further"
                 )
-            kept = str(self.tokenizer.decode(tokens[:size], clean_up_tokenization_spaces=False)).rstrip("\ufffd")
-        if kept is not text:
-            note(f"the file has {len(tokens):,} tokens, of which the first {size:,} fit: the rest is left out")
-        return kept
+            beginning = str(self.tokenizer.decode(tokens[:size], clean_up_tokenization_spaces=False)).rstrip("\ufffd")
+        if beginning is not text:
+            note(f"the file has {len(tokens):,} tokens, of which the first {size:,} fit: the others are cut")
+        return beginning
 
-    def sets(self, ids: list[int], new: int, made: int | None = None) -> str:
-        """Which factors are used: long, short, or ``short, then long``; of ``new`` tokens, ``made`` came (or all)."""
-        made = new if made is None else made
-        ends = [factors_for(self.extension, self.policy, len(ids) + more, new - more) for more in (0, made)]
-        return ", then ".join(dict.fromkeys("long" if end == self.extension.long else "short" for end in ends))
+    def factor_sets(self, ids: list[int], new: int, generated: int | None = None) -> str:
+        """Return the sets of factors that generation uses: ``long``, ``short``, or ``short, then long``.
+
+        Args:
+            ids: Tokens of the prompt.
+            new: Largest number of tokens to generate.
+            generated: Number of generated tokens (default: ``new``).
+        """
+        counts = (0, new if generated is None else generated)
+        scalings = [factors_for(self.extension, self.policy, len(ids) + count, new - count) for count in counts]
+        names = ["long" if scaling == self.extension.long else "short" for scaling in scalings]
+        return ", then ".join(dict.fromkeys(names))
 
 
 def note(text: str) -> None:
-    """Say something beside the generated text."""
+    """Print a note to standard error, apart from the generated text."""
     print(text, file=sys.stderr, flush=True)
 
 
 def read_file(path: Path | None) -> str:
-    """The text of a file; nothing if there is none.
+    """Read the text of a file; return an empty string if no file is given.
 
     Raises:
-        LongRopeError: if it cannot be read or holds no text.
+        LongRopeError: The file cannot be read or holds no text.
     """
     try:
         text = "" if path is None else path.read_text(encoding="utf-8")
@@ -93,26 +114,33 @@ def read_file(path: Path | None) -> str:
     return text
 
 
-def before(file: str, said: str) -> str:
-    """A file's text before what is said about it."""
-    return f"{file.rstrip()}\n\n{said}" if file and said else file or said
+def join_prompt(file: str, question: str) -> str:
+    """Join a file's text and the question about it."""
+    return f"{file.rstrip()}\n\n{question}" if file and question else file or question
 
 
-def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device: str) -> ChatModel:
+def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, device: str) -> ChatModel:
     """Load a model and its extension.
 
+    Args:
+        name: Name of the model, as for `longrope.models.load.load`.
+        factors: Factors file or run folder (default: the model folder's ``extension.json``).
+        policy: One of `longrope.models.generation.POLICIES`.
+        dtype: Key of `longrope.models.load.DTYPES`.
+        device: Torch device, or ``auto``.
+
     Raises:
-        LongRopeError: if one of them is missing, or they do not belong together.
+        LongRopeError: The model or its factors are missing, or they do not belong together.
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
-    within = Path(name) / "extension.json"
-    if factors is None and not within.is_file():
+    extension_file = Path(name) / "extension.json"
+    if factors is None and not extension_file.is_file():
         raise LongRopeError(
             f"--factors is missing: a run folder or a factors file; for one without a search: "
             f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
         )
-    extension = options.read_factors(factors or str(within))
+    extension = options.read_factors(factors or str(extension_file))
     parameters = load_config(name).get_text_config().rope_parameters if factors is None else None
     exported = full_attention_fields(parameters).get("rope_type") == "longrope"
     if exported and isinstance(extension, Extension) and extension.short != extension.long:
@@ -129,6 +157,6 @@ def open_speaker(name: str, factors: str | None, policy: str, dtype: str, device
     dtype = options.choose_dtype(dtype, name, device, check_memory)
     model, tokenizer = options.open_model(name, dtype, device)
     extension = as_extension(extension, Rope.of(model))
-    speaker = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
-    with speaker.generating():  # refuses another model's extension
-        return speaker
+    chat_model = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
+    with chat_model.generating():  # refuses another model's extension
+        return chat_model

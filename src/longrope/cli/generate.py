@@ -12,18 +12,20 @@ from longrope.errors import LongRopeError
 
 Factors = Annotated[
     str | None,
-    typer.Option("--factors", help="Run folder, or a factors file; not for a checkpoint of longrope export."),
+    typer.Option("--factors", help="Run folder or factors file; not needed for a checkpoint of longrope export."),
 ]
-File = Annotated[Path | None, typer.Option(help="Text file that goes before the prompt; cut to what fits.")]
-New = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Tokens to generate at most.")]
-Policy = Annotated[str, typer.Option(help="pin, switch or static: when the short factors are used.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above, it is drawn.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")]
+File = Annotated[
+    Path | None, typer.Option(help="Text file to put before the prompt; its end is cut if it does not fit.")
+]
+New = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Largest number of tokens to generate.")]
+Policy = Annotated[str, typer.Option(help="When to use the short factors: pin, switch or static.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above 0, tokens are sampled.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling.")]
 
 
 def run(
     model: options.Model,
-    prompt: Annotated[str, typer.Argument(help="What to go on from; the question, with --file.")] = "",
+    prompt: Annotated[str, typer.Argument(help="Text to continue; with --file, the question.")] = "",
     factors: Factors = None,
     file: File = None,
     new: New = 256,
@@ -34,7 +36,7 @@ def run(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Try an extended model: go on from a prompt or a long file, past L0."""
+    """Try an extended model: continue a prompt or a long file beyond L0."""
     if not prompt and file is None:
         raise LongRopeError("prompt is empty; give one, or --file")
 
@@ -45,25 +47,25 @@ def run(
     from longrope.cli.chat_stream import Stream
 
     text = chat_session.read_file(file)
-    speaker = chat_session.open_speaker(model, factors, policy, dtype, device)
+    chat_model = chat_session.open_chat_model(model, factors, policy, dtype, device)
     torch.manual_seed(seed)
-    room = speaker.extension.length - new
+    room = chat_model.extension.length - new
     if text:
-        text = speaker.cut(text, room, lambda cut: speaker.encode([(chat_session.before(cut, prompt), "")]))
-    ids = speaker.encode([(chat_session.before(text, prompt), "")])
-    rope = speaker.extension.rope
+        text = chat_model.cut(text, room, lambda cut: chat_model.encode([(chat_session.join_prompt(cut, prompt), "")]))
+    ids = chat_model.encode([(chat_session.join_prompt(text, prompt), "")])
+    rope = chat_model.extension.rope
     chat_session.note(
-        f"{len(ids):,} tokens, at most {new:,} new: {speaker.sets(ids, new)} factors (policy {speaker.policy}, "
-        f"L0 = {rope.original_length:,}, L = {speaker.extension.length:,})"
+        f"{len(ids):,} tokens, at most {new:,} new: {chat_model.factor_sets(ids, new)} factors "
+        f"(policy {chat_model.policy}, L0 = {rope.original_length:,}, L = {chat_model.extension.length:,})"
     )
-    stream = Stream(speaker.tokenizer, quiet=as_json)
-    ChatCache(speaker).answer(ids, new=new, temperature=temperature, stream=stream)
+    stream = Stream(chat_model.tokenizer, quiet=as_json)
+    ChatCache(chat_model).answer(ids, new=new, temperature=temperature, stream=stream)
     record = {
-        "text": speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True),
+        "text": chat_model.tokenizer.decode(stream.tokens, skip_special_tokens=True),
         "tokens": len(stream.tokens),
         "prompt_tokens": len(ids),
-        "factors": speaker.sets(ids, new, len(stream.tokens)),
-        "policy": speaker.policy,
+        "factors": chat_model.factor_sets(ids, new, len(stream.tokens)),
+        "policy": chat_model.policy,
         "seconds": stream.times[-1],
         "first_token_seconds": stream.times[0],
         "tokens_per_second": stream.rate,

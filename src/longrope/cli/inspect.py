@@ -20,7 +20,7 @@ def run(
     factors: Annotated[str | None, typer.Option(help=f"Show these factors too. {options.FACTORS}")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """A model's rotary pairs: wavelength, trained through or not, and the factors that each scheme gives them."""
+    """Show a model's rotary pairs: wavelength, whether training completed a turn, and each scheme's factors."""
     target = None if length is None else parse_length(length)
 
     from longrope.models.load import load_config

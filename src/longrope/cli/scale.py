@@ -20,7 +20,9 @@ def run(
     model: options.Model,
     length: Annotated[
         str | None,
-        typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384 (default: --factors's)."),
+        typer.Option(
+            "--length", "-l", help="Target length in tokens: 16k, 2m, 16384 (default: the length in --factors)."
+        ),
     ] = None,
     scheme: Annotated[
         str | None,
@@ -29,11 +31,11 @@ def run(
     factors: Annotated[
         str | None, typer.Option(help=f"Use these factors instead of a scheme's. {options.FACTORS}")
     ] = None,
-    attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: as it is).")] = None,
+    attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: unchanged).")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors to this file.")] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """The factors of a closed-form scheme, or those that others wrote, as a factors file (no search)."""
+    """Write a factors file without a search, from a closed-form scheme or from factors that others wrote."""
     from longrope.storage.atomic import write_text
     from longrope.storage.lock import claim_output
 
@@ -56,7 +58,7 @@ def run(
     else:
         extension = Extension.of(rope, choose(scheme or "heuristic", rope, tokens))
     if attention is not None:
-        extension = attend(extension, attention)
+        extension = with_attention(extension, attention)
     text = extension.to_json()
     if output is None:
         typer.echo(text, nl=False)
@@ -66,27 +68,27 @@ def run(
 
 
 def read(path: str, rope: Rope, length: int | None) -> Extension:
-    """The extension of a model by factors that are there, for a length if one is given.
+    """Read a model's extension from a file, for another length if one is given.
 
     Raises:
-        LongRopeError: if they are another model's, or no length is known.
+        LongRopeError: The factors belong to another model, or their length is unknown.
     """
     from dataclasses import replace
 
     from longrope.scaling import Extension, check_rope
 
-    found = options.read_factors(path)
-    length = length or found.length
+    scaling = options.read_factors(path)
+    length = length or scaling.length
     if length is None:
-        raise LongRopeError(f"length is missing: {path} names none; give the length that it is made for with -l")
-    if not isinstance(found, Extension):
-        return Extension.of(rope, replace(found, length=length))
-    check_rope(found, rope, path)
-    return replace(found, long=replace(found.long, length=length), length=length)
+        raise LongRopeError(f"length is missing: {path} does not name it. Give the target length with -l.")
+    check_rope(scaling, rope, path)
+    if not isinstance(scaling, Extension):
+        return Extension.of(rope, replace(scaling, length=length))
+    return replace(scaling, long=replace(scaling.long, length=length), length=length)
 
 
-def attend(extension: Extension, policy: str) -> Extension:
-    """The same with another attention factor, on the short set too where that is the long one."""
+def with_attention(extension: Extension, policy: str) -> Extension:
+    """Return an extension with another attention factor, also on the short set if both sets are equal."""
     from dataclasses import replace
 
     from longrope.schemes import attention_factor
