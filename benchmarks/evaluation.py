@@ -1,9 +1,9 @@
-"""Perplexity of one text: ours against full logits and against lm-evaluation-harness's rolling log-likelihood.
+"""Perplexity of one text with longrope, with full logits and with lm-evaluation-harness's rolling log-likelihood.
 
     make benchmark-evaluation      # half an hour on two cores
 
-Same model (SmolLM2-135M, float32), same text, one window, every cell a process of its own; the ways take turns.
-Memory is the peak above the loaded model. Results in ``benchmarks/results/evaluation.json``.
+The model is SmolLM2-135M in float32, the text is one window. Every run is a process of its own, and the methods take
+turns. Memory is the peak above the loaded model. Results in ``benchmarks/results/evaluation.json``.
 """
 
 from __future__ import annotations
@@ -32,51 +32,52 @@ from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.json"
-WAYS = ("ours", "full logits", "lm-eval")
-TURNS = {2048: 3, 16384: 1}  # of each way, by length
+METHODS = ("ours", "full logits", "lm-eval")
+TURNS = {2048: 3, 16384: 1}  # of each method, by length
 
 
 def main() -> None:
-    """Every cell that is not there yet."""
+    """Run every method that has no result yet."""
     if len(sys.argv) > 1:
-        print(json.dumps(cell(sys.argv[1], int(sys.argv[2]))))
+        print(json.dumps(run(sys.argv[1], int(sys.argv[2]))))
         return
-    cells: dict[str, Any] = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
+    runs: dict[str, Any] = json.loads(RESULTS.read_text())["cells"] if RESULTS.exists() else {}
     for length, turns in TURNS.items():
         for turn in range(turns):
-            for way in WAYS:
-                key = f"{length} {way} {turn}"
-                if key not in cells:
-                    command = [sys.executable, __file__, way, str(length)]
-                    done = subprocess.run(command, check=True, capture_output=True, text=True)
-                    cells[key] = json.loads(done.stdout.splitlines()[-1])
-                    write_json(RESULTS, {"cells": cells, "summary": summary(cells), "provenance": provenance()})
-                    print(key, cells[key], flush=True)
-    print(json.dumps(summary(cells), indent=1))
+            for method in METHODS:
+                key = f"{length} {method} {turn}"
+                if key not in runs:
+                    command = [sys.executable, __file__, method, str(length)]
+                    completed = subprocess.run(command, check=True, capture_output=True, text=True)
+                    runs[key] = json.loads(completed.stdout.splitlines()[-1])
+                    write_json(RESULTS, {"cells": runs, "summary": summary(runs), "provenance": provenance()})
+                    print(key, runs[key], flush=True)
+    print(json.dumps(summary(runs), indent=1))
 
 
-def summary(cells: dict[str, Any]) -> dict[str, Any]:
-    """By length and way: memory and speed against ours (medians), and how far the sums of losses differ."""
-    found = {}
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    """Return memory and speed against ours (medians) and the difference of the losses, by length and method."""
+    ratios = {}
     for length in TURNS:
-        by_way = {way: [cell for key, cell in cells.items() if key.startswith(f"{length} {way} ")] for way in WAYS}
-        if not all(by_way.values()):
+        by_method = {m: [run for key, run in runs.items() if key.startswith(f"{length} {m} ")] for m in METHODS}
+        if not all(by_method.values()):
             continue
-        middle = {
-            way: {field: median(one[field] for one in turns) for field in turns[0]} for way, turns in by_way.items()
+        medians = {
+            method: {field: median(run[field] for run in turns) for field in turns[0]}
+            for method, turns in by_method.items()
         }
-        ours = middle["ours"]
-        for way in WAYS[1:]:
-            found[f"{length} {way}"] = {
-                "memory over ours": middle[way]["peak_bytes"] / ours["peak_bytes"],
-                "our speed over theirs": middle[way]["seconds"] / ours["seconds"],
-                "relative difference of the mean loss": abs(middle[way]["loss"] / ours["loss"] - 1),
+        ours = medians["ours"]
+        for method in METHODS[1:]:
+            ratios[f"{length} {method}"] = {
+                "memory over ours": medians[method]["peak_bytes"] / ours["peak_bytes"],
+                "our speed over theirs": medians[method]["seconds"] / ours["seconds"],
+                "relative difference of the mean loss": abs(medians[method]["loss"] / ours["loss"] - 1),
             }
-    return found
+    return ratios
 
 
-def cell(way: str, length: int) -> dict[str, float]:
-    """Peak bytes above the loaded model, seconds of one pass, and the mean loss in nats."""
+def run(method: str, length: int) -> dict[str, float]:
+    """Return the peak bytes above the loaded model, the seconds of one pass, and the mean loss in nats."""
     torch.manual_seed(0)
     model, tokenizer = load("smollm2", dtype="float32")
     text = max((document.text for document in split_documents(load_documents("stdlib"))["test"]), key=len)
@@ -88,18 +89,18 @@ def cell(way: str, length: int) -> dict[str, float]:
 
     @torch.inference_mode()
     def full() -> float:
-        given = torch.from_numpy(tokens)
-        logits = model(input_ids=given[:, :-1], use_cache=False).logits
-        return float(cross_entropy(logits[0].float(), given[0, 1:], reduction="sum"))
+        ids = torch.from_numpy(tokens)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        return float(cross_entropy(logits[0].float(), ids[0, 1:], reduction="sum"))
 
-    ways: dict[str, Callable[[], float]] = {
+    passes: dict[str, Callable[[], float]] = {
         "ours": lambda: float(token_losses(model, tokens).sum(dtype=float)),
         "full logits": full,
         "lm-eval": lambda: -harness.loglikelihood_rolling([request], disable_tqdm=True)[0],
     }
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
     before, started = status("VmRSS"), time.perf_counter()
-    total = ways[way]()
+    total = passes[method]()
     seconds = time.perf_counter() - started
     count = tokens.shape[1] - 1
     return {"peak_bytes": status("VmHWM") - before, "seconds": seconds, "loss": total / count}

@@ -1,4 +1,4 @@
-"""Do we score as lm-evaluation-harness does? The same prompts through both, on SmolLM2 at 2,048 tokens.
+"""Score the same prompts with longrope and with lm-evaluation-harness, on SmolLM2 at 2,048 tokens.
 
     make benchmark-ruler                   # ten minutes on one core
     python benchmarks/ruler.py tiny 512 4  # another model, length and number of trials: nothing is written
@@ -64,7 +64,7 @@ metric_list:
 
 
 def main() -> None:
-    """Score each task both ways and say where they differ."""
+    """Score each task both ways and print where they differ."""
     name, length, trials = sys.argv[1:] or ("smollm2", 2048, 5)
     length, trials = int(length), int(trials)
     model, tokenizer = load(str(name), dtype="float32")
@@ -75,21 +75,22 @@ def main() -> None:
     ).tokens
     rows: dict[str, Any] = {}
     for task in TASKS:
-        made = make_prompts(task, tokenizer, length=length, trials=trials, texts=texts)
-        prompts = [str(tokenizer.decode(probe.tokens)) for probe in made]
-        # the harness reads texts, so that we take their tokens too: at the borders of pieces they may be others
-        read = [np.array(tokenizer(prompt, verbose=False)["input_ids"], dtype=np.int64) for prompt in prompts]
-        probes = [replace(probe, tokens=tokens) for probe, tokens in zip(made, read, strict=True)]
-        ours = score_prompts(model, tokenizer, probes)
-        theirs = harness(wrapped(pretrained=model, tokenizer=tokenizer, max_length=2 * length), task, probes, prompts)
-        pairs = list(zip(ours, theirs["samples"], strict=True))
+        made_prompts = make_prompts(task, tokenizer, length=length, trials=trials, texts=texts)
+        texts_of_prompts = [str(tokenizer.decode(prompt.tokens)) for prompt in made_prompts]
+        # the harness tokenizes the text, which may give other tokens where two pieces meet, so we take its tokens
+        tokens = [np.array(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64) for text in texts_of_prompts]
+        prompts = [replace(prompt, tokens=ids) for prompt, ids in zip(made_prompts, tokens, strict=True)]
+        scores = score_prompts(model, tokenizer, prompts)
+        lm = wrapped(pretrained=model, tokenizer=tokenizer, max_length=2 * length)
+        harness_scores = harness(lm, task, prompts, texts_of_prompts)
+        pairs = list(zip(scores, harness_scores["samples"], strict=True))
         rows[task] = {
-            "ours": fmean(outcome.score for outcome in ours),
-            "lm_eval": theirs["score"],
-            "same_scores": sum(outcome.score == score for outcome, (score, _) in pairs),
-            "same_texts": sum(outcome.text.strip() == text.strip() for outcome, (_, text) in pairs),
-            "same_tokens": sum(np.array_equal(one.tokens, tokens) for one, tokens in zip(made, read, strict=True)),
-            "choice": fmean(bool(outcome.choice) for outcome in ours) if probes[0].wrong else None,
+            "ours": fmean(score.score for score in scores),
+            "lm_eval": harness_scores["score"],
+            "same_scores": sum(score.score == value for score, (value, _) in pairs),
+            "same_texts": sum(score.text.strip() == text.strip() for score, (_, text) in pairs),
+            "same_tokens": sum(np.array_equal(p.tokens, ids) for p, ids in zip(made_prompts, tokens, strict=True)),
+            "choice": fmean(bool(score.choice) for score in scores) if prompts[0].wrong else None,
         }
         print(task, json.dumps(rows[task]), flush=True)
     if not sys.argv[1:]:
@@ -97,25 +98,25 @@ def main() -> None:
         write_json(RESULTS, settings | {"tasks": rows, "provenance": provenance()})
 
 
-def harness(model: Any, task: str, probes: list[Prompt], prompts: list[str]) -> dict[str, Any]:
-    """The harness's score, and (score, text) of each prompt."""
+def harness(model: Any, task: str, prompts: list[Prompt], texts: list[str]) -> dict[str, Any]:
+    """Return the harness's score, and (score, text) of each prompt."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    length, lines = str(len(probes[0].tokens)), BUILD / f"{task}.jsonl"
+    length, lines = str(len(prompts[0].tokens)), BUILD / f"{task}.jsonl"
     rows = [
-        {"input": prompt, "outputs": probe.answers, "max_length": int(length)}
-        for prompt, probe in zip(prompts, probes, strict=True)
+        {"input": text, "outputs": prompt.answers, "max_length": int(length)}
+        for text, prompt in zip(texts, prompts, strict=True)
     ]
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (BUILD / "scoring.py").write_text(SCORING, encoding="utf-8")
-    metrics = "".join(METRIC.format(length=number) for number in {length, "4096"})  # theirs has 4096 in any case
-    text = TASK.format(task=task, file=lines.resolve(), room=probes[0].room, metrics=metrics)
-    (BUILD / f"{task}.yaml").write_text(text, encoding="utf-8")
+    metrics = "".join(METRIC.format(length=number) for number in {length, "4096"})  # its RULER tasks always have 4096
+    config = TASK.format(task=task, file=lines.resolve(), room=prompts[0].room, metrics=metrics)
+    (BUILD / f"{task}.yaml").write_text(config, encoding="utf-8")
     manager, name = TaskManager(include_path=str(BUILD), include_defaults=False), f"longrope_{task}"
     evaluate: Any = simple_evaluate
-    found = evaluate(model=model, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-    each = [(sample[length], sample["resps"][0][0]) for sample in samples]
-    return {"score": found["results"][name][f"{length},none"], "samples": each}
+    results = evaluate(model=model, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True)
+    samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+    scores = [(sample[length], sample["resps"][0][0]) for sample in samples]
+    return {"score": results["results"][name][f"{length},none"], "samples": scores}
 
 
 if __name__ == "__main__":

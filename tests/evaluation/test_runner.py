@@ -13,7 +13,7 @@ from made_up import ROPE
 from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.measurement import Corpus, EvalSpec, SampleSet
-from longrope.evaluation.runner import Evaluation, measure_missing
+from longrope.evaluation.runner import EvalContext, measure_missing
 from longrope.evaluation.sample_store import SampleStore
 from longrope.scaling import Scaling
 from longrope.storage.jsonl import JsonlFile
@@ -75,4 +75,4 @@ def test_keys_of_candidates_are_those_of_the_version_before() -> None:
 def test_a_spec_that_does_not_fit_is_refused(spec: EvalSpec, message: str) -> None:
     corpus = Corpus("books", np.zeros((2, 100), dtype=np.int64), ("a", "b"))
     with pytest.raises(LongRopeError, match=message):
-        Evaluation({"original": Candidate("model")}, [corpus], spec, ROPE, lambda _: pytest.fail("a model is loaded"))
+        EvalContext({"original": Candidate("model")}, [corpus], spec, ROPE, lambda _: pytest.fail("a model is loaded"))

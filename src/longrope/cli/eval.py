@@ -12,15 +12,13 @@ import typer
 
 from longrope.cli import distributed, eval_output, options
 from longrope.cli.eval_inputs import (
-    EvalRequest,
-    check_candidates,
-    claim_results,
     compared_candidates,
     harness_tasks,
     parse_depths,
     read_corpora,
     read_prompts,
 )
+from longrope.cli.eval_request import EvalRequest, check_candidates, claim_results
 from longrope.cli.progress import parts_bar
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
@@ -146,7 +144,7 @@ def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool,
     """
     from dataclasses import replace
 
-    from longrope.evaluation.runner import Evaluation, run_evaluation
+    from longrope.evaluation.runner import EvalContext, run_evaluation
     from longrope.provenance import provenance
 
     first, device = distributed.first(), request.device
@@ -157,7 +155,7 @@ def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool,
         parts_bar(quiet=quiet or not first) as on_progress,
     ):
         distributed.agree(request.shared)
-        evaluation = Evaluation(
+        evaluation = EvalContext(
             request.candidates,
             request.corpora,
             request.spec,

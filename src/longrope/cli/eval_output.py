@@ -23,7 +23,7 @@ def describe(results: EvalResults, output: Path | None) -> None:
         typer.echo(f"{name}: {scores}")
     for name, records in results.get("tasks").items():
         for task in dict.fromkeys(record.task for record in records):
-            metrics = ", ".join(f"{one.metric} {one.value:.4g}" for one in records if one.task == task)
+            metrics = ", ".join(f"{record.metric} {record.value:.4g}" for record in records if record.task == task)
             typer.echo(f"{name}: {task}: {metrics}")
     if output is not None:
         typer.echo(f"Results: {output / 'results.json'}; see longrope report {output}")

@@ -12,7 +12,7 @@ from longrope.evaluation.records import Perplexity, document_perplexity
 from longrope.evaluation.text_samples import shared_samples
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 SAYS = (
     "How many tokens the model hesitates between, on average: lower is better. It hides lost retrieval: read it "
@@ -21,7 +21,7 @@ SAYS = (
 )
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[Perplexity]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[Perplexity]:
     """Return the candidate's perplexities by corpus and length."""
     records = []
     for corpus, texts in evaluation.texts.items():

@@ -14,7 +14,7 @@ from longrope.evaluation.statistics import mean_error
 from longrope.evaluation.text_samples import position_edges, shared_samples
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 SAYS = (
     "Where in a long document the model is lost: a curve that rises beyond L0 means that it is. Perplexity is "
@@ -32,7 +32,7 @@ class PositionLoss(Record):
     standard_error: Value = float("nan")
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[PositionLoss]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[PositionLoss]:
     """Return the candidate's losses by corpus and position."""
     edges = position_edges(max(evaluation.spec.lengths)).tolist()
     records = []

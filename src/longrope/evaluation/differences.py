@@ -12,17 +12,17 @@ from longrope.evaluation.measurement import Measurement, no_samples
 from longrope.evaluation.records import Difference, paired_difference
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 AGAINST = ("original", "yarn")  # the candidates that all others are compared with
 SAYS = (
-    "Below 0% the row is better than the one it is held against. Both read the same documents, so their "
-    "difference is surer than each number. p is of a two-sided sign test: the chance of so one-sided a count of "
-    "documents if neither were better; with few documents it cannot be small."
+    "Below 0% the row is better than the one it is compared with. Both read the same documents, so their difference "
+    "is more certain than each number. p is the probability of a count of documents at least as one-sided if neither "
+    "were better (two-sided sign test). With few documents it cannot be small."
 )
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[Difference]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[Difference]:
     """Return the candidate's differences from those of `AGAINST`, on the same documents."""
     perplexities: Any = evaluation.records[PERPLEXITY.name]
     return [

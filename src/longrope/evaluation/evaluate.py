@@ -16,7 +16,7 @@ from longrope.evaluation.losses import check_lengths
 from longrope.evaluation.measurement import Corpus, EvalSpec
 from longrope.evaluation.registry import check_spec
 from longrope.evaluation.results import EvalResults
-from longrope.evaluation.runner import Evaluation, OnProgress, ignore_progress, run_evaluation
+from longrope.evaluation.runner import EvalContext, OnProgress, ignore_progress, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
 from longrope.evaluation.sequences import encode_texts
 from longrope.models.load import load
@@ -40,6 +40,7 @@ class EvalOptions:
     Args:
         original: Whether the checkpoint as it is, ``original``, is a candidate too.
         documents: Test documents to draw from ``data``.
+        retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
         trials: Texts of each retrieval task at each length.
         depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
         seed: Seed of the split of the documents and of the retrieval tasks.
@@ -56,6 +57,7 @@ class EvalOptions:
 
     original: bool = True
     documents: int = 4
+    retrieval_lengths: Sequence[int] | None = None
     trials: int = 20
     depths: Sequence[float] = DEPTHS
     seed: int = 0
@@ -104,9 +106,11 @@ def evaluate(
     model, tokenizer = _opened(model, tokenizer, options)
     rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
     corpus = _corpus(tokenizer, lengths, texts, data, options)
+    task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
+    check_lengths(task_lengths, max(lengths))
     prompts, _ = make_prompt_sets(
         list(retrieval),
-        lengths,
+        task_lengths,
         tokenizer,
         corpus.tokens,
         trials=options.trials,
@@ -122,12 +126,12 @@ def evaluate(
         batch=options.batch,
     )
     check_spec(spec, rows)
-    about = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
-    with _sample_store(options, spec, about | {"data": {corpus.name: corpus.hash}}) as store:
-        evaluation = Evaluation(
+    source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
+    with _sample_store(options, spec, source | {"data": {corpus.name: corpus.hash}}) as store:
+        evaluation = EvalContext(
             rows, [corpus], spec, Rope.of(model), lambda _: (model, tokenizer), store, options.on_progress
         )
-        results = replace(run_evaluation(evaluation), **about, provenance=provenance(str(model.device)))
+        results = replace(run_evaluation(evaluation), **source, provenance=provenance(str(model.device)))
     if options.output is not None:
         results.save(Path(options.output) / "results.json")
     return results

@@ -19,7 +19,7 @@ from longrope.scaling import Extension, Scaling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 GAIN, CERTAIN = 2.0, 2.0  # nats; LongPPL's alpha and minus its beta (arXiv 2410.23771 section 3.2)
 WINDOW = 4096  # tokens of a short context, as in LongPPL; L0 where that is less
@@ -78,7 +78,7 @@ def choice_samples(corpus: Corpus, window: int, *, batch: int = 1) -> SampleSet:
     return SampleSet(f"key tokens {corpus.name}", len(corpus.tokens), 3 * corpus.tokens.shape[1], measure)
 
 
-def choose_key_tokens(evaluation: Evaluation, corpus: Corpus) -> dict[int, list[int]]:
+def choose_key_tokens(evaluation: EvalContext, corpus: Corpus) -> dict[int, list[int]]:
     """Return the key tokens by document that the candidate of the spec chooses, measuring what is missing."""
     spec = evaluation.spec
     assert spec.key_tokens is not None
@@ -88,7 +88,7 @@ def choose_key_tokens(evaluation: Evaluation, corpus: Corpus) -> dict[int, list[
     return dict(enumerate(evaluation.samples(spec.key_tokens, samples)))
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[KeyTokens]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[KeyTokens]:
     """Return the perplexity of the key tokens of all documents together, by corpus."""
     longest = max(evaluation.spec.lengths)
     records = []

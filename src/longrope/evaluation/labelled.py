@@ -29,7 +29,7 @@ def by_corpus(runs: Sequence[LabelledResults], measurement: str) -> dict[str, li
     corpora: dict[str, list[tuple[str, list[Any]]]] = {}
     for label, records in labelled_records(runs, measurement):
         for corpus in dict.fromkeys(record.corpus for record in records):
-            corpora.setdefault(corpus, []).append((label, [one for one in records if one.corpus == corpus]))
+            corpora.setdefault(corpus, []).append((label, [record for record in records if record.corpus == corpus]))
     return corpora
 
 

@@ -19,10 +19,10 @@ from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Val
 from longrope.evaluation.records import Record
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 SAYS = (
-    "Scores of lm-evaluation-harness, ± its standard error. Short tasks tell what the extension cost, not whether "
+    "Scores of lm-evaluation-harness, ± its standard error. Short tasks show what the extension costs, not whether "
     "it works at length."
 )
 
@@ -112,13 +112,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def sample_sets(evaluation: Evaluation) -> list[SampleSet]:
+def sample_sets(evaluation: EvalContext) -> list[SampleSet]:
     """Return the sample of the harness."""
     assert evaluation.spec.harness is not None
     return [evaluation.spec.harness]
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[TaskScore]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[TaskScore]:
     """Return the candidate's scores by task and metric."""
     (samples,) = sample_sets(evaluation)
     (tasks,) = evaluation.samples(candidate, samples)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from longrope.evaluation.figure import Figure
     from longrope.evaluation.labelled import LabelledResults
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
     from longrope.tasks.prompts import Prompt
 
 
@@ -122,8 +122,8 @@ class Measurement:
 
     name: str
     record: type[Record]
-    sample_sets: Callable[[Evaluation], Sequence[SampleSet]]
-    aggregate: Callable[[Evaluation, str], Sequence[Record] | None]
+    sample_sets: Callable[[EvalContext], Sequence[SampleSet]]
+    aggregate: Callable[[EvalContext, str], Sequence[Record] | None]
     figures: Callable[[Sequence[LabelledResults]], list[Figure]]
     requested: Callable[[EvalSpec], bool] | None = None
     encode: Callable[[Any], dict[str, Any]] | None = None
@@ -137,7 +137,7 @@ class Measurement:
         """Return the records by candidate as JSON values."""
         if self.encode is not None:
             return self.encode(records)
-        return {candidate: [one.model_dump() for one in rows] for candidate, rows in records.items()}
+        return {candidate: [record.model_dump() for record in rows] for candidate, rows in records.items()}
 
     def from_json(self, data: Any) -> Records:
         """Return the records that `to_json` wrote.
@@ -151,7 +151,7 @@ class Measurement:
         return TypeAdapter(kind).validate_python({self.name: data})[self.name]
 
 
-def no_samples(evaluation: Evaluation) -> Sequence[SampleSet]:
+def no_samples(evaluation: EvalContext) -> Sequence[SampleSet]:
     """Return no samples, for a measurement that is computed from the records of others."""
     return ()
 

@@ -25,7 +25,7 @@ VERSION = 1
 REMEDY = "Run longrope eval again with --overwrite."
 
 
-class Header(BaseModel):
+class ResultsHeader(BaseModel):
     """The keys of ``results.json`` that are not a measurement's."""
 
     model_config = ConfigDict(extra="ignore")
@@ -132,13 +132,13 @@ class EvalResults:
             )
         data = printable(dict(data))
         try:
-            header = Header.model_validate(data)
+            header = ResultsHeader.model_validate(data)
             candidates = {name: Candidate.from_json(row) for name, row in header.rows.items()}
             records = {name: row.from_json(data[name]) for name, row in MEASUREMENTS.items() if name in data}
         except ValidationError as error:
             raise _damaged(error) from None
-        about = header.model_dump(exclude={"rope", "rows"})
-        return cls(rope=_rope(header.rope), candidates=candidates, records=records, **about)
+        settings = header.model_dump(exclude={"rope", "rows"})
+        return cls(rope=_rope(header.rope), candidates=candidates, records=records, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write ``results.json``.

@@ -17,7 +17,7 @@ from longrope.evaluation.statistics import mean_error
 from longrope.units import short_length
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
     from longrope.tasks.prompts import Prompt
 
 Score = Literal["score", "choice"]
@@ -85,7 +85,7 @@ def prompt_samples(task: str, length: int, prompts: Sequence[Prompt], *, batch: 
     return SampleSet(f"retrieval {task} {length}", len(prompts), length, measure)
 
 
-def _by_task(evaluation: Evaluation) -> dict[tuple[str, int], SampleSet]:
+def _by_task(evaluation: EvalContext) -> dict[tuple[str, int], SampleSet]:
     """Return the samples by task and length."""
     return {
         (task, length): prompt_samples(task, length, prompts, batch=evaluation.spec.batch)
@@ -93,12 +93,12 @@ def _by_task(evaluation: Evaluation) -> dict[tuple[str, int], SampleSet]:
     }
 
 
-def sample_sets(evaluation: Evaluation) -> list[SampleSet]:
+def sample_sets(evaluation: EvalContext) -> list[SampleSet]:
     """Return the samples of every task and length."""
     return list(_by_task(evaluation).values())
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[RetrievalScore]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
     """Return the candidate's scores by task, length and depth."""
     records = []
     for (task, length), samples in _by_task(evaluation).items():

@@ -29,7 +29,7 @@ def ignore_progress(done: int, total: int, note: str) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class EvalContext:
     """Candidates, documents and samples of one evaluation.
 
     Args:
@@ -61,14 +61,14 @@ class Evaluation:
 
     @cached_property
     def key_tokens(self) -> dict[str, dict[int, list[int]]]:
-        """The key tokens by corpus and document, if the spec names a candidate that chooses them."""
+        """Return the key tokens by corpus and document, if the spec names a candidate that chooses them."""
         if self.spec.key_tokens is None:
             return {}
         return {corpus.name: choose_key_tokens(self, corpus) for corpus in self.corpora}
 
     @cached_property
     def texts(self) -> dict[str, SampleSet]:
-        """The losses of every document by length and position, by corpus."""
+        """Return the samples of the losses by length and position, by corpus."""
         lengths, batch = self.spec.lengths, self.spec.batch
         return {
             corpus.name: text_samples(corpus, lengths, batch=batch, key_tokens=self.key_tokens.get(corpus.name))
@@ -129,7 +129,7 @@ def measure_missing(
             number += 1
 
 
-def run_evaluation(evaluation: Evaluation) -> EvalResults:
+def run_evaluation(evaluation: EvalContext) -> EvalResults:
     """Measure everything that the spec requests, and sum it up.
 
     Raises:

@@ -13,11 +13,11 @@ from longrope.evaluation.measurement import Measurement, no_samples
 from longrope.evaluation.records import Record, Value
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 SAYS = (
-    "How much higher perplexity is at the original length L0 than that of the model before: 0 is no loss. "
-    "Texts that fit into L0 pay this price. A mean over few documents: a percent or two may be chance."
+    "How much higher perplexity is at the original length L0 than the original model's. Texts that fit into L0 pay "
+    "this price. It is a mean over few documents, so a percent or two may be chance."
 )
 
 
@@ -27,7 +27,7 @@ class ShortContext(Record):
     percent: Value
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[ShortContext] | None:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[ShortContext] | None:
     """Return the candidate's cost; None for the original model, or where a perplexity is missing."""
     at_l0 = {name: _at_l0(evaluation, name) for name in ("original", candidate)}
     before, after = at_l0["original"], at_l0[candidate]
@@ -36,7 +36,7 @@ def aggregate(evaluation: Evaluation, candidate: str) -> list[ShortContext] | No
     return [ShortContext(percent=100 * (after / before - 1))]
 
 
-def _at_l0(evaluation: Evaluation, candidate: str) -> float | None:
+def _at_l0(evaluation: EvalContext, candidate: str) -> float | None:
     """Return the perplexity at L0 on the first corpus; None if it is not finite or was not measured."""
     records: Any = evaluation.records[PERPLEXITY.name].get(candidate, ())
     length = evaluation.rope.original_length

@@ -17,7 +17,7 @@ from longrope.scaling import Extension, Scaling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 SAYS = (
     "Every token is predicted from nearly a whole window before it. It is lower than perplexity by length, where "
@@ -88,7 +88,7 @@ def sliding_samples(corpus: Corpus, length: int, stride: int, *, batch: int = 1)
     return SampleSet(f"sliding {corpus.name} {length}", len(corpus.tokens), length * windows, measure)
 
 
-def _by_window(evaluation: Evaluation) -> dict[tuple[str, int, int], SampleSet]:
+def _by_window(evaluation: EvalContext) -> dict[tuple[str, int, int], SampleSet]:
     """Return the samples by corpus, length of a window and stride."""
     spec = evaluation.spec
     assert spec.stride is not None
@@ -100,12 +100,12 @@ def _by_window(evaluation: Evaluation) -> dict[tuple[str, int, int], SampleSet]:
     }
 
 
-def sample_sets(evaluation: Evaluation) -> list[SampleSet]:
+def sample_sets(evaluation: EvalContext) -> list[SampleSet]:
     """Return the samples of every corpus and length of a window."""
     return list(_by_window(evaluation).values())
 
 
-def aggregate(evaluation: Evaluation, candidate: str) -> list[Perplexity]:
+def aggregate(evaluation: EvalContext, candidate: str) -> list[Perplexity]:
     """Return the candidate's perplexities by corpus and length of a window."""
     return [
         document_perplexity(numbers(evaluation.samples(candidate, samples)), length, corpus=corpus, stride=stride)

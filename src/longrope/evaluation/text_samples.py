@@ -10,7 +10,7 @@ import numpy as np
 from longrope.evaluation.measurement import Corpus, SampleSet, Subject, Values, batches, digest
 
 if TYPE_CHECKING:
-    from longrope.evaluation.runner import Evaluation
+    from longrope.evaluation.runner import EvalContext
 
 BINS = 32  # of the loss by position
 
@@ -59,6 +59,6 @@ def text_samples(
     return SampleSet(f"text {corpus.name}{suffix}", len(corpus.tokens), longest, measure)
 
 
-def shared_samples(evaluation: Evaluation) -> Sequence[SampleSet]:
+def shared_samples(evaluation: EvalContext) -> Sequence[SampleSet]:
     """Return the text samples of every corpus."""
     return list(evaluation.texts.values())

@@ -35,7 +35,7 @@ def figures(runs: Sequence[LoadedRun]) -> list[Figure]:
 
 def looks_of(runs: Sequence[LoadedRun]) -> Mapping[str, Look]:
     """Return the look of every name that any figure draws."""
-    candidates = [(run.label(name), one) for run in runs for name, one in run.results.candidates.items()]
+    candidates = [(run.label(name), candidate) for run in runs for name, candidate in run.results.candidates.items()]
     scalings = [label + suffix for label, candidate in candidates for suffix in candidate.scalings]
     searches = [factor_figures.search_name(run, search, runs) for run in runs for search in run.searches]
     return looks([*(label for label, _ in candidates), *scalings]) | looks(searches)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.measurement import Corpus, EvalSpec
-from longrope.evaluation.runner import Evaluation, run_evaluation
+from longrope.evaluation.runner import EvalContext, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
 from longrope.models.load import load
 from longrope.provenance import provenance
@@ -38,7 +38,7 @@ def measure(run: StagedRun, extension: Extension) -> None:
     corpus = Corpus(run.plan.data.source or "stdlib", test.tokens, test.names)
     settings = {"model": run.model, "dtype": run.dtype, "lengths": lengths, "data": corpus.hash}
     with closing(JsonlFile(run.folder / JOURNAL, settings, subject="an evaluation", resume=True)) as journal:
-        evaluation = Evaluation(
+        evaluation = EvalContext(
             _candidates(run, extension),
             [corpus],
             EvalSpec(lengths, retrieval=run.data.prompts()),
