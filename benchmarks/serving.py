@@ -300,7 +300,7 @@ def exllamav3(job: dict[str, Any]) -> tuple[str, Any]:
 
 
 def sglang(job: dict[str, Any]) -> tuple[str, Any]:
-    """Run ``Phi3LongRoPEScaledRotaryEmbedding``: the angles at position 1, and whether the last position has the same."""
+    """Run ``Phi3LongRoPEScaledRotaryEmbedding``: the angles at position 1, and whether the last one has the same."""
     import torch
 
     on_cpu = {"get_device": lambda: "cpu", "cpu_has_amx_support": lambda: False}
