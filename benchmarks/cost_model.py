@@ -43,7 +43,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """All of it, and the file."""
+    """Compute all costs and write the file."""
     found: dict[str, Any] = {}
     for name, shape in SHAPES.items():
         config = _config(*shape)

@@ -11,7 +11,6 @@ test documents joined: at every length it is cut into windows, so all lengths sc
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,9 +27,9 @@ from longrope.data.documents import load_documents
 from longrope.data.split import split_documents
 from longrope.data.tokenize import encode
 from longrope.errors import LongRopeError
+from longrope.evaluation.perplexity import perplexity
 from longrope.evaluation.statistics import mean_error
-from longrope.formats.load_factors import load_factors
-from longrope.longcontext.token_losses import token_losses
+from longrope.formats.load_factors import load_extension
 from longrope.models.load import load, load_config, load_tokenizer
 from longrope.models.patch import patch
 from longrope.provenance import provenance
@@ -66,7 +65,7 @@ PERCENT = 170_000  # of the tokens that tiny was trained on
 def stage(
     length: str, percent: int, *, batch: int, short: float, window: str | None = None, searched: str | None = None
 ) -> str:
-    """A table of a plan."""
+    """Return the table of a stage."""
     searched = searched or window
     search = "" if searched is None else f'[stages.search]\nwindow = "{searched}"\n'
     return f"""
@@ -81,17 +80,17 @@ short = {short}
 
 
 def first(percent: int, batch: int = 4) -> str:
-    """256 to 2K, on whole sequences."""
+    """Return the stage from 256 to 2K, on whole sequences."""
     return stage("2k", percent, batch=batch, short=0.5)
 
 
 def further(length: str, percent: int) -> str:
-    """To a length whose positions jump in windows of 4K: a whole sequence takes longer than all its windows."""
+    """Return a stage whose positions jump in windows of 4K: a whole sequence takes longer than its windows."""
     return stage(length, percent, batch=2, short=0.4, window="4k")
 
 
 def wide(length: str, percent: int, window: str | None) -> str:
-    """On whole sequences, or in wide windows; the search in windows of 4K all the same."""
+    """Return a stage on whole sequences or wide windows, whose search has windows of 4K."""
     return stage(length, percent, batch=2, short=0.5, window=window, searched="4k")
 
 
@@ -120,69 +119,61 @@ class Bench:
         return np.concatenate(sorted(tokens, key=len, reverse=True))[:TEXT]
 
     def run(self, case: str) -> StagedRun:
-        """A finished run."""
+        """Carry out a case, and return its run."""
         BUILD.mkdir(parents=True, exist_ok=True)
         with tqdm(desc=case) as bar:
 
-            def tell(part: str, done: int, total: int, note: str) -> None:
-                bar.set_description(f"{case}, {part} {note}")
+            def on_progress(step: str, done: int, total: int, note: str) -> None:
+                bar.set_description(f"{case}, {step} {note}")
                 bar.total, bar.n = total, done
                 bar.refresh()
 
-            found = StagedRun(BUILD / case, "tiny", parse_plan(CASES[case], case), on_progress=tell)
-            begin_run(found, resume=True)
-            extend(found)
-        return found
+            run = StagedRun(BUILD / case, "tiny", parse_plan(CASES[case], case), on_progress=on_progress)
+            begin_run(run, resume=True)
+            extend(run)
+        return run
 
     def model(self, case: str, number: int) -> PreTrainedModel:
-        """The weights that a stage of a run left; of stage 0, the original ones."""
+        """Load the weights of a stage of a run; of stage 0, the original ones."""
         model, _ = load(str(BUILD / case / f"stage-{number}" / "model") if number else "tiny")
         return model
 
     def extension(self, case: str, folder: str = "") -> Extension:
-        """What a run, or a stage of it, found."""
-        found = load_factors(BUILD / case / folder / "extension.json")
-        assert isinstance(found, Extension)
-        return found
+        """Return the extension of a run, or of a stage of it."""
+        return load_extension(BUILD / case / folder / "extension.json")
 
     def long(self, case: str, number: int) -> Scaling:
-        """The long factors of a stage of a run."""
+        """Return the long factors of a stage of a run."""
         return self.extension(case, f"stage-{number}").long
 
 
-def measured(name: str, cells: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """The values of some cells, each measured once and kept."""
+def measured(name: str, values: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Measure each value once; the file in the build folder keeps it."""
     path = BUILD / f"measured-{name}.json"
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for key, measure in tqdm(cells.items(), desc=name):
+    for key, measure in tqdm(values.items(), desc=name):
         if key not in done:
             try:
                 done[key] = measure()
             except LongRopeError as error:  # its case was not run
                 tqdm.write(f"{key}: {error}")
             write_json(path, done)
-    return {key: done[key] for key in cells if key in done}
+    return {key: done[key] for key in values if key in done}
 
 
-def perplexity(bench: Bench, case: str, number: int, factors: Scaling | Extension | None, length: int) -> float:
-    """Of the whole text in windows of a length."""
+def text_perplexity(bench: Bench, case: str, number: int, scaling: Scaling | None, length: int) -> float:
+    """Return the perplexity of the text in windows of a length, on the weights of a stage."""
     model, windows = bench.model(case, number), bench.text.reshape(-1, length)
-    batch = max(1, 4096 // length)
-    if factors is None:
-        losses = token_losses(model, windows, batch=batch)
-    else:
-        with patch(model, factors):
-            losses = token_losses(model, windows, batch=batch)
-    return math.exp(losses.mean(dtype=np.float64))
+    return perplexity(model, windows, [length], scaling=scaling, batch=max(1, 4096 // length))[0].perplexity
 
 
 def table(bench: Bench) -> dict[str, Any]:
     """Perplexity at 8x, 32x, 128x and 512x: schemes aimed at each length, searched factors, searched and fine-tuned."""
-    cells: dict[str, Callable[[], float]] = {}
+    values: dict[str, Callable[[], float]] = {}
     for name in ("yarn", "heuristic"):
         for length in LENGTHS:
             factors = scheme(name, bench.rope, length)
-            cells[f"{name} {length}"] = lambda f=factors, n=length: perplexity(bench, "staged", 0, f, n)
+            values[f"{name} {length}"] = lambda f=factors, n=length: text_perplexity(bench, "staged", 0, f, n)
     for length in LENGTHS:
         number = next(i for i, reach in enumerate(REACHED, start=1) if reach >= length)
         stages = {"staged, searched": 0, "staged, fine-tuned": number, "wide, fine-tuned": number}
@@ -190,20 +181,20 @@ def table(bench: Bench) -> dict[str, Any]:
         stages |= {"once, fine-tuned": 1}
         for name, weights in stages.items():
 
-            def cell(name: str = name, weights: int = weights, number: int = number, length: int = length) -> float:
+            def value(name: str = name, weights: int = weights, number: int = number, length: int = length) -> float:
                 case = name.split(",")[0]
                 stage = 1 if case == "once" else max(weights, number)
-                return perplexity(bench, case, weights, bench.long(case, stage), length)
+                return text_perplexity(bench, case, weights, bench.long(case, stage), length)
 
-            cells[f"{name} {length}"] = cell
-    return measured("table", cells)
+            values[f"{name} {length}"] = value
+    return measured("table", values)
 
 
 def short(bench: Bench) -> dict[str, Any]:
     """Perplexity at 256 tokens: original, YaRN for 512x, the extended model with and without its short factors."""
-    cells: dict[str, Callable[[], float]] = {
-        "original": lambda: perplexity(bench, "staged", 0, None, 256),
-        "yarn": lambda: perplexity(bench, "staged", 0, scheme("yarn", bench.rope, TEXT), 256),
+    values: dict[str, Callable[[], float]] = {
+        "original": lambda: text_perplexity(bench, "staged", 0, None, 256),
+        "yarn": lambda: text_perplexity(bench, "staged", 0, scheme("yarn", bench.rope, TEXT), 256),
     }
     for case, last in LAST.items():
         rows: dict[str, Callable[[Extension], Scaling]] = {
@@ -212,36 +203,36 @@ def short(bench: Bench) -> dict[str, Any]:
             "long factors": lambda extension: extension.long,
         }
         for name, choose in rows.items():
-            cells[f"{case}, {name}"] = lambda case=case, last=last, choose=choose: perplexity(
+            values[f"{case}, {name}"] = lambda case=case, last=last, choose=choose: text_perplexity(
                 bench, case, last, choose(bench.extension(case)), 256
             )
-    return measured("short", cells)
+    return measured("short", values)
 
 
 def recalled(bench: Bench) -> dict[str, Any]:
     """Exact recall of a planted line by length: YaRN aimed at each on the original weights, and the extended model."""
     tokenizer = load_tokenizer("tiny")
 
-    def cell(case: str, number: int, factors: Scaling | None, length: int) -> dict[str, Any]:
+    def value(case: str, number: int, factors: Scaling | None, length: int) -> dict[str, Any]:
         model, texts = bench.model(case, number), bench.text.reshape(-1, length)
-        probes = make_prompts("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
+        prompts = make_prompts("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
         with patch(model, factors or Scaling.identity(bench.rope)):
-            mean, error = mean_error([outcome.score for outcome in score_prompts(model, tokenizer, probes)])
+            mean, error = mean_error([prompt.score for prompt in score_prompts(model, tokenizer, prompts)])
         return {"rate": mean, "standard_error": error, "trials": RECALLED[length]}
 
-    cells = {}
+    values = {}
     for length in RECALLED:
         yarn = scheme("yarn", bench.rope, length) if length > bench.rope.original_length else None
         if length <= 4096:
-            cells[f"yarn {length}"] = lambda f=yarn, n=length: cell("staged", 0, f, n)
+            values[f"yarn {length}"] = lambda f=yarn, n=length: value("staged", 0, f, n)
         for case, last in LAST.items():
-            cells[f"{case} {length}"] = lambda c=case, i=last, n=length: cell(c, i, bench.extension(c).at(n), n)
+            values[f"{case} {length}"] = lambda c=case, i=last, n=length: value(c, i, bench.extension(c).at(n), n)
             for number in range(1, last):
                 if length <= REACHED[number - 1]:
-                    cells[f"{case}, stage {number} {length}"] = lambda c=case, i=number, n=length: cell(
+                    values[f"{case}, stage {number} {length}"] = lambda c=case, i=number, n=length: value(
                         c, i, Extension.of(bench.rope, bench.long(c, i)).at(n), n
                     )
-    return measured("retrieval", cells)
+    return measured("retrieval", values)
 
 
 def amounts(bench: Bench) -> dict[str, Any]:
@@ -257,7 +248,7 @@ def amounts(bench: Bench) -> dict[str, Any]:
     return measured(
         "amounts",
         {
-            name: lambda c=case, i=i, n=length: perplexity(bench, c, i, bench.long(c, max(i, 1)), n)
+            name: lambda c=case, i=i, n=length: text_perplexity(bench, c, i, bench.long(c, max(i, 1)), n)
             for name, (case, i, length) in rows.items()
         },
     )
@@ -272,25 +263,24 @@ def window(bench: Bench) -> dict[str, Any]:
     rows |= {name: lambda name=name: closed_form(name, space) for name in ("yarn", "heuristic")}
     return measured(
         "window",
-        {name: lambda find=find: perplexity(bench, "staged", 1, find(), 16384) for name, find in rows.items()},
+        {name: lambda find=find: text_perplexity(bench, "staged", 1, find(), 16384) for name, find in rows.items()},
     )
 
 
 def attention(bench: Bench) -> dict[str, Any]:
     """Does attention thin out? The last stage of *wide* with larger attention factors, on the first two windows."""
 
-    def cell(times: float, length: int) -> float:
+    def value(times: float, length: int) -> float:
         model, long = bench.model("wide", 3), bench.long("wide", 3)
-        with patch(model, replace(long, attention_factor=times * long.attention_factor)):
-            losses = token_losses(model, bench.text.reshape(-1, length)[:2])
-        return math.exp(losses.mean(dtype=np.float64))
+        scaling = replace(long, attention_factor=times * long.attention_factor)
+        return perplexity(model, bench.text.reshape(-1, length)[:2], [length], scaling=scaling)[0].perplexity
 
-    cells = {
-        f"su x {times:g} {length}": lambda t=times, n=length: cell(t, n)
+    values = {
+        f"su x {times:g} {length}": lambda t=times, n=length: value(t, n)
         for length in (8192, 32768)
         for times in (1.0, 1.05, 1.1)
     }
-    return measured("attention", cells)
+    return measured("attention", values)
 
 
 MEASURES = {
@@ -307,14 +297,14 @@ def main() -> None:
     """Cases, then measurements, or those that are named; what is done is not done again."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    bench, wanted = Bench(), sys.argv[1:] or [*CASES, *MEASURES]
-    for case in (name for name in wanted if name in CASES):
+    bench, names = Bench(), sys.argv[1:] or [*CASES, *MEASURES]
+    for case in (name for name in names if name in CASES):
         bench.run(case)
-    for name in (name for name in wanted if name in MEASURES):
+    for name in (name for name in names if name in MEASURES):
         record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        found = MEASURES[name](bench)
-        write_json(RESULTS, record | {name: found, "plans": CASES, "provenance": provenance()})
-        print(json.dumps(found, indent=1))
+        values = MEASURES[name](bench)
+        write_json(RESULTS, record | {name: values, "plans": CASES, "provenance": provenance()})
+        print(json.dumps(values, indent=1))
 
 
 if __name__ == "__main__":

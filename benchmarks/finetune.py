@@ -2,9 +2,9 @@
 
     make benchmark-finetune        # a quarter of an hour on two cores
 
-Every cell is a process of its own that takes three steps of one sequence: bf16 autocast, AdamW, float32 weights.
-``plain`` is transformers' Trainer on the model as it is, ``checkpointed`` the same with activation checkpointing,
-``ours`` what ``longrope extend`` does. Memory is the peak above the loaded model; the longest length for 16 GB is
+Every measurement is a process that takes three steps of one sequence: bf16 autocast, AdamW, float32 weights.
+``plain`` is transformers' Trainer on the plain model, ``checkpointed`` the same with activation checkpointing,
+``ours`` the training of ``longrope extend``. Memory is the peak above the loaded model; the longest length for 16 GB is
 extrapolated along a straight line from the two lengths that were measured. Results in
 ``benchmarks/results/finetune.json``.
 """
@@ -41,29 +41,29 @@ STEPS, BUDGET = 3, 16 * 2**30
 
 
 def main() -> None:
-    """Every cell in a process of its own, the ways in turn."""
+    """Measure every way at every length, each in a process of its own."""
     if len(sys.argv) > 1:
-        print(json.dumps(cell(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+        print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
         return
-    found: dict[str, Any] = {}
+    cells: dict[str, Any] = {}
     for model, lengths in LENGTHS.items():
         for length in lengths:
             for way in WAYS:
                 command = [sys.executable, __file__, model, way, str(length)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[f"{model} {length} {way}"] = json.loads(done.stdout.splitlines()[-1])
-                print(model, length, way, found[f"{model} {length} {way}"])
+                cells[f"{model} {length} {way}"] = json.loads(done.stdout.splitlines()[-1])
+                print(model, length, way, cells[f"{model} {length} {way}"])
     for model, (short, long) in LENGTHS.items():
         for way in WAYS:
-            low, high = (found[f"{model} {length} {way}"]["peak_bytes"] for length in (short, long))
-            weights = found[f"{model} {long} {way}"]["loaded_bytes"]
+            low, high = (cells[f"{model} {length} {way}"]["peak_bytes"] for length in (short, long))
+            weights = cells[f"{model} {long} {way}"]["loaded_bytes"]
             slope = (high - low) / (long - short)
-            found[f"{model} {way} longest in 16 GB"] = int(long + (BUDGET - weights - high) / slope)
-    write_json(RESULTS, {"cells": found, "steps": STEPS, "provenance": provenance()})
+            cells[f"{model} {way} longest in 16 GB"] = int(long + (BUDGET - weights - high) / slope)
+    write_json(RESULTS, {"cells": cells, "steps": STEPS, "provenance": provenance()})
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """A callback that notes when each step ends."""
 
     def __init__(self) -> None:
         self.ends: list[float] = [time.perf_counter()]
@@ -73,8 +73,8 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def cell(name: str, way: str, length: int) -> dict[str, float]:
-    """Peak bytes above the loaded model, and tokens a second, of one way."""
+def measure(name: str, way: str, length: int) -> dict[str, float]:
+    """Return the peak bytes above the loaded model, and tokens a second, of one way of training."""
     model, _ = load(name, dtype="float32")
     install_factors(model, scheme("yarn", Rope.of(model), max(length, 2 * Rope.of(model).original_length)))
     tokens = np.random.default_rng(0).integers(1, 2000, (STEPS + 1) * length)
@@ -98,8 +98,8 @@ def cell(name: str, way: str, length: int) -> dict[str, float]:
             label_names=["labels"],
         )
 
-        def collate(items: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-            return {key: torch.from_numpy(value) for key, value in items[0].items()}
+        def collate(batch: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+            return {key: torch.from_numpy(value) for key, value in batch[0].items()}
 
         trainer = Trainer(model, arguments, collate, train_dataset=windows, callbacks=[clock])  # pyright: ignore
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading

@@ -1,9 +1,9 @@
-"""What a newcomer waits for: start-up, and the way from ``git clone`` to the demo's report.
+"""The waiting times of a new user: start-up, and from ``git clone`` to the demo's report.
 
     make benchmark-first-run      # a quarter of an hour on two cores
 
-Start-up is the median of five fresh processes, beside that of a bare Python. The way is walked once, in an empty
-folder, with what the machine's pip has in its cache. Results in ``benchmarks/results/first-run.json``.
+Start-up is the median of five new processes, beside that of a bare Python. The way to the report is timed once, in an
+empty folder, with the packages in pip's cache. Results in ``benchmarks/results/first-run.json``.
 """
 
 from __future__ import annotations
@@ -34,29 +34,33 @@ STARTS = {
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure all times and write the file."""
     starts = {name: median(seconds(sys.executable, *words) for _ in range(5)) for name, words in STARTS.items()}
     needed = [Requirement(line) for line in importlib.metadata.requires("longrope") or ()]
-    core = sorted(one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""}))
+    core = sorted(
+        requirement.name
+        for requirement in needed
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    )
     with tempfile.TemporaryDirectory() as empty:
         clone = Path(empty) / "longrope"
-        way = {"git clone": seconds("git", "clone", "--quiet", str(ROOT), str(clone))}
-        way["make install"] = seconds("make", "install", cwd=clone)
-        way["longrope demo"] = seconds("make", "demo", cwd=clone)
+        steps = {"git clone": seconds("git", "clone", "--quiet", str(ROOT), str(clone))}
+        steps["make install"] = seconds("make", "install", cwd=clone)
+        steps["longrope demo"] = seconds("make", "demo", cwd=clone)
         shutil.rmtree(clone / "dist", ignore_errors=True)
         subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", empty, str(clone)], check=True)
         (wheel,) = Path(empty).glob("*.whl")
         size = wheel.stat().st_size
-    found = {"seconds to start": starts, "seconds from clone to report": way, "wheel bytes": size}
-    write_json(RESULTS, found | {"core dependencies": core, "provenance": provenance()})
+    record = {"seconds to start": starts, "seconds from clone to report": steps, "wheel bytes": size}
+    write_json(RESULTS, record | {"core dependencies": core, "provenance": provenance()})
     print(RESULTS.read_text())
 
 
 def seconds(*command: str, cwd: Path | None = None) -> float:
-    """Of a command, as a whole process."""
-    began = time.perf_counter()
+    """Return the seconds of a command, with the start of its process."""
+    started = time.perf_counter()
     subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

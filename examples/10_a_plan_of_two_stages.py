@@ -1,8 +1,8 @@
 """A plan takes a model further in stages: factors, fine-tuning at that length, then the next stage.
 
-Stages multiply: 256 to 512 to 1,024 tokens is 2 times 2. The factors come from a formula here so that it takes
-seconds; `factors = "search"` (the default) searches them. Look at the perplexity at 1,024 tokens from row to row: each
-stage's factors and each fine-tuning lower it, the latter a little, for it has six steps only.
+Stages multiply: from 256 to 512 to 1,024 tokens is 2 times 2. Here the factors come from a scheme, which takes seconds;
+`factors = "search"` (the default) searches them. The rows are candidates. Each stage's factors lower the perplexity at
+1,024 tokens, and so does each fine-tuning, a little, because it has six steps only.
 """
 
 import json
@@ -48,11 +48,12 @@ with tempfile.TemporaryDirectory() as name:
     (Path(name) / "plan.toml").write_text(PLAN)
     run = StagedRun(Path(name) / "run", "tiny", load_plan(str(Path(name) / "plan.toml")), dtype="float32")
     begin_run(run, resume=False)
-    extension = extend(run)  # killed, it goes on from here with begin(run, resume=True)
-    measured = json.loads((run.folder / "results.json").read_text())["perplexity"]
+    extension = extend(run)  # after a crash, begin_run(run, resume=True) and extend(run) continue
+    perplexities = json.loads((run.folder / "results.json").read_text())["perplexity"]
 
-for row, cells in measured.items():
-    print(f"{row:16}", ", ".join(f"{cell['perplexity']:7.2f} at {cell['length']:,}" for cell in cells))
+for candidate, records in perplexities.items():
+    row = ", ".join(f"{record['perplexity']:7.2f} at {record['length']:,}" for record in records)
+    print(f"{candidate:16}", row)
 assert extension.length == 1024
 assert max(extension.long.factors) == 4.0
-assert measured["extended"][-1]["perplexity"] < measured["1k yarn"][-1]["perplexity"]
+assert perplexities["extended"][-1]["perplexity"] < perplexities["1k yarn"][-1]["perplexity"]
