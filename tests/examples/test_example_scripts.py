@@ -25,6 +25,7 @@ PRINTS = {
     "09": "model.safetensors",
     "10": "1k fine-tuned",
     "11": "checkpoint-2",
+    "12": "searched",
     "13": "256 tokens",
     "14": "yarn",
 }
