@@ -22,7 +22,8 @@ VAGUE_NAMES = set(
     "about asked begun beside cell cells found given held here how item items kept made many much own ours part parts "
     "place so some such theirs there thing things told wanted way ways what where whole work".split()
 )
-FRAGMENT_STARTS = "as by how in of that what when where which whose with".split()
+FRAGMENT_STARTS = "as by in of that when which whose with".split()
+SYMBOLS = ("exp", "float", "int64", "torch", "λ", "n̂")  # an entry may begin with the name of a function or type
 NOT_A_VERB = set(
     "a all an as by each every for how in it its of one so that the there these this those what when where whether "
     "which".split()
@@ -104,7 +105,8 @@ def argument_fragments(modules: list[Module]) -> Iterator[str]:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 for name, description in argument_entries(ast.get_docstring(node) or ""):
                     first = description.split(maxsplit=1)[0]
-                    if first[0].islower() or first.lower() in FRAGMENT_STARTS:
+                    lower = first[0].islower() and not first.startswith(SYMBOLS)
+                    if lower or first.lower() in FRAGMENT_STARTS:
                         yield f"{each.path}:{node.lineno} {name}: {description}"
 
 
@@ -162,13 +164,8 @@ RULES: dict[str, Callable[[list[Module]], Iterator[str]]] = {
     )
 }
 ALLOWED = {
-    "vague_names": 48,
-    "docstrings_without_a_verb": 45,
-    "argument_fragments": 36,
-    "odd_phrases": 19,
-    "classes_defined_twice": 1,
-    "large_functions": 1,
-    "pages": 16,
+    "vague_names": 12,
+    "pages": 9,
 }
 
 

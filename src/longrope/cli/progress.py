@@ -29,7 +29,7 @@ def _progress(*, quiet: bool) -> Progress:
 
 @contextmanager
 def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar on standard error; the function given takes what is done and what to say of it."""
+    """Show a progress bar on standard error and yield its update function (completed, note)."""
     with _progress(quiet=quiet) as progress:
         task = progress.add_task(description, total=total, note="")
         yield lambda done, note: progress.update(task, completed=done, note=note)
@@ -37,28 +37,28 @@ def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int,
 
 @contextmanager
 def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, Standing], None]]:
-    """What `find_factors` takes as ``watch``; counts token-evaluations."""
+    """Show the progress of a search in token-evaluations and yield the callback (seed, standing)."""
     with bar("search", total, quiet=quiet) as update:
         first: dict[int, float] = {}
 
-        def watch(seed: int, standing: Standing) -> None:
+        def on_progress(seed: int, standing: Standing) -> None:
             rate = (standing.generation + 1) / max(standing.seconds, 1e-9)
             speed = f"{rate:.1f} steps/s" if rate > 1 else f"{1 / rate:.1f} s/step"
             loss = f"loss {standing.loss:.3f} (from {first.setdefault(seed, standing.loss):.3f})"
             update(standing.tokens, f"{loss} seed {seed} step {standing.generation} {speed}")
 
-        yield watch
+        yield on_progress
 
 
 @contextmanager
 def parts_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None]]:
-    """One bar for each part of the work; the function given takes the part, what is done, of how much, and a note."""
+    """Show one bar for each stage of the work and yield the update function (stage, completed, total, note)."""
     tasks: dict[str, TaskID] = {}
     with _progress(quiet=quiet) as progress:
 
-        def tell(part: str, done: int, total: int, note: str) -> None:
-            if part not in tasks:
-                tasks[part] = progress.add_task(part, total=total, note=note)
-            progress.update(tasks[part], completed=done, total=total, note=note)
+        def update(stage: str, completed: int, total: int, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, note=note)
+            progress.update(tasks[stage], completed=completed, total=total, note=note)
 
-        yield tell
+        yield update

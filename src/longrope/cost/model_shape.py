@@ -40,7 +40,7 @@ class ModelShape:
     Args:
         parameters: All parameters, tied ones once.
         matmul_parameters: Parameters that multiply a token: active experts only, with the head, without embeddings.
-        windows: Of each layer, the most tokens that one token attends to; None: all.
+        windows: Largest number of tokens that one token attends to, for each layer; None means all.
         query_features: Features of all query heads together.
         kv_features: Features of keys and values together.
         hidden_size: Features of a token between layers.

@@ -132,7 +132,7 @@ _worker: Callable[[], Worker] | None = None
 
 
 def _start_worker(build: Callable[[int], MakeObjective], started: Any) -> None:
-    """Number a new local process. Its first task loads the model, so that an error in loading reaches the caller."""
+    """Give a new local process its number; its first task loads the model, so that the caller sees its errors."""
     global _worker
     with started.get_lock():
         rank = started.value
