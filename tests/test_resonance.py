@@ -20,21 +20,21 @@ ROPE = Rope(dim=64, base=1e4, original_length=256)
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize("length", [256, 2048, 131072])
 def test_every_scheme_with_whole_wavelengths(name: str, length: int) -> None:
-    plain, whole = scheme(name, ROPE, length), scheme(f"{name}+resonance", ROPE, length)
-    wavelengths = 2 * math.pi / whole.inv_freq(ROPE)
+    plain, rounded = scheme(name, ROPE, length), scheme(f"{name}+resonance", ROPE, length)
+    wavelengths = 2 * math.pi / rounded.inv_freq(ROPE)
     np.testing.assert_allclose(wavelengths, np.round(2 * math.pi / plain.inv_freq(ROPE)), rtol=1e-12)
-    assert whole.attention_factor == plain.attention_factor
-    assert (whole.scheme, whole.length) == (f"{name}+resonance", length)
+    assert rounded.attention_factor == plain.attention_factor
+    assert (rounded.scheme, rounded.length) == (f"{name}+resonance", length)
 
 
 def test_features_repeat_exactly() -> None:
     """What the paper is about: at a distance of one wavelength, a rotation meets itself."""
-    whole = scheme("yarn+resonance", ROPE, 2048)
-    periods = np.round(2 * math.pi / whole.inv_freq(ROPE))
+    rounded = scheme("yarn+resonance", ROPE, 2048)
+    periods = np.round(2 * math.pi / rounded.inv_freq(ROPE))
     short = periods <= ROPE.original_length
     assert short.sum() >= 10
     positions = np.arange(1, 5)[:, None] * periods[short]
-    np.testing.assert_allclose(np.cos(positions * whole.inv_freq(ROPE)[short]), 1, atol=1e-12)
+    np.testing.assert_allclose(np.cos(positions * rounded.inv_freq(ROPE)[short]), 1, atol=1e-12)
     plain = scheme("yarn", ROPE, 2048).inv_freq(ROPE)
     assert np.cos(positions * plain[short]).min() < 0.9
 
@@ -48,15 +48,15 @@ def test_features_repeat_exactly() -> None:
 def test_any_factors(factors: list[float], attention: float, start: int, earlier: list[float]) -> None:
     rope = Rope(dim=8, base=500.0, original_length=64, factors=tuple(earlier))
     given = Scaling(factors, attention_factor=attention, start_tokens=start, scheme="mine", length=128)
-    whole = resonance(rope, given)
-    before, after = (2 * math.pi / one.inv_freq(rope) for one in (given, whole))
+    rounded = resonance(rope, given)
+    before, after = (2 * math.pi / one.inv_freq(rope) for one in (given, rounded))
     assert np.abs(after - before)[before >= 2].max(initial=0) <= 0.5 + 1e-9
     np.testing.assert_allclose(after, np.round(after), rtol=1e-12)
     assert after.min() >= 2 - 1e-12  # a rotation of one token would be none
-    again = resonance(rope, whole)
-    assert again.scheme == whole.scheme == "mine+resonance"
-    np.testing.assert_allclose(again.factors, whole.factors, rtol=1e-12)
-    assert (whole.attention_factor, whole.start_tokens, whole.length) == (attention, start, 128)
+    again = resonance(rope, rounded)
+    assert again.scheme == rounded.scheme == "mine+resonance"
+    np.testing.assert_allclose(again.factors, rounded.factors, rtol=1e-12)
+    assert (rounded.attention_factor, rounded.start_tokens, rounded.length) == (attention, start, 128)
 
 
 def test_names() -> None:

@@ -62,8 +62,8 @@ def test_a_positive_number_is_itself_and_no_other_is_one(value: float, kind: typ
     with np.errstate(over="ignore"):
         value = kind(value)
     if 0 < value < math.inf:
-        found = positive("rate", value)
-        assert (found, type(found)) == (value, float)
+        number = positive("rate", value)
+        assert (number, type(number)) == (value, float)
         return
     with pytest.raises(LongRopeError) as error:
         positive("rate", value)
@@ -73,8 +73,8 @@ def test_a_positive_number_is_itself_and_no_other_is_one(value: float, kind: typ
 @given(st.integers(-3, 2**60), st.integers(0, 3), st.sampled_from([int, np.int64]))
 def test_a_whole_number_is_itself_from_the_least_on(value: int, least: int, kind: type) -> None:
     if value >= least:
-        found = whole("count", kind(value), least)
-        assert (found, type(found)) == (value, int)
+        number = whole("count", kind(value), least)
+        assert (number, type(number)) == (value, int)
         return
     with pytest.raises(LongRopeError) as error:
         whole("count", value, least)

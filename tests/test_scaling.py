@@ -182,9 +182,9 @@ def test_only_factors_and_attention_of_1_are_the_identity(scaling: Scaling, othe
 @given(ropes, st.data())
 def test_inv_freq_times_the_factors_is_the_ropes(rope: Rope, data: st.DataObject) -> None:
     factors = data.draw(st.lists(st.floats(0.5, 100), min_size=rope.dim // 2, max_size=rope.dim // 2))
-    found = Scaling(factors).inv_freq(rope)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found * factors, rope.inv_freq, rtol=1e-14)
+    inv_freq = Scaling(factors).inv_freq(rope)
+    assert inv_freq.dtype == np.float64
+    np.testing.assert_allclose(inv_freq * factors, rope.inv_freq, rtol=1e-14)
 
 
 def test_a_file_holds_one_factor_a_line_and_no_number_that_json_has_not() -> None:
@@ -279,10 +279,10 @@ def test_after_a_stage_the_weights_are_used_to_its_frequencies(factors: list[flo
 def test_factors_of_a_later_stage_multiply(first: list[float], second: list[float]) -> None:
     """They are said of the rope after the first one; their product is what a file holds."""
     before, relative = Scaling(first, length=128), Scaling(second, length=512, scheme="mine", attention_factor=1.2)
-    later, whole = before.rope_after(ROPE), relative.times(before.factors)
-    np.testing.assert_allclose(whole.factors, np.multiply(first, second), rtol=1e-15)
-    np.testing.assert_allclose(whole.inv_freq(ROPE), relative.inv_freq(later), rtol=1e-14)
-    assert replace(whole, factors=second) == relative
+    later, product = before.rope_after(ROPE), relative.times(before.factors)
+    np.testing.assert_allclose(product.factors, np.multiply(first, second), rtol=1e-15)
+    np.testing.assert_allclose(product.inv_freq(ROPE), relative.inv_freq(later), rtol=1e-14)
+    assert replace(product, factors=second) == relative
 
 
 @given(factors_of_8, factors_of_8)

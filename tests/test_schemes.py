@@ -97,9 +97,9 @@ def test_a_factor_may_differ_from_the_ratio_of_lengths(kind: str, setup: tuple, 
     rope, length = ours(setup)
     edges = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}  # the defaults of ours
     reference = theirs(kind, setup, original_max_position_embeddings=setup[3], **{**edges, "factor": factor})
-    found = getattr(schemes, kind)(rope, length, factor=factor)
-    assert_same(found, rope, reference, rtol=max(1e-6, factor * 1e-7))
-    assert (found.scheme, found.length) == (kind, length)
+    scaling = getattr(schemes, kind)(rope, length, factor=factor)
+    assert_same(scaling, rope, reference, rtol=max(1e-6, factor * 1e-7))
+    assert (scaling.scheme, scaling.length) == (kind, length)
 
 
 @pytest.mark.parametrize("setup", SETUPS)
@@ -114,8 +114,8 @@ def test_llama3_leaves_fast_pairs_alone_and_interpolates_slow_ones(
     rope: Rope, scale: float, high: float, low: float
 ) -> None:
     length = math.ceil(rope.original_length * scale)
-    found = schemes.llama3(rope, length, low_freq_factor=low, high_freq_factor=high + 0.5)
-    turns, lam = rope.original_length / rope.wavelengths, np.array(found.factors)
+    scaling = schemes.llama3(rope, length, low_freq_factor=low, high_freq_factor=high + 0.5)
+    turns, lam = rope.original_length / rope.wavelengths, np.array(scaling.factors)
     assert (lam[turns >= high + 0.5] == 1).all()
     np.testing.assert_allclose(lam[turns <= low], length / rope.original_length, rtol=1e-12)
 
@@ -239,8 +239,8 @@ def test_a_scheme_carries_its_canonical_name(name: str) -> None:
 
 
 def test_a_resonant_pair_turns_at_most_half_a_turn_a_token() -> None:
-    found = schemes.resonance(ROPE, Scaling([0.01] * 32))
-    assert (2 * math.pi / found.inv_freq(ROPE)).min() == pytest.approx(2)
+    scaling = schemes.resonance(ROPE, Scaling([0.01] * 32))
+    assert (2 * math.pi / scaling.inv_freq(ROPE)).min() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("policy", ["su", "yarn", "none"])
@@ -281,8 +281,8 @@ def test_after_pi_a_scheme_sees_the_same_model(name: str, setup: tuple) -> None:
     """Length and wavelengths have grown alike: every pair turns as often within the length as it did before."""
     rope, length = ours(setup)
     later = after("pi", rope, 4 * rope.original_length)
-    found, plain = scheme(name, later, 4 * length), scheme(name, rope, length)
-    np.testing.assert_allclose(found.factors, plain.factors, rtol=1e-9)
+    scaling, plain = scheme(name, later, 4 * length), scheme(name, rope, length)
+    np.testing.assert_allclose(scaling.factors, plain.factors, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -290,9 +290,9 @@ def test_after_pi_a_scheme_sees_the_same_model(name: str, setup: tuple) -> None:
 def test_factors_of_1_before_change_nothing(name: str, setup: tuple) -> None:
     rope, length = ours(setup)
     same = Scaling.identity(rope).rope_after(rope)
-    found, plain = scheme(name, same, length), scheme(name, rope, length)
-    np.testing.assert_allclose(found.factors, plain.factors, rtol=1e-9)
-    assert found.attention_factor == plain.attention_factor
+    scaling, plain = scheme(name, same, length), scheme(name, rope, length)
+    np.testing.assert_allclose(scaling.factors, plain.factors, rtol=1e-9)
+    assert scaling.attention_factor == plain.attention_factor
 
 
 @pytest.mark.parametrize("first", SCHEMES)
@@ -302,16 +302,16 @@ def test_schemes_after_a_stage(first: str, second: str, rope: Rope, scales: tupl
     """They lie between 1 and the scale of their own stage, and the whole never falls below the first."""
     length = math.ceil(rope.original_length * scales[0])
     later = after(first, rope, length)
-    found = scheme(second, later, math.ceil(length * scales[1]))
-    s = found.length / length
+    scaling = scheme(second, later, math.ceil(length * scales[1]))
+    s = scaling.length / length
     ceiling = s * s - (s - 1) if second == "dynamic_ntk" else s
-    lam = np.array(found.factors)
+    lam = np.array(scaling.factors)
     assert lam.shape == (rope.dim // 2,)
     assert np.isfinite(lam).all()
     assert lam.min() >= 1 - 1e-12
     assert lam.max() <= ceiling * (1 + 1e-9)
-    assert (np.array(found.times(later.factors).factors) >= np.array(later.factors) * (1 - 1e-12)).all()
-    assert 1 <= found.attention_factor < 3
+    assert (np.array(scaling.times(later.factors).factors) >= np.array(later.factors) * (1 - 1e-12)).all()
+    assert 1 <= scaling.attention_factor < 3
     again = scheme(second, later, length)
     assert set(again.factors) == {1.0}
     assert again.attention_factor == 1.0

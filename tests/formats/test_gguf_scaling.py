@@ -57,17 +57,17 @@ def of_config(**scaling: Any) -> Any:
 )
 def test_keys_say_what_a_config_says(keys: dict[str, Any], scaling: dict[str, Any], tmp_path: Path) -> None:
     original = keys.get("original_context_length", 4096)
-    found = extension_of_gguf(write(tmp_path / "x.gguf", {**SIZE, **{SCALING + k: v for k, v in keys.items()}}))
-    assert found == of_config(**scaling, original_max_position_embeddings=original)
+    extension = extension_of_gguf(write(tmp_path / "x.gguf", {**SIZE, **{SCALING + k: v for k, v in keys.items()}}))
+    assert extension == of_config(**scaling, original_max_position_embeddings=original)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])
 def test_longrope(architecture: str, tmp_path: Path) -> None:
     keys = {"type": "longrope", "original_context_length": 1024, "attn_factor": 1.25}
     keys = {**SIZE, **{SCALING + name: value for name, value in keys.items()}}
-    found = extension_of_gguf(write(tmp_path / "x.gguf", keys, SETS, architecture))
-    assert (found.rope, found.length) == (Rope(dim=64, base=500000.0, original_length=1024), 4096)
-    for scaling, factors, length in ((found.short, SHORTS, 1024), (found.long, LONGS, 4096)):
+    extension = extension_of_gguf(write(tmp_path / "x.gguf", keys, SETS, architecture))
+    assert (extension.rope, extension.length) == (Rope(dim=64, base=500000.0, original_length=1024), 4096)
+    for scaling, factors, length in ((extension.short, SHORTS, 1024), (extension.long, LONGS, 4096)):
         assert scaling.factors == tuple(np.float32(factors).tolist())
         assert (scaling.attention_factor, scaling.length, scaling.scheme) == (1.25, length, "longrope")
 
@@ -81,19 +81,19 @@ def test_the_frequencies_of_llama_3(tmp_path: Path) -> None:
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 1 / 500000.0 ** (torch.arange(0, 64, 2).float() / 64)
     path = write(tmp_path / "x.gguf", {**SIZE, "context_length": 131072}, {FREQS: (plain / theirs).numpy()})
-    found = extension_of_gguf(path)
-    assert found.short == found.long
-    assert (found.long.attention_factor, found.length) == (1.0, 131072)
-    np.testing.assert_allclose(found.long.inv_freq(found.rope), theirs.numpy(), rtol=2e-6)
+    extension = extension_of_gguf(path)
+    assert extension.short == extension.long
+    assert (extension.long.attention_factor, extension.length) == (1.0, 131072)
+    np.testing.assert_allclose(extension.long.inv_freq(extension.rope), theirs.numpy(), rtol=2e-6)
 
 
 def test_a_factor_multiplies_the_tensor(tmp_path: Path) -> None:
     """As in llama.cpp, where the tensor divides the angle before the factor does."""
     keys = {**SIZE, "rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.5}
-    found = extension_of_gguf(write(tmp_path / "x.gguf", keys, {FREQS: LONGS})).long
+    extension = extension_of_gguf(write(tmp_path / "x.gguf", keys, {FREQS: LONGS})).long
     yarn = of_config(type="yarn", factor=4.0).long
-    np.testing.assert_allclose(found.factors, np.array(yarn.factors) * np.float32(LONGS), rtol=1e-12)
-    assert found.attention_factor == pytest.approx(1.5 * yarn.attention_factor)
+    np.testing.assert_allclose(extension.factors, np.array(yarn.factors) * np.float32(LONGS), rtol=1e-12)
+    assert extension.attention_factor == pytest.approx(1.5 * yarn.attention_factor)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_a_factor_multiplies_the_tensor(tmp_path: Path) -> None:
 )
 def test_the_geometry(keys: dict[str, Any], dim: int, tmp_path: Path) -> None:
     size = {key: value for key, value in SIZE.items() if key != "rope.freq_base"}
-    found = extension_of_gguf(write(tmp_path / "x.gguf", {**size, **keys, SCALING + "factor": 2.0}))
-    assert found.rope == Rope(dim=dim, base=10000.0, original_length=4096)
+    extension = extension_of_gguf(write(tmp_path / "x.gguf", {**size, **keys, SCALING + "factor": 2.0}))
+    assert extension.rope == Rope(dim=dim, base=10000.0, original_length=4096)
 
 
 @pytest.mark.parametrize(
@@ -171,21 +171,27 @@ def test_a_tensor_of_another_type(tmp_path: Path) -> None:
 
 
 def test_a_file_cut_anywhere_or_of_other_content(tmp_path: Path) -> None:
-    whole = write(tmp_path / "x.gguf", {**SIZE, SCALING + "factor": 2.0, "words": ["a", "bc"]}, SETS).read_bytes()
+    content = write(tmp_path / "x.gguf", {**SIZE, SCALING + "factor": 2.0, "words": ["a", "bc"]}, SETS).read_bytes()
     cut = tmp_path / "cut.gguf"
-    for end in [*range(1200), *range(1200, len(whole), 101), len(whole) - 1]:
-        cut.write_bytes(whole[:end])
+    for end in [*range(1200), *range(1200, len(content), 101), len(content) - 1]:
+        cut.write_bytes(content[:end])
         with pytest.raises(LongRopeError, match=r"cut.gguf is not a complete GGUF file.*fetch it again"):
             open_gguf(cut)
-    for other in (b"GGML" + whole[4:], b"not a gguf file at all", whole[::-1], b"\0" * 5000, b"GGUF" + b"\xff" * 60):
+    for other in (
+        b"GGML" + content[4:],
+        b"not a gguf file at all",
+        content[::-1],
+        b"\0" * 5000,
+        b"GGUF" + b"\xff" * 60,
+    ):
         cut.write_bytes(other)
         with pytest.raises(LongRopeError, match=r"cut.gguf is not a complete GGUF file"):
             open_gguf(cut)
 
 
 def test_a_word_that_is_damaged(tmp_path: Path) -> None:
-    whole = write(tmp_path / "x.gguf", {**SIZE, SCALING + "factor": 2.0, SCALING + "type": "yarn"}).read_bytes()
-    (tmp_path / "x.gguf").write_bytes(whole.replace(b"yarn", b"\xffarn"))
+    content = write(tmp_path / "x.gguf", {**SIZE, SCALING + "factor": 2.0, SCALING + "type": "yarn"}).read_bytes()
+    (tmp_path / "x.gguf").write_bytes(content.replace(b"yarn", b"\xffarn"))
     with pytest.raises(LongRopeError, match=r"llama\.rope\.scaling\.type is not text; the file is damaged"):
         find_extension(tmp_path / "x.gguf")
 
@@ -244,9 +250,9 @@ def test_llama_cpp_computes_with_what_is_read(keys: dict[str, Any], tensors: dic
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    found, ids = extension_of_gguf(tmp_path / "x.gguf"), tokens(1, 1000)
-    assert found.rope == rope
-    for context, scaling in ((256, found.short), (1024, found.long)):
+    extension, ids = extension_of_gguf(tmp_path / "x.gguf"), tokens(1, 1000)
+    assert extension.rope == rope
+    for context, scaling in ((256, extension.short), (1024, extension.long)):
         row = ids[:, :context]
         llama = Llama(
             str(tmp_path / "x.gguf"), n_ctx=context, n_threads=1, logits_all=True, verbose=False, type_k=0, type_v=0

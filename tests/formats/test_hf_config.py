@@ -269,12 +269,12 @@ def test_what_we_export_is_read_back(data: st.DataObject, kind: str) -> None:
     )
     made = Extension(rope=rope, short=short, long=long, length=length)
     for mode in ("dual", "static"):
-        held = for_mode(made, mode)
-        fields = json.loads(json.dumps(config_fields(plain.to_dict(), held)))
+        exported = for_mode(made, mode)
+        fields = json.loads(json.dumps(config_fields(plain.to_dict(), exported)))
         read = extension_of_config(fields)
-        assert read == held
+        assert read == exported
         v5 = extension_of_config({key: value for key, value in fields.items() if key != "rope_scaling"})
-        assert v5 == held
+        assert v5 == exported
 
 
 @pytest.mark.parametrize("name", sorted(set(SCALINGS) - {"dynamic"}))

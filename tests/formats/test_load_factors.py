@@ -71,16 +71,16 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     made = gguf_files.model()
     rope = Rope.of(made)
     scaling = Scaling([1.0, 2.0] * (rope.dim // 4), attention_factor=1.25, scheme="longrope", length=128)
-    held = Extension(rope, Scaling([1.5] * (rope.dim // 2), attention_factor=1.25), scaling, 128)
+    written = Extension(rope, Scaling([1.5] * (rope.dim // 2), attention_factor=1.25), scaling, 128)
     for mode in ("dual", "static"):
-        export_gguf(made, gguf_files.TOKENIZER, held, tmp_path / "x.gguf", mode=mode, overwrite=True)
-        found = load_factors(tmp_path / "x.gguf")
-        assert isinstance(found, Extension)
-        assert (found.rope, found.long, found.length) == (rope, scaling, 128)
-        assert found.short.factors == (scaling.factors if mode == "static" else held.short.factors)
-    export_huggingface(made, gguf_files.TOKENIZER, held, tmp_path / "folder")
+        export_gguf(made, gguf_files.TOKENIZER, written, tmp_path / "x.gguf", mode=mode, overwrite=True)
+        loaded = load_factors(tmp_path / "x.gguf")
+        assert isinstance(loaded, Extension)
+        assert (loaded.rope, loaded.long, loaded.length) == (rope, scaling, 128)
+        assert loaded.short.factors == (scaling.factors if mode == "static" else written.short.factors)
+    export_huggingface(made, gguf_files.TOKENIZER, written, tmp_path / "folder")
     (tmp_path / "folder" / "extension.json").unlink()
-    assert load_factors(tmp_path / "folder") == found
+    assert load_factors(tmp_path / "folder") == loaded
 
 
 def test_what_is_wrong_within_names_the_file(tmp_path: Path) -> None:
