@@ -26,12 +26,12 @@ def exported(kind: str, mode: str) -> tuple[dict[str, Any], Extension]:
     rope = Rope.of(plain)
     long = heuristic(rope, LENGTH)
     short = Scaling([1.0] * (rope.dim // 2), attention_factor=long.attention_factor)
-    held = for_mode(Extension(rope=rope, short=short, long=long, length=LENGTH), mode)
-    return config_fields(plain.to_dict(), held), held
+    extension = for_mode(Extension(rope=rope, short=short, long=long, length=LENGTH), mode)
+    return config_fields(plain.to_dict(), extension), extension
 
 
 def sections(text: str) -> dict[str, str]:
-    """What stands under each engine's heading."""
+    """Return the text under each engine's heading."""
     parts = re.split(r"^## (\S+) \(.*\)$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -44,37 +44,37 @@ def written(kind: str, mode: str, name: str = "long-model") -> dict[str, str]:
 @pytest.mark.parametrize("mode", ["dual", "static"])
 @pytest.mark.parametrize("kind", FAMILIES.split())
 def test_every_engine_has_a_launch_or_a_reason(kind: str, mode: str) -> None:
-    told = written(kind, mode)
-    assert list(told) == list(ENGINES)
-    for engine, text in told.items():
+    guide = written(kind, mode)
+    assert list(guide) == list(ENGINES)
+    for engine, text in guide.items():
         assert ("```" in text) != ("Do not serve it so" in text), engine
 
 
 def test_the_lines_of_a_static_llama() -> None:
-    told = written("llama", "static")
-    assert "vllm serve long-model --max-model-len 512" in told["vllm"]
-    assert "--model-path long-model --context-length 512" in told["sglang"]
-    assert "mlx_lm.generate --model long-model" in told["mlx-lm"]
-    assert "config.max_seq_len = 512" in told["exllamav2"]
-    assert "max_num_tokens=512" in told["exllamav3"]
-    assert "trtllm-serve long-model --max_seq_len 512" in told["tensorrt-llm"]
-    assert "longrope export long-model --to gguf -o long-model.gguf" in told["llama.cpp"]
-    assert "llama-server -m long-model.gguf -c 512" in told["llama.cpp"]
-    assert not any("Warning" in text for text in told.values())
-    assert "starts for 64 tokens" in told["vllm"]
+    guide = written("llama", "static")
+    assert "vllm serve long-model --max-model-len 512" in guide["vllm"]
+    assert "--model-path long-model --context-length 512" in guide["sglang"]
+    assert "mlx_lm.generate --model long-model" in guide["mlx-lm"]
+    assert "config.max_seq_len = 512" in guide["exllamav2"]
+    assert "max_num_tokens=512" in guide["exllamav3"]
+    assert "trtllm-serve long-model --max_seq_len 512" in guide["tensorrt-llm"]
+    assert "longrope export long-model --to gguf -o long-model.gguf" in guide["llama.cpp"]
+    assert "llama-server -m long-model.gguf -c 512" in guide["llama.cpp"]
+    assert not any("Warning" in text for text in guide.values())
+    assert "starts for 64 tokens" in guide["vllm"]
 
 
 def test_warnings_of_a_dual_llama() -> None:
-    told = written("llama", "dual")
+    guide = written("llama", "dual")
     for engine in ("vllm", "mlx-lm", "exllamav2", "exllamav3", "tensorrt-llm", "llama.cpp"):
-        assert f"Warning: {engine} uses the long factors at 64 tokens, where the short ones belong" in told[engine]
-    assert "Launched for up to 64 tokens, it uses the short factors" in told["vllm"]
-    assert "short factors up to 64 tokens and the long ones beyond" in told["transformers"]
-    assert "in its cache" in told["transformers"]
+        assert f"Warning: {engine} uses the long factors at 64 tokens, where the short ones belong" in guide[engine]
+    assert "Launched for up to 64 tokens, it uses the short factors" in guide["vllm"]
+    assert "short factors up to 64 tokens and the long ones beyond" in guide["transformers"]
+    assert "in its cache" in guide["transformers"]
 
 
 @pytest.mark.parametrize(
-    ("kind", "engine", "said"),
+    ("kind", "engine", "phrase"),
     [
         ("gemma2", "sglang", "uses no factors at all"),
         ("gemma2", "mlx-lm", "uses no factors at all"),
@@ -85,10 +85,10 @@ def test_warnings_of_a_dual_llama() -> None:
         ("qwen3", "llama.cpp", "ignores the factors"),
     ],
 )
-def test_engines_that_would_run_it_wrong(kind: str, engine: str, said: str) -> None:
-    told = written(kind, "static")
-    assert said in told[engine]
-    assert "```" not in told[engine]
+def test_engines_that_would_run_it_wrong(kind: str, engine: str, phrase: str) -> None:
+    guide = written(kind, "static")
+    assert phrase in guide[engine]
+    assert "```" not in guide[engine]
 
 
 def test_options_without_which_it_does_not_start() -> None:

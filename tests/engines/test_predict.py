@@ -38,8 +38,8 @@ def exported(kind: str, mode: str = "dual", attention: float | None = None) -> t
     factor = attention or long.attention_factor
     short = Scaling([1 + i / rope.dim for i in range(rope.dim // 2)], attention_factor=factor)
     long = Scaling(long.factors, attention_factor=factor)
-    made = for_mode(Extension(rope=rope, short=short, long=long, length=8 * rope.original_length), mode)
-    return config_fields(config, made), made
+    extended = for_mode(Extension(rope=rope, short=short, long=long, length=8 * rope.original_length), mode)
+    return config_fields(config, extended), extended
 
 
 def served(engine: str, kind: str, length: int, limit: int = LENGTH, mode: str = "dual") -> EnginePrediction:
@@ -51,25 +51,25 @@ def served(engine: str, kind: str, length: int, limit: int = LENGTH, mode: str =
 def test_the_rule_is_what_the_engine_computed(key: str) -> None:
     """Against what engines gave, each by its own code (benchmarks/serving.py)."""
     engine, kind, mode, limit = key.split()
-    cell = MEASURED[key]
+    measurement = MEASURED[key]
     config, extension = exported(kind, mode)
-    if "error" in cell:
-        told = predict(engine, config, extension, limit=int(limit), length=L0)
-        assert (told.factors, told.ok) == ("refused", False)
+    if "error" in measurement:
+        prediction = predict(engine, config, extension, limit=int(limit), length=L0)
+        assert (prediction.factors, prediction.ok) == ("refused", False)
         return
-    assert cell["version"] == ENGINES[engine].version
-    for length, row in cell["lengths"].items():
-        told = predict(engine, config, extension, limit=int(limit), length=int(length))
+    assert measurement["version"] == ENGINES[engine].version
+    for length, row in measurement["lengths"].items():
+        prediction = predict(engine, config, extension, limit=int(limit), length=int(length))
         if row["set"] == "other":
-            assert (told.scaling, told.ok) == (None, False)
+            assert (prediction.scaling, prediction.ok) == (None, False)
             continue
         sets = {"short": extension.short.factors, "long": extension.long.factors, "none": [1.0] * len(config)}
-        assert told.scaling is not None
-        assert told.scaling.factors == tuple(sets[row["set"]][: len(told.scaling.factors)]), length
+        assert prediction.scaling is not None
+        assert prediction.scaling.factors == tuple(sets[row["set"]][: len(prediction.scaling.factors)]), length
         if "attention_factor" in row:
-            assert told.scaling.attention_factor == pytest.approx(row["attention_factor"], rel=1e-6)
-        same = np.isclose(told.scaling.attention_factor, extension.long.attention_factor)
-        assert told.ok == (row["from ours"] < 1e-2 and row.get("last position") != "other" and same), length
+            assert prediction.scaling.attention_factor == pytest.approx(row["attention_factor"], rel=1e-6)
+        same = np.isclose(prediction.scaling.attention_factor, extension.long.attention_factor)
+        assert prediction.ok == (row["from ours"] < 1e-2 and row.get("last position") != "other" and same), length
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi3", "gemma2", "gemma3_text", "gpt_neox"])
@@ -77,50 +77,50 @@ def test_the_rule_is_what_the_engine_computed(key: str) -> None:
 def test_transformers_own_functions_give_the_same(kind: str, length: int) -> None:
     config, _ = exported(kind)
     layer = "full_attention" if kind == "gemma3_text" else None
-    made = AutoConfig.for_model(**config)
-    inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](made, "cpu", seq_len=length, layer_type=layer)
-    told = served("transformers", kind, length)
-    assert told.ok
-    assert told.scaling is not None
-    np.testing.assert_allclose(told.scaling.inv_freq(extension_in_config(config).rope), inv_freq, rtol=1e-6)
-    assert told.scaling.attention_factor == pytest.approx(factor)
+    extended = AutoConfig.for_model(**config)
+    inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](extended, "cpu", seq_len=length, layer_type=layer)
+    prediction = served("transformers", kind, length)
+    assert prediction.ok
+    assert prediction.scaling is not None
+    np.testing.assert_allclose(prediction.scaling.inv_freq(extension_in_config(config).rope), inv_freq, rtol=1e-6)
+    assert prediction.scaling.attention_factor == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("kind", FAMILIES.split())
 def test_the_config_holds_the_extension(kind: str) -> None:
     config, extension = exported(kind)
-    held = extension_in_config(config)
-    assert (held.rope, held.length) == (extension.rope, extension.length)
-    assert (held.short.factors, held.long.factors) == (extension.short.factors, extension.long.factors)
-    assert held.long.attention_factor == pytest.approx(extension.long.attention_factor)
+    configured = extension_in_config(config)
+    assert (configured.rope, configured.length) == (extension.rope, extension.length)
+    assert (configured.short.factors, configured.long.factors) == (extension.short.factors, extension.long.factors)
+    assert configured.long.attention_factor == pytest.approx(extension.long.attention_factor)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", FAMILIES.split())
 def test_one_set_serves_everywhere_where_an_engine_reads_it(engine: str, kind: str) -> None:
     for length in (L0, LENGTH):
-        told = served(engine, kind, length, mode="static")
-        assert told.ok == (told.factors in ("short", "long"))
-        assert all("needs --" in line for line in told.cautions)
-        if not told.ok:
-            assert engine in told.departures[0]
-            assert repr(kind) in told.departures[0]
+        prediction = served(engine, kind, length, mode="static")
+        assert prediction.ok == (prediction.factors in ("short", "long"))
+        assert all("needs --" in line for line in prediction.cautions)
+        if not prediction.ok:
+            assert engine in prediction.departures[0]
+            assert repr(kind) in prediction.departures[0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_type_that_was_not_read_is_named(engine: str) -> None:
     config, extension = exported("llama")
-    told = predict(engine, {**config, "model_type": "martian"}, extension, limit=LENGTH, length=L0)
-    assert (told.factors, told.scaling, told.ok) == ("unknown", None, False)
-    assert engine in told.departures[0]
-    assert "'martian'" in told.departures[0]
+    prediction = predict(engine, {**config, "model_type": "martian"}, extension, limit=LENGTH, length=L0)
+    assert (prediction.factors, prediction.scaling, prediction.ok) == ("unknown", None, False)
+    assert engine in prediction.departures[0]
+    assert "'martian'" in prediction.departures[0]
 
 
 def test_launched_for_more_than_the_engine_takes() -> None:
     for engine in ("vllm", "sglang"):
-        told = served(engine, "llama", 100, limit=LENGTH + 1)
-        assert told.factors == "refused"
-        assert "513 tokens: max_position_embeddings is 512" in told.departures[0]
+        prediction = served(engine, "llama", 100, limit=LENGTH + 1)
+        assert prediction.factors == "refused"
+        assert "513 tokens: max_position_embeddings is 512" in prediction.departures[0]
     assert served("tensorrt-llm", "llama", LENGTH, limit=2 * LENGTH).ok
     assert "up to 512 tokens when launched for 1,024" in served("tensorrt-llm", "llama", 600, 1024).departures[0]
     for engine in ("transformers", "mlx-lm", "exllamav3", "llama.cpp"):
@@ -134,20 +134,20 @@ def test_a_sequence_longer_than_the_launch() -> None:
 
 
 def test_the_attention_factor_of_exllamav2_follows_the_launch() -> None:
-    told = served("exllamav2", "llama", 200, limit=256)
-    assert told.scaling is not None
-    assert told.scaling.attention_factor == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
-    assert "attention factor of 1.1547 at 200 tokens, where 1.22474 belongs" in told.departures[0]
+    prediction = served("exllamav2", "llama", 200, limit=256)
+    assert prediction.scaling is not None
+    assert prediction.scaling.attention_factor == pytest.approx((1 + np.log(4) / np.log(64)) ** 0.5)
+    assert "attention factor of 1.1547 at 200 tokens, where 1.22474 belongs" in prediction.departures[0]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_attention_factor_off_the_formula(engine: str) -> None:
     config, extension = exported("llama", "static", 1.0)
-    told = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
+    prediction = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
     reads = engine in ("transformers", "transformers-4.57", "vllm", "sglang", "llama.cpp")
-    assert told.scaling is not None
-    assert told.scaling.attention_factor == pytest.approx(1.0 if reads else SU)
-    assert told.ok == reads
+    assert prediction.scaling is not None
+    assert prediction.scaling.attention_factor == pytest.approx(1.0 if reads else SU)
+    assert prediction.ok == reads
 
 
 def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
@@ -155,9 +155,9 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
     config, extension = exported("llama")
     saved = LlamaConfig(**config).to_dict()
     saved = {key: value for key, value in saved.items() if key != "rope_scaling"}
-    told = {name: predict(name, saved, extension, limit=LENGTH, length=100) for name in ENGINES}
-    plain = {name for name, one in told.items() if one.factors == "none"}
-    assert all("reads rope_scaling alone" in told[name].departures[1] for name in plain)
+    predictions = {name: predict(name, saved, extension, limit=LENGTH, length=100) for name in ENGINES}
+    plain = {name for name, prediction in predictions.items() if prediction.factors == "none"}
+    assert all("reads rope_scaling alone" in predictions[name].departures[1] for name in plain)
     assert plain == {
         "transformers-4.57",
         "mlx-lm",
@@ -166,7 +166,7 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "no longrope factors"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "no longrope factors"),
@@ -176,9 +176,9 @@ def test_what_transformers_5_saves_is_the_plain_rope_elsewhere() -> None:
         ({"original_max_position_embeddings": "64"}, "original_length = '64'"),
     ],
 )
-def test_configs_without_usable_factors(fields: dict[str, Any], said: str) -> None:
+def test_configs_without_usable_factors(fields: dict[str, Any], message: str) -> None:
     config, extension = exported("llama")
-    with pytest.raises(LongRopeError, match=said):
+    with pytest.raises(LongRopeError, match=message):
         predict("vllm", {**config, **fields}, extension, limit=LENGTH, length=L0)
 
 
@@ -236,15 +236,15 @@ def word(engine: str, kind: str) -> str:
 def was_run(engine: str, kind: str) -> bool:
     if engine in ("transformers", "llama.cpp"):  # test_huggingface.py, test_llama_cpp.py
         return word(engine, kind) != "–"
-    cells = [cell for key, cell in MEASURED.items() if key.startswith(f"{engine} {kind} ")]
-    return any(cell.get("verified", "run") == "run" for cell in cells)
+    measurements = [measurement for key, measurement in MEASURED.items() if key.startswith(f"{engine} {kind} ")]
+    return any(measurement.get("verified", "run") == "run" for measurement in measurements)
 
 
 @pytest.mark.parametrize("kind", FAMILIES.split())
 def test_the_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
     [row] = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| {kind} |")]
-    cells = [f"**{word(engine, kind)}**" if was_run(engine, kind) else word(engine, kind) for engine in ENGINES]
-    assert row == f"| {kind} | {' | '.join(cells)} |"
+    measurements = [f"**{word(engine, kind)}**" if was_run(engine, kind) else word(engine, kind) for engine in ENGINES]
+    assert row == f"| {kind} | {' | '.join(measurements)} |"
 
 
 @pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"llama.cpp"}))
