@@ -1,9 +1,9 @@
-"""What a cache does past L0: transformers' own config with both sets and our policies; a chat about a long file.
+"""Measure a key-value cache past L0 (transformers' config with both sets, our policies) and a chat about a long file.
 
     make benchmark-generation                # tiny and tiny random models: a minute
     python benchmarks/generation.py smollm2  # the chat, with SmolLM2-135M: ten minutes on one core; continues
 
-Tokens of documents are forced through ``generate``, so that every policy decodes as it always does. Results in
+``generate`` is forced to give the tokens of documents, so every policy decodes as it always does. Results in
 ``benchmarks/results/generation.json``.
 """
 
@@ -43,25 +43,25 @@ RESULTS = Path(__file__).parent / "results" / "generation.json"
 SEED, DOCUMENTS, READ, LENGTH = 0, 16, 200, 512
 FAMILIES = ("llama", "qwen3", "phi3")
 SIZES, DEPTHS, NEW = (1500, 6000, 10000), (0.1, 0.5, 0.9), 32  # of the files, in tokens; L0 = 8,192
-NEEDLE, ASKED = "The special magic number is {}.", "What is the special magic number?"
+NEEDLE, QUESTION = "The special magic number is {}.", "What is the special magic number?"
 NEXT = "Describe in some sentences what the text before is about."
 THEIRS = "transformers, both sets"
 
 
 def main() -> None:
-    """The chat, or all but the chat; what is not asked for stays as it is in the results file."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    """Measure the chat, or all but the chat; the results file keeps the other results."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if sys.argv[1:]:
-        chat(found)
+        chat(results)
         return
-    for part in (losses, first_logits):
-        found[part.__name__] = {**part(), "seed": SEED, "provenance": provenance()}
-        write_json(RESULTS, found)
-        print(part.__name__, json.dumps(found[part.__name__], indent=1), flush=True)
+    for measure in (losses, first_logits):
+        results[measure.__name__] = {**measure(), "seed": SEED, "provenance": provenance()}
+        write_json(RESULTS, results)
+        print(measure.__name__, json.dumps(results[measure.__name__], indent=1), flush=True)
 
 
 def losses() -> dict[str, Any]:
-    """Nats of ``tiny`` on the tokens after texts of 257 to 511 tokens, with the heuristic at 8x."""
+    """Return the loss of ``tiny`` on tokens after texts of 257 to 511 tokens, with the heuristic at 8x."""
     model, tokenizer = load("tiny", dtype="float32")
     rope = Rope.of(model)
     long = replace(heuristic(rope, 8 * rope.original_length), attention_factor=1.0)
@@ -73,36 +73,36 @@ def losses() -> dict[str, Any]:
         return cross_entropy(logits[:, rope.original_length - LENGTH + 1 :].transpose(1, 2), x[:, 257:]).item()
 
     with patch(model, long):
-        found = {"long factors, no cache": loss(uncached(model, x[:, :-1]))}
+        by_policy = {"long factors, no cache": loss(uncached(model, x[:, :-1]))}
     for policy in POLICIES:
         with generating(model, extension, policy):
-            found[policy] = loss(forced(model, x, READ))
-    found[THEIRS] = loss(forced(dual(model, extension), x, READ))
-    return {"model": "tiny", "documents": DOCUMENTS, "loss": found}
+            by_policy[policy] = loss(forced(model, x, READ))
+    by_policy[THEIRS] = loss(forced(dual(model, extension), x, READ))
+    return {"model": "tiny", "documents": DOCUMENTS, "loss": by_policy}
 
 
 def first_logits() -> dict[str, Any]:
-    """RMS of cached less uncached logits over that of the latter, for the text of L0 + 1 tokens, random models."""
+    """Return the relative RMS difference of cached and uncached logits after L0 + 1 tokens, for random models."""
     sys.path.append(str(Path(__file__).parent.parent / "tests"))
     families = importlib.import_module("families")
-    found = {}
+    differences = {}
     for family in FAMILIES:
         model, x = families.build(family), families.tokens(1, families.L0 + 2)  # no text has the last one
         rope = Rope.of(model)
         extension = Extension.of(rope, heuristic(rope, 8 * rope.original_length))
         theirs, read = dual(model, extension), families.L0 - 1
-        wanted = uncached(theirs, x[:, :-1])[:, -1]
-        found[family] = {THEIRS: difference(forced(theirs, x, read)[:, -1], wanted)}
+        expected = uncached(theirs, x[:, :-1])[:, -1]
+        differences[family] = {THEIRS: difference(forced(theirs, x, read)[:, -1], expected)}
         with patch(model, extension.long):
-            wanted = uncached(model, x[:, :-1])[:, -1]
+            expected = uncached(model, x[:, :-1])[:, -1]
         for policy in POLICIES:
             with generating(model, extension, policy):
-                found[family][policy] = difference(forced(model, x, read)[:, -1], wanted)
-    return {"difference": found}
+                differences[family][policy] = difference(forced(model, x, read)[:, -1], expected)
+    return {"difference": differences}
 
 
-def chat(found: dict[str, Any]) -> None:
-    """Two turns about each file that was not read yet, as ``longrope chat`` takes them."""
+def chat(results: dict[str, Any]) -> None:
+    """Take two turns about each file that the results lack, as ``longrope chat`` does."""
     model, tokenizer = load("smollm2", dtype="bfloat16")
     rope = Rope.of(model)
     extension = Extension.of(rope, heuristic(rope, 4 * rope.original_length))
@@ -110,27 +110,29 @@ def chat(found: dict[str, Any]) -> None:
     topics = importlib.import_module("pydoc_data.topics").topics  # Python's own manual, in English
     ids = tokenizer("\n".join(topics.values()), verbose=False)["input_ids"]
     settings = {"model": "smollm2", "dtype": "bfloat16", "scheme": "heuristic", "length": extension.length}
-    cells: dict[str, Any] = found.get("chat", {}).get("cells", {})
+    cells: dict[str, Any] = results.get("chat", {}).get("cells", {})
     for depth, size in product(DEPTHS, SIZES):
         if (key := f"{size} {depth}") not in cells:
             cells[key] = two_turns(speaker, str(tokenizer.decode(ids[:size])), depth)
-            found["chat"] = {**settings, "summary": summary(cells), "cells": cells, "seed": SEED}
-            found["chat"]["provenance"] = provenance()
-            write_json(RESULTS, found)
+            results["chat"] = {**settings, "summary": summary(cells), "cells": cells, "seed": SEED}
+            results["chat"]["provenance"] = provenance()
+            write_json(RESULTS, results)
             print(key, json.dumps(cells[key]), flush=True)
 
 
 def two_turns(speaker: ChatModel, text: str, depth: float) -> dict[str, Any]:
-    """A sentence planted in a text is asked for, then something else: answers, speed, and how busy the machine was."""
+    """Ask for a sentence planted in a text, then something else; return answers, speed, and the machine's load."""
     number = str(np.random.default_rng([SEED, round(100 * depth), len(text)]).integers(100_000, 1_000_000))
-    place = text.index("\n", int(depth * len(text)))
-    file = f"{text[:place]}\n{NEEDLE.format(number)}{text[place:]}"
-    memory, turns, rows = ChatCache(speaker), list[Turn](), list[dict[str, Any]]()
-    for said in (join_prompt(file, ASKED), NEXT):
-        tokens, stream = speaker.encode([*turns, (said, "")]), Stream(speaker.tokenizer, quiet=True)
-        memory.answer(tokens, new=NEW, temperature=0, stream=stream)
+    index = text.index("\n", int(depth * len(text)))
+    file = f"{text[:index]}\n{NEEDLE.format(number)}{text[index:]}"
+    cache = ChatCache(speaker)
+    turns: list[Turn] = []
+    rows: list[dict[str, Any]] = []
+    for message in (join_prompt(file, QUESTION), NEXT):
+        tokens, stream = speaker.encode([*turns, (message, "")]), Stream(speaker.tokenizer, quiet=True)
+        cache.answer(tokens, new=NEW, temperature=0, stream=stream)
         answer = str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True))
-        turns.append((said, answer))
+        turns.append((message, answer))
         row = {"prompt_tokens": len(tokens), "tokens": len(stream.tokens), "answer": answer}
         row |= {
             "factors": speaker.factor_sets(tokens, NEW),
@@ -142,7 +144,7 @@ def two_turns(speaker: ChatModel, text: str, depth: float) -> dict[str, Any]:
 
 
 def summary(cells: dict[str, Any]) -> dict[str, Any]:
-    """By size of the file, medians of the depths."""
+    """Return medians over the depths, by size of the file."""
     rows, sizes = {}, dict.fromkeys(key.split()[0] for key in cells)
     for size in sizes:
         of = [cell for key, cell in cells.items() if key.startswith(f"{size} ")]
@@ -159,7 +161,7 @@ def summary(cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def dual(model: PreTrainedModel, extension: Extension) -> PreTrainedModel:
-    """The same weights under transformers' own config with both sets, as a dual export has it."""
+    """Return the same weights under transformers' own config with both sets, as a dual export has it."""
     fields = config_fields(model.config.to_dict(), extension)
     theirs = AutoModelForCausalLM.from_config(type(model.config).from_dict(fields), dtype=torch.float32).eval()
     theirs.load_state_dict(model.state_dict())
@@ -168,17 +170,17 @@ def dual(model: PreTrainedModel, extension: Extension) -> PreTrainedModel:
 
 @torch.inference_mode()
 def uncached(model: Any, x: Tensor) -> Tensor:
-    """Logits of every next token."""
+    """Return the logits of every next token, without a cache."""
     return model(input_ids=x, use_cache=False).logits
 
 
 def forced(model: Any, x: Tensor, read: int) -> Tensor:
-    """Raw logits after the first ``read`` tokens of a text, then after one more at a time; all tokens but the last."""
+    """Return raw logits after the first ``read`` tokens of a text, then after one more at a time."""
 
     def force(ids: Tensor, scores: Tensor) -> Tensor:
         return one_hot(x[:, ids.shape[1]], scores.shape[1]).float()
 
-    made = model.generate(
+    output = model.generate(
         x[:, :read],
         attention_mask=torch.ones_like(x[:, :read]),
         max_new_tokens=x.shape[1] - read,
@@ -188,13 +190,13 @@ def forced(model: Any, x: Tensor, read: int) -> Tensor:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    assert torch.equal(made.sequences, x)
-    return torch.stack(made.logits, dim=1)
+    assert torch.equal(output.sequences, x)
+    return torch.stack(output.logits, dim=1)
 
 
-def difference(ours: Tensor, wanted: Tensor) -> float:
-    """RMS of the difference over the RMS of what is wanted."""
-    return ((ours - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+def difference(logits: Tensor, expected: Tensor) -> float:
+    """Return the RMS of the difference over the RMS of the expected logits."""
+    return ((logits - expected).square().mean() / expected.square().mean()).sqrt().item()
 
 
 if __name__ == "__main__":

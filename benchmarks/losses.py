@@ -1,9 +1,9 @@
-"""The loss of a chunk of logits on a CPU: all at once, and by blocks that stay in its cache.
+"""Measure the loss of a chunk of logits on a CPU: all at once, and in blocks that stay in the CPU's cache.
 
     make benchmark-losses          # a minute
 
-Logits as of SmolLM2's head in bfloat16, `LOGITS_AT_ONCE` of them, as `head_losses` has them; the two ways in turn,
-61 times; medians. Results in ``benchmarks/results/losses.json``.
+The logits have the shape and type of SmolLM2's, `LOGITS_AT_ONCE` of them, as in `head_losses`. The two variants run in
+turn, 61 times, and the medians are reported. Results in ``benchmarks/results/losses.json``.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "losses.json"
 VOCABULARY = 49152
-WAYS = {"at once": token_losses.LOGITS_AT_ONCE, "by blocks": token_losses.LOGITS_IN_CACHE}
+VARIANTS = {"at once": token_losses.LOGITS_AT_ONCE, "by blocks": token_losses.LOGITS_IN_CACHE}
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure and write."""
+    """Measure both variants and write the results."""
     torch.manual_seed(0)
     rows = token_losses.LOGITS_AT_ONCE // VOCABULARY
     logits = torch.randn(rows, VOCABULARY).bfloat16()
     targets = torch.randint(VOCABULARY, (rows,))
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    found = {}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    losses = {}
     for _ in range(61):
-        for way, block in WAYS.items():
+        for name, block in VARIANTS.items():
             token_losses.LOGITS_IN_CACHE = block
-            began = time.perf_counter()
-            found[way] = token_losses.losses_of(logits, targets)
-            seconds[way].append(time.perf_counter() - began)
-    middle = {way: median(times) for way, times in seconds.items()}
-    same = torch.equal(found["at once"], found["by blocks"])
-    record = {"seconds": middle, "times faster": middle["at once"] / middle["by blocks"], "same bits": same}
+            started = time.perf_counter()
+            losses[name] = token_losses.losses_of(logits, targets)
+            seconds[name].append(time.perf_counter() - started)
+    medians = {name: median(times) for name, times in seconds.items()}
+    same = torch.equal(losses["at once"], losses["by blocks"])
+    record = {"seconds": medians, "times faster": medians["at once"] / medians["by blocks"], "same bits": same}
     write_json(RESULTS, record | {"logits": [rows, VOCABULARY], "seed": 0, "provenance": provenance()})
     print(RESULTS.read_text())
 

@@ -1,10 +1,10 @@
-"""Exact phases against transformers' float32 ones: error, time, and what the error does to a model's loss.
+"""Compare exact phases with transformers' float32 ones: error, time, and the effect on a model's loss.
 
     make benchmark-phases      # minutes on two cores
 
-The reference is float64. Times are of cos and sin of a whole sequence, ours and transformers' in turns, the median of
-nine. For the loss, windows of documents stand at the end of so many positions: relative positions, and so the exact
-losses, are the same everywhere; what changes is float32's error. Results in ``benchmarks/results/phases.json``.
+The reference is float64. Times are medians of nine for the cos and sin of a whole sequence, ours and transformers' in
+turn. For the loss, windows of documents end at the last of 1,024 to 2M positions. Relative positions, and so the exact
+losses, are the same everywhere, and only float32's error changes. Results in ``benchmarks/results/phases.json``.
 """
 
 from __future__ import annotations
@@ -41,42 +41,44 @@ TURNS, DOCUMENTS, WINDOW = 9, 8, 1024
 
 
 def main() -> None:
-    """Everything."""
+    """Measure all and write the results."""
     record = {"cos and sin": {f"{length}": angles(length) for length in LENGTHS}, "loss of tiny": losses()}
     write_json(RESULTS, {**record, "provenance": provenance()})
     print(RESULTS.read_text())
 
 
 def angles(length: int) -> dict[str, float]:
-    """Largest errors and median seconds of both, and their ratio, at float32 and a plain rope."""
+    """Return the largest errors and median seconds of both, and their ratio, in float32 with a plain RoPE."""
     config = LlamaConfig(head_dim=ROPE.dim, rope_parameters={"rope_type": "default", "rope_theta": ROPE.base})
     theirs = LlamaRotaryEmbedding(config)
     ours = LongRoPE.static(ROPE, [heuristic(ROPE, ROPE.original_length)])
     x, positions = torch.zeros(1, length, 1), torch.arange(length)[None]
-    error, seconds = {"ours": 0.0, "transformers": 0.0}, {"ours": [], "transformers": []}
-    for name, module in {"ours": ours, "transformers": theirs}.items():
+    modules = {"ours": ours, "transformers": theirs}
+    errors: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in modules}
+    for name, module in modules.items():
         cos, sin = module(x, positions)
-        error[name] = max(_error(cos, np.cos), _error(sin, np.sin))
+        errors[f"{name} error"] = max(_error(cos, np.cos), _error(sin, np.sin))
     for _ in range(TURNS):
-        for name, module in {"ours": ours, "transformers": theirs}.items():
+        for name, module in modules.items():
             started = time.perf_counter()
             module(x, positions)
             seconds[name].append(time.perf_counter() - started)
     ratio = median(a / b for a, b in zip(seconds["ours"], seconds["transformers"], strict=True))
-    middle = {f"{name} seconds": median(times) for name, times in seconds.items()}
-    return {**{f"{name} error": value for name, value in error.items()}, **middle, "our time over theirs": ratio}
+    medians = {f"{name} seconds": median(times) for name, times in seconds.items()}
+    return {**errors, **medians, "our time over theirs": ratio}
 
 
-def _error(found: Tensor, function: Any) -> float:
-    """The largest one at the last positions, against float64."""
-    length = found.shape[1]
+def _error(table: Tensor, function: Any) -> float:
+    """Return the largest error at the last positions, against float64."""
+    length = table.shape[1]
     positions = np.arange(max(length - 4096, 0), length)
     exact = function(positions[:, None] * ROPE.inv_freq)
-    return float(np.abs(found[0, -len(positions) :, : ROPE.dim // 2].numpy() - exact).max())
+    return float(np.abs(table[0, -len(positions) :, : ROPE.dim // 2].numpy() - exact).max())
 
 
 def losses() -> dict[str, Any]:
-    """Mean losses at the end of so many positions, with exact phases and in transformers' exported checkpoint."""
+    """Return mean losses at the ends of several lengths, with exact phases and with transformers' own."""
     model, tokenizer = load("tiny", dtype="float32")
     rope = Rope.of(model)
     long = heuristic(rope, LENGTHS[-1])
@@ -86,18 +88,18 @@ def losses() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         export_huggingface(model, tokenizer, Extension.of(rope, long), Path(folder) / "made")
         exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "made", dtype=torch.float32).eval()
-    found = {}
+    by_length = {}
     for length in (WINDOW, *LENGTHS):
         positions = np.tile(np.arange(length - WINDOW, length), (len(tokens), 1))
         with patch(model, long):
             exact = token_losses(model, tokens, positions=positions)
         theirs = token_losses(exported, tokens, positions=positions)
-        found[f"{length}"] = {
+        by_length[f"{length}"] = {
             "exact": float(exact.mean(dtype=float)),
             "transformers": float(theirs.mean(dtype=float)),
             "mean absolute difference by token": float(np.abs(theirs - exact).mean(dtype=float)),
         }
-    return found
+    return by_length
 
 
 if __name__ == "__main__":

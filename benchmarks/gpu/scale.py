@@ -1,15 +1,15 @@
-"""SmolLM2 from 64K to 2M tokens on one GPU, one forward pass a row: time, memory, FLOP/s, perplexity by position.
+"""Measure SmolLM2 from 64K to 2M tokens on one GPU: time, memory, FLOP/s and perplexity by position of one pass.
 
     python benchmarks/gpu/scale.py                       # a quarter of an hour on an H200; continues where it stopped
     python benchmarks/gpu/scale.py 64k 2m:yarn           # these alone, in this order
     python benchmarks/gpu/scale.py 128k:searched --factors run
-    python benchmarks/gpu/scale.py 4k 8k --model tiny --device cpu -o build/scale.json   # does it run?
+    python benchmarks/gpu/scale.py 4k 8k --model tiny --device cpu -o build/scale.json   # a trial run
 
 The text is the longest test documents of this Python's library, one after the other. FLOP/s are those of
-`longrope.cost.model_shape` over the seconds of the pass, beside the rate that one large product of matrices reaches;
-the floor is what attention alone would take at that rate. What was foreseen is what ``longrope plan`` would tell: bytes
-from the model's shape, seconds from a calibration. What does not fit is a row too, with the error. Results in
-``benchmarks/results/gpu-scale.json``; its calibration, rate and provenance are those of the last call.
+`longrope.cost.model_shape` over the seconds of the pass, beside the rate of one large product of matrices. The floor is
+the time of attention alone at that rate. Foreseen are the bytes and seconds that ``longrope plan`` shows, from the
+model's shape and a calibration. A pass that does not fit is a row with the error. Results in
+``benchmarks/results/gpu-scale.json``, with the calibration, rate and provenance of the last call.
 """
 
 from __future__ import annotations
@@ -42,89 +42,90 @@ from longrope.storage.atomic import write_json
 from longrope.units import parse_length
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu-scale.json"
-CELLS = ("64k", "128k", "256k", "512k", "1m", "2m")
+LENGTHS = ("64k", "128k", "256k", "512k", "1m", "2m")
 ROWS = ("none", "yarn", "heuristic")
 BINS, SIDE = 16, 8192
-REHEARSED = 2**18  # tokens; up to there, what the first pass at a length compiles would count
+REHEARSED = 2**18  # tokens; up to here compilation in the first pass at a length would distort its time
 
 
 def main() -> None:
-    """Every cell that is not there yet."""
+    """Measure every pass that the results file lacks."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("cells", nargs="*", help="LENGTH or LENGTH:ROW,ROW", default=CELLS)
+    parser.add_argument("cells", nargs="*", help="LENGTH or LENGTH:ROW,ROW", default=LENGTHS)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--factors", help="run folder or factors file: what the row 'searched' means")
+    parser.add_argument("--factors", help="factors file or run folder of the row 'searched'")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    cells: dict[str, Any] = json.loads(given.output.read_text())["cells"] if given.output.exists() else {}
-    model, tokenizer = load(given.model, dtype="bfloat16", device=given.device)
-    rope, anatomy = Rope.of(model), ModelShape.of(model.config, "bfloat16", given.device)
-    rates = measure_device_speed(model.config, device=given.device, dtype="bfloat16")
-    rows = (*ROWS, "searched") if given.factors else ROWS
-    wanted = [wish(cell, rows) for cell in given.cells]
-    tokens, rate = text(tokenizer, max(length for length, _ in wanted)), product_rate(given.device)
-    for length, row in [(length, row) for length, rows in wanted for row in rows if f"{length} {row}" not in cells]:
-        work, weights = anatomy.forward(length), anatomy.parameters * anatomy.bytes
+    arguments = parser.parse_args()
+    cells: dict[str, Any] = json.loads(arguments.output.read_text())["cells"] if arguments.output.exists() else {}
+    model, tokenizer = load(arguments.model, dtype="bfloat16", device=arguments.device)
+    rope, shape = Rope.of(model), ModelShape.of(model.config, "bfloat16", arguments.device)
+    speed = measure_device_speed(model.config, device=arguments.device, dtype="bfloat16")
+    rows = (*ROWS, "searched") if arguments.factors else ROWS
+    requests = [parse_request(request, rows) for request in arguments.cells]
+    tokens = text(tokenizer, max(length for length, _ in requests))
+    rate = product_rate(arguments.device)
+    for length, row in [(length, row) for length, rows in requests for row in rows if f"{length} {row}" not in cells]:
+        flops, weights = shape.forward(length), shape.parameters * shape.bytes
         try:
-            with patch(model, factors_of(row, rope, length, given.factors)):
+            with patch(model, factors_of(row, rope, length, arguments.factors)):
                 if length <= REHEARSED:
-                    one_pass(model, tokens[:, :length], given.device)
-                losses, found = one_pass(model, tokens[:, :length], given.device)
+                    one_pass(model, tokens[:, :length], arguments.device)
+                losses, measured = one_pass(model, tokens[:, :length], arguments.device)
         except LongRopeError as error:
             cells[f"{length} {row}"] = {"error": str(error)}
         else:
             cells[f"{length} {row}"] = {
-                **found,
-                "foreseen_seconds": rates.seconds(work),
-                "foreseen_bytes": peak_memory.of_pass(anatomy, length, gradient=False) - weights,
-                "flops_per_second": work.total / found["seconds"],
-                "attention_floor_seconds": work.attention / rate,
+                **measured,
+                "foreseen_seconds": speed.seconds(flops),
+                "foreseen_bytes": peak_memory.of_pass(shape, length, gradient=False) - weights,
+                "flops_per_second": flops.total / measured["seconds"],
+                "attention_floor_seconds": flops.attention / rate,
                 "perplexity": float(np.exp(losses.mean())),
-                "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)],
+                "perplexity_by_position": [float(np.exp(chunk.mean())) for chunk in np.array_split(losses, BINS)],
             }
         record = {
             "cells": cells,
             "product_flops_per_second": rate,
-            "calibration": asdict(rates),
-            "provenance": provenance(given.device),
+            "calibration": asdict(speed),
+            "provenance": provenance(arguments.device),
         }
-        write_json(given.output, record)
+        write_json(arguments.output, record)
         print(length, row, cells[f"{length} {row}"], flush=True)
 
 
-def wish(cell: str, rows: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
-    """A length and its rows, those given if it names none."""
-    length, _, named = cell.partition(":")
+def parse_request(request: str, rows: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+    """Return the length and rows of a request such as ``2m:yarn``; all rows if it names none."""
+    length, _, named = request.partition(":")
     return parse_length(length, "cells"), tuple(named.split(",")) if named else rows
 
 
 def factors_of(row: str, rope: Rope, length: int, searched: str | None) -> Scaling | None:
-    """The factors that a row is named after."""
+    """Return the factors of a row."""
     if row == "none":
         return None
     if row != "searched":
         return scheme(row, rope, length)
     if searched is None:
         raise SystemExit("the row 'searched' needs --factors")
-    found = load_factors(searched)
-    return found.long if isinstance(found, Extension) else found
+    scaling = load_factors(searched)
+    return scaling.long if isinstance(scaling, Extension) else scaling
 
 
 def text(tokenizer: Any, length: int) -> np.ndarray:
-    """``(1, length)`` token ids, the documents again from the first if they end."""
+    """Return token ids ``(1, length)``, with the documents repeated as often as necessary."""
     documents = sorted(split_documents(load_documents("stdlib"))["test"], key=lambda document: -len(document.text))
-    parts: list[np.ndarray] = []
-    while sum(map(len, parts)) < length:
+    chunks: list[np.ndarray] = []
+    while sum(map(len, chunks)) < length:
         for document in documents:
-            parts.append(np.array(tokenizer(document.text)["input_ids"]))
-            if sum(map(len, parts)) >= length:
+            chunks.append(np.array(tokenizer(document.text)["input_ids"]))
+            if sum(map(len, chunks)) >= length:
                 break
-    return np.concatenate(parts)[None, :length]
+    return np.concatenate(chunks)[None, :length]
 
 
 def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Losses by token; seconds, those of head and loss over the backbone's, on CUDA the peak bytes above the model."""
+    """Return losses by token, and the seconds and peak bytes of the pass with the share of head and loss."""
     cuda, marks = device.startswith("cuda"), []
 
     def now() -> float:
@@ -153,13 +154,13 @@ def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, d
 
 
 def product_rate(device: str) -> float:
-    """FLOP/s of one large product of bfloat16 matrices, the best of ten."""
+    """Return the FLOP/s of one large product of bfloat16 matrices, the best of ten."""
     side = SIDE if device.startswith("cuda") else 1024
-    one = torch.randn(side, side, dtype=torch.bfloat16, device=device)
+    matrix = torch.randn(side, side, dtype=torch.bfloat16, device=device)
     seconds = []
     for _ in range(10):
         started = time.perf_counter()
-        _ = one @ one
+        _ = matrix @ matrix
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
