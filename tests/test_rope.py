@@ -70,15 +70,18 @@ def test_a_positive_number_is_itself_and_no_other_is_one(value: float, kind: typ
     assert str(error.value) == f"rate = {value!r} must be a finite number above 0"
 
 
+@example(2**53, 0, int)
+@example(2**53 + 1, 0, int)
 @given(st.integers(-3, 2**60), st.integers(0, 3), st.sampled_from([int, np.int64]))
 def test_a_whole_number_is_itself_from_the_least_on(value: int, least: int, kind: type) -> None:
-    if value >= least:
+    if least <= value <= 2**53:
         number = whole("count", kind(value), least)
         assert (number, type(number)) == (value, int)
         return
     with pytest.raises(LongRopeError) as error:
         whole("count", value, least)
-    assert str(error.value) == f"count = {value} must be a whole number, {least} or more"
+    most = ", 2^53 at most" if value > 2**53 else ""
+    assert str(error.value) == f"count = {value} must be a whole number, {least} or more{most}"
 
 
 def test_rope_refuses_an_odd_dim_and_a_base_of_1() -> None:
