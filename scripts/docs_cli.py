@@ -44,7 +44,11 @@ def page() -> str:
     help_texts = {name: inspect.cleandoc(group.commands[name].help or "").replace("``", "`") for name in COMMANDS}
     rows = [f"| [`{name}`](#{name}) | {_line(text.partition(PARAGRAPH)[0])} |" for name, text in help_texts.items()]
     table = "\n".join(["| command | what it does |", "|---|---|", *rows])
-    sections = [section(name, help_texts[name], group.commands[name].params) for name in COMMANDS]
+    shown = {
+        name: [param for param in group.commands[name].params if not getattr(param, "hidden", False)]
+        for name in COMMANDS
+    }
+    sections = [section(name, help_texts[name], shown[name]) for name in COMMANDS]
     return HEAD + PARAGRAPH.join([table, *sections]) + "\n"
 
 

@@ -61,6 +61,12 @@ def test_a_gguf_becomes_one_with_factors(cli, model: Path, searched, made: Path,
     assert tensors(tmp_path / "x.gguf").items() > tensors(source).items()
 
 
+def test_factors_straight_after_the_model_are_taken_too(cli, model: Path, searched, made: Path, tmp_path: Path) -> None:
+    output = tmp_path / "y.gguf"
+    assert cli("export", model, searched[0], "--to", "gguf", "-o", output).code == 0
+    assert output.read_bytes() == made.read_bytes()
+
+
 def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made: Path, tmp_path: Path) -> None:
     output, other = tmp_path / "x.gguf", tmp_path / "other.json"
     other.write_text(Extension.of(ROPE, scheme("ntk", ROPE, 128)).to_json())
@@ -71,6 +77,7 @@ def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made
     plain = ("export", model, "--factors", searched[0], "-o", output)
     refused("outtype = 'f16': huggingface has none", *plain, "--outtype", "f16")
     refused("exists", "export", exported, "--to", "gguf", "-o", made)
+    refused("given twice.*--factors", "export", model, other, "--factors", other, "-o", output)
     refused("already carries", "export", exported, "--factors", other, "--to", "gguf", "-o", output)
     refused("already carries", "export", made, "--factors", other, "--to", "gguf", "-o", output)
     refused(

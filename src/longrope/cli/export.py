@@ -20,6 +20,7 @@ FORMATS = ", ".join(f"{name}: {exporter.summary}" for name, exporter in EXPORTER
 def run(
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder or file to write.")],
+    after_model: Annotated[str | None, typer.Argument(hidden=True, metavar="FACTORS")] = None,  # habit: MODEL FACTORS
     factors: Annotated[
         str | None, typer.Option("--factors", help=f"{options.FACTORS} Not for a MODEL that longrope extended.")
     ] = None,
@@ -46,6 +47,9 @@ def run(
     exporter = find_exporter(to, outtype)
     if mode not in (None, *MODES):
         raise unknown("mode", mode, MODES)
+    if factors is not None and after_model is not None:
+        raise LongRopeError(f"factors = {factors!r} and {after_model!r}: given twice. Give them once, with --factors.")
+    factors = factors or after_model
     output = output if output.name else output.resolve()
     claim_output(output, overwrite=overwrite, folder=exporter.folder)
     options.choose_device("cpu")  # quietens transformers
