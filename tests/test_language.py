@@ -165,7 +165,7 @@ RULES: dict[str, Callable[[list[Module]], Iterator[str]]] = {
 }
 ALLOWED = {
     "vague_names": 12,
-    "pages": 9,
+    "pages": 4,
 }
 
 
