@@ -18,47 +18,48 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
-    from longrope.search.loop import SearchProgress as Standing
+    from longrope.search.loop import SearchProgress
 
 
 def _progress(*, quiet: bool) -> Progress:
-    said, note = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[note]"))
+    description, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(said, BarColumn(), TaskProgressColumn(), note, *times, console=Console(stderr=True), disable=quiet)
+    columns = (description, BarColumn(), TaskProgressColumn(), note, *times)
+    return Progress(*columns, console=Console(stderr=True), disable=quiet)
 
 
 @contextmanager
 def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """Show a progress bar on standard error and yield its update function (completed, note)."""
+    """Show a progress bar on standard error, and yield the function that takes the completed amount and a note."""
     with _progress(quiet=quiet) as progress:
         task = progress.add_task(description, total=total, note="")
-        yield lambda done, note: progress.update(task, completed=done, note=note)
+        yield lambda completed, note: progress.update(task, completed=completed, note=note)
 
 
 @contextmanager
-def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, Standing], None]]:
-    """Show the progress of a search in token-evaluations and yield the callback (seed, standing)."""
+def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, SearchProgress], None]]:
+    """Show the token-evaluations of a search, and yield the callback for `find_factors`."""
     with bar("search", total, quiet=quiet) as update:
         first: dict[int, float] = {}
 
-        def on_progress(seed: int, standing: Standing) -> None:
-            rate = (standing.generation + 1) / max(standing.seconds, 1e-9)
+        def on_progress(seed: int, progress: SearchProgress) -> None:
+            rate = (progress.generation + 1) / max(progress.seconds, 1e-9)
             speed = f"{rate:.1f} steps/s" if rate > 1 else f"{1 / rate:.1f} s/step"
-            loss = f"loss {standing.loss:.3f} (from {first.setdefault(seed, standing.loss):.3f})"
-            update(standing.tokens, f"{loss} seed {seed} step {standing.generation} {speed}")
+            loss = f"loss {progress.loss:.3f} (from {first.setdefault(seed, progress.loss):.3f})"
+            update(progress.tokens, f"{loss} seed {seed} step {progress.generation} {speed}")
 
         yield on_progress
 
 
 @contextmanager
 def parts_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None]]:
-    """Show one bar for each stage of the work and yield the update function (stage, completed, total, note)."""
+    """Show one bar for each step, and yield the function that takes (name, completed, total, note)."""
     tasks: dict[str, TaskID] = {}
     with _progress(quiet=quiet) as progress:
 
-        def update(stage: str, completed: int, total: int, note: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, note=note)
-            progress.update(tasks[stage], completed=completed, total=total, note=note)
+        def on_progress(step: str, completed: int, total: int, note: str) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total, note=note)
+            progress.update(tasks[step], completed=completed, total=total, note=note)
 
-        yield update
+        yield on_progress

@@ -166,7 +166,7 @@ def _search(
 ) -> None:
     """Run the search with a progress bar, and write and print what it found."""
     from longrope.objectives.backend import open_backend
-    from longrope.objectives.search_model import prepare_search
+    from longrope.objectives.prepare_search import prepare_search
     from longrope.storage.lock import locked
 
     backend = open_backend(model, dtype=settings.dtype, device=settings.device, workers=settings.workers)

@@ -132,7 +132,7 @@ _worker: Callable[[], Worker] | None = None
 
 
 def _start_worker(build: Callable[[int], MakeObjective], started: Any) -> None:
-    """Give a new local process its number; its first task loads the model, so that the caller sees its errors."""
+    """Give a new local process its number; its first task loads the model and so reports loading errors."""
     global _worker
     with started.get_lock():
         rank = started.value

@@ -1,0 +1,185 @@
+"""Make a search ready to run: texts, space, starts and budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from longrope.data.documents import load_documents
+from longrope.data.split import split_documents
+from longrope.data.weighted_text import search_texts
+from longrope.errors import LongRopeError
+from longrope.formats.load_factors import load_factors
+from longrope.objectives.backend import EvaluationBackend
+from longrope.provenance import provenance
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
+from longrope.schemes import attention_factor, scheme
+from longrope.search.evaluator import no_gradient
+from longrope.search.find import find_factors
+from longrope.search.loop import SearchProgress
+from longrope.search.method import Method
+from longrope.search.options import SearchOptions
+from longrope.search.protocol import FunctionObjective, Objective
+from longrope.search.registry import fit_to_budget, without_gradient
+from longrope.search.run import SearchObjectives, SearchResult, SearchRun
+from longrope.search.space import START_TOKENS, Space
+from longrope.storage.atomic import write_json
+
+OnProgress = Callable[[int, SearchProgress], None]
+Function = Callable[[Scaling], float]
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """A search that is ready to run.
+
+    Args:
+        space: Space to search.
+        objectives: Objectives to minimise and to choose the winner by.
+        method: Search method, fitted to the budget.
+        starts: Candidates that the search starts from.
+        run: Seeds, budget and records of the run.
+        total: Estimated token-evaluations of one seed.
+        record: Data of the search, for ``run.json``.
+    """
+
+    space: Space
+    objectives: SearchObjectives
+    method: Method
+    starts: Sequence[Scaling]
+    run: SearchRun
+    total: int
+    record: Mapping[str, Any]
+
+    def find(self, folder: Path, on_progress: OnProgress | None = None) -> SearchResult:
+        """Run the search in a folder; see `longrope.search.find.find_factors`."""
+        return find_factors(
+            self.space,
+            self.objectives,
+            folder,
+            method=self.method,
+            starts=self.starts,
+            run=self.run,
+            on_progress=on_progress,
+        )
+
+    def save(self, folder: Path, result: SearchResult, device: str = "cpu") -> dict[str, Any]:
+        """Write ``run.json`` into the folder of the run, and return its values without the provenance."""
+        record = {**self.record, "winner": result.extension.long.scheme, "factors": list(result.extension.long.factors)}
+        record |= result.extension.long.provenance
+        record["stopped"] = [outcome.stopped for outcome in result.outcomes]
+        write_json(folder / "run.json", record | {"provenance": provenance(device)})
+        return record
+
+
+def prepare_search(
+    backend: EvaluationBackend,
+    length: int,
+    *,
+    data: str,
+    method: Method,
+    options: SearchOptions,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> PreparedSearch:
+    """Return the search of a model that is ready to run.
+
+    Args:
+        backend: The model, in this process or on workers.
+        length: Target length in tokens.
+        data: Documents, as for `load_documents`.
+        method: Search method.
+        options: Other settings.
+        settings: Name of the model and other settings that decide the losses, for the journals.
+        facts: Other facts to keep with the factors, such as the command.
+
+    Raises:
+        LongRopeError: If too few documents are long enough.
+    """
+    documents = split_documents(load_documents(data), seed=options.data_seed)
+    spec = options.text_spec(length)
+    make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=options.cache)
+    samples, search_names = make_texts(documents["search"], spec=spec)
+    held_out_spec = replace(spec, count=options.held_out_documents)
+    held_out, held_out_names = make_texts(documents["held_out"], spec=held_out_spec)
+    record = {"length": length, "data": data, "data_seed": options.data_seed}
+    return _fitted(
+        _space(backend.rope, length, method, options),
+        SearchObjectives.of(backend.make_objective, samples, held_out),
+        method,
+        options,
+        {**settings, "dtype": backend.dtype},
+        {**(facts or {}), "data": data, "data_seed": options.data_seed},
+        record | {"documents": {"search": search_names, "held_out": held_out_names}},
+    )
+
+
+def prepare_function(
+    function: Function | FunctionObjective,
+    rope: Rope | None,
+    length: int,
+    method: str | Method | None,
+    options: SearchOptions,
+) -> PreparedSearch:
+    """Return the search of a function; its winner is chosen by the same function, which is called once a candidate."""
+    if rope is None:
+        raise LongRopeError("rope = None: a function needs the geometry of its model. Give rope=Rope.of(model).")
+    function_objective = function if isinstance(function, FunctionObjective) else FunctionObjective(function)
+    chosen = options.method(method or ("cma" if function_objective.gradient is None else "auto"), length)
+    if function_objective.gradient is None and chosen.uses_gradient:
+        raise no_gradient(without_gradient())
+    objective: Objective = replace(function_objective, loss=cache(function_objective.loss))
+    name = getattr(function_objective.loss, "__qualname__", type(function_objective.loss).__name__)
+    objectives = SearchObjectives(objective, objective, {"search": name, "held_out": name})
+    record = {"length": length, "objective": name}
+    return _fitted(_space(rope, length, chosen, options), objectives, chosen, options, {"objective": name}, {}, record)
+
+
+def _space(rope: Rope, length: int, method: Method, options: SearchOptions) -> Space:
+    attention = "su" if options.attention == "search" else str(options.attention)
+    return method.make_space(
+        rope,
+        length,
+        attention_factor=attention_factor(attention, rope, length),
+        search_attention=options.attention == "search",
+        start_tokens=START_TOKENS if options.start_tokens else (0,),
+        parametrization=options.parametrization or method.parametrization,
+    )
+
+
+def _fitted(
+    space: Space,
+    objectives: SearchObjectives,
+    method: Method,
+    options: SearchOptions,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> PreparedSearch:
+    limits = options.limits
+    budget = limits.tokens if options.population is None else None
+    fitted, total = fit_to_budget(method, objectives.search.tokens, budget)
+    run = SearchRun(
+        seeds=range(options.seeds),
+        budget=limits,
+        batch_size=options.batch_size,
+        racing=options.racing,
+        existing=options.existing,
+        settings=settings,
+        provenance=facts,
+    )
+    return PreparedSearch(space, objectives, fitted, _starts(space, method, options), run, total, record)
+
+
+def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scaling]:
+    """Return the schemes and factors to start from; of an extension, its long factors."""
+    names = method.schemes if options.schemes is None else options.schemes
+    starts = [scheme(name, space.rope, space.length) for name in names]
+    for value in options.factors:
+        factors = load_factors(value) if isinstance(value, (str, Path)) else value
+        starts.append(factors.long if isinstance(factors, Extension) else factors)
+    return starts
