@@ -23,7 +23,7 @@ LENGTH, WINDOW, COPIED = 1024, 256, 4
 
 
 def far_copies(tokens: np.ndarray) -> WeightedText:
-    """Counts the tokens that end a run of `COPIED` tokens seen before, but not within the last `WINDOW`."""
+    """Count the tokens that end a run of `COPIED` tokens seen before, but not within the last `WINDOW`."""
     last, weights = {}, np.zeros(len(tokens) - 1)
     for end in range(COPIED, len(tokens) + 1):
         run = tuple(tokens[end - COPIED : end])
