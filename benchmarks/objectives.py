@@ -31,7 +31,6 @@ from longrope.schemes import attention_factor
 from longrope.search.journal import Journal
 from longrope.search.loop import run_search
 from longrope.search.registry import METHODS
-from longrope.search.space import Space
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
@@ -81,7 +80,7 @@ def find(bench: Bench, weight: float, form: str, seed: int) -> Scaling:
     own = [document for document in documents if document.name in names[count * seed :]]
     items, _ = search_texts(own, bench.tokenizer, SearchTextSpec([length], count, weight, seed=seed))
     method, factor = METHODS["auto"], attention_factor("su", bench.rope, length)
-    space = Space(bench.rope, length, attention_factor=factor, ceiling=method.ceiling, parametrization=form)
+    space = method.make_space(bench.rope, length, attention_factor=factor, parametrization=form)
     conversation = method.propose(space, [bench.schemes[one] for one in method.schemes], np.random.default_rng(seed))
     path = BUILD / f"objectives-{weight}-{form}-{seed}.jsonl"
     with closing(Journal(path, {"weight": weight, "parametrization": form, "seed": seed}, resume=True)) as journal:

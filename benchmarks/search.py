@@ -41,7 +41,6 @@ from longrope.search.journal import Journal
 from longrope.search.loop import SearchOutcome, SearchProgress, run_search
 from longrope.search.protocol import CandidateBatch
 from longrope.search.registry import METHODS
-from longrope.search.space import Space
 from longrope.storage.atomic import write_json
 
 BUILD, RESULTS, IMAGES = Path("build/search"), Path(__file__).parent / "results", Path("docs/images")
@@ -110,13 +109,7 @@ class Bench:
             budget = Budget(cost * self.case.budget[method])
             chosen = chosen.within(items * self.case.budget[method], items)
         factor = attention_factor("su", self.rope, self.case.length)
-        space = Space(
-            self.rope,
-            self.case.length,
-            attention_factor=factor,
-            ceiling=chosen.ceiling,
-            parametrization=chosen.parametrization,
-        )
+        space = chosen.make_space(self.rope, self.case.length, attention_factor=factor)
         settings = {"case": self.name, "method": method, "seed": seed, "documents": names}
         starts = [self.schemes[one] for one in chosen.schemes]
         conversation = chosen.propose(space, starts, np.random.default_rng(seed))

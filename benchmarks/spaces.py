@@ -31,7 +31,7 @@ from longrope.search.journal import Journal
 from longrope.search.loop import run_search
 from longrope.search.method import Method
 from longrope.search.parametrizations import PARAMETRIZATIONS
-from longrope.search.space import START_TOKENS, Space
+from longrope.search.space import START_TOKENS
 from longrope.storage.atomic import write_json
 
 RESULTS, SEEDS, VALIDATION = Path(__file__).parent / "results" / "spaces.json", 2, 8
@@ -50,7 +50,7 @@ class Way:
 
 WAYS = {
     "auto": Way(Auto()),
-    "auto, attention factor searched": Way(Auto(), {"attention": True}),
+    "auto, attention factor searched": Way(Auto(), {"search_attention": True}),
     "auto, start tokens searched": Way(Auto(), {"start_tokens": START_TOKENS}),
     "auto, ceiling s": Way(Auto(), {"ceiling": 1.0}),
     "auto, ceiling 4s": Way(Auto(), {"ceiling": 4.0}),
@@ -69,13 +69,7 @@ def find(bench: Bench, name: str, way: Way, seed: int, starts: list[Scaling] | N
     objective, documents = bench.objective(seed)
     method, length, cost = way.method, bench.case.length, sum(objective.tokens)
     factor = attention_factor("su", bench.rope, length)
-    fields = {
-        "attention_factor": factor,
-        "ceiling": method.ceiling,
-        "parametrization": method.parametrization,
-        **way.space,
-    }
-    space = Space(bench.rope, length, **fields)
+    space = method.make_space(bench.rope, length, **{"attention_factor": factor, **way.space})
     starts = starts or [bench.schemes[one] for one in method.schemes]
     conversation = method.propose(space, starts, np.random.default_rng(seed))
     budget = Budget(cost * way.evaluations) if way.evaluations else None
