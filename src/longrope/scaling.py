@@ -179,7 +179,7 @@ class Extension:
 
 
 def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> None:
-    """Raise unless factors fit a model's rope: an extension is for this very rope, a scaling has a factor a pair.
+    """Raise unless factors fit a model's rope: an extension has the same rope, and a scaling one factor per pair.
 
     Args:
         scaling: Factors of one set or of two.

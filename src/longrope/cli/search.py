@@ -28,7 +28,7 @@ def run(
     method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(help="Most token-evaluations of each seed, such as 2m: forward 1 a token, with backward 3."),
+        typer.Option(help="Most token-evaluations of each seed, such as 2m: forward 1 per token, with backward 3."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Most minutes of evaluation of each seed.")] = None,
     schemes: Annotated[

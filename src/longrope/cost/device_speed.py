@@ -71,7 +71,7 @@ def _small(config: PreTrainedConfig) -> Any:
     small: Any = copy.deepcopy(config.get_text_config())
     layers = small.num_hidden_layers
     for name, value in vars(small).items():
-        if isinstance(value, list) and len(value) == layers:  # one entry a layer, such as its kind of attention
+        if isinstance(value, list) and len(value) == layers:  # one entry per layer, such as its kind of attention
             setattr(small, name, value[-LAYERS:])
     small.num_hidden_layers = min(layers, LAYERS)
     small.vocab_size, small.pad_token_id = VOCABULARY, None

@@ -72,7 +72,7 @@ def _curves(
         for (start, end), number in losses.items()
         if number.value is not None
     ]
-    x, y = Axis("position", "position (tokens)"), Axis("loss", "loss (nats a token)")
+    x, y = Axis("position", "position (tokens)"), Axis("loss", "loss (nats per token)")
     chart = Lines(points, x, y, marks=original_lengths(runs)) if points else None
     columns = (Column("positions"), *(Column(name, plain) for name, _ in candidates))
     return Figure(key, "works", title, SAYS, columns, table, chart, "columns")

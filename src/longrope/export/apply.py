@@ -1,4 +1,4 @@
-"""Put factors into a model for keeps, in its rotary module and its config, and take them out again."""
+"""Apply factors to a model permanently, in its rotary module and its config, and remove them again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ABSENT = object()  # stands for a field that the plain config does not have
 
 
 def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "static") -> PreTrainedModel:
-    """Put factors into a model for keeps: what saves the model afterwards saves its factors too.
+    """Apply factors to a model permanently, so that saving the model saves the factors too.
 
     The model computes with the factors from now on, and its config describes them. ``save_pretrained``,
     ``push_to_hub`` and transformers' ``Trainer`` then write checkpoints that ``from_pretrained`` loads with the same

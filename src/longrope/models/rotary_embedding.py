@@ -140,7 +140,11 @@ class LongRoPE(nn.Module):
         position_ids = integer_positions(position_ids)
         rows = len(self.scalings)
         if not self.by_length and rows > 1 and x.shape[0] != rows:
-            raise LongRopeError(f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling a row.")
+            raise LongRopeError(
+                f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling per row."
+            )
+                f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling per row."
+            )
         coarse, fine, first_rescaled = self._tables_on(position_ids.device)
         sets = self._select_sets(position_ids, seq_len)
         if self.any_start_tokens:

@@ -48,7 +48,7 @@ class Auto(Method):
         return self.gradient.gradient_steps(samples)
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
-        """Yield all closed forms, then one candidate a step; arguments as for `Method.propose`."""
+        """Yield all closed forms, then one candidate per step; arguments as for `Method.propose`."""
         closed_forms = [*starts, *ramps(space)[: self.ramps]]
         candidates = [space.candidate(space.coordinates(scaling)) for scaling in closed_forms]
         losses = yield CandidateBatch(candidates)

@@ -63,14 +63,14 @@ class Gradient(Method):
         return self.steps
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
-        """Yield the starts, then one candidate a step; arguments as for `Method.propose`."""
+        """Yield the starts, then one candidate per step; arguments as for `Method.propose`."""
         candidates = [space.candidate(space.coordinates(start)) for start in starts]
         losses = yield CandidateBatch(candidates)
         best = min(range(len(losses)), key=lambda i: losses[i].loss)
         yield from self.descend(space, space.coordinates(candidates[best]))
 
     def descend(self, space: Space, x: np.ndarray) -> Proposals:
-        """Yield one candidate a step; in the end, the best one with every number of start tokens, if searched.
+        """Yield one candidate per step; in the end, the best one with every number of start tokens, if searched.
 
         Args:
             space: Space of the candidates.

@@ -35,7 +35,7 @@ class Finetune(PlanTable):
     Args:
         tokens: Tokens to train on (or give ``steps``).
         steps: Optimizer steps, each of ``batch`` sequences.
-        batch: Sequences a step, over all devices.
+        batch: Sequences per step, over all devices.
         rate: Highest learning rate of AdamW.
         schedule: Schedule of the learning rate, as transformers names it.
         warmup: Share of the steps in which the learning rate rises.
