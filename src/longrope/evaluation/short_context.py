@@ -28,7 +28,7 @@ class ShortContext(Record):
 
 
 def aggregate(evaluation: EvalContext, candidate: str) -> list[ShortContext] | None:
-    """Return by how many percent the candidate is above the original model at L0; None for the original model, or where a perplexity is missing."""
+    """Return the candidate's percent; None for the original model, or where a perplexity is missing."""
     at_l0 = {name: _at_l0(evaluation, name) for name in ("original", candidate)}
     before, after = at_l0["original"], at_l0[candidate]
     if candidate == "original" or before is None or after is None:

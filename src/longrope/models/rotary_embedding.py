@@ -143,8 +143,6 @@ class LongRoPE(nn.Module):
             raise LongRopeError(
                 f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling per row."
             )
-                f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling per row."
-            )
         coarse, fine, first_rescaled = self._tables_on(position_ids.device)
         sets = self._select_sets(position_ids, seq_len)
         if self.any_start_tokens:
