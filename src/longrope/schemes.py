@@ -46,9 +46,16 @@ def linear(rope: Rope, length: int) -> Scaling:
     return Scaling([rope.scale(length)] * (rope.dim // 2), scheme="pi", length=length)
 
 
-def ntk(rope: Rope, length: int) -> Scaling:
-    """Return NTK-aware factors, λ_i = s^(2i/(dim-2)): a larger base interpolates the last pair by s (YaRN eq. 16)."""
-    return Scaling(_base_growth(rope, rope.scale(length)), scheme="ntk", length=length)
+def ntk(rope: Rope, length: int, *, factor: float | None = None) -> Scaling:
+    """Return NTK-aware factors, λ_i = s^(2i/(dim-2)): a larger base interpolates the last pair by s (YaRN eq. 16).
+
+    Args:
+        rope: Geometry of the model.
+        length: Target length in tokens.
+        factor: The scale s (default: ``length / L0``).
+    """
+    s = rope.scale(length) if factor is None else factor
+    return Scaling(_base_growth(rope, s), scheme="ntk", length=length)
 
 
 def dynamic_ntk(rope: Rope, length: int, *, factor: float | None = None) -> Scaling:
@@ -110,11 +117,14 @@ def llama3(
         length: Target length in tokens.
         factor: The scale s (default: ``length / L0``).
         low_freq_factor: Turns within L0 below which a pair is interpolated by s.
-        high_freq_factor: Turns within L0 above which a pair is unchanged.
+        high_freq_factor: Turns within L0 above which a pair is unchanged; equal to the lower one, the ramp is a step.
     """
     s = rope.scale(length) if factor is None else factor
     turns = rope.original_length / rope.wavelengths
-    gamma = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    if high_freq_factor == low_freq_factor:
+        gamma = (turns >= low_freq_factor).astype(float)
+    else:
+        gamma = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
     factors = 1 / ((1 - gamma) / s + gamma)
     return Scaling(factors.tolist(), scheme="llama3", length=length)
 

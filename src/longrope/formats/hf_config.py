@@ -9,12 +9,22 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number, numbers
+from longrope.formats.rope_fields import ORIGINAL, READ, check_outside, unread_fields
 from longrope.rope import FULL, Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import dynamic_ntk, llama3, yarn
+from longrope.schemes import dynamic_ntk, llama3, ntk, yarn
 
 SCALING = ("rope_scaling", "rope_parameters")  # transformers 4 (which 5 prefers too), transformers 5
-KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope", "su")
+BY_LAYER = "longrope_by_layer"  # set by `_complete`: whether each layer type of the model has a rope of its own
+EXTENDED_ALREADY = ("gemma3", "gemma3_text")  # published with the extended length as max_position_embeddings
+LENGTH_FIELDS = (
+    "max_sequence_length",
+    "model_max_length",
+    "seq_length",
+    "max_seq_len",
+    "max_seq_length",
+    "n_positions",
+)
 
 
 def extension_of_config(config: Mapping[str, Any]) -> Extension:
@@ -36,33 +46,97 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     """
     text = config.get("text_config")
     config = _complete(text if isinstance(text, Mapping) else config)
+    check_outside(config)
     parameters, by_layer = _parameters(config)
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind == "default":
-        raise LongRopeError("this config carries no rope scaling: the model runs plain RoPE")
-    if "long_factor" in parameters and kind in ("su", "yarn"):  # names of longrope in older configs
-        kind = "longrope"
-    if kind not in KINDS or "mrope_section" in parameters or config.get("qk_rope_head_dim"):
-        raise LongRopeError(f"rope_type = {kind!r} of this model is not supported; longrope reads {', '.join(KINDS)}")
+    kind = _kind(config, parameters)
+    unread = unread_fields(parameters, kind)
     longest = count(config, "max_position_embeddings")
-    original = longest
-    if kind not in ("linear", "dynamic"):
-        original = count(parameters, "original_max_position_embeddings", longest)
-        original = original if by_layer else count(config, "original_max_position_embeddings", original)
-    factor = number(parameters, "factor", longest / original if kind in ("yarn", "longrope") else None)
-    length = max(longest, original, 0 if kind == "llama3" else round(factor * original))
+    original = _original_length(config, parameters, kind, by_layer=by_layer)
+    factor = number(parameters, "factor", _default_factor(parameters, kind, longest / original))
+    length, notes = _length(config, parameters, kind, factor=factor, original=original)
     rope = _rope(config, parameters, original)
-    provenance = {"rope_type": kind, "factor": factor}
-    if kind == "longrope":
-        short, long = _longrope(rope, parameters, factor, own_mscale=config.get("model_type") == "phimoe")
-    elif kind == "dynamic":
-        short, long = Scaling.identity(rope), dynamic_ntk(rope, length, factor=factor)
-        provenance["note"] = f"dynamic factors grow with the sequence; these are for one of {length} tokens"
-    else:
-        short = long = {"linear": _linear, "yarn": _yarn, "llama3": _llama3}[kind](rope, parameters, factor)
+    short, long = _sets(config, parameters, kind, rope=rope, factor=factor, length=length)
+    if short != long and kind == "dynamic":
+        notes.append(f"dynamic factors grow with the sequence; these are for one of {length} tokens")
+    if unread:
+        notes.append(f"without effect on the factors of rope_type {kind}: {', '.join(unread)}")
+    provenance = {"rope_type": kind, "factor": factor} | ({"note": "; ".join(notes)} if notes else {})
     short = replace(short, length=length if short == long else original, provenance=provenance)
     long = replace(long, length=length, provenance=provenance)
     return Extension(rope=rope, short=short, long=long, length=length)
+
+
+def _kind(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
+    """Return the rope type, a key of `READ`."""
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind == "default":
+        ignored = [name for name in parameters if name in ("factor", "alpha", "short_factor", "long_factor")]
+        reason = f": rope_type is missing, so {' and '.join(ignored)} has no effect" if ignored else ""
+        raise LongRopeError(f"this config carries no rope scaling: the model runs plain RoPE{reason}")
+    if "long_factor" in parameters and kind in ("su", "yarn"):  # names of longrope in older configs
+        kind = "longrope"
+    if kind not in READ or "mrope_section" in parameters or config.get("qk_rope_head_dim"):
+        raise LongRopeError(
+            f"rope_type = {kind!r} of this model is not supported; longrope reads {', '.join(READ)}, su"
+        )
+    return kind
+
+
+def _original_length(config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, *, by_layer: bool) -> int:
+    """Return L0 in tokens: ``original_max_position_embeddings`` if the rope type has it, else the longest position."""
+    longest = count(config, "max_position_embeddings")
+    original = count(parameters, ORIGINAL, longest)
+    original = original if by_layer else count(config, ORIGINAL, original)
+    if kind == "dynamic" and original != longest:
+        raise LongRopeError(
+            f"{ORIGINAL} = {original}: transformers computes dynamic factors from max_position_embeddings = {longest}, "
+            "other engines from this field. Remove it, or set max_position_embeddings to the same number."
+        )
+    return original
+
+
+def _default_factor(parameters: Mapping[str, Any], kind: str, scale: float) -> float | None:
+    """Return the factor of a config that has none; None if its rope type needs one."""
+    if kind == "dynamic" and parameters.get("alpha") is not None:
+        return 1.0
+    return scale if kind in ("yarn", "longrope") else None
+
+
+def _length(
+    config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, *, factor: float, original: int
+) -> tuple[int, list[str]]:
+    """Return L in tokens, and notes about what the config leaves open."""
+    longest, extended = count(config, "max_position_embeddings"), round(factor * original)
+    if kind == "dynamic" and parameters.get("alpha") is not None:
+        return longest, ["alpha sets the base of the rope at every length, so factor has no effect"]
+    if kind == "llama3":
+        return max(longest, original), []
+    length = max(longest, original, extended)
+    if kind != "linear" or factor <= 1 or longest != original:
+        return length, []
+    if config.get("model_type") in EXTENDED_ALREADY:
+        return longest, [f"max_position_embeddings = {longest} is the length with the scaling, {factor:g} times L0"]
+    if length in (config.get(name) for name in LENGTH_FIELDS):
+        return length, []
+    return length, [
+        f"max_position_embeddings = {longest} may be the length before linear scaling (L = {length}, taken here) or "
+        f"after it (L0 = {longest / factor:.0f}, L = {longest}); {ORIGINAL} in the config decides"
+    ]
+
+
+def _sets(
+    config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, *, rope: Rope, factor: float, length: int
+) -> tuple[Scaling, Scaling]:
+    """Return the short and the long set of a rope type."""
+    if kind == "longrope":
+        return _longrope(rope, parameters, factor, model_type=config.get("model_type"))
+    if kind == "dynamic" and parameters.get("alpha") is None:
+        return Scaling.identity(rope), dynamic_ntk(rope, length, factor=factor)
+    if kind == "dynamic":
+        scaling = _alpha(rope, parameters, model_type=config.get("model_type"))
+    else:
+        scaling = {"linear": _linear, "yarn": _yarn, "llama3": _llama3}[kind](rope, parameters, factor)
+    return scaling, scaling
 
 
 def _mscale(factor: float, weight: float) -> float:
@@ -77,7 +151,11 @@ def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
         if fields and not isinstance(fields, Mapping):
             raise LongRopeError(f"{name} = {fields!r} must be an object")
         if fields:
-            return full_attention_fields(fields), isinstance(fields.get(FULL), Mapping)
+            by_layer = isinstance(fields.get(FULL), Mapping)
+            parameters = full_attention_fields(fields)
+            if config.get(BY_LAYER) and "truncate" in parameters:  # transformers reads it beside the layer types only
+                parameters = {**parameters, "truncate": fields.get("truncate", True) if by_layer else True}
+            return parameters, by_layer
     return {}, False
 
 
@@ -96,9 +174,10 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
         raise LongRopeError(f"transformers refuses it as a config of model type {kind!r}: {reason}") from None
     if not any(scaling.values()):  # gpt-oss has one by default
         return plain
-    rope = full_attention_fields(plain.get("rope_parameters"))
+    by_layer = plain.get("rope_parameters") or {}
+    rope = full_attention_fields(by_layer)
     defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    return {**plain, **defaults, **scaling}
+    return {**plain, **defaults, **scaling, BY_LAYER: FULL in by_layer}
 
 
 def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], original: int) -> Rope:
@@ -118,7 +197,7 @@ def _yarn(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
     ramp: dict[str, Any] = {
         name: number(parameters, name, value) for name, value in (("beta_fast", 32.0), ("beta_slow", 1.0))
     }
-    ramp["truncate"] = parameters.get("truncate", True)
+    ramp["truncate"] = _truncate(parameters)
     scaling = yarn(rope, rope.original_length, factor=factor, **ramp)
     attention = scaling.attention_factor
     if parameters.get("mscale") and parameters.get("mscale_all_dim"):
@@ -128,23 +207,59 @@ def _yarn(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
     return replace(scaling, attention_factor=number(parameters, "attention_factor", attention))
 
 
+def _truncate(parameters: Mapping[str, Any]) -> bool:
+    """Return whether YaRN's ramp begins and ends at integer pairs; null means no, as in transformers."""
+    value = parameters.get("truncate", True)
+    if value not in (True, False, None):
+        raise LongRopeError(f"truncate = {value!r} must be true or false")
+    return bool(value)
+
+
+def _alpha(rope: Rope, parameters: Mapping[str, Any], *, model_type: object) -> Scaling:
+    """Return Hunyuan's scaling: base·alpha^(dim/(dim-2)) at every length."""
+    alpha = number(parameters, "alpha")
+    if _has_transformers(model_type) and not str(model_type).startswith("hunyuan"):
+        raise LongRopeError(
+            f"alpha = {alpha:g}: transformers ignores this field in models of type {model_type!r}, and vLLM applies "
+            "it. Remove it, or give the factors as a file of longrope scale."
+        )
+    return ntk(rope, rope.original_length, factor=alpha)
+
+
 def _llama3(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
     low, high = number(parameters, "low_freq_factor"), number(parameters, "high_freq_factor")
-    if low >= high:
-        raise LongRopeError(f"high_freq_factor = {high} must be above low_freq_factor = {low}")
+    if low > high:
+        raise LongRopeError(
+            f"high_freq_factor = {high} is below low_freq_factor = {low}: engines disagree about such factors. "
+            "Exchange the two."
+        )
     return llama3(rope, rope.original_length, factor=factor, low_freq_factor=low, high_freq_factor=high)
 
 
-def _longrope(rope: Rope, parameters: Mapping[str, Any], factor: float, *, own_mscale: bool) -> tuple[Scaling, Scaling]:
-    """Return the short and the long set; PhiMoE has an attention factor for each."""
+def _longrope(
+    rope: Rope, parameters: Mapping[str, Any], factor: float, *, model_type: object
+) -> tuple[Scaling, Scaling]:
+    """Return the short and the long set; ``short_mscale`` and ``long_mscale`` are the attention factors of each."""
     formula = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(rope.original_length))
     attention = number(parameters, "attention_factor", formula)
 
     def scaling(name: str) -> Scaling:
         if not isinstance(parameters.get(f"{name}_factor"), list):
             raise LongRopeError(f"{name}_factor must be a list of numbers; this config has none")
-        mscale = number(parameters, f"{name}_mscale", attention) if own_mscale else attention
+        mscale = number(parameters, f"{name}_mscale", attention)
+        if not math.isclose(mscale, attention, rel_tol=1e-6) and _has_transformers(model_type, besides="phimoe"):
+            raise LongRopeError(
+                f"{name}_mscale = {mscale:g}: transformers ignores this field in models of type {model_type!r} and "
+                f"takes {attention:g}; vLLM and SGLang apply it. Set attention_factor to the same number."
+            )
         factors = numbers(parameters[f"{name}_factor"], f"{name}_factor")
         return Scaling(factors, attention_factor=mscale, scheme="longrope")
 
     return scaling("short"), scaling("long")
+
+
+def _has_transformers(model_type: object, *, besides: str = "") -> bool:
+    """Return whether transformers computes this model type's rope with its common functions."""
+    from transformers import CONFIG_MAPPING
+
+    return isinstance(model_type, str) and model_type in CONFIG_MAPPING and model_type != besides

@@ -1,0 +1,67 @@
+"""The fields of a rope scaling: which of them each rope type reads, and which change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from longrope.errors import LongRopeError
+
+ORIGINAL = "original_max_position_embeddings"
+GEOMETRY = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+READ: Mapping[str, frozenset[str]] = {
+    "linear": frozenset({"factor", ORIGINAL}),
+    "dynamic": frozenset({"factor", ORIGINAL, "alpha"}),
+    "yarn": frozenset(
+        {"factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+    ),
+    "llama3": frozenset({"factor", ORIGINAL, "low_freq_factor", "high_freq_factor"}),
+    "longrope": frozenset(
+        {"factor", ORIGINAL, "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"}
+    ),
+}
+NEUTRAL = {"attn_factor": 1, "extrapolation_factor": 1, "apply_yarn_scaling": True}  # vLLM reads them, transformers not
+NOT_FACTORS = frozenset({"finetuned", "llama_4_scaling_beta", "max_position_embeddings"})  # queries', or for people
+OUTSIDE = {"rope_ratio": 1, "use_dynamic_ntk": False, "use_logn_attn": False}  # of models with code of their own
+
+
+def unread_fields(parameters: Mapping[str, Any], kind: str) -> list[str]:
+    """Return the names of the fields that have no effect on the factors of a rope type.
+
+    Args:
+        parameters: Fields of one rope, as a config holds them.
+        kind: A key of `READ`.
+
+    Raises:
+        LongRopeError: A field is unknown, or engines disagree about its effect.
+    """
+    others = frozenset().union(*READ.values()) | NOT_FACTORS
+    names = []
+    for name, value in parameters.items():
+        if value is None or name in GEOMETRY or name in READ[kind]:
+            continue
+        if name in NEUTRAL and value != NEUTRAL[name]:
+            raise LongRopeError(
+                f"{name} = {value!r}: transformers ignores this field, and vLLM applies it. "
+                f"Set attention_factor to the number that the model needs, and remove {name}."
+            )
+        if name not in NEUTRAL and name not in others:
+            raise LongRopeError(
+                f"{name} = {value!r}: not a field of rope_type {kind!r} that longrope knows. "
+                "Remove it if the factors do not depend on it."
+            )
+        names.append(name)
+    return names
+
+
+def check_outside(config: Mapping[str, Any]) -> None:
+    """Raise if a field beside the rope's own changes the rotation in a way that factors of one length cannot follow.
+
+    Raises:
+        LongRopeError: Such a field is set.
+    """
+    for name, neutral in OUTSIDE.items():
+        if config.get(name) not in (None, neutral):
+            raise LongRopeError(
+                f"{name} = {config[name]!r}: only the code that this model brings reads this field. Not supported."
+            )
