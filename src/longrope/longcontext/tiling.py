@@ -13,8 +13,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.longcontext.attention import attend
+from longrope.longcontext.chunk_check import reason_for_whole_layers
 from longrope.longcontext.context_parallel import context_parallel_of, layer_on_processes
 from longrope.longcontext.layer_chunks import chunk_size_on, in_chunks, layer_in_chunks
+from longrope.models.backbone import backbone_of
 from longrope.models.patch import evaluating
 
 MLPS = ("mlp", "feed_forward")  # names of MLPs in layers
@@ -23,7 +25,9 @@ NAME = "longrope"  # of our attention, among transformers' functions
 
 
 @contextmanager
-def tiled_layers(model: PreTrainedModel, chunk_size: int | None = None) -> Iterator[None]:
+def tiled_layers(
+    model: PreTrainedModel, chunk_size: int | None = None, *, shape: tuple[int, int] | None = None
+) -> Iterator[None]:
     """Run the layers of a model on chunks of the sequence in this block; results are equal up to rounding.
 
     A layer takes its chunks in turn and keeps the keys and values of those before. Beside these only the residual
@@ -34,17 +38,38 @@ def tiled_layers(model: PreTrainedModel, chunk_size: int | None = None) -> Itera
     Sequences must have no padding, and dropout is off. `attend` replaces transformers' ``sdpa`` and attention with soft
     caps; FlashAttention stays. Other attention (``eager``) sees the whole sequence.
 
+    Layers whose chunks would not give the same, such as convolutions and linear attention, run as transformers runs
+    them (`reason_for_whole_layers`).
+
     Args:
         model: A transformers model whose layers take gradient checkpointing.
         chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None. A model under
             `context_parallel` has the chunk size given there.
+        shape: Rows and tokens of the passes in the block; any if None.
     """
+    if context_parallel_of(model) is None and _needs_whole_layers(model, chunk_size, shape):
+        with evaluating(model):
+            yield
+    else:
+        with _tiled(model, chunk_size):
+            yield
+
+
+def _needs_whole_layers(model: PreTrainedModel, chunk_size: int | None, shape: tuple[int, int] | None) -> bool:
+    tokens, length = (None, None) if shape is None else (shape[0] * shape[1], shape[1])
+    is_long = tokens is None or tokens > (chunk_size or chunk_size_on(model.device.type))
+    return reason_for_whole_layers(model, partial(_tiled, model), length=length, is_long=is_long) is not None
+
+
+@contextmanager
+def _tiled(model: PreTrainedModel, chunk_size: int | None) -> Iterator[None]:
+    """Run the layers of a model on chunks in this block, without a check of their kinds."""
     group = context_parallel_of(model)
     device = model.device
     chunk_size = group.chunk_size if group else chunk_size or chunk_size_on(device.type)
     run_layer = partial(layer_on_processes, group) if group else layer_in_chunks
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    token_wise = [module for module in model.base_model.children() if not isinstance(module, nn.ModuleList)]
+    token_wise = [module for module in backbone_of(model).children() if not isinstance(module, nn.ModuleList)]
     with (
         evaluating(model),
         _attention(model),

@@ -17,6 +17,7 @@ from longrope.data.token_sequences import TokenSequences, as_sequences, same_len
 from longrope.errors import LongRopeError
 from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
+from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
 
 LOGITS_AT_ONCE = 2**24
@@ -112,7 +113,7 @@ def _batches(sequences: list[np.ndarray], batch: int) -> Iterator[list[int]]:
 @torch.inference_mode()
 def _batch_losses(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None, skip: int) -> np.ndarray:
     tokens = tokens.to(model.device)
-    with tiled_layers(model):
+    with tiled_layers(model, shape=(len(tokens), tokens.shape[1])):
         hidden = last_hidden(model, tokens, positions)
     losses = torch.zeros(len(tokens), tokens.shape[1] - 1)
     group = context_parallel_of(model)
@@ -134,7 +135,7 @@ def last_hidden(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None
     arguments: dict[str, Tensor] = {}
     if positions is not None:  # without a mask, transformers takes jumps for borders between documents
         arguments = {"position_ids": positions.to(model.device), "attention_mask": torch.ones_like(tokens)}
-    return model.base_model(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
+    return backbone_of(model)(input_ids=tokens, use_cache=False, **arguments).last_hidden_state
 
 
 def head_losses(
@@ -181,7 +182,7 @@ def head_only(
         model: Model with the head to run.
         forward_of_model: Function to call in place of ``model``; the model itself if None.
     """
-    backbone = model.base_model
+    backbone = backbone_of(model)
     last_states: list[Tensor] = []
 
     def forward(*_: object, **__: object) -> MoeModelOutputWithPast:  # has the fields of all backbones' outputs

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
+from longrope.models.backbone import backbone_of
 
 COPIES = 4  # float32 copies of a chunk of logits in its backward pass
 
@@ -47,7 +48,7 @@ def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
             assert labels is not None
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
         with offload_activations(input_ids.device):
-            hidden = model.base_model(
+            hidden = backbone_of(model)(
                 input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
             ).last_hidden_state
         size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
 
 from longrope.errors import unknown
+from longrope.models.backbone import backbone_of
 from longrope.models.generate_request import GenerateRequest, check_request, read_request
 from longrope.models.patch import patch
 from longrope.models.rotary_slot import find_rotary_slot
@@ -106,7 +107,7 @@ def fill(
     begin, size = cache.get_seq_length(), ids.shape[1]
     while begin < size:
         end = min(begin + (chunk or size), size)
-        model.base_model(
+        backbone_of(model)(
             input_ids=ids[:, begin:end],
             attention_mask=None if attention_mask is None else attention_mask[:, :end],
             position_ids=None if position_ids is None else position_ids[..., begin:end],

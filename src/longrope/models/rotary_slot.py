@@ -133,6 +133,12 @@ def _layout(original: nn.Module) -> tuple[bool, bool]:
     device = None if inv_freq is None else inv_freq.device
     x = torch.zeros(1, 2, 1, dtype=torch.bfloat16, device=device)
     layer_type = [FULL] if hasattr(original, "layer_types") else []
-    cos, _ = original(x, torch.arange(2, device=device)[None], *layer_type)
+    embeddings = original(x, torch.arange(2, device=device)[None], *layer_type)
+    if not isinstance(embeddings, tuple):
+        raise LongRopeError(
+            f"{type(original).__name__} returns complex numbers instead of cos and sin. "
+            "longrope does not support this model type."
+        )
+    cos, _ = embeddings
     first, second = cos.chunk(2, dim=-1)
     return not torch.equal(first, second), cos.dtype == torch.float32

@@ -70,7 +70,7 @@ class ModelObjective:
         with (
             frozen(model),
             self._installed(module),
-            tiled_layers(model),
+            tiled_layers(model, shape=(1, len(sample.tokens))),
             explain_out_of_memory(len(sample.tokens), purpose, remedy),
         ):
             with offload_activations(model.device):

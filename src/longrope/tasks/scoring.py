@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
+from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.tasks.haystack import encode_within
 from longrope.tasks.prompts import Prompt
@@ -92,7 +93,7 @@ def score_prompts(
 def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[PromptScore]:
     tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
     cache = DynamicCache()  # one that keeps all, so that it can be cropped in layers with a window too
-    model.base_model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True)
+    backbone_of(model)(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True)
     losses = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
     generated = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
     scores = []
