@@ -1,4 +1,4 @@
-"""The one exception that longrope raises on purpose."""
+"""The one exception that longrope raises on purpose, and its warning about documents."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ class LongRopeError(Exception):
 
     The command line prints the message and exits with code 2.
     """
+
+
+class CorpusWarning(UserWarning):
+    """A change to the documents that a person should know, such as files that are passed over.
+
+    Args:
+        message: The warning.
+        severe: Whether the command line prints it in red.
+    """
+
+    def __init__(self, message: str, severe: bool = False) -> None:
+        super().__init__(message)
+        self.severe = severe
 
 
 def unknown(field: str, value: str, known: Iterable[str], more: str = "") -> LongRopeError:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from longrope.data.documents import Document, load_documents
-from longrope.errors import LongRopeError
+from longrope.errors import CorpusWarning, LongRopeError
 
 
 def texts(source: Path | str) -> list[str]:
@@ -32,8 +32,10 @@ def test_a_folder_is_searched_through_in_a_fixed_order(tmp_path: Path) -> None:
     (tmp_path / "zeros.txt").write_bytes(b"valid UTF-8 \0 but binary")
     (tmp_path / "more.jsonl").write_text('{"text": "one"}\n{"text": "two", "id": 3}\n')
     write_parquet(tmp_path / "p.parquet", text=["three"], id=[1])
-    assert texts(tmp_path) == ["a = 1", "ex", "one", "two", "three", "zed"]
-    names = [document.name for document in load_documents(str(tmp_path))]
+    with pytest.warns(CorpusWarning, match="2 of 7 files passed over: 2 not UTF-8 text"):
+        documents = load_documents(str(tmp_path))
+    assert [document.text for document in documents] == ["a = 1", "ex", "one", "two", "three", "zed"]
+    names = [document.name for document in documents]
     assert len(set(names)) == 6
     assert all(str(tmp_path) in name for name in names)
 
@@ -53,7 +55,8 @@ def test_a_file_is_one_document(tmp_path: Path) -> None:
 def test_the_same_text_counts_once(tmp_path: Path) -> None:
     for name, text in {"a": "same", "b": "other", "c": "same", "d": " \n"}.items():
         (tmp_path / f"{name}.txt").write_text(text)
-    assert texts(tmp_path) == ["same", "other"]
+    with pytest.warns(CorpusWarning, match="1 of 4 files passed over: 1 empty"):
+        assert texts(tmp_path) == ["same", "other"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_what_is_not_there(tmp_path: Path, name: str, monkeypatch: pytest.Monkey
         load_documents(name)
 
 
-@pytest.mark.parametrize("content", [None, b"", b" \n\t\n", b"\xff\xfe\x00\x01", b"nul\0"])
+@pytest.mark.parametrize("content", [None, b"", b" \n\t\n", b"\xff\xfb\x00\x01", b"nul\0"])
 def test_nothing_to_read_in_a_folder(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "x.txt").write_bytes(content)
@@ -116,7 +119,7 @@ def test_nothing_to_read_in_a_folder(tmp_path: Path, content: bytes | None) -> N
         load_documents(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"nul\0"])
+@pytest.mark.parametrize("content", [b"\xff\xfb\x00\x01", b"nul\0"])
 def test_binary_given_as_text(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(LongRopeError, match=r"x\.txt': not UTF-8 text"):

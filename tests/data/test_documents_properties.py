@@ -31,11 +31,14 @@ def test_jsonl_gives_back_the_texts_in_their_order(texts: list[str], ascii_only:
         ]
 
 
+@pytest.mark.filterwarnings("ignore:.*passed over")
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,4}", fullmatch=True), TEXTS, min_size=1, max_size=5))
 def test_a_folder_holds_each_text_once_in_the_order_of_names(texts: dict[str, str]) -> None:
     """Ends of lines are those of Python's text files; what holds a NUL is no text."""
     read = {
-        name: text.replace("\r\n", "\n").replace("\r", "\n") for name, text in sorted(texts.items()) if "\0" not in text
+        name: text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        for name, text in sorted(texts.items())
+        if "\0" not in text
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():

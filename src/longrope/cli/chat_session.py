@@ -106,7 +106,7 @@ def read_file(path: Path | None) -> str:
         LongRopeError: The file cannot be read or holds no text.
     """
     try:
-        text = "" if path is None else path.read_text(encoding="utf-8")
+        text = "" if path is None else path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LongRopeError(f"file = {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if path is not None and not text.strip():

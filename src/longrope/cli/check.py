@@ -63,7 +63,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         LongRopeError: The folder has no ``config.json`` with a JSON object.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):

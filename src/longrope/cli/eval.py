@@ -44,6 +44,7 @@ def run(
     data: Annotated[
         list[str] | None, typer.Option(help="Source of documents, as in search; may be repeated: several corpora.")
     ] = None,
+    text_key: options.TextKey = None,
     documents: Annotated[int, typer.Option(min=1, help="Test documents of each corpus.")] = 4,
     data_seed: options.Seed = 0,
     stride: Annotated[
@@ -104,7 +105,7 @@ def run(
         candidates, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=output if resume else None
     )
     sources = data or [options.default_data(model, None)]
-    corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache)
+    corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
     chosen_depths = parse_depths(depths)
     prompts = read_prompts(
         retrieval,

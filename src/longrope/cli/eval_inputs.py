@@ -64,8 +64,9 @@ def read_corpora(
     count: int,
     seed: int,
     cache: Path | None,
+    text_key: str | None = None,
 ) -> list[Corpus]:
-    """Return the test documents of each source."""
+    """Return the test documents of each source, whose texts are under ``text_key``."""
     from longrope.data.documents import load_documents
     from longrope.data.split import draw_tokens, split_documents
     from longrope.evaluation.measurement import Corpus
@@ -74,7 +75,7 @@ def read_corpora(
     short = [short_source(source) for source in distinct]
     corpora = []
     for source, name in zip(distinct, short, strict=True):
-        documents = split_documents(load_documents(source), seed=seed)["test"]
+        documents = split_documents(load_documents(source, text_key=text_key), seed=seed)["test"]
         drawn = draw_tokens(documents, tokenizer, length=length, count=count, cache=cache)
         corpora.append(Corpus(name if short.count(name) == 1 else source, drawn.tokens, drawn.names))
     return corpora

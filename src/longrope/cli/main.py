@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
@@ -12,8 +13,23 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from longrope.cli import chat, check, demo, doctor, eval, export, extend, generate, inspect, plan, report, scale, search
-from longrope.errors import LongRopeError
+from longrope.cli import (
+    chat,
+    check,
+    demo,
+    distributed,
+    doctor,
+    eval,
+    export,
+    extend,
+    generate,
+    inspect,
+    plan,
+    report,
+    scale,
+    search,
+)
+from longrope.errors import CorpusWarning, LongRopeError
 
 # control characters, which a file's name may hold and a terminal would obey
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -47,7 +63,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         console = Console(stderr=True, soft_wrap=True)
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", CorpusWarning)
+                warnings.showwarning = _printed(warnings.showwarning)
+                command(*args, **kwargs)
         except LongRopeError as error:
             message = CONTROLS.sub("?", f"error: {error}")
             console.print(message, style="bold red", markup=False, highlight=False)
@@ -58,6 +77,22 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _printed(show: Callable[..., None]) -> Callable[..., None]:
+    """Return a ``warnings.showwarning`` that prints each of our warnings once, as a note on standard error."""
+    printed: set[str] = set()
+
+    def show_warning(message: Warning | str, *context: Any, **options: Any) -> None:
+        if not isinstance(message, CorpusWarning):
+            show(message, *context, **options)
+        elif distributed.first() and str(message) not in printed:
+            printed.add(str(message))
+            text = CONTROLS.sub("?", f"{'Warning' if message.severe else 'Note'}: {message}")
+            style = "bold red" if message.severe else ""
+            Console(stderr=True, soft_wrap=True).print(text, style=style, markup=False, highlight=False)
+
+    return show_warning
 
 
 def with_escaped_brackets(command: Callable[..., None]) -> Callable[..., None]:

@@ -22,7 +22,12 @@ Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a bui
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Documents: a folder, text file, .jsonl, .parquet, or stdlib (default: this Python's library)."),
+    typer.Option(
+        help="Documents: a folder, text, JSON records, .csv, .parquet, or stdlib (default: this Python's library)."
+    ),
+]
+TextKey = Annotated[
+    str | None, typer.Option(help="Key or column of the text in JSON, .csv and .parquet (default: text).")
 ]
 Dtype = Annotated[
     str,

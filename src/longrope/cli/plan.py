@@ -27,6 +27,7 @@ def run(
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the plan to this file.")] = None,
     data: options.Data = None,
+    text_key: options.TextKey = None,
     train: Annotated[str | None, typer.Option(help="Documents to train on (default: those of --data).")] = None,
     original_tokens: Annotated[
         str | None, typer.Option(help="Tokens that the model was trained on: 300b, 2t (default: 20 a parameter).")
@@ -48,7 +49,14 @@ def run(
 
     length = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)
-    options_of_new = {"--to": to, "-o": output, "--data": data, "--train": train, "--original-tokens": original_tokens}
+    options_of_new = {
+        "--to": to,
+        "-o": output,
+        "--data": data,
+        "--text-key": text_key,
+        "--train": train,
+        "--original-tokens": original_tokens,
+    }
     check_options([name for name, value in options_of_new.items() if value is not None], plan)
     if output is not None:
         claim_output(output, overwrite=overwrite)
@@ -65,7 +73,9 @@ def run(
     rope, device = Rope.of(config), options.choose_device(device)
     if existing is None:
         assert length is not None
-        documents = Data(source=data, train=train or ("stdlib" if model == "tiny" and data is None else None))
+        documents = Data(
+            source=data, text_key=text_key, train=train or ("stdlib" if model == "tiny" and data is None else None)
+        )
         proposed = propose(
             rope,
             length,

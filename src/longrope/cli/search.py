@@ -25,6 +25,7 @@ def run(
     length: options.Length,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
     data: options.Data = None,
+    text_key: options.TextKey = None,
     method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
     budget: Annotated[
         str | None,
@@ -125,6 +126,7 @@ def run(
         workers=workers,
         dtype=dtype,
         cache=cache,
+        text_key=text_key,
         existing="resume" if resume else "overwrite" if overwrite else "refuse",
     )
     tokens = parse_length(length)

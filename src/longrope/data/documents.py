@@ -1,14 +1,21 @@
-"""Long documents from a folder, a file, ``.jsonl``, ``.parquet`` or the running Python's standard library."""
+"""Long documents from a folder, a file, JSON records, tables or the running Python's standard library."""
 
 from __future__ import annotations
 
-import json
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from longrope.data.records import RecordError, has_records_without_text, record_texts, table_texts
 from longrope.data.stdlib import stdlib_documents
-from longrope.errors import LongRopeError
+from longrope.data.text_files import UnreadableFileError, decode
+from longrope.errors import CorpusWarning, LongRopeError
+
+RECORD_SUFFIXES = (".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MOST_LOST = 0.1  # share of a corpus above which its loss is shown in red
 
 
 @dataclass(frozen=True)
@@ -19,93 +26,117 @@ class Document:
     text: str
 
 
-def load_documents(source: str) -> list[Document]:
+def load_documents(source: str, *, text_key: str | None = None) -> list[Document]:
     """Return all distinct documents of a source, in a fixed order.
 
+    The content decides what a file is. JSON records (objects one after another, or an array) are documents, in files
+    of any ending; all other text is one document a file. A warning counts the files that are passed over.
+
     Args:
-        source: A text file, a ``.jsonl`` file (key ``text``), a ``.parquet`` file (column ``text``), or a folder that
-            is searched for such files, without hidden ones and those that are not UTF-8. ``stdlib`` is the library of
-            the running Python, one document a package, and ``stdlib:unseen`` the part of it that the model ``tiny``
-            was not trained on.
+        source: A file of text, JSON records (key ``text``, or chats under ``messages`` or ``conversations``),
+            ``.csv`` or ``.parquet`` (column ``text``), or a folder that is searched for such files, without hidden
+            ones. ``stdlib`` is the library of the running Python, one document a package, and ``stdlib:unseen`` the
+            part of it that the model ``tiny`` was not trained on.
+        text_key: Key or column of the text, if it is not ``text``.
 
     Raises:
         LongRopeError: If the source does not exist, cannot be read, or holds no text.
     """
     try:
-        documents = list(_documents(source))
+        documents = list(_documents(source, text_key, notes := []))
     except OSError as error:
         path = str(error.filename or source)
         raise LongRopeError(f"data = {path!r}: cannot be read: {error.strerror}. Give another source.") from None
     distinct = {document.text: document for document in documents if document.text.strip()}
     if not distinct:
-        raise LongRopeError(f"data = {source!r}: holds no text. Give a folder of text files, .jsonl or .parquet.")
+        passed_over = f" ({'; '.join(map(str, notes))})" if notes else ""
+        raise LongRopeError(
+            f"data = {source!r}: holds no text{passed_over}. Give a folder of text files, .jsonl or .parquet."
+        )
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     return list(distinct.values())
 
 
-def _documents(source: str) -> Iterator[Document]:
+def _documents(source: str, text_key: str | None, notes: list[CorpusWarning]) -> Iterator[Document]:
     if source in ("stdlib", "stdlib:unseen"):
         yield from (Document(*pair) for pair in stdlib_documents(unseen=source == "stdlib:unseen"))
     elif source and Path(source).is_dir():  # Path("") is the working folder
-        yield from _folder(Path(source))
+        yield from _folder(Path(source), text_key, notes)
     elif Path(source).is_file():
-        yield from _file(Path(source))
+        yield from _single_file(Path(source), text_key)
     else:
         raise LongRopeError(f"data = {source!r}: not a file or folder. Give one that exists, or stdlib.")
 
 
-def _folder(folder: Path) -> Iterator[Document]:
+def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> Iterator[Document]:
+    """Yield the documents of a folder; add a note on the files that are passed over, and one on odd JSON."""
+    reasons: Counter[str] = Counter()
+    files = without_key = 0
     for path in sorted(folder.rglob("*")):
         hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            try:
-                yield from _file(path)
-            except LongRopeError:
-                if path.suffix in (".jsonl", ".parquet"):
-                    raise
-
-
-def _file(path: Path) -> Iterator[Document]:
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-        return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise LongRopeError(f"data = {str(path)!r}: not UTF-8 text. Give text files, .jsonl or .parquet.")
-    if path.suffix == ".jsonl":
-        yield from _jsonl(path, text)
-    else:
-        yield Document(str(path), text)
-
-
-def _jsonl(path: Path, text: str) -> Iterator[Document]:
-    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+        if not path.is_file() or hidden:
+            continue
+        files += 1
         try:
-            content = json.loads(line)["text"]
-            if not isinstance(content, str):
-                raise TypeError
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise LongRopeError(
-                f'{path}, line {number}: "text" holds half a character ({error.object[error.start]!a}, number '
-                f"{error.start + 1}), which tokenizers refuse. Remove it."
-            ) from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise LongRopeError(f'{path}, line {number}: expected a JSON object with a string "text".') from None
-        yield Document(f"{path}:{number}", content)
+            documents = list(_file(path, text_key))
+        except UnreadableFileError as error:
+            reasons[error.reason] += 1
+            continue
+        without_key += _lacks_key(documents, path)
+        yield from documents
+    if reasons:
+        lost = reasons.total()
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        notes.append(
+            CorpusWarning(f"{folder}: {lost} of {files} files passed over: {counts}", lost > MOST_LOST * files)
+        )
+    if without_key:
+        records = f"{without_key} of {files} files are JSON records without the key {text_key or 'text'}"
+        notes.append(CorpusWarning(f"{folder}: {records}, read as they are; --text-key names another key"))
 
 
-def _parquet(path: Path) -> Iterator[Document]:
+def _single_file(path: Path, text_key: str | None) -> Iterator[Document]:
+    documents = list(_file(path, text_key)) if path.stat().st_size else []
+    if _lacks_key(documents, path):
+        raise RecordError(
+            f"data = {str(path)!r}: JSON records without the key {text_key or 'text'}. "
+            "Name the key of the text with --text-key."
+        )
+    yield from documents
+
+
+def _lacks_key(documents: list[Document], path: Path) -> bool:
+    return len(documents) == 1 and documents[0].name == str(path) and has_records_without_text(documents[0].text)
+
+
+def _file(path: Path, text_key: str | None) -> Iterator[Document]:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet(path, text_key or "text")
+        return
+    text = decode(path.read_bytes(), path)
+    if not text.strip():
+        raise UnreadableFileError(path, "empty", "Give files with text: it holds no text.")
+    texts = record_texts(text, path, text_key=text_key, strict=suffix in RECORD_SUFFIXES)
+    if texts is None and suffix in DELIMITERS:
+        texts = table_texts(text, DELIMITERS[suffix], text_key)
+    if texts is None:
+        yield Document(str(path), text)
+    else:
+        yield from (Document(f"{path}:{number}", content) for number, content in texts)
+
+
+def _parquet(path: Path, column_name: str) -> Iterator[Document]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LongRopeError(f"data = {str(path)!r}: needs pyarrow. Install it: pip install pyarrow") from None
     try:
-        column = pyarrow.parquet.read_table(path, columns=["text"]).column("text").to_pylist()
+        column = pyarrow.parquet.read_table(path, columns=[column_name]).column(column_name).to_pylist()
     except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
         raise LongRopeError(
-            f'data = {str(path)!r}: not a parquet file with a column "text": {error}. Give one that has it.'
+            f'data = {str(path)!r}: not a parquet file with a column "{column_name}": {error}. '
+            "Name the column with --text-key, or give one that has it."
         ) from None
     yield from (Document(f"{path}:{row}", str(text)) for row, text in enumerate(column, start=1) if text)

@@ -40,6 +40,7 @@ class EvalOptions:
     Args:
         original: Whether the checkpoint as it is, ``original``, is a candidate too.
         documents: Test documents to draw from ``data``.
+        text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
         retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
         trials: Texts of each retrieval task at each length.
         depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
@@ -57,6 +58,7 @@ class EvalOptions:
 
     original: bool = True
     documents: int = 4
+    text_key: str | None = None
     retrieval_lengths: Sequence[int] | None = None
     trials: int = 20
     depths: Sequence[float] = DEPTHS
@@ -173,7 +175,7 @@ def _corpus(
     if texts is not None:
         tokens = encode_texts(texts, tokenizer, lengths)
         return Corpus("texts", tokens, tuple(f"texts[{index}]" for index in range(len(tokens))))
-    documents = split_documents(load_documents(str(data)), seed=options.seed)["test"]
+    documents = split_documents(load_documents(str(data), text_key=options.text_key), seed=options.seed)["test"]
     drawn = draw_tokens(documents, tokenizer, length=max(lengths), count=options.documents)
     return Corpus(str(data), drawn.tokens, drawn.names)
 

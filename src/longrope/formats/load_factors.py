@@ -63,7 +63,7 @@ def load_extension(path: str | os.PathLike[str]) -> Extension:
 def _of_json(path: Path) -> Scaling | Extension:
     unknown = LongRopeError(f"{path} is not a factors file; longrope reads {FORMATS}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise unknown from None

@@ -100,7 +100,7 @@ def prepare_search(
     Raises:
         LongRopeError: If too few documents are long enough.
     """
-    documents = split_documents(load_documents(data), seed=options.data_seed)
+    documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
     spec = options.text_spec(length)
     make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=options.cache)
     samples, search_names = make_texts(documents["search"], spec=spec)

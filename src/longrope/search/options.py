@@ -47,6 +47,7 @@ class SearchOptions:
         dtype: Dtype to load a model in, a key of `longrope.models.load.DTYPES`.
         device: Device to load a model on.
         cache: Folder that keeps tokens from one run to the next.
+        text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
         existing: What to do with a run in the output folder: ``refuse``, ``resume`` or ``overwrite``.
 
     Raises:
@@ -76,6 +77,7 @@ class SearchOptions:
     dtype: str = "auto"
     device: str = "cpu"
     cache: Path | None = None
+    text_key: str | None = None
     existing: str = "refuse"
 
     def __post_init__(self) -> None:

@@ -199,7 +199,7 @@ def load_plan(name: str | Path) -> Plan:
     try:
         if not path.is_file():
             path = shipped.get(name.removeprefix("plans/").removesuffix(".toml"), path)
-        return parse_plan(path.read_text(encoding="utf-8"), name)
+        return parse_plan(path.read_text(encoding="utf-8-sig"), name)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no UTF-8 text"
         known = ", ".join(shipped) + did_you_mean(name, shipped)

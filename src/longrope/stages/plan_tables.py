@@ -130,6 +130,7 @@ class Data(PlanTable):
         source: Documents to search on, hold out and test on, which never overlap (see ``--data`` of the commands).
         train: Documents to train on; the source's search documents if not given. A document that is held out or tested
             on is never trained on.
+        text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; ``text`` if not given.
         seed: Seed of the split.
         needles: Share of the training sequences in which `key = word word` lines are planted and asked for.
         repeats: Number of times that a stage may see a training document.
@@ -137,6 +138,7 @@ class Data(PlanTable):
 
     source: str | None = None
     train: str | None = None
+    text_key: str | None = None
     seed: int = Field(default=0, ge=0)
     needles: float = Field(default=0.0, ge=0, le=1)
     repeats: int = Field(default=1, ge=1)

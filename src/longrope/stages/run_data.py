@@ -139,7 +139,7 @@ class RunData:
         for search, lengths in self._searches:
             searched.update(self._draw("search", search, lengths)[1])
         excluded |= {document.text for document in splits["search"] if document.name in searched}
-        source = splits["search"] if self.plan.data.train is None else load_documents(self.plan.data.train)
+        source = splits["search"] if self.plan.data.train is None else self._load(self.plan.data.train)
         documents = [document for document in source if document.text not in excluded]
         order = np.random.default_rng(self.plan.data.seed).permutation(len(documents))
         return [documents[i] for i in order]
@@ -157,6 +157,9 @@ class RunData:
         spec = SearchTextSpec(lengths, search.documents, search.needles, window=search.window)
         return search_texts(self._splits[split], self.tokenizer, spec, cache=self.cache)
 
+    def _load(self, source: str) -> list[Document]:
+        return load_documents(source, text_key=self.plan.data.text_key)
+
     @cached_property
     def _splits(self) -> dict[str, list[Document]]:
-        return split_documents(load_documents(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)
+        return split_documents(self._load(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)
