@@ -20,10 +20,10 @@ from transformers import LlamaConfig
 
 from longrope.cost import peak_memory
 from longrope.cost.model_shape import Flops, ModelShape
-from longrope.cost.plan_cost import costs
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.stages.plan import Plan
+from longrope.stages.plan_cost import costs
 from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "cost-model.json"

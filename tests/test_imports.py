@@ -27,8 +27,8 @@ MAY_IMPORT = {
     "longcontext": BASE | {"data", "models"},
     "tasks": BASE | {"data", "models"},
     "search": BASE | {"schemes", "data"},
-    "objectives": BASE | {"schemes", "provenance", "formats", "data", "models", "longcontext", "search"},
-    "evaluation": BASE | {"schemes", "provenance", "data", "models", "longcontext", "tasks"},
+    "objectives": BASE | {"schemes", "provenance", "formats", "data", "models", "longcontext", "cost", "search"},
+    "evaluation": BASE | {"schemes", "provenance", "data", "models", "longcontext", "cost", "tasks"},
     "stages": BASE
     | {
         "schemes",
@@ -41,8 +41,9 @@ MAY_IMPORT = {
         "search",
         "objectives",
         "evaluation",
+        "cost",
     },
-    "cost": BASE | {"schemes", "models", "longcontext", "search", "stages"},
+    "cost": BASE | {"schemes", "models", "longcontext"},
     "engines": BASE | {"schemes"},
     "export": BASE | {"schemes", "formats", "models", "engines"},
     "report": BASE | {"schemes", "formats", "search", "evaluation"},

@@ -16,7 +16,6 @@ from rich.console import Console
 
 from longrope.cli import inspect, plan_output, progress
 from longrope.cli.main import guarded
-from longrope.cost.plan_cost import Cost
 from longrope.errors import LongRopeError
 from longrope.export.model_card import model_card
 from longrope.report import terminal
@@ -26,6 +25,7 @@ from longrope.report.load import LoadedRun, read_runs
 from longrope.report.report import write_pictures
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
+from longrope.stages.plan_cost import Cost
 
 ROPE = Rope(dim=8, base=1e4, original_length=256)
 HOSTILE = (

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from longrope.cost import plan_cost
 from longrope.formats.load_factors import load_factors
 from longrope.scaling import Scaling
+from longrope.stages import plan_cost
 
 PLAN = """
 version = 1

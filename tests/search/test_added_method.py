@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 import longrope as lr
 from longrope.cli.main import app
 from longrope.cost.model_shape import ModelShape
-from longrope.cost.plan_cost import costs
 from longrope.models.load import load_config
 from longrope.search.protocol import Proposals
 from longrope.stages.plan import parse_plan
+from longrope.stages.plan_cost import costs
 
 
 @dataclass(frozen=True)

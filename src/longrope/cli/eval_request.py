@@ -90,6 +90,7 @@ def check_candidates(
         LongRopeError: If factors are another model's, a model reads other tokens than the first, or a pass does not
             fit into memory.
     """
+    from longrope.cost.choose_dtype import recorded_dtype
     from longrope.cost.memory_check import Placement, check_pass_memory
     from longrope.data.tokenize import fingerprint
     from longrope.evaluation.sample_store import JOURNAL
@@ -106,7 +107,7 @@ def check_candidates(
             placement = Placement(dtype, device, processes=distributed.here())
             check_pass_memory(config, length, placement, batch=batch)
 
-    recorded = options.recorded_dtype(journal / JOURNAL) if journal is not None else None
+    recorded = recorded_dtype(journal / JOURNAL) if journal is not None else None
     dtype = options.choose_dtype(dtype, candidates["original"].weights, device, check_memory, recorded=recorded)
     check_memory(dtype)
     for weights in names:

@@ -44,9 +44,9 @@ def run(
     loaded = load_plan(plan)
     output = output or Path(f"{options.short_name(model)}-{short_length(loaded.length)}")
 
-    from longrope.cost.plan_cost import check_plan_memory
     from longrope.models.load import load_config
     from longrope.stages.pipeline import extend
+    from longrope.stages.plan_cost import check_plan_memory
     from longrope.stages.run_folder import StagedRun, begin_run, open_run
     from longrope.storage.lock import locked
 

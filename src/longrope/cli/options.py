@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -91,22 +90,10 @@ def choose_dtype(
     from longrope.cost.choose_dtype import choose_dtype
     from longrope.models.load import load_config
 
-    if requested == "auto" and recorded is not None:
-        return recorded
-    dtype, reason = choose_dtype(requested, load_config(model), device, check_memory)
+    dtype, reason = choose_dtype(requested, load_config(model), device, check_memory, recorded=recorded)
     if reason:
         distributed.say(f"Note: {reason}")
     return dtype
-
-
-def recorded_dtype(journal: Path) -> str | None:
-    """Return the dtype that a journal was begun with; None if it does not exist or does not say."""
-    try:
-        with journal.open(encoding="utf-8") as file:
-            dtype = json.loads(file.readline())["settings"]["dtype"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(dtype).removeprefix("torch.")
 
 
 def choose_device(device: str) -> str:

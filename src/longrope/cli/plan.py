@@ -62,11 +62,11 @@ def run(
         claim_output(output, overwrite=overwrite)
 
     from longrope.cost.model_shape import ModelShape
-    from longrope.cost.plan_cost import check_plan_memory
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan
     from longrope.stages.plan_advice import propose
+    from longrope.stages.plan_cost import check_plan_memory
     from longrope.stages.plan_tables import Data
 
     existing, config = None if plan is None else load_plan(plan), load_config(model)

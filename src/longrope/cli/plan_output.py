@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from longrope.cost.device_speed import DeviceSpeed
-    from longrope.cost.plan_cost import Cost
     from longrope.stages.plan import Plan
+    from longrope.stages.plan_cost import Cost
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
     """
     from longrope.cost.device_speed import measure_device_speed
     from longrope.cost.model_shape import ModelShape
-    from longrope.cost.plan_cost import costs
     from longrope.rope import Rope
     from longrope.stages.plan_advice import advice
+    from longrope.stages.plan_cost import costs
 
     rope = Rope.of(config)
     steps = costs(plan, ModelShape.of(config, dtype, device), rope)
@@ -55,8 +55,8 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
 
 def _memory_advice(steps: Sequence[Cost], device: str) -> list[str]:
     """Return a line for each step that needs more memory than there is on the device or beside it."""
-    from longrope.cost.plan_cost import REMEDIES
     from longrope.models.device_memory import device_memory
+    from longrope.stages.plan_cost import REMEDIES
 
     memories = [(device, device_memory(device)), ("main memory", device_memory("cpu"))]
     lines = []

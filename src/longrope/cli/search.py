@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,32 +136,14 @@ def run(
     output = output or Path(f"{options.short_name(model)}-{length}")
     options.refuse_run(output)
     claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
-    settings = _placed(model, tokens, search_method, settings, options.choose_device(device), output)
+
+    from longrope.objectives.placement import place_search
+
+    settings = replace(settings, device=options.choose_device(device))
+    settings, note = place_search(model, tokens, search_method, settings, output)
+    if note:
+        distributed.say(f"Note: {note}")
     _search(model, tokens, options.default_data(model, data), search_method, settings, output, as_json=as_json)
-
-
-def _placed(
-    model: str, length: int, method: Method, settings: SearchOptions, device: str, output: Path
-) -> SearchOptions:
-    """Return the options with the device and the dtype to use, after a check that the passes fit into memory."""
-    from dataclasses import replace
-
-    from longrope.cost.memory_check import Placement
-    from longrope.cost.plan_cost import check_search_memory
-    from longrope.models.load import load_config
-    from longrope.objectives.backend import processes
-
-    workers, dtype, window = processes(settings.workers), settings.dtype, settings.text_spec(length).window
-    if workers:
-
-        def check_memory(dtype: str) -> None:
-            placement = Placement(dtype, device, workers=workers)
-            check_search_memory(method, load_config(model), window or length, placement, batch=settings.batch_size)
-
-        recorded = options.recorded_dtype(output / "search-0.jsonl") if settings.existing == "resume" else None
-        dtype = options.choose_dtype(dtype, model, device, check_memory, recorded=recorded)
-        check_memory(dtype)
-    return replace(settings, dtype=dtype, device=device)
 
 
 def _search(

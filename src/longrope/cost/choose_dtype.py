@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
@@ -12,7 +14,12 @@ from longrope.models.load import DTYPES, check_dtype
 
 
 def choose_dtype(
-    requested: str, config: PreTrainedConfig, device: str, check_memory: Callable[[str], None]
+    requested: str,
+    config: PreTrainedConfig,
+    device: str,
+    check_memory: Callable[[str], None],
+    *,
+    recorded: str | None = None,
 ) -> tuple[str, str]:
     """Choose the dtype that a model is loaded in.
 
@@ -24,6 +31,7 @@ def choose_dtype(
         config: The model's config.
         device: A torch device.
         check_memory: Function of a dtype that raises LongRopeError if the passes do not fit into memory in it.
+        recorded: Dtype of the run that is resumed, which ``auto`` then means.
 
     Returns:
         The dtype's name, and a sentence for the user: why it is not the checkpoint's, or why it is slow; else "".
@@ -32,6 +40,8 @@ def choose_dtype(
         LongRopeError: If the requested dtype is unknown.
     """
     check_dtype(requested)
+    if requested == "auto" and recorded is not None:
+        return recorded, ""
     checkpoint = str(config.dtype).removeprefix("torch.")
     dtype = requested
     if requested == "auto" and checkpoint in DTYPES:
@@ -49,3 +59,13 @@ def choose_dtype(
     except LongRopeError:
         return dtype, f"dtype = auto: bfloat16, as float32 does not fit into memory; {slow}"
     return "float32", f"dtype = auto: float32, as {slow}"
+
+
+def recorded_dtype(journal: Path) -> str | None:
+    """Return the dtype that a journal was begun with; None if it does not exist or does not say."""
+    try:
+        with journal.open(encoding="utf-8") as file:
+            dtype = json.loads(file.readline())["settings"]["dtype"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(dtype).removeprefix("torch.")

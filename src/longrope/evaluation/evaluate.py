@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
+from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
 from longrope.errors import LongRopeError
@@ -19,7 +22,7 @@ from longrope.evaluation.results import EvalResults
 from longrope.evaluation.runner import EvalContext, OnProgress, ignore_progress, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
 from longrope.evaluation.sequences import encode_texts
-from longrope.models.load import load
+from longrope.models.load import load, load_config
 from longrope.models.patch import patch
 from longrope.provenance import provenance
 from longrope.rope import Rope
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORIGINAL = "original"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def evaluate(
     lengths = sorted(set(lengths))
     check_lengths(lengths, max(lengths, default=0))
     name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
-    model, tokenizer = _opened(model, tokenizer, options)
+    model, tokenizer = _opened(model, tokenizer, max(lengths), options)
     rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
     corpus = _corpus(tokenizer, lengths, texts, data, options)
     task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
@@ -140,14 +144,29 @@ def evaluate(
 
 
 def _opened(
-    model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, options: EvalOptions
+    model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, length: int, options: EvalOptions
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str):
-        opened, own_tokenizer = load(model, dtype=options.dtype, device=options.device)
+        opened, own_tokenizer = load(model, dtype=_dtype(model, length, options), device=options.device)
         return opened, tokenizer or own_tokenizer
     if tokenizer is None:
         raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Pass it, or the model's name.")
     return model, tokenizer
+
+
+def _dtype(model: str, length: int, options: EvalOptions) -> str:
+    """Return the dtype to load a model in; refuse passes that do not fit into memory."""
+    config = load_config(model)
+
+    def check_memory(dtype: str) -> None:
+        check_pass_memory(config, length, Placement(dtype, options.device), batch=options.batch)
+
+    recorded = None if options.output is None else recorded_dtype(Path(options.output) / JOURNAL)
+    dtype, reason = choose_dtype(options.dtype, config, options.device, check_memory, recorded=recorded)
+    check_memory(dtype)
+    if reason:
+        logger.warning(reason)
+    return dtype
 
 
 def _scalings(

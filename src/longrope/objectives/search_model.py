@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
 from longrope.objectives.backend import backend_of, open_backend
+from longrope.objectives.placement import place_search
 from longrope.objectives.prepare_search import Function, PreparedSearch, prepare_function, prepare_search
 from longrope.rope import Rope
 from longrope.search.method import Method
@@ -19,6 +21,8 @@ from longrope.search.protocol import FunctionObjective
 from longrope.search.run import SearchResult
 from longrope.storage.lock import claim_output, locked
 from longrope.units import parse_length
+
+logger = logging.getLogger(__name__)
 
 
 def search(
@@ -50,11 +54,11 @@ def search(
     """
     options = options or SearchOptions()
     tokens = parse_length(length) if isinstance(length, str) else length
-    with _prepared(model, tokenizer, tokens, data, rope, method, options) as prepared:
-        if output is None:
-            with TemporaryDirectory() as folder:
-                return prepared.find(Path(folder))
-        folder = Path(output)
+    folder = None if output is None else Path(output)
+    with _prepared(model, tokenizer, tokens, data, rope, method, options, folder) as prepared:
+        if folder is None:
+            with TemporaryDirectory() as temporary:
+                return prepared.find(Path(temporary))
         claim_output(folder, overwrite=options.existing != "refuse", folder=True)
         with locked(folder):
             result = prepared.find(folder)
@@ -76,6 +80,7 @@ def _prepared(
     rope: Rope | None,
     method: str | Method | None,
     options: SearchOptions,
+    output: Path | None,
 ) -> Iterator[PreparedSearch]:
     if not isinstance(model, (str, PreTrainedModel)):
         yield prepare_function(model, rope, length, method, options)
@@ -83,6 +88,9 @@ def _prepared(
     chosen = options.method(method or "auto", length)
     if isinstance(model, str):
         name, fingerprint = model, {}
+        options, reason = place_search(model, length, chosen, options, output)
+        if reason:
+            logger.warning(reason)
         opened = open_backend(model, dtype=options.dtype, device=options.device, workers=options.workers)
     else:
         if tokenizer is None:

@@ -19,10 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from longrope.cli.plan_output import report
 from longrope.cost import device_speed as timing
 from longrope.cost import peak_memory
-from longrope.cost import plan_cost as costing
 from longrope.cost.device_speed import DeviceSpeed, measure_device_speed
 from longrope.cost.model_shape import Flops, ModelShape
-from longrope.cost.plan_cost import Cost, check_plan_memory, costs
 from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
 from longrope.longcontext.training_loss import use_chunked_loss
@@ -35,7 +33,9 @@ from longrope.schemes import scheme
 from longrope.search.find import find_factors
 from longrope.search.protocol import Batch, CandidateLoss
 from longrope.search.registry import METHODS
+from longrope.stages import plan_cost as costing
 from longrope.stages.plan import Plan
+from longrope.stages.plan_cost import Cost, check_plan_memory, costs
 from longrope.stages.plan_tables import FinalEvaluation, Finetune, Recovery, Search, Stage
 
 TINY = ModelShape.of(load_config("tiny"))

@@ -10,14 +10,12 @@ from transformers import PreTrainedConfig
 
 from longrope.cost import peak_memory
 from longrope.cost.device_speed import DeviceSpeed
-from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
 from longrope.search.find import FINALISTS
-from longrope.search.method import Method
 from longrope.search.protocol import BACKWARD_COST
 from longrope.search.registry import fit_to_budget, get_method
 from longrope.stages.pipeline import RECOVERY_POWERS
@@ -95,26 +93,6 @@ def check_plan_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, devic
                 f"{step.name}: length = {step.length} takes about {step.memory / 2**30:.1f} GiB where {device} has "
                 f"{free / 2**30:.1f} GiB free: {REMEDIES}"
             )
-
-
-def check_search_memory(
-    search_method: Method, config: PreTrainedConfig, length: int, placement: Placement, *, batch: int
-) -> None:
-    """Refuse a search whose passes do not fit into memory, with the backward pass if the method has one.
-
-    Args:
-        search_method: The search method.
-        config: The model's config.
-        length: Tokens of a pass.
-        placement: Dtype and devices.
-        batch: Sequences in one forward pass.
-
-    Raises:
-        LongRopeError: If a pass does not fit, as in `check_pass_memory`.
-    """
-    check_pass_memory(config, length, placement, batch=batch)
-    if search_method.uses_gradient:
-        check_pass_memory(config, length, placement, kind="gradient")
 
 
 def _stages(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:

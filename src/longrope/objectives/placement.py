@@ -1,0 +1,51 @@
+"""The dtype of a search on a model given by name, and whether its passes fit into memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
+from longrope.cost.memory_check import Placement, check_pass_memory
+from longrope.models.load import load_config
+from longrope.objectives.backend import processes
+from longrope.search.method import Method
+from longrope.search.options import SearchOptions
+
+
+def place_search(
+    model: str, length: int, method: Method, options: SearchOptions, output: Path | None = None
+) -> tuple[SearchOptions, str]:
+    """Choose the dtype of a search, and refuse passes that do not fit into memory.
+
+    Workers on other machines choose for themselves: their memory and processors are unknown here.
+
+    Args:
+        model: Name of the model.
+        length: Target length in tokens.
+        method: The search method.
+        options: Options of the search.
+        output: Folder of the run. A search that resumes keeps the dtype that its journal was begun with.
+
+    Returns:
+        The options with the dtype, and a sentence that says why it is not the checkpoint's; else "".
+
+    Raises:
+        LongRopeError: If a pass does not fit, as in `check_pass_memory`.
+    """
+    workers = processes(options.workers)
+    if not workers:
+        return options, ""
+    config, window = load_config(model), options.text_spec(length).window or length
+
+    def check_memory(dtype: str) -> None:
+        placement = Placement(dtype, options.device, workers=workers)
+        check_pass_memory(config, window, placement, batch=options.batch_size)
+        if method.uses_gradient:
+            check_pass_memory(config, window, placement, kind="gradient")
+
+    resumes = output is not None and options.existing == "resume"
+    recorded = recorded_dtype(output / "search-0.jsonl") if resumes and output is not None else None
+    dtype, reason = choose_dtype(options.dtype, config, options.device, check_memory, recorded=recorded)
+    check_memory(dtype)
+    return replace(options, dtype=dtype), reason
