@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields, for_mode
+from longrope.models.dequantized import forget_conversions
 from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.scaling import Extension, Scaling, as_extension
@@ -43,6 +44,7 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
     )  # the same for other readers; transformers' Trainer cannot resume from a config with it
     attributes = vars(model.config)
     plain = {name: attributes.get(name, ABSENT) for name in fields} | _plain_fields(slot.module)
+    forget_conversions(model)
     install_factors(model, extension)
     rotary = find_rotary_slot(model).module
     assert isinstance(rotary, RescaledRotary)

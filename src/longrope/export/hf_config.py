@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import CONFIG_MAPPING
+
 from longrope.errors import LongRopeError, unknown
 from longrope.rope import FULL, full_attention_fields
 from longrope.scaling import Extension
@@ -98,9 +100,15 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     if model_type in THREE_KEYS:
         _refuse_attention_factor(model_type, extension)
         fields["rope_scaling"] = {"type": "longrope", **sets}
-    else:
+    elif _takes_head_dim(model_type):
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     return {**config, **fields}
+
+
+def _takes_head_dim(model_type: str) -> bool:
+    """Return whether a config can be given a head_dim; some, as Falcon's, compute it and stop at a stored one."""
+    attribute = getattr(CONFIG_MAPPING[model_type], "head_dim", None) if model_type in CONFIG_MAPPING else None
+    return not isinstance(attribute, property) or attribute.fset is not None
 
 
 def _rope_parameters(parameters: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from longrope.export.carried_factors import check_weights
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
+from longrope.models.dequantized import forget_conversions
 from longrope.scaling import Extension
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
@@ -58,6 +59,7 @@ def export_huggingface(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         config_fields(model.config.to_dict(), written)
+        forget_conversions(model)
         save_tokenizer(tokenizer, temporary)  # before the large files: it may be refused
         model.save_pretrained(temporary)
         config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)

@@ -86,8 +86,12 @@ def find_exporter(to: str, outtype: str = "auto") -> Exporter:
 
 
 def _write_huggingface(request: ExportRequest) -> Extension:
+    from longrope.export.hf_config import refuse_quantized
     from longrope.export.huggingface import export_huggingface
+    from longrope.models.load import load_config
 
+    if isinstance(request.model, str):  # transformers may dequantise the weights, and then its config does not say so
+        refuse_quantized(load_config(request.model).to_dict())
     model, tokenizer = request.load()
     return export_huggingface(
         model,

@@ -20,6 +20,9 @@ from transformers import (
 
 from longrope.errors import LongRopeError, did_you_mean, unknown
 from longrope.formats.gguf import find_extension
+from longrope.formats.gguf_split import refuse_split
+from longrope.models.dequantized import forget_conversions, forget_quantization
+from longrope.models.loading_report import check_loading_report
 from longrope.rope import FULL, Rope
 from longrope.scaling import Extension
 
@@ -38,19 +41,28 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
         device: A torch device.
 
     Raises:
-        LongRopeError: The model does not exist, or needs a package that is missing.
+        LongRopeError: The model does not exist, needs a package that is missing, or has weights that are not in its
+            checkpoint.
     """
     check_dtype(dtype)
     folder, options = _locate(name)
     config = {"config": load_config(name)} if options else {}  # load_config restores the scaling of a GGUF
     with _explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, dtype=DTYPES[dtype], **options, **config
+        loaded, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name
+            **options,
+            **config,
         )
+        check_loading_report(name, type(loaded).__name__, report)
         model = loaded.to(device).eval()
     if options:
-        _forget_quantization(model)
+        forget_quantization(model)
+    forget_conversions(model)
     return model, tokenizer
 
 
@@ -74,7 +86,7 @@ def load_config(name: str) -> PreTrainedConfig:
         LongRopeError: The model does not exist, or a ``.gguf`` file is cut or scales its rope in an unknown way.
     """
     folder, options = _locate(name)
-    extension = find_extension(Path(folder) / options["gguf_file"]) if options else None
+    extension = _gguf_extension(Path(folder) / options["gguf_file"]) if options else None
     with _explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
         return config if extension is None else _scaled(config, extension, name)
@@ -143,6 +155,12 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
+def _gguf_extension(path: Path) -> Extension | None:
+    """Return the factors of a whole GGUF file; None for plain RoPE."""
+    refuse_split(path)
+    return find_extension(path)
+
+
 def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTrainedConfig:
     """Return a GGUF file's config with its rope scaling, which transformers drops for all but gpt-oss."""
     rope, parameters = Rope.of(config), config.rope_parameters
@@ -160,11 +178,3 @@ def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTra
     config.rope_parameters = {**parameters, "rope_type": "longrope", **sets, **scaling}
     config.original_max_position_embeddings, config.max_position_embeddings = original, extension.length
     return config
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """Remove the marks of a quantised model, with which a dequantised GGUF model refuses ``save_pretrained``."""
-    for attribute, plain in (("hf_quantizer", None), ("quantization_method", None), ("is_quantized", False)):
-        if hasattr(model, attribute):
-            setattr(model, attribute, plain)
-    vars(model.config).pop("quantization_config", None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, write_gguf
 from longrope.export.hf_config import for_mode
 from longrope.formats.gguf import open_gguf, plain_rope, read
+from longrope.formats.gguf_split import refuse_split
 from longrope.scaling import Extension, check_rope
 
 
@@ -30,6 +31,7 @@ def extend_gguf(
             for another rope or broken, or the file cannot be written.
     """
     written = for_mode(extension, mode)
+    refuse_split(source)
     reader = open_gguf(source)
     architecture = read(reader, "general.architecture", source)
     refuse_architecture(architecture)
