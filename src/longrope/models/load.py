@@ -49,7 +49,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     config = {"config": load_config(name)} if options else {}  # load_config restores the scaling of a GGUF
     with _explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loading: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             trust_remote_code=False,
             dtype=DTYPES[dtype],
@@ -58,6 +58,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
             **options,
             **config,
         )
+        loaded, report = loading
         check_loading_report(name, type(loaded).__name__, report)
         model = loaded.to(device).eval()
     if options:
