@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from longrope.scaling import Extension
-from longrope.schemes import attention_factor
+if TYPE_CHECKING:
+    from longrope.scaling import Extension
 
 FIELDS = ("rope_scaling", "rope_parameters")
 Choice = Callable[[int, int, int], str]
@@ -46,6 +46,8 @@ def own(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int)
 
 def formula(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
     """Return sqrt(1 + ln s / ln L0) with s = L / L0, whatever the config names."""
+    from longrope.schemes import attention_factor  # numpy, which --help does not need
+
     return attention_factor("su", extension.rope, extension.length)
 
 
@@ -57,6 +59,8 @@ def mscale(scaling: Mapping[str, Any], extension: Extension, name: str, limit: i
 
 def launched(scaling: Mapping[str, Any], extension: Extension, name: str, limit: int) -> float:
     """Return ExLlamaV2's attention factor: the formula with s = launched length / L0, and 1 up to L0."""
+    from longrope.schemes import attention_factor  # numpy, which --help does not need
+
     return attention_factor("su", extension.rope, max(limit, extension.rope.original_length))
 
 

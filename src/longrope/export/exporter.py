@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrope.errors import LongRopeError
-from longrope.scaling import Extension
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longrope.scaling import Extension
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from longrope.errors import LongRopeError, unknown
 from longrope.export.exporter import Exporter, ExportRequest
-from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling, as_extension
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longrope.scaling import Extension, Scaling
 
 
 def export(
@@ -49,6 +49,8 @@ def export(
     find_exporter(to, outtype)
     if isinstance(model, str):
         from longrope.models.load import load_config
+    from longrope.rope import Rope
+    from longrope.scaling import as_extension
 
         rope, name = Rope.of(load_config(model)), model
     else:
