@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 FIELDS = ("rope_scaling", "rope_parameters")
 Choice = Callable[[int, int, int], str]
-Attention = Callable[[Mapping[str, Any], Extension, str, int], float]
+Attention = Callable[[Mapping[str, Any], "Extension", str, int], float]
 
 
 def by_sequence(original: int, limit: int, length: int) -> str:

@@ -46,12 +46,12 @@ def export(
     Raises:
         LongRopeError: The format cannot express the extension or the model, or the output cannot be written.
     """
-    find_exporter(to, outtype)
-    if isinstance(model, str):
-        from longrope.models.load import load_config
+    from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.scaling import as_extension
 
+    find_exporter(to, outtype)
+    if isinstance(model, str):
         rope, name = Rope.of(load_config(model)), model
     else:
         rope, name = Rope.of(model), getattr(model.config, "_name_or_path", "") or "model"
