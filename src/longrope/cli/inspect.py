@@ -23,12 +23,16 @@ def run(
     """Show a model's rotary pairs: wavelength, whether training completed a turn, and each scheme's factors."""
     target = None if length is None else parse_length(length)
 
+    from longrope.formats.lengths import checkpoint_lengths, disagreement
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.scaling import Extension, check_rope
     from longrope.schemes import SCHEMES, scheme
 
-    rope = Rope.of(load_config(model))
+    config = load_config(model)
+    rope = Rope.of(config)
+    lengths = checkpoint_lengths(config)
+    note = disagreement(lengths, rope.original_length)
     target = target or 8 * rope.original_length
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
     if factors is not None:
@@ -43,10 +47,13 @@ def run(
         "original_length": rope.original_length,
         "critical_pair": rope.critical_pair,
         "length": target,
+        "checkpoint_lengths": lengths,
         "wavelengths": rope.wavelengths.tolist(),
         "factors": {name: list(scaling.factors) for name, scaling in scalings.items()},
         "attention_factors": {name: scaling.attention_factor for name, scaling in scalings.items()},
     }
+    if note:
+        typer.echo(f"Note: {note}", err=True)
     options.tell(record, as_json=as_json, text=lambda: show(model, rope, scalings, target))
 
 

@@ -149,8 +149,14 @@ def read_factors(path: str) -> Scaling | Extension:
     Raises:
         LongRopeError: If the search in the folder is not finished, or the file does not hold factors.
     """
+    from longrope.cli import distributed
     from longrope.formats.load_factors import load_factors
+    from longrope.scaling import Scaling
 
     if (Path(path) / "best.json").exists() and not (Path(path) / "extension.json").exists():
         raise LongRopeError(f"{path}: the search is not finished; go on with --resume, or use {path}/best.json")
-    return load_factors(path)
+    scaling = load_factors(path)
+    note = (scaling if isinstance(scaling, Scaling) else scaling.long).provenance.get("note")
+    if note:
+        distributed.say(f"Note: {path}: {note}.")
+    return scaling

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from longrope.errors import LongRopeError, unknown
+from longrope.formats.lengths import raised
+from longrope.formats.rope_fields import GEOMETRY, READ
 from longrope.rope import FULL, full_attention_fields
 from longrope.scaling import Extension
 from longrope.schemes import attention_factor
@@ -81,7 +83,7 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
             "model_type = 'phimoe': transformers reads only its short factors. Extend a model of another type."
         )
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
-    scaling = {"rope_type": "longrope", **sets, "factor": extension.scale}
+    scaling = {"rope_type": "longrope", **sets, "factor": extension.scale, **_other_fields(config["rope_parameters"])}
     scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
     fields = {
         "max_position_embeddings": extension.length,
@@ -102,7 +104,13 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         fields["rope_scaling"] = {"type": "longrope", **sets}
     elif _takes_head_dim(model_type):
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return {**config, **fields}
+    return raised({**config, **fields}, "config.json", extension.length)
+
+
+def _other_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a rope that belong to the model, not to a scaling, as Ministral's scale of the queries."""
+    names = GEOMETRY.union(*READ.values())
+    return {name: value for name, value in full_attention_fields(parameters).items() if name not in names}
 
 
 def _takes_head_dim(model_type: str) -> bool:
@@ -113,7 +121,8 @@ def _takes_head_dim(model_type: str) -> bool:
 
 def _rope_parameters(parameters: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``rope_parameters`` with a scaling, which goes to full attention where layer types differ."""
-    full = {**full_attention_fields(parameters), **scaling}
+    geometry = {name: value for name, value in full_attention_fields(parameters).items() if name in GEOMETRY - {"type"}}
+    full = {**geometry, **scaling}
     return {**parameters, FULL: full} if FULL in parameters else full
 
 

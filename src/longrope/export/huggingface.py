@@ -15,6 +15,7 @@ from longrope.export.carried_factors import check_weights
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
+from longrope.formats.lengths import raised
 from longrope.models.dequantized import forget_conversions
 from longrope.scaling import Extension
 from longrope.storage.atomic import write_json, write_text
@@ -60,8 +61,9 @@ def export_huggingface(
     try:
         config_fields(model.config.to_dict(), written)
         forget_conversions(model)
-        save_tokenizer(tokenizer, temporary)  # before the large files: it may be refused
+        save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
         model.save_pretrained(temporary)
+        _raise_generation_length(temporary / "generation_config.json", written.length)
         config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
         write_json(temporary / "config.json", config)
         write_text(temporary / "extension.json", written.to_json())
@@ -76,6 +78,12 @@ def export_huggingface(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return written
+
+
+def _raise_generation_length(path: Path, length: int) -> None:
+    """Let the longest sequence of a generation config be at least ``length`` tokens."""
+    if path.is_file():
+        write_json(path, raised(json.loads(path.read_text(encoding="utf-8")), path.name, length))
 
 
 def _refuse_other_folder(folder: Path, *, overwrite: bool) -> None:

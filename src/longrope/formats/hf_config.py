@@ -9,6 +9,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number, numbers
+from longrope.formats.lengths import OTHER_CONFIG_FIELDS, lengths_in
 from longrope.formats.rope_fields import ORIGINAL, READ, check_outside, unread_fields
 from longrope.rope import FULL, Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
@@ -17,14 +18,6 @@ from longrope.schemes import dynamic_ntk, llama3, ntk, yarn
 SCALING = ("rope_scaling", "rope_parameters")  # transformers 4 (which 5 prefers too), transformers 5
 BY_LAYER = "longrope_by_layer"  # set by `_complete`: whether each layer type of the model has a rope of its own
 EXTENDED_ALREADY = ("gemma3", "gemma3_text")  # published with the extended length as max_position_embeddings
-LENGTH_FIELDS = (
-    "max_sequence_length",
-    "model_max_length",
-    "seq_length",
-    "max_seq_len",
-    "max_seq_length",
-    "n_positions",
-)
 
 
 def extension_of_config(config: Mapping[str, Any]) -> Extension:
@@ -116,7 +109,7 @@ def _length(
         return length, []
     if config.get("model_type") in EXTENDED_ALREADY:
         return longest, [f"max_position_embeddings = {longest} is the length with the scaling, {factor:g} times L0"]
-    if length in (config.get(name) for name in LENGTH_FIELDS):
+    if length in lengths_in(config, OTHER_CONFIG_FIELDS).values():
         return length, []
     return length, [
         f"max_position_embeddings = {longest} may be the length before linear scaling (L = {length}, taken here) or "

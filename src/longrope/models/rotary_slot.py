@@ -55,6 +55,7 @@ class RescaledRotary(nn.Module):
         self.original, self.embedding = original, embedding
         self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
         self.interleaved, self.keeps_float32 = _layout(original)
+        self.repeats = _repeats(original)
         self.train(original.training)
         self.register_state_dict_post_hook(_drop_embedding_state)
         self.register_load_state_dict_pre_hook(_add_embedding_state)
@@ -65,7 +66,9 @@ class RescaledRotary(nn.Module):
             return self.original(x, position_ids, *([layer_type] if layer_type else []))
         like = x[..., :1].float() if self.keeps_float32 else x
         cos, sin = self.embedding(like, position_ids)
-        if self.interleaved:
+        if not self.repeats:
+            cos, sin = (values.chunk(2, dim=-1)[0] for values in (cos, sin))
+        elif self.interleaved:
             cos, sin = (half.chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for half in (cos, sin))
         return cos, sin
 
@@ -124,6 +127,18 @@ def _add_embedding_state(module: nn.Module, state_dict: dict[str, Any], prefix: 
     """Add the embedding's present state, which `_drop_embedding_state` kept out of the checkpoint."""
     if isinstance(module, RescaledRotary) and module.embedding is not None:
         state_dict.update(module.embedding.state_dict(prefix=f"{prefix}embedding."))
+
+
+@torch.no_grad()
+def _repeats(original: nn.Module) -> bool:
+    """Return whether cos and sin hold each pair's value twice; gpt-oss has one for each pair."""
+    inv_freq = _inv_freq(original)
+    if inv_freq is None:
+        return True
+    layer_type = [FULL] if hasattr(original, "layer_types") else []
+    positions = torch.arange(2, device=inv_freq.device)[None]
+    cos, _ = original(torch.zeros(1, 2, 1, device=inv_freq.device), positions, *layer_type)
+    return cos.shape[-1] != inv_freq.numel()
 
 
 @torch.no_grad()
