@@ -55,7 +55,7 @@ def checkpoint_lengths(config: Any) -> dict[str, int]:
     """Return every length in tokens that a checkpoint holds, by file and field.
 
     Args:
-        config: transformers config that was loaded from the checkpoint.
+        config: Config of transformers, loaded from the checkpoint.
     """
     lengths = {}
     for file, names in FILES.items():
