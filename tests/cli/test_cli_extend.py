@@ -168,13 +168,13 @@ BAD_PLANS = {
     "another version": (("version = 1", "version = 2"), "version = 2, but this longrope reads 1: upgrade"),
     "too many tokens": (
         ("steps = 2", "tokens = 100000000"),
-        r"data: .* sequences of 128 tokens are to be trained on, .*give more documents \(data.train\), fewer finetune",
+        r"data: .* sequences of 128 tokens are to be trained on, .*Give more documents \(data.train\), fewer finetune",
     ),
     "too many documents": (("documents = 1", "documents = 99"), "data: 99 documents of 128 tokens are needed"),
     "too long": (("length = 256", "length = 100000"), "data: 1 documents of 100000 tokens are needed"),
     "too short": (("length = 128", "length = 64"), r"stages\[0\]\.length = 64 is not above the model's original"),
     "too small": (("population = 4", "population = 3"), "population = 3: too small. Use at least 4."),
-    "too little": (("population = 4", "budget = 100"), "budget = 100 token-evaluations is less than one step"),
+    "too little": (("population = 4", "budget = 100"), "budget = 100: one step of this search takes"),
     "no such data": (("source = ", 'source = "nowhere" #'), "data = 'nowhere': not a file or folder"),
     "no such export": (
         ('attention = "none"', 'attention = "su"'),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def main() -> None:
     for refused in (refuse_gradients, refuse_other_attention):
         refused(context_parallel(build("llama"), 28))
     dist.destroy_process_group()
-    print("equal")
+    sys.stdout.write("equal\n")  # in one write: print of an unbuffered process makes two, which processes mix
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def test_a_budget_is_a_finite_number_above_0(field: str, value: float) -> None:
         return
     with pytest.raises(LongRopeError) as error:
         Budget(**{field: value})
-    assert str(error.value) == f"budget {field} = {value} allows nothing; use a number above 0"
+    assert str(error.value) == f"budget {field} = {value} allows nothing. Use a number above 0."
 
 
 @FIELDS
@@ -39,5 +39,5 @@ def test_without_limits_nothing_is_limited() -> None:
 def test_too_small_a_budget_says_what_one_step_costs() -> None:
     error = too_small(30, 37)
     assert isinstance(error, LongRopeError)
-    assert str(error).startswith("budget = 30 token-evaluations is less than one step of this search, 37; raise it, or")
+    assert str(error).startswith("budget = 30: one step of this search takes 37 token-evaluations. Raise it, or")
     assert str(Stop("the time is spent")) == "the time is spent"

@@ -450,8 +450,8 @@ def test_one_test_document_and_losses_that_are_not_finite(begun: Begun, tmp_path
 
 
 TOO_SMALL = {
-    "population": (Search(documents=1, population=3), "population = 3: too small; use at least 4"),
-    "budget": (Search(documents=1, budget=255), "budget = 255 token-evaluations is less than one step of this search"),
+    "population": (Search(documents=1, population=3), "population = 3: too small. Use at least 4"),
+    "budget": (Search(documents=1, budget=255), "budget = 255: one step of this search takes"),
 }
 
 

@@ -182,8 +182,8 @@ def test_as_much_as_the_stage_asks_for(material: Callable[..., RunData]) -> None
 LITTLE = {
     "training": (
         {"stages": (Stage(length=256, search=SMALL, finetune=Finetune(tokens=100_000, batch=4)),)},
-        r"data: 392 sequences of 256 tokens are to be trained on, but the training documents give \d+ in 1 pass\(es\); "
-        r"give more documents \(data.train\)",
+        r"data: 392 sequences of 256 tokens are to be trained on, but the training documents give \d+ in 1 pass\(es\). "
+        r"Give more documents \(data.train\)",
     ),
     "training of the second stage": (
         {
