@@ -129,6 +129,7 @@ class Rope:
 def _geometry(config: Any) -> dict[str, Any]:
     """Return the arguments of `Rope` that a text config's fields give."""
     parameters = full_attention_fields(getattr(config, "rope_parameters", None))
+    _check_rotates(config)
     if getattr(config, "qk_rope_head_dim", None):
         raise LongRopeError("multi-head latent attention (MLA) rotates a separate part of each head. Not supported.")
     if not parameters:
@@ -148,3 +149,19 @@ def _geometry(config: Any) -> dict[str, Any]:
         "base": positive("rope_theta", parameters["rope_theta"]),
         "original_length": original_length or whole("max_position_embeddings", max_position, 2),
     }
+
+
+def _check_rotates(config: Any) -> None:
+    """Refuse a config that has fields of a RoPE, and another field that turns it off.
+
+    Raises:
+        LongRopeError: The model has no RoPE.
+    """
+    field = "position_embedding_type"
+    kind = getattr(config, field, "rope")
+    if kind not in ("rope", "rotary"):
+        raise LongRopeError(
+            f"{field} = {kind!r}: the model has no rotary position embedding. longrope cannot extend it."
+        )
+    if getattr(config, "alibi", False) is True:
+        raise LongRopeError("alibi = True: the model has ALiBi instead of RoPE. longrope cannot extend it.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import distributed, eval_output, options
+from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(
     from longrope.storage.lock import locked
 
     loaded = with_default_data(loaded, model)
+    check_layers(load_config(model), loaded.length)
     device = options.choose_device(device)
 
     def check_memory(dtype: str) -> None:

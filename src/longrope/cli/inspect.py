@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longrope.cli import options
+from longrope.cli.layer_notes import check_layers
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
+    from longrope.models.layer_survey import LayerSurvey
     from longrope.rope import Rope
     from longrope.scaling import Scaling
 
@@ -34,6 +36,7 @@ def run(
     lengths = checkpoint_lengths(config)
     note = disagreement(lengths, rope.original_length)
     target = target or 8 * rope.original_length
+    layers = check_layers(config, target)
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
     if factors is not None:
         scaling = options.read_factors(factors)
@@ -41,7 +44,7 @@ def run(
         scalings |= (
             {"short": scaling.short, "long": scaling.long} if isinstance(scaling, Extension) else {"read": scaling}
         )
-    record = {
+    record: dict[str, Any] = {
         "dim": rope.dim,
         "rope_theta": rope.base,
         "original_length": rope.original_length,
@@ -54,11 +57,22 @@ def run(
     }
     if note:
         typer.echo(f"Note: {note}", err=True)
-    options.tell(record, as_json=as_json, text=lambda: show(model, rope, scalings, target))
+    record |= layer_record(layers)
+    options.tell(record, as_json=as_json, text=lambda: show(model, rope, scalings, target, layers))
 
 
-def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int) -> None:
-    """Print the table of pairs."""
+def layer_record(survey: LayerSurvey) -> dict[str, Any]:
+    """Return the JSON values that describe a model's attention layers."""
+    return {
+        "layers": survey.layers,
+        "attention_layers": [
+            {"layer": layer.index, "rotates": layer.rotates, "window": layer.window} for layer in survey.attention
+        ],
+    }
+
+
+def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int, layers: LayerSurvey) -> None:
+    """Print the table of pairs, and which layers rotate where not all do over all tokens."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -68,6 +82,8 @@ def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int) -> N
         f"{model}: {rope.dim} rotated dimensions, rope_theta {rope.base:,.0f}, L0 = {rope.original_length:,} tokens; "
         f"factors for {length:,} tokens (s = {rope.scale(length):g})"
     )
+    if (description := layers.describe()) is not None:
+        console.print(description)
     table = Table("pair", "wavelength", "turns", "trained", *scalings, box=None, padding=(0, 1, 0, 0))
     for i, wavelength in enumerate(rope.wavelengths):
         turns = rope.original_length / wavelength

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli import options, plan_output
+from longrope.cli.layer_notes import check_layers
 from longrope.cost.bfloat16_speed import is_bfloat16_slow
 from longrope.errors import LongRopeError
 from longrope.units import parse_length
@@ -88,6 +89,7 @@ def run(
     else:
         proposed, text = existing, None
     proposed.check_fits(rope)
+    check_layers(config, proposed.length)
     dtype = options.choose_dtype(
         dtype, model, device, lambda dtype: check_plan_memory(proposed, config, dtype=dtype, device=device)
     )

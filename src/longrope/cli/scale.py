@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli import options
+from longrope.cli.layer_notes import check_layers
 from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
@@ -50,7 +51,9 @@ def run(
     from longrope.scaling import Extension
     from longrope.schemes import scheme as choose
 
-    rope = Rope.of(load_config(model))
+    config = load_config(model)
+    rope = Rope.of(config)
+    check_layers(config, tokens)
     if factors is not None:
         extension = read(factors, rope, tokens)
     elif tokens is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import distributed, options
+from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import search_bar
 from longrope.search import NEEDLE_WEIGHT
 from longrope.units import parse_length
@@ -100,6 +101,7 @@ def run(
     ] = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
+    from longrope.models.load import load_config
     from longrope.search.options import SearchOptions
     from longrope.storage.lock import claim_output
 
@@ -139,6 +141,7 @@ def run(
 
     from longrope.objectives.placement import place_search
 
+    check_layers(load_config(model), tokens)
     settings = replace(settings, device=options.choose_device(device))
     settings, note = place_search(model, tokens, search_method, settings, output)
     if note:

@@ -86,7 +86,7 @@ class ModelShape:
         text: Any = config.get_text_config()
         head = model.get_output_embeddings()
         layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        head_dim = _head_dim(text)
         kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         experts, active_experts = _experts(text)
         return cls(
@@ -128,6 +128,20 @@ class ModelShape:
         """
         # attention kernels keep no scores: backwards, five products where forwards there are two (Dao 2023)
         return self.forward(length).times(4 if trained else 3, 4.5)
+
+
+def _head_dim(text: Any) -> int:
+    """Return the dimensions of a head.
+
+    Raises:
+        LongRopeError: The layers of the model have heads of several sizes.
+    """
+    try:
+        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    except Exception as error:  # transformers' config of such a model refuses to name one for all layers
+        raise LongRopeError(
+            f"model type {text.model_type!r}: head_dim differs by layer. longrope does not support this model type."
+        ) from error
 
 
 def _experts(text: Any) -> tuple[int, int]:

@@ -1,0 +1,216 @@
+"""Which layers of a model rotate and how far each sees, found by running its own code without weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from longrope.errors import LongRopeError
+from longrope.models.backbone import backbone_of
+
+NAME = "longrope_survey"  # of the recording attention, among transformers' functions
+TOKENS = 8
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One attention layer.
+
+    Args:
+        index: Number of the layer in the model.
+        rotates: Whether its queries or keys depend on the rotary embedding.
+        window: Number of tokens that a token sees, including itself; None if it sees all before it.
+    """
+
+    index: int
+    rotates: bool
+    window: int | None
+
+
+@dataclass(frozen=True)
+class LayerSurvey:
+    """The attention layers of a model.
+
+    Args:
+        layers: Number of all layers.
+        attention: Layers with attention that the survey reached.
+        position_field: Field of the config that says which layers rotate, with its value.
+        window_field: Field of the config that limits how far layers see, with its value.
+    """
+
+    layers: int
+    attention: tuple[AttentionLayer, ...]
+    position_field: str
+    window_field: str
+
+    @property
+    def rotating(self) -> tuple[AttentionLayer, ...]:
+        """Layers that rotate."""
+        return tuple(layer for layer in self.attention if layer.rotates)
+
+    @property
+    def reach(self) -> int | None:
+        """The most tokens that a rotating layer sees; None if one sees all, or if no layer is known to rotate."""
+        windows = [layer.window for layer in self.rotating if layer.window is not None]
+        return max(windows) if windows and len(windows) == len(self.rotating) else None
+
+    def check(self) -> None:
+        """Refuse a model without a rotating layer.
+
+        Raises:
+            LongRopeError: No layer rotates.
+        """
+        if self.attention and not self.rotating:
+            raise LongRopeError(
+                f"{self.position_field}: no attention layer of this model rotates, so rescale factors change nothing. "
+                "longrope cannot extend it."
+            )
+
+    def warning(self, length: int) -> str | None:
+        """Return why factors cannot extend the model to a length; None if they can, or if nothing is known."""
+        if self.reach is None or self.reach >= length:
+            return None
+        layers = "every layer that rotates" if len(self.rotating) < self.layers else "every layer"
+        text = (
+            f"{self.window_field}: {layers} sees a sliding window of at most {self.reach:,} tokens, so rescale factors "
+            f"cannot extend this model to {length:,} tokens."
+        )
+        full = any(not layer.rotates and layer.window is None for layer in self.attention)
+        return f"{text} The full-attention layers do not rotate." if full else text
+
+    def describe(self) -> str | None:
+        """Return one sentence on the layers that differ from plain RoPE over all tokens; None if none does."""
+        if not self.attention:
+            return None
+        windowed = [layer for layer in self.rotating if layer.window is not None]
+        if len(self.rotating) == self.layers and not windowed:
+            return None
+        text = f"{len(self.rotating)} of {self.layers} layers rotate ({_numbers(self.rotating)})."
+        if windowed:
+            largest = max(layer.window or 0 for layer in windowed)
+            text += f" {len(windowed)} of these see a sliding window of {largest:,} tokens ({_numbers(windowed)})."
+        return text
+
+
+class _AttentionReachedError(Exception):
+    """A signal to leave a layer at its attention."""
+
+
+def survey_layers(config: PreTrainedConfig) -> LayerSurvey:
+    """Return which layers of a model rotate and how far each sees.
+
+    The model is built without memory for weights. Each layer runs on a few tokens up to its attention. A layer rotates
+    if its queries or keys there depend on the output of the rotary module. A model whose code cannot run like this has
+    a survey without attention layers.
+    """
+    config = _plain(config)
+    text: Any = config.get_text_config()
+    layers, attention = 0, []
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+        modules = [module for module in backbone_of(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers, attention = len(modules), _attention_layers(model, modules)
+    except Exception:  # each model's code fails in its own way; nothing is known of its layers then
+        attention = []
+    return LayerSurvey(layers, tuple(attention), _position_field(text), _window_field(text))
+
+
+def _attention_layers(model: Any, modules: Sequence[nn.Module]) -> list[AttentionLayer]:
+    calls: list[tuple[bool, int | None]] = []
+
+    def record(module: nn.Module, query: torch.Tensor, key: torch.Tensor, *_: Any, **options: Any) -> None:
+        calls.append((query.requires_grad or key.requires_grad, options.get("sliding_window")))
+        raise _AttentionReachedError
+
+    AttentionInterface.register(NAME, record)
+    model.config.get_text_config()._attn_implementation = NAME
+    for module in model.modules():
+        if any("inv_freq" in name for name, _ in module.named_buffers(recurse=False)):
+            module.register_forward_hook(_tracked)
+    arguments = _layer_arguments(model, modules[0])
+    attention = []
+    for index, module in enumerate(modules):
+        calls.clear()
+        try:
+            module(*arguments[0], **arguments[1])
+        except Exception:
+            if not calls:
+                continue  # a layer without attention
+        if calls:
+            rotates, window = calls[0]
+            attention.append(AttentionLayer(index, rotates, _declared(model, index, window)))
+    return attention
+
+
+def _tracked(_: nn.Module, __: Any, output: Any) -> Any:
+    """Return the rotary module's output as leaves of a graph, so that whatever is computed from it shows."""
+    if isinstance(output, tuple):
+        return tuple(tensor.detach().requires_grad_() for tensor in output)
+    return output.detach().requires_grad_()
+
+
+def _layer_arguments(model: Any, layer: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments that the model calls its first layer with."""
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def stop(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        arguments.append((positional, named))
+        raise _AttentionReachedError
+
+    hook = layer.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        tokens = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+        backbone_of(model)(input_ids=tokens, use_cache=False)
+    except _AttentionReachedError:
+        pass
+    finally:
+        hook.remove()
+    return arguments[0]
+
+
+def _declared(model: Any, index: int, window: int | None) -> int | None:
+    """Return a layer's window; models that limit it by a mask only declare it in their config."""
+    text = model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    kind = kinds[index] if index < len(kinds) else ""
+    fields = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    return window or (getattr(text, fields[kind], None) if kind in fields else None)
+
+
+def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of a config whose rope needs no values of positions, which tensors without memory do not have."""
+    config = copy.deepcopy(config)
+    text: Any = config.get_text_config()
+    parameters = getattr(text, "rope_parameters", None)
+    for fields in [parameters, *(parameters or {}).values()]:
+        if isinstance(fields, dict) and fields.get("rope_type") in ("longrope", "dynamic"):
+            fields["rope_type"] = "default"
+    return config
+
+
+def _position_field(text: Any) -> str:
+    names = ("position_embedding_type", "alibi", "no_rope_layers", "layer_types", "rope_parameters")
+    name = next((name for name in names if getattr(text, name, None) is not None), "rope_parameters")
+    return f"{name} = {getattr(text, name, None)!r}"[:200]
+
+
+def _window_field(text: Any) -> str:
+    names = ("sliding_window", "attention_chunk_size", "local_attention")
+    name = next((name for name in names if getattr(text, name, None)), "layer_types")
+    return f"{name} = {getattr(text, name, None)!r}"[:200]
+
+
+def _numbers(layers: Sequence[AttentionLayer]) -> str:
+    """Return the numbers of some layers, the first few if they are many."""
+    if not layers:
+        return "none"
+    numbers = [str(layer.index) for layer in layers]
+    return f"layers {', '.join(numbers[:6])}" + (f" … {numbers[-1]}" if len(numbers) > 6 else "")
