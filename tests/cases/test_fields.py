@@ -52,7 +52,8 @@ OPTIONAL_YARN = {
 FACTOR = {"factor": st.floats(1, 40)}
 SCALINGS = st.one_of(
     st.fixed_dictionaries({"rope_type": st.just("linear"), **FACTOR}),
-    st.fixed_dictionaries({"rope_type": st.just("dynamic"), **FACTOR}),
+    # from 1.5: below, L is L0, and transformers' long factors begin one token beyond
+    st.fixed_dictionaries({"rope_type": st.just("dynamic"), "factor": st.floats(1.5, 40)}),
     st.fixed_dictionaries(
         {"rope_type": st.just("yarn"), **FACTOR, "original_max_position_embeddings": st.integers(128, 8192)},
         optional=OPTIONAL_YARN,
