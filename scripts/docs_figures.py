@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 
 from longrope import Rope, Scaling, scheme
-from longrope.report import charts
+from longrope.report.charts import draw_curves, draw_lines
 from longrope.report.factor_figures import factor_chart
 from longrope.report.style import looks
 from longrope.report.svg import save
@@ -41,7 +41,7 @@ def wavelengths() -> alt.LayerChart:
     ]
     limit_line = [{"name": limit, "x": pair, "y": SMOLLM2.original_length, "tip": limit} for pair in (0, 31)]
     names = [limit, complete, incomplete]
-    return charts.lines(records + limit_line, looks(names), pair_axis(), charts.log_axis("wavelength (tokens)"))
+    return draw_curves(records + limit_line, looks(names), pair_axis(), log_axis("wavelength (tokens)"))
 
 
 def angles() -> alt.HConcatChart:
@@ -65,7 +65,7 @@ def cosines(
     ]
     x = alt.X("x:Q", title=axis, scale=alt.Scale(nice=False), axis=alt.Axis(format=",d", tickCount=6))
     y = alt.Y("y:Q", title="cosine of the angle", scale=alt.Scale(domain=[-1.1, 1.3]), axis=alt.Axis(values=[-1, 0, 1]))
-    return charts.lines(records, looks(record["name"] for record in records), x, y, marks=marks).properties(title=title)
+    return draw_curves(records, looks(record["name"] for record in records), x, y, marks=marks).properties(title=title)
 
 
 def factors() -> alt.LayerChart:
@@ -74,7 +74,7 @@ def factors() -> alt.LayerChart:
     length = 2 * SMOLLM2.original_length
     scalings = {name: scheme(name, SMOLLM2, length) for name in COMPARED}
     scalings["searched"] = Scaling(results["factors"], length=length)
-    return factor_chart(SMOLLM2, scalings, looks(scalings))
+    return draw_lines(factor_chart(SMOLLM2, scalings), looks(scalings))
 
 
 def pairs() -> alt.LayerChart:
@@ -88,7 +88,13 @@ def pairs() -> alt.LayerChart:
     ]
     x = alt.X("x:Q", title="first interpolated pair (0: all, 32: none)", scale=alt.Scale(nice=False, padding=10))
     names = list(dict.fromkeys(record["name"] for record in records))
-    return charts.lines(records, looks(names), x, charts.log_axis("perplexity", base=2))
+    return draw_curves(records, looks(names), x, log_axis("perplexity", base=2))
+
+
+def log_axis(title: str, base: int = 10) -> alt.Y:
+    """Return a logarithmic vertical axis."""
+    scale = alt.Scale(type="log", base=base, nice=False, padding=14)
+    return alt.Y("y:Q", title=title, scale=scale, axis=alt.Axis(format="~g", tickCount=8))
 
 
 def pair_axis() -> alt.X:

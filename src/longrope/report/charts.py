@@ -26,11 +26,23 @@ def draw(chart: Chart, looks: Looks) -> alt.TopLevelMixin:
 
 def draw_lines(lines: Lines, looks: Looks) -> alt.LayerChart:
     """Return curves by name; records with ``low`` and ``high`` have an error bar."""
-    records, x, y = lines.records, _x(lines.x), _y(lines.y)
+    return draw_curves(lines.records, looks, _x(lines.x), _y(lines.y), marks=lines.marks, step=lines.step)
+
+
+def draw_curves(
+    records: ChartRecords,
+    looks: Looks,
+    x: alt.X,
+    y: alt.Y,
+    *,
+    marks: Mapping[float, str] | None = None,
+    step: bool = False,
+) -> alt.LayerChart:
+    """Return the curves of `draw_lines` on axes of altair's."""
     base = _data(records).encode(x=x, y=y, **_colours(records, looks))
     bold = [name for name in _names(records) if looks[name].width > 2]
     heavy = alt.condition(alt.FieldOneOfPredicate("name", bold), alt.value(2.6), alt.value(1.3))
-    interpolation = "step-after" if lines.step else "linear"
+    interpolation = "step-after" if step else "linear"
     layers = [base.mark_line(interpolate=interpolation).encode(description=NAME, strokeWidth=heavy)]
     bars = [record for record in records if record.get("low") is not None]
     if bars:
@@ -39,7 +51,7 @@ def draw_lines(lines: Lines, looks: Looks) -> alt.LayerChart:
         layers.append(rule.encode(x=x, y=low, y2=alt.Y2("high:Q"), color=colour, description=TIP))
     points = base.mark_point(filled=True, size=48, opacity=1)
     layers.append(points.encode(shape=_shapes(records, looks), description=TIP))
-    return alt.layer(*_verticals(lines.marks, x), *layers).properties(width=WIDTH, height=HEIGHT)
+    return alt.layer(*_verticals(marks or {}, x), *layers).properties(width=WIDTH, height=HEIGHT)
 
 
 def _verticals(marks: Mapping[float, str], x: alt.X) -> list[alt.Chart]:
