@@ -18,6 +18,7 @@ from longrope.cli import inspect, plan_output, progress
 from longrope.cli.main import guarded
 from longrope.errors import LongRopeError
 from longrope.export.model_card import model_card
+from longrope.models.layer_survey import LayerSurvey
 from longrope.report import terminal
 from longrope.report.all_figures import figures
 from longrope.report.html import page
@@ -28,6 +29,7 @@ from longrope.scaling import Extension, Scaling
 from longrope.stages.plan_cost import Cost
 
 ROPE = Rope(dim=8, base=1e4, original_length=256)
+LAYERS = LayerSurvey(layers=1, attention=(), position_field="", window_field="")
 HOSTILE = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -105,7 +107,7 @@ def test_the_terminal_prints_names_without_interpreting_them(hostile: tuple[Load
 
 
 SHOWN = {
-    "inspect": lambda word: inspect.show(word, ROPE, {word: Scaling.identity(ROPE)}, 512),
+    "inspect": lambda word: inspect.show(word, ROPE, {word: Scaling.identity(ROPE)}, 512, LAYERS),
     "plan": lambda word: plan_output.show(plan_output.Report([Cost("part", 512, 1, 0, {}, 1)], {}, ()), word, err=True),
 }
 
