@@ -20,6 +20,7 @@ from longrope.cli.eval_inputs import (
 )
 from longrope.cli.eval_request import EvalRequest, check_candidates, claim_results
 from longrope.cli.progress import parts_bar
+from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
 
@@ -104,7 +105,7 @@ def run(
     dtype = check_candidates(
         candidates, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=output if resume else None
     )
-    sources = data or [options.default_data(model, None)]
+    sources = data or [default_data(model)]
     corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
     chosen_depths = parse_depths(depths)
     prompts = read_prompts(

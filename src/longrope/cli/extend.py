@@ -12,6 +12,7 @@ import typer
 from longrope.cli import distributed, eval_output, options
 from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import parts_bar
+from longrope.data.stdlib import default_data
 
 if TYPE_CHECKING:
     from longrope.stages.plan import Plan
@@ -114,7 +115,7 @@ def with_default_data(plan: Plan, model: str) -> Plan:
     """Return a plan with documents to search, hold out and test on, as the other commands choose them by default."""
     if plan.data.source is not None:
         return plan
-    data = plan.data.model_copy(update={"source": options.default_data(model, None)})
+    data = plan.data.model_copy(update={"source": default_data(model)})
     return plan.model_copy(update={"data": data})
 
 

@@ -128,11 +128,6 @@ def refuse_run(folder: Path) -> None:
         raise LongRopeError(f"{folder} is a run of longrope extend; choose another output with -o")
 
 
-def default_data(model: str, data: str | None) -> str:
-    """Return the documents of --data: this Python's library, or for ``tiny`` the part it was not trained on."""
-    return data or ("stdlib:unseen" if model == "tiny" else "stdlib")
-
-
 def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:
     """Print a record as JSON, or call the function that prints it for people."""
     from longrope.storage.atomic import dumps

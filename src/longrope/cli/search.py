@@ -11,6 +11,7 @@ import typer
 from longrope.cli import distributed, options
 from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import search_bar
+from longrope.data.stdlib import default_data
 from longrope.search import NEEDLE_WEIGHT
 from longrope.units import parse_length
 
@@ -146,7 +147,7 @@ def run(
     settings, note = place_search(model, tokens, search_method, settings, output)
     if note:
         distributed.say(f"Note: {note}")
-    _search(model, tokens, options.default_data(model, data), search_method, settings, output, as_json=as_json)
+    _search(model, tokens, data or default_data(model), search_method, settings, output, as_json=as_json)
 
 
 def _search(

@@ -50,3 +50,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError):
         return ""
+
+
+def default_data(model: str) -> str:
+    """Return the default documents: this Python's library, or for ``tiny`` the part that it was not trained on."""
+    return "stdlib:unseen" if model == "tiny" or Path(model).parts[-2:] == ("assets", "tiny") else "stdlib"

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.objectives.backend import backend_of, open_backend
 from longrope.objectives.placement import place_search
@@ -64,11 +65,6 @@ def search(
             result = prepared.find(folder)
             prepared.save(folder, result, options.device)
         return result
-
-
-def default_data(model: str) -> str:
-    """Return the default documents: this Python's library, or for ``tiny`` the part that it was not trained on."""
-    return "stdlib:unseen" if model == "tiny" or Path(model).parts[-2:] == ("assets", "tiny") else "stdlib"
 
 
 @contextmanager
