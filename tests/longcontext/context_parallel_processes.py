@@ -36,11 +36,11 @@ def check(
     """Losses of one process and of all."""
     tokens = np.random.default_rng(length).integers(0, 90, (rows, length))
     sizes: list[int] = []
+    whole = token_losses(model, tokens, batch=rows, skip=skip, **given)  # the first call also checks the model's chunks
     with model.base_model.layers[-1].register_forward_hook(lambda _, __, out: sizes.append(out.shape[1])):
-        whole = token_losses(model, tokens, batch=rows, skip=skip, **given)
         found = token_losses(context_parallel(model, piece), tokens, batch=rows, skip=skip, **given)
     own = ContextParallelGroup(dist.get_rank(), dist.get_world_size(), piece).rank_chunks(rows, length)
-    assert sizes == [length, sum(part.stop - part.start for part in own)]
+    assert sizes == [sum(part.stop - part.start for part in own)]
     np.testing.assert_allclose(found, whole, rtol=near, atol=near)
     everywhere = [torch.empty(found.shape) for _ in range(dist.get_world_size())]
     dist.all_gather(everywhere, torch.from_numpy(found))
@@ -57,6 +57,12 @@ def refuse_other_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation("eager")
     with pytest.raises(LongRopeError, match=r"attention: several processes cannot share this kind. Load .* sdpa"):
         token_losses(model, np.ones((1, 100), dtype=np.int64))
+
+
+def refuse_hybrid_layers(_: PreTrainedModel) -> None:
+    hybrid = context_parallel(build("lfm2", layer_types=["conv", "full_attention"]), 28)
+    with pytest.raises(LongRopeError, match="'lfm2': several processes cannot share its layers"):
+        token_losses(hybrid, np.ones((1, 100), dtype=np.int64))
 
 
 def main() -> None:
@@ -76,7 +82,7 @@ def main() -> None:
     for length in (L0, L0 + 50):  # which set, the longest position of all processes decides
         with patch(model := build("llama"), both):
             check(model, 1, length, 28, 0)
-    for refused in (refuse_gradients, refuse_other_attention):
+    for refused in (refuse_gradients, refuse_other_attention, refuse_hybrid_layers):
         refused(context_parallel(build("llama"), 28))
     dist.destroy_process_group()
     sys.stdout.write("equal\n")  # in one write: print of an unbuffered process makes two, which processes mix

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from longrope.errors import LongRopeError
 from longrope.longcontext.attention import attend
 from longrope.longcontext.chunk_check import reason_for_whole_layers
-from longrope.longcontext.context_parallel import context_parallel_of, layer_on_processes
+from longrope.longcontext.context_parallel import ContextParallelGroup, context_parallel_of, layer_on_processes
 from longrope.longcontext.layer_chunks import chunk_size_on, in_chunks, layer_in_chunks
 from longrope.models.backbone import backbone_of
 from longrope.models.patch import evaluating
@@ -46,25 +47,31 @@ def tiled_layers(
         chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None. A model under
             `context_parallel` has the chunk size given there.
         shape: Rows and tokens of the passes in the block; any if None.
+
+    Raises:
+        LongRopeError: If the layers must run whole and several processes share the model.
     """
-    if context_parallel_of(model) is None and _needs_whole_layers(model, chunk_size, shape):
-        with evaluating(model):
-            yield
-    else:
-        with _tiled(model, chunk_size):
-            yield
+    group = context_parallel_of(model)
+    reason = _reason_for_whole_layers(model, chunk_size, shape)
+    if reason and group:
+        raise LongRopeError(
+            f"model type {model.config.model_type!r}: several processes cannot share its layers ({reason}). Start one."
+        )
+    with evaluating(model) if reason else _tiled(model, chunk_size, group):
+        yield
 
 
-def _needs_whole_layers(model: PreTrainedModel, chunk_size: int | None, shape: tuple[int, int] | None) -> bool:
+def _reason_for_whole_layers(
+    model: PreTrainedModel, chunk_size: int | None, shape: tuple[int, int] | None
+) -> str | None:
     tokens, length = (None, None) if shape is None else (shape[0] * shape[1], shape[1])
     is_long = tokens is None or tokens > (chunk_size or chunk_size_on(model.device.type))
-    return reason_for_whole_layers(model, partial(_tiled, model), length=length, is_long=is_long) is not None
+    return reason_for_whole_layers(model, partial(_tiled, model), length=length, is_long=is_long)
 
 
 @contextmanager
-def _tiled(model: PreTrainedModel, chunk_size: int | None) -> Iterator[None]:
+def _tiled(model: PreTrainedModel, chunk_size: int | None, group: ContextParallelGroup | None = None) -> Iterator[None]:
     """Run the layers of a model on chunks in this block, without a check of their kinds."""
-    group = context_parallel_of(model)
     device = model.device
     chunk_size = group.chunk_size if group else chunk_size or chunk_size_on(device.type)
     run_layer = partial(layer_on_processes, group) if group else layer_in_chunks
