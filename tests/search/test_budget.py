@@ -37,6 +37,10 @@ def test_without_limits_nothing_is_limited() -> None:
 
 
 def test_too_small_a_budget_says_what_one_step_costs() -> None:
+    Budget(37).check_step(37)
+    Budget().check_step(37)
+    with pytest.raises(LongRopeError, match=r"budget = 36: one step of this search takes 37 token-evaluations"):
+        Budget(36).check_step(37)
     error = too_small(30, 37)
     assert isinstance(error, LongRopeError)
     assert str(error).startswith("budget = 30: one step of this search takes 37 token-evaluations. Raise it, or")

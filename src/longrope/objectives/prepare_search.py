@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,20 @@ class PreparedSearch:
         objectives: Objectives to minimise and to choose the winner by.
         method: Search method, fitted to the budget.
         starts: Candidates that the search starts from.
+        compared: Other candidates for the held-out objective; None for the schemes `COMPARED`.
         run: Seeds, budget and records of the run.
         total: Estimated token-evaluations of one seed.
-        record: Data of the search, for ``run.json``.
+        record: Other data of the search, for ``run.json``.
     """
 
     space: Space
     objectives: SearchObjectives
     method: Method
     starts: Sequence[Scaling]
+    compared: Sequence[Scaling] | None
     run: SearchRun
     total: int
-    record: Mapping[str, Any]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self, folder: Path, on_progress: OnProgress | None = None) -> SearchResult:
         """Run the search in a folder; see `longrope.search.find.find_factors`."""
@@ -63,6 +65,7 @@ class PreparedSearch:
             folder,
             method=self.method,
             starts=self.starts,
+            compared=self.compared,
             run=self.run,
             on_progress=on_progress,
         )
@@ -107,15 +110,15 @@ def prepare_search(
     held_out_spec = replace(spec, count=options.held_out_documents)
     held_out, held_out_names = make_texts(documents["held_out"], spec=held_out_spec)
     record = {"length": length, "data": data, "data_seed": options.data_seed}
-    return _fitted(
+    prepared = prepare_objectives(
         _space(backend.rope, length, method, options),
         SearchObjectives.of(backend.make_objective, samples, held_out),
         method,
         options,
-        {**settings, "dtype": backend.dtype},
-        {**(facts or {}), "data": data, "data_seed": options.data_seed},
-        record | {"documents": {"search": search_names, "held_out": held_out_names}},
+        settings={**settings, "dtype": backend.dtype},
+        facts={**(facts or {}), "data": data, "data_seed": options.data_seed},
     )
+    return replace(prepared, record=record | {"documents": {"search": search_names, "held_out": held_out_names}})
 
 
 def prepare_function(
@@ -135,8 +138,55 @@ def prepare_function(
     objective: Objective = replace(function_objective, loss=cache(function_objective.loss))
     name = getattr(function_objective.loss, "__qualname__", type(function_objective.loss).__name__)
     objectives = SearchObjectives(objective, objective, {"search": name, "held_out": name})
-    record = {"length": length, "objective": name}
-    return _fitted(_space(rope, length, chosen, options), objectives, chosen, options, {"objective": name}, {}, record)
+    space = _space(rope, length, chosen, options)
+    prepared = prepare_objectives(space, objectives, chosen, options, settings={"objective": name})
+    return replace(prepared, record={"length": length, "objective": name})
+
+
+def prepare_objectives(
+    space: Space,
+    objectives: SearchObjectives,
+    method: Method,
+    options: SearchOptions,
+    *,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+    starts: Sequence[Scaling] | None = None,
+    compared: Sequence[Scaling] | None = None,
+) -> PreparedSearch:
+    """Return the search of objectives that is ready to run.
+
+    Args:
+        space: Space to search.
+        objectives: Objectives to minimise and to choose the winner by.
+        method: Search method, with its population.
+        options: Other settings.
+        settings: Names and settings that decide the losses, for the journals.
+        facts: Other facts to keep with the factors.
+        starts: Candidates that the search starts from; None for the schemes and factors of the options.
+        compared: Other candidates for the held-out objective; None for the schemes `COMPARED`.
+    """
+    limits = options.limits
+    budget = limits.tokens if options.population is None else None
+    fitted, total = fit_to_budget(method, objectives.search.tokens, budget)
+    run = SearchRun(
+        seeds=range(options.seeds),
+        budget=limits,
+        batch_size=options.batch_size,
+        racing=options.racing,
+        existing=options.existing,
+        settings=settings,
+        provenance=facts or {},
+    )
+    return PreparedSearch(
+        space=space,
+        objectives=objectives,
+        method=fitted,
+        starts=_starts(space, method, options) if starts is None else starts,
+        compared=compared,
+        run=run,
+        total=total,
+    )
 
 
 def _space(rope: Rope, length: int, method: Method, options: SearchOptions) -> Space:
@@ -149,30 +199,6 @@ def _space(rope: Rope, length: int, method: Method, options: SearchOptions) -> S
         start_tokens=START_TOKENS if options.start_tokens else (0,),
         parametrization=options.parametrization or method.parametrization,
     )
-
-
-def _fitted(
-    space: Space,
-    objectives: SearchObjectives,
-    method: Method,
-    options: SearchOptions,
-    settings: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    record: Mapping[str, Any],
-) -> PreparedSearch:
-    limits = options.limits
-    budget = limits.tokens if options.population is None else None
-    fitted, total = fit_to_budget(method, objectives.search.tokens, budget)
-    run = SearchRun(
-        seeds=range(options.seeds),
-        budget=limits,
-        batch_size=options.batch_size,
-        racing=options.racing,
-        existing=options.existing,
-        settings=settings,
-        provenance=facts,
-    )
-    return PreparedSearch(space, objectives, fitted, _starts(space, method, options), run, total, record)
 
 
 def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scaling]:

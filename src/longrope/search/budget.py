@@ -30,6 +30,18 @@ class Budget:
             if value is not None and not 0 < value < math.inf:
                 raise LongRopeError(f"budget {name} = {value} allows nothing. Use a number above 0.")
 
+    def check_step(self, step: int) -> None:
+        """Refuse a budget that is smaller than one step.
+
+        Args:
+            step: Cost of one step in token-evaluations.
+
+        Raises:
+            LongRopeError: If it is.
+        """
+        if self.tokens is not None and self.tokens < step:
+            raise too_small(self.tokens, step)
+
 
 class Stop(Exception):  # noqa: N818
     """The end of a search, for the reason in the message."""

@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
-from longrope.search.budget import Budget, too_small
+from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
 from longrope.search.loop import SearchOutcome, SearchProgress, run_search
@@ -62,9 +62,7 @@ def find_factors(
             is smaller than one step. Nothing is written then.
     """
     run = run or SearchRun()
-    step = sum(objectives.search.tokens)
-    if run.budget.tokens is not None and run.budget.tokens < step:
-        raise too_small(run.budget.tokens, step)
+    run.budget.check_step(sum(objectives.search.tokens))
     settings = _settings(space, method, starts, run)
     resume = run.existing == "resume"
     if run.existing == "overwrite":

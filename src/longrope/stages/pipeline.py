@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,20 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.formats.load_factors import load_extension
 from longrope.models.load import DTYPES, load, load_config
-from longrope.objectives.model_loss import ModelObjective
+from longrope.objectives.backend import open_backend
+from longrope.objectives.prepare_search import prepare_objectives
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
-from longrope.search.budget import Budget
-from longrope.search.find import find_factors
 from longrope.search.loop import SearchProgress
 from longrope.search.registry import get_method
-from longrope.search.run import SearchObjectives, SearchRun
+from longrope.search.run import SearchObjectives
 from longrope.search.space import Space
 from longrope.stages.finetune import TrainingSummary, finetune
 from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
 from longrope.stages.measure import measure
 from longrope.stages.plan_tables import Search, Stage
-from longrope.stages.run_data import plan_search
+from longrope.stages.run_data import search_options
 from longrope.stages.run_folder import StagedRun
 from longrope.stages.trainer_arguments import wants_liger
 from longrope.stages.trainer_checkpoints import explain_disk_errors
@@ -183,24 +181,20 @@ def _search(
     recovers = number > len(run.plan.stages)
     at = " and ".join(f"{length:,}" for length in lengths)
     step_name = f"recovery at {at}" if recovers else f"stage {number}: search at {at}"
-    samples = run.data.samples(search, lengths)
-    model, _ = load(run.weights(number), dtype=run.dtype, device=run.device)
-    search_method, total = plan_search(search, samples["search"])
+    folder = run.folder / "recovery" if recovers else run.stage_folder(number)
+    samples, options = run.data.samples(search, lengths), search_options(search, lengths)
+    with open_backend(run.weights(number), dtype=run.dtype, device=run.device) as backend:
+        prepared = prepare_objectives(
+            space,
+            SearchObjectives.of(backend.make_objective, samples["search"], samples["held_out"]),
+            options.method(search.method, max(lengths)),
+            options,
+            settings={"model": run.weights_name(number), "dtype": backend.dtype},
+            starts=starts,
+            compared=compared,
+        )
 
-    def on_progress(_: int, progress: SearchProgress) -> None:
-        run.on_progress(step_name, progress.tokens, total, f"loss {progress.loss:.3f}")
+        def on_progress(_: int, progress: SearchProgress) -> None:
+            run.on_progress(step_name, progress.tokens, prepared.total, f"loss {progress.loss:.3f}")
 
-    return find_factors(
-        space,
-        SearchObjectives.of(partial(ModelObjective, model), samples["search"], samples["held_out"]),
-        (run.folder / "recovery" if recovers else run.stage_folder(number)) / "search",
-        method=search_method,
-        starts=starts,
-        compared=compared,
-        run=SearchRun(
-            budget=Budget(search.budget),
-            existing="resume",
-            settings={"model": run.weights_name(number), "dtype": str(model.dtype)},
-        ),
-        on_progress=on_progress,
-    ).extension.long
+        return prepared.find(folder / "search", on_progress).extension.long

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from longrope.errors import LongRopeError, did_you_mean
 from longrope.rope import Rope
 from longrope.schemes import attention_factor
-from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_errors import describe_errors
+from longrope.stages.plan_tables import Data, FinalEvaluation, Recovery, Stage
 from longrope.stages.plan_values import FromList, PlanTable, with_value_error
 
 if sys.version_info >= (3, 11):
@@ -123,30 +124,6 @@ class Plan(PlanTable):
         return "\n".join(sections)
 
 
-TABLES: dict[str, type[PlanTable]] = {
-    "stages": Stage,
-    "search": Search,
-    "finetune": Finetune,
-    "recovery": Recovery,
-    "data": Data,
-    "evaluation": FinalEvaluation,
-}
-MESSAGES = {
-    "missing": "is missing",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-    "string_type": "must be text in quotes",
-    "finite_number": "must be a finite number",
-    "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be {ge} or more",
-    "less_than": "must be below {lt:g}",
-    "less_than_equal": "must be {le:g} or less",
-    "literal_error": "must be {expected}",
-    "model_type": "must be a table",
-    "tuple_type": "must be a list",
-}
-
-
 def parse_plan(text: str, name: str = "plan") -> Plan:
     """Read a plan from the text of a file.
 
@@ -165,23 +142,7 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise LongRopeError(f"{name}: {'; '.join(map(_describe, error.errors()))}") from None
-
-
-def _describe(error: Any) -> str:
-    """Describe one of pydantic's errors: the key in the file, the value, the fault and the remedy."""
-    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error["loc"]).lstrip(".")
-    if error["type"] == "extra_forbidden":
-        *tables, last = (step for step in error["loc"] if isinstance(step, str))
-        keys = (TABLES[tables[-1]] if tables else Plan).model_fields
-        return f"{key} is not a key of a plan; the keys are {', '.join(keys)}{did_you_mean(last, keys)}"
-    value = f" = {error['input']!r}" if isinstance(error["input"], (str, int, float)) else ""
-    if error["type"] in MESSAGES:
-        return f"{key}{value} {MESSAGES[error['type']].format(**error.get('ctx', {}))}"
-    message = error["msg"].removeprefix("Value error, ")
-    if value and value in message:  # the message names the value itself, by a name that the file may not know
-        return f"{key}{value}{message.partition(value)[2]}"
-    return f"{key}{value}: {message}" if key else message
+        raise LongRopeError(f"{name}: {describe_errors(error, Plan)}") from None
 
 
 def shipped_plans() -> dict[str, Path]:

@@ -14,11 +14,9 @@ from longrope.data.documents import Document, load_documents
 from longrope.data.split import DocumentTokens, draw_tokens, split_documents
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
-from longrope.data.weighted_text import SearchTextSpec, WeightedText, search_texts
+from longrope.data.weighted_text import WeightedText, search_texts
 from longrope.rope import Rope
-from longrope.search.budget import too_small
-from longrope.search.method import Method
-from longrope.search.registry import fit_to_budget, get_method
+from longrope.search.options import SearchOptions
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Search, Stage
 from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
@@ -26,17 +24,19 @@ from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
 NO_LIMIT = 2**40  # tokens; more than any document has
 
 
-def plan_search(search: Search, samples: Sequence[WeightedText]) -> tuple[Method, int]:
-    """Return the method of a search, fitted to its budget, and the token-evaluations that it takes, roughly.
-
-    Raises:
-        LongRopeError: If the population is too small, or the budget is for these samples.
-    """
-    search_method = get_method(search.method, search.population, max(sample.reach for sample in samples))
-    tokens = [len(sample.tokens) for sample in samples]
-    if search.budget is not None and search.budget < sum(tokens):
-        raise too_small(search.budget, sum(tokens))
-    return fit_to_budget(search_method, tokens, None if search.population else search.budget)
+def search_options(search: Search, lengths: Sequence[int]) -> SearchOptions:
+    """Return the settings of a plan's search at one or more lengths in tokens as those of ``longrope search``."""
+    *also, _ = sorted(lengths)
+    return SearchOptions(
+        budget=search.budget,
+        population=search.population,
+        needles=search.needles,
+        also=also,
+        window=search.window,
+        search_documents=search.documents,
+        held_out_documents=search.documents,
+        existing="resume",
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ class RunData:
                 budget for them.
         """
         for search, lengths in self._searches:
-            plan_search(search, self.samples(search, lengths)["search"])
+            options = search_options(search, lengths)
+            options.method(search.method, max(lengths))
+            options.limits.check_step(sum(len(text.tokens) for text in self.samples(search, lengths)["search"]))
         for stage in self.plan.stages:
             if stage.finetune is not None:
                 self.windows(stage)
@@ -154,7 +156,7 @@ class RunData:
         return searches
 
     def _draw(self, split: str, search: Search, lengths: Sequence[int]) -> tuple[list[WeightedText], tuple[str, ...]]:
-        spec = SearchTextSpec(lengths, search.documents, search.needles, window=search.window)
+        spec = search_options(search, lengths).text_spec(max(lengths))
         return search_texts(self._splits[split], self.tokenizer, spec, cache=self.cache)
 
     def _load(self, source: str) -> list[Document]:
