@@ -18,7 +18,7 @@ from longrope.cli import inspect, plan_output, progress
 from longrope.cli.main import guarded
 from longrope.errors import LongRopeError
 from longrope.export.model_card import model_card
-from longrope.models.layer_survey import LayerSurvey
+from longrope.models.attention_layers import LayerSurvey
 from longrope.report import terminal
 from longrope.report.all_figures import figures
 from longrope.report.html import page

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from longrope.data.weighted_text import needle_texts as needle_texts
     from longrope.data.weighted_text import perplexity_texts as perplexity_texts
     from longrope.errors import LongRopeError as LongRopeError
-    from longrope.evaluation.evaluate import EvalOptions as EvalOptions
     from longrope.evaluation.evaluate import evaluate as evaluate
+    from longrope.evaluation.options import EvalOptions as EvalOptions
     from longrope.evaluation.perplexity import perplexity as perplexity
     from longrope.evaluation.registry import MEASUREMENTS as MEASUREMENTS
     from longrope.evaluation.results import EvalResults as EvalResults
@@ -73,7 +73,8 @@ _HOMES = {
     "evaluation.perplexity": ("perplexity",),
     "evaluation.registry": ("MEASUREMENTS",),
     "evaluation.results": ("EvalResults",),
-    "evaluation.evaluate": ("EvalOptions", "evaluate"),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.options": ("EvalOptions",),
     "report.report": ("report",),
     "export.parity": ("check_parity",),
     "export.apply": ("apply", "detach"),

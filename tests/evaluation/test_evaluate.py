@@ -85,6 +85,20 @@ def test_an_output_folder_resumes_and_measures_only_new_candidates(
         lr.evaluate(*tiny, lengths=[256], texts=tokens, options=options)
 
 
+def test_an_output_folder_is_claimed_before_any_work_and_left_as_it_was(tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.toml").write_text("")
+    for name, message in (
+        ("file/below", "cannot write .*below"),
+        ("run", "is a run of longrope extend"),
+        ("a/new", "nowhere"),
+    ):
+        with pytest.raises(LongRopeError, match=message):
+            lr.evaluate(*tiny, lengths=[64], data="nowhere", options=lr.EvalOptions(output=tmp_path / name))
+    assert {path.name for path in tmp_path.rglob("*")} == {"file", "run", "plan.toml"}
+
+
 def test_lengths_that_the_texts_do_not_have_are_refused(llama: PreTrainedModel, tiny: tuple[Any, Any]) -> None:
     """100-token texts once gave results labelled 4,096."""
     texts = families.tokens(2, 100).tolist()

@@ -81,9 +81,10 @@ def test_a_new_folder_is_taken_away_again_unless_it_holds_something(tmp_path: Pa
                 (tmp_path / name / "file").write_text("")
         assert (tmp_path / name).exists() == kept
     (tmp_path / "mine").mkdir()
-    with locked(tmp_path / "mine"):
-        pass
-    assert (tmp_path / "mine").exists()
+    for name in ("mine", "mine/deep/er"):
+        with locked(tmp_path / name):
+            pass
+        assert not any((tmp_path / "mine").iterdir())
 
 
 def test_a_file_or_a_folder_that_is_replaced_has_its_lock_beside_it(holder, below, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import longrope as lr
 from longrope.cost import bfloat16_speed
-from longrope.evaluation.evaluate import EvalOptions
+from longrope.evaluation.options import EvalOptions
 from longrope.search.options import SearchOptions
 
 

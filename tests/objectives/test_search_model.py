@@ -12,6 +12,7 @@ from searching import ROPE, quadratic, slope
 
 import longrope as lr
 from longrope.models.load import load
+from longrope.objectives import prepare_search
 from longrope.search.registry import METHODS
 
 FEW = lr.SearchOptions(budget="6k", search_documents=1, held_out_documents=1, needles=0.0)
@@ -72,6 +73,46 @@ def test_a_run_goes_on_only_with_the_same_weights(tmp_path: Path) -> None:
         lr.search(model, tokenizer, length=512, output=tmp_path, options=again)
     with pytest.raises(lr.LongRopeError, match="exists"):
         lr.search(model, tokenizer, length=512, output=tmp_path, options=FEW)
+
+
+def not_called(*_: object, **__: object) -> None:
+    raise AssertionError("texts were read before the output was claimed")
+
+
+def test_an_output_is_claimed_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "plan.toml").write_text("")
+    model, tokenizer = load("tiny", dtype="float32")
+    monkeypatch.setattr(prepare_search, "load_documents", not_called)
+    again = lr.SearchOptions(existing="overwrite")
+    for output, options, message in (
+        (tmp_path / "file" / "below", FEW, "cannot write .*below"),
+        (tmp_path, FEW, "exists"),
+        (tmp_path / "run", again, "is a run of longrope extend"),
+    ):
+        with pytest.raises(lr.LongRopeError, match=message):
+            lr.search(model, tokenizer, length=512, output=output, options=options)
+
+
+def test_a_search_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    model, tokenizer = load("tiny", dtype="float32")
+    options = lr.SearchOptions(budget=10, search_documents=1, held_out_documents=1)
+    for data, message in (("nowhere", "nowhere"), ("stdlib", "one step of this search takes")):
+        with pytest.raises(lr.LongRopeError, match=message):
+            lr.search(model, tokenizer, length=512, data=data, output=tmp_path / "a" / "run", options=options)
+        assert not any(tmp_path.iterdir())
+
+
+def test_layers_that_factors_cannot_reach_are_named(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    model = families.build("mistral", sliding_window=16)
+    model.save_pretrained(tmp_path)
+    families.tokenizer().save_pretrained(tmp_path)
+    for which in ((model, families.tokenizer()), (str(tmp_path),)):
+        caplog.clear()
+        with pytest.raises(lr.LongRopeError, match="nowhere"):
+            lr.search(*which, length=64, data="nowhere", options=FEW)
+        assert "sliding_window = 16: every layer sees a sliding window of at most 16 tokens" in caplog.text
 
 
 def test_a_loaded_model_needs_its_tokenizer_and_has_no_workers() -> None:

@@ -131,13 +131,13 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         LongRopeError: If the folder holds an evaluation that may not be replaced, or something else.
     """
     from longrope.evaluation.sample_store import JOURNAL
-    from longrope.storage.lock import LOCK, claim_output
+    from longrope.storage.lock import LOCK, claim_output, refuse_staged_run
 
     if folder is None:
         if resume:
             raise LongRopeError("resume: there is no folder to continue. Give it with -o.")
         return
-    options.refuse_run(folder)
+    refuse_staged_run(folder)
     exists = (folder / JOURNAL).exists()
     if not exists and overwrite and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise LongRopeError(f"{folder} does not hold an evaluation. Choose another output with -o.")

@@ -11,7 +11,7 @@ from longrope.cli.layer_notes import check_layers
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
-    from longrope.models.layer_survey import LayerSurvey
+    from longrope.models.attention_layers import LayerSurvey
     from longrope.rope import Rope
     from longrope.scaling import Scaling
 

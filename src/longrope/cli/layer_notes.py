@@ -9,7 +9,7 @@ from longrope.cli import distributed
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from longrope.models.layer_survey import LayerSurvey
+    from longrope.models.attention_layers import LayerSurvey
 
 
 def check_layers(config: PreTrainedConfig, length: int | None) -> LayerSurvey:
@@ -22,12 +22,9 @@ def check_layers(config: PreTrainedConfig, length: int | None) -> LayerSurvey:
     Raises:
         LongRopeError: The config has no RoPE that longrope describes, or no layer rotates.
     """
-    from longrope.models.layer_survey import survey_layers
-    from longrope.rope import Rope
+    from longrope.models.layer_survey import require_rotating_layers
 
-    Rope.of(config)
-    survey = survey_layers(config)
-    survey.check()
+    survey = require_rotating_layers(config)
     warning = None if length is None else survey.warning(length)
     if warning is not None:
         distributed.say(f"Warning: {warning}")

@@ -98,13 +98,13 @@ def choose_dtype(
 
 def choose_device(device: str) -> str:
     """Return a device's name, the accelerator's for ``auto`` if there is one; also quieten transformers."""
-    import torch
     from transformers.utils import logging
+
+    from longrope.models.load import choose_device
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
-    return device if device != "auto" else accelerator.type if accelerator else "cpu"
+    return choose_device(device)
 
 
 def command_line() -> str:
@@ -116,16 +116,6 @@ def command_line() -> str:
         elif word not in ("--resume", "--overwrite", "--json") and not word.startswith(("-o", "--output=")):
             command.append(word)
     return shlex.join(command)
-
-
-def refuse_run(folder: Path) -> None:
-    """Refuse the run folder of longrope extend as the output of another command.
-
-    Raises:
-        LongRopeError: If it is one.
-    """
-    if (folder / "plan.toml").exists():
-        raise LongRopeError(f"{folder} is a run of longrope extend; choose another output with -o")
 
 
 def tell(record: object, *, as_json: bool, text: Callable[[], None]) -> None:

@@ -104,7 +104,7 @@ def run(
     """Find the factors of a length; they are in OUTPUT/extension.json."""
     from longrope.models.load import load_config
     from longrope.search.options import SearchOptions
-    from longrope.storage.lock import claim_output
+    from longrope.storage.lock import claim_output, refuse_staged_run
 
     distributed.refuse("--workers")
     settings = SearchOptions(
@@ -137,7 +137,7 @@ def run(
     search_method = settings.method(method, tokens)
     settings.text_spec(tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
-    options.refuse_run(output)
+    refuse_staged_run(output)
     claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
     from longrope.objectives.placement import place_search

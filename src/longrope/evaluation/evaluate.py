@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,64 +17,26 @@ from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.losses import check_lengths
 from longrope.evaluation.measurement import Corpus, EvalSpec
+from longrope.evaluation.options import EvalOptions
 from longrope.evaluation.registry import check_spec
 from longrope.evaluation.results import EvalResults
-from longrope.evaluation.runner import EvalContext, OnProgress, ignore_progress, run_evaluation
+from longrope.evaluation.runner import EvalContext, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
 from longrope.evaluation.sequences import encode_texts
-from longrope.models.load import load, load_config
+from longrope.models.load import choose_device, load, load_config
 from longrope.models.patch import patch
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.storage.jsonl import JsonlFile
-from longrope.tasks.prompt_sets import DEPTHS, make_prompt_sets
+from longrope.storage.lock import claimed
+from longrope.tasks.prompt_sets import make_prompt_sets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ORIGINAL = "original"
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Options of `evaluate` that have a default.
-
-    Args:
-        original: Whether the checkpoint as it is, ``original``, is a candidate too.
-        documents: Test documents to draw from ``data``.
-        text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
-        retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
-        trials: Texts of each retrieval task at each length.
-        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
-        seed: Seed of the split of the documents and of the retrieval tasks.
-        stride: Tokens between two windows of the sliding perplexity; None does not measure it.
-        key_tokens: Name of the candidate that chooses key tokens (LongPPL); None does not measure them.
-        measurements: Names of further rows of ``MEASUREMENTS``.
-        batch: Documents in one forward pass.
-        dtype: Number format, where the model is given by name.
-        device: torch device, where the model is given by name.
-        output: Folder that keeps a journal of the samples and ``results.json``. If it holds a journal, the evaluation
-            resumes.
-        on_progress: Called with the tokens done, the tokens in all, and what is measured.
-    """
-
-    original: bool = True
-    documents: int = 4
-    text_key: str | None = None
-    retrieval_lengths: Sequence[int] | None = None
-    trials: int = 20
-    depths: Sequence[float] = DEPTHS
-    seed: int = 0
-    stride: int | None = None
-    key_tokens: str | None = None
-    measurements: Sequence[str] = ()
-    batch: int = 1
-    dtype: str = "auto"
-    device: str = "cpu"
-    output: str | Path | None = None
-    on_progress: OnProgress = ignore_progress
 
 
 def evaluate(
@@ -102,44 +64,28 @@ def evaluate(
         options: Everything else.
 
     Raises:
-        LongRopeError: If a document has fewer tokens than the longest length, factors do not fit the model, or a task
-            does not fit at any length.
+        LongRopeError: If a document has fewer tokens than the longest length, factors do not fit the model, a task
+            does not fit at any length, or the output folder cannot be used.
     """
     options = options or EvalOptions()
+    options = replace(options, device=choose_device(options.device))
     lengths = sorted(set(lengths))
     check_lengths(lengths, max(lengths, default=0))
     name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
-    model, tokenizer = _opened(model, tokenizer, max(lengths), options)
-    rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
-    corpus = _corpus(tokenizer, lengths, texts, data, options)
-    task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
-    check_lengths(task_lengths, max(lengths))
-    prompts, _ = make_prompt_sets(
-        list(retrieval),
-        task_lengths,
-        tokenizer,
-        corpus.tokens,
-        trials=options.trials,
-        depths=options.depths,
-        seed=options.seed,
-    )
-    spec = EvalSpec(
-        lengths,
-        stride=options.stride,
-        key_tokens=options.key_tokens,
-        retrieval=prompts,
-        measurements=options.measurements,
-        batch=options.batch,
-    )
-    check_spec(spec, rows)
-    source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
-    with _sample_store(options, spec, source | {"data": {corpus.name: corpus.hash}}) as store:
-        evaluation = EvalContext(
-            rows, [corpus], spec, Rope.of(model), lambda _: (model, tokenizer), store, options.on_progress
-        )
-        results = replace(run_evaluation(evaluation), **source, provenance=provenance(str(model.device)))
-    if options.output is not None:
-        results.save(Path(options.output) / "results.json")
+    with nullcontext() if options.output is None else claimed(Path(options.output), overwrite=True):
+        model, tokenizer = _opened(model, tokenizer, max(lengths), options)
+        rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
+        corpus = _corpus(tokenizer, lengths, texts, data, options)
+        spec = _spec(tokenizer, lengths, corpus, retrieval, options)
+        check_spec(spec, rows)
+        source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
+        with _sample_store(options, spec, source | {"data": {corpus.name: corpus.hash}}) as store:
+            evaluation = EvalContext(
+                rows, [corpus], spec, Rope.of(model), lambda _: (model, tokenizer), store, options.on_progress
+            )
+            results = replace(run_evaluation(evaluation), **source, provenance=provenance(str(model.device)))
+        if options.output is not None:
+            results.save(Path(options.output) / "results.json")
     return results
 
 
@@ -197,6 +143,34 @@ def _corpus(
     documents = split_documents(load_documents(str(data), text_key=options.text_key), seed=options.seed)["test"]
     drawn = draw_tokens(documents, tokenizer, length=max(lengths), count=options.documents)
     return Corpus(str(data), drawn.tokens, drawn.names)
+
+
+def _spec(
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Sequence[int],
+    corpus: Corpus,
+    retrieval: Sequence[str],
+    options: EvalOptions,
+) -> EvalSpec:
+    task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
+    check_lengths(task_lengths, max(lengths))
+    prompts, _ = make_prompt_sets(
+        list(retrieval),
+        task_lengths,
+        tokenizer,
+        corpus.tokens,
+        trials=options.trials,
+        depths=options.depths,
+        seed=options.seed,
+    )
+    return EvalSpec(
+        lengths,
+        stride=options.stride,
+        key_tokens=options.key_tokens,
+        retrieval=prompts,
+        measurements=options.measurements,
+        batch=options.batch,
+    )
 
 
 @contextmanager

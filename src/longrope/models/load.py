@@ -77,6 +77,12 @@ def check_dtype(dtype: str) -> None:
         raise unknown("dtype", dtype, DTYPES)
 
 
+def choose_device(device: str) -> str:
+    """Return a device's name; for ``auto`` the accelerator's, or ``cpu`` if there is none."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True) if device == "auto" else None
+    return device if device != "auto" else accelerator.type if accelerator else "cpu"
+
+
 def load_config(name: str) -> PreTrainedConfig:
     """Load a model's config without its weights.
 

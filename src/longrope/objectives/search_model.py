@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
+from longrope.models.layer_survey import require_rotating_layers
+from longrope.models.load import choose_device, load_config
 from longrope.objectives.backend import backend_of, open_backend
 from longrope.objectives.placement import place_search
 from longrope.objectives.prepare_search import Function, PreparedSearch, prepare_function, prepare_search
@@ -20,7 +23,7 @@ from longrope.search.method import Method
 from longrope.search.options import SearchOptions
 from longrope.search.protocol import FunctionObjective
 from longrope.search.run import SearchResult
-from longrope.storage.lock import claim_output, locked
+from longrope.storage.lock import claimed
 from longrope.units import parse_length
 
 logger = logging.getLogger(__name__)
@@ -51,20 +54,27 @@ def search(
         options: Other settings; None for the defaults.
 
     Raises:
-        LongRopeError: If the model, the data or the settings cannot be used, or no candidate has a finite loss.
+        LongRopeError: If the model, the data, the settings or the output folder cannot be used, or no candidate has a
+            finite loss.
     """
     options = options or SearchOptions()
+    options = replace(options, device=_device(model, options.device))
     tokens = parse_length(length) if isinstance(length, str) else length
-    folder = None if output is None else Path(output)
-    with _prepared(model, tokenizer, tokens, data, rope, method, options, folder) as prepared:
-        if folder is None:
-            with TemporaryDirectory() as temporary:
-                return prepared.find(Path(temporary))
-        claim_output(folder, overwrite=options.existing != "refuse", folder=True)
-        with locked(folder):
+    run = TemporaryDirectory() if output is None else claimed(Path(output), overwrite=options.existing != "refuse")
+    with run as name:
+        folder = Path(name)
+        with _prepared(model, tokenizer, tokens, data, rope, method, options, folder) as prepared:
             result = prepared.find(folder)
+        if output is not None:
             prepared.save(folder, result, options.device)
-        return result
+    return result
+
+
+def _device(model: object, device: str) -> str:
+    """Return the device of a loaded model, the chosen one for a model's name, and ``cpu`` for a function."""
+    if isinstance(model, PreTrainedModel):
+        return str(model.device)
+    return choose_device(device) if isinstance(model, str) else "cpu"
 
 
 @contextmanager
@@ -76,12 +86,16 @@ def _prepared(
     rope: Rope | None,
     method: str | Method | None,
     options: SearchOptions,
-    output: Path | None,
+    output: Path,
 ) -> Iterator[PreparedSearch]:
     if not isinstance(model, (str, PreTrainedModel)):
         yield prepare_function(model, rope, length, method, options)
         return
     chosen = options.method(method or "auto", length)
+    options.text_spec(length)
+    warning = require_rotating_layers(load_config(model) if isinstance(model, str) else model.config).warning(length)
+    if warning is not None:
+        logger.warning(warning)
     if isinstance(model, str):
         name, fingerprint = model, {}
         options, reason = place_search(model, length, chosen, options, output)

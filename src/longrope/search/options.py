@@ -45,7 +45,7 @@ class SearchOptions:
         racing: Whether to drop candidates early that are clearly worse.
         workers: Number of processes, ``ray`` or ``ray://HOST:PORT``. A loaded model is evaluated in this process.
         dtype: Dtype to load a model in, a key of `longrope.models.load.DTYPES`.
-        device: Device to load a model on.
+        device: Device to load a model on; ``auto`` for the accelerator if there is one.
         cache: Folder that keeps tokens from one run to the next.
         text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
         existing: What to do with a run in the output folder: ``refuse``, ``resume`` or ``overwrite``.
@@ -75,7 +75,7 @@ class SearchOptions:
     racing: bool = False
     workers: str = "1"
     dtype: str = "auto"
-    device: str = "cpu"
+    device: str = "auto"
     cache: Path | None = None
     text_key: str | None = None
     existing: str = "refuse"
@@ -89,6 +89,7 @@ class SearchOptions:
             object.__setattr__(self, "schemes", tuple(canonical(name.strip()) for name in self.schemes))
             if not self.schemes and not self.factors:
                 raise LongRopeError("schemes = (): the search has no start. Name a scheme, or give factors.")
+        object.__setattr__(self, "factors", tuple(self.factors))
         object.__setattr__(self, "also", tuple(sorted({_tokens("also", length) for length in self.also})))
         _ = self.limits
 

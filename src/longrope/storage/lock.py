@@ -48,10 +48,20 @@ def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str
         empty = folder and path.exists() and all(entry.name == LOCK for entry in path.iterdir())
         if path.exists() and not overwrite and not empty:
             raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path if path.is_dir() else path.parent).close()
+        existing = next(place for place in (path, *path.parents) if place.exists())
+        tempfile.TemporaryFile(dir=path.parent if existing == path and not folder else existing).close()
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def refuse_staged_run(folder: Path) -> None:
+    """Refuse the run folder of longrope extend as the output of something else.
+
+    Raises:
+        LongRopeError: If it is one.
+    """
+    if (folder / "plan.toml").exists():
+        raise LongRopeError(f"{folder} is a run of longrope extend; choose another output with -o")
 
 
 @contextlib.contextmanager
@@ -61,7 +71,7 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     Temporary files of a killed process in the folder (``.NAME.PID.tmp``) are removed.
 
     Args:
-        path: Path of the output; a new folder is created, and removed at the end if it is empty.
+        path: Path of the output; new folders on it are created, and removed at the end if they are empty.
         folder: Whether the output is a folder with its lock inside (``.lock``), or a path that is replaced as one,
             with its lock next to it (``.NAME.lock``).
 
@@ -71,7 +81,7 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     if folder and path.exists() and not path.is_dir():
         raise LongRopeError(f"{path} is not a folder; choose another output with -o")
     lock = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}")
-    is_new = folder and not path.exists()
+    created = [place for place in lock.parents if not place.exists()]
     file = _take(path, lock)
     _own_locks.add(lock)
     try:
@@ -85,8 +95,25 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
             lock.unlink()
         os.close(file)
         with contextlib.suppress(OSError):
-            if is_new:
-                path.rmdir()
+            for place in created:
+                place.rmdir()
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an output folder inside whose block no other process writes there; see `claim_output` and `locked`.
+
+    Args:
+        folder: Path of the folder.
+        overwrite: Whether the folder may hold something already.
+
+    Raises:
+        LongRopeError: The folder cannot be taken, or is a run of longrope extend.
+    """
+    refuse_staged_run(folder)
+    claim_output(folder, overwrite=overwrite, folder=True)
+    with locked(folder):
+        yield folder
 
 
 def _take(path: Path, lock: Path) -> int:

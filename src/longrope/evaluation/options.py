@@ -1,0 +1,50 @@
+"""The rarely used settings of an evaluation, with the defaults of ``longrope eval``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from longrope.evaluation.runner import OnProgress, ignore_progress
+from longrope.tasks.prompt_sets import DEPTHS
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Options of `evaluate` that have a default.
+
+    Args:
+        original: Whether the checkpoint as it is, ``original``, is a candidate too.
+        documents: Test documents to draw from ``data``.
+        text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
+        retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
+        trials: Texts of each retrieval task at each length.
+        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
+        seed: Seed of the split of the documents and of the retrieval tasks.
+        stride: Tokens between two windows of the sliding perplexity; None does not measure it.
+        key_tokens: Name of the candidate that chooses key tokens (LongPPL); None does not measure them.
+        measurements: Names of further rows of ``MEASUREMENTS``.
+        batch: Documents in one forward pass.
+        dtype: Number format, where the model is given by name.
+        device: torch device, where the model is given by name; ``auto`` for the accelerator if there is one.
+        output: Folder that keeps a journal of the samples and ``results.json``. If it holds a journal, the evaluation
+            resumes.
+        on_progress: Called with the tokens done, the tokens in all, and what is measured.
+    """
+
+    original: bool = True
+    documents: int = 4
+    text_key: str | None = None
+    retrieval_lengths: Sequence[int] | None = None
+    trials: int = 20
+    depths: Sequence[float] = DEPTHS
+    seed: int = 0
+    stride: int | None = None
+    key_tokens: str | None = None
+    measurements: Sequence[str] = ()
+    batch: int = 1
+    dtype: str = "auto"
+    device: str = "auto"
+    output: str | Path | None = None
+    on_progress: OnProgress = ignore_progress
