@@ -89,7 +89,7 @@ COMMANDS = {
         {"run/cells.jsonl": "measuring", "run/results.json": "end"},
     ),
     "export": Command(
-        ("export", "tiny", "--factors", "../search/run", "-o", "run"),
+        ("export", "tiny", "--factors", "../search/run", "--no-check", "-o", "run"),
         "--overwrite",
         {".run.tmp": "writing", "run": "end"},
     ),

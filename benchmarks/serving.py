@@ -77,7 +77,7 @@ def checkpoints() -> list[tuple[str, str]]:
 
 def export_checkpoint(name: str, mode: str) -> Path:
     """Export a model and write ``reference.json``: our log-probabilities with each set of factors."""
-    from longrope import Extension, Rope, Scaling, export, load, scheme
+    from longrope import ExportOptions, Extension, Rope, Scaling, export, load, scheme
 
     families = importlib.import_module("families")
     folder = BUILD / f"{name}-{mode}"
@@ -89,7 +89,7 @@ def export_checkpoint(name: str, mode: str) -> Path:
     ramp = [1 + i / rope.dim for i in range(rope.dim // 2)]
     short = Scaling(ramp, attention_factor=long.attention_factor, scheme="ramp", length=rope.original_length)
     extension = Extension(rope=rope, short=short, long=long, length=8 * rope.original_length)
-    written = export(model, tokenizer, extension, folder, mode=mode, overwrite=True)
+    written = export(model, tokenizer, extension, folder, mode=mode, options=ExportOptions(overwrite=True))
     (folder / "reference.json").write_text(json.dumps(reference_of(model, written)))
     return folder
 

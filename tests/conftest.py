@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 settings.register_profile("longrope", deadline=None, derandomize=True, max_examples=60)
@@ -44,3 +47,27 @@ def other_bpe() -> PreTrainedTokenizerFast:
     from small_tokenizers import byte_bpe
 
     return byte_bpe(270)
+
+
+@pytest.fixture(scope="session")
+def reopened_here() -> Iterator[Callable[..., object]]:
+    """Exports are reopened in this process, which saves seconds; the value is the function of a fresh process."""
+    from longrope.export import verify
+    from longrope.export.plain_logits import open_checkpoint, text_logits
+
+    def reopen(folder: Path, texts: Sequence[dict[str, Tensor]], output: Path) -> list[Tensor]:
+        checkpoint = open_checkpoint(str(folder), "cpu")
+        return [text_logits(checkpoint, text) for text in texts]
+
+    fresh = verify._reopened_logits
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(verify, "_reopened_logits", reopen)
+        yield fresh
+
+
+@pytest.fixture
+def fresh_process(reopened_here: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are reopened in a fresh process, as outside of tests."""
+    from longrope.export import verify
+
+    monkeypatch.setattr(verify, "_reopened_logits", reopened_here)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults as EvalResults
     from longrope.export.apply import apply as apply
     from longrope.export.apply import detach as detach
+    from longrope.export.exporter import ExportOptions as ExportOptions
     from longrope.export.parity import check_parity as check_parity
     from longrope.export.registry import export as export
     from longrope.export.trainer_callback import LongRopeCallback as LongRopeCallback
@@ -76,6 +77,7 @@ _HOMES = {
     "evaluation.evaluate": ("evaluate",),
     "evaluation.options": ("EvalOptions",),
     "report.report": ("report",),
+    "export.exporter": ("ExportOptions",),
     "export.parity": ("check_parity",),
     "export.apply": ("apply", "detach"),
     "export.registry": ("export",),

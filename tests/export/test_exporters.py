@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import longrope as lr
 from longrope.cli.main import app
 from longrope.errors import LongRopeError
-from longrope.export.exporter import Exporter, ExportRequest
+from longrope.export.exporter import Exporter, ExportOptions, ExportRequest
 from longrope.export.hf_config import for_mode
 from longrope.export.registry import EXPORTERS
 from longrope.formats.load_factors import load_factors
@@ -83,7 +83,7 @@ def refused(message: str, folder: Path, **options: object) -> None:
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("to = 'onnx' is unknown; choose one of huggingface, gguf", tmp_path, to="onnx")
-    refused(r"outtype = 'f16': huggingface has none.*gguf", tmp_path, outtype="f16")
+    refused(r"outtype = 'f16': huggingface has none.*gguf", tmp_path, options=ExportOptions(outtype="f16"))
     refused("tokenizer = None: .*Give both", tmp_path, tokenizer=None)
     refused("mode = 'both'", tmp_path, mode="both")
     monkeypatch.setitem(EXPORTERS, "far", Exporter(write_text, "far", packages=("no_such_package",)))

@@ -33,13 +33,21 @@ def run(
     outtype: Annotated[
         str, typer.Option(help="Type of a GGUF's matrices: auto (as --dtype), f32, f16, q8_0 …")
     ] = "auto",
+    no_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-check", help="Do not reopen the checkpoint and compare its logits, which takes a copy in float32."
+        ),
+    ] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a checkpoint with the factors in it, for other programs to load.
 
-    Without --factors, MODEL is a checkpoint that longrope extended, or the run folder of an extension.
+    Without --factors, MODEL is a checkpoint that longrope extended, or the run folder of an extension. A fresh process
+    of plain transformers reopens the checkpoint, and it gets its name only if its logits are those of the model with
+    the factors.
     """
-    from longrope.export.exporter import ExportRequest
+    from longrope.export.exporter import ExportOptions, ExportRequest
     from longrope.export.hf_config import MODES
     from longrope.export.registry import find_exporter
     from longrope.storage.lock import claim_output, locked
@@ -67,8 +75,7 @@ def run(
             name=options.short_name(weights),
             mode=mode,
             dtype=dtype,
-            outtype=outtype,
-            overwrite=overwrite,
+            options=ExportOptions(outtype=outtype, overwrite=overwrite, check=not no_check),
         )
         written = exporter.write(request)
     for line in exporter.next_steps(request, written):

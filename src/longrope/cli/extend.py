@@ -171,6 +171,7 @@ def check_export(staged: StagedRun) -> None:
 def export(staged: StagedRun) -> Path | None:
     """Write the checkpoint that the plan asks for, if it does not exist yet, and return its folder."""
     from longrope.export.huggingface import export_huggingface
+    from longrope.export.verify import fits_copy
     from longrope.formats.load_factors import load_extension
     from longrope.models.load import load
 
@@ -181,7 +182,14 @@ def export(staged: StagedRun) -> Path | None:
         extension = load_extension(staged.folder / "extension.json")
         model, tokenizer = load(staged.final_weights)
         name = options.short_name(staged.model)
-        export_huggingface(model, tokenizer, extension, folder, mode=staged.plan.export, name=name)
+        check = fits_copy(model)
+        if not check:
+            typer.echo(
+                "Note: the checkpoint is not reopened and compared, because a copy in float32 does not fit in memory. "
+                f"Run longrope check {folder} MODEL elsewhere.",
+                err=True,
+            )
+        export_huggingface(model, tokenizer, extension, folder, mode=staged.plan.export, name=name, check=check)
     return folder
 
 

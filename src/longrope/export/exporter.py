@@ -16,6 +16,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Options of `export` that have a default.
+
+    Args:
+        outtype: Type of the stored matrices, for formats that quantise: auto (the model's), f32, f16, q8_0 …
+        overwrite: Whether an existing output is replaced.
+        check: Whether the output is reopened and compared with the model before it gets its name. A Hugging Face
+            checkpoint needs memory for its weights in float32, in a process of its own.
+    """
+
+    outtype: str = "auto"
+    overwrite: bool = False
+    check: bool = True
+
+
+@dataclass(frozen=True)
 class ExportRequest:
     """A model, its factors, and the file or folder to write.
 
@@ -27,8 +43,7 @@ class ExportRequest:
         name: Name of the model for cards and titles.
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
         dtype: Dtype to load a named model in, as for `longrope.load`.
-        outtype: Type of the stored matrices, for formats that quantise; ``auto`` keeps the model's.
-        overwrite: Whether an existing output is replaced.
+        options: Options that have a default.
     """
 
     model: PreTrainedModel | str
@@ -38,8 +53,7 @@ class ExportRequest:
     name: str = "model"
     mode: str = "static"
     dtype: str = "auto"
-    outtype: str = "auto"
-    overwrite: bool = False
+    options: ExportOptions = ExportOptions()
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return the model and its tokenizer, loaded if the request names them only.

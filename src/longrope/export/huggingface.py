@@ -15,6 +15,7 @@ from longrope.export.carried_factors import check_weights
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
+from longrope.export.verify import ExpectedLogits
 from longrope.formats.lengths import raised
 from longrope.models.dequantized import forget_conversions
 from longrope.scaling import Extension
@@ -33,6 +34,7 @@ def export_huggingface(
     mode: str = "static",
     name: str = "model",
     overwrite: bool = False,
+    check: bool = True,
 ) -> Extension:
     """Write weights, tokenizer, generation config, ``config.json``, ``extension.json``, model card and ``SERVING.md``.
 
@@ -44,12 +46,14 @@ def export_huggingface(
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
         name: Name of the model, for the card.
         overwrite: Whether an existing checkpoint is replaced, once the new one is whole.
+        check: Whether a fresh process reopens the checkpoint, and its logits are compared before it gets its name.
 
     Returns:
         The extension as the checkpoint holds it.
 
     Raises:
-        LongRopeError: A config cannot express the extension, or the folder cannot be written.
+        LongRopeError: A config cannot express the extension, the folder cannot be written, or the checkpoint does not
+            compute what the model computes with these factors.
     """
     written = for_mode(extension, mode)
     check_weights(model, extension, mode)
@@ -60,6 +64,7 @@ def export_huggingface(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         config_fields(model.config.to_dict(), written)
+        expected = ExpectedLogits.of(model, written) if check else None
         forget_conversions(model)
         save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
         model.save_pretrained(temporary)
@@ -69,6 +74,8 @@ def export_huggingface(
         write_text(temporary / "extension.json", written.to_json())
         write_text(temporary / "README.md", model_card(written, mode, name))
         write_text(temporary / "SERVING.md", serving_guide(config, written, mode, folder.name))
+        if expected is not None:
+            expected.check(temporary, folder)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.export.plain_logits import open_checkpoint, text_logits
 from longrope.formats.load_factors import load_extension
 from longrope.models.device_memory import explain_out_of_memory
-from longrope.models.patch import patch
+from longrope.models.patch import evaluating, patch
 
 TOLERANCE = 1e-2
 COMPARED = 16  # last tokens
@@ -24,11 +25,11 @@ COMPARED = 16  # last tokens
 
 @dataclass(frozen=True)
 class Parity:
-    """The difference of the last logits at one length: its root mean square over that of the logits.
+    """The difference of some logits of one text: its root mean square over that of the logits.
 
     Args:
-        length: Length of the sequence in tokens.
-        difference: Relative difference; 0 if all logits are the same.
+        length: Length of the text in tokens.
+        difference: Relative difference; 0 if all logits are the same, NaN if some are not finite.
     """
 
     length: int
@@ -39,15 +40,23 @@ class Parity:
         """Whether the logits agree; with another set of factors they differ by tens of percent."""
         return self.difference <= TOLERANCE
 
+    @classmethod
+    def of(cls, length: int, patched: Tensor, exported: Tensor) -> Parity:
+        """Return the difference of the logits of a patched model and of an exported checkpoint."""
+        square = (patched - exported).square().mean()
+        return cls(length, (square / patched.square().mean()).sqrt().item() if square else square.item())
+
 
 def check_parity(
     folder: str | os.PathLike[str], model: PreTrainedModel, lengths: Sequence[int] | None = None
 ) -> list[Parity]:
     """Compare a checkpoint with the model that it was made from, patched with the checkpoint's ``extension.json``.
 
+    The comparison is made in float32.
+
     Args:
         folder: Folder of the checkpoint.
-        model: Plain model, with weights of the checkpoint's dtype; it computes in float32 afterwards.
+        model: Plain model, with weights of the checkpoint's dtype.
         lengths: Lengths to compare in tokens; L0 - 1, L0, L0 + 1 and L - 1 by default.
 
     Raises:
@@ -57,8 +66,7 @@ def check_parity(
     original = extension.rope.original_length
     lengths = lengths or (original - 1, original, original + 1, extension.length - 1)
     try:
-        opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        exported = opened.to(model.device).eval()
+        exported = open_checkpoint(str(folder), str(model.device))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise LongRopeError(f"{folder} cannot be loaded: {reason}. Export the model again.") from error
@@ -67,20 +75,38 @@ def check_parity(
         raise LongRopeError(
             f"{folder}: its vocab_size is not the model's ({vocab_size}). Give the model that it was made from."
         )
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocab_size, (1, max(lengths)), generator=generator).to(model.device)
-    with patch(model.float(), extension):
-        patched_logits = [_last_logits(model, tokens[:, :length]) for length in lengths]
-    exported_logits = [_last_logits(exported, tokens[:, :length]) for length in lengths]
-    return [
-        Parity(length, ((patched - logits).square().mean() / patched.square().mean()).sqrt().item())
-        for length, patched, logits in zip(lengths, patched_logits, exported_logits, strict=True)
-    ]
+    longest = torch.arange(max(lengths))
+    texts = [random_text(model, longest[:length], indices=longest[:length][-COMPARED:]) for length in lengths]
+    parities = []
+    with in_float32(model), evaluating(model), patch(model, extension):
+        for length, text in zip(lengths, texts, strict=True):
+            with explain_out_of_memory(length, f"on {model.device}", "give shorter --lengths"):
+                parities.append(Parity.of(length, text_logits(model, text), text_logits(exported, text)))
+    return parities
 
 
-@torch.inference_mode()
-def _last_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Return the last logits of a sequence in float64, on the CPU."""
-    with explain_out_of_memory(tokens.shape[1], f"on {model.device}", "give shorter --lengths"):
-        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=COMPARED).logits[:, -COMPARED:]
-    return logits.cpu().double()  # Apple's GPUs have no doubles
+def random_text(model: PreTrainedModel, positions: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    """Return a random text as the inputs of `text_logits`.
+
+    Args:
+        model: Model whose vocabulary the text is drawn from.
+        positions: Position of every token, ``(tokens,)``.
+        indices: Indices of the tokens whose logits are compared.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    tokens = torch.randint(0, vocab_size, (1, len(positions)), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": tokens, "position_ids": positions[None], "logits_to_keep": indices}
+
+
+@contextmanager
+def in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """Raise half-precision weights and buffers to float32 for a block, one after another, then restore them."""
+    tensors = (*model.parameters(), *model.buffers())
+    halves = [(tensor, tensor.dtype) for tensor in tensors if tensor.dtype in (torch.float16, torch.bfloat16)]
+    try:
+        for tensor, _ in halves:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in halves:
+            tensor.data = tensor.data.to(dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longrope.errors import LongRopeError, unknown
-from longrope.export.exporter import Exporter, ExportRequest
+from longrope.export.exporter import Exporter, ExportOptions, ExportRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,8 +25,7 @@ def export(
     *,
     to: str = "huggingface",
     mode: str = "static",
-    outtype: str = "auto",
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
 ) -> Extension:
     """Write a model with its factors as a checkpoint that other programs load.
 
@@ -37,20 +36,21 @@ def export(
         output: Folder or file to write; it appears whole or not at all.
         to: Export format, a key of `EXPORTERS`: ``huggingface`` or ``gguf``.
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
-        outtype: Type of a GGUF's matrices: auto, f32, f16, q8_0 …
-        overwrite: Whether an existing output is replaced.
+        options: Everything else.
 
     Returns:
         The extension as the checkpoint holds it.
 
     Raises:
-        LongRopeError: The format cannot express the extension or the model, or the output cannot be written.
+        LongRopeError: The format cannot express the extension or the model, the output cannot be written, or it does
+            not compute what the model computes with the factors.
     """
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.scaling import as_extension
 
-    find_exporter(to, outtype)
+    options = options or ExportOptions()
+    find_exporter(to, options.outtype)
     if isinstance(model, str):
         rope, name = Rope.of(load_config(model)), model
     else:
@@ -62,8 +62,7 @@ def export(
         Path(output),
         name=Path(name).name.removesuffix(".gguf"),
         mode=mode,
-        outtype=outtype,
-        overwrite=overwrite,
+        options=options,
     )
     return EXPORTERS[to].write(request)
 
@@ -102,7 +101,8 @@ def _write_huggingface(request: ExportRequest) -> Extension:
         request.output,
         mode=request.mode,
         name=request.name,
-        overwrite=request.overwrite,
+        overwrite=request.options.overwrite,
+        check=request.options.check,
     )
 
 
@@ -126,7 +126,7 @@ def _write_gguf(request: ExportRequest) -> Extension:
     from longrope.export.gguf.copy import extend_gguf
     from longrope.models.load import find_gguf, load_config
 
-    mode, outtype, overwrite = request.mode, request.outtype, request.overwrite
+    mode, outtype, overwrite = request.mode, request.options.outtype, request.options.overwrite
     source = find_gguf(request.model) if isinstance(request.model, str) else None
     if source is not None:
         if outtype != "auto":

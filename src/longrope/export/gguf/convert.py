@@ -65,7 +65,7 @@ def export_gguf(
     outtype = choose_outtype(outtype, model.dtype)
     architecture = refuse_model(config, written)
     check_weights(model, extension, mode)
-    with write_gguf(path, architecture, overwrite=overwrite) as writer:
+    with write_gguf(path, architecture, written, overwrite=overwrite) as writer:
         writer.add_string("general.name", name)
         writer.add_file_type(LlamaFileType["ALL_F32" if outtype == "f32" else f"MOSTLY_{outtype.upper()}"])
         writer.add_quantization_version(2)
@@ -172,8 +172,8 @@ def _write_tensors(
     writer.write_ti_data_to_file()
     for values in factors.values():
         writer.write_tensor_data(values)
-    for _, tensor in _paired_tensors(model, architecture):
-        writer.write_tensor_data(_encode(tensor, _storage(tensor, matrix_type)[0]))
+    for name, tensor in _paired_tensors(model, architecture):
+        writer.write_tensor_data(_encode(name, tensor, _storage(tensor, matrix_type)[0]))
 
 
 def _paired_tensors(model: PreTrainedModel, architecture: str) -> Iterator[tuple[str, Tensor]]:
@@ -199,8 +199,13 @@ def _storage(tensor: Tensor, matrix_type: Any) -> tuple[Any, tuple[int, ...], in
     return stored_type, tuple(tensor.shape), tensor.numel() // block * size
 
 
-def _encode(tensor: Tensor, stored_type: Any) -> np.ndarray:
-    """Return a tensor's bytes as a type of GGUF."""
+def _encode(name: str, tensor: Tensor, stored_type: Any) -> np.ndarray:
+    """Return a tensor's bytes as a type of GGUF; refuse numbers that are not finite in it."""
     from gguf.quants import quantize
 
+    narrowed = tensor.half() if stored_type.name == "F16" else tensor
+    if not narrowed.isfinite().all():
+        raise LongRopeError(
+            f"model.{name}: it is not finite as {stored_type.name}. Choose outtype f32 or bf16, or mend it."
+        )
     return quantize(tensor.detach().float().cpu().numpy(), stored_type)

@@ -38,7 +38,7 @@ def extend_gguf(
     check_rope(written, plain_rope(reader, source), str(source))
     keys, tensors = scaling_keys(written, architecture), factor_tensors(written)
     replaced = (f"{architecture}.rope.scaling.", f"{architecture}.rope.scale_linear", "general.architecture", "GGUF.")
-    with write_gguf(path, architecture, overwrite=overwrite) as writer:
+    with write_gguf(path, architecture, written, overwrite=overwrite) as writer:
         if "general.alignment" in reader.fields:
             writer.data_alignment = reader.alignment
         for name, field in reader.fields.items():

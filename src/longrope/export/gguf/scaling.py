@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.formats.gguf import LONG, SHORT
+from longrope.formats.gguf import LONG, SHORT, extension_of_gguf
 from longrope.scaling import Extension
 from longrope.storage.lock import claim_output
 
@@ -62,11 +63,17 @@ def refuse_architecture(architecture: str) -> None:
 
 
 @contextmanager
-def write_gguf(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GGUFWriter]:
+def write_gguf(path: Path, architecture: str, written: Extension, *, overwrite: bool) -> Iterator[GGUFWriter]:
     """Yield a writer whose file appears at ``path`` when the block ends without an error, and otherwise not at all.
 
+    Args:
+        path: File to write.
+        architecture: Name of the model type in llama.cpp.
+        written: Factors that the file must hold when it is reopened.
+        overwrite: Whether an existing file is replaced.
+
     Raises:
-        LongRopeError: The file cannot be written, or the disk is full.
+        LongRopeError: The file cannot be written, the disk is full, or the reopened file holds something else.
     """
     from gguf import GGUFWriter
 
@@ -77,6 +84,7 @@ def write_gguf(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GG
         yield writer
         writer.flush()
         writer.close()
+        _check_written(temporary, written, path)
         temporary.replace(path)
     except OSError as error:
         raise LongRopeError(f"cannot write {path}: {error.strerror or error}. Choose another output.") from None
@@ -84,3 +92,26 @@ def write_gguf(path: Path, architecture: str, *, overwrite: bool) -> Iterator[GG
         for file in writer.fout or ():
             file.close()
         temporary.unlink(missing_ok=True)
+
+
+def _check_written(file: Path, written: Extension, output: Path) -> None:
+    """Raise unless a file is whole and holds an extension."""
+    reopened = extension_of_gguf(file)
+    same_base = math.isclose(reopened.rope.base, written.rope.base, rel_tol=1e-6)
+    sizes = [
+        (extension.rope.dim, extension.rope.original_length, extension.length) for extension in (reopened, written)
+    ]
+    if not same_base or sizes[0] != sizes[1]:
+        raise _refused(output, f"is for {reopened.rope} and {reopened.length} tokens")
+    for name, expected, scaling in (("short", written.short, reopened.short), ("long", written.long, reopened.long)):
+        if not np.allclose(expected.factors, scaling.factors, rtol=1e-6):
+            raise _refused(output, f"has other {name} factors ({scaling.factors[0]:.6g} … {scaling.factors[-1]:.6g})")
+        if not math.isclose(expected.attention_factor, scaling.attention_factor, rel_tol=1e-6):
+            raise _refused(output, f"has the attention factor {scaling.attention_factor:.7g}")
+
+
+def _refused(output: Path, fault: str) -> LongRopeError:
+    return LongRopeError(
+        f"output = {output}: the file, reopened, {fault}. Nothing was written. longrope cannot export this model. "
+        "Please report it with the model's config.json."
+    )
