@@ -41,8 +41,9 @@ def tensors(path: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.mark.parametrize("mode", ["dual", "static"])
 def test_keys_and_tensors_of_the_factors(mode: str, tmp_path: Path) -> None:
     made = model()
-    held = export_gguf(made, TOKENIZER, extension(made), tmp_path / "x.gguf", mode=mode)
-    found, data = keys(tmp_path / "x.gguf"), tensors(tmp_path / "x.gguf")
+    path = tmp_path / "new" / "folder" / "x.gguf"
+    held = export_gguf(made, TOKENIZER, extension(made), path, mode=mode)
+    found, data = keys(path), tensors(path)
     scaling = {name: value for name, value in found.items() if "scaling" in name}
     assert scaling == {
         "llama.rope.scaling.type": "longrope",

@@ -20,6 +20,7 @@ from longrope.cli.eval_inputs import (
 )
 from longrope.cli.eval_request import EvalRequest, check_candidates, claim_results
 from longrope.cli.progress import parts_bar
+from longrope.cli.table_names import listed, table_names
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
@@ -27,6 +28,9 @@ from longrope.units import parse_length, parse_lengths
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults
     from longrope.evaluation.sample_store import SampleStore
+
+COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
+TASK_NAMES = listed("longrope.tasks.registry", "TASKS")
 
 
 def run(
@@ -38,7 +42,7 @@ def run(
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="Another model with its own rope scaling; may be repeated.")
     ] = None,
-    schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = "pi,ntk,yarn,heuristic",
+    schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = COMPARED_NAMES,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for results.json and cells.jsonl.")] = (
         None
     ),
@@ -55,9 +59,7 @@ def run(
         str | None,
         typer.Option(help="Also perplexity of key tokens (LongPPL), chosen by this candidate, such as original."),
     ] = None,
-    retrieval: Annotated[
-        str | None, typer.Option(help="Retrieval tasks by commas (recall,passkey,niah_single_1 …), or all.")
-    ] = None,
+    retrieval: Annotated[str | None, typer.Option(help=f"Retrieval tasks by commas, or all: {TASK_NAMES}.")] = None,
     retrieval_lengths: Annotated[
         str | None, typer.Option(help="Lengths for retrieval tasks (default: --lengths).")
     ] = None,

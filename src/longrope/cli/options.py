@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longrope.cli.table_names import listed
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from longrope.scaling import Extension, Scaling
 
-Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or a built-in model: tiny, smollm2.")]
+BUILT_IN_NAMES = listed("longrope.models.load", "BUILT_IN")
+DTYPE_NAMES = listed("longrope.models.load", "DTYPES")
+Model = Annotated[str, typer.Argument(help=f"Hub id, folder, .gguf file, or a built-in model: {BUILT_IN_NAMES}.")]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
 Data = Annotated[
     str | None,
@@ -30,9 +33,7 @@ TextKey = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option(
-        help="float32, bfloat16, float16, or auto: the checkpoint's; float32 on a CPU that is slow in bfloat16."
-    ),
+    typer.Option(help=f"{DTYPE_NAMES}. auto is the checkpoint's, or float32 on a CPU that is slow in bfloat16."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto: the accelerator if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]

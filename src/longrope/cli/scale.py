@@ -9,12 +9,15 @@ import typer
 
 from longrope.cli import options
 from longrope.cli.layer_notes import check_layers
+from longrope.cli.table_names import listed
 from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
     from longrope.rope import Rope
     from longrope.scaling import Extension
+
+SCHEME_NAMES = listed("longrope.schemes", "SCHEMES")
 
 
 def run(
@@ -27,7 +30,7 @@ def run(
     ] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help="pi, ntk, dynamic_ntk, yarn, llama3, heuristic (the default); yarn+resonance and so on."),
+        typer.Option(help=f"Scheme (default: heuristic): {SCHEME_NAMES}; also yarn+resonance and so on."),
     ] = None,
     factors: Annotated[
         str | None, typer.Option(help=f"Use these factors instead of a scheme's. {options.FACTORS}")

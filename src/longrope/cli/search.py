@@ -11,6 +11,7 @@ import typer
 from longrope.cli import distributed, options
 from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import search_bar
+from longrope.cli.table_names import listed
 from longrope.data.stdlib import default_data
 from longrope.search import NEEDLE_WEIGHT
 from longrope.units import parse_length
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from longrope.search.options import SearchOptions
     from longrope.search.run import SearchResult
 
+METHOD_NAMES = listed("longrope.search.registry", "METHODS")
+PARAMETRIZATION_NAMES = listed("longrope.search.parametrizations", "PARAMETRIZATIONS")
 RESEARCH = "Research"  # help panel of the options that few searches need
 
 
@@ -29,7 +32,7 @@ def run(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
     data: options.Data = None,
     text_key: options.TextKey = None,
-    method: Annotated[str, typer.Option(help="auto, gradient, cma, paper (LongRoPE's algorithm) or simple.")] = "auto",
+    method: Annotated[str, typer.Option(help=f"Search method: {METHOD_NAMES}.")] = "auto",
     budget: Annotated[
         str | None,
         typer.Option(help="Most token-evaluations of each seed, such as 2m: forward 1 per token, with backward 3."),
@@ -61,7 +64,7 @@ def run(
     parametrization: Annotated[
         str | None,
         typer.Option(
-            help="Coordinates of the factors: free, monotone, spline, ramp or critical (auto, gradient, cma).",
+            help=f"Coordinates of the factors, for methods that have them: {PARAMETRIZATION_NAMES}.",
             rich_help_panel=RESEARCH,
         ),
     ] = None,

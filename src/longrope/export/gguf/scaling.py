@@ -81,6 +81,7 @@ def write_gguf(path: Path, architecture: str, written: Extension, *, overwrite: 
     temporary = path.with_name(f".{path.name}.tmp")
     writer = GGUFWriter(temporary, architecture)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield writer
         writer.flush()
         writer.close()

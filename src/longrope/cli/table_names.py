@@ -1,0 +1,45 @@
+"""The names in longrope's tables, for ``--help``, which must not wait for the packages that the tables need."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def table_names(module: str, table: str) -> tuple[str, ...]:
+    """Return the names in a table of a module: the keys of a dict, or the texts of a tuple.
+
+    The names are read from the module's source unless the module is loaded. A row that other code added is in a loaded
+    table, so the help shows it too.
+
+    Args:
+        module: Name of the module, such as ``longrope.schemes``.
+        table: Name of the table in it, such as ``SCHEMES``.
+
+    >>> table_names("longrope.search.registry", "METHODS")[:2]
+    ('auto', 'gradient')
+    """
+    loaded = getattr(sys.modules.get(module), table, None)
+    if loaded is not None:
+        return tuple(loaded)
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == table for target in targets):
+            value = node.value  # pyright: ignore[reportAttributeAccessIssue]
+            return tuple(ast.literal_eval(key) for key in (value.keys if isinstance(value, ast.Dict) else value.elts))
+    raise AssertionError(f"{module} has no table {table}")
+
+
+def listed(module: str, table: str) -> str:
+    """Return the names in a table as a phrase for ``--help``.
+
+    >>> listed("longrope.search.registry", "METHODS")
+    'auto, gradient, cma, paper or simple'
+    """
+    *names, last = table_names(module, table)
+    return f"{', '.join(names)} or {last}"
