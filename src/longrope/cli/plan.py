@@ -15,7 +15,10 @@ from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from longrope.stages.plan import Plan
+    from longrope.stages.plan_tables import Data
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
@@ -50,7 +53,7 @@ def run(
 
     length = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)
-    options_of_new = {
+    new = {
         "--to": to,
         "-o": output,
         "--data": data,
@@ -58,36 +61,26 @@ def run(
         "--train": train,
         "--original-tokens": original_tokens,
     }
-    check_options([name for name, value in options_of_new.items() if value is not None], plan)
+    check_options([name for name, value in new.items() if value is not None], plan)
     if output is not None:
         claim_output(output, overwrite=overwrite)
 
-    from longrope.cost.model_shape import ModelShape
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan
-    from longrope.stages.plan_advice import propose
     from longrope.stages.plan_cost import check_plan_memory
     from longrope.stages.plan_tables import Data
 
     existing, config = None if plan is None else load_plan(plan), load_config(model)
     rope, device = Rope.of(config), options.choose_device(device)
-    if existing is None:
-        assert length is not None
-        documents = Data(
-            source=data, text_key=text_key, train=train or ("stdlib" if model == "tiny" and data is None else None)
-        )
-        proposed = propose(
-            rope,
-            length,
-            parameters=ModelShape.of(config).parameters,
-            original_tokens=tokens,
-            data=documents,
-            dtype="float32" if device == "cpu" and is_bfloat16_slow() else "bfloat16",
-        )
-        text = heading(rope.original_length, proposed) + proposed.to_toml()
-    else:
+    if existing is not None:
         proposed, text = existing, None
+    else:
+        assert length is not None
+        train = train or ("stdlib" if model == "tiny" and data is None else None)
+        documents = Data(source=data, text_key=text_key, train=train)
+        proposed = new_plan(config, length, documents, original_tokens=tokens, device=device)
+        text = heading(rope.original_length, proposed) + proposed.to_toml()
     proposed.check_fits(rope)
     check_layers(config, proposed.length)
     dtype = options.choose_dtype(
@@ -97,16 +90,44 @@ def run(
     if output is not None and text is not None:
         write_text(output, text)
         typer.echo(f"Plan: {output}", err=True)
-
-    def show() -> None:
-        prints_plan = text is not None and output is None
-        if prints_plan:
-            typer.echo(text, nl=False)
-        title = f"{model}: {rope.original_length:,} to {proposed.length:,} tokens on {device}"
-        plan_output.show(report, title, err=prints_plan)
-
+    printed = text if output is None else None
+    title = f"{model}: {rope.original_length:,} to {proposed.length:,} tokens on {device}"
     record = {"model": model, "device": device, "plan": proposed.model_dump(mode="json")}
-    options.tell(record | plan_output.as_record(report), as_json=as_json, text=show)
+    record |= plan_output.as_record(report)
+    options.tell(record, as_json=as_json, text=lambda: show(printed, report, title))
+
+
+def show(plan: str | None, report: plan_output.Report, title: str) -> None:
+    """Print the file of a plan on standard output and its costs on standard error; only costs if there is no file."""
+    if plan is not None:
+        typer.echo(plan, nl=False)
+    plan_output.show(report, title, err=plan is not None)
+
+
+def new_plan(
+    config: PreTrainedConfig, length: int, documents: Data, *, original_tokens: float | None, device: str
+) -> Plan:
+    """Propose a plan for a model, in the number format that trains fast on the device.
+
+    Args:
+        config: Config of the model.
+        length: Target length in tokens.
+        documents: Documents of the plan.
+        original_tokens: Tokens that the model was trained on; None if they are not known.
+        device: Name of the device.
+    """
+    from longrope.cost.model_shape import ModelShape
+    from longrope.rope import Rope
+    from longrope.stages.plan_advice import propose
+
+    return propose(
+        Rope.of(config),
+        length,
+        parameters=ModelShape.of(config).parameters,
+        original_tokens=original_tokens,
+        data=documents,
+        dtype="float32" if device == "cpu" and is_bfloat16_slow() else "bfloat16",
+    )
 
 
 def check_options(options_of_new: list[str], plan: str | None) -> None:

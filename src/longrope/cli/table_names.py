@@ -28,10 +28,14 @@ def table_names(module: str, table: str) -> tuple[str, ...]:
     assert spec is not None
     assert spec.origin is not None
     for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == table for target in targets):
-            value = node.value  # pyright: ignore[reportAttributeAccessIssue]
-            return tuple(ast.literal_eval(key) for key in (value.keys if isinstance(value, ast.Dict) else value.elts))
+        match node:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name), value=value)
+                | ast.Assign(targets=[ast.Name(id=name)], value=value)
+            ):
+                if name == table and isinstance(value, (ast.Dict, ast.Tuple)):
+                    elements = value.keys if isinstance(value, ast.Dict) else value.elts
+                    return tuple(ast.literal_eval(element) for element in elements if element is not None)
     raise AssertionError(f"{module} has no table {table}")
 
 
