@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import fmean
 
 import families
@@ -17,6 +18,7 @@ from longrope.errors import LongRopeError
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.rope import Rope
+from longrope.scaling import Extension
 from longrope.schemes import scheme
 from longrope.tasks.haystack import encode_within
 from longrope.tasks.prompts import Prompt
@@ -155,6 +157,58 @@ def test_the_prompt_runs_once_and_the_head_never_on_it(tiny: Tiny) -> None:
     assert max(passed[1:]) <= prompts[0].room
     assert {shape[0] for shape in shapes} == {2}
     assert max(shape[1] for shape in shapes) <= prompts[0].room
+
+
+def alone(prompt: Prompt) -> Prompt:
+    """Return the same prompt as the only question of its document."""
+    return replace(prompt, shared=0)
+
+
+def assert_equal_scores(shared: list[PromptScore], single: list[PromptScore]) -> None:
+    for score, other in zip(shared, single, strict=True):
+        assert (score.text, score.score, score.choice) == (other.text, other.score, other.choice)
+        assert score.loss == pytest.approx(other.loss, abs=1e-4)
+        assert score.margin == pytest.approx(other.margin, abs=1e-4)
+
+
+def test_questions_of_one_document_score_as_each_alone(tiny: Tiny, texts: np.ndarray) -> None:
+    """With the long factors of an extension and with static ones; other prompts in between."""
+    model, tokenizer = tiny
+    rope = Rope.of(model)
+    request = {"length": 420, "trials": 3, "questions": 2, "texts": texts}
+    prompts = [*make_prompts("recall", tokenizer, **request), *make_prompts("niah_single_2", tokenizer, **request)]
+    mixed = [*prompts[::2], *other_prompts(tokenizer)[:1], *prompts[1::2]]
+    for scaling in (Extension.of(rope, scheme("yarn", rope, 512)).at(420), scheme("ntk", rope, 1024)):
+        with patch(model, scaling):
+            scores = score_prompts(model, tokenizer, mixed, batch=2)
+            assert_equal_scores(scores, [score_prompts(model, tokenizer, [alone(prompt)])[0] for prompt in mixed])
+    assert {score.score for score in scores} == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "mistral"])
+def test_questions_of_one_document_in_every_family(family: str, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Windows shorter than the document included."""
+    fields = {"sliding_window": 32} if family != "llama" else {}
+    model = families.build(family, vocab_size=ROWS, **fields)
+    prompts = make_prompts("niah_single_1", bytes_tokenizer, length=700, trials=5, questions=4)
+    single = [score_prompts(model, bytes_tokenizer, [alone(prompt)])[0] for prompt in prompts]
+    assert_equal_scores(score_prompts(model, bytes_tokenizer, prompts), single)
+
+
+def test_a_document_passes_once_for_all_its_questions(tiny: Tiny, texts: np.ndarray) -> None:
+    """And again for the questions of the next document; a question of one token too."""
+    model, tokenizer = tiny
+    prompts = make_prompts("recall", tokenizer, length=512, trials=7, questions=4, texts=texts)
+    finished: list[int] = []
+    passed: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda *made: passed.append(made[1][0].shape[1]))
+    with hook:
+        score_prompts(model, tokenizer, prompts, on_progress=finished.append)
+    assert [size for size in passed if size > 30] == [len(prompts[i].tokens) - 1 for i in (0, 4)]
+    assert finished == [4, 7]
+    prompt = replace(prompts[0], shared=len(prompts[0].tokens) - 1)
+    first, second = score_prompts(model, tokenizer, [prompt, prompt])
+    assert_equal_scores([first], [second])
 
 
 def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ class KeyValueText:
     tokens: np.ndarray
     answers: np.ndarray
 
+    @property
+    def planted(self) -> KeyValueText:
+        """The same text without answers."""
+        return KeyValueText(self.tokens, np.zeros_like(self.answers))
+
 
 def make_key_value_text(
     background: np.ndarray,
@@ -65,24 +71,57 @@ def make_key_value_text(
     _check(needles=needles, queries=queries, depth=depth, query_depth=query_depth)
     lines = _lines(tokenizer, rng, needles)
     repeats = [lines[i] for i in rng.permutation(queries)]
+    room = _room(background, length, lines, repeats)
+    query_start = round(query_depth * room)
+    starts = rng.integers(0, query_start, size=needles, endpoint=True)
+    if depth is not None:
+        starts[0] = round(depth * query_start)
+    planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
+    cuts = [*np.sort(starts), *[query_start] * queries]
+    return _interleave(background[:room], planted + repeats, cuts)
+
+
+def plant_key_value_lines(
+    background: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    rng: np.random.Generator,
+    length: int,
+    depths: Sequence[float],
+) -> tuple[KeyValueText, list[KeyValueText]]:
+    """Plant lines in a background text, and return the text and the lines, each with its words as answers.
+
+    The text and any one of the lines after it have at most ``length`` tokens.
+
+    Args:
+        background: Token ids of a text, ``(tokens,)``, of which as many are used as the lines leave room for.
+        tokenizer: Tokenizer of the model.
+        rng: Generator of the lines.
+        length: Length of the text with the longest line after it, in tokens.
+        depths: Place of each line in the background, from 0 to 1.
+
+    Raises:
+        LongRopeError: If ``length`` is too short for the lines, or longer than the background can fill.
+    """
+    lines = _lines(tokenizer, rng, len(depths))
+    room = _room(background, length, lines, [max(lines, key=lambda line: line.tokens.size)])
+    starts = np.array([round(depth * room) for depth in depths])
+    planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
+    return _interleave(background[:room], planted, np.sort(starts).tolist()), lines
+
+
+def _room(background: np.ndarray, length: int, lines: list[KeyValueText], repeats: list[KeyValueText]) -> int:
+    """Return the tokens that the lines and the repeats leave to the background."""
     room = length - sum(line.tokens.size for line in lines + repeats)
     if room < 0:
         raise LongRopeError(
-            f"length = {length}: too short for needles = {needles}, queries = {queries}. Add {-room} tokens."
+            f"length = {length}: too short for needles = {len(lines)}, queries = {len(repeats)}. Add {-room} tokens."
         )
     if background.size < room:
         raise LongRopeError(
             f"background = {background.size} tokens: length = {length} needs {room}. Pass a longer text."
         )
-    query_start = round(query_depth * room)
-    starts = rng.integers(0, query_start, size=needles, endpoint=True)
-    if depth is not None:
-        starts[0] = round(depth * query_start)
-    planted = [
-        KeyValueText(lines[i].tokens, np.zeros_like(lines[i].answers)) for i in np.argsort(starts, kind="stable")
-    ]
-    cuts = [*np.sort(starts), *[query_start] * queries]
-    return _interleave(background[:room], planted + repeats, cuts)
+    return room
 
 
 def _check(*, needles: int, queries: int, depth: float | None, query_depth: float) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from longrope.errors import LongRopeError
 from longrope.tasks.haystack import encode_within, noise, plant
 from longrope.tasks.prompts import Prompt, PromptRequest
+
+REDRAWS = 100  # drafts of one trial, until its keys are new to the document
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class NeedleDraft:
         question: Text after the haystack, which the answer follows.
         answers: All strings that the model should generate.
         wrong: Wrong answers of the same form, for a forced choice.
+        keys: All names that the lines give something to; () where the question does not name one. Trials share a
+            document only if they have keys, no key in common, and the same text before the haystack.
     """
 
     intro: str
@@ -30,6 +35,7 @@ class NeedleDraft:
     question: str
     answers: tuple[str, ...]
     wrong: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,27 +53,72 @@ class NeedleTask:
     needs_texts: bool = False
 
     def prompts(self, request: PromptRequest) -> list[Prompt]:
-        """Return a prompt for each trial, of exactly the requested length."""
-        depths: list[float] = []
-        drafts: list[NeedleDraft] = []
-        for trial, rng in enumerate(request.generators()):
-            random, requested = float(rng.random()), request.depth(trial)
-            depths.append(random if requested is None else float(requested))
-            drafts.append(self.draft(rng, depths[-1]))
-        encoded = [encode_within(request.tokenizer, [draft.intro, draft.question, *draft.lines]) for draft in drafts]
-        request.check_length(self.room + max(sum(map(len, strings)) for strings in encoded))
-        prompts = []
-        for trial, (draft, depth, strings) in enumerate(zip(drafts, depths, encoded, strict=True)):
-            tokens = self._tokens(request, trial, draft, strings)
-            single = len(draft.answers) == 1
-            prompts.append(Prompt(tokens, draft.answers, draft.wrong, depth if single else None, self.room))
-        return prompts
+        """Return a prompt for each trial, of exactly the requested length.
 
-    def _tokens(self, request: PromptRequest, trial: int, draft: NeedleDraft, encoded: list[np.ndarray]) -> np.ndarray:
-        intro, question, *lines = encoded
-        size = request.length - self.room - len(request.start) - sum(map(len, encoded))
+        Prompts of one document differ in the question only. A question that is shorter than the longest leaves more
+        room for its answer.
+        """
+        rngs = request.generators()
+        documents = [self._drafts(request, trials, rngs) for trials in request.documents]
+        encoded = [
+            [encode_within(request.tokenizer, [draft.intro, draft.question, *draft.lines]) for _, draft in drafts]
+            for drafts in documents
+        ]
+        request.check_length(self.room + max(map(_least_size, encoded)))
+        prompts = []
+        for number, (drafts, strings) in enumerate(zip(documents, encoded, strict=True)):
+            context = self._context(request, number, drafts, strings)
+            for (depth, draft), (_, question, *_) in zip(drafts, strings, strict=True):
+                tokens = np.concatenate([context, question])
+                needle_depth = depth if len(draft.answers) == 1 else None
+                shared = len(context) if request.questions > 1 else 0
+                room = request.length - len(tokens)
+                prompts.append(Prompt(tokens, draft.answers, draft.wrong, needle_depth, room, shared))
+        return prompts[: request.trials]
+
+    def _drafts(
+        self, request: PromptRequest, trials: range, rngs: Sequence[np.random.Generator]
+    ) -> list[tuple[float, NeedleDraft]]:
+        """Return the depths and the drafts of the trials of one document; no two drafts have a key in common."""
+        drafts: list[tuple[float, NeedleDraft]] = []
+        used: set[str] = set()
+        for trial in trials:
+            random, requested = float(rngs[trial].random()), request.depth(trial)
+            depth = random if requested is None else float(requested)
+            redraws = (self.draft(rngs[trial], depth) for _ in range(REDRAWS))
+            draft = next((draft for draft in redraws if used.isdisjoint(draft.keys)), None)
+            if draft is None:
+                raise LongRopeError(
+                    f"questions = {request.questions}: task {request.task} has too few keys for one document. "
+                    f"Ask at most {len(drafts)} questions."
+                )
+            used.update(draft.keys)
+            drafts.append((depth, draft))
+        introductions = {draft.intro for _, draft in drafts}
+        if request.questions > 1 and not (len(introductions) == 1 and all(draft.keys for _, draft in drafts)):
+            raise request.not_shareable()
+        return drafts
+
+    def _context(
+        self,
+        request: PromptRequest,
+        number: int,
+        drafts: list[tuple[float, NeedleDraft]],
+        encoded: list[list[np.ndarray]],
+    ) -> np.ndarray:
+        """Return the tokens before the question: the introduction and the haystack with the lines of all drafts."""
+        intro = encoded[0][0]
+        size = request.length - self.room - len(request.start) - _least_size(encoded)
         if self.needs_texts:
-            haystack, borders = request.text(trial)[:size], None
+            haystack, borders = request.text(number)[:size], None
         else:
             haystack, borders = noise(request.tokenizer, size)
-        return np.concatenate([request.start, intro, plant(haystack, borders, lines, draft.depths), question])
+        lines = [line for _, _, *own_lines in encoded for line in own_lines]
+        depths = [depth for _, draft in drafts for depth in draft.depths]
+        return np.concatenate([request.start, intro, plant(haystack, borders, lines, depths)])
+
+
+def _least_size(encoded: list[list[np.ndarray]]) -> int:
+    """Return the tokens of a document with its longest question and an empty haystack."""
+    lines = sum(len(line) for _, _, *own_lines in encoded for line in own_lines)
+    return len(encoded[0][0]) + lines + max(len(question) for _, question, *_ in encoded)

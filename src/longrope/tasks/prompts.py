@@ -24,6 +24,10 @@ class Prompt:
         wrong: Wrong answers of the same form, for a forced choice; empty where there are several right ones.
         depth: Place of the needle in the text, from 0 to 1; None for several needles, or a random place.
         room: Tokens reserved for the generated answer.
+        shared: Number of leading tokens that all questions of one document share; 0 for a document with one question.
+
+    Raises:
+        LongRopeError: If the shared tokens leave no token to the question.
     """
 
     tokens: np.ndarray
@@ -31,6 +35,18 @@ class Prompt:
     wrong: tuple[str, ...]
     depth: float | None
     room: int
+    shared: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shared < len(self.tokens):
+            raise LongRopeError(
+                f"shared = {self.shared}: not below the {len(self.tokens)} tokens of the prompt. Leave a question."
+            )
+
+    @property
+    def document(self) -> bytes | None:
+        """Key that the questions of one document have in common; None for a document with one question."""
+        return self.tokens[: self.shared].tobytes() if self.shared else None
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class PromptRequest:
         tokenizer: Tokenizer of the model.
         length: Length of a prompt with its room, in tokens.
         trials: Number of prompts.
+        questions: Number of prompts that share a document; the last document may have fewer.
         texts: Token ids of real documents, ``(documents, at least length)``, or None.
         depths: Depths that the trials take in turn; random ones if None.
         seed: Seed of all random choices.
@@ -56,13 +73,20 @@ class PromptRequest:
     depths: Sequence[float] | None
     seed: int
     start: np.ndarray
+    questions: int = 1
+
+    @property
+    def documents(self) -> list[range]:
+        """The trials of each document; those of the last one may exceed the number of prompts."""
+        firsts = range(0, self.trials, self.questions)
+        return [range(first, first + self.questions) for first in firsts]
 
     def depth(self, trial: int) -> float | None:
         """Return the requested depth of a trial; None for a random one."""
         return self.depths[trial % len(self.depths)] if self.depths else None
 
-    def text(self, trial: int) -> np.ndarray:
-        """Return the document of a trial, without the tokenizer's start tokens.
+    def text(self, number: int) -> np.ndarray:
+        """Return the tokens of a document by its number, without the tokenizer's start tokens.
 
         Raises:
             LongRopeError: If there are no documents, or they are too short.
@@ -73,12 +97,12 @@ class PromptRequest:
                 f"texts = {shape}: task {self.task} at length {self.length} hides its needles in real documents. "
                 f"Give token ids of the shape (documents, at least {self.length})."
             )
-        text, size = self.texts[trial % len(self.texts)], len(self.start)
+        text, size = self.texts[number % len(self.texts)], len(self.start)
         return text[size:] if np.array_equal(text[:size], self.start) else text
 
     def generators(self) -> list[np.random.Generator]:
-        """Return a generator for each trial, so that no trial depends on the draws of the one before."""
-        return np.random.default_rng(self.seed).spawn(self.trials)
+        """Return a generator for each trial of `documents`, so that none depends on the draws of another document."""
+        return np.random.default_rng(self.seed).spawn(len(self.documents) * self.questions)
 
     def check_length(self, least: int) -> None:
         """Raise an error if fewer tokens are requested than a prompt needs.
@@ -91,6 +115,13 @@ class PromptRequest:
             raise LongRopeError(
                 f"length = {self.length}: too short for task {self.task} with this tokenizer. Use at least {least}."
             )
+
+    def not_shareable(self) -> LongRopeError:
+        """Return the error for a task whose questions cannot share a document."""
+        return LongRopeError(
+            f"questions = {self.questions}: task {self.task} has one question a document. "
+            "Set questions = 1, or ask by key, as recall and niah_single_1 do."
+        )
 
 
 class Task(Protocol):

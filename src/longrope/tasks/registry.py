@@ -46,6 +46,7 @@ def make_prompts(
     texts: np.ndarray | None = None,
     depths: Sequence[float] | None = None,
     seed: int = 0,
+    questions: int = 1,
 ) -> list[Prompt]:
     """Return prompts of one task, each of exactly ``length`` tokens with the room for its answer.
 
@@ -60,17 +61,26 @@ def make_prompts(
         texts: Token ids of real documents, for tasks that hide needles in them, ``(documents, at least length)``.
         depths: Depths of the needle, from 0 to 1, in turn; random ones if None. Tasks with several needles ignore them.
         seed: Seed of all random choices.
+        questions: Number of prompts that share a document. Above 1, a document holds the needles of that many prompts,
+            and `longrope.tasks.scoring.score_prompts` reads it once for all of them.
 
     Raises:
-        LongRopeError: If the task is unknown, the length is too short, a number is out of range, or texts are missing.
+        LongRopeError: If the task is unknown, the length is too short, a number is out of range, texts are missing, or
+            the task's questions cannot share a document.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
     if trials < 1:
         raise LongRopeError(f"trials = {trials}: not at least 1. Ask for one trial or more.")
+    if questions < 1:
+        raise LongRopeError(f"questions = {questions}: not at least 1. Ask for one question a document or more.")
     for depth in depths or ():
         if not 0 <= depth <= 1:
             raise LongRopeError(f"depths = {depth}: not between 0 and 1, the beginning and the end. Give a share.")
     first = tokenizer("a")["input_ids"][:1]
     start = np.array(first if first == [tokenizer.bos_token_id] else [], dtype=np.int64)
-    return TASKS[task].prompts(PromptRequest(task, tokenizer, length, trials, texts, depths, seed, start))
+    request = PromptRequest(task, tokenizer, length, trials, texts, depths, seed, start, questions)
+    prompts = TASKS[task].prompts(request)
+    if questions > 1 and not all(prompt.shared for prompt in prompts):
+        raise request.not_shareable()
+    return prompts

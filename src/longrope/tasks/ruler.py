@@ -50,6 +50,7 @@ def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int =
         f"\n\n{asks} secret {says} {queried}? The secret {says} {queried} {'is' if single else 'are'}",
         answers,
         tuple(wrong) if single else (),
+        tuple(names),
     )
 
 
@@ -67,6 +68,7 @@ def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int 
         tuple(np.sort(rng.random(len(turns)))),
         f"\n\nWhich {hops + 1} variables have the value {values[0]}? The variables with the value {values[0]} are",
         tuple(names[0].tolist()),
+        keys=(*values, *names.ravel().tolist()),
     )
 
 

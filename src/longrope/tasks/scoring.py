@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,40 +60,67 @@ def score_prompts(
     """Return a score for each prompt: what the model generates, and for a single answer which option it prefers.
 
     A prompt passes through the backbone once. Its keys and values serve the generation and every option, and the head
-    runs only on their tokens.
+    runs only on their tokens. The tokens that the questions of one document share pass once for all of them.
 
     Args:
         model: A causal language model, patched or not. Patch it with the factors of the prompts' length: factors that
             depend on the length of each pass do not fit a text that grows token by token.
         tokenizer: Tokenizer of the model.
         prompts: Prompts from `longrope.tasks.registry.make_prompts`.
-        batch: Prompts of equal length in one forward pass.
-        on_progress: Called after each pass with the number of finished prompts.
+        batch: Prompts of equal length in one forward pass. Questions of one document follow each other.
+        on_progress: Called after each batch and each document with the number of finished prompts.
 
     Raises:
         LongRopeError: If memory runs out.
     """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault((len(prompt.tokens), prompt.room), []).append(i)
     scores: dict[int, PromptScore] = {}
-    for (length, room), members in groups.items():
-        for start in range(0, len(members), batch):
-            chosen = members[start : start + batch]
-            where = f"with batch {len(chosen)} on {model.device}"
-            with explain_out_of_memory(length + room, where, "lower the length or the batch, or use dtype bfloat16"):
-                batch_scores = _score(model, tokenizer, [prompts[i] for i in chosen])
-            scores |= zip(chosen, batch_scores, strict=True)
-            if on_progress is not None:
-                on_progress(len(scores))
+    for members in _groups(prompts, batch):
+        group = [prompts[i] for i in members]
+        where = f"with batch {1 if group[0].shared else len(group)} on {model.device}"
+        length = len(group[0].tokens) + group[0].room
+        with explain_out_of_memory(length, where, "lower the length or the batch, or use dtype bfloat16"):
+            group_scores = _score_group(model, tokenizer, group)
+        scores |= zip(members, group_scores, strict=True)
+        if on_progress is not None:
+            on_progress(len(scores))
     return [scores[i] for i in range(len(prompts))]
 
 
-@torch.inference_mode()
-def _score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[PromptScore]:
-    tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
+def _groups(prompts: Sequence[Prompt], batch: int) -> Iterator[list[int]]:
+    """Yield the indices of the questions of each document, and of batches of other prompts of equal lengths."""
+    groups: dict[object, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(prompt.document or (len(prompt.tokens), prompt.room), []).append(i)
+    for members in groups.values():
+        size = len(members) if prompts[members[0]].shared else batch
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+
+def _score_group(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+) -> list[PromptScore]:
+    """Return the scores of the questions of one document, one by one, or those of a batch of equal lengths."""
     cache = DynamicCache()  # one that keeps all, so that it can be cropped in layers with a window too
-    backbone_of(model)(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True)
+    shared = prompts[0].shared
+    if not shared:
+        return _score(model, tokenizer, prompts, cache)
+    scores = []
+    for prompt in prompts:
+        scores += _score(model, tokenizer, [prompt], cache)
+        cache.crop(shared - cache.get_seq_length())  # below 0: as many tokens are removed
+    return scores
+
+
+@torch.inference_mode()
+def _score(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], cache: DynamicCache
+) -> list[PromptScore]:
+    """Return the scores of a batch of prompts, whose first tokens the cache may already hold."""
+    tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
+    unread = tokens[:, cache.get_seq_length() : -1]
+    if unread.shape[1]:
+        backbone_of(model)(input_ids=unread, past_key_values=cache, use_cache=True)
     losses = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
     generated = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
     scores = []
