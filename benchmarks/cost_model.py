@@ -18,18 +18,18 @@ from typing import Any
 
 from transformers import LlamaConfig
 
+import longrope as lr
 from longrope.cost import peak_memory
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.provenance import provenance
-from longrope.rope import Rope
-from longrope.stages.plan import Plan
 from longrope.stages.plan_cost import costs
 from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "cost-model.json"
 RATE, LENGTH, WINDOW = 156e12, 2**21, 2**15
 DEVICES = (1, 8, 64)
-SHAPES = {  # hidden, MLP, layers, heads, key heads, vocabulary
+FIELDS = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
+SHAPES = {
     "LLaMA2-7B": (4096, 11008, 32, 32, 32, 32000),
     "1B": (2048, 8192, 16, 32, 8, 128256),
     "8B": (4096, 14336, 32, 32, 8, 128256),
@@ -43,42 +43,28 @@ SEARCHES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Compute all costs and write the file."""
-    found: dict[str, Any] = {}
-    for name, shape in SHAPES.items():
-        config = _config(*shape)
-        anatomy = ModelShape.of(config)
-        one = anatomy.forward(LENGTH)
-        rows: dict[str, Any] = {
-            "one forward pass": _row(one) | {"memory_bytes": peak_memory.of_pass(anatomy, LENGTH, gradient=False)}
-        }
-        for search, fields in SEARCHES.items():
-            stage = {"length": LENGTH, "search": fields}
-            plan = Plan.model_validate({"version": 1, "stages": [stage], "evaluation": {"lengths": []}})
-            cost = costs(plan, anatomy, Rope.of(config))[0]
-            work = sum(cost.flops.values(), Flops())
-            rows[search] = _row(work) | {"passes": cost.search_tokens / cost.length, "memory_bytes": cost.memory}
-        found[name] = rows
-    write_json(RESULTS, {"models": found, "flops_per_second": RATE, "length": LENGTH, "provenance": provenance()})
-    print(json.dumps(found, indent=1))
+    """Compute all costs and write the results."""
+    models: dict[str, Any] = {}
+    for name, sizes in SHAPES.items():
+        fields: dict[str, Any] = dict(zip(FIELDS, sizes, strict=True))
+        config = LlamaConfig(**fields, max_position_embeddings=4096, dtype="bfloat16")
+        shape = ModelShape.of(config)
+        memory = peak_memory.of_pass(shape, LENGTH, gradient=False)
+        rows = {"one forward pass": {**_row(shape.forward(LENGTH)), "memory_bytes": memory}}
+        for search, settings in SEARCHES.items():
+            stage = {"length": LENGTH, "search": settings}
+            plan = lr.Plan.model_validate({"version": 1, "stages": [stage], "evaluation": {"lengths": []}})
+            cost = costs(plan, shape, lr.Rope.of(config))[0]
+            passes = cost.search_tokens / cost.length
+            rows[search] = {**_row(sum(cost.flops.values(), Flops())), "passes": passes, "memory_bytes": cost.memory}
+        models[name] = rows
+    write_json(RESULTS, {"models": models, "flops_per_second": RATE, "length": LENGTH, "provenance": provenance()})
+    print(json.dumps(models, indent=1))
 
 
-def _row(work: Flops) -> dict[str, Any]:
-    hours = {f"hours on {count}": work.total / RATE / count / 3600 for count in DEVICES}
-    return {"linear_flops": work.linear, "attention_flops": work.attention, **hours}
-
-
-def _config(hidden: int, wide: int, layers: int, heads: int, groups: int, vocabulary: int) -> LlamaConfig:
-    return LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=wide,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        vocab_size=vocabulary,
-        max_position_embeddings=4096,
-        dtype="bfloat16",
-    )
+def _row(flops: Flops) -> dict[str, Any]:
+    hours = {f"hours on {count}": flops.total / RATE / count / 3600 for count in DEVICES}
+    return {"linear_flops": flops.linear, "attention_flops": flops.attention, **hours}
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def window(bench: Bench) -> dict[str, Any]:
 
 
 def attention(bench: Bench) -> dict[str, Any]:
-    """Does attention thin out? The last stage of *wide* with larger attention factors, on the first two windows."""
+    """Measure *wide* with larger attention factors in its last stage, on the first two windows: attention thins out."""
 
     def value(times: float, length: int) -> float:
         model, long = bench.model("wide", 3), bench.long("wide", 3)

@@ -45,106 +45,105 @@ OWN = 0.1  # share of the rounds in processes of their own
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What an uninterrupted run leaves, and the seconds that it takes."""
+class Reference:
+    """The files of an uninterrupted run by digest, and its seconds."""
 
     signature: dict[str, str]
     seconds: float
 
 
 def main() -> None:
-    """All rounds that are not in the journal yet, then the results."""
+    """Run all rounds that are not in the journal yet, then write the results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=ORDER)
     parser.add_argument("--folder", type=Path, default=Path("build/faults"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder, names = given.folder.resolve(), given.commands.split(",")
+    folder, names = arguments.folder.resolve(), arguments.commands.split(",")
     with locked(folder):
-        settings = {"seed": given.seed, "commands": names}
+        settings = {"seed": arguments.seed, "commands": names}
         with closing(JsonlFile(folder / "rounds.jsonl", settings, subject="a fault injection", resume=True)) as lines:
             prepare(folder)
-            rounds, wanted, imports = lines.lines, references(folder, names), seconds_of_imports()
-            for number in range(len(rounds), given.rounds):
+            rounds, by_name, imports = lines.lines, references(folder, names), seconds_of_imports()
+            for number in range(len(rounds), arguments.rounds):
                 name = names[number % len(names)]
-                rounds.append(one_round(folder, number, given.seed, name, wanted[name], imports))
+                rounds.append(one_round(folder, number, arguments.seed, name, by_name[name], imports))
                 lines.append(rounds[-1])
                 print(json.dumps(rounds[-1]), flush=True)
-    write_json(given.results, summary(rounds, given.seed) | {"provenance": provenance()})
+    write_json(arguments.results, summary(rounds, arguments.seed) | {"provenance": provenance()})
     if not all(line["equal"] for line in rounds):
         raise SystemExit(f"not equal: see {folder}")
 
 
-def references(folder: Path, names: list[str]) -> dict[str, Whole]:
-    """Two uninterrupted runs of every command, which must be alike, and what they took."""
-    found = {}
+def references(folder: Path, names: list[str]) -> dict[str, Reference]:
+    """Run every command twice without interruption; return what it leaves, which must be the same, and its seconds."""
+    by_name = {}
     for name in dict.fromkeys(["search", *names]):
-        seconds, left = [], []
-        for place in (folder / name, folder / f"{name}-again"):
-            shutil.rmtree(place, ignore_errors=True)
+        seconds, signatures = [], []
+        for folder_of_run in (folder / name, folder / f"{name}-again"):
+            shutil.rmtree(folder_of_run, ignore_errors=True)
             began = time.monotonic()
-            code = ended(forked(COMMANDS[name].words, place), None)
+            code = ended(forked(COMMANDS[name].line.split(), folder_of_run), None)
             seconds.append(time.monotonic() - began)
-            assert code == 0, f"{name} ended with {code}; see {log(place)}"
-            left.append(signature(place))
-        assert left[0] == left[1], f"two runs of {name} differ: {differences(*left)}"
-        found[name] = Whole(left[0], min(seconds))
+            assert code == 0, f"{name} ended with {code}; see {log(folder_of_run)}"
+            signatures.append(signature(folder_of_run))
+        assert signatures[0] == signatures[1], f"two runs of {name} differ: {differences(*signatures)}"
+        by_name[name] = Reference(signatures[0], min(seconds))
         print(f"{name}: {seconds[0]:.1f} s, {seconds[1]:.1f} s", flush=True)
-    return found
+    return by_name
 
 
 def seconds_of_imports() -> float:
-    """What a process takes before it begins to work."""
+    """Return the seconds that a process takes before it begins to work."""
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", "import longrope.stages.pipeline"], check=True)
     return time.monotonic() - began
 
 
-def one_round(folder: Path, number: int, seed: int, name: str, whole: Whole, imports: float) -> dict[str, Any]:
+def one_round(folder: Path, number: int, seed: int, name: str, reference: Reference, imports: float) -> dict[str, Any]:
     """Kill a command up to three times, let it end, and compare."""
-    rng, command, place = random.Random(f"{seed} {number}"), COMMANDS[name], folder / f"round-{number}"
-    shutil.rmtree(place, ignore_errors=True)
+    rng, command, folder_of_run = random.Random(f"{seed} {number}"), COMMANDS[name], folder / f"round-{number}"
+    shutil.rmtree(folder_of_run, ignore_errors=True)
     start, more = (spawned, imports) if rng.random() < OWN else (forked, 0.0)
-    kills, words = [], command.words
+    kills, words = [], command.line.split()
     for _ in range(rng.randint(1, 3)):
-        after = rng.random() * (whole.seconds + more)
-        code = ended(start(words, place), after)
+        after = rng.random() * (reference.seconds + more)
+        code = ended(start(words, folder_of_run), after)
         if code != -signal.SIGKILL:
-            assert code == 0, f"round {number}: {name} ended with {code}; see {log(place)}"
-        reached = [phase for mark, phase in command.marks.items() if (place / mark).exists()]
+            assert code == 0, f"round {number}: {name} ended with {code}; see {log(folder_of_run)}"
+        reached = [phase for mark, phase in command.marks.items() if (folder_of_run / mark).exists()]
         kills.append({"after": round(after, 3), "phase": (reached or ["start"])[-1], "killed": code != 0})
-        words = (*command.words, command.again)
-    code = ended(start(words, place), None)
-    found, expected = signature(place), whole.signature
+        words = [*command.line.split(), command.again]
+    code = ended(start(words, folder_of_run), None)
+    different = differences(signature(folder_of_run), reference.signature)
     line = {"round": number, "command": name, "start": start.__name__, "kills": kills, "code": code}
-    line |= {"equal": code == 0 and found == expected, "differences": differences(found, expected)}
+    line |= {"equal": code == 0 and not different, "differences": different}
     if line["equal"]:
-        shutil.rmtree(place)
-        log(place).unlink()
+        shutil.rmtree(folder_of_run)
+        log(folder_of_run).unlink()
     return line
 
 
 def summary(rounds: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """Counts by command and by the phase in which it was killed."""
-    found: dict[str, Any] = {"seed": seed, "rounds": len(rounds), "not_equal": 0, "kills": 0, "commands": {}}
+    """Return counts by command and by the phase in which it was killed."""
+    commands: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(line["command"] for line in rounds):
-        mine = [line for line in rounds if line["command"] == name]
-        kills = [kill for line in mine for kill in line["kills"]]
+        rounds_of_command = [line for line in rounds if line["command"] == name]
+        kills = [kill for line in rounds_of_command for kill in line["kills"]]
         killed = Counter(kill["phase"] for kill in kills if kill["killed"])
-        found["commands"][name] = {
-            "rounds": len(mine),
-            "in_processes_of_their_own": sum(line["start"] == "spawned" for line in mine),
+        commands[name] = {
+            "rounds": len(rounds_of_command),
+            "in_processes_of_their_own": sum(line["start"] == "spawned" for line in rounds_of_command),
             "killed": sum(killed.values()),
             "had_ended_before": len(kills) - sum(killed.values()),
             "killed_in": dict(sorted(killed.items())),
-            "not_equal": sum(not line["equal"] for line in mine),
+            "not_equal": sum(not line["equal"] for line in rounds_of_command),
         }
-    for key, one in (("not_equal", "not_equal"), ("kills", "killed")):
-        found[key] = sum(row[one] for row in found["commands"].values())
-    return found
+    not_equal, kills = (sum(row[field] for row in commands.values()) for field in ("not_equal", "killed"))
+    return {"seed": seed, "rounds": len(rounds), "not_equal": not_equal, "kills": kills, "commands": commands}
 
 
 if __name__ == "__main__":

@@ -40,24 +40,22 @@ dtype = "float32"
 
 @dataclass(frozen=True)
 class Command:
-    """What is killed: its words, those that it goes on with, and files that mark where it is, in their order."""
+    """A command to kill: its line, the option to resume it, and files by the phase that has then begun, in order."""
 
-    words: tuple[str, ...]
+    line: str
     again: str
     marks: dict[str, str]
 
 
-EXACT = ("--dtype", "float32")
-FEW = ("--search-documents", "1", "--held-out-documents", "1", "--needles", "0", "--budget", "2500")
-MORE = ("--documents", "3", "--schemes", "pi,yarn", "--stride", "200")
 COMMANDS = {
     "search": Command(
-        ("search", "tiny", *EXACT, "-l", str(LENGTH), "--data", f"../{TEXTS}", *FEW, "-o", "run"),
+        f"search tiny --dtype float32 -l {LENGTH} --data ../{TEXTS} --search-documents 1 --held-out-documents 1 "
+        "--needles 0 --budget 2500 -o run",
         "--resume",
         {"run/search-0.jsonl": "search", "run/held-out.jsonl": "held-out", "run/extension.json": "record"},
     ),
     "extend": Command(
-        ("extend", "tiny", "../plan.toml", *EXACT, "-o", "run"),
+        "extend tiny ../plan.toml --dtype float32 -o run",
         "--resume",
         {
             "run/run.json": "search 1",
@@ -71,25 +69,13 @@ COMMANDS = {
         },
     ),
     "eval": Command(
-        (
-            "eval",
-            "tiny",
-            *EXACT,
-            "--lengths",
-            f"256,{LENGTH}",
-            "--documents",
-            "2",
-            "--data",
-            f"../{TEXTS}",
-            *MORE,
-            "-o",
-            "run",
-        ),
+        f"eval tiny --dtype float32 --lengths 256,{LENGTH} --documents 3 --data ../{TEXTS} --schemes pi,yarn "
+        "--stride 200 -o run",
         "--resume",
         {"run/cells.jsonl": "measuring", "run/results.json": "end"},
     ),
     "export": Command(
-        ("export", "tiny", "--factors", "../search/run", "--no-check", "-o", "run"),
+        "export tiny --factors ../search/run --no-check -o run",
         "--overwrite",
         {".run.tmp": "writing", "run": "end"},
     ),
@@ -97,7 +83,7 @@ COMMANDS = {
 
 
 def prepare(folder: Path) -> None:
-    """Texts and a plan."""
+    """Write texts and a plan."""
     texts = folder / TEXTS
     texts.mkdir(exist_ok=True)
     for name, text in stdlib_documents(unseen=True)[:24]:

@@ -1,4 +1,4 @@
-"""Processes that are killed, and what is left of them: for ``faults.py``."""
+"""Processes to kill, and the files that they leave: for ``faults.py``."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import longrope.cli.main as command_line
 
 
-def log(place: Path) -> Path:
-    """Where what a command prints is kept."""
-    return place.with_name(f"{place.name}.log")
+def log(folder: Path) -> Path:
+    """Return the path of what a command prints."""
+    return folder.with_name(f"{folder.name}.log")
 
 
-def surroundings(place: Path) -> dict[str, str]:
-    """Variables by which everything that a command might leave is in its place; they are made."""
-    found = {"HOME": place / "home", "TMPDIR": place / "tmp"}
-    for path in found.values():
+def environment(folder: Path) -> dict[str, str]:
+    """Make a home and a folder for temporary files, and return the variables that lead a command there."""
+    folders = {"HOME": folder / "home", "TMPDIR": folder / "tmp"}
+    for path in folders.values():
         path.mkdir(parents=True, exist_ok=True)
-    return {name: str(path) for name, path in found.items()} | {"TOKENIZERS_PARALLELISM": "false"}
+    return {name: str(path) for name, path in folders.items()} | {"TOKENIZERS_PARALLELISM": "false"}
 
 
-def forked(words: tuple[str, ...], place: Path) -> int:
-    """Begin a command in a fork of this process: its number."""
-    variables = surroundings(place)
+def forked(words: Sequence[str], folder: Path) -> int:
+    """Begin a command in a fork of this process, and return its process id."""
+    variables = environment(folder)
     if pid := os.fork():
         return pid
     os.setsid()
-    os.chdir(place)
+    os.chdir(folder)
     os.environ |= variables
     tempfile.tempdir = None
-    output = os.open(log(place), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = os.open(log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.argv = ["longrope", *words]
@@ -56,18 +57,18 @@ def forked(words: tuple[str, ...], place: Path) -> int:
     os._exit(code)
 
 
-def spawned(words: tuple[str, ...], place: Path) -> int:
-    """Begin a command in a process of its own: its number."""
-    with log(place).open("ab") as output:
+def spawned(words: Sequence[str], folder: Path) -> int:
+    """Begin a command in a new process, and return its process id."""
+    with log(folder).open("ab") as output:
         command = [sys.executable, "-m", "longrope", *words]
-        variables = os.environ | surroundings(place)
+        variables = os.environ | environment(folder)
         return subprocess.Popen(
-            command, cwd=place, env=variables, stdout=output, stderr=output, start_new_session=True
+            command, cwd=folder, env=variables, stdout=output, stderr=output, start_new_session=True
         ).pid
 
 
 def ended(pid: int, after: float | None) -> int:
-    """The exit code of a process, which is killed with its children after so many seconds if it still runs."""
+    """Return the exit code of a process; kill it with its children if it still runs after some seconds."""
     deadline = None if after is None else time.monotonic() + after
     while deadline is not None:
         if (done := os.waitpid(pid, os.WNOHANG))[0]:
@@ -82,26 +83,26 @@ def ended(pid: int, after: float | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def signature(place: Path) -> dict[str, str]:
-    """Everything below a place: a digest of each file without seconds and dates."""
+def signature(folder: Path) -> dict[str, str]:
+    """Return everything below a folder: a digest of each file without seconds and dates."""
     return {
-        str(path.relative_to(place)): hashlib.sha256(content(path)).hexdigest()[:16] if path.is_file() else "folder"
-        for path in sorted(place.rglob("*"))
+        str(path.relative_to(folder)): hashlib.sha256(content(path)).hexdigest()[:16] if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
     }
 
 
 def content(path: Path) -> bytes:
-    """What must be equal in a file."""
+    """Return the content of a file that must be equal."""
     if path.suffix == ".jsonl":
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return json.dumps([{key: value for key, value in line.items() if key != "seconds"} for line in lines]).encode()
     if path.name in ("run.json", "results.json", "training.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
-        kept = {key: value for key, value in record.items() if key not in ("seconds", "provenance")}
-        return json.dumps(kept).encode()
+        values = {key: value for key, value in record.items() if key not in ("seconds", "provenance")}
+        return json.dumps(values).encode()
     return path.read_bytes()
 
 
-def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """The files that are missing, too many, or not equal."""
-    return [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+def differences(digests: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """Return the files that are missing, additional, or not equal."""
+    return [name for name in sorted({*digests, *expected}) if digests.get(name) != expected.get(name)]

@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from pydoc_data.topics import topics  # Python's own manual, in English
 from statistics import median
 from typing import Any
 
@@ -25,19 +25,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+import longrope as lr
 from longrope.cli.chat_cache import ChatCache
 from longrope.cli.chat_session import ChatModel, Turn, join_prompt
 from longrope.cli.chat_stream import Stream
 from longrope.data.stdlib import stdlib_documents
 from longrope.export.hf_config import config_fields
-from longrope.models.generation import POLICIES, generating
-from longrope.models.load import load
-from longrope.models.patch import patch
+from longrope.models.generation import POLICIES
 from longrope.provenance import provenance
-from longrope.rope import Rope
-from longrope.scaling import Extension
-from longrope.schemes import heuristic
 from longrope.storage.atomic import write_json
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+import families
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 SEED, DOCUMENTS, READ, LENGTH = 0, 16, 200, 512
@@ -62,20 +61,20 @@ def main() -> None:
 
 def losses() -> dict[str, Any]:
     """Return the loss of ``tiny`` on tokens after texts of 257 to 511 tokens, with the heuristic at 8x."""
-    model, tokenizer = load("tiny", dtype="float32")
-    rope = Rope.of(model)
-    long = replace(heuristic(rope, 8 * rope.original_length), attention_factor=1.0)
-    extension = Extension.of(rope, long)
+    model, tokenizer = lr.load("tiny", dtype="float32")
+    rope = lr.Rope.of(model)
+    long = replace(lr.scheme("heuristic", rope, 8 * rope.original_length), attention_factor=1.0)
+    extension = lr.Extension.of(rope, long)
     texts = [text[:8000] for _, text in stdlib_documents(unseen=True) if len(text) > 9000][:DOCUMENTS]
     x = torch.tensor([ids[:LENGTH] for ids in tokenizer(texts, verbose=False)["input_ids"]])
 
     def loss(logits: Tensor) -> float:
         return cross_entropy(logits[:, rope.original_length - LENGTH + 1 :].transpose(1, 2), x[:, 257:]).item()
 
-    with patch(model, long):
+    with lr.patch(model, long):
         by_policy = {"long factors, no cache": loss(uncached(model, x[:, :-1]))}
     for policy in POLICIES:
-        with generating(model, extension, policy):
+        with lr.generating(model, extension, policy):
             by_policy[policy] = loss(forced(model, x, READ))
     by_policy[THEIRS] = loss(forced(dual(model, extension), x, READ))
     return {"model": "tiny", "documents": DOCUMENTS, "loss": by_policy}
@@ -83,41 +82,38 @@ def losses() -> dict[str, Any]:
 
 def first_logits() -> dict[str, Any]:
     """Return the relative RMS difference of cached and uncached logits after L0 + 1 tokens, for random models."""
-    sys.path.append(str(Path(__file__).parent.parent / "tests"))
-    families = importlib.import_module("families")
     differences = {}
     for family in FAMILIES:
         model, x = families.build(family), families.tokens(1, families.L0 + 2)  # no text has the last one
-        rope = Rope.of(model)
-        extension = Extension.of(rope, heuristic(rope, 8 * rope.original_length))
-        theirs, read = dual(model, extension), families.L0 - 1
-        expected = uncached(theirs, x[:, :-1])[:, -1]
-        differences[family] = {THEIRS: difference(forced(theirs, x, read)[:, -1], expected)}
-        with patch(model, extension.long):
+        rope = lr.Rope.of(model)
+        extension = lr.Extension.of(rope, lr.scheme("heuristic", rope, 8 * rope.original_length))
+        exported, read = dual(model, extension), families.L0 - 1
+        expected = uncached(exported, x[:, :-1])[:, -1]
+        differences[family] = {THEIRS: difference(forced(exported, x, read)[:, -1], expected)}
+        with lr.patch(model, extension.long):
             expected = uncached(model, x[:, :-1])[:, -1]
         for policy in POLICIES:
-            with generating(model, extension, policy):
+            with lr.generating(model, extension, policy):
                 differences[family][policy] = difference(forced(model, x, read)[:, -1], expected)
     return {"difference": differences}
 
 
 def chat(results: dict[str, Any]) -> None:
     """Take two turns about each file that the results lack, as ``longrope chat`` does."""
-    model, tokenizer = load("smollm2", dtype="bfloat16")
-    rope = Rope.of(model)
-    extension = Extension.of(rope, heuristic(rope, 4 * rope.original_length))
+    model, tokenizer = lr.load("smollm2", dtype="bfloat16")
+    rope = lr.Rope.of(model)
+    extension = lr.Extension.of(rope, lr.scheme("heuristic", rope, 4 * rope.original_length))
     speaker = ChatModel(model, tokenizer, extension, "pin", exported=False)
-    topics = importlib.import_module("pydoc_data.topics").topics  # Python's own manual, in English
     ids = tokenizer("\n".join(topics.values()), verbose=False)["input_ids"]
     settings = {"model": "smollm2", "dtype": "bfloat16", "scheme": "heuristic", "length": extension.length}
-    cells: dict[str, Any] = results.get("chat", {}).get("cells", {})
+    conversations: dict[str, Any] = results.get("chat", {}).get("cells", {})
     for depth, size in product(DEPTHS, SIZES):
-        if (key := f"{size} {depth}") not in cells:
-            cells[key] = two_turns(speaker, str(tokenizer.decode(ids[:size])), depth)
-            results["chat"] = {**settings, "summary": summary(cells), "cells": cells, "seed": SEED}
+        if (key := f"{size} {depth}") not in conversations:
+            conversations[key] = two_turns(speaker, str(tokenizer.decode(ids[:size])), depth)
+            results["chat"] = {**settings, "summary": summary(conversations), "cells": conversations, "seed": SEED}
             results["chat"]["provenance"] = provenance()
             write_json(RESULTS, results)
-            print(key, json.dumps(cells[key]), flush=True)
+            print(key, json.dumps(conversations[key]), flush=True)
 
 
 def two_turns(speaker: ChatModel, text: str, depth: float) -> dict[str, Any]:
@@ -134,38 +130,34 @@ def two_turns(speaker: ChatModel, text: str, depth: float) -> dict[str, Any]:
         answer = str(speaker.tokenizer.decode(stream.tokens, skip_special_tokens=True))
         turns.append((message, answer))
         row = {"prompt_tokens": len(tokens), "tokens": len(stream.tokens), "answer": answer}
-        row |= {
-            "factors": speaker.factor_sets(tokens, NEW),
-            "first_token_seconds": stream.times[0],
-            "rate": stream.rate,
-        }
-        rows.append({**row, "load_average": os.getloadavg()[0]})
+        row |= {"factors": speaker.factor_sets(tokens, NEW), "first_token_seconds": stream.times[0]}
+        rows.append({**row, "rate": stream.rate, "load_average": os.getloadavg()[0]})
     return {"number": number, "found": number in turns[0][1], "turns": rows}
 
 
-def summary(cells: dict[str, Any]) -> dict[str, Any]:
+def summary(conversations: dict[str, Any]) -> dict[str, Any]:
     """Return medians over the depths, by size of the file."""
-    rows, sizes = {}, dict.fromkeys(key.split()[0] for key in cells)
-    for size in sizes:
-        of = [cell for key, cell in cells.items() if key.startswith(f"{size} ")]
-        first, second = ([cell["turns"][turn]["first_token_seconds"] for cell in of] for turn in (0, 1))
+    rows = {}
+    for size in dict.fromkeys(key.split()[0] for key in conversations):
+        of = [conversation for key, conversation in conversations.items() if key.startswith(f"{size} ")]
+        first, second = ([conversation["turns"][turn]["first_token_seconds"] for conversation in of] for turn in (0, 1))
         rows[size] = {
-            "found": sum(cell["found"] for cell in of),
+            "found": sum(conversation["found"] for conversation in of),
             "of": len(of),
             "first_token_seconds": median(first),
             "second_turn_seconds": median(second),
             "second_over_first": median(b / a for a, b in zip(first, second, strict=True)),
-            "tokens_per_second": median(cell["turns"][1]["rate"] for cell in of),
+            "tokens_per_second": median(conversation["turns"][1]["rate"] for conversation in of),
         }
     return rows
 
 
-def dual(model: PreTrainedModel, extension: Extension) -> PreTrainedModel:
+def dual(model: PreTrainedModel, extension: lr.Extension) -> PreTrainedModel:
     """Return the same weights under transformers' own config with both sets, as a dual export has it."""
     fields = config_fields(model.config.to_dict(), extension)
-    theirs = AutoModelForCausalLM.from_config(type(model.config).from_dict(fields), dtype=torch.float32).eval()
-    theirs.load_state_dict(model.state_dict())
-    return theirs
+    exported = AutoModelForCausalLM.from_config(type(model.config).from_dict(fields), dtype=torch.float32).eval()
+    exported.load_state_dict(model.state_dict())
+    return exported
 
 
 @torch.inference_mode()

@@ -8,11 +8,12 @@ turn, 61 times, and the medians are reported. Results in ``benchmarks/results/lo
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
+from measuring import measure_in_turn
 
 from longrope.longcontext import token_losses
 from longrope.provenance import provenance
@@ -30,16 +31,14 @@ def main() -> None:
     rows = token_losses.LOGITS_AT_ONCE // VOCABULARY
     logits = torch.randn(rows, VOCABULARY).bfloat16()
     targets = torch.randint(VOCABULARY, (rows,))
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    losses = {}
-    for _ in range(61):
-        for name, block in VARIANTS.items():
-            token_losses.LOGITS_IN_CACHE = block
-            started = time.perf_counter()
-            losses[name] = token_losses.losses_of(logits, targets)
-            seconds[name].append(time.perf_counter() - started)
+
+    def losses(block: int) -> torch.Tensor:
+        token_losses.LOGITS_IN_CACHE = block
+        return token_losses.losses_of(logits, targets)
+
+    seconds, results = measure_in_turn({name: partial(losses, block) for name, block in VARIANTS.items()}, 61)
     medians = {name: median(times) for name, times in seconds.items()}
-    same = torch.equal(losses["at once"], losses["by blocks"])
+    same = torch.equal(results["at once"], results["by blocks"])
     record = {"seconds": medians, "times faster": medians["at once"] / medians["by blocks"], "same bits": same}
     write_json(RESULTS, record | {"logits": [rows, VOCABULARY], "seed": 0, "provenance": provenance()})
     print(RESULTS.read_text())

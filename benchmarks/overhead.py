@@ -3,7 +3,7 @@
     make benchmark-overhead        # minutes on two cores
 
 In float32: where bfloat16 is slow the model would be, and the rest seem less. A rehearsal, then the median of three.
-The backbone and the head are the model's; ``rest_over_backbone`` is what is left. Results in
+The backbone and the head are the model's; ``rest_over_backbone`` is the rest. Results in
 ``benchmarks/results/overhead.json``.
 """
 
@@ -17,12 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from longrope.data.weighted_text import WeightedText
-from longrope.models.load import load
-from longrope.models.rotary_slot import find_rotary_slot
-from longrope.objectives.model_loss import ModelObjective
+import longrope as lr
 from longrope.provenance import provenance
-from longrope.schemes import scheme
 from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
@@ -30,27 +26,27 @@ CELLS = (("tiny", 2048), ("tiny", 16384), ("smollm2", 8192))
 
 
 def main() -> None:
-    """All cells."""
-    cells = {}
+    """Measure all models and lengths."""
+    measurements = {}
     for name, length in CELLS:
-        cells[f"{name} {length}"] = candidate(name, length)
-        print(name, length, cells[f"{name} {length}"], flush=True)
-        write_json(RESULTS, {"cells": cells, "provenance": provenance()})
+        measurements[f"{name} {length}"] = candidate(name, length)
+        print(name, length, measurements[f"{name} {length}"], flush=True)
+        write_json(RESULTS, {"cells": measurements, "provenance": provenance()})
 
 
 def candidate(name: str, length: int) -> dict[str, float]:
-    """Seconds in the backbone, in the head and in all."""
-    model, _ = load(name, dtype="float32")
-    rope = find_rotary_slot(model).rope
+    """Return the seconds in the backbone, in the head and in all."""
+    model, _ = lr.load(name, dtype="float32")
+    rope = lr.Rope.of(model)
     tokens = np.random.default_rng(0).integers(10, 2000, (1, length))
-    objective = ModelObjective(model, [WeightedText(tokens[0], np.full(length - 1, 1 / (length - 1)))])
+    objective = lr.ModelObjective(model, lr.perplexity_texts(tokens))
     spent = {"backbone": 0.0, "head": 0.0}
     began: list[float] = []
-    parts: dict[str, Any] = {"backbone": model.base_model, "head": model.get_output_embeddings()}
-    for part, module in parts.items():
+    modules: dict[str, Any] = {"backbone": model.base_model, "head": model.get_output_embeddings()}
+    for field, module in modules.items():
 
-        def ended(*_: Any, part: str = part) -> None:
-            spent[part] += time.perf_counter() - began.pop()
+        def ended(*_: Any, field: str = field) -> None:
+            spent[field] += time.perf_counter() - began.pop()
 
         module.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
         module.register_forward_hook(ended)
@@ -58,12 +54,12 @@ def candidate(name: str, length: int) -> dict[str, float]:
     for turn in range(4):
         spent.update(backbone=0.0, head=0.0)
         started = time.perf_counter()
-        yarn = replace(scheme("yarn", rope, 4 * rope.original_length), attention_factor=1.0 + turn / 100)
+        yarn = replace(lr.scheme("yarn", rope, 4 * rope.original_length), attention_factor=1.0 + turn / 100)
         list(objective.evaluate([[(yarn, 0)]], gradient=False))
         rows.append({**spent, "all": time.perf_counter() - started})
-    found = {part: median(row[part] for row in rows[1:]) for part in rows[0]}
+    medians = {field: median(row[field] for row in rows[1:]) for field in rows[0]}
     rest = median((row["all"] - row["backbone"] - row["head"]) / row["backbone"] for row in rows[1:])
-    return found | {"rest_over_backbone": rest}
+    return medians | {"rest_over_backbone": rest}
 
 
 if __name__ == "__main__":

@@ -10,32 +10,25 @@ losses, are the same everywhere, and only float32's error changes. Results in ``
 from __future__ import annotations
 
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import measure_in_turn
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from longrope.data.documents import load_documents
+import longrope as lr
 from longrope.data.split import draw_tokens, split_documents
-from longrope.export.huggingface import export_huggingface
-from longrope.longcontext.token_losses import token_losses
-from longrope.models.load import load
-from longrope.models.patch import patch
-from longrope.models.rotary_embedding import LongRoPE
 from longrope.provenance import provenance
-from longrope.rope import Rope
-from longrope.scaling import Extension
-from longrope.schemes import heuristic
 from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "phases.json"
-ROPE = Rope(dim=128, base=500000.0, original_length=8192)
+ROPE = lr.Rope(dim=128, base=500000.0, original_length=8192)
 LENGTHS = (2**14, 2**17, 2**19, 2**21)
 TURNS, DOCUMENTS, WINDOW = 9, 8, 1024
 
@@ -50,20 +43,13 @@ def main() -> None:
 def angles(length: int) -> dict[str, float]:
     """Return the largest errors and median seconds of both, and their ratio, in float32 with a plain RoPE."""
     config = LlamaConfig(head_dim=ROPE.dim, rope_parameters={"rope_type": "default", "rope_theta": ROPE.base})
-    theirs = LlamaRotaryEmbedding(config)
-    ours = LongRoPE.static(ROPE, [heuristic(ROPE, ROPE.original_length)])
+    transformers_rope = LlamaRotaryEmbedding(config)
+    exact_rope = lr.LongRoPE.static(ROPE, [lr.scheme("heuristic", ROPE, ROPE.original_length)])
     x, positions = torch.zeros(1, length, 1), torch.arange(length)[None]
-    modules = {"ours": ours, "transformers": theirs}
-    errors: dict[str, float] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in modules}
-    for name, module in modules.items():
-        cos, sin = module(x, positions)
-        errors[f"{name} error"] = max(_error(cos, np.cos), _error(sin, np.sin))
-    for _ in range(TURNS):
-        for name, module in modules.items():
-            started = time.perf_counter()
-            module(x, positions)
-            seconds[name].append(time.perf_counter() - started)
+    modules = {"ours": exact_rope, "transformers": transformers_rope}
+    passes = {name: partial(module, x, positions) for name, module in modules.items()}
+    seconds, tables = measure_in_turn(passes, TURNS)
+    errors = {f"{name} error": max(map(_error, tables[name], (np.cos, np.sin))) for name in modules}
     ratio = median(a / b for a, b in zip(seconds["ours"], seconds["transformers"], strict=True))
     medians = {f"{name} seconds": median(times) for name, times in seconds.items()}
     return {**errors, **medians, "our time over theirs": ratio}
@@ -79,25 +65,24 @@ def _error(table: Tensor, function: Any) -> float:
 
 def losses() -> dict[str, Any]:
     """Return mean losses at the ends of several lengths, with exact phases and with transformers' own."""
-    model, tokenizer = load("tiny", dtype="float32")
-    rope = Rope.of(model)
-    long = heuristic(rope, LENGTHS[-1])
-    tokens = draw_tokens(
-        split_documents(load_documents("stdlib:unseen"))["test"], tokenizer, length=WINDOW, count=DOCUMENTS
-    ).tokens
+    model, tokenizer = lr.load("tiny", dtype="float32")
+    rope = lr.Rope.of(model)
+    long = lr.scheme("heuristic", rope, LENGTHS[-1])
+    documents = split_documents(lr.load_documents("stdlib:unseen"))["test"]
+    tokens = draw_tokens(documents, tokenizer, length=WINDOW, count=DOCUMENTS).tokens
     with tempfile.TemporaryDirectory() as folder:
-        export_huggingface(model, tokenizer, Extension.of(rope, long), Path(folder) / "made")
-        exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "made", dtype=torch.float32).eval()
+        lr.export(model, tokenizer, long, Path(folder) / "checkpoint")
+        exported = AutoModelForCausalLM.from_pretrained(Path(folder) / "checkpoint", dtype=torch.float32).eval()
     by_length = {}
     for length in (WINDOW, *LENGTHS):
         positions = np.tile(np.arange(length - WINDOW, length), (len(tokens), 1))
-        with patch(model, long):
-            exact = token_losses(model, tokens, positions=positions)
-        theirs = token_losses(exported, tokens, positions=positions)
+        with lr.patch(model, long):
+            exact = lr.token_losses(model, tokens, positions=positions)
+        rounded = lr.token_losses(exported, tokens, positions=positions)
         by_length[f"{length}"] = {
             "exact": float(exact.mean(dtype=float)),
-            "transformers": float(theirs.mean(dtype=float)),
-            "mean absolute difference by token": float(np.abs(theirs - exact).mean(dtype=float)),
+            "transformers": float(rounded.mean(dtype=float)),
+            "mean absolute difference by token": float(np.abs(rounded - exact).mean(dtype=float)),
         }
     return by_length
 

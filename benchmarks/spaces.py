@@ -1,4 +1,4 @@
-"""Which space, and which parts of a search, are worth it? Ways to search side by side, judged on validation documents.
+"""Compare spaces and options of a search side by side, judged on validation documents.
 
     make benchmark-spaces
 
@@ -9,27 +9,20 @@ not looked at, so that defaults can be chosen by what comes out. Journals are in
 
 from __future__ import annotations
 
-import math
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from search import BUILD, Bench
+from search_bench import SearchBench
 from tqdm import tqdm
 
+import longrope as lr
 from longrope.provenance import provenance
-from longrope.scaling import Scaling
-from longrope.schemes import attention_factor
 from longrope.search.auto import Auto
-from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.gradient import Gradient
-from longrope.search.journal import Journal
-from longrope.search.loop import run_search
-from longrope.search.method import Method
 from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.space import START_TOKENS
 from longrope.storage.atomic import write_json
@@ -42,7 +35,7 @@ STEPS = Gradient(steps=40)
 class Way:
     """A method in a space; ``then`` goes on from the best that it found."""
 
-    method: Method
+    method: lr.Method
     space: dict[str, Any] = field(default_factory=dict)
     evaluations: int | None = None
     then: Way | None = None
@@ -64,45 +57,39 @@ WAYS = {
 }
 
 
-def find(bench: Bench, name: str, way: Way, seed: int, starts: list[Scaling] | None = None) -> tuple[Scaling, float]:
-    """The best candidate on the search documents of a seed, and the evaluations spent."""
-    objective, documents = bench.objective(seed)
-    method, length, cost = way.method, bench.case.length, sum(objective.tokens)
-    factor = attention_factor("su", bench.rope, length)
-    space = method.make_space(bench.rope, length, **{"attention_factor": factor, **way.space})
-    starts = starts or [bench.schemes[one] for one in method.schemes]
-    conversation = method.propose(space, starts, np.random.default_rng(seed))
-    budget = Budget(cost * way.evaluations) if way.evaluations else None
-    path = BUILD / f"spaces-{name.replace(' ', '-')}-{seed}.jsonl"
-    with closing(Journal(path, {"way": name, "seed": seed, "documents": documents}, resume=True)) as journal:
-        outcome = run_search(objective, conversation, journal, budget=budget)
-    if way.then is None:
+def search(
+    bench: SearchBench, name: str, variant: Way, seed: int, starts: Sequence[lr.Scaling] | None = None
+) -> tuple[lr.Scaling, float]:
+    """Return the best candidate on the search documents of a seed, and the evaluations spent."""
+    result, cost = bench.search(
+        f"spaces {name}", variant.method, seed, evaluations=variant.evaluations, starts=starts, **variant.space
+    )
+    outcome = result.outcomes[0]
+    if variant.then is None:
         return outcome.best, outcome.tokens / cost
-    best, more = find(bench, f"{name}, second", way.then, seed, [outcome.best])
-    return best, outcome.tokens / cost + more
+    best, evaluations = search(bench, f"{name}, second", variant.then, seed, [outcome.best])
+    return best, outcome.tokens / cost + evaluations
 
 
 def main() -> None:
-    """Search every way; what the journals hold is not computed again."""
-    bench = Bench("tiny-8x")
-    bench.judges["held_out"] = bench.drawn("held_out", VALIDATION)
-    (yarn,) = bench.judged("held_out", [bench.schemes["yarn"]])
+    """Search in every way; what the journals hold is not computed again."""
+    bench = SearchBench("tiny-8x")
+    documents = bench.draw("held_out", VALIDATION)
+    (yarn,) = bench.perplexities("held_out", documents, [bench.schemes["yarn"]])
     rows: dict[str, dict[str, Any]] = {}
-    for name, way in tqdm(WAYS.items()):
-        found = [find(bench, name, way, seed) for seed in range(SEEDS)]
-        losses = bench.judged("held_out", [scaling for scaling, _ in found])
-        against = [math.exp(loss - yarn) for loss in losses]
+    for name, variant in tqdm(WAYS.items()):
+        scalings, evaluations = zip(*(search(bench, name, variant, seed) for seed in range(SEEDS)), strict=True)
+        against = [value / yarn for value in bench.perplexities("held_out", documents, scalings)]
         rows[name] = {
-            "evaluations": [evaluations for _, evaluations in found],
+            "evaluations": list(evaluations),
             "validation_perplexity_against_yarn": against,
             "median": median(against),
-            "attention_factors": [scaling.attention_factor for scaling, _ in found],
-            "start_tokens": [scaling.start_tokens for scaling, _ in found],
+            "attention_factors": [scaling.attention_factor for scaling in scalings],
+            "start_tokens": [scaling.start_tokens for scaling in scalings],
         }
-        record = {"length": bench.case.length, "documents": bench.judges["held_out"][1], "ways": rows}
-        write_json(RESULTS, record | {"yarn": math.exp(yarn), "provenance": provenance()})
-    for name, row in rows.items():
-        print(f"{name:50} {row['median']:.4f} {max(row['evaluations']):.0f}")
+        record = {"length": bench.case.length, "documents": list(documents.names), "ways": rows}
+        write_json(RESULTS, record | {"yarn": yarn, "provenance": provenance()})
+        print(f"{name:50} {rows[name]['median']:.4f} {max(evaluations):.0f}")
 
 
 if __name__ == "__main__":

@@ -8,23 +8,17 @@ of the peak of a process above the loaded model. Results in ``benchmarks/results
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from measuring import reset_peak, status
+from measuring import measure_pass, medians, run_script
 
-from longrope.longcontext.context_parallel import context_parallel
-from longrope.longcontext.token_losses import token_losses
-from longrope.models.load import load
+import longrope as lr
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 
@@ -36,54 +30,37 @@ TIMES = 3
 
 def main() -> None:
     """Measure all models and lengths, or run one pass as one of the processes."""
-    parser = argparse.ArgumentParser(description="Measure one pass by two processes.")
-    parser.add_argument("--one-pass", nargs=2, metavar=("MODEL", "TOKENS"), help="used by the benchmark itself")
-    arguments = parser.parse_args()
-    if arguments.one_pass:
-        one_pass(arguments.one_pass[0], int(arguments.one_pass[1]))
+    if len(sys.argv) > 1:
+        one_pass(sys.argv[1], int(sys.argv[2]))
         return
-    cells: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, length in CELLS:
-        runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-        for _ in range(TIMES):
+        runs: dict[str, dict[str, float]] = {}
+        for turn in range(TIMES):
             for variant, (count, threads) in VARIANTS.items():
-                runs[variant].append(launch(count, threads, name, length))
-                print(name, length, variant, runs[variant][-1], flush=True)
-        medians = {
-            variant: {key: median(row[key] for row in rows) for key in rows[0]} for variant, rows in runs.items()
-        }
-        seconds = {variant: row["seconds"] for variant, row in medians.items()}
-        losses = [row["loss"] for row in medians.values()]
+                words = ("-m", "torch.distributed.run", "--nproc-per-node", str(count), __file__, name, str(length))
+                runs[f"{variant}: {turn}"] = run_script(*words, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+                print(name, length, variant, runs[f"{variant}: {turn}"], flush=True)
+        rows = {variant: medians(runs, f"{variant}:") for variant in VARIANTS}
+        losses = [row["loss"] for row in rows.values()]
         assert max(losses) - min(losses) < 1e-4
-        faster = {variant: seconds["one process"] / value for variant, value in seconds.items()}
-        cells[f"{name} {length}"] = {**medians, "times_as_fast_as_one_process": faster}
-        write_json(RESULTS, {"cells": cells, "times": TIMES, "provenance": provenance()})
-
-
-def launch(count: int, threads: int, name: str, length: int) -> dict[str, float]:
-    """Run one pass with a number of processes and threads, and return what the first process measured."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    command += [__file__, "--one-pass", name, str(length)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    completed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(completed.stdout)
+        faster = {variant: rows["one process"]["seconds"] / row["seconds"] for variant, row in rows.items()}
+        results[f"{name} {length}"] = {**rows, "times_as_fast_as_one_process": faster}
+        write_json(RESULTS, {"cells": results, "times": TIMES, "provenance": provenance()})
 
 
 def one_pass(name: str, length: int) -> None:
     """Measure one pass as one of the processes; the first one prints."""
     dist.init_process_group("gloo")
-    model, _ = load(name, dtype="float32")
+    model, _ = lr.load(name, dtype="float32")
     if dist.get_world_size() > 1:
-        context_parallel(model)
+        lr.context_parallel(model)
     tokens = np.random.default_rng(0).integers(10, 2000, (1, length))
-    token_losses(model, tokens[:, :4096])
+    lr.token_losses(model, tokens[:, :4096])
     dist.barrier()
-    before = reset_peak()
-    started = time.perf_counter()
-    loss = float(token_losses(model, tokens).mean())
-    seconds, peak = time.perf_counter() - started, status("VmHWM") - before
+    measured = measure_pass(lambda: float(lr.token_losses(model, tokens).mean()))
     if dist.get_rank() == 0:
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak, "loss": loss}))
+        print(json.dumps(measured))
     dist.destroy_process_group()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,22 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 
+import longrope as lr
 from longrope.cost import peak_memory
 from longrope.cost.device_speed import measure_device_speed
 from longrope.cost.model_shape import ModelShape
-from longrope.data.documents import load_documents
-from longrope.data.split import split_documents
-from longrope.errors import LongRopeError
-from longrope.formats.load_factors import load_factors
-from longrope.longcontext.token_losses import token_losses
-from longrope.models.load import load
-from longrope.models.patch import patch
 from longrope.provenance import provenance
-from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
-from longrope.schemes import scheme
 from longrope.storage.atomic import write_json
 from longrope.units import parse_length
+
+sys.path.append(str(Path(__file__).parent.parent))
+from measuring import long_text
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu-scale.json"
 LENGTHS = ("64k", "128k", "256k", "512k", "1m", "2m")
@@ -57,25 +52,25 @@ def main() -> None:
     parser.add_argument("--factors", help="factors file or run folder of the row 'searched'")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    cells: dict[str, Any] = json.loads(arguments.output.read_text())["cells"] if arguments.output.exists() else {}
-    model, tokenizer = load(arguments.model, dtype="bfloat16", device=arguments.device)
-    rope, shape = Rope.of(model), ModelShape.of(model.config, "bfloat16", arguments.device)
+    passes: dict[str, Any] = json.loads(arguments.output.read_text())["cells"] if arguments.output.exists() else {}
+    model, tokenizer = lr.load(arguments.model, dtype="bfloat16", device=arguments.device)
+    rope, shape = lr.Rope.of(model), ModelShape.of(model.config, "bfloat16", arguments.device)
     speed = measure_device_speed(model.config, device=arguments.device, dtype="bfloat16")
     rows = (*ROWS, "searched") if arguments.factors else ROWS
     requests = [parse_request(request, rows) for request in arguments.cells]
-    tokens = text(tokenizer, max(length for length, _ in requests))
+    tokens = long_text(tokenizer, max(length for length, _ in requests))
     rate = product_rate(arguments.device)
-    for length, row in [(length, row) for length, rows in requests for row in rows if f"{length} {row}" not in cells]:
+    for length, row in [(length, row) for length, rows in requests for row in rows if f"{length} {row}" not in passes]:
         flops, weights = shape.forward(length), shape.parameters * shape.bytes
         try:
-            with patch(model, factors_of(row, rope, length, arguments.factors)):
+            with lr.patch(model, factors_of(row, rope, length, arguments.factors)):
                 if length <= REHEARSED:
                     one_pass(model, tokens[:, :length], arguments.device)
                 losses, measured = one_pass(model, tokens[:, :length], arguments.device)
-        except LongRopeError as error:
-            cells[f"{length} {row}"] = {"error": str(error)}
+        except lr.LongRopeError as error:
+            passes[f"{length} {row}"] = {"error": str(error)}
         else:
-            cells[f"{length} {row}"] = {
+            passes[f"{length} {row}"] = {
                 **measured,
                 "foreseen_seconds": speed.seconds(flops),
                 "foreseen_bytes": peak_memory.of_pass(shape, length, gradient=False) - weights,
@@ -85,13 +80,13 @@ def main() -> None:
                 "perplexity_by_position": [float(np.exp(chunk.mean())) for chunk in np.array_split(losses, BINS)],
             }
         record = {
-            "cells": cells,
+            "cells": passes,
             "product_flops_per_second": rate,
             "calibration": asdict(speed),
             "provenance": provenance(arguments.device),
         }
         write_json(arguments.output, record)
-        print(length, row, cells[f"{length} {row}"], flush=True)
+        print(length, row, passes[f"{length} {row}"], flush=True)
 
 
 def parse_request(request: str, rows: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
@@ -100,28 +95,14 @@ def parse_request(request: str, rows: tuple[str, ...]) -> tuple[int, tuple[str, 
     return parse_length(length, "cells"), tuple(named.split(",")) if named else rows
 
 
-def factors_of(row: str, rope: Rope, length: int, searched: str | None) -> Scaling | None:
+def factors_of(row: str, rope: lr.Rope, length: int, searched: str | None) -> lr.Scaling | None:
     """Return the factors of a row."""
-    if row == "none":
-        return None
-    if row != "searched":
-        return scheme(row, rope, length)
-    if searched is None:
-        raise SystemExit("the row 'searched' needs --factors")
-    scaling = load_factors(searched)
-    return scaling.long if isinstance(scaling, Extension) else scaling
-
-
-def text(tokenizer: Any, length: int) -> np.ndarray:
-    """Return token ids ``(1, length)``, with the documents repeated as often as necessary."""
-    documents = sorted(split_documents(load_documents("stdlib"))["test"], key=lambda document: -len(document.text))
-    chunks: list[np.ndarray] = []
-    while sum(map(len, chunks)) < length:
-        for document in documents:
-            chunks.append(np.array(tokenizer(document.text)["input_ids"]))
-            if sum(map(len, chunks)) >= length:
-                break
-    return np.concatenate(chunks)[None, :length]
+    if row == "searched":
+        if searched is None:
+            raise SystemExit("the row 'searched' needs --factors")
+        factors = lr.load_factors(searched)
+        return factors.long if isinstance(factors, lr.Extension) else factors
+    return None if row == "none" else lr.scheme(row, rope, length)
 
 
 def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -141,7 +122,7 @@ def one_pass(model: Any, tokens: np.ndarray, device: str) -> tuple[np.ndarray, d
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     started = now()
-    losses = token_losses(model, tokens)[0].astype(np.float64)
+    losses = lr.token_losses(model, tokens)[0].astype(np.float64)
     seconds = now() - started
     for hook in hooks:
         hook.remove()
