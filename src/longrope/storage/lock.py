@@ -48,7 +48,7 @@ def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str
         empty = folder and path.exists() and all(entry.name == LOCK for entry in path.iterdir())
         if path.exists() and not overwrite and not empty:
             raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
-        existing = next(place for place in (path, *path.parents) if place.exists())
+        existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
         tempfile.TemporaryFile(dir=path.parent if existing == path and not folder else existing).close()
     except OSError as error:
         raise cannot_write(path, error) from None
@@ -81,7 +81,7 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     if folder and path.exists() and not path.is_dir():
         raise LongRopeError(f"{path} is not a folder; choose another output with -o")
     lock = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}")
-    created = [place for place in lock.parents if not place.exists()]
+    created = [parent for parent in lock.parents if not parent.exists()]
     file = _take(path, lock)
     _own_locks.add(lock)
     try:
@@ -95,8 +95,8 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
             lock.unlink()
         os.close(file)
         with contextlib.suppress(OSError):
-            for place in created:
-                place.rmdir()
+            for parent in created:
+                parent.rmdir()
 
 
 @contextlib.contextmanager
