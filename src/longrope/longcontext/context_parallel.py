@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.longcontext.layer_chunks import Layer, cache_name, chunk_size_on, chunk_slices, offloaded, take
+from longrope.longcontext.layer_chunks import cache_name, chunk_size_on, chunk_slices, offloaded
+from longrope.longcontext.recomputed_layer import Layer, take
 
 TURNS = 4
 
