@@ -1,4 +1,4 @@
-"""What a search at 2M tokens costs by our formulas: 1B, 8B and 70B models on 1, 8 and 64 devices. Nothing is run.
+"""Compute what a search at 2M tokens costs by our formulas: 1B, 8B and 70B models on 1, 8 and 64 devices.
 
     python benchmarks/cost_model.py     # seconds
 

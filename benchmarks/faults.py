@@ -1,12 +1,12 @@
-"""Kill search, extend, eval and export at random moments, resume, and compare with what nobody killed.
+"""Kill search, extend, eval and export at random moments, resume, and compare with uninterrupted runs.
 
     make benchmark-faults                    # 200 rounds, half an hour on an idle core; continues where it stopped
     python benchmarks/faults.py --rounds 4 --folder /tmp/faults --results /tmp/faults.json
 
-A round runs one command on ``tiny`` in a place of its own and kills it, with its children, up to three times: the
-moments are uniform over what the command takes. Then it runs to its end. Everything in the place must then be as after
-an uninterrupted run: the same files, bit-equal apart from seconds and dates. Most runs are forked from this process, as
-imports would take most of the time; every tenth round starts processes of its own and kills them from their first
+A round runs one command on ``tiny`` in a folder of its own and kills it, with its children, up to three times. The
+moments are uniform over the seconds that the command takes. Then it runs to its end. The folder must then be as after
+an uninterrupted run: the same files, bit-equal apart from seconds and dates. Most runs are forked from this process,
+because imports would take most of the time. Every tenth round starts new processes and kills them from their first
 millisecond on. Results in ``benchmarks/results/faults.json``.
 """
 
@@ -41,7 +41,7 @@ from longrope.storage.lock import locked
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 ORDER = "search,eval,export,search,eval,export,extend"  # in turn
-OWN = 0.1  # share of the rounds in processes of their own
+OWN = 0.1  # share of the rounds in new processes
 
 
 @dataclass(frozen=True)

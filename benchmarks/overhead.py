@@ -1,8 +1,9 @@
-"""How much of one candidate's evaluation in a search is not the model's: factors, tables of phases, the loss.
+"""Measure the part of a candidate's evaluation that is not the model's: factors, tables of phases, the loss.
 
     make benchmark-overhead        # minutes on two cores
 
-In float32: where bfloat16 is slow the model would be, and the rest seem less. A rehearsal, then the median of three.
+All is in float32, because the rest would seem small where bfloat16 slows the model down. Reported are medians of three
+evaluations after a rehearsal.
 The backbone and the head are the model's; ``rest_over_backbone`` is the rest. Results in
 ``benchmarks/results/overhead.json``.
 """

@@ -1,4 +1,4 @@
-"""The factors that each engine uses with an exported checkpoint, and how far its numbers are from ours.
+"""Find the factors that each engine uses with an exported checkpoint, and how far its numbers are from ours.
 
     python benchmarks/serving.py vllm=PATH/python mlx-lm=PATH/python transformers-4.57=PATH/python \
         exllamav2=PATH/python exllamav3=PATH/python sglang=PATH/python

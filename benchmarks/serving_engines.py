@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import types
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ SEED = 0
 def main(engine: str, job: dict[str, Any]) -> dict[str, Any]:
     """Return an engine's version and its numbers by length."""
     version, compute = RUNNERS[engine](job)
-    lengths = job["lengths"]
-    values = {length: compute(length if engine in CODE else job["tokens"][:length]) for length in lengths}
+    values = {length: compute(length if engine in CODE else job["tokens"][:length]) for length in job["lengths"]}
     return {"version": version, "values": values}
 
 
@@ -94,15 +94,14 @@ def load_module(package: str, *path: str, **stubs: Any) -> tuple[str, Any]:
     The stubs are contents of modules that the file imports, by name with ``__`` for a dot.
     """
     spec: Any = importlib.util.find_spec(package)
-    names_of_parts = [package, *path[:-1], path[-1].removesuffix(".py")]
-    names = [".".join(names_of_parts[:end]) for end in range(1, len(names_of_parts))]
-    for name in (*names, *(stub.replace("__", ".") for stub in stubs)):
+    *parents, full_name = accumulate((package, *path[:-1], Path(path[-1]).stem), "{}.{}".format)
+    for name in (*parents, *(stub.replace("__", ".") for stub in stubs)):
         sys.modules.setdefault(name, types.ModuleType(name)).__path__ = []
     for name, content in stubs.items():
         vars(sys.modules[name.replace("__", ".")]).update(content)
     file = Path(spec.submodule_search_locations[0], *path)
-    loaded: Any = importlib.util.spec_from_file_location(".".join(names_of_parts), file)
-    module = sys.modules[".".join(names_of_parts)] = importlib.util.module_from_spec(loaded)
+    loaded: Any = importlib.util.spec_from_file_location(full_name, file)
+    module = sys.modules[full_name] = importlib.util.module_from_spec(loaded)
     loaded.loader.exec_module(module)
     return importlib.metadata.version(package), module
 
