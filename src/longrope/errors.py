@@ -26,6 +26,18 @@ class CorpusWarning(UserWarning):
         self.severe = severe
 
 
+def suspect(dtype: str) -> str:
+    """Return the sentence that names the likely cause of numbers that are not finite, and what to do.
+
+    >>> suspect("float16")
+    'The suspect is dtype = float16: use dtype float32 (--dtype float32).'
+    """
+    dtype = dtype.removeprefix("torch.")
+    if dtype in ("float32", "float64"):
+        return f"dtype = {dtype} has room for large numbers, so the suspects are the weights: load or train them again."
+    return f"The suspect is {f'dtype = {dtype}' if dtype else 'the dtype'}: use dtype float32 (--dtype float32)."
+
+
 def unknown(field: str, value: str, known: Iterable[str], more: str = "") -> LongRopeError:
     """Return the error for an unknown name, with the known name that is most like it.
 

@@ -221,16 +221,20 @@ def test_one_document_tells_no_difference(tmp_path):
     assert better.verdict == "No clear difference from YaRN in perplexity"
 
 
-def test_a_perplexity_that_is_not_finite_does_not_work_and_is_shown(tmp_path):
+def test_a_perplexity_that_is_not_finite_is_named_in_verdict_and_table(tmp_path):
     def burst(record):
         record["perplexity"]["extended"][-1] |= {"perplexity": None, "standard_error": None, "losses": [None] * 6}
         sample_runs.compare(record)
 
     run, (works, _, better) = changed(tmp_path, burst)
-    assert works.verdict == "Does not work"
+    assert works.verdict == "Cannot be told: perplexity is not finite"
+    assert "dtype = float32" in works.why
     assert better.verdict == "Not compared with YaRN"
-    table = Reader(page([run], figures([run]))).tables["perplexity-0"]
-    assert table[-1][-1] == "–"
+    assert "not finite" in better.why
+    tables = Reader(page([run], figures([run]))).tables
+    assert tables["perplexity-0"][-1][-1] == "not finite"
+    (difference,) = (row for row in tables["differences"] if row[:2] == ["extended", "yarn"] and row[4] == "not finite")
+    assert difference[5:] == ["–", "–"]
 
 
 def test_a_difference_within_two_standard_errors_is_none(tmp_path):
@@ -277,7 +281,7 @@ def test_a_task_without_depths_and_with_holes(tmp_path):
 
     run, _ = changed(tmp_path, holes)
     rows = Reader(page([run], figures([run]))).tables["score-0"]
-    assert rows[1:] == [["yarn", "any", "50.0%", "50.0%"], ["extended", "any", "–", "–"]]
+    assert rows[1:] == [["yarn", "any", "50.0%", "50.0%"], ["extended", "any", "–", "not finite"]]
 
 
 def test_a_search_shows_its_best_loss_so_far(tmp_path):

@@ -446,7 +446,9 @@ def test_one_test_document_and_losses_that_are_not_finite(begun: Begun, tmp_path
     found = json.loads(path.read_text())
     assert found["perplexity"]["extended"] == record["perplexity"]["extended"]
     assert found["perplexity"]["yarn"][0]["perplexity"] is None
+    assert found["short_context"].pop("yarn") is None
     assert set(found["short_context"]) == {"heuristic", "128 ntk", "extended"}
+    assert "perplexity" in found["not_finite"]["yarn"]
 
 
 TOO_SMALL = {

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
 from longrope.cli.chat_session import ChatModel
@@ -17,6 +17,7 @@ from longrope.cli.progress import bar
 from longrope.cost.memory_check import check_cache_memory
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import explain_out_of_memory
+from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generation import factors_for, fill
 from longrope.scaling import Scaling
 
@@ -61,7 +62,8 @@ class ChatCache:
             stream: Receiver of the generated tokens.
 
         Raises:
-            LongRopeError: The text and its continuation are longer than the extension, or memory runs out.
+            LongRopeError: The text and its continuation are longer than the extension, memory runs out, or logits are
+                not finite.
         """
         model, extension, policy = self.chat_model.model, self.chat_model.extension, self.chat_model.policy
         if len(ids) + new > extension.length:
@@ -95,6 +97,7 @@ class ChatCache:
         )
         tokens = torch.tensor([ids], device=model.device)
         options |= {"attention_mask": torch.ones_like(tokens), "past_key_values": self.cache, "streamer": stream}
+        options["logits_processor"] = LogitsProcessorList([FiniteLogits(model.dtype)])
         try:
             with self.chat_model.generating():
                 model.generate(tokens, max_new_tokens=new, **options)

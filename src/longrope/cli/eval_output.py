@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 import typer
+
+from longrope.errors import suspect
+from longrope.evaluation.figure import NOT_FINITE
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults
@@ -19,14 +23,32 @@ def describe(results: EvalResults, output: Path | None) -> None:
         by_task: dict[tuple[str, int], list[float]] = {}
         for record in records:
             by_task.setdefault((record.task, record.length), []).append(record.score)
-        scores = ", ".join(f"{task} {length:,}: {fmean(scores):.0%}" for (task, length), scores in by_task.items())
+        scores = ", ".join(f"{task} {length:,}: {_rate(scores)}" for (task, length), scores in by_task.items())
         typer.echo(f"{name}: {scores}")
     for name, records in results.get("tasks").items():
         for task in dict.fromkeys(record.task for record in records):
-            metrics = ", ".join(f"{record.metric} {record.value:.4g}" for record in records if record.task == task)
+            metrics = ", ".join(
+                f"{record.metric} {f'{record.value:.4g}' if record.finite else NOT_FINITE}"
+                for record in records
+                if record.task == task
+            )
             typer.echo(f"{name}: {task}: {metrics}")
+    show_not_finite(results)
     if output is not None:
         typer.echo(f"Results: {output / 'results.json'}; see longrope report {output}")
+
+
+def _rate(scores: list[float]) -> str:
+    """Return the mean of some shares in percent."""
+    return f"{fmean(scores):.0%}" if all(map(math.isfinite, scores)) else NOT_FINITE
+
+
+def show_not_finite(results: EvalResults) -> None:
+    """Print which rows have numbers that are not finite, and the likely cause."""
+    for name, measurements in results.not_finite.items():
+        typer.secho(f"{name}: numbers are not finite ({', '.join(measurements)})", fg="red")
+    if results.not_finite:
+        typer.secho(suspect(results.dtype), fg="red")
 
 
 def show(results: EvalResults) -> None:
@@ -44,14 +66,16 @@ def show(results: EvalResults) -> None:
     heads = [f"{length:,}" + (" (L0)" if length == results.rope.original_length else "") for length in lengths]
     printed = Table("factors", *heads, title="perplexity ± standard error over documents")
     best = {
-        length: min((records[length].perplexity for records in table.values() if length in records), default=0)
+        length: min(
+            (row[length].perplexity for row in table.values() if length in row and row[length].finite), default=0
+        )
         for length in lengths
     }
     for name, records in table.items():
         values = []
         for length, record in records.items():
             error = f" ± {record.standard_error:.2f}" if len(record.losses) > 1 else ""
-            text = f"{record.perplexity:.2f}{error}"
+            text = f"{record.perplexity:.2f}{error}" if record.finite else NOT_FINITE
             values.append(f"[bold]{text}[/]" if record.perplexity == best[length] else text)
         printed.add_row(escape(name), *values)
     Console().print(printed)

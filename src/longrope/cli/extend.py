@@ -204,9 +204,12 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
     from longrope.evaluation.results import EvalResults
 
     if record:
-        eval_output.show(EvalResults.load(staged.folder))
+        measured = EvalResults.load(staged.folder)
+        eval_output.show(measured)
+        eval_output.show_not_finite(measured)
         for name, percent in record["short_context"].items():
-            typer.echo(f"at {staged.rope.original_length:,} tokens, {name}: {percent:+.1f}% perplexity")
+            lost = "perplexity is not finite" if percent is None else f"{percent:+.1f}% perplexity"
+            typer.echo(f"at {staged.rope.original_length:,} tokens, {name}: {lost}")
         typer.echo(f"Results: {staged.folder / 'results.json'}; see longrope report {staged.folder}")
     typer.echo(f"Factors: {staged.folder / 'extension.json'}")
     if checkpoint is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import search_bar
 from longrope.cli.table_names import listed
 from longrope.data.stdlib import default_data
+from longrope.errors import suspect
 from longrope.search import NEEDLE_WEIGHT
 from longrope.units import parse_length
 
@@ -176,11 +178,16 @@ def describe(result: SearchResult, output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from longrope.evaluation.figure import nats
+
     table = Table("factors", "held-out loss", title=f"at {result.extension.length:,} tokens")
     for name, loss in result.held_out.items():
-        table.add_row(name, f"{loss:.4f}")
+        table.add_row(name, nats(loss))
     console = Console()
     console.print(table)
+    dtype = str(result.extension.long.provenance.get("dtype", ""))
+    if not all(map(math.isfinite, result.held_out.values())):
+        console.print(f"Losses that are not finite cannot win. {suspect(dtype)}", style="red")
     winner = result.extension.long.scheme
     if winner != "searched":
         advice = f"use a larger budget, or start from it (--schemes {winner})"

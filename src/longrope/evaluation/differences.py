@@ -42,8 +42,8 @@ def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
             difference.corpus or MISSING,
             difference.length,
             Number.of(difference.percent, difference.standard_error),
-            f"{difference.wins} of {difference.wins + difference.losses}",
-            difference.p,
+            f"{difference.wins} of {difference.wins + difference.losses}" if difference.finite else MISSING,
+            difference.p if difference.finite else None,
         ]
         for run in runs
         for candidate in run.results.candidates

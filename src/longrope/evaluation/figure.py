@@ -7,22 +7,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MISSING = "–"
+MISSING, NOT_FINITE = "–", "not finite"
 AxisKind = Literal["length", "position", "pair", "passes", "perplexity", "factor", "loss"]
 ChartRecords = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Number:
-    """A value with its standard error; None is a value that is not finite or was not measured."""
+    """A value with its standard error.
+
+    Args:
+        value: Measured value; None if it was not measured or is not finite.
+        error: Standard error of the value; None without one.
+        finite: Whether the measured value is finite.
+    """
 
     value: float | None
     error: float | None = None
+    finite: bool = True
 
     @classmethod
     def of(cls, value: float | None, error: float | None = None) -> Number:
-        """Return the number with None in place of NaN."""
-        return cls(*(None if x is None or math.isnan(x) else x for x in (value, error)))
+        """Return the number of a value that may be None, NaN or infinite."""
+        if value is None or not math.isfinite(value):
+            return cls(None, finite=value is None)
+        return cls(value, error if error is not None and math.isfinite(error) else None)
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,8 @@ def fixed(digits: int, *, sign: str = "", unit: str = "", times: float = 1) -> C
 
     >>> fixed(2)(Number(1234.567, 0.5)), fixed(1, sign="+", unit="%")(7.03), fixed(0)(None)
     ('1,234.57 ± 0.50', '+7.0%', '–')
+    >>> fixed(1)(float("nan"))
+    'not finite'
     """
 
     def digits_of(value: float, sign: str) -> str:
@@ -146,7 +157,7 @@ def fixed(digits: int, *, sign: str = "", unit: str = "", times: float = 1) -> C
     def write(value: Any) -> str:
         number = value if isinstance(value, Number) else Number.of(value)
         if number.value is None:
-            return MISSING
+            return MISSING if number.finite else NOT_FINITE
         error = "" if number.error is None else f" ± {digits_of(number.error, '')}{unit}"
         return f"{digits_of(number.value, sign)}{unit}{error}"
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longrope.errors import LongRopeError, suspect
 from longrope.evaluation.figure import MISSING, Column, Figure, Number, integer, plain, share
 from longrope.evaluation.labelled import LabelledResults, corpus_table
 from longrope.evaluation.measurement import Corpus, Measurement, SampleSet, Subject, Values, numbers
-from longrope.evaluation.records import Record, Value
+from longrope.evaluation.records import Record, Value, document_perplexity
 from longrope.evaluation.sliding_window import sliding_losses
 from longrope.evaluation.text_samples import shared_samples
 from longrope.scaling import Extension, Scaling
@@ -58,10 +59,16 @@ def key_tokens(
         tokens: Token ids of one text, ``(tokens,)``.
         window: Tokens of a short context.
         batch: Windows in one forward pass.
+
+    Raises:
+        LongRopeError: Losses are not finite.
     """
     from longrope.evaluation.losses import model_losses
 
     long = model_losses(model, scaling, tokens[None])[0]
+    if not np.isfinite(long).all():
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise LongRopeError(f"key_tokens: losses are not finite, so no tokens can be chosen. {suspect(dtype)}")
     short = sliding_losses(model, scaling, tokens, length=window, stride=max(1, window // 2), batch=batch)
     is_key = (short - long > GAIN) & (long < CERTAIN)
     return [int(index) for index in np.flatnonzero(is_key) if index >= window]
@@ -96,7 +103,7 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[KeyTokens]:
         counts = [len(indices) for indices in evaluation.key_tokens[corpus].values()]
         losses = numbers([sample["key"] for sample in evaluation.samples(candidate, texts)])
         total = sum(count * loss for count, loss in zip(counts, losses, strict=True) if count)
-        perplexity = float(np.exp(total / sum(counts))) if any(counts) else math.nan
+        perplexity = document_perplexity([total / sum(counts)], longest).perplexity if any(counts) else math.nan
         fraction = sum(counts) / (len(counts) * (longest - 1))
         chosen_by = evaluation.spec.key_tokens or ""
         record = KeyTokens(corpus=corpus, length=longest, perplexity=perplexity, share=fraction, chosen_by=chosen_by)
@@ -112,7 +119,7 @@ def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
         lambda columns, rows: Figure("key-tokens", "works", "Key tokens", SAYS, columns, rows),
         {
             Column("length", integer): lambda record: record.length,
-            Column("perplexity", plain): lambda record: Number.of(record.perplexity),
+            Column("perplexity", plain): lambda record: Number.of(record.perplexity if record.share else None),
             Column("share of tokens", share): lambda record: record.share,
             Column("chosen by"): lambda record: record.chosen_by or MISSING,
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Val
 from longrope.evaluation.records import Record
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from longrope.evaluation.runner import EvalContext
 
 SAYS = (
@@ -28,7 +31,7 @@ SAYS = (
 
 
 class TaskScore(Record):
-    """One number of a task, as lm-evaluation-harness names it."""
+    """One number of a task, as lm-evaluation-harness names it; None where logits were not finite."""
 
     task: str
     metric: str
@@ -78,10 +81,28 @@ def harness(
             model = models.HFLM(
                 pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=batch, max_length=length
             )
-            results = _simple_evaluate(model, options)["results"]
-        yield 0, {name: _metrics(values) for name, values in results.items()}
+            with _watched(subject.model) as finite:
+                results = _simple_evaluate(model, options)["results"]
+        metrics = {name: _metrics(values) for name, values in results.items()}
+        yield 0, metrics if all(finite) else {name: dict.fromkeys(values) for name, values in metrics.items()}
 
     return SampleSet(f"tasks {','.join(tasks)}", 1, 0, measure)
+
+
+@contextmanager
+def _watched(model: PreTrainedModel) -> Iterator[list[bool]]:
+    """Yield a list that gets False once logits are not finite: the harness would compute rates from them."""
+    finite: list[bool] = []
+
+    def watch(module: object, inputs: object, output: Any) -> None:
+        if not finite and not bool(output.logits.amax(-1).isfinite().all()):
+            finite.append(False)
+
+    handle = model.register_forward_hook(watch)
+    try:
+        yield finite
+    finally:
+        handle.remove()
 
 
 def _simple_evaluate(model: Any, options: Mapping[str, Any]) -> Any:
@@ -159,9 +180,10 @@ def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
     for label, records in labelled_records(runs, TASKS.name):
         values = {(record.task, record.metric): record.value for record in records}
         rows += [
-            [label, task, metric, Number.of(value, _error(values, task, metric))]
+            [label, task, metric, Number.of(math.nan if value is None else value, _error(values, task, metric))]
             for (task, metric), value in values.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and "_stderr" not in metric
+            if (value is None or isinstance(value, (int, float))) and not isinstance(value, bool)
+            if "_stderr" not in metric
         ]
     columns = (Column("row"), Column("task"), Column("measure"), Column("value", nats))
     return [Figure("tasks", "cost", "Tasks", SAYS, columns, rows)] if rows else []

@@ -19,10 +19,19 @@ Value = Annotated[
 ]
 
 
+MEASURED = ("perplexity", "loss", "score", "percent", "value")  # fields of measured values, beside errors and counts
+
+
 class Record(BaseModel):
     """A frozen record; it ignores keys that a later version adds."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @property
+    def finite(self) -> bool:
+        """Whether the measured value is finite; its standard error is not for a single sample."""
+        values = [getattr(self, name, 0.0) for name in MEASURED]
+        return all(value is not None and (isinstance(value, str) or math.isfinite(value)) for value in values)
 
 
 class Perplexity(Record):
@@ -85,7 +94,7 @@ def document_perplexity(
         stride: Tokens between two windows, where the losses are those of overlapping windows.
     """
     mean, error = mean_error(losses)
-    perplexity = float(np.exp(mean))
+    perplexity = _exp(mean)
     return Perplexity(
         corpus=corpus,
         stride=stride,
@@ -99,6 +108,8 @@ def document_perplexity(
 def paired_difference(perplexity: Perplexity, reference: Perplexity, *, against: str) -> Difference:
     """Return the paired difference of two perplexities of the same documents.
 
+    If a loss is not finite, nothing is counted, and percent and p are NaN.
+
     Args:
         perplexity: Perplexity of the candidate.
         reference: Perplexity of the other candidate.
@@ -111,8 +122,8 @@ def paired_difference(perplexity: Perplexity, reference: Perplexity, *, against:
     """
     gaps = np.asarray(perplexity.losses) - np.asarray(reference.losses)
     mean, error = mean_error(gaps)
-    ratio = float(np.exp(mean))
-    wins, losses = int((gaps < 0).sum()), int((gaps > 0).sum())
+    ratio = _exp(mean)
+    wins, losses = (0, 0) if math.isnan(mean) else (int((gaps < 0).sum()), int((gaps > 0).sum()))
     return Difference(
         corpus=perplexity.corpus,
         length=perplexity.length,
@@ -121,5 +132,11 @@ def paired_difference(perplexity: Perplexity, reference: Perplexity, *, against:
         standard_error=100 * ratio * error,
         wins=wins,
         losses=losses,
-        p=sign_test(wins, losses),
+        p=math.nan if math.isnan(mean) else sign_test(wins, losses),
     )
+
+
+def _exp(value: float) -> float:
+    """Return e to a value; infinity where that is too large for a float."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(value))

@@ -88,6 +88,16 @@ class EvalResults:
         """Return the records of a measurement by candidate; empty if it was not measured."""
         return self.records.get(measurement, {})
 
+    @property
+    def not_finite(self) -> dict[str, list[str]]:
+        """The measurements with values that are not finite, by candidate."""
+        broken: dict[str, list[str]] = {}
+        for measurement, by_candidate in self.records.items():
+            for candidate, records in by_candidate.items():
+                if any(not record.finite and getattr(record, "share", 1) for record in records):  # no key tokens: 0
+                    broken.setdefault(candidate, []).append(measurement)
+        return broken
+
     def to_frame(self, measurement: str = "perplexity") -> pd.DataFrame:
         """Return the records of a measurement as a pandas DataFrame with the column ``candidate``.
 
@@ -113,6 +123,7 @@ class EvalResults:
             "lengths": list(self.lengths),
             "corpora": dict(self.corpora),
             "rows": {name: candidate.to_json() for name, candidate in self.candidates.items()},
+            **({"not_finite": self.not_finite} if self.not_finite else {}),
             **{name: MEASUREMENTS[name].to_json(records) for name, records in self.records.items()},
             "provenance": dict(self.provenance),
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from longrope.errors import LongRopeError
 from longrope.evaluation.figure import Column, Figure, Heat, Number, fixed, share
 from longrope.evaluation.labelled import LabelledResults, head, labelled_records
-from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Values, batches
+from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Values, batches, numbers
 from longrope.evaluation.records import Record, Value
 from longrope.evaluation.sliding_window import scaling_at
 from longrope.evaluation.statistics import mean_error
@@ -41,7 +41,7 @@ class RetrievalScore(Record):
         task: Name of the task.
         length: Tokens of each text, with the room for the answer.
         depth: Where the needle lies, from 0 (beginning) to 1 (end); None for several needles.
-        score: Mean share of the answers that the generated text holds.
+        score: Mean share of the answers that the generated text holds; NaN where logits of a trial are not finite.
         standard_error: Standard error of the score over trials.
         choice: Share of the trials in which the answer is likelier than wrong ones; None without wrong ones.
         chance: The choice of a guess.
@@ -105,7 +105,7 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
         trials = evaluation.samples(candidate, samples)
         for depth in dict.fromkeys(trial["depth"] for trial in trials):
             at_depth = [trial for trial in trials if trial["depth"] == depth]
-            score, error = mean_error([trial["score"] for trial in at_depth])
+            score, error = mean_error(numbers([trial["score"] for trial in at_depth]))
             choices = [trial["choice"] for trial in at_depth if trial["choice"] is not None]
             records.append(
                 RetrievalScore(
@@ -114,7 +114,7 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
                     depth=depth,
                     score=score,
                     standard_error=error,
-                    choice=sum(choices) / len(choices) if choices else None,
+                    choice=sum(choices) / len(choices) if choices and math.isfinite(score) else None,
                     chance=1 / at_depth[0]["choices"] if choices else None,
                     trials=len(at_depth),
                 )
@@ -160,7 +160,7 @@ def _heat_map(
             table.append([name, _depth(depth), *numbers])
             fields += [
                 {"name": name, "x": short_length(length), "y": _depth(depth), "value": number.value}
-                | {"label": fixed(0, times=100)(number.value)}
+                | {"label": fixed(0, times=100)(number.value) if number.finite else "nan"}
                 | {"tip": f"{name}, {every[0].task}, {length:,} tokens, depth {_depth(depth)}: {_tip(number, record)}"}
                 for length, number, record in zip(lengths, numbers, row, strict=True)
             ]
@@ -172,6 +172,8 @@ def _heat_map(
 def _number(record: RetrievalScore | None, kind: Score) -> Number:
     if record is None:
         return Number(None)
+    if not record.finite:
+        return Number.of(record.score)
     return Number.of(record.score, record.standard_error) if kind == "score" else Number.of(record.choice)
 
 

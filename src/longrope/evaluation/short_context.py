@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ class ShortContext(Record):
 
 
 def aggregate(evaluation: EvalContext, candidate: str) -> list[ShortContext] | None:
-    """Return the candidate's percent; None for the original model, or where a perplexity is missing."""
+    """Return the candidate's percent, NaN where a perplexity is not finite; None if a perplexity was not measured."""
     at_l0 = {name: _at_l0(evaluation, name) for name in ("original", candidate)}
     before, after = at_l0["original"], at_l0[candidate]
     if candidate == "original" or before is None or after is None:
@@ -37,11 +36,10 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[ShortContext] | N
 
 
 def _at_l0(evaluation: EvalContext, candidate: str) -> float | None:
-    """Return the perplexity at L0 on the first corpus; None if it is not finite or was not measured."""
+    """Return the perplexity at L0 on the first corpus; None if it was not measured."""
     records: Any = evaluation.records[PERPLEXITY.name].get(candidate, ())
     length = evaluation.rope.original_length
-    perplexity = next((record.perplexity for record in records if record.length == length), math.nan)
-    return perplexity if math.isfinite(perplexity) else None
+    return next((record.perplexity for record in records if record.length == length), None)
 
 
 def encode(records: Mapping[str, tuple[ShortContext, ...]]) -> dict[str, Any]:
@@ -57,16 +55,16 @@ def decode(data: Any) -> Any:
 def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
     """Return bars."""
     table = [
-        [run.label(candidate), Number.of(record.percent).value]
+        [run.label(candidate), Number.of(record.percent)]
         for run in runs
         for candidate in run.results.candidates
         for record in run.results.get(SHORT_CONTEXT.name).get(candidate, ())
     ]
     bars = [
-        {"name": name, "value": value, "label": percent(value)}
-        | {"tip": f"{name}: {percent(value)} perplexity at the original length"}
-        for name, value in table
-        if value is not None
+        {"name": name, "value": number.value, "label": percent(number)}
+        | {"tip": f"{name}: {percent(number)} perplexity at the original length"}
+        for name, number in table
+        if number.value is not None
     ]
     chart = Bars(bars, "percent of perplexity lost at L0") if bars else None
     columns = (Column("row"), Column("perplexity at L0", percent))

@@ -11,10 +11,14 @@ import numpy as np
 def mean_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Return the mean of some values and its standard error, which is NaN for one value.
 
+    Both are NaN if a value is not finite.
+
     >>> mean_error([1.0, 3.0])
     (2.0, 1.0)
     """
     samples = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(samples).all():
+        return math.nan, math.nan
     error = float(samples.std(ddof=1) / len(samples) ** 0.5) if len(samples) > 1 else math.nan
     return float(samples.mean()), error
 

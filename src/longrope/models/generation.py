@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 
 from longrope.errors import unknown
 from longrope.models.backbone import backbone_of
+from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generate_request import GenerateRequest, check_request, read_request
 from longrope.models.patch import patch
 from longrope.models.rotary_slot import find_rotary_slot
@@ -44,7 +45,7 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
 
     Raises:
         LongRopeError: The policy is unknown, or the factors belong to another model. From ``generate``: a row can
-            become longer than ``extension.length``, or the policy cannot serve the request.
+            become longer than ``extension.length``, the policy cannot serve the request, or logits are not finite.
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
@@ -59,6 +60,8 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
         request = read_request(model, inputs, generation_config, options)
         check_request(request, extension, policy)
         options["attention_mask"] = request.mask
+        processors = rest[0] if rest else options.pop("logits_processor", None)
+        rest = (LogitsProcessorList([*(processors or ()), FiniteLogits(model.dtype)]), *rest[1:])
         with_factors = _switching_factors if policy == "switch" else _fixed_factors
         with with_factors(model, extension, policy, request):
             return generate(model, inputs, generation_config, *rest, **options)

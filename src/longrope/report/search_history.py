@@ -42,7 +42,7 @@ class SearchHistory:
         settings: Settings of the search.
         steps: Improvements.
         passes: Passes over one document in all.
-        held_out: Held-out losses in nats by name, which chose the winner.
+        held_out: Held-out losses in nats by name, which chose the winner; NaN for one that is not finite.
     """
 
     name: str
@@ -70,6 +70,7 @@ def _read(path: Path, folder: Path) -> SearchHistory:
     held_out = {}
     if (path.parent / "extension.json").exists():
         held_out = load_extension(path.parent / "extension.json").long.provenance.get("held_out_loss", {})
+        held_out = {name: math.nan if loss is None else loss for name, loss in held_out.items()}
     return SearchHistory(printable(name), settings, steps, passes, held_out)
 
 

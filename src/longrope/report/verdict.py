@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from longrope.errors import suspect
 from longrope.evaluation.figure import Number, percent, plain, share
 from longrope.report.load import LoadedRun
 from longrope.schemes import is_scheme
@@ -65,7 +66,7 @@ def subject(run: LoadedRun) -> str | None:
     """
     longest = max(lengths_of(run), default=0)
     values = {
-        name: perplexity_at(run, name, longest) or math.inf
+        name: perplexity_at(run, name, longest).value or math.inf
         for name, records in run.results.get("perplexity").items()
         if any(record.length == longest for record in records)
     }
@@ -76,31 +77,30 @@ def subject(run: LoadedRun) -> str | None:
     return min(searched or others, key=lambda name: values[name], default="original" if values else None)
 
 
-def retrieval_score(run: LoadedRun, candidate: str) -> float | None:
-    """Return the mean score over tasks and depths at the longest length of all; None if it was not measured there."""
+def retrieval_score(run: LoadedRun, candidate: str) -> Number:
+    """Return the mean score over tasks and depths at the longest length of all."""
     records = run.results.get("retrieval").get(candidate, ())
-    scores = [Number.of(record.score).value for record in records if record.length == lengths_of(run)[-1]]
-    finite = [score for score in scores if score is not None]
-    return fmean(finite) if finite else None
+    scores = [record.score for record in records if record.length == lengths_of(run)[-1]]
+    return Number.of(fmean(scores) if scores else None)
 
 
-def short_context(run: LoadedRun, candidate: str) -> float | None:
-    """Return the percent of perplexity that the candidate costs at L0; None if it was not measured."""
+def short_context(run: LoadedRun, candidate: str) -> Number:
+    """Return the percent of perplexity that the candidate costs at L0."""
     records = run.results.get("short_context").get(candidate, ())
-    return Number.of(records[0].percent).value if records else None
+    return Number.of(records[0].percent if records else None)
 
 
-def perplexity_at(run: LoadedRun, candidate: str, length: int) -> float | None:
-    """Return the perplexity on the first corpus; None if it is not finite or was not measured."""
+def perplexity_at(run: LoadedRun, candidate: str, length: int) -> Number:
+    """Return the perplexity on the first corpus."""
     records = run.results.get("perplexity").get(candidate, ())
-    return next((Number.of(record.perplexity).value for record in records if record.length == length), None)
+    return Number.of(next((record.perplexity for record in records if record.length == length), None))
 
 
 def _gap(run: LoadedRun, candidate: str, against: str, length: int) -> tuple[Number, str] | None:
     """Return the percent by which a perplexity is above another's, and on how many documents it is lower."""
     for record in run.results.get("differences").get(candidate, ()):
         number = Number.of(record.percent, record.standard_error)
-        if (record.against, record.length) == (against, length) and number.value is not None:
+        if (record.against, record.length) == (against, length):
             documents = record.wins + record.losses
             wins = f", lower on {record.wins} of {documents} documents" if documents > 1 else ""
             return number, wins
@@ -111,33 +111,47 @@ def _works(run: LoadedRun, candidate: str) -> Verdict:
     length, original = lengths_of(run)[-1], run.results.rope.original_length
     value, base = perplexity_at(run, candidate, length), perplexity_at(run, "original", original)
     score = retrieval_score(run, candidate)
-    why = f"Perplexity {plain(value)} there"
-    why += f"; the original model has {plain(base)} at its own {original:,} tokens" if base is not None else ""
-    if candidate != "original" and any(r.length == length for r in run.results["perplexity"].get("original", ())):
-        why += f" and {plain(perplexity_at(run, 'original', length))} at {length:,}"
-    why += ". Retrieval was not measured there." if score is None else f". It finds {share(score)} of what is hidden."
+    beyond = perplexity_at(run, "original", length)
+    why = f"Perplexity {plain(value)} there" if value.finite else "Perplexity is not finite there"
+    why += f"; the original model has {plain(base)} at its own {original:,} tokens" if base.value is not None else ""
+    if candidate != "original" and beyond.value is not None:
+        why += f" and {plain(beyond)} at {length:,}"
+    elif not (base.finite and beyond.finite):
+        why += "; the original model's is not finite"
+    why += f". {_found(score)}"
+    if not all(number.finite for number in (value, base, beyond, score)):
+        why += f" {suspect(run.results.dtype)}"
     question = f"Does it work at {short_length(length)} tokens?"
     if length <= original:
         return Verdict(question, "No length above L0 was measured", why)
     return Verdict(question, _verdict(value, base, score), why)
 
 
-def _verdict(value: float | None, base: float | None, score: float | None) -> str:
+def _found(score: Number) -> str:
+    """Return the retrieval score in a sentence."""
+    if not score.finite:
+        return "Retrieval is not finite there."
+    return "Retrieval was not measured there." if score.value is None else f"It finds {share(score)} of what is hidden."
+
+
+def _verdict(value: Number, base: Number, score: Number) -> str:
     """Return whether an extension works.
 
     Args:
-        value: Perplexity at the longest length; None if it is not finite.
-        base: Perplexity of the original model at L0; None if it was not measured.
-        score: Retrieval score at the longest length; None if it was not measured.
+        value: Perplexity at the longest length.
+        base: Perplexity of the original model at L0.
+        score: Retrieval score at the longest length.
     """
-    if value is None:
-        return "Does not work"
-    if base is None:
-        return f"Perplexity {plain(value)}, with nothing to hold it against"
-    holds = value <= HOLDS * base
-    if score is None:
-        return "Works by perplexity, retrieval not measured" if holds else "Does not work: perplexity is higher"
-    if score >= FINDS:
+    if value.value is None:
+        return "Cannot be told: perplexity is not finite"
+    if base.value is None:
+        against = "nothing to hold it against" if base.finite else "an original model whose perplexity is not finite"
+        return f"Perplexity {plain(value)}, with {against}"
+    holds = value.value <= HOLDS * base.value
+    if score.value is None:
+        retrieval = "retrieval not measured" if score.finite else "retrieval is not finite"
+        return f"Works by perplexity, {retrieval}" if holds else "Does not work: perplexity is higher"
+    if score.value >= FINDS:
         return "Works" if holds else "Finds what is hidden, but perplexity is higher"
     return "Works by perplexity, but forgets what is hidden" if holds else "Does not work"
 
@@ -147,13 +161,18 @@ def _costs(run: LoadedRun, candidate: str) -> Verdict:
     question = f"What does it cost at {short_length(original)} tokens?"
     gap = _gap(run, candidate, "original", original)
     lost, yarn = short_context(run, candidate), short_context(run, "yarn")
-    if lost is None:
+    if not lost.finite:
+        return Verdict(
+            question, "Cost at L0 is not finite", f"A perplexity is not finite. {suspect(run.results.dtype)}"
+        )
+    if lost.value is None:
         return Verdict(question, "Cost at L0 not measured", "It needs the original model and this row at L0.")
     why = f"Perplexity {percent(lost)} against the original model at its own length"
     why = f"Perplexity {percent(gap[0])} against the original model{gap[1]}" if gap is not None else why
-    why += f"; YaRN costs {percent(yarn)}." if yarn is not None and candidate != "yarn" else "."
-    verdict = f"Costs {lost:.1f}% perplexity at L0" if lost > 0 else f"Costs nothing at L0: perplexity {percent(lost)}"
-    return Verdict(question, verdict, why)
+    why += f"; YaRN costs {percent(yarn)}." if yarn.value is not None and candidate != "yarn" else "."
+    if lost.value > 0:
+        return Verdict(question, f"Costs {lost.value:.1f}% perplexity at L0", why)
+    return Verdict(question, f"Costs nothing at L0: perplexity {percent(lost)}", why)
 
 
 def _better(run: LoadedRun, candidate: str) -> Verdict:
@@ -164,11 +183,12 @@ def _better(run: LoadedRun, candidate: str) -> Verdict:
     if gap is None:
         return Verdict(question, "Not compared with YaRN", "Run longrope eval with --schemes yarn.")
     number, wins = gap
+    if number.value is None:
+        return Verdict(question, "Not compared with YaRN", f"A perplexity is not finite. {suspect(run.results.dtype)}")
     score, yarn_score = retrieval_score(run, candidate), retrieval_score(run, "yarn")
     why = f"Perplexity {percent(number)} against YaRN at {length:,} tokens{wins}."
-    if score is not None and yarn_score is not None:
+    if score.value is not None and yarn_score.value is not None:
         why += f" Retrieval {share(score)} against {share(yarn_score)}."
-    assert number.value is not None
     if number.error is None or abs(number.value) <= 2 * number.error:
         return Verdict(question, "No clear difference from YaRN in perplexity", why)
     side, verdict = ("lower", "Better") if number.value < 0 else ("higher", "Worse")

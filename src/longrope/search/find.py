@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, suspect
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
@@ -143,7 +143,8 @@ def _choose_winner(
     """Return the result with the extension that has the lowest held-out loss."""
     ranked = sorted(held_out, key=lambda pair: pair[0])
     if not np.isfinite(ranked[0][0]):
-        raise LongRopeError("no finalist has a finite loss on the held-out documents. Try dtype float32.")
+        reason = suspect(str(provenance.get("dtype", "")))
+        raise LongRopeError(f"no finalist has a finite loss on the held-out documents. {reason}")
     losses: dict[str, float] = {}
     for loss, scaling in ranked:
         losses.setdefault(scaling.scheme, loss)
@@ -152,7 +153,7 @@ def _choose_winner(
         "evaluations": sum(len(outcome.ranked) for outcome in outcomes),
         "token_evaluations": sum(outcome.tokens for outcome in outcomes),
         "search_loss": min(outcome.ranked[0][0] for outcome in outcomes),
-        "held_out_loss": {name: loss for name, loss in losses.items() if np.isfinite(loss)},
+        "held_out_loss": {name: loss if np.isfinite(loss) else None for name, loss in losses.items()},
     }
     extension = Extension.of(rope, replace(ranked[0][1], provenance=record))
     return SearchResult(extension, losses, tuple(outcomes))

@@ -34,6 +34,7 @@ class Journal:
     def __init__(self, path: str | Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
         self.known: dict[Key, tuple[CandidateLoss, float]] = {}
         self.states: dict[int, Any] = {}
+        self.dtype = str(settings.get("dtype", ""))
         self._lines = JsonlFile(path, settings, subject="a search", resume=resume)
         try:
             for line in self._lines.lines:

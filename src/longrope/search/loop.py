@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, suspect
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, Improvement
@@ -101,6 +101,8 @@ def run_search(
             losses = evaluator.evaluate(batch)
             journal.state(generation, batch.state)
             compared = batch.gradient_step is None
+            if compared and not evaluator.improvements:
+                break  # not even one of the starts has a finite loss
             stale = 0 if len(evaluator.improvements) > improvements else stale + compared
             if budget.patience is not None and stale >= budget.patience:
                 raise Stop(f"no better candidate in {budget.patience} generations")
@@ -110,7 +112,7 @@ def run_search(
     except Stop as stop:
         stopped = str(stop)
     if not evaluator.improvements:
-        raise LongRopeError("no candidate has a finite loss. Check the data and the model's dtype (try float32).")
+        raise LongRopeError(f"no candidate has a finite loss: check the starts and the data. {suspect(journal.dtype)}")
     ranked = [(loss, candidate) for candidate, loss in evaluator.mean_losses.items()]
     ranked.sort(key=lambda pair: (pair[0], pair[1].factors))
     return SearchOutcome(stopped, tuple(ranked), tuple(evaluator.improvements), evaluator.tokens, evaluator.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ class PromptScore:
     """The result of a model on one prompt.
 
     Args:
-        score: Share of the answers that occur in the generated text, from 0 to 1.
+        score: Share of the answers that occur in the generated text, from 0 to 1; NaN where logits are not finite, and
+            loss, choice and margin are None then.
         text: Text generated greedily.
         loss: Mean loss of the answer's tokens in nats; None for several answers.
         choice: Whether the answer has a lower mean loss than each wrong one; None without wrong ones.
@@ -76,9 +78,9 @@ def score_prompts(
     scores: dict[int, PromptScore] = {}
     for members in _groups(prompts, batch):
         group = [prompts[i] for i in members]
-        where = f"with batch {1 if group[0].shared else len(group)} on {model.device}"
+        batch_and_device = f"with batch {1 if group[0].shared else len(group)} on {model.device}"
         length = len(group[0].tokens) + group[0].room
-        with explain_out_of_memory(length, where, "lower the length or the batch, or use dtype bfloat16"):
+        with explain_out_of_memory(length, batch_and_device, "lower the length or the batch, or use dtype bfloat16"):
             group_scores = _score_group(model, tokenizer, group)
         scores |= zip(members, group_scores, strict=True)
         if on_progress is not None:
@@ -122,10 +124,13 @@ def _score(
     if unread.shape[1]:
         backbone_of(model)(input_ids=unread, past_key_values=cache, use_cache=True)
     losses = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
-    generated = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
+    generated, finite = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
     scores = []
-    for prompt, options, ids in zip(prompts, losses, generated, strict=True):
+    for prompt, options, ids, row_is_finite in zip(prompts, losses, generated, finite, strict=True):
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
+        if not row_is_finite or not all(map(math.isfinite, options)):
+            scores.append(PromptScore(math.nan, text))
+            continue
         loss = options[0] if options else None
         margin = min(options[1:]) - options[0] if len(options) > 1 else None
         choice = None if margin is None else margin > 0
@@ -161,20 +166,23 @@ def _option_losses(
 
 def _generate(
     model: PreTrainedModel, last: Tensor, cache: DynamicCache, room: int, stops: Sequence[int]
-) -> list[list[int]]:
-    """Return the greedily chosen tokens after each prompt, up to a stop token."""
-    step = last
+) -> tuple[list[list[int]], list[bool]]:
+    """Return the greedily chosen tokens after each prompt, up to a stop token, and whether their logits are finite."""
+    step, finite = last, torch.ones(len(last), dtype=torch.bool, device=last.device)
     steps: list[Tensor] = []
     ended = torch.zeros(len(last), dtype=torch.bool, device=last.device)
     ends = torch.tensor(stops, dtype=last.dtype, device=last.device)
     for _ in range(room):
-        step = model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1, keepdim=True)
+        logits = model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
+        finite &= logits.amax(-1).isfinite() | ended  # a model may mask single tokens by -inf
+        step = logits.argmax(-1, keepdim=True)
         steps.append(step)
         ended |= torch.isin(step[:, 0], ends)
         if ended.all():
             break
     rows = torch.cat(steps, dim=1).tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+    tokens = [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+    return tokens, finite.tolist()
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
