@@ -1,15 +1,20 @@
-"""Checks of numbers that several types share."""
+"""Checks of numbers and token ids that several types share."""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from longrope.errors import LongRopeError
 
+OTHER_TOKENIZER = (
+    "Give the tokenizer that belongs to the model, or one without added tokens; "
+    "or resize_token_embeddings(len(tokenizer)) and train the new rows."
+)
 LARGEST = 2**53  # above it, floats cannot represent every integer
 
 
@@ -59,3 +64,28 @@ def whole(name: str, value: Any, least: int) -> int:
         most = ", 2^53 at most" if isinstance(number, int) and number > LARGEST else ""
         raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more{most}")
     return number
+
+
+def check_vocabulary(
+    tokens: Iterable[np.ndarray], vocabulary: int, tokenizer: Any = None, *, field: str = "data"
+) -> None:
+    """Raise if a token id has no row in a model's embedding, as ids of tokens that were added to the tokenizer only.
+
+    Args:
+        tokens: Arrays of token ids, 0 or more.
+        vocabulary: Number of rows of the model's embedding.
+        tokenizer: Tokenizer that made the ids, for the message.
+        field: Name of the tokens' source in the message.
+
+    Raises:
+        LongRopeError: An id is ``vocabulary`` or more.
+    """
+    largest = max((int(ids.max()) for ids in tokens if ids.size), default=0)
+    if largest >= vocabulary:
+        text = (
+            "" if tokenizer is None else f" ({tokenizer.convert_ids_to_tokens(largest)!r}) of {len(tokenizer):,} tokens"
+        )
+        raise LongRopeError(
+            f"{field}: the tokenizer makes token {largest}{text}, and the model's embedding ends at {vocabulary - 1} "
+            f"(vocab_size = {vocabulary:,}). {OTHER_TOKENIZER}"
+        )

@@ -8,10 +8,14 @@ from pathlib import Path
 import families
 import pytest
 import torch
+from click.testing import Result
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+import longrope as lr
 from longrope.cli.main import app
+from longrope.errors import LongRopeError
+from longrope.export.exporter import ExportOptions
 from longrope.export.huggingface import export_huggingface
 from longrope.formats.lengths import OTHER_CONFIG_FIELDS, checkpoint_lengths, disagreement
 from longrope.models.load import load, load_config
@@ -81,3 +85,82 @@ def test_inspect_names_the_places_that_disagree(checkpoint: Path) -> None:
     assert "tokenizer_config.json: model_max_length = 48" in result.stderr
     assert "config.json: max_position_embeddings = 64" in result.stderr
     assert json.loads(result.stdout)["checkpoint_lengths"]["generation_config.json: max_length"] == L0
+
+
+@pytest.fixture
+def disagreeing(checkpoint: Path) -> Path:
+    """A checkpoint whose config says 256 tokens, while all else says 64."""
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 256}))
+    return checkpoint
+
+
+def test_original_length_decides_from_inspect_to_export(disagreeing: Path, tmp_path: Path) -> None:
+    def run(*words: object) -> Result:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        assert result.exit_code == 0, result.output
+        return result
+
+    chosen = ("--original-length", L0)
+    noted = run("inspect", disagreeing, "--json")
+    assert "names several lengths" in noted.stderr
+    assert json.loads(noted.stdout)["original_length"] == 256
+    decided = run("inspect", disagreeing, *chosen, "--json")
+    assert "several lengths" not in decided.stderr
+    assert json.loads(decided.stdout)["original_length"] == L0
+    assert json.loads(decided.stdout)["length"] == 8 * L0
+    factors, out = tmp_path / "f.json", tmp_path / "out"
+    run("scale", disagreeing, *chosen, "-l", LENGTH, "--scheme", "pi", "-o", factors)
+    extension = Extension.from_json(factors.read_text())
+    assert (extension.rope.original_length, extension.long.factors[0]) == (L0, LENGTH / L0)
+    run("export", disagreeing, *chosen, "--factors", factors, "-o", out)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["max_position_embeddings"], config["original_max_position_embeddings"]) == (LENGTH, L0)
+    assert config["rope_scaling"]["factor"] == LENGTH / L0
+    assert "several lengths" in run("scale", disagreeing, "-l", LENGTH, "-o", tmp_path / "g.json").stderr
+    assert (
+        "several lengths" in run("export", disagreeing, "--factors", tmp_path / "g.json", "-o", tmp_path / "o").stderr
+    )
+    refused = CliRunner().invoke(
+        app, ["export", str(disagreeing), "--factors", str(factors), "-o", str(tmp_path / "p")]
+    )
+    assert refused.exit_code == 2
+    assert "original_length=64" in refused.stderr
+
+
+def test_original_length_in_python(disagreeing: Path, tmp_path: Path) -> None:
+    model, tokenizer = load(str(disagreeing), original_length=L0)
+    rope = Rope.of(model)
+    assert rope == Rope.of(load_config(str(disagreeing), original_length=L0))
+    assert rope.original_length == L0
+    scaling = scheme("yarn", rope, LENGTH)
+    options = ExportOptions(original_length=L0)
+    by_name = lr.export(str(disagreeing), None, scaling, tmp_path / "by_name", options=options)
+    assert lr.export(model, tokenizer, scaling, tmp_path / "loaded") == by_name
+    with pytest.raises(LongRopeError, match="original_length = 64: the model is loaded already"):
+        lr.export(model, tokenizer, scaling, tmp_path / "x", options=options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "length", "message"),
+    [
+        ({}, 1, "original_length = 1 must be a whole number, 2 or more"),
+        (
+            {"rope_type": "yarn", "factor": 4.0},
+            64,
+            r"= 64: the checkpoint carries a rope scaling \(yarn\)",
+        ),
+    ],
+)
+def test_an_original_length_that_cannot_be_set(
+    checkpoint: Path, fields: dict[str, object], length: int, message: str
+) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": {"rope_theta": 1e4, **fields}}))
+    with pytest.raises(LongRopeError, match=message):
+        load_config(str(checkpoint), original_length=length)
+
+
+def test_original_length_of_phi3(tmp_path: Path) -> None:
+    families.build("phi3").save_pretrained(tmp_path)
+    assert Rope.of(load_config(str(tmp_path), original_length=32)).original_length == 32

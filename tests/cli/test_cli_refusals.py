@@ -206,7 +206,7 @@ def data_of(folder: Path, kind: str) -> Path:
         return folder / "x.txt"
     if kind in ("short", "few"):
         for i in range(20 if kind == "short" else 1):
-            (folder / f"{i}.txt").write_text(f"{i} the cat sat on a mat " * (1 if kind == "short" else 99))
+            (folder / f"{i}.txt").write_text(f"{i} the cat sat on a mat " * (1 if kind == "short" else 50))
     if kind == "jsonl":
         (folder / "x.jsonl").write_text('{"text": "fine"}\n{"txt": 1}\n')
         return folder / "x.jsonl"
@@ -217,8 +217,8 @@ BAD_DATA = {
     "missing": "data = '.*nowhere': not a file or folder",
     "empty": "data = '.*data': holds no text",
     "garbage": r"data = '.*x.txt': not UTF-8 text",
-    "short": r"data: 2 documents of 160 tokens are needed, but of the \d+ in .* 0 are .*the longest has \d+",
-    "few": r"2 documents of 160 tokens are needed, but of the [01] in this split [01] are that long",
+    "short": r"2 texts of 160 tokens are needed. Of 20 documents in all, .* [48] are .*the longest in all has \d+",
+    "few": r"2 texts of 160 tokens are needed. Of 1 document in all, .*, 1 are in this split, the longest of",
     "jsonl": r'x\.jsonl, line 2: expected a JSON object with a string "text"',
 }
 

@@ -14,7 +14,7 @@ from longrope.data.documents import Document
 from longrope.data.split import SPLITS, draw_tokens, split_documents
 from longrope.errors import LongRopeError
 
-SIZES = st.lists(st.integers(1, 99), max_size=40)
+SIZES = st.lists(st.integers(1, 99), min_size=5, max_size=40)  # fewer are cut: tests/cases/test_one_book.py
 
 
 def documents(sizes: list[int]) -> list[Document]:
@@ -120,16 +120,26 @@ def test_special_tokens_come_as_for_the_models_own_input(bpe: PreTrainedTokenize
 
 
 def test_too_few_says_what_was_found_and_what_is_needed(bpe: PreTrainedTokenizerFast, prose: list[Document]) -> None:
-    lengths = [len(bpe(one.text)["input_ids"]) for one in prose]
-    needed = sorted(lengths)[-2]
+    longest = max(len(bpe(one.text)["input_ids"]) for one in prose)
+    needed = longest // 2 + 1  # twice in no document
     with pytest.raises(LongRopeError) as raised:
         draw_tokens(prose, bpe, length=needed, count=3)
-    numbers = [int(number) for number in re.findall(r"\d+", str(raised.value))]
-    assert numbers == [3, needed, len(prose), 2, needed]  # a document is read no further than what is needed
-    with pytest.raises(LongRopeError, match=f"0 are that long.*longest has {max(lengths)} tokens"):
-        draw_tokens(prose, bpe, length=max(lengths) + 1, count=1)
-    with pytest.raises(LongRopeError, match="longest has 0 tokens"):
+    assert [int(number) for number in re.findall(r"\d+", str(raised.value))] == [3, needed, len(prose), longest]
+    with pytest.raises(LongRopeError, match=rf"Of 6 documents, the longest of which has {longest} tokens\. Give more"):
+        draw_tokens(prose, bpe, length=longest + 1, count=1)
+    with pytest.raises(LongRopeError, match="There are no documents"):
         draw_tokens([], bpe, length=8, count=1)
+    splits = split_documents(prose)
+    counts = [len(split) for split in splits.values()]
+    for split, count in zip(splits.values(), counts, strict=True):
+        own = max(len(bpe(one.text)["input_ids"]) for one in split)
+        message = (
+            rf"Of 6 documents in all, split into search, held_out, test, {count} are in this split, the longest of "
+        )
+        with pytest.raises(
+            LongRopeError, match=rf"{message}which has {own} tokens; the longest in all has {longest}\."
+        ):
+            draw_tokens(split, bpe, length=longest + 1, count=1)
 
 
 def test_the_cache_is_used_and_gives_the_same(

@@ -54,7 +54,7 @@ def test_int64_arrays_are_not_copied() -> None:
         ([[1, float("nan")]], r"sequences\[0\]\[1\] = nan: not a whole number"),
         ([[1, float("inf")]], r"sequences\[0\]\[1\] = inf: not a whole number"),
         ([[[1, 2], [3]]], r"sequences\[0\]\[0\] = \[1, 2\]: not a whole number"),
-        ([[1, 2**70]], rf"sequences\[0\]\[1\] = {2**70}: the model's last token id is 2147483647"),
+        ([[1, 2**70]], rf"sequences\[0\]\[1\] = {2**70}: above 2147483647"),
         (torch.zeros((0, 5)), r"sequences = \[\]: .* Pass at least one sequence"),
         (torch.zeros((2, 1)), r"sequences\[0\] = \[0.\]: a loss needs two tokens"),
     ],
@@ -66,5 +66,7 @@ def test_what_is_not_token_ids_is_refused_with_its_place(sequences: object, mess
 
 def test_the_vocabulary_ends_below_its_size() -> None:
     assert as_sequences([[0, 9]], vocabulary=10)[0].tolist() == [0, 9]
-    with pytest.raises(LongRopeError, match=r"sequences\[0\]\[1\] = 10: the model's last token id is 9"):
+    with pytest.raises(
+        LongRopeError, match=r"sequences\[0\]\[1\] = 10: beyond the model's vocabulary \(vocab_size = 10\)"
+    ):
         as_sequences([[0, 10]], vocabulary=10)

@@ -186,8 +186,8 @@ def test_each_length_weighs_the_same(
 
 
 def test_too_few_documents_are_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(LongRopeError, match="6 documents of 300 tokens are needed"):
-        search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec([100, 300], 6))
+    with pytest.raises(LongRopeError, match="99 texts of 300 tokens are needed"):
+        search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec([100, 300], 99))
 
 
 def test_a_tail_longer_than_the_shortest_length_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 
+from longrope.checks import check_vocabulary
 from longrope.cli.chat_session import ChatModel
 from longrope.cli.chat_stream import Stream
 from longrope.cli.progress import bar
 from longrope.cost.memory_check import check_cache_memory
 from longrope.errors import LongRopeError
+from longrope.models.backbone import vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generation import factors_for, fill
@@ -62,8 +65,8 @@ class ChatCache:
             stream: Receiver of the generated tokens.
 
         Raises:
-            LongRopeError: The text and its continuation are longer than the extension, memory runs out, or logits are
-                not finite.
+            LongRopeError: The text and its continuation are longer than the extension, a token has no embedding, memory
+                runs out, or logits are not finite.
         """
         model, extension, policy = self.chat_model.model, self.chat_model.extension, self.chat_model.policy
         if len(ids) + new > extension.length:
@@ -71,6 +74,7 @@ class ChatCache:
                 f"{len(ids)} tokens of prompt and --max-new-tokens {new} make {len(ids) + new}, above the extension's "
                 f"length = {extension.length}; shorten the prompt, lower --max-new-tokens, or extend the model further"
             )
+        check_vocabulary([np.array(ids)], vocabulary_of(model), self.chat_model.tokenizer, field="prompt")
         factors = factors_for(extension, policy, len(ids), new)
         same = takewhile(lambda pair: pair[0] == pair[1], zip(self.ids, ids[:-1], strict=False))
         self.crop(len(list(same)) if factors == self.factors else 0)

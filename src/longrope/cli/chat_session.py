@@ -134,6 +134,7 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
+    config = load_config(name)
     extension_file = Path(name) / "extension.json"
     if factors is None and not extension_file.is_file():
         raise LongRopeError(
@@ -141,14 +142,14 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
             f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
         )
     extension = options.read_factors(factors or str(extension_file))
-    parameters = load_config(name).get_text_config().rope_parameters if factors is None else None
+    parameters = config.get_text_config().rope_parameters if factors is None else None
     exported = full_attention_fields(parameters).get("rope_type") == "longrope"
     if exported and isinstance(extension, Extension) and extension.short != extension.long:
         raise LongRopeError(
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "
             f"made from, and --factors {name}"
         )
-    config, device = load_config(name), options.choose_device(device)
+    device = options.choose_device(device)
     length = extension.length or Rope.of(config).original_length
 
     def check_memory(dtype: str) -> None:

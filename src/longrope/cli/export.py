@@ -39,6 +39,7 @@ def run(
             "--no-check", help="Do not reopen the checkpoint and compare its logits, which takes a copy in float32."
         ),
     ] = False,
+    original_length: options.OriginalLength = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a checkpoint with the factors in it, for other programs to load.
@@ -50,7 +51,10 @@ def run(
     from longrope.export.exporter import ExportOptions, ExportRequest
     from longrope.export.hf_config import MODES
     from longrope.export.registry import find_exporter
+    from longrope.rope import Rope
+    from longrope.scaling import as_extension
     from longrope.storage.lock import claim_output, locked
+    from longrope.units import parse_length
 
     exporter = find_exporter(to, outtype)
     if mode not in (None, *MODES):
@@ -61,8 +65,13 @@ def run(
     output = output if output.name else output.resolve()
     claim_output(output, overwrite=overwrite, folder=exporter.folder)
     options.choose_device("cpu")  # quietens transformers
+    tokens = None if original_length is None else parse_length(original_length, "original_length")
     if factors is not None:
-        weights, extension, mode = model, _read_extension(model, factors), mode or "static"
+        rope = Rope.of(options.read_config(model, original_length))
+        weights, extension = model, as_extension(options.read_factors(factors), rope, factors)
+        mode = mode or "static"
+    elif original_length is not None:
+        raise LongRopeError(f"original_length = {original_length}: {model} is extended already. Leave it out.")
     else:
         weights, extension = _find_extended(Path(model))
         mode = mode or "dual"
@@ -75,20 +84,11 @@ def run(
             name=options.short_name(weights),
             mode=mode,
             dtype=dtype,
-            options=ExportOptions(outtype=outtype, overwrite=overwrite, check=not no_check),
+            options=ExportOptions(outtype, overwrite, check=not no_check, original_length=tokens),
         )
         written = exporter.write(request)
     for line in exporter.next_steps(request, written):
         typer.echo(line, err=True)
-
-
-def _read_extension(model: str, factors: str) -> Extension:
-    """Return the factors of ``--factors`` as the extension of a model."""
-    from longrope.models.load import load_config
-    from longrope.rope import Rope
-    from longrope.scaling import as_extension
-
-    return as_extension(options.read_factors(factors), Rope.of(load_config(model)), factors)
 
 
 def _find_extended(folder: Path) -> tuple[str, Extension]:
@@ -98,7 +98,9 @@ def _find_extended(folder: Path) -> tuple[str, Extension]:
         LongRopeError: The folder is neither a checkpoint with an ``extension.json`` nor a run with such a checkpoint.
     """
     from longrope.formats.load_factors import load_extension
+    from longrope.models.load_errors import check_adapter
 
+    check_adapter(str(folder), folder)
     checkpoint = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if not (checkpoint / "config.json").is_file() or not (checkpoint / "extension.json").is_file():
         raise LongRopeError(

@@ -20,21 +20,20 @@ def run(
     model: options.Model,
     length: Annotated[str | None, typer.Option("--length", "-l", help="Target length (default: 8 times L0).")] = None,
     factors: Annotated[str | None, typer.Option(help=f"Show these factors too. {options.FACTORS}")] = None,
+    original_length: options.OriginalLength = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a model's rotary pairs: wavelength, whether training completed a turn, and each scheme's factors."""
     target = None if length is None else parse_length(length)
 
-    from longrope.formats.lengths import checkpoint_lengths, disagreement
-    from longrope.models.load import load_config
+    from longrope.formats.lengths import checkpoint_lengths
     from longrope.rope import Rope
     from longrope.scaling import Extension, check_rope
     from longrope.schemes import SCHEMES, scheme
 
-    config = load_config(model)
+    config = options.read_config(model, original_length)
     rope = Rope.of(config)
     lengths = checkpoint_lengths(config)
-    note = disagreement(lengths, rope.original_length)
     target = target or 8 * rope.original_length
     layers = check_layers(config, target)
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
@@ -55,8 +54,6 @@ def run(
         "factors": {name: list(scaling.factors) for name, scaling in scalings.items()},
         "attention_factors": {name: scaling.attention_factor for name, scaling in scalings.items()},
     }
-    if note:
-        typer.echo(f"Note: {note}", err=True)
     record |= layer_record(layers)
     options.tell(record, as_json=as_json, text=lambda: show(model, rope, scalings, target, layers))
 

@@ -14,11 +14,11 @@ from longrope.cli.table_names import listed
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from longrope.scaling import Extension, Scaling
 
-BUILT_IN_NAMES = listed("longrope.models.load", "BUILT_IN")
+BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
 DTYPE_NAMES = listed("longrope.models.load", "DTYPES")
 Model = Annotated[str, typer.Argument(help=f"Hub id, folder, .gguf file, or a built-in model: {BUILT_IN_NAMES}.")]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
@@ -42,6 +42,10 @@ Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokenized do
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")]
+OriginalLength = Annotated[
+    str | None,
+    typer.Option(help="L0 in tokens, where the checkpoint's fields are wrong or disagree (default: its own)."),
+]
 FACTORS = "Run folder of a search, or a factors file: longrope's, config.json, .csv, .gguf (docs/reading.md)."
 
 
@@ -52,6 +56,23 @@ def short_name(model: str) -> str:
     ('Llama-3.2-1B', 'a')
     """
     return Path(model).name.removesuffix(".gguf")
+
+
+def read_config(model: str, original_length: str | None) -> PreTrainedConfig:
+    """Load a model's config, with another L0 if one is given; else say if the checkpoint names several lengths."""
+    from longrope.cli import distributed
+    from longrope.formats.lengths import checkpoint_lengths, disagreement
+    from longrope.models.load import load_config
+    from longrope.rope import Rope
+    from longrope.units import parse_length
+
+    tokens = None if original_length is None else parse_length(original_length, "original_length")
+    config = load_config(model, original_length=tokens)
+    if tokens is None:
+        note = disagreement(checkpoint_lengths(config), Rope.of(config).original_length)
+        if note:
+            distributed.say(f"Note: {note}")
+    return config
 
 
 def parse_schemes(text: str) -> list[str]:

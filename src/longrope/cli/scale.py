@@ -37,6 +37,7 @@ def run(
     ] = None,
     attention: Annotated[str | None, typer.Option(help="su, yarn, none or a number (default: unchanged).")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the factors to this file.")] = None,
+    original_length: options.OriginalLength = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a factors file without a search, from a closed-form scheme or from factors that others wrote."""
@@ -49,12 +50,11 @@ def run(
     if output is not None:
         claim_output(output, overwrite=overwrite)
 
-    from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.scaling import Extension
     from longrope.schemes import scheme as choose
 
-    config = load_config(model)
+    config = options.read_config(model, original_length)
     rope = Rope.of(config)
     check_layers(config, tokens)
     if factors is not None:

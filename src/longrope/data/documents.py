@@ -20,10 +20,17 @@ MOST_LOST = 0.1  # share of a corpus above which its loss is shown in red
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its source."""
+    """A text and its source.
+
+    Args:
+        name: Name of the text: file, and line or row.
+        text: The text.
+        part_of: Name of the document that this is a part of; empty for a whole one.
+    """
 
     name: str
     text: str
+    part_of: str = ""
 
 
 def load_documents(source: str, *, text_key: str | None = None) -> list[Document]:

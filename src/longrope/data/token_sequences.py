@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from longrope.checks import OTHER_TOKENIZER
 from longrope.errors import LongRopeError
 
 TokenSequences: TypeAlias = Sequence[Any] | np.ndarray | Any  # the last is a torch tensor: no torch is imported here
@@ -60,7 +61,8 @@ def _checked(row: Any, field: str, vocabulary: int | None) -> np.ndarray:
     _refuse(ids, ~_are_whole(ids), field, "not a whole number. Pass the tokenizer's input_ids.")
     _refuse(ids, ids < 0, field, "a token id is 0 or more. Pass input_ids, without labels or padding.")
     most = MOST if vocabulary is None else vocabulary - 1
-    _refuse(ids, ids > most, field, f"the model's last token id is {most}. Use the tokenizer of this model.")
+    limit = f"above {MOST}" if vocabulary is None else f"beyond the model's vocabulary (vocab_size = {vocabulary})"
+    _refuse(ids, ids > most, field, f"{limit}. {OTHER_TOKENIZER}")
     return ids.astype(np.int64, copy=False)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from longrope.checks import check_vocabulary
 from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.key_tokens import choose_key_tokens
 from longrope.evaluation.losses import check_lengths
@@ -88,7 +89,16 @@ class EvalContext:
         """
         chosen = {name: self.candidates[name] for name in candidates or self.candidates}
         sets = {samples.name: samples for samples in sample_sets}.values()
-        measure_missing(self.store, chosen, list(sets), self.open_model, self.on_progress)
+        measure_missing(self.store, chosen, list(sets), self._open, self.on_progress)
+
+    def _open(self, weights: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load a model and its tokenizer; refuse tokens that it has no embedding for."""
+        from longrope.models.backbone import vocabulary_of
+
+        model, tokenizer = self.open_model(weights)
+        prompts = (prompt.tokens for prompts in self.spec.retrieval.values() for prompt in prompts)
+        check_vocabulary([*(corpus.tokens for corpus in self.corpora), *prompts], vocabulary_of(model), tokenizer)
+        return model, tokenizer
 
 
 def measure_missing(

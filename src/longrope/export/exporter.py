@@ -24,11 +24,13 @@ class ExportOptions:
         overwrite: Whether an existing output is replaced.
         check: Whether the output is reopened and compared with the model before it gets its name. A Hugging Face
             checkpoint needs memory for its weights in float32, in a process of its own.
+        original_length: L0 of a named model in tokens, where its fields are wrong or disagree; None takes its own.
     """
 
     outtype: str = "auto"
     overwrite: bool = False
     check: bool = True
+    original_length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ExportRequest:
         from longrope.models.load import load
 
         if isinstance(self.model, str):
-            model, tokenizer = load(self.model, dtype=self.dtype)
+            model, tokenizer = load(self.model, dtype=self.dtype, original_length=self.options.original_length)
             return model, self.tokenizer or tokenizer
         if self.tokenizer is None:
             raise LongRopeError("tokenizer = None: a loaded model is exported with its tokenizer. Give both.")

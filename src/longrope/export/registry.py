@@ -52,7 +52,12 @@ def export(
     options = options or ExportOptions()
     find_exporter(to, options.outtype)
     if isinstance(model, str):
-        rope, name = Rope.of(load_config(model)), model
+        rope, name = Rope.of(load_config(model, original_length=options.original_length)), model
+    elif options.original_length is not None:
+        raise LongRopeError(
+            f"original_length = {options.original_length}: the model is loaded already. "
+            "Give it to longrope.load, or the model's name."
+        )
     else:
         rope, name = Rope.of(model), getattr(model.config, "_name_or_path", "") or "model"
     request = ExportRequest(
@@ -131,6 +136,11 @@ def _write_gguf(request: ExportRequest) -> Extension:
     if source is not None:
         if outtype != "auto":
             raise LongRopeError(f"outtype = {outtype!r}: {source.name} keeps its quantisation. Leave outtype out.")
+        if request.options.original_length is not None:
+            raise LongRopeError(
+                f"original_length = {request.options.original_length}: {source.name} keeps its context_length. "
+                "Export the checkpoint that it was made from."
+            )
         return extend_gguf(source, request.extension, request.output, mode=mode, overwrite=overwrite)
     choose_outtype(outtype)
     if isinstance(request.model, str):  # refuse it before its weights are read

@@ -38,6 +38,11 @@ def find_extension(path: Path) -> Extension | None:
     """Return the factors of a GGUF file as `extension_of_gguf` does, or None for a model with plain RoPE."""
     _needs_gguf()
     header = read_header(path)
+    if header.keys.get("general.type") == b"adapter":
+        raise LongRopeError(
+            f"model = {str(path)!r}: this GGUF file holds a LoRA adapter, not a model. Merge it into its base model "
+            f"with llama.cpp: llama-export-lora -m BASE.gguf --lora {path.name} -o MERGED.gguf"
+        )
     if "general.architecture" not in header.keys:
         raise LongRopeError(f"{path} has no key general.architecture: it is not a language model")
     prefix = f"{_decoded('general.architecture', header.keys['general.architecture'], path)}."

@@ -7,6 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from longrope.checks import whole
+from longrope.errors import LongRopeError
+from longrope.formats.rope_fields import ORIGINAL
+from longrope.rope import full_attention_fields
+
 OTHER_CONFIG_FIELDS = (
     "max_sequence_length",
     "model_max_length",
@@ -76,8 +81,32 @@ def disagreement(lengths: Mapping[str, int], original_length: int) -> str | None
     fields = ", ".join(f"{name} = {value:,}" for name, value in lengths.items())
     return (
         f"this checkpoint names several lengths ({fields}). longrope takes L0 = {original_length:,}; some engines take "
-        "the smallest. If the model was trained on another length, correct config.json."
+        "the smallest. If the model was trained on another length, decide it with original_length."
     )
+
+
+def set_original_length(config: Any, length: int) -> None:
+    """Set the length that a config names as L0, where the fields of a checkpoint disagree.
+
+    Args:
+        config: Config of transformers, which is changed.
+        length: L0 in tokens.
+
+    Raises:
+        LongRopeError: The length is below 2, or the rope of the checkpoint is scaled, which its own L0 belongs to.
+    """
+    text = config.get_text_config()
+    whole("original_length", length, 2)
+    parameters = full_attention_fields(getattr(text, "rope_parameters", None))
+    kind = parameters.get("rope_type", "default")
+    if kind != "default":
+        raise LongRopeError(
+            f"original_length = {length}: the checkpoint carries a rope scaling ({kind}), whose own L0 decides what it "
+            "computes. Give the checkpoint that it was made from."
+        )
+    text.max_position_embeddings = length
+    if getattr(text, ORIGINAL, None) is not None:
+        setattr(text, ORIGINAL, length)
 
 
 def _content(source: str, file: str) -> Mapping[str, Any]:

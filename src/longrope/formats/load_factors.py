@@ -39,7 +39,8 @@ def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
             path = path / ("config.json" if plain else "extension.json")
         return readers.get(path.suffix, _of_json)(path)
     except OSError as error:
-        raise LongRopeError(f"cannot read the factors file {path}: {error.strerror}") from None
+        reason = f"cannot read the factors file {path}: {error.strerror}"
+        raise LongRopeError(f"{reason}. Give a run folder, or a factors file that longrope scale writes.") from None
 
 
 def load_extension(path: str | os.PathLike[str]) -> Extension:

@@ -17,7 +17,7 @@ from longrope.data.token_sequences import TokenSequences, as_sequences, same_len
 from longrope.errors import LongRopeError
 from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
-from longrope.models.backbone import backbone_of
+from longrope.models.backbone import backbone_of, vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
 
 LOGITS_AT_ONCE = 2**24
@@ -74,8 +74,7 @@ def token_losses(
         LongRopeError: If an id is not in the model's vocabulary, a sequence has fewer than two tokens, or memory runs
             out.
     """
-    embedding: Any = model.get_input_embeddings()
-    documents = as_sequences(sequences, vocabulary=len(embedding.weight))
+    documents = as_sequences(sequences, vocabulary=vocabulary_of(model))
     places = None if positions is None else _same_shape(as_sequences(positions, field="positions"), documents)
     losses: list[np.ndarray] = [np.empty(0)] * len(documents)
     finished = 0

@@ -1,4 +1,4 @@
-"""The backbone of a causal language model: the part between the token ids and the head."""
+"""The parts of a causal language model around its layers: the backbone between token ids and head, the embedding."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def backbone_of(model: PreTrainedModel) -> Any:
     backbone: Any = model.base_model
     children = (child for child in model.children() if isinstance(child, PreTrainedModel))
     return backbone if backbone is not model else next(children, model)
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Return the number of rows of a model's embedding, which every token id must be below."""
+    embedding: Any = model.get_input_embeddings()
+    return len(embedding.weight)

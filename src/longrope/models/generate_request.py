@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from longrope.checks import check_vocabulary
 from longrope.errors import LongRopeError
+from longrope.models.backbone import vocabulary_of
 from longrope.scaling import Extension
 
 DEFAULT_NEW_TOKENS = 20  # transformers' default, where neither max_new_tokens nor max_length is set
@@ -42,7 +44,7 @@ def read_request(
     """Read a call of ``generate``; set ``max_new_tokens`` in ``options`` where nothing limits the length.
 
     Raises:
-        LongRopeError: The call has no token ids.
+        LongRopeError: The call has no token ids, or one that the model has no embedding for.
     """
 
     def option(name: str, default: Any = None) -> Any:
@@ -53,6 +55,7 @@ def read_request(
     ids = options.get("input_ids") if inputs is None else inputs
     if ids is None or ids.dim() != 2 or ids.is_floating_point():
         raise LongRopeError("input_ids: missing or not (rows, tokens). Give generate the prompts as token ids.")
+    check_vocabulary([ids.cpu().numpy()], vocabulary_of(model), field="input_ids")
     max_new_tokens = option("max_new_tokens")
     if max_new_tokens is None and option("max_length") is None:
         # transformers would stop at the model's original length

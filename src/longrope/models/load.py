@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from longrope.errors import LongRopeError, did_you_mean, unknown
+from longrope.errors import LongRopeError, unknown
 from longrope.formats.gguf import find_extension
 from longrope.formats.gguf_split import refuse_split
+from longrope.formats.lengths import set_original_length
 from longrope.models.dequantized import forget_conversions, forget_quantization
+from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
 from longrope.rope import FULL, Rope
 from longrope.scaling import Extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-BUILT_IN = ("tiny", "smollm2")
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    name: str, *, dtype: str = "auto", device: str = "cpu", original_length: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model in evaluation mode, and its tokenizer.
 
     Args:
@@ -39,6 +40,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
             the path of a folder or of a ``.gguf`` file, or a hub id.
         dtype: A key of `DTYPES`; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
         device: A torch device.
+        original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; None takes its own.
 
     Raises:
         LongRopeError: The model does not exist, needs a package that is missing, or has weights that are not in its
@@ -47,7 +49,7 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
     check_dtype(dtype)
     folder, options = _locate(name)
     config = {"config": load_config(name)} if options else {}  # load_config restores the scaling of a GGUF
-    with _explained(name, f" on {device}"):
+    with explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
         loading: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -59,11 +61,15 @@ def load(name: str, *, dtype: str = "auto", device: str = "cpu") -> tuple[PreTra
             **config,
         )
         loaded, report = loading
+        for adapter in getattr(loaded, "peft_config", {}).values():  # a hub id, whose adapter transformers has added
+            raise adapter_error(name, adapter.to_dict())
         check_loading_report(name, type(loaded).__name__, report)
         model = loaded.to(device).eval()
     if options:
         forget_quantization(model)
     forget_conversions(model)
+    if original_length is not None:
+        set_original_length(model.config, original_length)
     return model, tokenizer
 
 
@@ -83,20 +89,24 @@ def choose_device(device: str) -> str:
     return device if device != "auto" else accelerator.type if accelerator else "cpu"
 
 
-def load_config(name: str) -> PreTrainedConfig:
+def load_config(name: str, *, original_length: int | None = None) -> PreTrainedConfig:
     """Load a model's config without its weights.
 
     Args:
         name: Name of the model, as for `load`.
+        original_length: L0 in tokens, as for `load`.
 
     Raises:
         LongRopeError: The model does not exist, or a ``.gguf`` file is cut or scales its rope in an unknown way.
     """
     folder, options = _locate(name)
     extension = _gguf_extension(Path(folder) / options["gguf_file"]) if options else None
-    with _explained(name):
+    with explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
-        return config if extension is None else _scaled(config, extension, name)
+        config = config if extension is None else _scaled(config, extension, name)
+        if original_length is not None:
+            set_original_length(config, original_length)
+        return config
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -109,7 +119,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         LongRopeError: The model does not exist.
     """
     folder, options = _locate(name)
-    with _explained(name):
+    with explained(name):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
@@ -126,21 +136,6 @@ def find_gguf(name: str) -> Path | None:
     return Path(folder) / options["gguf_file"] if options else None
 
 
-@contextmanager
-def _explained(name: str, where: str = "") -> Iterator[None]:
-    """Turn what transformers raises in the block into a LongRopeError that names the model."""
-    try:
-        yield
-    except LongRopeError:
-        raise
-    except Exception as error:  # each config class raises its own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "trust_remote_code" in str(error):
-            reason = "it brings code of its own, which is never run; give a checkpoint of a model that transformers has"
-        hint = "" if Path(name).exists() else did_you_mean(name, BUILT_IN)
-        raise LongRopeError(f"model = {name!r} cannot be loaded{where}: {reason.rstrip('.')}{hint}") from error
-
-
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
     if name == "tiny":
         return str(Path(__file__).parent.parent / "assets" / "tiny"), {}
@@ -152,13 +147,12 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise LongRopeError(f"model = {name!r}: there is no such file")
+            raise LongRopeError(f"model = {name!r}: there is no such file{suggestion(name)}")
         for package in ("gguf", "accelerate"):
             if importlib.util.find_spec(package) is None:
                 raise LongRopeError(f"model = {name!r} needs the package {package}: pip install gguf accelerate")
         return str(path.parent), {"gguf_file": path.name}
-    if not path.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise LongRopeError(f"model = {name!r}: there is no such folder")
+    check_folder(name, path)
     return name, {}
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
+from longrope.models.backbone import vocabulary_of
 from longrope.models.load import DTYPES, check_dtype, load, load_config, load_tokenizer
 from longrope.objectives.local_workers import LocalPool, PooledObjective, WorkerPool
 from longrope.objectives.model_loss import ModelObjective
@@ -30,12 +31,14 @@ class EvaluationBackend:
         rope: Geometry of the model.
         tokenizer: Tokenizer of the model.
         dtype: Name of the model's torch dtype.
+        vocabulary: Number of rows of the model's embedding.
         make_objective: Function that makes the objective of samples on the model.
     """
 
     rope: Rope
     tokenizer: PreTrainedTokenizerBase
     dtype: str
+    vocabulary: int
     make_objective: Callable[[Sequence[WeightedText]], Objective]
 
 
@@ -56,8 +59,7 @@ def open_backend(
     """
     local = processes(workers)
     if local == 1:
-        model, tokenizer = load(name, dtype=dtype, device=device)
-        yield EvaluationBackend(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
+        yield _backend(*load(name, dtype=dtype, device=device))
         return
     config, tokenizer = load_config(name), load_tokenizer(name)
     check_dtype(dtype)
@@ -69,7 +71,8 @@ def open_backend(
         return PooledObjective(pool, samples, [len(sample.tokens) for sample in samples])
 
     try:
-        yield EvaluationBackend(Rope.of(config), tokenizer, str(loaded), make_objective)
+        vocabulary = config.get_text_config().vocab_size
+        yield EvaluationBackend(Rope.of(config), tokenizer, str(loaded), vocabulary, make_objective)
     finally:
         pool.close()
 
@@ -82,8 +85,13 @@ def backend_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
     digest = hashlib.sha256()
     for parameter in model.parameters():
         digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    backend = EvaluationBackend(Rope.of(model), tokenizer, str(model.dtype), partial(ModelObjective, model))
-    return backend, {"weights": digest.hexdigest()[:16]}
+    return _backend(model, tokenizer), {"weights": digest.hexdigest()[:16]}
+
+
+def _backend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvaluationBackend:
+    """Return the backend of a model in this process."""
+    rope, objective = Rope.of(model), partial(ModelObjective, model)
+    return EvaluationBackend(rope, tokenizer, str(model.dtype), vocabulary_of(model), objective)
 
 
 def processes(workers: str) -> int:

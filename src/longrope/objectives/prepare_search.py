@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from longrope.checks import check_vocabulary
 from longrope.data.documents import load_documents
 from longrope.data.split import split_documents
 from longrope.data.weighted_text import search_texts
@@ -101,7 +102,7 @@ def prepare_search(
         facts: Other facts to keep with the factors, such as the command.
 
     Raises:
-        LongRopeError: If too few documents are long enough.
+        LongRopeError: If too few documents are long enough, or hold tokens that the model has no embedding for.
     """
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
     spec = options.text_spec(length)
@@ -109,6 +110,8 @@ def prepare_search(
     samples, search_names = make_texts(documents["search"], spec=spec)
     held_out_spec = replace(spec, count=options.held_out_documents)
     held_out, held_out_names = make_texts(documents["held_out"], spec=held_out_spec)
+    tokens = (sample.tokens for sample in [*samples, *held_out])
+    check_vocabulary(tokens, backend.vocabulary, backend.tokenizer)
     record = {"length": length, "data": data, "data_seed": options.data_seed}
     prepared = prepare_objectives(
         _space(backend.rope, length, method, options),

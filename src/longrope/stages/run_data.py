@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from longrope.checks import check_vocabulary
 from longrope.data.documents import Document, load_documents
-from longrope.data.split import DocumentTokens, draw_tokens, split_documents
+from longrope.data.split import DocumentTokens, Split, draw_tokens, split_documents, whole_texts
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
 from longrope.data.weighted_text import WeightedText, search_texts
@@ -48,29 +49,36 @@ class RunData:
         rope: Geometry of the model.
         tokenizer: Tokenizer of the model.
         cache: Folder that keeps tokens.
+        vocabulary: Number of rows of the model's embedding.
     """
 
     plan: Plan
     rope: Rope
     tokenizer: PreTrainedTokenizerBase
     cache: Path
+    vocabulary: int
 
     def check(self) -> None:
         """Draw all documents once.
 
         Raises:
-            LongRopeError: If there are too few documents, or too short ones, for a step of the plan, or too little
-                budget for them.
+            LongRopeError: If there are too few documents, or too short ones, for a step of the plan, too little
+                budget for them, or tokens that the model has no embedding for.
         """
+        tokens: list[np.ndarray] = []
         for search, lengths in self._searches:
             options = search_options(search, lengths)
             options.method(search.method, max(lengths))
-            options.limits.check_step(sum(len(text.tokens) for text in self.samples(search, lengths)["search"]))
+            samples = self.samples(search, lengths)
+            options.limits.check_step(sum(len(text.tokens) for text in samples["search"]))
+            tokens += [sample.tokens for split in samples.values() for sample in split]
         for stage in self.plan.stages:
             if stage.finetune is not None:
-                self.windows(stage)
+                tokens += self.windows(stage).documents
         if self.evaluation_lengths:
             self.prompts()
+            tokens.append(self.test_documents().tokens)
+        check_vocabulary(tokens, self.vocabulary, self.tokenizer)
 
     @property
     def recovery_lengths(self) -> Sequence[int]:
@@ -141,6 +149,8 @@ class RunData:
         for search, lengths in self._searches:
             searched.update(self._draw("search", search, lengths)[1])
         excluded |= {document.text for document in splits["search"] if document.name in searched}
+        cut = {document.part_of for split in splits.values() for document in split} - {""}
+        excluded |= {text for name, text in whole_texts(splits).items() if name in cut}
         source = splits["search"] if self.plan.data.train is None else self._load(self.plan.data.train)
         documents = [document for document in source if document.text not in excluded]
         order = np.random.default_rng(self.plan.data.seed).permutation(len(documents))
@@ -163,5 +173,5 @@ class RunData:
         return load_documents(source, text_key=self.plan.data.text_key)
 
     @cached_property
-    def _splits(self) -> dict[str, list[Document]]:
+    def _splits(self) -> dict[str, Split]:
         return split_documents(self._load(self.plan.data.source or "stdlib"), seed=self.plan.data.seed)

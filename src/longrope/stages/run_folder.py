@@ -59,7 +59,8 @@ class StagedRun:
     @cached_property
     def data(self) -> RunData:
         """Documents of the plan, tokenized for the model."""
-        return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens")
+        vocabulary = load_config(self.model).get_text_config().vocab_size
+        return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens", vocabulary)
 
     def stage_folder(self, number: int) -> Path:
         """Return the folder of a stage, counted from 1."""

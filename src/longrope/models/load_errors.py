@@ -1,0 +1,185 @@
+"""What is wrong with a model that cannot be loaded: its name, its folder, its tokenizer, or what the folder holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from longrope.errors import LongRopeError, did_you_mean
+
+BUILT_IN = ("tiny", "smollm2")
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+MERGEABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")  # peft_type of adapters in the weights
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and its rank
+
+
+@contextmanager
+def explained(name: str, target: str = "") -> Iterator[None]:
+    """Turn what transformers raises in the block into a LongRopeError that names the model.
+
+    Args:
+        name: Name of the model, as for `longrope.models.load.load`.
+        target: Device that it is loaded to, for the message, such as " on cuda".
+    """
+    try:
+        yield
+    except LongRopeError:
+        raise
+    except Exception as error:  # each config class raises its own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run; give a checkpoint of a model that transformers has"
+        folder = Path(name) if Path(name).exists() else _snapshot(name)
+        if folder is None:
+            check_hub_adapter(name)
+            close = suggestion(name)
+            hint = f"D{close[3:]}" if close else "Is it a hub id?"
+            reason = f"there is no such folder or built-in model. {hint} The hub: {reason}"
+        else:
+            reason = tokenizer_error(folder, str(error)) or reason
+        raise LongRopeError(f"model = {name!r} cannot be loaded{target}: {reason.rstrip('.')}") from error
+
+
+def check_folder(name: str, folder: Path) -> None:
+    """Refuse a folder that is not a checkpoint, with what it holds instead.
+
+    Args:
+        name: Name of the model, for the message.
+        folder: Folder of the model, which may be absent for a hub id.
+
+    Raises:
+        LongRopeError: The folder holds an adapter, has no ``config.json``, or is a path that does not exist.
+    """
+    check_adapter(name, folder)
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        models = sorted(folder.glob("*.gguf")) or _folders_with(folder, CONFIG)
+        adapters = [] if models else _folders_with(folder, ADAPTER)
+        if adapters:
+            check_adapter(str(adapters[-1]), adapters[-1])
+        remedy = f"Give {' or '.join(map(str, models[-3:]))}" if models else "Give a folder that save_pretrained wrote"
+        raise LongRopeError(f"model = {name!r} cannot be loaded: there is no {CONFIG} in this folder. {remedy}.")
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise LongRopeError(f"model = {name!r}: there is no such folder{suggestion(name)}")
+
+
+def check_adapter(name: str, folder: Path) -> None:
+    """Refuse the folder of an adapter, such as LoRA's, in place of a model.
+
+    Raises:
+        LongRopeError: The folder has an ``adapter_config.json``.
+    """
+    if (folder / ADAPTER).is_file():
+        raise adapter_error(name, _read(folder / ADAPTER), folder)
+
+
+def check_hub_adapter(name: str) -> None:
+    """Refuse the hub id of an adapter.
+
+    Raises:
+        LongRopeError: The hub, or its cache, has an ``adapter_config.json`` under this name.
+    """
+    path = _cached(name, ADAPTER)
+    if path is not None:
+        raise adapter_error(name, _read(path))
+
+
+def adapter_error(name: str, fields: Mapping[str, Any], folder: Path | None = None) -> LongRopeError:
+    """Return the error for an adapter in place of a model.
+
+    Args:
+        name: Name of the adapter.
+        fields: Content of its ``adapter_config.json``.
+        folder: Folder of the adapter; None for a hub id.
+    """
+    kind, base = str(fields.get("peft_type") or "LORA"), str(fields.get("base_model_name_or_path") or "BASE")
+    adapter = "a LoRA adapter" if kind == "LORA" else f"an adapter ({kind})"
+    fault = f"model = {name!r}: {ADAPTER} says that this is {adapter} of the model {base}, not a model."
+    if kind not in MERGEABLE:
+        return LongRopeError(f"{fault} An adapter of this kind cannot be merged. Give the base model.")
+    has_tokenizer = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
+    tokenizer, merged = name if has_tokenizer else base, f"{name.rstrip('/')}-merged"
+    remedy = (
+        f"Merge it, and give {merged}:\n"
+        "  from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer\n"
+        f"  AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained({merged!r})\n"
+        f"  AutoTokenizer.from_pretrained({tokenizer!r}).save_pretrained({merged!r})"
+    )
+    if folder is not None and (folder / CONFIG).is_file():
+        return LongRopeError(f"{fault} If the adapter is merged into its weights already, remove {ADAPTER}. {remedy}")
+    return LongRopeError(f"{fault} {remedy}")
+
+
+def tokenizer_error(folder: Path, message: str) -> str | None:
+    """Return why the tokenizer of a folder cannot be read; None where the error is about something else.
+
+    Args:
+        folder: Folder of the model.
+        message: Error of transformers.
+    """
+    if not any(word in message for word in ("tokenizer", "tiktoken", "sentencepiece", "SentencePiece")):
+        return None
+    present = [file for file in TOKENIZER_FILES if (folder / file).is_file()]
+    if not present:
+        return (
+            "there is no tokenizer in this folder. Save the tokenizer of the base model there: "
+            "AutoTokenizer.from_pretrained(BASE).save_pretrained(FOLDER)"
+        )
+    if "tokenizer.json" in present:
+        return None
+    package = "sentencepiece"
+    if present[0] == "tokenizer.model" and TIKTOKEN_LINE.match((folder / present[0]).read_bytes()[:200]):
+        package = "tiktoken"
+    if not present[0].endswith(".model") or importlib.util.find_spec(package) is not None:
+        return None
+    return f"{present[0]} needs the package {package}, which is not installed. Run pip install {package}"
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """Return the fields of a JSON file; empty if it is damaged."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, Mapping) else {}
+
+
+def _folders_with(folder: Path, file: str) -> list[Path]:
+    """Return the folders inside a folder that hold a file, the last written last."""
+    return [path.parent for path in sorted(folder.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)]
+
+
+def _snapshot(name: str) -> Path | None:
+    """Return the folder of a hub model that has been fetched; None if there is none."""
+    path = _cached(name, CONFIG, local_files_only=True)
+    return None if path is None else path.parent
+
+
+def _cached(name: str, file: str, **options: Any) -> Path | None:
+    """Return a file of a hub model; None if the model or the file does not exist or cannot be fetched."""
+    from transformers.utils.hub import cached_file
+
+    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    options |= {f"_raise_exceptions_for_{kind}": False for kind in quiet}
+    try:
+        path = cached_file(name, file, **options)
+    except (OSError, ValueError):
+        return None
+    return None if path is None else Path(path)
+
+
+def suggestion(name: str) -> str:
+    """Return ``; did you mean 'NAME'?`` with a built-in model or a model in the same folder; empty without one."""
+    path = Path(name)
+    files = [*path.parent.glob("*/config.json"), *path.parent.glob("*.gguf")]
+    models = [file if file.suffix == ".gguf" else file.parent for file in files]
+    close = get_close_matches(path.name, [model.name for model in models], n=1)
+    if not close:
+        return did_you_mean(name, BUILT_IN)
+    return f"; did you mean {name[: len(name.rstrip('/')) - len(path.name)] + close[0]!r}?"
