@@ -129,6 +129,32 @@ def llama3(
     return Scaling(factors.tolist(), scheme="llama3", length=length)
 
 
+def ramp(rope: Rope, length: int, *, fast: float = 3.0, slow: float = 0.3, stretch: float = 1.15) -> Scaling:
+    """Return a power ramp over the turns within L0: λ_i = (1.15·s)^m_i, m_i from 0 to 1 between 3 turns and 0.3.
+
+    m_i = ln(fast / turns_i) / ln(fast / slow), clipped to [0, 1]. The attention factor is ``su``. It is the best set to
+    fine-tune with that we measured (docs/results.md).
+
+    Args:
+        rope: Geometry of the model.
+        length: Target length in tokens.
+        fast: Turns within L0 above which a pair is unchanged.
+        slow: Turns within L0 below which a pair is interpolated by ``stretch`` times s.
+        stretch: Interpolation of the slow pairs over s.
+    """
+    s = rope.scale(length)
+    if s == 1:
+        return Scaling([1.0] * (rope.dim // 2), scheme="ramp", length=length)
+    turns = rope.original_length / rope.wavelengths
+    exponents = np.clip(np.log(fast / turns) / math.log(fast / slow), 0, 1)
+    return Scaling(
+        ((stretch * s) ** exponents).tolist(),
+        attention_factor=attention_factor("su", rope, length),
+        scheme="ramp",
+        length=length,
+    )
+
+
 def heuristic(rope: Rope, length: int) -> Scaling:
     """Return factors that need no search: λ_i = 1 + sigmoid(4·(ln r_i / ln s - 1/2))·(s - 1), r_i = wavelength_i / L0.
 
@@ -167,6 +193,7 @@ SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
     "dynamic_ntk": dynamic_ntk,
     "yarn": yarn,
     "llama3": llama3,
+    "ramp": ramp,
     "heuristic": heuristic,
 }
 RESONANCE = "+resonance"  # after the name of a scheme

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext import training_loss as module
-from longrope.longcontext.training_loss import COPIES, use_chunked_loss
+from longrope.longcontext.sparse_attention import sparse_masks
+from longrope.longcontext.training_loss import COPIES, Distillation, use_chunked_loss
 
 # and with the heads' own soft cap and scales
 MODELS: dict[str, tuple[str, dict[str, float]]] = {name: (name, {}) for name in families.FAMILIES}
@@ -189,3 +190,53 @@ def test_bfloat16_losses_are_summed_in_float32(ids: Tensor) -> None:
 def test_it_returns_the_model() -> None:
     model = build("llama")
     assert use_chunked_loss(model) is model
+
+
+def by_token(model: PreTrainedModel, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits and the losses of the labels, each of the token before."""
+    logits = model(input_ids=ids).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
+    return logits, losses.view(len(ids), -1)
+
+
+def test_weights_multiply_the_losses_of_their_tokens(ids: Tensor, labels: Tensor) -> None:
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0))
+    model = build("llama")
+    wanted = (by_token(model, ids, labels)[1] * weights[:, 1:]).sum() / (labels[:, 1:] != IGNORED).sum()
+    found = use_chunked_loss(model)(input_ids=ids, labels=labels, weights=weights).loss
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_distillation_adds_the_cross_entropy_to_the_teacher(ids: Tensor, labels: Tensor, weight: float) -> None:
+    model, teacher = build("llama"), build("mistral")
+    logits, losses = by_token(model, ids, labels)
+    expected = teacher(input_ids=ids).logits[:, :-1].softmax(-1)
+    soft = -(expected * logits.log_softmax(-1)).sum(-1)
+    predicted = labels[:, 1:] != IGNORED
+    wanted = ((1 - weight) * losses + weight * soft)[predicted].mean()
+    wanted.backward()
+    reference = {name: parameter.grad for name, parameter in model.named_parameters()}
+    distillation = Distillation(teacher.requires_grad_(False), weight, longest=families.L0)
+    found = gradients(use_chunked_loss(build("llama"), distillation), input_ids=ids, labels=labels)
+    assert_same(found, (wanted.item(), reference))
+
+
+def test_long_sequences_have_no_teacher(ids: Tensor, labels: Tensor) -> None:
+    positions = torch.arange(LENGTH).expand(ROWS, -1) + families.L0 - LENGTH + 1
+    distillation = Distillation(build("mistral"), 0.5, longest=families.L0)
+    taught = use_chunked_loss(build("llama"), distillation)(input_ids=ids, labels=labels, position_ids=positions).loss
+    alone = use_chunked_loss(build("llama"))(input_ids=ids, labels=labels, position_ids=positions).loss
+    assert torch.equal(taught, alone)
+
+
+def test_sparse_windows_see_weighed_keys(ids: Tensor, labels: Tensor) -> None:
+    positions = torch.arange(LENGTH).expand(ROWS, -1) + 500 * (torch.arange(LENGTH) > 20)
+    chunk_ids, key_bias = (positions > 500).long(), torch.full((ROWS, LENGTH), 2.0)
+    model = build("llama")
+    masks = sparse_masks(model, positions, chunk_ids, key_bias)
+    wanted = model(input_ids=ids, labels=labels, position_ids=positions, attention_mask=masks).loss
+    batch = {"position_ids": positions, "chunk_ids": chunk_ids, "key_bias": key_bias}
+    found = use_chunked_loss(model)(input_ids=ids, labels=labels, **batch).loss
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert abs(use_chunked_loss(build("llama"))(input_ids=ids, labels=labels).loss.item() - wanted.item()) > 1e-3

@@ -23,6 +23,7 @@ from longrope.cost.device_speed import DeviceSpeed, measure_device_speed
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
+from longrope.longcontext import training_loss
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models import device_memory as memory_module
 from longrope.models.device_memory import device_memory
@@ -36,7 +37,7 @@ from longrope.search.registry import METHODS
 from longrope.stages import plan_cost as costing
 from longrope.stages.plan import Plan
 from longrope.stages.plan_cost import Cost, check_plan_memory, costs
-from longrope.stages.plan_tables import FinalEvaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 
 TINY = ModelShape.of(load_config("tiny"))
 LENGTH = 16  # no family's window is shorter
@@ -73,8 +74,9 @@ def test_parameters_and_flops_of_a_forward_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_flops_of_training(trained: bool) -> None:
-    """Checkpointed, as it is in fine-tuning: all is computed twice and then backwards."""
+def test_flops_of_training(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpointed, as fine-tuning long sequences is: all is computed twice and then backwards."""
+    monkeypatch.setattr(training_loss, "LOGITS_AT_ONCE", 100)  # so that the head's chunks are recomputed too
     model = families.from_config(config("llama")).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     if not trained:  # as with LoRA: only what flows through
@@ -86,6 +88,13 @@ def test_flops_of_training(trained: bool) -> None:
     found = counted(use_chunked_loss(model), backward=True)
     assert found <= as_counted(plain)  # the last product of a layer is not computed again: nobody needs it
     assert found == pytest.approx(as_counted(plain), rel=0.07)
+
+
+def test_flops_of_training_that_saves_all_activations() -> None:
+    model = families.from_config(config("llama")).train()
+    work = ModelShape.of(model.config).backward(LENGTH, trained=True, recomputed=False)
+    plain = replace(work, attention=work.attention * 3 / 3.5)
+    assert counted(use_chunked_loss(model), backward=True) == pytest.approx(as_counted(plain), rel=0.01)
 
 
 @given(st.integers(1, 300), st.none() | st.integers(1, 400))
@@ -170,7 +179,7 @@ def test_what_makes_training_cheaper() -> None:
         return cost_of(Stage(length=8192, factors="yarn", finetune=TUNE.model_copy(update=how)))[0]
 
     plain = tuned()
-    assert plain.flops == {"bfloat16": TINY.backward(8192, trained=True).times(20)}
+    assert plain.flops == {"bfloat16": TINY.backward(8192, trained=True, recomputed=False).times(20)}
     assert set(tuned(dtype="float32").flops) == {"float32"}
     assert tuned(lora=8).total_flops < plain.total_flops
     assert tuned(lora=8).memory < plain.memory < tuned(dtype="float32").memory
@@ -180,6 +189,9 @@ def test_what_makes_training_cheaper() -> None:
     assert short.memory < plain.memory / 2
     assert tuned(short=0.5).total_flops < plain.total_flops
     assert tuned(short=0.5).flops["bfloat16"].linear == plain.flops["bfloat16"].linear
+    taught, alone = tuned(short=0.5, distill=Distill()), tuned(short=0.5)
+    assert taught.total_flops > alone.total_flops
+    assert taught.memory == alone.memory + 2 * TINY.parameters
 
 
 def test_what_makes_a_search_cheaper() -> None:

@@ -116,18 +116,19 @@ class ModelShape:
         pairs = sum(_attended_pairs(length, window) for window in self.windows)
         return Flops(2 * self.matmul_parameters * length, 4 * self.query_features * pairs)
 
-    def backward(self, length: int, *, trained: bool) -> Flops:
+    def backward(self, length: int, *, trained: bool, recomputed: bool = True) -> Flops:
         """Return the FLOPs of a forward pass, a second one for what was not kept, and the backward pass.
 
-        It is up to 7% too high: the second forward pass may leave out a layer's last product. The third pass over MLPs
-        of long sequences, which run chunk by chunk, is not counted.
+        With the second pass it is up to 7% too high, since that pass may leave out a layer's last product. A third pass
+        over MLPs of long sequences, which run chunk by chunk, is not counted.
 
         Args:
             length: Tokens of the sequence.
             trained: Whether weights get gradients; else only their inputs do.
+            recomputed: Whether there is a second forward pass.
         """
         # attention kernels keep no scores: backwards, five products where forwards there are two (Dao 2023)
-        return self.forward(length).times(4 if trained else 3, 4.5)
+        return self.forward(length).times((3 if trained else 2) + recomputed, 3.5 + recomputed)
 
 
 def _head_dim(text: Any) -> int:

@@ -18,6 +18,7 @@ FORWARD_CHUNK, FORWARD_SEQUENCE = (3.0, 0.0, 6.0), (0.0, 1.0)
 GRADIENT_CHUNK, GRADIENT_SEQUENCE = (6.0, 1.0, 10.5), (4.0, 5.0)
 # In training, of a layer that is recomputed: of the MLP's width, of keys and values; in float32: of the hidden size.
 TRAINED = (6.0, 1.0, 10.5)
+SAVED = 2**30  # bytes of activations up to which training saves all of them instead of recomputing layers
 
 
 def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
@@ -73,7 +74,28 @@ def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> in
         weights = (shape.bytes if mixed else 4) * shape.parameters + ADAM * lora * shape.lora_features
     inputs = _layer_inputs(shape, length, lora=lora, mixed=mixed)
     inputs -= moved_in_training(shape, length, lora=lora, mixed=mixed)
-    return round(weights + inputs + _trained_layer(shape, length, bytes_within=2 if mixed else 4))
+    saved = 0 if recomputes_layers(shape, length, mixed=mixed) else _activations(shape, length, mixed=mixed)
+    return round(weights + inputs + max(saved, _trained_layer(shape, length, bytes_within=2 if mixed else 4)))
+
+
+def recomputes_layers(shape: ModelShape, length: int, *, mixed: bool) -> bool:
+    """Return whether fine-tuning recomputes each layer in the backward pass, as its activations take too much memory.
+
+    Args:
+        shape: The model's sizes.
+        length: Tokens of a sequence.
+        mixed: Whether products are computed in bfloat16.
+    """
+    return _activations(shape, length, mixed=mixed) > SAVED
+
+
+def _activations(shape: ModelShape, length: int, *, mixed: bool) -> float:
+    """Return the bytes of the activations of all layers."""
+    mlp, kv, hidden = TRAINED
+    of_token = (mlp * shape.mlp_features + kv * shape.kv_features) * (
+        2 if mixed else 4
+    ) + 4 * hidden * shape.hidden_size
+    return len(shape.windows) * length * of_token
 
 
 def moved_in_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> int:

@@ -69,7 +69,7 @@ def make_key_value_text(
         LongRopeError: If ``length`` is too short for the lines, or longer than the background can fill.
     """
     _check(needles=needles, queries=queries, depth=depth, query_depth=query_depth)
-    lines = _lines(tokenizer, rng, needles)
+    lines = make_lines(tokenizer, rng, needles)
     repeats = [lines[i] for i in rng.permutation(queries)]
     room = _room(background, length, lines, repeats)
     query_start = round(query_depth * room)
@@ -132,7 +132,8 @@ def _check(*, needles: int, queries: int, depth: float | None, query_depth: floa
             raise LongRopeError(f"{name} = {value}: not between 0 and 1. Give the share of the text before it.")
 
 
-def _lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[KeyValueText]:
+def make_lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[KeyValueText]:
+    """Return lines with different keys, whose words are marked as answers."""
     keys: dict[str, None] = {}
     while len(keys) < count:
         keys[_key(rng)] = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import make_key_value_text
+from longrope.data.key_value_lines import KeyValueText, make_key_value_text, make_lines
+from longrope.data.sparse_windows import SHORTEST_CHUNK, draw_sparse_window
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -35,9 +37,12 @@ class TrainingWindows:
         count: Number of sequences.
         original_length: Length L0 of the rows that short sequences are cut into, in tokens.
         window: Tokens of a sequence, below ``length`` if positions jump (PoSE, arXiv 2309.10400); ``length`` if None.
+        sparse: Whether a window holds chunks of the joined documents at their own positions (`draw_sparse_window`)
+            instead of one text whose positions jump once.
         short: Share of the sequences that are cut into rows of at most L0 tokens, where documents do not see each other
             (LongRoPE2 section 3.3).
         needles: Share of the sequences, or short rows, with planted and repeated lines.
+        answer_weight: Weight of the answers in repeated lines in the loss, beside 1 for the other tokens.
         tokenizer: Tokenizer of the planted lines.
         repeats: Largest number of passes over the documents.
         seed: Seed of all random choices.
@@ -52,8 +57,10 @@ class TrainingWindows:
     count: int
     original_length: int
     window: int | None = None
+    sparse: bool = False
     short: float = 0.0
     needles: float = 0.0
+    answer_weight: float = 1.0
     tokenizer: PreTrainedTokenizerBase | None = None
     repeats: int = 1
     seed: int = 0
@@ -63,6 +70,11 @@ class TrainingWindows:
         if self.size > self.length:
             raise LongRopeError(
                 f"window = {self.window}: longer than length = {self.length}. Take a shorter window, or None."
+            )
+        if self.sparse and self.size < 2 * SHORTEST_CHUNK:
+            raise LongRopeError(
+                f"window = {self.size}: sparse windows hold chunks of {SHORTEST_CHUNK} tokens or more, two at least. "
+                f"Take {2 * SHORTEST_CHUNK} or more."
             )
         if self.needles and self.tokenizer is None:
             raise LongRopeError(f"needles = {self.needles}: planted lines need a tokenizer. Pass tokenizer.")
@@ -91,7 +103,8 @@ class TrainingWindows:
         """Return ``input_ids``, ``labels`` and ``position_ids`` of a model's forward, each int64 ``(rows, tokens)``.
 
         Positions that jump come with an ``attention_mask`` of ones. Without one, transformers takes a jump for a border
-        between documents, as it should where documents do not see each other.
+        between documents, as it should where documents do not see each other. Sparse windows come with ``chunk_ids``
+        and ``key_bias`` instead (`sparse_masks`), and answers that weigh more with ``weights``, float32.
         """
         window = self.windows[index]
         tokens = np.concatenate([self.documents[document][first:end] for document, first, end in window])
@@ -100,15 +113,41 @@ class TrainingWindows:
         rng = np.random.default_rng([self.seed, index])
         if math.floor((index + 1) * self.short) > math.floor(index * self.short):
             return self._short_rows(tokens, starts, rng)
+        if self.sparse:
+            return self._sparse_window(rng)
+        chunks = [_background(chunk) for chunk in np.split(tokens, starts[1:])]
         if rng.random() < self.needles:
-            tokens = np.concatenate([self._plant(chunk, rng) for chunk in np.split(tokens, starts[1:])])
-        inputs = _inputs(tokens[None], starts, self._positions(rng)[None])
+            chunks = [self._plant(chunk.tokens, rng) for chunk in chunks]
+        inputs = self._inputs(chunks, 1, starts, self._positions(rng))
         return inputs if self.window is None else inputs | {"attention_mask": np.ones_like(inputs["input_ids"])}
 
-    def _plant(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _sparse_window(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        lines: list[KeyValueText] = []
+        if rng.random() < self.needles:
+            assert self.tokenizer is not None
+            lines = make_lines(self.tokenizer, rng, max(1, min(MOST_LINES, self.size // (4 * TOKENS_PER_LINE))))
+        text, starts = self._joined
+        window = draw_sparse_window(text, starts, lines, size=self.size, length=self.length, rng=rng)
+        inputs = {
+            "input_ids": window.tokens,
+            "labels": np.where(window.predicted, window.tokens, IGNORED),
+            "position_ids": window.positions,
+            "chunk_ids": window.chunk_ids,
+            "key_bias": window.key_bias,
+        }
+        if self.answer_weight != 1:
+            inputs["weights"] = _weights(window.predicted, window.answers, self.answer_weight)
+        return {name: values[None] for name, values in inputs.items()}
+
+    @cached_property
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """All documents, one after the other, and the offsets at which they start."""
+        return np.concatenate(self.documents), np.cumsum([0, *map(len, self.documents)])[:-1]
+
+    def _plant(self, tokens: np.ndarray, rng: np.random.Generator) -> KeyValueText:
         """Plant and repeat lines in spans of random lengths, so that repeats occur at all distances."""
         assert self.tokenizer is not None
-        spans: list[np.ndarray] = []
+        spans: list[KeyValueText] = []
         rest = tokens
         while len(rest) >= SHORTEST_SPAN:
             drawn = math.exp(rng.uniform(math.log(SHORTEST_SPAN), math.log(2 * len(tokens))))
@@ -119,9 +158,9 @@ class TrainingWindows:
             text = make_key_value_text(
                 rest, self.tokenizer, rng=rng, length=span, needles=count, queries=count, query_depth=depth
             )
-            spans.append(text.tokens)
+            spans.append(text)
             rest = rest[span:]
-        return np.concatenate([*spans, rest])
+        return _joined_texts([*spans, _background(rest)])
 
     def _cut(self, number: int) -> list[list[Chunk]]:
         """Return the windows of one pass over the documents, in random order."""
@@ -151,14 +190,34 @@ class TrainingWindows:
         begins = np.union1d(starts[starts < len(full_rows)], np.arange(0, len(full_rows), size))
         chunks = np.split(full_rows, begins[1:])
         positions = np.concatenate([np.arange(len(chunk)) for chunk in chunks])
-        planted = [self._plant(chunk, rng) if rng.random() < self.needles else chunk for chunk in chunks]
-        return _inputs(np.concatenate(planted).reshape(-1, size), begins, positions.reshape(-1, size))
+        planted = [self._plant(chunk, rng) if rng.random() < self.needles else _background(chunk) for chunk in chunks]
+        return self._inputs(planted, len(full_rows) // size, begins, positions)
+
+    def _inputs(
+        self, texts: Sequence[KeyValueText], rows: int, starts: np.ndarray, positions: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Return the inputs of texts that stand one after the other in rows; the tokens at ``starts`` have no label."""
+        text = _joined_texts(texts)
+        labels = text.tokens.copy()
+        labels[starts] = IGNORED
+        inputs = {"input_ids": text.tokens, "labels": labels, "position_ids": positions}
+        if self.answer_weight != 1:
+            inputs["weights"] = _weights(labels != IGNORED, text.answers, self.answer_weight)
+        return {name: values.reshape(rows, -1) for name, values in inputs.items()}
 
 
-def _inputs(tokens: np.ndarray, starts: np.ndarray, positions: np.ndarray) -> dict[str, np.ndarray]:
-    labels = tokens.copy()
-    labels.flat[starts] = IGNORED
-    return {"input_ids": tokens, "labels": labels, "position_ids": positions}
+def _background(tokens: np.ndarray) -> KeyValueText:
+    return KeyValueText(tokens, np.zeros(len(tokens), dtype=bool))
+
+
+def _joined_texts(texts: Sequence[KeyValueText]) -> KeyValueText:
+    return KeyValueText(*(np.concatenate([getattr(text, name) for text in texts]) for name in ("tokens", "answers")))
+
+
+def _weights(predicted: np.ndarray, answers: np.ndarray, answer_weight: float) -> np.ndarray:
+    """Return the weights of tokens in the loss, float32, whose mean over the predicted tokens is 1."""
+    weights = np.where(answers, answer_weight, 1.0) * predicted
+    return (weights * (predicted.sum() / max(weights.sum(), 1))).astype(np.float32)
 
 
 def _pack(chunks: list[Chunk], size: int) -> list[list[Chunk]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,13 +15,39 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext.cpu_offload import offload_activations
+from longrope.longcontext.sparse_attention import sparse_masks
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
 from longrope.models.backbone import backbone_of
 
 COPIES = 4  # float32 copies of a chunk of logits in its backward pass
 
 
-def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """The original model, whose distribution the trained one is to keep on short sequences.
+
+    Args:
+        teacher: Frozen model with the original RoPE.
+        weight: Share of the cross-entropy to the teacher's distribution in the loss of short sequences, from 0 to 1.
+        longest: Positions below which a sequence is short: L0 in tokens.
+    """
+
+    teacher: PreTrainedModel
+    weight: float
+    longest: int
+
+    @torch.no_grad()
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None, **masks: Any) -> Tensor | None:
+        """Return the teacher's last hidden states, ``(rows, tokens, hidden)``; None where a sequence is longer."""
+        last = input_ids.shape[1] - 1 if position_ids is None else int(position_ids.max())
+        if last >= self.longest:
+            return None
+        self.teacher.to(input_ids.device)  # pyright: ignore[reportArgumentType]
+        backbone = backbone_of(self.teacher)
+        return backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **masks).last_hidden_state
+
+
+def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None = None) -> PreTrainedModel:
     """Replace a model's forward by one that returns only the loss, for training, and return the model.
 
     The head runs on chunks of the sequence, which the backward pass recomputes. It is the model's own head with soft
@@ -28,35 +55,48 @@ def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
     on a GPU. The change is permanent.
 
     The forward needs ``labels``, or ``shift_labels`` that stand beside the token that predicts them, as sequence
-    parallelism gives them. The loss is their mean, or their sum over ``num_items_in_batch``, in nats.
+    parallelism gives them. The loss is their mean, or their sum over ``num_items_in_batch``, in nats. It also takes the
+    ``weights``, ``chunk_ids`` and ``key_bias`` of `TrainingWindows`.
 
     Args:
         model: A causal language model.
+        distillation: Teacher for the short sequences; None for the labels alone.
     """
     plain = partial(type(model).forward, model)
+    sum_of_losses = partial(_sum_of_losses, model, plain, distillation)
 
     def forward(
         input_ids: Tensor,
         position_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Any = None,
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        weights: Tensor | None = None,
+        chunk_ids: Tensor | None = None,
+        key_bias: Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutput:
         if shift_labels is None:
             assert labels is not None
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
+        if chunk_ids is not None and key_bias is not None and position_ids is not None:
+            attention_mask = sparse_masks(model, position_ids, chunk_ids, key_bias)
+        inputs = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}
+        teacher_hidden = None if distillation is None else distillation.hidden_states(**inputs)
         with offload_activations(input_ids.device):
-            hidden = backbone_of(model)(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
-            ).last_hidden_state
+            hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
+        shift_weights = (shift_labels != IGNORED).float() if weights is None else pad(weights[:, 1:], (0, 1))
         size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))
         total = torch.zeros((), device=hidden.device)
         for start in range(0, input_ids.shape[1], size):
             chunk = slice(start, start + size)
-            inputs = (model, plain, input_ids[:, chunk], hidden[:, chunk], shift_labels[:, chunk])
-            total = total + checkpoint(_sum_of_losses, *inputs, use_reentrant=False)
+            arrays = (input_ids, hidden, shift_labels, shift_weights, teacher_hidden)
+            chunks = (None if array is None else array[:, chunk] for array in arrays)
+            if size >= input_ids.shape[1]:  # one chunk saves what it would recompute
+                total = sum_of_losses(*chunks)
+            else:
+                total = total + checkpoint(sum_of_losses, *chunks, use_reentrant=False)
         count = (shift_labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType]
 
@@ -64,7 +104,22 @@ def use_chunked_loss(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _sum_of_losses(model: PreTrainedModel, plain: Any, tokens: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
+def _sum_of_losses(
+    model: PreTrainedModel,
+    plain: Any,
+    distillation: Distillation | None,
+    tokens: Tensor,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    teacher_hidden: Tensor | None,
+) -> Tensor:
     with head_only(model, plain) as logits_of:
         logits = logits_of(tokens, hidden).flatten(0, 1).float()
-    return cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    losses = cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+    if distillation is not None and teacher_hidden is not None:
+        with torch.no_grad(), head_only(distillation.teacher) as teacher_logits_of:
+            teacher_logits = teacher_logits_of(tokens, teacher_hidden).flatten(0, 1).float()
+        soft_losses = cross_entropy(logits, teacher_logits.softmax(dim=-1), reduction="none")
+        losses = torch.lerp(losses, soft_losses, distillation.weight)
+    return (losses * weights.flatten()).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +15,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from longrope.cost.model_shape import ModelShape
+from longrope.cost.peak_memory import recomputes_layers
 from longrope.data.training_windows import TrainingWindows
 from longrope.errors import LongRopeError
+from longrope.longcontext.sparse_attention import check_sparse_windows
 from longrope.longcontext.tiling import tile_mlps
-from longrope.longcontext.training_loss import use_chunked_loss
+from longrope.longcontext.training_loss import Distillation, use_chunked_loss
 from longrope.models.device_memory import explain_out_of_memory
+from longrope.models.load import load
 from longrope.models.patch import install_factors
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.trainer_arguments import training_arguments
@@ -78,9 +84,14 @@ def finetune(
             is missing.
     """
     started = time.monotonic()
-    use_chunked_loss(install_factors(model, scaling))
+    if settings.windows == "sparse":
+        check_sparse_windows(model)
+    distillation = _distillation(model, settings)
+    use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
-    arguments = training_arguments(settings, steps, folder, device, report_to)
+    shape = ModelShape.of(model.config, settings.dtype, device)
+    recompute = recomputes_layers(shape, windows.size, mixed=settings.dtype == "bfloat16")
+    arguments = training_arguments(settings, steps, folder, device, report_to, recompute=recompute)
     trainer = Trainer(
         model=_with_lora(model, settings) if settings.lora else model,
         args=arguments,
@@ -106,6 +117,27 @@ def finetune(
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
     return TrainingSummary(steps, len(windows) * windows.size, loss, time.monotonic() - started)
+
+
+def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | None:
+    """Return the teacher of short sequences: the one that the settings name, or the model as it is before training.
+
+    Raises:
+        LongRopeError: If the teacher has another vocabulary.
+    """
+    if settings.distill is None or not settings.distill.weight:
+        return None
+    name = settings.distill.teacher
+    rope = find_rotary_slot(model).rope
+    dtype = getattr(torch, settings.dtype)
+    teacher = copy.deepcopy(model) if name is None else load(name, dtype=settings.dtype)[0]
+    sizes = [one.config.get_text_config().vocab_size for one in (teacher, model)]
+    if sizes[0] != sizes[1]:
+        raise LongRopeError(
+            f"distill.teacher = {name!r}: its vocabulary has {sizes[0]} tokens, the model's {sizes[1]}. "
+            "Take a teacher with the same tokenizer."
+        )
+    return Distillation(teacher.to(dtype).eval().requires_grad_(False), settings.distill.weight, rope.original_length)
 
 
 def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from longrope.formats.load_factors import load_extension
+from longrope.models.average import mix_weights
 from longrope.models.load import DTYPES, load, load_config
 from longrope.objectives.backend import open_backend
 from longrope.objectives.prepare_search import prepare_objectives
@@ -83,6 +84,8 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     settings, long = stage.finetune, run.long_scaling(number)
     assert settings is not None
     steps, step_name = settings.step_count(stage.length), f"stage {number}: fine-tune at {stage.length:,}"
+    if settings.distill is not None and settings.distill.teacher is None and run.weights(number) != run.model:
+        settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": run.model})})
     keeps_dtype = settings.lora and settings.dtype != "float32"
     model, tokenizer = load(run.weights(number), dtype=run.dtype if keeps_dtype else "float32")
     summary = finetune(
@@ -97,16 +100,25 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     )
     if summary is not None:
         with explain_disk_errors(folder):
-            _publish_weights(run.model, tokenizer, folder, summary)
+            _publish_weights(run.model, tokenizer, folder, summary, average=settings.average)
 
 
-def _publish_weights(original: str, tokenizer: PreTrainedTokenizerBase, folder: Path, summary: TrainingSummary) -> None:
-    """Write a stage's trained weights as ``model`` into its folder, in the dtype of the original checkpoint."""
+def _publish_weights(
+    original: str, tokenizer: PreTrainedTokenizerBase, folder: Path, summary: TrainingSummary, *, average: float
+) -> None:
+    """Write a stage's weights as ``model`` into its folder, in the dtype of the original checkpoint.
+
+    They are the trained weights, or with ``average`` so large a share of the original ones.
+    """
     dtype = load_config(original).dtype or torch.float32
     trained, unfinished = folder / "training" / "model", folder / "model.new"
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(trained)
-    model, _ = load(str(trained), dtype=next(name for name, value in DTYPES.items() if value == dtype))
+    name = next(name for name, value in DTYPES.items() if value == dtype)
+    model, _ = load(str(trained), dtype="float32" if average else name)
+    if average:
+        mix_weights(model, load(original, dtype="float32")[0], average)
+        model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     write_json(folder / "training.json", asdict(summary))

@@ -158,16 +158,20 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
     """Return the cost of fine-tuning; short documents do not attend to each other."""
     tokens = finetune.sequence_length(length)
     short_tokens = min(rope.original_length, tokens)
-    long_pass, short_pass = (shape.backward(size, trained=not finetune.lora) for size in (tokens, short_tokens))
-    sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
     mixed = finetune.dtype == "bfloat16"
+    how = {"trained": not finetune.lora, "recomputed": peak_memory.recomputes_layers(shape, tokens, mixed=mixed)}
+    long_pass, short_pass = (shape.backward(size, **how) for size in (tokens, short_tokens))
+    if finetune.distill is not None:
+        short_pass = short_pass + shape.forward(short_tokens)
+    teacher = 0 if finetune.distill is None else shape.parameters * (2 if mixed else 4)
+    sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
     return Cost(
         "finetune",
         length,
         0,
         finetune.token_count(length),
         {finetune.dtype: sequence.times(finetune.step_count(length) * finetune.batch)},
-        peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed),
+        peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher,
         peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed),
     )
 

@@ -29,6 +29,19 @@ class Search(PlanTable):
     window: Tokens | None = None
 
 
+class Distill(PlanTable):
+    """The original model as a teacher, whose distribution is kept on short sequences.
+
+    Args:
+        weight: Share of the cross-entropy to the teacher's distribution in the loss of sequences within L0; the rest is
+            the loss of the text. 0 loads no teacher.
+        teacher: Name or folder of the teacher, with the same tokenizer; the plan's original model if not given.
+    """
+
+    weight: float = Field(default=0.5, ge=0, le=1)
+    teacher: str | None = None
+
+
 class Finetune(PlanTable):
     """The training of the weights with a stage's factors in place.
 
@@ -39,10 +52,15 @@ class Finetune(PlanTable):
         rate: Highest learning rate of AdamW.
         schedule: Schedule of the learning rate, as transformers names it.
         warmup: Share of the steps in which the learning rate rises.
-        window: Tokens of a sequence, below the stage's length. Positions then jump, so that all distances occur (PoSE).
-            A sequence is as long as the stage if not given.
+        window: Tokens of a sequence, below the stage's length. A sequence is as long as the stage if not given.
+        windows: Positions in a window: ``jump`` once (PoSE), or ``sparse``, chunks of one text at their own positions
+            whose keys weigh as many tokens as they stand for.
         short: Share of the tokens in short documents, of L0 at most, which see the original RoPE and not each other
             (LongRoPE2's mixed windows).
+        answers: Weight in the loss of the answers of planted lines (``data.needles``), beside 1 for other tokens.
+        distill: Distillation from the original model on short sequences; without it their loss is that of the text.
+        average: Share of the original model in the weights that the stage leaves, from 0 to 1. More of it is better
+            for short sequences and worse for long ones.
         lora: Rank of LoRA on all linear layers; 0 trains all weights.
         dtype: Dtype of products, ``bfloat16`` (mixed precision) or ``float32``. Weights that are trained are float32;
             under LoRA the others keep the run's dtype with ``bfloat16``.
@@ -57,7 +75,11 @@ class Finetune(PlanTable):
     schedule: Schedule = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     window: Tokens | None = None
+    windows: Literal["jump", "sparse"] = "jump"
     short: float = Field(default=0.0, ge=0, lt=1)
+    answers: float = Field(default=1.0, gt=0)
+    distill: Distill | None = None
+    average: float = Field(default=0.0, ge=0, lt=1)
     lora: int = Field(default=0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     seed: int = Field(default=0, ge=0)
@@ -68,6 +90,10 @@ class Finetune(PlanTable):
         if (self.tokens is None) == (self.steps is None):
             amounts = "neither tokens nor steps" if self.steps is None else "both tokens and steps"
             raise ValueError(f"has {amounts}; give one of them")
+        if self.windows == "sparse" and self.window is None:
+            raise ValueError('windows = "sparse" needs window, the tokens of one; window = "2k" suits most models')
+        if self.distill is not None and not self.short:
+            raise ValueError("distill works on short sequences, but short = 0; give their share, such as 0.5")
         return self
 
     def sequence_length(self, stage_length: int) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.checks import check_vocabulary
 from longrope.data.documents import Document, load_documents
+from longrope.data.sparse_windows import REACH
 from longrope.data.split import DocumentTokens, Split, draw_tokens, split_documents, whole_texts
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
@@ -116,14 +117,18 @@ class RunData:
         finetune, data = stage.finetune, self.plan.data
         assert finetune is not None
         count = finetune.batch * finetune.step_count(stage.length)
+        sparse = finetune.windows == "sparse"
+        least = round(REACH * stage.length) if sparse else 0
         return TrainingWindows(
-            self._tokenized(count * finetune.sequence_length(stage.length)),
+            self._tokenized(max(least, count * finetune.sequence_length(stage.length))),
             length=stage.length,
             count=count,
             original_length=self.rope.original_length,
             window=finetune.window,
+            sparse=sparse,
             short=finetune.short,
             needles=data.needles,
+            answer_weight=finetune.answers,
             tokenizer=self.tokenizer,
             repeats=data.repeats,
             seed=finetune.seed,

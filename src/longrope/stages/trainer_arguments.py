@@ -21,8 +21,18 @@ def wants_liger(device: str) -> bool:
     return device != "cpu" and importlib.util.find_spec("liger_kernel") is not None
 
 
-def training_arguments(settings: Finetune, steps: int, folder: Path, device: str, report_to: str) -> TrainingArguments:
+def training_arguments(
+    settings: Finetune, steps: int, folder: Path, device: str, report_to: str, *, recompute: bool = True
+) -> TrainingArguments:
     """Return the Trainer's arguments for a fine-tuning.
+
+    Args:
+        settings: Hyperparameters.
+        steps: Optimizer steps.
+        folder: Folder of checkpoints.
+        device: A torch device.
+        report_to: Service to report to.
+        recompute: Whether the backward pass recomputes each layer (activation checkpointing).
 
     Raises:
         LongRopeError: If a step's sequences cannot be spread over the processes.
@@ -30,7 +40,7 @@ def training_arguments(settings: Finetune, steps: int, folder: Path, device: str
     cpu = device == "cpu"
     renamed = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
     name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    options: dict[str, Any] = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    options: dict[str, Any] = {name: recompute, f"{name}_kwargs": {"use_reentrant": False}}
     if wants_liger(device):  # norms and MLP; the loss is bounded already
         kernels = ("rope", "cross_entropy", "fused_linear_cross_entropy")
         options |= {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(kernels, False)}
@@ -78,6 +88,11 @@ def _processes_of_a_sequence(settings: Finetune) -> int:
     if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
         return 1
     parallelism = ParallelismConfig()
+    if settings.windows == "sparse" and (parallelism.cp_enabled or parallelism.sp_enabled):
+        raise LongRopeError(
+            'finetune.windows = "sparse": several processes cannot share a sequence whose keys have weights. '
+            "Use a whole sequence on each device."
+        )
     if settings.short and (parallelism.cp_enabled or parallelism.sp_enabled):
         raise LongRopeError(
             f"finetune.short = {settings.short}: documents would see each other where several processes share "

@@ -1,0 +1,25 @@
+"""Average the weights of two models of the same architecture."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+
+
+@torch.no_grad()
+def mix_weights(model: PreTrainedModel, other: PreTrainedModel, share: float) -> PreTrainedModel:
+    """Replace a model's weights by ``(1 - share)·its own + share·the other's``, in place, and return it.
+
+    Between a fine-tuned model and its original, small shares keep most of both (WiSE-FT, arXiv 2109.01903).
+
+    Raises:
+        LongRopeError: If the models have different parameters.
+    """
+    others = dict(other.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name not in others or others[name].shape != parameter.shape:
+            raise LongRopeError(f"average = {share}: the original model has no parameter {name} of the same shape")
+        parameter.lerp_(others[name].to(parameter), share)
+    return model
