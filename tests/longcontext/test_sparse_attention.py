@@ -34,7 +34,7 @@ def test_a_weighed_key_is_as_many_copies(family: str, fields: dict[str, int], at
     positions = torch.cat([torch.arange(FIRST), torch.arange(COPIES * FIRST, COPIES * FIRST + LAST)])[None]
     chunk_ids = (positions >= FIRST).long()
     key_bias = torch.where(chunk_ids == 0, torch.log(torch.tensor(float(COPIES))), 0.0)
-    check_sparse_windows(model)
+    check_sparse_windows(model.config)
     found = hidden(model, ids, positions, sparse_masks(model, positions, chunk_ids, key_bias))[:, FIRST:]
 
     copied_ids = torch.cat([ids[:, :FIRST]] * COPIES + [ids[:, FIRST:]], dim=1)
@@ -69,10 +69,10 @@ def test_attention_that_takes_no_bias_is_refused() -> None:
     model = families.build("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(LongRopeError, match=r"attention 'flash_attention_2' takes no weights of keys\. Load the model"):
-        check_sparse_windows(model)
+        check_sparse_windows(model.config)
 
 
 def test_layers_that_are_no_attention_are_refused() -> None:
     model = families.build("lfm2", layer_types=["conv", "full_attention"])
     with pytest.raises(LongRopeError, match=r"layers of the type conv need every token in between"):
-        check_sparse_windows(model)
+        check_sparse_windows(model.config)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import running
+import tomli_w
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -29,8 +30,8 @@ from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.stages import pipeline
 from longrope.stages.pipeline import extend, finetune_stage
-from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan import Plan, parse_plan
+from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.run_folder import StagedRun, begin_run, open_run
 
 SEARCH = Search(documents=1, population=4)
@@ -468,6 +469,83 @@ def test_searches_that_are_too_small_are_refused_before_any_work(
     with pytest.raises(LongRopeError, match=said):
         begun(tmp_path / "run", TWO[0], last, **fields)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+SPARSE = TRAIN.model_copy(update={"windows": "sparse", "window": 96, "short": 0.5, "dtype": "float32"})
+FAR = Stage(length=256, factors="ramp", finetune=SPARSE)
+
+
+def with_finetune(stage: Stage, **changes: Any) -> Stage:
+    assert stage.finetune is not None
+    return stage.model_copy(update={"finetune": stage.finetune.model_copy(update=changes)})
+
+
+def test_sparse_windows_and_a_teacher(begun: Begun, tmp_path: Path) -> None:
+    plain, taught = (
+        begun(tmp_path / name, with_finetune(FAR, distill=distill), **QUICK)
+        for name, distill in (("plain", None), ("taught", Distill(weight=0.9)))
+    )
+    assert "key_bias" in plain.data.windows(FAR)[0]
+    for run in (plain, taught):
+        assert extend(run).long.scheme == "ramp"
+    one, other = (running.weights(run.stage_folder(1) / "model") for run in (plain, taught))
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_teacher_of_a_later_stage_is_the_original_model(
+    begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: list[str | None] = []
+    real = pipeline.finetune
+
+    def finetune(model: PreTrainedModel, scaling: Extension, windows: Any, settings: Finetune, **options: Any) -> Any:
+        teachers.append(settings.distill.teacher if settings.distill else "none")
+        return real(model, scaling, windows, settings, **options)
+
+    monkeypatch.setattr(pipeline, "finetune", finetune)
+    stage = with_finetune(FAR, distill=Distill())
+    run = begun(tmp_path / "run", stage.model_copy(update={"length": 128}), stage, **QUICK)
+    extend(run)
+    assert teachers == [None, run.model]  # in the first stage it is the model itself
+
+
+def test_averaged_weights_are_between_the_trained_and_the_original_ones(begun: Begun, tmp_path: Path) -> None:
+    runs = [begun(tmp_path / f"{share}", with_finetune(FAR, average=share), **QUICK) for share in (0.0, 0.25)]
+    for run in runs:
+        extend(run)
+    trained, averaged = (running.weights(run.stage_folder(1) / "model") for run in runs)
+    original = running.weights(Path(runs[0].model))
+    for name in trained:
+        wanted = (0.75 * trained[name].float() + 0.25 * original[name].float()).to(averaged[name].dtype)
+        torch.testing.assert_close(averaged[name], wanted, rtol=0.01, atol=1e-3)
+        assert averaged[name].dtype == trained[name].dtype == torch.bfloat16
+    assert any(not torch.equal(trained[name], averaged[name]) for name in trained)
+
+
+def test_a_teacher_with_another_vocabulary_is_refused_before_any_work(begun: Begun, tmp_path: Path) -> None:
+    other = running.save(tmp_path / "other", vocab_size=200)
+    stage = with_finetune(FAR, distill=Distill(teacher=str(other)))
+    with pytest.raises(LongRopeError, match=r"distill\.teacher = .*its vocabulary has 200 tokens, the model's 128"):
+        begun(tmp_path / "run", stage, **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"window": None}, r'windows = "sparse" needs window'),
+        ({"short": 0.0, "distill": {}}, r"distill works on short sequences, but short = 0"),
+        ({"average": 1.0}, r"average = 1\.0 must be below 1"),
+        ({"distill": {"weight": 1.5}}, r"distill\.weight = 1\.5 must be 1 or less"),
+        ({"windows": "wide"}, r"windows = 'wide' must be 'jump' or 'sparse'"),
+    ],
+)
+def test_finetuning_keys_that_do_not_fit(changes: dict[str, Any], said: str) -> None:
+    table = {"steps": 3, "windows": "sparse", "window": "2k", "short": 0.5, **changes}
+    table = {name: value for name, value in table.items() if value is not None}
+    text = tomli_w.dumps({"version": 1, "stages": [{"length": "128k", "finetune": table}]})
+    with pytest.raises(LongRopeError, match=said):
+        parse_plan(text)
 
 
 def test_a_model_that_is_long_enough(begun: Begun, tmp_path: Path) -> None:

@@ -43,16 +43,20 @@ def sparse_masks(
     return masks if len(set(types)) > 1 else masks[types[0]]
 
 
-def check_sparse_windows(model: PreTrainedModel) -> None:
+def check_sparse_windows(config: Any) -> None:
     """Refuse a model whose attention cannot weigh keys.
+
+    Args:
+        config: The model's config.
 
     Raises:
         LongRopeError: If its kernel takes no mask of floats, or some layers are not attention.
     """
-    config: Any = model.config.get_text_config()
-    if config._attn_implementation not in BIASED_ATTENTION:
+    config = config.get_text_config()
+    attention = config._attn_implementation or BIASED_ATTENTION[0]
+    if attention not in BIASED_ATTENTION:
         raise LongRopeError(
-            f'finetune.windows = "sparse": attention {config._attn_implementation!r} takes no weights of keys. '
+            f'finetune.windows = "sparse": attention {attention!r} takes no weights of keys. '
             f"Load the model with attention {' or '.join(BIASED_ATTENTION)}."
         )
     others = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}

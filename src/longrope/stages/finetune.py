@@ -28,6 +28,7 @@ from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling
 from longrope.stages.plan_tables import Finetune
+from longrope.stages.rate_test import choose_rate
 from longrope.stages.trainer_arguments import training_arguments
 from longrope.stages.trainer_checkpoints import TrainingGuard, explain_disk_errors, last_complete_checkpoint
 
@@ -85,7 +86,7 @@ def finetune(
     """
     started = time.monotonic()
     if settings.windows == "sparse":
-        check_sparse_windows(model)
+        check_sparse_windows(model.config)
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
@@ -108,6 +109,8 @@ def finetune(
         explain_disk_errors(folder),
         explain_out_of_memory(windows.size, f"while fine-tuning on {arguments.device}", remedy),
     ):
+        if settings.rate == "auto":
+            arguments.learning_rate = choose_rate(trainer, settings.batch, folder / "rate.json")
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, remove_others=first))
         if use_cache is not None:
             model.config.use_cache = use_cache  # which the trainer has turned off
@@ -120,24 +123,13 @@ def finetune(
 
 
 def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | None:
-    """Return the teacher of short sequences: the one that the settings name, or the model as it is before training.
-
-    Raises:
-        LongRopeError: If the teacher has another vocabulary.
-    """
+    """Return the teacher of short sequences: the one that the settings name, or the model as it is before training."""
     if settings.distill is None or not settings.distill.weight:
         return None
-    name = settings.distill.teacher
-    rope = find_rotary_slot(model).rope
-    dtype = getattr(torch, settings.dtype)
+    name, rope = settings.distill.teacher, find_rotary_slot(model).rope
     teacher = copy.deepcopy(model) if name is None else load(name, dtype=settings.dtype)[0]
-    sizes = [one.config.get_text_config().vocab_size for one in (teacher, model)]
-    if sizes[0] != sizes[1]:
-        raise LongRopeError(
-            f"distill.teacher = {name!r}: its vocabulary has {sizes[0]} tokens, the model's {sizes[1]}. "
-            "Take a teacher with the same tokenizer."
-        )
-    return Distillation(teacher.to(dtype).eval().requires_grad_(False), settings.distill.weight, rope.original_length)
+    teacher.to(getattr(torch, settings.dtype))  # pyright: ignore[reportArgumentType]
+    return Distillation(teacher.eval().requires_grad_(False), settings.distill.weight, rope.original_length)
 
 
 def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:

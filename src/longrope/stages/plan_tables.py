@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longrope.stages.plan_values import Factors, FromList, Method, PlanTable, Schedule, Scheme, Task, Tokens
+from longrope.stages.plan_values import Factors, FromList, Method, PlanTable, Rate, Schedule, Scheme, Task, Tokens
 
 
 class Search(PlanTable):
@@ -49,7 +49,7 @@ class Finetune(PlanTable):
         tokens: Tokens to train on (or give ``steps``).
         steps: Optimizer steps, each of ``batch`` sequences.
         batch: Sequences per step, over all devices.
-        rate: Highest learning rate of AdamW.
+        rate: Highest learning rate of AdamW, or ``auto``: a few steps at each of several rates choose it.
         schedule: Schedule of the learning rate, as transformers names it.
         warmup: Share of the steps in which the learning rate rises.
         window: Tokens of a sequence, below the stage's length. A sequence is as long as the stage if not given.
@@ -71,7 +71,7 @@ class Finetune(PlanTable):
     tokens: Tokens | None = None
     steps: int | None = Field(default=None, ge=1)
     batch: int = Field(default=8, ge=1)
-    rate: float = Field(default=2e-5, gt=0)
+    rate: Rate = 2e-5
     schedule: Schedule = "cosine"
     warmup: float = Field(default=0.05, ge=0, lt=1)
     window: Tokens | None = None

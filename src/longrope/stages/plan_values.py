@@ -53,9 +53,17 @@ def _source_of_factors(name: str) -> str:
         raise ValueError(f"choose search, an existing factors file, or one of {', '.join(SCHEMES)}{close}") from None
 
 
+def _rate(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (0 < value < 1 if number else value == "auto"):
+        raise ValueError("choose auto, or a number above 0 and below 1, such as 2e-5")
+    return value
+
+
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]
 Scheme = Annotated[str, AfterValidator(lambda name: with_value_error(canonical, name))]
 Task = Annotated[str, AfterValidator(_task)]
+Rate = Annotated[float | str, BeforeValidator(_rate)]
 Method = Annotated[str, AfterValidator(_method)]
 Factors = Annotated[str, AfterValidator(_source_of_factors)]
 Schedule = Literal[  # transformers' SchedulerType, less those that need numbers of their own

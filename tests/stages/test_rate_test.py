@@ -1,0 +1,60 @@
+"""The rate that training chooses itself: by steps that leave no trace, once for a stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import running
+import torch
+from transformers import TrainerState
+
+from longrope.errors import LongRopeError
+from longrope.stages import rate_test
+from longrope.stages.finetune import finetune
+from longrope.stages.plan import parse_plan
+from longrope.stages.plan_tables import Finetune
+
+AUTO = Finetune(steps=4, batch=2, rate="auto", dtype="float32", save_every=4)
+
+
+def train(folder: Path, settings: Finetune = AUTO) -> dict[str, torch.Tensor]:
+    finetune(running.build(), running.FACTORS, running.windows(8), settings, folder=folder / "training")
+    return running.weights(folder / "training" / "model")
+
+
+def test_the_rate_with_the_lowest_loss_trains_as_if_it_were_given(tmp_path: Path) -> None:
+    found = train(tmp_path / "auto")
+    record = json.loads((tmp_path / "auto" / "training" / "rate.json").read_text())
+    losses = {float(rate): loss for rate, loss in record["losses"].items()}
+    assert losses.keys() <= set(rate_test.RATES)
+    assert record["rate"] == min(losses, key=losses.__getitem__)
+    assert min(losses.values()) < record["loss_before"] - 0.01
+    assert losses[1e-5] == pytest.approx(record["loss_before"], abs=0.05)  # so small steps change little
+    given = train(tmp_path / "given", AUTO.model_copy(update={"rate": record["rate"]}))
+    assert all(torch.equal(found[name], given[name]) for name in given)
+
+
+def test_a_resumed_training_takes_the_rate_that_was_found(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "rate.json").write_text('{"rate": 2e-4}')
+    train(tmp_path)
+    state = TrainerState.load_from_json(str(tmp_path / "training" / "checkpoint-4" / "trainer_state.json"))
+    assert max(row["learning_rate"] for row in state.log_history if "learning_rate" in row) == pytest.approx(2e-4)
+
+
+def test_training_that_diverges_at_every_rate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_test, "RATES", (30.0, 300.0))
+    with pytest.raises(
+        LongRopeError, match=r'rate = "auto": the loss is \d.*after 6 steps at 30 it is .*diverges at once'
+    ):
+        train(tmp_path)
+    assert not (tmp_path / "training" / "rate.json").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "-1e-5", "2", '"fast"', "true"])
+def test_a_rate_that_is_none_is_refused(value: str) -> None:
+    text = f'version = 1\n[[stages]]\nlength = "2k"\n[stages.finetune]\nsteps = 3\nrate = {value}\n'
+    with pytest.raises(LongRopeError, match=r"stages\[0\]\.finetune\.rate = .*: choose auto, or a number above 0"):
+        parse_plan(text)
