@@ -1,4 +1,4 @@
-"""Draw the figures of docs/how-it-works.md into docs/images, from the code's own formulas and from results files.
+"""Draw the figures of docs/how-it-works.md and docs/extension.md, from the code's own formulas and from results files.
 
 python scripts/docs_figures.py
 """
@@ -13,6 +13,7 @@ import altair as alt
 import numpy as np
 
 from longrope import Rope, Scaling, scheme
+from longrope.data.sparse_windows import draw_sparse_window
 from longrope.report.charts import draw_curves, draw_lines
 from longrope.report.factor_figures import factor_chart
 from longrope.report.style import looks
@@ -23,11 +24,13 @@ ROOT = Path(__file__).parents[1]
 IMAGES, RESULTS = ROOT / "docs" / "images", ROOT / "benchmarks" / "results"
 SMOLLM2 = Rope(dim=64, base=100_000.0, original_length=8192)
 S, FAST, SLOW = 8, 0, 23
+CHUNK_COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#eeca3b")
 
 
 def main() -> None:
     """Draw all figures."""
     figures = {"wavelengths": wavelengths(), "angles": angles(), "factors-smollm2": factors(), "pairs": pairs()}
+    figures["sparse-window"] = sparse_window()
     for name, chart in figures.items():
         save(chart, IMAGES / f"{name}.svg")
 
@@ -89,6 +92,30 @@ def pairs() -> alt.LayerChart:
     x = alt.X("x:Q", title="first interpolated pair (0: all, 32: none)", scale=alt.Scale(nice=False, padding=10))
     names = list(dict.fromkeys(record["name"] for record in records))
     return draw_curves(records, looks(names), x, log_axis("perplexity", base=2))
+
+
+def sparse_window() -> alt.LayerChart:
+    """Draw the chunks of a sparse window of 2,048 tokens in a text, and how many tokens each key stands for."""
+    window = draw_sparse_window(
+        np.arange(20_000), np.array([]), [], size=2048, length=12_000, rng=np.random.default_rng(6)
+    )
+    text, packed = "the text: every token at its own position", "the window: 2,048 tokens"
+    records = [{"row": text, "begin": 0, "end": int(window.positions[-1]) + 1, "chunk": "left out"}]
+    for number in np.unique(window.chunk_ids):
+        tokens = np.flatnonzero(window.chunk_ids == number)
+        weight = float(np.exp(window.key_bias[tokens[0]]))
+        begin, size, chunk = int(window.positions[tokens[0]]), len(tokens), f"chunk {number + 1}"
+        records.append({"row": text, "begin": begin, "end": begin + size, "chunk": chunk, "weight": f"x {weight:.3g}"})
+        records.append({"row": packed, "begin": int(tokens[0]), "end": int(tokens[-1]) + 1, "chunk": chunk})
+    names = list(dict.fromkeys(record["chunk"] for record in records))
+    color = alt.Color("chunk:N", scale=alt.Scale(domain=names, range=["#d8d8d8", *CHUNK_COLORS]), legend=None)
+    base = alt.Chart(alt.Data(values=records)).encode(
+        x=alt.X("begin:Q", title="tokens; a key weighs as many tokens as it and the gap after its chunk have"),
+        y=alt.Y("row:N", sort=[text, packed], title=None, axis=alt.Axis(labelLimit=400)),
+    )
+    weights = base.mark_text(align="left", dy=-26, fontSize=9).encode(text="weight:N")
+    chart = base.mark_bar(height=26).encode(x2="end:Q", color=color) + weights.transform_filter("isValid(datum.weight)")
+    return chart.properties(width=560, height=120)
 
 
 def log_axis(title: str, base: int = 10) -> alt.Y:

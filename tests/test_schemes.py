@@ -176,7 +176,9 @@ def test_factors_lie_between_1_and_s_and_rise(name: str, rope: Rope, scale: floa
     length = math.ceil(rope.original_length * scale)
     scaling = scheme(name, rope, length)
     s = length / rope.original_length
-    ceiling = s * s - (s - 1) if name == "dynamic_ntk" else s  # factor·L/L0 - (factor - 1) at factor = s
+    ceiling = {"dynamic_ntk": s * s - (s - 1), "ramp": 1.15 * s}.get(
+        name, s
+    )  # factor·L/L0 - (factor - 1) at factor = s
     lam = np.array(scaling.factors)
     assert lam.shape == (rope.dim // 2,)
     assert lam.min() >= 1 - 1e-12
@@ -304,7 +306,7 @@ def test_schemes_after_a_stage(first: str, second: str, rope: Rope, scales: tupl
     later = after(first, rope, length)
     scaling = scheme(second, later, math.ceil(length * scales[1]))
     s = scaling.length / length
-    ceiling = s * s - (s - 1) if second == "dynamic_ntk" else s
+    ceiling = {"dynamic_ntk": s * s - (s - 1), "ramp": 1.15 * s}.get(second, s)
     lam = np.array(scaling.factors)
     assert lam.shape == (rope.dim // 2,)
     assert np.isfinite(lam).all()

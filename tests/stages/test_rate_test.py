@@ -46,9 +46,7 @@ def test_a_resumed_training_takes_the_rate_that_was_found(tmp_path: Path) -> Non
 
 def test_training_that_diverges_at_every_rate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_test, "RATES", (30.0, 300.0))
-    with pytest.raises(
-        LongRopeError, match=r'rate = "auto": the loss is \d.*after 6 steps at 30 it is .*diverges at once'
-    ):
+    with pytest.raises(LongRopeError, match=r'rate = "auto": training diverges at once\. .*after 6 steps at 30 it is'):
         train(tmp_path)
     assert not (tmp_path / "training" / "rate.json").exists()
 

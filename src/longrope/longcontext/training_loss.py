@@ -72,20 +72,18 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
         labels: Tensor | None = None,
         shift_labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        weights: Tensor | None = None,
-        chunk_ids: Tensor | None = None,
-        key_bias: Tensor | None = None,
-        **_: Any,
+        **of_windows: Any,
     ) -> CausalLMOutput:
         if shift_labels is None:
             assert labels is not None
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
-        if chunk_ids is not None and key_bias is not None and position_ids is not None:
-            attention_mask = sparse_masks(model, position_ids, chunk_ids, key_bias)
+        if "key_bias" in of_windows and position_ids is not None:
+            attention_mask = sparse_masks(model, position_ids, of_windows["chunk_ids"], of_windows["key_bias"])
         inputs = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}
         teacher_hidden = None if distillation is None else distillation.hidden_states(**inputs)
         with offload_activations(input_ids.device):
             hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
+        weights = of_windows.get("weights")
         shift_weights = (shift_labels != IGNORED).float() if weights is None else pad(weights[:, 1:], (0, 1))
         size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))
         total = torch.zeros((), device=hidden.device)

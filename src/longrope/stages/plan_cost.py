@@ -159,8 +159,10 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
     tokens = finetune.sequence_length(length)
     short_tokens = min(rope.original_length, tokens)
     mixed = finetune.dtype == "bfloat16"
-    how = {"trained": not finetune.lora, "recomputed": peak_memory.recomputes_layers(shape, tokens, mixed=mixed)}
-    long_pass, short_pass = (shape.backward(size, **how) for size in (tokens, short_tokens))
+    recomputed = peak_memory.recomputes_layers(shape, tokens, mixed=mixed)
+    long_pass, short_pass = (
+        shape.backward(size, trained=not finetune.lora, recomputed=recomputed) for size in (tokens, short_tokens)
+    )
     if finetune.distill is not None:
         short_pass = short_pass + shape.forward(short_tokens)
     teacher = 0 if finetune.distill is None else shape.parameters * (2 if mixed else 4)

@@ -32,7 +32,7 @@ def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
             check_sparse_windows(config)
         teacher = stage.finetune.distill.teacher if stage.finetune.distill is not None else None
         if teacher is not None:
-            sizes = [one.get_text_config().vocab_size for one in (load_config(teacher), config)]
+            sizes = [settings.get_text_config().vocab_size for settings in (load_config(teacher), config)]
             if sizes[0] != sizes[1]:
                 raise LongRopeError(
                     f"stages[{i}].finetune.distill.teacher = {teacher!r}: its vocabulary has {sizes[0]} tokens, the "
