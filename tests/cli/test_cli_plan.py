@@ -19,11 +19,12 @@ def test_a_plan_on_standard_output(cli, model: Path, monkeypatch: pytest.MonkeyP
     result = cli("plan", model, "--to", "8k", *QUICK, "--data", "texts", "--original-tokens", "1b")
     assert result.code == 0, result.err
     plan = parse_plan(result.out)
-    assert [stage.length for stage in plan.stages] == [512, 8192]  # 8x, then 16x
+    assert [stage.length for stage in plan.stages] == [4096, 8192]  # 64x, then 2x
     assert (plan.data.source, plan.original_tokens) == ("texts", 1e9)
     assert plan.stages[0].finetune is not None
-    assert plan.stages[0].finetune.token_count(512) == pytest.approx(5e7, rel=0.02)
-    assert plan.stages[1].finetune is None
+    assert plan.stages[0].finetune.token_count(4096) == pytest.approx(5e7, rel=0.02)
+    assert plan.stages[1].finetune is not None
+    assert plan.stages[1].finetune.windows == "sparse"
     assert plan.recovery is not None
     assert result.out.startswith("# longrope plan ")
     for said in ("stage 1", "stage 2", "recovery", "evaluation", "8,192", "peak memory", "64 to 8,192 tokens on cpu"):
@@ -58,7 +59,7 @@ def test_json(cli, model: Path) -> None:
 def test_the_dtype_of_the_search(cli, model: Path) -> None:
     command = ("plan", model, "--to", "16k", *QUICK, "--json")
     plain, half = (cli(*command, "--dtype", dtype).json["costs"] for dtype in ("auto", "bfloat16"))
-    assert (plain[2]["part"], plain[2]["train_tokens"]) == ("stage 3", 0)
+    assert (plain[2]["part"], plain[2]["train_tokens"]) == ("recovery", 0)
     assert half[2]["memory_bytes"] < plain[2]["memory_bytes"]
     assert half[0]["flops"] == plain[0]["flops"]
 

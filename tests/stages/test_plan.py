@@ -20,7 +20,7 @@ from longrope.schemes import SCHEMES
 from longrope.search.registry import METHODS
 from longrope.stages.plan import Plan, load_plan, parse_plan, shipped_plans
 from longrope.stages.plan_advice import LARGEST_STEP, advice, propose
-from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.plan_values import Schedule
 from longrope.units import parse_length
 
@@ -114,9 +114,9 @@ BAD = {
         r"stages\[0\]\.finetune\.schedule = 'wavy' must be 'linear', 'cosine'",
     ),
     "zero": (plan(GOOD + "\nbatch = 0"), r"stages\[0\]\.finetune\.batch = 0 must be 1 or more"),
-    "negative": (plan(GOOD + "\nrate = -1.0"), r"finetune\.rate = -1\.0 must be above 0"),
-    "infinite": (plan(GOOD + "\nrate = inf"), r"finetune\.rate = inf must be a finite number"),
-    "not a number": (plan(GOOD + "\nrate = nan"), r"finetune\.rate = nan must be "),
+    "negative": (plan(GOOD + "\nrate = -1.0"), r"finetune\.rate = -1\.0: choose auto, or a number above 0"),
+    "infinite": (plan(GOOD + "\nrate = inf"), r"finetune\.rate = inf: choose auto, or a number above 0"),
+    "not a number": (plan(GOOD + "\nrate = nan"), r"finetune\.rate = nan: choose auto"),
     "share": (plan("[stages.search]\nneedles = 1.5"), r"search\.needles = 1\.5 must be 1 or less"),
     "warmup": (plan(GOOD + "\nwarmup = 1.0"), r"finetune\.warmup = 1\.0 must be below 1"),
     "text for a number": (plan(GOOD + "\nbatch = '8'"), r"finetune\.batch = '8' must be a whole number"),
@@ -221,10 +221,13 @@ tunings = st.builds(
     lambda amount, **rest: Finetune(**amount, **rest),
     amounts,
     batch=whole,
-    rate=positive,
+    rate=positive | st.just("auto"),
+    answers=positive,
+    average=st.floats(0, 0.99),
+    short=st.floats(0.1, 0.9),
+    distill=st.none() | st.builds(Distill, weight=shares, teacher=st.none() | text),
     schedule=st.sampled_from(get_args(Schedule)),
     warmup=st.floats(0, 1, exclude_max=True),
-    short=st.floats(0, 1, exclude_max=True),
     lora=st.integers(0, 64),
     dtype=st.sampled_from(["bfloat16", "float32"]),
 )
@@ -320,18 +323,50 @@ PROPOSED = {
     ("8k", "128k"): ["64k", "128k"],
     ("4k", "4097"): ["4097"],
 }
+PROPOSED_SPARSE = {
+    ("2k", "128k"): ["128k"],
+    ("2k", "2m"): ["128k", "2m"],
+    ("8k", "2m"): ["512k", "2m"],
+    ("256", "16k"): ["16k"],
+    ("4k", "4097"): ["4097"],
+}
 
 
 @pytest.mark.parametrize("ends", PROPOSED)
 def test_proposed_stages(ends: tuple[str, str]) -> None:
     first, last = map(parse_length, ends)
-    found = propose(rope(first), last, parameters=10**9)
+    found = propose(rope(first), last, parameters=10**9, sparse=False)
     assert [stage.length for stage in found.stages] == [parse_length(length) for length in PROPOSED[ends]]
+    assert all(stage.finetune is None or stage.finetune.windows == "jump" for stage in found.stages)
+
+
+@pytest.mark.parametrize("ends", PROPOSED_SPARSE)
+def test_proposed_stages_of_sparse_windows(ends: tuple[str, str]) -> None:
+    first, last = map(parse_length, ends)
+    found = propose(rope(first), last, parameters=10**9)
+    assert [stage.length for stage in found.stages] == [parse_length(length) for length in PROPOSED_SPARSE[ends]]
+    assert advice(found, rope(first)) == []
+    for stage in found.stages:
+        assert stage.finetune is not None
+        assert (stage.finetune.windows, stage.finetune.window, stage.finetune.rate) == ("sparse", 2048, "auto")
+    assert found.data.needles == 0.5
+
+
+@given(st.integers(10**5, 10**12))
+def test_a_proposal_has_enough_steps(parameters: int) -> None:
+    (stage,) = propose(rope(2048), 2**16, parameters=parameters).stages
+    assert stage.finetune is not None
+    assert stage.finetune.batch % 2 == 0
+    assert 2 <= stage.finetune.batch <= 64
+    if parameters > 10**7:
+        assert stage.finetune.step_count(2**16) >= 200
 
 
 @given(st.integers(2, 2**17), st.integers(2, 5000), st.integers(10**5, 10**12), st.none() | st.floats(1e6, 1e14))
 def test_a_proposal_has_no_pitfalls(first: int, times: int, parameters: int, original_tokens: float | None) -> None:
-    found = propose(rope(first), first * times, parameters=parameters, original_tokens=original_tokens)
+    target = {"parameters": parameters, "original_tokens": original_tokens}
+    assert advice(propose(rope(first), first * times, **target), rope(first)) == []
+    found = propose(rope(first), first * times, **target, sparse=False)
     assert advice(found, rope(first)) == []
     found.check_fits(rope(first))
     lengths = [first, *(stage.length for stage in found.stages)]

@@ -51,7 +51,7 @@ def test_training_that_diverges_at_every_rate_is_refused(tmp_path: Path, monkeyp
     assert not (tmp_path / "training" / "rate.json").exists()
 
 
-@pytest.mark.parametrize("value", ["0", "-1e-5", "2", '"fast"', "true"])
+@pytest.mark.parametrize("value", ["0", "-1e-5", '"fast"', "true"])
 def test_a_rate_that_is_none_is_refused(value: str) -> None:
     text = f'version = 1\n[[stages]]\nlength = "2k"\n[stages.finetune]\nsteps = 3\nrate = {value}\n'
     with pytest.raises(LongRopeError, match=r"stages\[0\]\.finetune\.rate = .*: choose auto, or a number above 0"):

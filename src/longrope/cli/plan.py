@@ -117,6 +117,7 @@ def new_plan(
         device: Name of the device.
     """
     from longrope.cost.model_shape import ModelShape
+    from longrope.longcontext.sparse_attention import why_not_sparse
     from longrope.rope import Rope
     from longrope.stages.plan_advice import propose
 
@@ -127,6 +128,7 @@ def new_plan(
         original_tokens=original_tokens,
         data=documents,
         dtype="float32" if device == "cpu" and is_bfloat16_slow() else "bfloat16",
+        sparse=why_not_sparse(config) is None,
     )
 
 

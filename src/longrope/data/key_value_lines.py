@@ -103,7 +103,7 @@ def plant_key_value_lines(
     Raises:
         LongRopeError: If ``length`` is too short for the lines, or longer than the background can fill.
     """
-    lines = _lines(tokenizer, rng, len(depths))
+    lines = make_lines(tokenizer, rng, len(depths))
     room = _room(background, length, lines, [max(lines, key=lambda line: line.tokens.size)])
     starts = np.array([round(depth * room) for depth in depths])
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]

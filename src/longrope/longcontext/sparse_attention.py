@@ -43,25 +43,26 @@ def sparse_masks(
     return masks if len(set(types)) > 1 else masks[types[0]]
 
 
-def check_sparse_windows(config: Any) -> None:
-    """Refuse a model whose attention cannot weigh keys.
+def why_not_sparse(config: Any) -> str | None:
+    """Return why the attention of a model cannot weigh keys, and the remedy; None if it can.
 
     Args:
         config: The model's config.
-
-    Raises:
-        LongRopeError: If its kernel takes no mask of floats, or some layers are not attention.
     """
     config = config.get_text_config()
     attention = config._attn_implementation or BIASED_ATTENTION[0]
     if attention not in BIASED_ATTENTION:
-        raise LongRopeError(
-            f'finetune.windows = "sparse": attention {attention!r} takes no weights of keys. '
-            f"Load the model with attention {' or '.join(BIASED_ATTENTION)}."
-        )
+        kernels = " or ".join(BIASED_ATTENTION)
+        return f"attention {attention!r} takes no weights of keys. Load the model with attention {kernels}."
     others = set(getattr(config, "layer_types", None) or ()) - {FULL, SLIDING}
     if others:
-        raise LongRopeError(
-            f'finetune.windows = "sparse": layers of the type {", ".join(sorted(others))} need every token in between. '
-            "Train on whole sequences: leave windows and window out."
-        )
+        names = ", ".join(sorted(others))
+        return f"layers of the type {names} need every token in between. Leave windows and window out."
+    return None
+
+
+def check_sparse_windows(config: Any) -> None:
+    """Raise a LongRopeError if the attention of a model cannot weigh keys (`why_not_sparse`)."""
+    reason = why_not_sparse(config)
+    if reason:
+        raise LongRopeError(f'finetune.windows = "sparse": {reason}')

@@ -116,9 +116,7 @@ class Plan(PlanTable):
             (tables if isinstance(value, dict) else values)[name] = value
         sections = [tomli_w.dumps(values)]
         for stage in stages:  # not as inline tables, which are hard to edit
-            inner = {name: stage.pop(name) for name in ("search", "finetune") if name in stage}
-            sections.append("[[stages]]\n" + tomli_w.dumps(stage))
-            sections += [f"[stages.{name}]\n" + tomli_w.dumps(table) for name, table in inner.items()]
+            sections += _sections("[[stages]]", "stages", stage)
         if tables:
             sections.append(tomli_w.dumps(tables))
         return "\n".join(sections)
@@ -165,3 +163,12 @@ def load_plan(name: str | Path) -> Plan:
         reason = getattr(error, "strerror", None) or "no UTF-8 text"
         known = ", ".join(shipped) + did_you_mean(name, shipped)
         raise LongRopeError(f"plan = {name!r} cannot be read: {reason}; give a file, or one of {known}") from None
+
+
+def _sections(header: str, name: str, table: dict[str, Any]) -> list[str]:
+    """Return the text of a table and then of each table in it."""
+    inner = {key: value for key, value in table.items() if isinstance(value, dict)}
+    sections = [f"{header}\n" + tomli_w.dumps({key: value for key, value in table.items() if key not in inner})]
+    for key, value in inner.items():
+        sections += _sections(f"[{name}.{key}]", f"{name}.{key}", value)
+    return sections

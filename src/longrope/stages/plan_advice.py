@@ -7,14 +7,17 @@ from typing import Literal
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Data, Finetune, Recovery, Stage
+from longrope.stages.plan_tables import Data, Distill, Finetune, Recovery, Stage
 from longrope.units import short_length
 
-STEP = 8  # of a stage whose weights are trained next: 2K, 16K, 128K and 4K, 32K, 256K
-LARGEST_STEP = 16  # of any stage, such as the last one of 128K to 2048K, which is search only
+STEP = 8  # of a stage on whole sequences whose weights are trained next: 2K, 16K, 128K and 4K, 32K, 256K
+LARGEST_STEP = 16  # of any stage on whole sequences, such as the last one of 128K to 2048K, which is search only
+SPARSE_STEP = 64  # of a stage on sparse windows, which see all distances from the first step on
 SHARE = 0.05  # of the original tokens that a stage trains on
 TOO_SMALL_SHARE = 0.025
-RATES = ((1e9, 2e-5), (1e8, 1e-4), (0, 3e-4))  # parameters from which on a rate is used; 2e-5 is both papers'
+STEPS, LARGEST_BATCH = 200, 64  # optimizer steps that a proposal has at least, and sequences of a step at most
+WINDOW = 2048  # tokens of a sparse window
+NEEDLES = 0.5  # share of the sequences with planted lines
 
 
 def advice(plan: Plan, rope: Rope) -> list[str]:
@@ -22,8 +25,9 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
     lines, length_before, last = [], rope.original_length, len(plan.stages) - 1
     for i, stage in enumerate(plan.stages):
         name, step = f"stages[{i}] ({short_length(stage.length)})", stage.length / length_before
-        if step > LARGEST_STEP:
-            lines.append(f"{name}: {step:.3g}x in one stage, above {LARGEST_STEP}x, is hard to learn: put one between")
+        largest = SPARSE_STEP if stage.finetune is not None and stage.finetune.windows == "sparse" else LARGEST_STEP
+        if step > largest:
+            lines.append(f"{name}: {step:.3g}x in one stage, above {largest}x, is hard to learn: put one between")
         if stage.factors != "search":
             lines.append(f'{name}: the search is skipped for {stage.factors}; factors = "search" finds better ones')
         if stage.finetune is None and i < last:
@@ -50,10 +54,12 @@ def propose(
     original_tokens: float | None = None,
     data: Data | None = None,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    sparse: bool = True,
 ) -> Plan:
     """Propose a plan that takes a model to a length with none of the pitfalls.
 
-    Stages of 8x are fine-tuned; the last one, of at most 16x, is search only. A single stage is fine-tuned.
+    With sparse windows it is one stage up to 64x and stages of 64x beyond, all of them fine-tuned. On whole sequences,
+    stages of 8x are fine-tuned, and the last one, of at most 16x, is search only; a single stage is fine-tuned.
 
     Args:
         rope: Geometry of the model.
@@ -64,6 +70,7 @@ def propose(
         original_tokens: Tokens that the model was trained on.
         data: Documents.
         dtype: Dtype of the products in fine-tuning.
+        sparse: Whether the model's attention can weigh keys, so that it trains on sparse windows.
 
     Raises:
         LongRopeError: If the length is not above the original one.
@@ -74,29 +81,48 @@ def propose(
         )
     tokens = SHARE * (original_tokens or 20 * parameters)
     unit = 2**20 if tokens > 2**23 else 2**10
-    finetune = Finetune(
-        tokens=max(1, round(tokens / unit)) * unit,
-        rate=next(rate for size, rate in RATES if parameters >= size),
-        dtype=dtype,
-    )
-    tuned = _tuned_lengths(rope.original_length, length)
-    stages = [Stage(length=stage_length, finetune=finetune) for stage_length in tuned or [length]]
-    if tuned:
-        stages.append(Stage(length=length))
+    tokens = max(1, round(tokens / unit)) * unit
+    data = data or Data()
+    tuned, searched = [*_lengths(rope.original_length, length, SPARSE_STEP, SPARSE_STEP), length], []
+    if sparse and tuned[0] > WINDOW:
+        finetune = _sparse_finetune(tokens, dtype)
+        data = data.model_copy(update={"needles": NEEDLES})
+    else:
+        finetune = Finetune(tokens=tokens, rate="auto", dtype=dtype)
+        between = _lengths(rope.original_length, length, STEP, LARGEST_STEP)
+        tuned, searched = between or [length], [length] if between else []
     recovers_twice_the_length = length >= 2 * rope.original_length
     return Plan(
-        stages=tuple(stages),
+        stages=tuple(
+            [Stage(length=stage_length, finetune=finetune) for stage_length in tuned]
+            + [Stage(length=stage_length) for stage_length in searched]
+        ),
         recovery=Recovery() if recovers_twice_the_length else Recovery(lengths=(rope.original_length,)),
-        data=data or Data(),
+        data=data,
         original_tokens=original_tokens,
     )
 
 
-def _tuned_lengths(original: int, length: int) -> list[int]:
-    """Return the lengths of the fine-tuned stages before the last one."""
+def _sparse_finetune(tokens: int, dtype: Literal["bfloat16", "float32"]) -> Finetune:
+    """Return the fine-tuning on sparse windows and short rows, half of the tokens each."""
+    return Finetune(
+        tokens=tokens,
+        batch=2 * min(LARGEST_BATCH // 2, max(1, tokens // (STEPS * 2 * WINDOW))),
+        rate="auto",
+        window=WINDOW,
+        windows="sparse",
+        short=0.5,
+        answers=3.0,
+        distill=Distill(),
+        dtype=dtype,
+    )
+
+
+def _lengths(original: int, length: int, step: int, last_step: int) -> list[int]:
+    """Return the lengths of the stages before the last one, each ``step`` times the one before."""
     lengths = []
-    reached, largest = original, STEP
+    reached, largest = original, step
     while length > largest * reached:
-        reached, largest = reached * STEP, LARGEST_STEP
+        reached, largest = reached * step, last_step
         lengths.append(reached)
     return lengths

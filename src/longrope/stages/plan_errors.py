@@ -7,13 +7,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from longrope.errors import did_you_mean
-from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.plan_values import PlanTable
 
 TABLES: dict[str, type[PlanTable]] = {
     "stages": Stage,
     "search": Search,
     "finetune": Finetune,
+    "distill": Distill,
     "recovery": Recovery,
     "data": Data,
     "evaluation": FinalEvaluation,

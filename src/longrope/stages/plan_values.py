@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,8 +56,8 @@ def _source_of_factors(name: str) -> str:
 
 def _rate(value: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (0 < value < 1 if number else value == "auto"):
-        raise ValueError("choose auto, or a number above 0 and below 1, such as 2e-5")
+    if not (0 < value < math.inf if number else value == "auto"):
+        raise ValueError("choose auto, or a number above 0, such as 2e-5")
     return value
 
 

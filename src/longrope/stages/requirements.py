@@ -58,6 +58,11 @@ def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report
             raise LongRopeError(
                 f"stages[{i}].finetune.lora = {finetune.lora} needs the package peft: pip install 'longrope[lora]'"
             )
+        if finetune.rate == "auto" and launch:
+            raise LongRopeError(
+                f'stages[{i}].finetune.rate = "auto": the test of rates runs in one process, not with launch. '
+                "Give the rate as a number, such as 2e-5."
+            )
     if stages and launch and shutil.which(launch[0]) is None:
         raise LongRopeError(f"launch = {launch[0]!r}: there is no such program")
     if stages and ":" in device:
