@@ -90,7 +90,7 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
         for start in range(0, input_ids.shape[1], size):
             chunk = slice(start, start + size)
             arrays = (input_ids, hidden, shift_labels, shift_weights, teacher_hidden)
-            chunks = (None if array is None else array[:, chunk] for array in arrays)
+            chunks: Any = (None if array is None else array[:, chunk] for array in arrays)
             if size >= input_ids.shape[1]:  # one chunk saves what it would recompute
                 total = sum_of_losses(*chunks)
             else:
