@@ -107,7 +107,8 @@ def _gaps(chunks: int, longest: int, rng: np.random.Generator) -> np.ndarray:
     if kind > WITHOUT_GAPS + AT_FULL_REACH:
         least = min(SHORTEST_GAP, longest)
         log_uniform = rng.random() < 0.5
-        total = round(np.exp(rng.uniform(np.log(least), np.log(longest)))) if log_uniform else rng.integers(longest)
+        drawn = np.exp(rng.uniform(np.log(least), np.log(longest))) if log_uniform else rng.integers(longest)
+        total = round(float(drawn))
     cuts = np.sort(rng.integers(0, total, size=chunks - 2, endpoint=True))
     return np.diff([0, *cuts, total])
 
