@@ -103,6 +103,25 @@ def test_cut_anywhere_and_resumed_equals_uninterrupted(cli, model: Path, texts: 
         assert (folder / "cells.jsonl").read_bytes() == journal
 
 
+def test_questions_that_share_a_text(cli, refused, model: Path, texts: Path, tmp_path: Path) -> None:
+    """The mean of the scores is that of the prompts; --resume with another number keeps both."""
+    command = ("eval", model, *LENGTHS, "--data", texts, "--retrieval", "recall", "--retrieval-lengths", 150)
+    command += ("--trials", 5, "--json", "-o", tmp_path / "run")
+    result = cli(*command, "--questions", 2)
+    assert result.code == 0, result.err
+    assert {score["questions"] for score in result.json["retrieval"]["yarn"]} == {2}
+    assert sum(score["trials"] for score in result.json["retrieval"]["yarn"]) == 5
+    journal = (tmp_path / "run" / "cells.jsonl").read_text()
+    assert cli(*command, "--questions", 2, "--resume").json["retrieval"] == result.json["retrieval"]
+    assert (tmp_path / "run" / "cells.jsonl").read_text() == journal
+    single = cli(*command, "--resume").json["retrieval"]
+    assert "questions" not in single["yarn"][0]
+    refused(
+        "questions = 3: task passkey has one question a document. Set questions = 1",
+        *("eval", model, *LENGTHS, "--data", texts, "--retrieval", "passkey", "--questions", 3),
+    )
+
+
 def test_rows_that_are_added_do_not_cost_the_others_again(
     cli, model: Path, texts: Path, exported: Path, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from made_up import measured, sample_set
 from longrope.errors import LongRopeError
 from longrope.evaluation import by_length, by_position, differences, key_tokens, retrieval, short_context
 from longrope.evaluation.measurement import EvalSpec
+from longrope.evaluation.prompt_samples import prompt_samples
 from longrope.evaluation.records import Perplexity
 from longrope.tasks.prompts import Prompt
 
@@ -77,7 +78,20 @@ def test_retrieval_by_depth() -> None:
 def test_prompts_of_another_length_are_refused() -> None:
     prompt = Prompt(np.zeros(100, dtype=np.int64), ("x",), (), 0.0, 12)
     with pytest.raises(LongRopeError, match="a prompt has 112 tokens"):
-        retrieval.prompt_samples("passkey", 4096, [prompt])
+        prompt_samples("passkey", 4096, [prompt])
+
+
+def test_a_text_counts_once_for_all_its_questions() -> None:
+    """The texts of 300 tokens with two and one questions of 100 tokens, and two texts of one question."""
+    first, second = (np.full(380, number, dtype=np.int64) for number in (1, 2))
+    shared = [Prompt(tokens, ("x",), (), 0.0, 20, shared=300) for tokens in (first, first, second)]
+    assert prompt_samples("recall", 400, shared, questions=2).tokens == (2 * 300 + 3 * 100) / 3
+    assert prompt_samples("recall", 400, shared, questions=2).name == "retrieval recall 400 2 questions"
+    alone = [Prompt(tokens, ("x",), (), 0.0, 20) for tokens in (first, second)]
+    assert (prompt_samples("recall", 400, alone).tokens, prompt_samples("recall", 400, alone).name) == (
+        400,
+        "retrieval recall 400",
+    )
 
 
 def perplexity(value: float, *losses: float, length: int = 8, corpus: str = "books") -> Perplexity:

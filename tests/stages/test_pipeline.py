@@ -452,6 +452,17 @@ def test_one_test_document_and_losses_that_are_not_finite(begun: Begun, tmp_path
     assert "perplexity" in found["not_finite"]["yarn"]
 
 
+def test_questions_that_share_a_text(begun: Begun, tmp_path: Path) -> None:
+    """The plan's number of questions is that of the journal and of the results."""
+    table = FinalEvaluation(documents=1, schemes=(), retrieval=("recall",), trials=4, questions=3)
+    run = begun(tmp_path / "run", Stage(length=128, factors="ntk"), recovery=None, evaluation=table)
+    extend(run)
+    record = json.loads((run.folder / "results.json").read_text())
+    assert {score["questions"] for scores in record["retrieval"].values() for score in scores} == {3}
+    assert "retrieval recall 128 3 questions" in (run.folder / "cells.jsonl").read_text()
+    assert {prompt.document for prompt in run.data.prompts()["recall", 128][:3]} != {None}
+
+
 TOO_SMALL = {
     "population": (Search(documents=1, population=3), "population = 3: too small. Use at least 4"),
     "budget": (Search(documents=1, budget=255), "budget = 255: one step of this search takes"),

@@ -254,6 +254,7 @@ def plans(draw: st.DrawFn) -> Plan:
                 FinalEvaluation,
                 lengths=st.none() | st.lists(lengths).map(tuple),
                 schemes=st.lists(st.sampled_from(list(SCHEMES))).map(tuple),
+                questions=st.integers(1, 20),
             )
         ),
         attention=draw(st.sampled_from(["su", "yarn", "none", "1.25", 1.5])),

@@ -174,6 +174,17 @@ def test_parts_of_a_plan() -> None:
     assert parts[3].flops == {"bfloat16": TINY.forward(8192).times(18)}
 
 
+def test_questions_of_one_text_pass_once() -> None:
+    def evaluated(**fields: object) -> Cost:
+        table = FinalEvaluation(documents=1, schemes=(), retrieval=("recall", "vt"), trials=21, **fields)
+        return cost_of(Stage(length=2048, factors="yarn"), evaluation=table)[-1]
+
+    candidates, lengths = 3, 256 + 2048
+    assert evaluated().search_tokens == candidates * (2048 + 2 * 21 * lengths)
+    assert evaluated(questions=10).search_tokens == candidates * (2048 + 2 * 3 * lengths)
+    assert evaluated(questions=10).total_flops < evaluated().total_flops / 6
+
+
 def test_what_makes_training_cheaper() -> None:
     def tuned(**how: object) -> Cost:
         return cost_of(Stage(length=8192, factors="yarn", finetune=TUNE.model_copy(update=how)))[0]

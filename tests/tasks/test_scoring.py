@@ -204,7 +204,7 @@ def test_a_document_passes_once_for_all_its_questions(tiny: Tiny, texts: np.ndar
     hook = model.get_input_embeddings().register_forward_hook(lambda *made: passed.append(made[1][0].shape[1]))
     with hook:
         score_prompts(model, tokenizer, prompts, on_progress=finished.append)
-    assert [size for size in passed if size > 30] == [len(prompts[i].tokens) - 1 for i in (0, 4)]
+    assert [size for size in passed if size > 30] == [prompts[i].shared for i in (0, 4)]
     assert finished == [4, 7]
     prompt = replace(prompts[0], shared=len(prompts[0].tokens) - 1)
     first, second = score_prompts(model, tokenizer, [prompt, prompt])

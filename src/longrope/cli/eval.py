@@ -63,7 +63,10 @@ def run(
     retrieval_lengths: Annotated[
         str | None, typer.Option(help="Lengths for retrieval tasks (default: --lengths).")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Texts of each retrieval task at each length.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, help="Questions of each retrieval task at each length.")] = 20,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Questions that each text is asked; one pass over the text serves them all.")
+    ] = 1,
     depths: Annotated[str, typer.Option(help="Depths of the needles, from 0 (beginning) to 1 (end), in turn.")] = (
         "0,0.25,0.5,0.75,1"
     ),
@@ -117,6 +120,7 @@ def run(
         tokenizer,
         corpora[0].tokens,
         trials=trials,
+        questions=questions,
         depths=chosen_depths,
         seed=data_seed,
     )
@@ -125,6 +129,7 @@ def run(
         stride=window_step,
         key_tokens=key_tokens,
         retrieval=prompts,
+        questions=questions,
         harness=harness_tasks(tasks, task_folder, limit=limit, batch=batch, length=tokens[-1]),
         measurements=measure or [],
         batch=batch,

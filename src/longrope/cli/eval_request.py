@@ -61,7 +61,7 @@ class EvalRequest:
         prompts = [(*key, len(prompts)) for key, prompts in self.spec.retrieval.items()]
         factors = {name: candidate.to_json() for name, candidate in self.candidates.items()}
         documents = [len(corpus.tokens) for corpus in self.corpora]
-        others = {"measure": list(self.spec.measurements), "batch": self.spec.batch}
+        others = {"measure": list(self.spec.measurements), "batch": self.spec.batch, "questions": self.spec.questions}
         return self.settings | {"factors": factors, "documents": documents, "retrieval": prompts} | others
 
 

@@ -160,6 +160,7 @@ def _spec(
         tokenizer,
         corpus.tokens,
         trials=options.trials,
+        questions=options.questions,
         depths=options.depths,
         seed=options.seed,
     )
@@ -168,6 +169,7 @@ def _spec(
         stride=options.stride,
         key_tokens=options.key_tokens,
         retrieval=prompts,
+        questions=options.questions,
         measurements=options.measurements,
         batch=options.batch,
     )

@@ -87,6 +87,7 @@ class EvalSpec:
         stride: Tokens between two windows of the sliding perplexity; None does not measure it.
         key_tokens: Name of the candidate that chooses key tokens (LongPPL); None does not measure them.
         retrieval: Prompts by task and length.
+        questions: Questions that each text of the retrieval prompts is asked.
         harness: Tasks of lm-evaluation-harness; see `longrope.evaluation.lm_eval.harness`.
         measurements: Names of further rows of ``MEASUREMENTS``.
         batch: Documents in one forward pass.
@@ -96,6 +97,7 @@ class EvalSpec:
     stride: int | None = None
     key_tokens: str | None = None
     retrieval: Mapping[tuple[str, int], Sequence[Prompt]] = field(default_factory=dict)
+    questions: int = 1
     harness: SampleSet | None = None
     measurements: Sequence[str] = ()
     batch: int = 1

@@ -19,7 +19,8 @@ class EvalOptions:
         documents: Test documents to draw from ``data``.
         text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
         retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
-        trials: Texts of each retrieval task at each length.
+        trials: Questions of each retrieval task at each length.
+        questions: Questions that each text is asked; a text passes through the model once for all of them.
         depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
         seed: Seed of the split of the documents and of the retrieval tasks.
         stride: Tokens between two windows of the sliding perplexity; None does not measure it.
@@ -38,6 +39,7 @@ class EvalOptions:
     text_key: str | None = None
     retrieval_lengths: Sequence[int] | None = None
     trials: int = 20
+    questions: int = 1
     depths: Sequence[float] = DEPTHS
     seed: int = 0
     stride: int | None = None

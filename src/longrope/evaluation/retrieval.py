@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from longrope.errors import LongRopeError
+from pydantic import model_serializer
+
 from longrope.evaluation.figure import Column, Figure, Heat, Number, fixed, share
 from longrope.evaluation.labelled import LabelledResults, head, labelled_records
-from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Values, batches, numbers
+from longrope.evaluation.measurement import Measurement, SampleSet, numbers
+from longrope.evaluation.prompt_samples import prompt_samples
 from longrope.evaluation.records import Record, Value
-from longrope.evaluation.sliding_window import scaling_at
 from longrope.evaluation.statistics import mean_error
 from longrope.units import short_length
 
 if TYPE_CHECKING:
     from longrope.evaluation.runner import EvalContext
-    from longrope.tasks.prompts import Prompt
 
 Score = Literal["score", "choice"]
 SAYS: dict[Score, str] = {
@@ -45,7 +44,8 @@ class RetrievalScore(Record):
         standard_error: Standard error of the score over trials.
         choice: Share of the trials in which the answer is likelier than wrong ones; None without wrong ones.
         chance: The choice of a guess.
-        trials: Number of texts.
+        trials: Number of questions.
+        questions: Number of questions that each text is asked.
     """
 
     task: str
@@ -56,40 +56,19 @@ class RetrievalScore(Record):
     choice: float | None = None
     chance: float | None = None
     trials: int | None = None
+    questions: int = 1
 
-
-def prompt_samples(task: str, length: int, prompts: Sequence[Prompt], *, batch: int = 1) -> SampleSet:
-    """Return the samples that hold a model's answers to the prompts of a task at one length.
-
-    Raises:
-        LongRopeError: If a prompt with the room for its answer has another length.
-    """
-    for prompt in prompts:
-        tokens = len(prompt.tokens) + prompt.room
-        if tokens != length:
-            raise LongRopeError(
-                f"retrieval[{task!r}, {length}]: a prompt has {tokens} tokens. Make it for this length."
-            )
-
-    def measure(subject: Subject, samples: Sequence[int]) -> Values:
-        from longrope.models.patch import patch
-        from longrope.tasks.scoring import score_prompts
-
-        with patch(subject.model, scaling_at(subject.scaling, length)):
-            for trials in batches(samples, batch):
-                chosen = [prompts[trial] for trial in trials]
-                scores = score_prompts(subject.model, subject.tokenizer, chosen, batch=batch)
-                for trial, prompt, score in zip(trials, chosen, scores, strict=True):
-                    yield trial, {"depth": prompt.depth, "choices": 1 + len(prompt.wrong), **asdict(score)}
-
-    return SampleSet(f"retrieval {task} {length}", len(prompts), length, measure)
+    @model_serializer(mode="wrap")
+    def _without_one_question(self, serialize: Any) -> dict[str, Any]:
+        return {key: value for key, value in serialize(self).items() if (key, value) != ("questions", 1)}
 
 
 def _by_task(evaluation: EvalContext) -> dict[tuple[str, int], SampleSet]:
     """Return the samples by task and length."""
+    spec = evaluation.spec
     return {
-        (task, length): prompt_samples(task, length, prompts, batch=evaluation.spec.batch)
-        for (task, length), prompts in evaluation.spec.retrieval.items()
+        (task, length): prompt_samples(task, length, prompts, batch=spec.batch, questions=spec.questions)
+        for (task, length), prompts in spec.retrieval.items()
     }
 
 
@@ -117,6 +96,7 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
                     choice=sum(choices) / len(choices) if choices and math.isfinite(score) else None,
                     chance=1 / at_depth[0]["choices"] if choices else None,
                     trials=len(at_depth),
+                    questions=evaluation.spec.questions,
                 )
             )
     return records
@@ -190,6 +170,9 @@ def _trials(records: Sequence[RetrievalScore], kind: Score) -> str:
     trials = sorted({record.trials for record in records if record.trials})
     chances = sorted({record.chance for record in records if record.chance is not None})
     sentences = f" Each cell is {' or '.join(f'{count:,}' for count in trials)} trials." if trials else ""
+    questions = sorted({record.questions for record in records})
+    if questions[-1:] > [1]:
+        sentences += f" Each text is asked {' or '.join(f'{count:,}' for count in questions)} questions."
     if kind == "choice" and chances:
         ends = dict.fromkeys((chances[0], chances[-1]))
         sentences += f" Guessing gives {' to '.join(share(chance) for chance in ends)}."

@@ -41,7 +41,7 @@ def measure(run: StagedRun, extension: Extension) -> None:
         evaluation = EvalContext(
             _candidates(run, extension),
             [corpus],
-            EvalSpec(lengths, retrieval=run.data.prompts()),
+            EvalSpec(lengths, retrieval=run.data.prompts(), questions=run.plan.evaluation.questions),
             run.rope,
             lambda name: load(run.weights_path(name), dtype=run.dtype, device=run.device),
             SampleStore(journal),

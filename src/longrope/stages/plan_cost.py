@@ -61,7 +61,7 @@ class Cost:
 def costs(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
     """Return the costs of every stage, of the recovery and of the evaluation, in this order.
 
-    They leave out the tokens that retrieval tasks generate, loading models and documents, and writing files.
+    They leave out the questions and answers of retrieval tasks, loading models and documents, and writing files.
     """
     steps = _stages(plan, shape, rope)
     if plan.recovery is not None:
@@ -182,7 +182,8 @@ def _evaluation(plan: Plan, lengths: Sequence[int], shape: ModelShape) -> Cost:
     tuned = sum(stage.finetune is not None for stage in plan.stages)
     candidates = 2 + len(plan.evaluation.schemes) + len(plan.stages) + tuned
     longest, passes = max(lengths), plan.evaluation.documents * candidates
-    prompts = candidates * plan.evaluation.trials * len(plan.evaluation.retrieval)
+    texts = math.ceil(plan.evaluation.trials / plan.evaluation.questions)
+    prompts = candidates * texts * len(plan.evaluation.retrieval)
     flops = shape.forward(longest).times(passes)
     flops = sum((shape.forward(length).times(prompts) for length in lengths), flops)
     return Cost(

@@ -178,7 +178,8 @@ class FinalEvaluation(PlanTable):
         documents: Number of test documents.
         schemes: Schemes to compare with, on the original weights.
         retrieval: Retrieval tasks, at the lengths at which they fit.
-        trials: Texts of each task at each length.
+        trials: Questions of each task at each length.
+        questions: Questions that each text is asked. A text passes through the model once for all of them.
     """
 
     lengths: Annotated[tuple[Tokens, ...], FromList] | None = None
@@ -186,3 +187,4 @@ class FinalEvaluation(PlanTable):
     schemes: Annotated[tuple[Scheme, ...], FromList] = ("yarn", "heuristic")
     retrieval: Annotated[tuple[Task, ...], FromList] = ()
     trials: int = Field(default=10, ge=1)
+    questions: int = Field(default=1, ge=1)

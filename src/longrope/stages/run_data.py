@@ -104,7 +104,12 @@ class RunData:
         """Return the retrieval prompts of the evaluation, within test documents, at the lengths at which they fit."""
         evaluation, documents = self.plan.evaluation, self.test_documents()
         prompts, _ = make_prompt_sets(
-            evaluation.retrieval, self.evaluation_lengths, self.tokenizer, documents.tokens, trials=evaluation.trials
+            evaluation.retrieval,
+            self.evaluation_lengths,
+            self.tokenizer,
+            documents.tokens,
+            trials=evaluation.trials,
+            questions=evaluation.questions,
         )
         return prompts
 

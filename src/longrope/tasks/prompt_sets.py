@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,10 +24,8 @@ def make_prompt_sets(
     tokenizer: PreTrainedTokenizerBase,
     texts: np.ndarray,
     *,
-    trials: int,
-    depths: Sequence[float] = DEPTHS,
-    seed: int = 0,
     require_each: bool = True,
+    **draw: Any,
 ) -> tuple[PromptSets, list[LongRopeError]]:
     """Return the prompts of every task at every length where it fits, and the errors of the others.
 
@@ -36,10 +34,8 @@ def make_prompt_sets(
         lengths: Lengths in tokens.
         tokenizer: Tokenizer of the models.
         texts: Token ids of real documents, ``(documents, at least the longest length)``.
-        trials: Number of prompts of each task at each length.
-        depths: Depths that the trials take in turn.
-        seed: Seed of all random choices.
         require_each: Whether each task must fit at some length; else one task that does is enough.
+        **draw: Further arguments of `make_prompts`: trials, questions, seed, and depths (default: `DEPTHS`).
 
     Raises:
         LongRopeError: If a task is unknown, or fits at no length.
@@ -48,8 +44,7 @@ def make_prompt_sets(
     refusals: list[LongRopeError] = []
     for task in tasks:
         for length in lengths:
-            options = {"length": length, "trials": trials, "texts": texts, "depths": depths, "seed": seed}
-            result = _prompts_or_error(task, tokenizer, **options)
+            result = _prompts_or_error(task, tokenizer, **{"length": length, "texts": texts, "depths": DEPTHS, **draw})
             if isinstance(result, LongRopeError):
                 refusals.append(result)
             else:
@@ -61,8 +56,8 @@ def make_prompt_sets(
     return prompts, refusals
 
 
-def _prompts_or_error(task: str, tokenizer: PreTrainedTokenizerBase, **options: object) -> list[Prompt] | LongRopeError:
+def _prompts_or_error(task: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> list[Prompt] | LongRopeError:
     try:
-        return make_prompts(task, tokenizer, **options)  # pyright: ignore[reportArgumentType]
+        return make_prompts(task, tokenizer, **options)
     except LongRopeError as error:
         return error

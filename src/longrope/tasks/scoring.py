@@ -99,6 +99,7 @@ def _groups(prompts: Sequence[Prompt], batch: int) -> Iterator[list[int]]:
             yield members[start : start + size]
 
 
+@torch.inference_mode()
 def _score_group(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> list[PromptScore]:
@@ -108,21 +109,20 @@ def _score_group(
     if not shared:
         return _score(model, tokenizer, prompts, cache)
     scores = []
+    shared_tokens = torch.from_numpy(prompts[0].tokens[None, :shared])
+    _read(model, shared_tokens.to(model.device), cache)  # alone, so that no question depends on others
     for prompt in prompts:
         scores += _score(model, tokenizer, [prompt], cache)
         cache.crop(shared - cache.get_seq_length())  # below 0: as many tokens are removed
     return scores
 
 
-@torch.inference_mode()
 def _score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], cache: DynamicCache
 ) -> list[PromptScore]:
     """Return the scores of a batch of prompts, whose first tokens the cache may already hold."""
     tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
-    unread = tokens[:, cache.get_seq_length() : -1]
-    if unread.shape[1]:
-        backbone_of(model)(input_ids=unread, past_key_values=cache, use_cache=True)
+    _read(model, tokens[:, cache.get_seq_length() : -1], cache)
     losses = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
     generated, finite = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
     scores = []
@@ -136,6 +136,12 @@ def _score(
         choice = None if margin is None else margin > 0
         scores.append(PromptScore(string_match(text, prompt.answers), text, loss, choice, margin))
     return scores
+
+
+def _read(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> None:
+    """Add the keys and values of some tokens to a cache."""
+    if tokens.shape[1]:
+        backbone_of(model)(input_ids=tokens, past_key_values=cache, use_cache=True)
 
 
 def _option_losses(
