@@ -1,11 +1,12 @@
-"""Staged extension of ``tiny``: 256 → 2K → 16K → 128K, 512 times its trained length.
+"""Extending ``tiny`` 512 times: 256 → 131,072 tokens in one stage on sparse windows.
 
-    make benchmark-extension               # hours on two cores; continues where it stopped
-    python benchmarks/extension.py staged  # one case, or one measurement: table, short, amounts, window, retrieval
+    make benchmark-extension                      # about two hours on two cores; continues where it stopped
+    python benchmarks/extension.py sparse-0       # one run, or one measurement: table, short, retrieval, ablations
 
-Cases are runs of ``longrope extend`` in ``build/extension``. What is measured on them is on one text of 131,072 tokens,
-test documents joined: at every length it is cut into windows, so all lengths score the same tokens. Results in
-``benchmarks/results/extension.json``.
+Runs are those of ``longrope extend`` in ``build/extension``. All measurements are on one text of 131,072 tokens, test
+documents joined: at every length it is cut into windows, so all lengths score the same tokens. Results in
+``benchmarks/results/extension.json``. The rows *staged* and *once* there are from the recipe before, one jump in each
+window (`git log` of this file has its plans).
 """
 
 from __future__ import annotations
@@ -23,128 +24,132 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+import longrope as lr
 from longrope.data.documents import load_documents
 from longrope.data.split import split_documents
 from longrope.data.tokenize import encode
-from longrope.errors import LongRopeError
-from longrope.evaluation.perplexity import perplexity
 from longrope.evaluation.statistics import mean_error
 from longrope.formats.load_factors import load_extension
-from longrope.models.load import load, load_config, load_tokenizer
-from longrope.models.patch import patch
+from longrope.models.average import mix_weights
+from longrope.models.load import load_config
 from longrope.provenance import provenance
-from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
-from longrope.schemes import attention_factor, scheme
-from longrope.search.space import Space
-from longrope.stages.pipeline import closed_form, extend
-from longrope.stages.plan import parse_plan
+from longrope.stages.finetune import finetune
+from longrope.stages.pipeline import extend
+from longrope.stages.plan import Plan, parse_plan
 from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
 
 BUILD, RESULTS = Path("build/extension"), Path(__file__).parent / "results" / "extension.json"
+ROPE = lr.Rope.of(load_config("tiny"))
 TEXT, LENGTHS = 2**17, (2048, 8192, 32768, 131072)
-REACHED = (2048, 16384, 131072)  # by the stages of the staged run
-RECALLED = {256: 200, 512: 200, 1024: 200, 2048: 200, 4096: 50, 8192: 30, 16384: 20}  # trials by length
-DATA = """\
+AVERAGE, SEEDS = 0.25, (0, 1, 2)
+RECALLED = {256: 100, 512: 100, 1024: 100, 2048: 100, 4096: 100, 8192: 50, 16384: 50}  # questions by length
+QUESTIONS = 10  # on one document
+PLAN = f"""\
 version = 1
 original_tokens = 17000000
 export = "none"
+
+[[stages]]
+length = "128k"
+factors = "ramp"
+
+[stages.finetune]
+steps = 277          # 1.13M tokens, 6.7% of the original ones
+batch = 2            # one sparse window and eight short rows
+rate = 1e-3
+warmup = 0.06
+window = "2k"
+windows = "sparse"
+short = 0.5
+answers = 3
+average = {AVERAGE}
+dtype = "float32"
+seed = SEED
+
+[stages.finetune.distill]
+weight = 0.5
+
+[recovery]
+
 [data]
 source = "stdlib:unseen"
 train = "stdlib"
 needles = 0.5
+
 [evaluation]
 lengths = []
 """
-PERCENT = 170_000  # of the tokens that tiny was trained on
-
-
-def stage(
-    length: str, percent: int, *, batch: int, short: float, window: str | None = None, searched: str | None = None
-) -> str:
-    """Return the table of a stage."""
-    searched = searched or window
-    search = "" if searched is None else f'[stages.search]\nwindow = "{searched}"\n'
-    return f"""
-[[stages]]
-length = "{length}"
-{search}[stages.finetune]
-tokens = {percent * PERCENT}
-batch = {batch}
-rate = 1e-4
-short = {short}
-""" + ("" if window is None else f'window = "{window}"\n')
-
-
-def first(percent: int, batch: int = 4) -> str:
-    """Return the stage from 256 to 2K, on whole sequences."""
-    return stage("2k", percent, batch=batch, short=0.5)
-
-
-def further(length: str, percent: int) -> str:
-    """Return a stage whose positions jump in windows of 4K: a whole sequence takes longer than its windows."""
-    return stage(length, percent, batch=2, short=0.4, window="4k")
-
-
-def wide(length: str, percent: int, window: str | None) -> str:
-    """Return a stage on whole sequences or wide windows, whose search has windows of 4K."""
-    return stage(length, percent, batch=2, short=0.5, window=window, searched="4k")
-
-
-CASES = {
-    "staged": DATA + first(5) + further("16k", 5) + further("128k", 3) + "[recovery]\n",
-    "wide": DATA + first(5, 8) + wide("16k", 5, None) + wide("128k", 3, "32k") + "[recovery]\n",
-    "direct": DATA + further("16k", 10),
-    "once": DATA + further("128k", 13) + "[recovery]\n",
-    "tokens-1": DATA + first(1),
-    "tokens-10": DATA + first(10),
+STEPS, SLICE = 40, 16384  # of an ablation: optimizer steps, and the first tokens of the text
+ABLATIONS: dict[str, dict[str, Any]] = {  # changes of the recipe
+    "recipe": {},
+    "rate 1e-4": {"rate": 1e-4},
+    "rate 3e-4": {"rate": 3e-4},
+    "rate 3e-3": {"rate": 3e-3},
+    "rate auto": {"rate": "auto"},
+    "one jump": {"windows": "jump"},
+    "keys without weights": {"key_bias": False},
+    "no distillation": {"distill": None},
+    "distillation only": {"distill": 1.0},
+    "YaRN": {"factors": "yarn"},
+    "heuristic": {"factors": "heuristic"},
 }
-LAST = {"staged": 3, "wide": 3, "once": 1}  # the last stage of those that reach 128K
 
 
 class Bench:
     """Runs, and one text to measure on."""
 
-    rope = Rope.of(load_config("tiny"))
-
     @cached_property
     def text(self) -> np.ndarray:
         """``(TEXT,)``: test documents joined, the longest first."""
-        tokenizer = load_tokenizer("tiny")
         documents = split_documents(load_documents("stdlib:unseen"), seed=0)["test"]
-        tokens = [encode(document.text, tokenizer, length=TEXT) for document in documents]
+        tokens = [encode(document.text, self.tokenizer, length=TEXT) for document in documents]
         return np.concatenate(sorted(tokens, key=len, reverse=True))[:TEXT]
 
-    def run(self, case: str) -> StagedRun:
-        """Carry out a case, and return its run."""
-        BUILD.mkdir(parents=True, exist_ok=True)
-        with tqdm(desc=case) as bar:
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the model."""
+        return lr.load("tiny")[1]
 
-            def on_progress(step: str, done: int, total: int, note: str) -> None:
-                bar.set_description(f"{case}, {step} {note}")
-                bar.total, bar.n = total, done
-                bar.refresh()
-
-            run = StagedRun(BUILD / case, "tiny", parse_plan(CASES[case], case), on_progress=on_progress)
-            begin_run(run, resume=True)
-            extend(run)
+    def run(self, seed: int) -> StagedRun:
+        """Carry out the plan with a seed, and return its run."""
+        run = self.begun(f"sparse-{seed}", parse_plan(PLAN.replace("SEED", str(seed))))
+        extend(run)
         return run
 
-    def model(self, case: str, number: int) -> PreTrainedModel:
-        """Load the weights of a stage of a run; of stage 0, the original ones."""
-        model, _ = load(str(BUILD / case / f"stage-{number}" / "model") if number else "tiny")
+    def begun(self, name: str, plan: Plan) -> StagedRun:
+        """Return a run of a plan in the build folder, with a bar of its progress."""
+        BUILD.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(desc=name)
+
+        def on_progress(step: str, done: int, total: int, note: str) -> None:
+            bar.set_description(f"{name}, {step} {note}")
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        run = StagedRun(BUILD / name, "tiny", plan, dtype="float32", on_progress=on_progress)
+        begin_run(run, resume=True)
+        return run
+
+    def model(self, seed: int | None, average: float = AVERAGE) -> PreTrainedModel:
+        """Load the trained weights of a seed with a share of the original ones; the original ones for None."""
+        if seed is None:
+            return lr.load("tiny")[0]
+        model, _ = lr.load(str(BUILD / f"sparse-{seed}" / "stage-1" / "model"))
+        if average != AVERAGE:  # the run's weights hold that share
+            mix_weights(model, lr.load("tiny")[0], 1 - (1 - average) / (1 - AVERAGE))
         return model
 
-    def extension(self, case: str, folder: str = "") -> Extension:
-        """Return the extension of a run, or of a stage of it."""
-        return load_extension(BUILD / case / folder / "extension.json")
+    def extension(self, seed: int) -> lr.Extension:
+        """Return the extension of a run."""
+        return load_extension(BUILD / f"sparse-{seed}" / "extension.json")
 
-    def long(self, case: str, number: int) -> Scaling:
-        """Return the long factors of a stage of a run."""
-        return self.extension(case, f"stage-{number}").long
+    def perplexity(self, model: PreTrainedModel, scaling: lr.Scaling | None, length: int, tokens: int = TEXT) -> float:
+        """Return the perplexity of the text in windows of a length."""
+        windows = self.text[:tokens].reshape(-1, length)
+        return lr.perplexity(model, windows, [length], scaling=scaling, batch=max(1, 4096 // length))[0].perplexity
 
 
 def measured(name: str, values: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
@@ -153,157 +158,127 @@ def measured(name: str, values: Mapping[str, Callable[[], Any]]) -> dict[str, An
     done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for key, measure in tqdm(values.items(), desc=name):
         if key not in done:
-            try:
-                done[key] = measure()
-            except LongRopeError as error:  # its case was not run
-                tqdm.write(f"{key}: {error}")
+            done[key] = measure()
             write_json(path, done)
-    return {key: done[key] for key in values if key in done}
-
-
-def text_perplexity(bench: Bench, case: str, number: int, scaling: Scaling | None, length: int) -> float:
-    """Return the perplexity of the text in windows of a length, on the weights of a stage."""
-    model, windows = bench.model(case, number), bench.text.reshape(-1, length)
-    return perplexity(model, windows, [length], scaling=scaling, batch=max(1, 4096 // length))[0].perplexity
+    return {key: done[key] for key in values}
 
 
 def table(bench: Bench) -> dict[str, Any]:
-    """Perplexity at 8x, 32x, 128x and 512x: schemes aimed at each length, searched factors, searched and fine-tuned."""
+    """Perplexity at 8x, 32x, 128x and 512x of each seed; of the first one also without averaging."""
     values: dict[str, Callable[[], float]] = {}
-    for name in ("yarn", "heuristic"):
+    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in SEEDS] + [("sparse-0, not averaged", 0, 0.0)]
+    for name, seed, average in rows:
         for length in LENGTHS:
-            factors = scheme(name, bench.rope, length)
-            values[f"{name} {length}"] = lambda f=factors, n=length: text_perplexity(bench, "staged", 0, f, n)
-    for length in LENGTHS:
-        number = next(i for i, reach in enumerate(REACHED, start=1) if reach >= length)
-        stages = {"staged, searched": 0, "staged, fine-tuned": number, "wide, fine-tuned": number}
-        stages |= {"staged, last stage": 3, "wide, last stage": 3} if number < 3 else {}
-        stages |= {"once, fine-tuned": 1}
-        for name, weights in stages.items():
-
-            def value(name: str = name, weights: int = weights, number: int = number, length: int = length) -> float:
-                case = name.split(",")[0]
-                stage = 1 if case == "once" else max(weights, number)
-                return text_perplexity(bench, case, weights, bench.long(case, stage), length)
-
-            values[f"{name} {length}"] = value
-    return measured("table", values)
+            values[f"{name} {length}"] = lambda seed=seed, average=average, length=length: bench.perplexity(
+                bench.model(seed, average), bench.extension(seed).long, length
+            )
+    return measured("sparse-table", values)
 
 
 def short(bench: Bench) -> dict[str, Any]:
-    """Perplexity at 256 tokens: original, YaRN for 512x, the extended model with and without its short factors."""
+    """Perplexity at 256 tokens: original, YaRN for 512x, and the extended models with three sets of factors."""
+    yarn = lr.scheme("yarn", ROPE, TEXT)
     values: dict[str, Callable[[], float]] = {
-        "original": lambda: text_perplexity(bench, "staged", 0, None, 256),
-        "yarn": lambda: text_perplexity(bench, "staged", 0, scheme("yarn", bench.rope, TEXT), 256),
+        "original": lambda: bench.perplexity(bench.model(None), None, 256),
+        "yarn": lambda: bench.perplexity(bench.model(None), yarn, 256),
     }
-    for case, last in LAST.items():
-        rows: dict[str, Callable[[Extension], Scaling]] = {
-            "recovered": lambda extension: extension.short,
-            "plain RoPE": lambda extension: Scaling.identity(extension.rope),
-            "long factors": lambda extension: extension.long,
-        }
-        for name, choose in rows.items():
-            values[f"{case}, {name}"] = lambda case=case, last=last, choose=choose: text_perplexity(
-                bench, case, last, choose(bench.extension(case)), 256
+    choices: dict[str, Callable[[lr.Extension], lr.Scaling | None]] = {
+        "recovered": lambda extension: extension.short,
+        "plain RoPE": lambda _: None,
+        "long factors": lambda extension: extension.long,
+    }
+    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in SEEDS] + [("sparse-0, not averaged", 0, 0.0)]
+    for row, seed, average in rows:
+        for name, choose in choices.items():
+            values[f"{row}, {name}"] = lambda seed=seed, average=average, choose=choose: bench.perplexity(
+                bench.model(seed, average), choose(bench.extension(seed)), 256
             )
-    return measured("short", values)
+    return measured("sparse-short", values)
 
 
-def recalled(bench: Bench) -> dict[str, Any]:
-    """Exact recall of a planted line by length: YaRN aimed at each on the original weights, and the extended model."""
-    tokenizer = load_tokenizer("tiny")
+def retrieval(bench: Bench) -> dict[str, Any]:
+    """Exact recall of planted lines by length, ten questions on a document."""
 
-    def value(case: str, number: int, factors: Scaling | None, length: int) -> dict[str, Any]:
-        model, texts = bench.model(case, number), bench.text.reshape(-1, length)
-        prompts = make_prompts("recall", tokenizer, length=length, trials=RECALLED[length], texts=texts)
-        with patch(model, factors or Scaling.identity(bench.rope)):
-            mean, error = mean_error([prompt.score for prompt in score_prompts(model, tokenizer, prompts)])
-        return {"rate": mean, "standard_error": error, "trials": RECALLED[length]}
+    def value(model: PreTrainedModel, scaling: lr.Scaling, length: int) -> dict[str, Any]:
+        trials, texts = RECALLED[length], bench.text.reshape(-1, length)
+        prompts = make_prompts(
+            "recall", bench.tokenizer, length=length, trials=trials, texts=texts, questions=min(QUESTIONS, length // 50)
+        )
+        with lr.patch(model, scaling):
+            scores = [prompt.score for prompt in score_prompts(model, bench.tokenizer, prompts)]
+        mean, error = mean_error([score for score in scores if score is not None])
+        return {"rate": mean, "standard_error": error, "trials": len(scores)}
 
-    values = {}
+    values: dict[str, Callable[[], Any]] = {}
     for length in RECALLED:
-        yarn = scheme("yarn", bench.rope, length) if length > bench.rope.original_length else None
+        yarn = lr.scheme("yarn", ROPE, length) if length > 256 else lr.Scaling.identity(ROPE)
         if length <= 4096:
-            values[f"yarn {length}"] = lambda f=yarn, n=length: value("staged", 0, f, n)
-        for case, last in LAST.items():
-            values[f"{case} {length}"] = lambda c=case, i=last, n=length: value(c, i, bench.extension(c).at(n), n)
-            for number in range(1, last):
-                if length <= REACHED[number - 1]:
-                    values[f"{case}, stage {number} {length}"] = lambda c=case, i=number, n=length: value(
-                        c, i, Extension.of(bench.rope, bench.long(c, i)).at(n), n
-                    )
-    return measured("retrieval", values)
+            values[f"yarn {length}"] = lambda f=yarn, n=length: value(bench.model(None), f, n)
+        for seed in SEEDS:
+            values[f"sparse-{seed} {length}"] = lambda seed=seed, n=length: value(
+                bench.model(seed), bench.extension(seed).at(n), n
+            )
+    return measured("sparse-retrieval", values)
 
 
-def amounts(bench: Bench) -> dict[str, Any]:
-    """Direct against staged at 16K with as many tokens; fine-tuning on 1, 5 and 10% of the tokens at 2K."""
-    rows = {
-        "staged 16384": ("staged", 2, 16384),
-        "direct 16384": ("direct", 1, 16384),
-        "0% 2048": ("staged", 0, 2048),
-        "1% 2048": ("tokens-1", 1, 2048),
-        "5% 2048": ("staged", 1, 2048),
-        "10% 2048": ("tokens-10", 1, 2048),
-    }
-    return measured(
-        "amounts",
-        {
-            name: lambda c=case, i=i, n=length: text_perplexity(bench, c, i, bench.long(c, max(i, 1)), n)
-            for name, (case, i, length) in rows.items()
-        },
-    )
+def ablations(bench: Bench) -> dict[str, Any]:
+    """Forty steps of each variant: perplexity of the first tokens of the text, and at 256 with plain RoPE."""
+
+    def value(name: str, changes: dict[str, Any]) -> dict[str, float]:
+        changes = dict(changes)
+        factors, weighs = changes.pop("factors", "ramp"), changes.pop("key_bias", True)
+        stage = parse_plan(PLAN.replace("SEED", "0")).stages[0]
+        assert stage.finetune is not None
+        distill = stage.finetune.distill
+        if isinstance(changes.get("distill"), float) and distill is not None:
+            changes["distill"] = distill.model_copy(update={"weight": changes["distill"]})
+        settings = stage.finetune.model_copy(update={"steps": STEPS, "average": 0.0, "save_every": STEPS, **changes})
+        run = bench.begun("ablations", parse_plan(PLAN.replace("SEED", "0")))
+        windows: Any = run.data.windows(stage.model_copy(update={"finetune": settings}))
+        long = replace(lr.scheme(factors, ROPE, TEXT), attention_factor=lr.scheme("ramp", ROPE, TEXT).attention_factor)
+        folder = BUILD / "ablations" / name.replace(" ", "-")
+        model = bench.model(None)
+        finetune(
+            model, lr.Extension.of(ROPE, long), windows if weighs else Unweighted(windows), settings, folder=folder
+        )
+        trained, _ = lr.load(str(folder / "model"))
+        found = {str(length): bench.perplexity(trained, long, length, SLICE) for length in (2048, 16384)}
+        rate = json.loads((folder / "rate.json").read_text()) if settings.rate == "auto" else {}
+        return {**found, "256": bench.perplexity(trained, None, 256, SLICE), **rate}
+
+    return measured("ablations", {name: lambda n=name, c=changes: value(n, c) for name, changes in ABLATIONS.items()})
 
 
-def window(bench: Bench) -> dict[str, Any]:
-    """Whole 16K texts on the weights of stage 1: what a search in windows of 4K found against closed forms."""
-    su = attention_factor("su", bench.rope, 16384)
-    space = Space(bench.rope, 16384, attention_factor=su, before=bench.long("staged", 1))
+class Unweighted:
+    """Training windows whose keys all weigh one token."""
 
-    rows = {"searched in windows": lambda: bench.long("staged", 2)}
-    rows |= {name: lambda name=name: closed_form(name, space) for name in ("yarn", "heuristic")}
-    return measured(
-        "window",
-        {name: lambda find=find: text_perplexity(bench, "staged", 1, find(), 16384) for name, find in rows.items()},
-    )
+    def __init__(self, windows: Any) -> None:
+        self.windows, self.size = windows, windows.size
 
+    def __len__(self) -> int:
+        return len(self.windows)
 
-def attention(bench: Bench) -> dict[str, Any]:
-    """Measure *wide* with larger attention factors in its last stage, on the first two windows: attention thins out."""
-
-    def value(times: float, length: int) -> float:
-        model, long = bench.model("wide", 3), bench.long("wide", 3)
-        scaling = replace(long, attention_factor=times * long.attention_factor)
-        return perplexity(model, bench.text.reshape(-1, length)[:2], [length], scaling=scaling)[0].perplexity
-
-    values = {
-        f"su x {times:g} {length}": lambda t=times, n=length: value(t, n)
-        for length in (8192, 32768)
-        for times in (1.0, 1.05, 1.1)
-    }
-    return measured("attention", values)
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        inputs = self.windows[index]
+        return inputs | {"key_bias": 0 * inputs["key_bias"]} if "key_bias" in inputs else inputs
 
 
-MEASURES = {
-    "table": table,
-    "short": short,
-    "amounts": amounts,
-    "window": window,
-    "attention": attention,
-    "retrieval": recalled,
-}
+MEASURES = {"ablations": ablations, "table": table, "short": short, "retrieval": retrieval}
 
 
 def main() -> None:
-    """Cases, then measurements, or those that are named; what is done is not done again."""
+    """Make the runs, then the measurements, or those that are named; what is done is not done again."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    bench, names = Bench(), sys.argv[1:] or [*CASES, *MEASURES]
-    for case in (name for name in names if name in CASES):
-        bench.run(case)
-    for name in (name for name in names if name in MEASURES):
-        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    bench, names = Bench(), sys.argv[1:] or [*(f"sparse-{seed}" for seed in SEEDS), *MEASURES]
+    for name in names:
+        if name not in MEASURES:
+            bench.run(int(name.removeprefix("sparse-")))
+            continue
         values = MEASURES[name](bench)
-        write_json(RESULTS, record | {name: values, "plans": CASES, "provenance": provenance()})
+        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        rows = record.get(name, {}) | values
+        write_json(RESULTS, record | {name: rows, "plan": PLAN, "provenance": provenance()})
         print(json.dumps(values, indent=1))
 
 
