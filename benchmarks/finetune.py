@@ -46,7 +46,7 @@ class Clock(TrainerCallback):
 
 
 def measure(name: str, words: str, way: str) -> dict[str, float]:
-    """Return the peak bytes above the loaded model and the tokens per second of one way of training; none if too big."""
+    """Return the peak bytes above the loaded model and the tokens per second of a way; none if it is too big."""
     length, steps = int(words), 2 if int(words) > 2**16 else STEPS
     if length > 2**16 and way in WAYS[:2]:  # a plain step saves more than this machine has
         return {}
