@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import families
 import numpy as np
 
 from longrope.evaluation.candidate import Candidate
@@ -24,7 +25,7 @@ def measured(spec: EvalSpec, samples: SampleSet, *names: str) -> EvalContext:
     """Return an evaluation of one corpus, ``books``, of which these samples are measured and are its text samples."""
     corpus = Corpus("books", np.zeros((samples.count, max(spec.lengths)), dtype=np.int64), ("a",) * samples.count)
     candidates = {name: Candidate(name) for name in names or ("original",)}
-    evaluation = EvalContext(candidates, [corpus], spec, ROPE, lambda _: (None, None))  # pyright: ignore
+    evaluation = EvalContext(candidates, [corpus], spec, ROPE, lambda _: (families.build("llama"), None))  # pyright: ignore
     evaluation.__dict__["texts"] = {"books": samples}
     evaluation.measure([samples])
     return evaluation
