@@ -236,11 +236,10 @@ def ablations(bench: Bench) -> dict[str, Any]:
         run = bench.begun("ablations", parse_plan(PLAN.replace("SEED", "0")))
         windows: Any = run.data.windows(stage.model_copy(update={"finetune": settings}))
         long = replace(lr.scheme(factors, ROPE, TEXT), attention_factor=lr.scheme("ramp", ROPE, TEXT).attention_factor)
+        chosen: Any = windows if weighs else Unweighted(windows)
         folder = BUILD / "ablations" / name.replace(" ", "-")
         model = bench.model(None)
-        finetune(
-            model, lr.Extension.of(ROPE, long), windows if weighs else Unweighted(windows), settings, folder=folder
-        )
+        finetune(model, lr.Extension.of(ROPE, long), chosen, settings, folder=folder)
         trained, _ = lr.load(str(folder / "model"))
         found = {str(length): bench.perplexity(trained, long, length, SLICE) for length in (2048, 16384)}
         rate = json.loads((folder / "rate.json").read_text()) if settings.rate == "auto" else {}
