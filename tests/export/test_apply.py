@@ -156,6 +156,29 @@ def refused(model: PreTrainedModel, found: Scaling | Extension, message: str, **
     assert (model.config.to_dict(), list(model.named_modules())) == before
 
 
+def test_nothing_is_applied_or_detached_within_a_patch(tmp_path: Path) -> None:
+    model = build("llama")
+    plain, sample = model.config.to_dict(), tokens(1, 200)
+    expected = logits(model, sample)
+    with patch(model, extension(model).long):
+        refused(model, extension(model), "longrope.patch.*Call longrope.apply outside the block")
+        with pytest.raises(LongRopeError, match=r"Call longrope\.detach outside"):
+            lr.detach(model)
+    assert model.config.to_dict() == plain
+    assert torch.equal(logits(model, sample), expected)
+
+    lr.apply(model, extension(model))
+    applied = logits(model, sample)
+    with patch(model, Scaling([2.0] * 8)):
+        refused(model, extension(model), "longrope.patch")
+    assert torch.equal(logits(model, sample), applied)
+    model.save_pretrained(tmp_path / "saved")
+    assert max(differences(model, tmp_path / "saved")) < 1e-4
+    assert torch.equal(logits(lr.detach(model), sample), expected)
+    lr.export(model, TOKENIZER, extension(model), tmp_path / "exported")
+    assert load_factors(tmp_path / "exported").long.factors == extension(model).long.factors
+
+
 def test_what_a_config_cannot_hold_is_refused(tmp_path: Path) -> None:
     llama = build("llama")
     refused(llama, extension(llama, start_tokens=4), "start_tokens = 4")

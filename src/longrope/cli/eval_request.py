@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longrope.cli import distributed, options
+from longrope.cli.layer_notes import note_rope
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def check_candidates(
     from longrope.cost.memory_check import Placement, check_pass_memory
     from longrope.data.tokenize import fingerprint
     from longrope.evaluation.sample_store import JOURNAL
+    from longrope.formats.own_rope import refuse_scaled
     from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Rope
     from longrope.scaling import check_rope
@@ -101,6 +103,8 @@ def check_candidates(
     names = list(dict.fromkeys(candidate.weights for candidate in candidates.values()))
     configs = {weights: load_config(weights) for weights in names}
     ropes = {weights: Rope.of(config) for weights, config in configs.items()}
+    for config in configs.values():
+        note_rope(config)
 
     def check_memory(dtype: str) -> None:
         for config in configs.values():
@@ -120,6 +124,7 @@ def check_candidates(
         if candidate.scaling is not None and rope != original:
             raise LongRopeError(f"{name}: its model has {rope}, but the original has {original}. Evaluate it alone.")
         if candidate.scaling is not None:
+            refuse_scaled(configs[candidate.weights])
             check_rope(candidate.scaling, rope, name)
     return dtype
 

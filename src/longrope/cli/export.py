@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longrope.cli import options
+from longrope.cli.layer_notes import note_rope
 from longrope.errors import LongRopeError, unknown
 from longrope.export.registry import EXPORTERS
 
@@ -67,7 +68,9 @@ def run(
     options.choose_device("cpu")  # quietens transformers
     tokens = None if original_length is None else parse_length(original_length, "original_length")
     if factors is not None:
-        rope = Rope.of(options.read_config(model, original_length))
+        config = options.read_config(model, original_length)
+        rope = Rope.of(config)
+        note_rope(config)
         weights, extension = model, as_extension(options.read_factors(factors), rope, factors)
         mode = mode or "static"
     elif original_length is not None:

@@ -1,4 +1,4 @@
-"""Say which layers of a model factors can reach, before a command works with them."""
+"""Say what a model's rope carries and which layers factors can reach, before a command works with them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,21 @@ if TYPE_CHECKING:
     from longrope.models.attention_layers import LayerSurvey
 
 
+def note_rope(config: PreTrainedConfig) -> None:
+    """Say which rope scaling a model's checkpoint carries, or which of its rope fields have no effect.
+
+    Raises:
+        LongRopeError: A field is unknown, or engines disagree about its effect.
+    """
+    from longrope.formats.own_rope import describe_rope
+
+    note = describe_rope(config)
+    if note is not None:
+        distributed.say(f"Note: {note}.")
+
+
 def check_layers(config: PreTrainedConfig, length: int | None) -> LayerSurvey:
-    """Refuse a model whose layers do not rotate, and warn of one whose rotating layers cannot see a length.
+    """Refuse a model whose layers do not rotate, warn of one whose rotating layers cannot see a length, note its rope.
 
     Args:
         config: Config of the model.
@@ -25,6 +38,7 @@ def check_layers(config: PreTrainedConfig, length: int | None) -> LayerSurvey:
     from longrope.models.layer_survey import require_rotating_layers
 
     survey = require_rotating_layers(config)
+    note_rope(config)
     warning = None if length is None else survey.warning(length)
     if warning is not None:
         distributed.say(f"Warning: {warning}")

@@ -33,9 +33,11 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
         The same model.
 
     Raises:
-        LongRopeError: The factors do not fit the model, or a config cannot express them.
+        LongRopeError: The factors do not fit the model, a config cannot express them, or a ``with`` block of
+            `longrope.patch` still holds the model.
     """
     slot = find_rotary_slot(model)
+    _refuse_patched(slot.module, "apply")
     extension = for_mode(as_extension(scaling, slot.rope), mode)
     config = model.config.to_dict()
     fields = {name: value for name, value in config_fields(config, extension).items() if config.get(name) != value}
@@ -60,9 +62,10 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         The same model.
 
     Raises:
-        LongRopeError: No factors were applied.
+        LongRopeError: No factors were applied, or a ``with`` block of `longrope.patch` still holds the model.
     """
     slot = find_rotary_slot(model)
+    _refuse_patched(slot.module, "detach")
     plain = _plain_fields(slot.module)
     if not plain:
         raise LongRopeError("model: no factors are applied to it. Apply some with longrope.apply first.")
@@ -74,6 +77,23 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
             attributes[name] = value
     slot.install(slot.original)
     return model
+
+
+def _refuse_patched(module: object, name: str) -> None:
+    """Raise if a ``with`` block will put another rotary module back, so that module and config would disagree.
+
+    Args:
+        module: Rotary module of the model at present.
+        name: Function that would change the model, for the message.
+
+    Raises:
+        LongRopeError: `longrope.patch` holds the model.
+    """
+    if isinstance(module, RescaledRotary) and not module.plain_fields:
+        raise LongRopeError(
+            "model: it has the factors of longrope.patch, which puts the model back at the end of its with block. "
+            f"Call longrope.{name} outside the block."
+        )
 
 
 def _plain_fields(module: object) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from longrope.schemes import yarn
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 YARN = {"yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0, "yarn_log_multiplier": 0.0}
 YARN |= {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+OTHERS = ("type", "factor", "attn_factor", "original_context_length", "finetuned")  # the last is for people
 KINDS = ("none", "linear", "yarn", "longrope")
 
 
@@ -140,6 +141,7 @@ def _contents(field: Any, path: Path) -> Any:
 
 
 def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extension | None:
+    _check_keys(keys)
     kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's default; without a factor it changes nothing
     factor = number(keys, "rope.scaling.factor", number(keys, "rope.scale_linear", 1.0)) if kind != "none" else 1.0
     attention = number(keys, "rope.scaling.attn_factor", 1.0)
@@ -147,9 +149,6 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
         return None
     if kind not in KINDS or "attention.kv_lora_rank" in keys:
         raise LongRopeError(f"rope.scaling.type = {kind!r} of this model is not supported; longrope reads {KINDS}")
-    for name, plain in YARN.items():
-        if keys.get(f"rope.scaling.{name}", plain) != plain:
-            raise LongRopeError(f"rope.scaling.{name}: llama.cpp reads it in some architectures only; not supported")
     longest = count(keys, "context_length")
     rope = _rope(keys, count(keys, "rope.scaling.original_context_length", longest))
     length = max(longest, rope.original_length, round(factor * rope.original_length))
@@ -168,6 +167,27 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
 
     short, long = scaling(SHORT, rope.original_length), scaling(LONG, length)
     return Extension(rope=rope, short=long if short.factors == long.factors else short, long=long, length=length)
+
+
+def _check_keys(keys: dict[str, Any]) -> None:
+    """Raise unless each key of a scaling is known, and those that few architectures read have their plain value.
+
+    Raises:
+        LongRopeError: A key is unknown, or its effect depends on the architecture.
+    """
+    prefix = "rope.scaling."
+    for key in (key for key in keys if key.startswith(prefix)):
+        name, value = key.removeprefix(prefix), keys[key]
+        if name in YARN and value != YARN[name]:
+            raise LongRopeError(
+                f"{key} = {value!r}: llama.cpp reads it in some architectures only. Give the checkpoint that the file "
+                "was made from."
+            )
+        if name not in YARN and name not in OTHERS:
+            raise LongRopeError(
+                f"{key} = {value!r}: not a key that longrope knows. Give the checkpoint that the file was made "
+                "from, or remove the key if the factors do not depend on it."
+            )
 
 
 def _rope(keys: dict[str, Any], original: int) -> Rope:

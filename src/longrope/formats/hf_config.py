@@ -139,11 +139,13 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         return config
     scaling = {name: config.get(name) for name in SCALING}
+    aliases = CONFIG_MAPPING[kind].attribute_map
     try:
         plain = CONFIG_MAPPING[kind](**{name: value for name, value in config.items() if name not in SCALING}).to_dict()
     except Exception as error:  # each config class raises its own kinds
         reason = " ".join(str(error).split())
         raise LongRopeError(f"transformers refuses it as a config of model type {kind!r}: {reason}") from None
+    plain = {**{name: plain[alias] for name, alias in aliases.items() if alias in plain}, **plain}
     if not any(scaling.values()):  # gpt-oss has one by default
         return plain
     by_layer = plain.get("rope_parameters") or {}

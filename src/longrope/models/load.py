@@ -20,6 +20,7 @@ from longrope.errors import LongRopeError, unknown
 from longrope.formats.gguf import find_extension
 from longrope.formats.gguf_split import refuse_split
 from longrope.formats.lengths import set_original_length
+from longrope.formats.own_rope import describe_rope
 from longrope.models.dequantized import forget_conversions, forget_quantization
 from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
@@ -48,7 +49,8 @@ def load(
     """
     check_dtype(dtype)
     folder, options = _locate(name)
-    config = {"config": load_config(name)} if options else {}  # load_config restores the scaling of a GGUF
+    checked = load_config(name)
+    config = {"config": checked} if options else {}  # load_config restores the scaling of a GGUF
     with explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
         loading: Any = AutoModelForCausalLM.from_pretrained(
@@ -97,13 +99,15 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
         original_length: L0 in tokens, as for `load`.
 
     Raises:
-        LongRopeError: The model does not exist, or a ``.gguf`` file is cut or scales its rope in an unknown way.
+        LongRopeError: The model does not exist, a ``.gguf`` file is cut, or the rope has a field that longrope does
+            not know or that engines disagree about.
     """
     folder, options = _locate(name)
     extension = _gguf_extension(Path(folder) / options["gguf_file"]) if options else None
     with explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
         config = config if extension is None else _scaled(config, extension, name)
+        _check_rope_fields(config, name)
         if original_length is not None:
             set_original_length(config, original_length)
         return config
@@ -160,6 +164,13 @@ def _gguf_extension(path: Path) -> Extension | None:
     """Return the factors of a whole GGUF file; None for plain RoPE."""
     refuse_split(path)
     return find_extension(path)
+
+
+def _check_rope_fields(config: PreTrainedConfig, name: str) -> None:
+    try:
+        describe_rope(config)
+    except LongRopeError as error:
+        raise LongRopeError(f"model = {name!r}: {error}") from None
 
 
 def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTrainedConfig:

@@ -33,7 +33,7 @@ def explained(name: str, target: str = "") -> Iterator[None]:
     except LongRopeError:
         raise
     except Exception as error:  # each config class raises its own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _first_lines(error)
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is never run; give a checkpoint of a model that transformers has"
         folder = Path(name) if Path(name).exists() else _snapshot(name)
@@ -139,6 +139,13 @@ def tokenizer_error(folder: Path, message: str) -> str | None:
     if not present[0].endswith(".model") or importlib.util.find_spec(package) is not None:
         return None
     return f"{present[0]} needs the package {package}, which is not installed. Run pip install {package}"
+
+
+def _first_lines(error: Exception) -> str:
+    """Return the first line of an error of transformers, and the next if it ends in a colon."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # a KeyError quotes itself
+    lines = [line.strip() for line in text.strip().splitlines()] or [type(error).__name__]
+    return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def _read(path: Path) -> Mapping[str, Any]:

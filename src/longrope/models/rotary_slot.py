@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.formats.own_rope import already_scaled
 from longrope.rope import FULL, Rope, full_attention_fields
 
 
@@ -98,11 +99,7 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     rope_type = full_attention_fields(model.config.get_text_config().rope_parameters).get("rope_type", "default")
     applied = isinstance(rotary.module, RescaledRotary)  # longrope.apply wrote this scaling into the config
     if (rope_type != "default" and not applied) or not _has_plain_frequencies(rotary.original, rope):
-        raise LongRopeError(
-            f"model type {model_type!r} already carries a rope scaling "
-            f"({rope_type}), and factors are relative to plain RoPE. Load the original checkpoint. "
-            "To evaluate this one unchanged, give no factors."
-        )
+        raise already_scaled(model_type, rope_type)
     return rotary
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
+from longrope.formats.own_rope import refuse_scaled
 from longrope.models.layer_survey import require_rotating_layers
 from longrope.models.load import choose_device, load_config
 from longrope.objectives.backend import backend_of, open_backend
@@ -93,7 +94,10 @@ def _prepared(
         return
     chosen = options.method(method or "auto", length)
     options.text_spec(length)
-    warning = require_rotating_layers(load_config(model) if isinstance(model, str) else model.config).warning(length)
+    config = load_config(model) if isinstance(model, str) else model.config
+    if isinstance(model, str):
+        refuse_scaled(config)
+    warning = require_rotating_layers(config).warning(length)
     if warning is not None:
         logger.warning(warning)
     if isinstance(model, str):
