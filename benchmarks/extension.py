@@ -133,6 +133,11 @@ class Bench:
         begin_run(run, resume=True)
         return run
 
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Seeds whose runs are finished."""
+        return [seed for seed in SEEDS if (BUILD / f"sparse-{seed}" / "extension.json").exists()]
+
     def model(self, seed: int | None, average: float = AVERAGE) -> PreTrainedModel:
         """Load the trained weights of a seed with a share of the original ones; the original ones for None."""
         if seed is None:
@@ -166,7 +171,7 @@ def measured(name: str, values: Mapping[str, Callable[[], Any]]) -> dict[str, An
 def table(bench: Bench) -> dict[str, Any]:
     """Perplexity at 8x, 32x, 128x and 512x of each seed; of the first one also without averaging."""
     values: dict[str, Callable[[], float]] = {}
-    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in SEEDS] + [("sparse-0, not averaged", 0, 0.0)]
+    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in bench.seeds] + [("sparse-0, not averaged", 0, 0.0)]
     for name, seed, average in rows:
         for length in LENGTHS:
             values[f"{name} {length}"] = lambda seed=seed, average=average, length=length: bench.perplexity(
@@ -187,7 +192,7 @@ def short(bench: Bench) -> dict[str, Any]:
         "plain RoPE": lambda _: None,
         "long factors": lambda extension: extension.long,
     }
-    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in SEEDS] + [("sparse-0, not averaged", 0, 0.0)]
+    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in bench.seeds] + [("sparse-0, not averaged", 0, 0.0)]
     for row, seed, average in rows:
         for name, choose in choices.items():
             values[f"{row}, {name}"] = lambda seed=seed, average=average, choose=choose: bench.perplexity(
@@ -214,7 +219,7 @@ def retrieval(bench: Bench) -> dict[str, Any]:
         yarn = lr.scheme("yarn", ROPE, length) if length > 256 else lr.Scaling.identity(ROPE)
         if length <= 4096:
             values[f"yarn {length}"] = lambda f=yarn, n=length: value(bench.model(None), f, n)
-        for seed in SEEDS:
+        for seed in bench.seeds:
             values[f"sparse-{seed} {length}"] = lambda seed=seed, n=length: value(
                 bench.model(seed), bench.extension(seed).at(n), n
             )
