@@ -169,13 +169,12 @@ def measured(name: str, values: Mapping[str, Callable[[], Any]]) -> dict[str, An
 
 
 def table(bench: Bench) -> dict[str, Any]:
-    """Perplexity at 8x, 32x, 128x and 512x of each seed; of the first one also without averaging."""
+    """Perplexity at 8x, 32x, 128x and 512x of each seed."""
     values: dict[str, Callable[[], float]] = {}
-    rows = [(f"sparse-{seed}", seed, AVERAGE) for seed in bench.seeds] + [("sparse-0, not averaged", 0, 0.0)]
-    for name, seed, average in rows:
+    for seed in bench.seeds:
         for length in LENGTHS:
-            values[f"{name} {length}"] = lambda seed=seed, average=average, length=length: bench.perplexity(
-                bench.model(seed, average), bench.extension(seed).long, length
+            values[f"sparse-{seed} {length}"] = lambda seed=seed, length=length: bench.perplexity(
+                bench.model(seed), bench.extension(seed).long, length
             )
     return measured("sparse-table", values)
 

@@ -12,9 +12,9 @@ def ramp(rope: lr.Rope, length: int) -> lr.Scaling:
     return lr.Scaling(factors.tolist(), attention_factor=lr.attention_factor("su", rope, length), length=length)
 
 
-lr.SCHEMES["ramp"] = ramp
+lr.SCHEMES["my_ramp"] = ramp
 model, tokenizer = lr.load("tiny", dtype="float32")
-candidates = {name: lr.scheme(name, lr.Rope.of(model), 2048) for name in ("yarn", "ramp")}
+candidates = {name: lr.scheme(name, lr.Rope.of(model), 2048) for name in ("yarn", "my_ramp")}
 results = lr.evaluate(model, tokenizer, candidates, lengths=[256, 2048], data="stdlib:unseen")
 print({name: [round(record.perplexity, 2) for record in results["perplexity"][name]] for name in candidates})
-assert results["perplexity"]["ramp"][-1].perplexity < results["perplexity"]["yarn"][-1].perplexity
+assert results["perplexity"]["my_ramp"][-1].perplexity < results["perplexity"]["yarn"][-1].perplexity

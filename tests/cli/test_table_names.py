@@ -20,7 +20,7 @@ TABLES = {
     "EXPORTERS": ("longrope.export.registry", "export", "--to"),
     "ENGINES": ("longrope.engines.registry", "check", "--engine"),
     "DTYPES": ("longrope.models.load", "eval", "--dtype"),
-    "BUILT_IN": ("longrope.models.load", "eval", "MODEL"),
+    "BUILT_IN": ("longrope.models.load_errors", "eval", "MODEL"),
 }
 
 

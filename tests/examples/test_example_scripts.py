@@ -16,7 +16,7 @@ SCRIPTS = sorted(FOLDER.glob("*.py"))
 PRINTS = {
     "01": "pair 13 is the first",
     "02": "bit for bit",
-    "03": "ramp",
+    "03": "my_ramp",
     "04": "8 evaluations before it was stopped, 20 in the end",
     "05": "far copies",
     "06": "32x",
