@@ -34,11 +34,11 @@ class Distill(PlanTable):
 
     Args:
         weight: Share of the cross-entropy to the teacher's distribution in the loss of sequences within L0; the rest is
-            the loss of the text. 0 loads no teacher.
+            the loss of the text. With 1 they train on the teacher alone; 0 loads no teacher.
         teacher: Name or folder of the teacher, with the same tokenizer; the plan's original model if not given.
     """
 
-    weight: float = Field(default=0.5, ge=0, le=1)
+    weight: float = Field(default=1.0, ge=0, le=1)
     teacher: str | None = None
 
 
