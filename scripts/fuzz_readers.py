@@ -110,6 +110,9 @@ def _configs() -> Iterator[bytes]:
     yield json.dumps({"model_type": "gemma3", "text_config": {**SIZE, "rope_scaling": ROPES[0]}}).encode()
 
 
+ARRAYS: dict[str, Any] = {"words": ["a", "bc"], "sizes": [1, 2, 3]}
+
+
 def _ggufs() -> Iterator[bytes]:
     from gguf import GGUFWriter
 
@@ -118,12 +121,16 @@ def _ggufs() -> Iterator[bytes]:
         ({}, {}),
         ({"type": "linear", "factor": 4.0}, {}),
         ({"type": "yarn", "factor": 8.0, "original_context_length": 16, "yarn_beta_fast": 32.0}, {}),
-        ({"type": "longrope", "attn_factor": 1.2, "original_context_length": 16, "words": ["a", "bc"]}, sets),
-        ({"factor": 2.0, "sizes": [1, 2, 3]}, {"rope_freqs.weight": SETS["long_factor"]}),
+        ({"type": "longrope", "attn_factor": 1.2, "original_context_length": 16}, sets),
+        ({"factor": 2.0}, {"rope_freqs.weight": SETS["long_factor"]}),
     ):
         with tempfile.TemporaryDirectory() as folder:
             writer = GGUFWriter(Path(folder) / "x.gguf", "llama")
-            for name, value in {**GGUF, **{f"rope.scaling.{name}": value for name, value in keys.items()}}.items():
+            for name, value in {
+                **GGUF,
+                **ARRAYS,
+                **{f"rope.scaling.{name}": value for name, value in keys.items()},
+            }.items():
                 add: dict[type, Callable[[str, Any], None]]
                 add = {
                     str: writer.add_string,

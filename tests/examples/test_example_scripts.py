@@ -7,9 +7,12 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from longrope.schemes import SCHEMES
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -30,6 +33,15 @@ PRINTS = {
     "14": "yarn",
 }
 TASKS = ("03", "11", "12", "13", "14")  # what users do most: their own scheme, loss, Trainer, sequences; pandas
+
+
+@pytest.fixture
+def _own_schemes() -> Iterator[None]:
+    """What an example adds to the schemes goes with it."""
+    before = dict(SCHEMES)
+    yield
+    SCHEMES.clear()
+    SCHEMES.update(before)
 
 
 def test_the_readme_lists_every_example_in_order() -> None:
@@ -56,6 +68,7 @@ def test_it_is_short_and_ends_with_a_claim(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("_own_schemes")
 def test_it_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(path), run_name="__main__")  # in this process: ten imports of torch would take a minute
     assert PRINTS.get(path.name[:2], "\n") in capsys.readouterr().out
