@@ -500,3 +500,12 @@ def test_a_full_disk(
     _, losses = train(tmp_path / "roomy", how())
     assert losses == whole[2][2:]
     running.assert_equal(tmp_path / "roomy" / "training" / "model", whole[0] / "training" / "model")
+
+
+def test_sparse_windows_of_layers_that_need_every_token_are_refused(tmp_path: Path) -> None:
+    """Its config names no layer types, yet its masks depend on the tokens between."""
+    model = families.build("doge", keep_window_size=40)
+    windows = running.windows(2, window=128, sparse=True)
+    with pytest.raises(LongRopeError, match=r"model type 'doge' needs every token .*leave windows and window out"):
+        train(tmp_path, how(steps=2, window=128, windows="sparse"), model=model, windows=windows)
+    assert not (tmp_path / "training").exists()

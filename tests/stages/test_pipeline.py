@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -539,6 +540,17 @@ def test_a_teacher_with_another_vocabulary_is_refused_before_any_work(begun: Beg
     with pytest.raises(LongRopeError, match=r"distill\.teacher = .*its vocabulary has 200 tokens, the model's 128"):
         begun(tmp_path / "run", stage, **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_sparse_windows_that_the_documents_cannot_fill_are_noted(
+    begun: Begun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", "longrope"):
+        begun(tmp_path / "near", FAR, **QUICK)
+        assert not caplog.records
+        begun(tmp_path / "far", FAR.model_copy(update={"length": 2**20}), **QUICK)
+    (note,) = caplog.records
+    assert re.match(r"Note: sparse windows reach [\d,]+ of 1,048,576 tokens", note.getMessage())
 
 
 @pytest.mark.parametrize(

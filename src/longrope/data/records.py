@@ -40,12 +40,12 @@ def record_texts(text: str, path: object, *, text_key: str | None = None, strict
     if not strict and text.lstrip()[:1] not in ("{", "["):
         return None
     values, broken = _json_values(text)
-    records, place = _array(values) if len(values) == 1 and broken is None else None, "record"
+    records, unit = _array(values) if len(values) == 1 and broken is None else None, "record"
     if records is None:
-        records, place = values, "line"
+        records, unit = values, "line"
     if not strict and not (records and _is_record(records[0][1], text_key)):
         return None
-    where = f"{path}, {place} "
+    where = f"{path}, {unit} "
     texts = [(number, _text_of(value, text_key, f"{where}{number}")) for number, value in records]
     if broken is not None:
         raise RecordError(f"{where}{broken}: {_expected(text_key)}.")

@@ -141,7 +141,7 @@ class TrainingWindows:
 
     @cached_property
     def _joined(self) -> tuple[np.ndarray, np.ndarray]:
-        """All documents, one after the other, and the offsets at which they start."""
+        """Return the documents joined, and the offsets at which they start."""
         return np.concatenate(self.documents), np.cumsum([0, *map(len, self.documents)])[:-1]
 
     def _plant(self, tokens: np.ndarray, rng: np.random.Generator) -> KeyValueText:

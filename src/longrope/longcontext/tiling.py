@@ -52,7 +52,9 @@ def tiled_layers(
         LongRopeError: If the layers must run whole and several processes share the model.
     """
     group = context_parallel_of(model)
-    reason = _reason_for_whole_layers(model, chunk_size, shape)
+    tokens, length = (None, None) if shape is None else (shape[0] * shape[1], shape[1])
+    is_long = tokens is None or tokens > (chunk_size or chunk_size_on(model.device.type))
+    reason = why_whole_layers(model, length=length, is_long=is_long)
     if reason and group:
         raise LongRopeError(
             f"model type {model.config.model_type!r}: several processes cannot share its layers ({reason}). Start one."
@@ -61,11 +63,11 @@ def tiled_layers(
         yield
 
 
-def _reason_for_whole_layers(
-    model: PreTrainedModel, chunk_size: int | None, shape: tuple[int, int] | None
-) -> str | None:
-    tokens, length = (None, None) if shape is None else (shape[0] * shape[1], shape[1])
-    is_long = tokens is None or tokens > (chunk_size or chunk_size_on(model.device.type))
+def why_whole_layers(model: PreTrainedModel, *, length: int | None = None, is_long: bool = False) -> str | None:
+    """Return why a model's layers need more than keys and values of earlier tokens; None if these are enough.
+
+    Arguments as for `reason_for_whole_layers`.
+    """
     return reason_for_whole_layers(model, partial(_tiled, model), length=length, is_long=is_long)
 
 

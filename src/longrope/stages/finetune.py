@@ -20,7 +20,7 @@ from longrope.cost.peak_memory import recomputes_layers
 from longrope.data.training_windows import TrainingWindows
 from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import check_sparse_windows
-from longrope.longcontext.tiling import tile_mlps
+from longrope.longcontext.tiling import tile_mlps, why_whole_layers
 from longrope.longcontext.training_loss import Distillation, use_chunked_loss
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.load import load
@@ -86,7 +86,7 @@ def finetune(
     """
     started = time.monotonic()
     if settings.windows == "sparse":
-        check_sparse_windows(model.config)
+        _check_sparse_windows(model)
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
@@ -120,6 +120,20 @@ def finetune(
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
     return TrainingSummary(steps, len(windows) * windows.size, loss, time.monotonic() - started)
+
+
+def _check_sparse_windows(model: PreTrainedModel) -> None:
+    """Raise a LongRopeError if a model cannot train on windows that leave text out.
+
+    The config names only some of the layers that need every token, such as convolutions; the model itself shows all.
+    """
+    check_sparse_windows(model.config)
+    reason = why_whole_layers(model)
+    if reason:
+        raise LongRopeError(
+            f'finetune.windows = "sparse": model type {model.config.model_type!r} needs every token ({reason}). '
+            "Train on whole sequences: leave windows and window out."
+        )
 
 
 def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | None:

@@ -87,7 +87,7 @@ def propose(
     tuned, searched = [*_lengths(rope.original_length, length, SPARSE_STEP, SPARSE_STEP), length], []
     if sparse and tuned[0] > WINDOW:
         finetune = _sparse_finetune(tokens, dtype)
-        data = data.model_copy(update={"needles": NEEDLES})
+        data = data.model_copy(update={"needles": data.needles or NEEDLES})
     else:
         finetune = Finetune(tokens=tokens, rate="auto", dtype=dtype)
         between = _lengths(rope.original_length, length, STEP, LARGEST_STEP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,7 @@ from longrope.stages.plan_tables import Search, Stage
 from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
 
 NO_LIMIT = 2**40  # tokens; more than any document has
+log = logging.getLogger("longrope")
 
 
 def search_options(search: Search, lengths: Sequence[int]) -> SearchOptions:
@@ -39,6 +41,18 @@ def search_options(search: Search, lengths: Sequence[int]) -> SearchOptions:
         held_out_documents=search.documents,
         existing="resume",
     )
+
+
+def _note_reach(windows: TrainingWindows) -> None:
+    """Log one line if all training documents together are shorter than the stage that trains on sparse windows."""
+    total = sum(map(len, windows.documents))
+    if windows.sparse and total < windows.length:
+        log.warning(
+            "Note: sparse windows reach %s of %s tokens, as the training documents have no more in all. "
+            "Give more documents (data.train).",
+            f"{total:,}",
+            f"{windows.length:,}",
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,9 @@ class RunData:
             tokens += [sample.tokens for split in samples.values() for sample in split]
         for stage in self.plan.stages:
             if stage.finetune is not None:
-                tokens += self.windows(stage).documents
+                windows = self.windows(stage)
+                _note_reach(windows)
+                tokens += windows.documents
         if self.evaluation_lengths:
             self.prompts()
             tokens.append(self.test_documents().tokens)
