@@ -348,29 +348,34 @@ def test_factors_of_another_model(begun: Begun, tmp_path: Path, written: Scaling
 
 
 MIXED = TRAIN.model_copy(update={"short": 0.5})
-ATTENTION = {  # of the short factors, by how the stages are trained
-    "trained": ([TRAIN], "su", attention_factor("su", running.ROPE, 128)),
-    "with mixed windows": ([MIXED], "su", 1.0),
-    "with mixed windows in the end": ([TRAIN, MIXED], "su", 1.0),
-    "with mixed windows in the beginning": ([MIXED, TRAIN], "su", attention_factor("su", running.ROPE, 256)),
-    "not trained": ([None], "su", 1.0),
-    "not trained in the end": ([TRAIN, None], "su", attention_factor("su", running.ROPE, 128)),
-    "without": ([TRAIN, TRAIN], "none", 1.0),
+SU_64, SU_128, SU_256 = (attention_factor("su", running.ROPE, length) for length in (64, 128, 256))
+ATTENTION = {  # how the stages are trained, the policy, the factor of short sequences; whether it is searched
+    "trained": ([TRAIN], "su", SU_128, False),
+    "with mixed windows": ([MIXED], "su", SU_64, True),
+    "with mixed windows in the end": ([TRAIN, MIXED], "su", SU_64, True),
+    "with mixed windows in the beginning": ([MIXED, TRAIN], "su", SU_256, False),
+    "without": ([TRAIN, TRAIN], "none", SU_64, False),
 }
 
 
+@pytest.mark.parametrize("export", ["none", "dual"])
 @pytest.mark.parametrize("name", ATTENTION)
-def test_short_factors_keep_the_attention_factor_that_short_sequences_were_trained_with(
-    name: str, begun: Begun, tmp_path: Path
-) -> None:
-    hows, policy, wanted = ATTENTION[name]
+def test_the_attention_factor_of_short_factors(name: str, export: str, begun: Begun, tmp_path: Path) -> None:
+    """That of the training, or between it and the long factors' where they differ and a checkpoint can tell both."""
+    hows, policy, trained, searched = ATTENTION[name]
     stages = [Stage(length=128 * (i + 1), factors="pi", finetune=how) for i, how in enumerate(hows)]
-    run = begun(tmp_path / "run", *stages, attention=policy, evaluation=FinalEvaluation(lengths=()))
-    assert run.short_attention_factor == wanted
+    run = begun(tmp_path / "run", *stages, attention=policy, evaluation=FinalEvaluation(lengths=()), export=export)
+    assert run.short_attention_factor == trained
     extension = extend(run)
-    assert extension.short.attention_factor == wanted
-    head, _ = journal(run.folder / "recovery" / "search", "search-0.jsonl")
-    assert head["settings"]["space"]["attention_factor"] == wanted
+    head, lines = journal(run.folder / "recovery" / "search", "search-0.jsonl")
+    space = head["settings"]["space"]
+    if searched and export == "none":
+        assert (space["attention_factor"], space["search_attention"]) == (SU_128, True)
+        assert len({line["attention_factor"] for line in lines if "factors" in line}) > 1
+        assert 1 <= extension.short.attention_factor <= 1 + 0.2 * math.log(2)
+    else:
+        assert (space["attention_factor"], space["search_attention"]) == (trained, False)
+        assert extension.short.attention_factor == trained
     assert not (run.folder / "results.json").exists()
 
 

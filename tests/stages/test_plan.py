@@ -47,6 +47,7 @@ def plan(*stages: str, top: str = "", rest: str = "") -> str:
 
 
 GOOD = "[stages.finetune]\nsteps = 5"
+ADAPTER = GOOD + "\nlora = 8\nmerge = false"
 BAD = {
     "unknown key": (plan("", top="speed = 3"), r"speed is not a key of a plan; the keys are version, stages, recovery"),
     "of a stage": (plan("lenth = 3"), r"stages\[0\]\.lenth is not a key of a plan; the keys are length, factors"),
@@ -122,6 +123,17 @@ BAD = {
     "text for a number": (plan(GOOD + "\nbatch = '8'"), r"finetune\.batch = '8' must be a whole number"),
     "true for a number": (plan(GOOD + "\nbatch = true"), r"finetune\.batch = True must be a whole number"),
     "number for text": (plan("", rest="[data]\nsource = 3"), r"data\.source = 3 must be text in quotes"),
+    "merge without lora": (plan(GOOD + "\nmerge = false"), r"merge = false, but lora = 0 trains no adapter; give its"),
+    "average of an adapter": (plan(ADAPTER + "\naverage = 0.2"), r"average = 0\.2 needs merged weights; leave out ave"),
+    "adapter under a stage": (
+        plan(ADAPTER, "length = 4096\n" + GOOD),
+        r"merge = false in a stage that others build on",
+    ),
+    "adapter and recovery": (
+        plan(ADAPTER, rest="[recovery]"),
+        r"recovery with merge = false: .* Leave \[recovery\] out",
+    ),
+    "adapter in a dual export": (plan(ADAPTER, top="export = 'dual'"), r"cannot switch weights .* Take static"),
     "export": (plan("", top="export = 'gguf'"), r"export = 'gguf' must be 'static', 'dual' or 'none'"),
 }
 

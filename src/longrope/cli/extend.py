@@ -173,6 +173,7 @@ def export(staged: StagedRun) -> Path | None:
     from longrope.export.huggingface import export_huggingface
     from longrope.export.verify import fits_copy
     from longrope.formats.load_factors import load_extension
+    from longrope.models.adapter import merge_adapter
     from longrope.models.load import load
 
     folder = staged.folder / "checkpoint"
@@ -181,6 +182,7 @@ def export(staged: StagedRun) -> Path | None:
     if not folder.exists():
         extension = load_extension(staged.folder / "extension.json")
         model, tokenizer = load(staged.final_weights)
+        merge_adapter(model)
         name = options.short_name(staged.model)
         check = fits_copy(model)
         if not check:

@@ -58,16 +58,17 @@ class ExportRequest:
     options: ExportOptions = ExportOptions()
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Return the model and its tokenizer, loaded if the request names them only.
+        """Return the model and its tokenizer, loaded if the request names them only, with its adapter merged.
 
         Raises:
             LongRopeError: There is no such model, or a loaded model came without its tokenizer.
         """
+        from longrope.models.adapter import merge_adapter
         from longrope.models.load import load
 
         if isinstance(self.model, str):
             model, tokenizer = load(self.model, dtype=self.dtype, original_length=self.options.original_length)
-            return model, self.tokenizer or tokenizer
+            return merge_adapter(model), self.tokenizer or tokenizer
         if self.tokenizer is None:
             raise LongRopeError("tokenizer = None: a loaded model is exported with its tokenizer. Give both.")
         return self.model, self.tokenizer

@@ -154,7 +154,7 @@ def head_losses(
     with head_only(model) as logits_of:
         for start in range(skip, tokens.shape[1] - 1, size):
             end = min(start + size, tokens.shape[1] - 1)
-            logits = logits_of(tokens[:, start:end], hidden[:, start:end].to(tokens.device)).flatten(0, 1)
+            logits = logits_of(tokens[:, start:end], hidden[:, start:end].to(tokens.device))
             targets = tokens[:, start + 1 : end + 1].flatten()
             yield start, end, losses_of(logits, targets).view(len(tokens), -1)
 
@@ -177,6 +177,9 @@ def head_only(
 ) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
     """Yield a function (tokens, hidden states) -> logits that runs the model's head with its soft caps and scales.
 
+    The tokens of all rows go through the head as one row, and the logits are ``(rows·tokens, vocabulary)``. For a slice
+    ``(1, tokens, hidden)`` of a longer row, torch copies the head's weights, which in bfloat16 takes ten times as long.
+
     Args:
         model: Model with the head to run.
         forward_of_model: Function to call in place of ``model``; the model itself if None.
@@ -188,8 +191,8 @@ def head_only(
         return MoeModelOutputWithPast(last_hidden_state=last_states[0])  # pyright: ignore[reportArgumentType]
 
     def logits_of(tokens: Tensor, hidden: Tensor) -> Tensor:
-        last_states[:] = [hidden]
-        return (forward_of_model or model)(input_ids=tokens, use_cache=False).logits
+        last_states[:] = [hidden.flatten(0, 1)[None]]
+        return (forward_of_model or model)(input_ids=tokens.flatten()[None], use_cache=False).logits[0]
 
     replaced = vars(backbone).get("forward")
     backbone.forward = forward

@@ -113,11 +113,14 @@ def _sum_of_losses(
     teacher_hidden: Tensor | None,
 ) -> Tensor:
     with head_only(model, plain) as logits_of:
-        logits = logits_of(tokens, hidden).flatten(0, 1).float()
-    losses = cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+        logits = logits_of(tokens, hidden).float()
+    soft_share = 0.0 if distillation is None or teacher_hidden is None else distillation.weight
+    losses = torch.zeros(len(logits), device=logits.device)
+    if soft_share < 1:
+        hard_losses = cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
+        losses = (1 - soft_share) * hard_losses
     if distillation is not None and teacher_hidden is not None:
         with torch.no_grad(), head_only(distillation.teacher) as teacher_logits_of:
-            teacher_logits = teacher_logits_of(tokens, teacher_hidden).flatten(0, 1).float()
-        soft_losses = cross_entropy(logits, teacher_logits.softmax(dim=-1), reduction="none")
-        losses = torch.lerp(losses, soft_losses, distillation.weight)
+            distribution = teacher_logits_of(tokens, teacher_hidden).float().softmax(dim=-1)
+        losses = losses + soft_share * cross_entropy(logits, distribution, reduction="none")
     return (losses * weights.flatten()).sum()

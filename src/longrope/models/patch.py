@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.adapter import switched_adapter
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.rope import Rope
@@ -55,13 +56,13 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
     try:
         rotary.install(rotary.original)
         before = _sparse_logits(model, length, rows)
-        rotary.install(RescaledRotary(rotary.original, embedding))
+        rotary.install(RescaledRotary(rotary.original, embedding, switched_adapter(model)))
         unchanged = torch.equal(before, _sparse_logits(model, length, rows))
         if unchanged and embedding is not None:  # rounding may hide factors near 1, but not factors of 2
             doubled = _embedding(rotary.rope, Scaling([2.0] * (rotary.rope.dim // 2)), model.device)
             rotary.install(RescaledRotary(rotary.original, doubled))
             unchanged = torch.equal(before, _sparse_logits(model, length, rows))
-            rotary.install(RescaledRotary(rotary.original, embedding))
+            rotary.install(RescaledRotary(rotary.original, embedding, switched_adapter(model)))
         if before.isfinite().all():  # else no two logits are equal
             _check_effect(model, unchanged=unchanged, is_identity=embedding is None)
     except BaseException:

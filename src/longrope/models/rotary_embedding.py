@@ -174,6 +174,11 @@ class LongRoPE(nn.Module):
             return torch.full((1, 1), int(seq_len > self.rope.original_length), device=device)
         return (position_ids.amax(dim=-1, keepdim=True) >= self.rope.original_length).long()
 
+    def rescales(self, position_ids: Tensor) -> Tensor:
+        """Return whether each row of positions has factors other than the original RoPE's, bool ``(batch or 1,)``."""
+        rescaled = torch.tensor([not scaling.is_identity for scaling in self.scalings], device=position_ids.device)
+        return rescaled[self._select_sets(position_ids, None)[:, 0]]
+
     @property
     def device(self) -> torch.device:
         """The device that the module was moved to."""

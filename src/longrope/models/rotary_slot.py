@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.formats.own_rope import already_scaled
+from longrope.models.adapter import SwitchedAdapter
+from longrope.models.rotary_embedding import LongRoPE
 from longrope.rope import FULL, Rope, full_attention_fields
 
 
@@ -49,11 +51,12 @@ class RescaledRotary(nn.Module):
     Args:
         original: The model's own rotary module.
         embedding: Module that computes cos and sin instead; None leaves the model as it was.
+        adapter: Adapter to turn on for rows whose factors are not all 1.
     """
 
-    def __init__(self, original: nn.Module, embedding: nn.Module | None) -> None:
+    def __init__(self, original: nn.Module, embedding: LongRoPE | None, adapter: SwitchedAdapter | None = None) -> None:
         super().__init__()
-        self.original, self.embedding = original, embedding
+        self.original, self.embedding, self.adapter = original, embedding, adapter
         self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
         self.interleaved, self.keeps_float32 = _layout(original)
         self.repeats = _repeats(original)
@@ -66,6 +69,8 @@ class RescaledRotary(nn.Module):
         if self.embedding is None or layer_type not in (None, FULL):
             return self.original(x, position_ids, *([layer_type] if layer_type else []))
         like = x[..., :1].float() if self.keeps_float32 else x
+        if self.adapter is not None:
+            self.adapter.use(self.embedding.rescales(position_ids))
         cos, sin = self.embedding(like, position_ids)
         if not self.repeats:
             cos, sin = (values.chunk(2, dim=-1)[0] for values in (cos, sin))

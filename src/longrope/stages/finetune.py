@@ -61,7 +61,7 @@ def finetune(
     report_to: str = "none",
     on_progress: Callable[[int, float], None] | None = None,
 ) -> TrainingSummary | None:
-    """Train a model's weights with factors in place; the trained weights go to ``folder / "model"``.
+    """Train a model's weights with factors in place; the trained weights, or adapter, go to ``folder / "model"``.
 
     Under ``accelerate launch`` or ``torchrun`` the sequences of a step are spread over all processes, or over all
     groups of processes that share a sequence.
@@ -114,7 +114,7 @@ def finetune(
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, remove_others=first))
         if use_cache is not None:
             model.config.use_cache = use_cache  # which the trainer has turned off
-        _save(trainer, folder / "model", merge=settings.lora > 0)
+        _save(trainer, folder / "model", merge=settings.lora > 0 and settings.merge)
     if not first:
         return None
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]

@@ -13,17 +13,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from longrope.formats.load_factors import load_extension
+from longrope.models.adapter import describe_adapter
 from longrope.models.average import mix_weights
 from longrope.models.load import DTYPES, load, load_config
 from longrope.objectives.backend import open_backend
 from longrope.objectives.prepare_search import prepare_objectives
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import COMPARED, scheme
+from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.loop import SearchProgress
 from longrope.search.registry import get_method
 from longrope.search.run import SearchObjectives
 from longrope.search.space import Space
-from longrope.stages.finetune import TrainingSummary, finetune
+from longrope.stages.finetune import finetune
 from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
 from longrope.stages.measure import measure
 from longrope.stages.plan_tables import Search, Stage
@@ -100,13 +101,24 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     )
     if summary is not None:
         with explain_disk_errors(folder):
-            _publish_weights(run.model, tokenizer, folder, summary, average=settings.average)
+            if settings.merge:
+                _publish_weights(run.model, tokenizer, folder, settings.average)
+            else:
+                _publish_adapter(run.weights(number), folder, Extension.of(run.rope, long))
+            write_json(folder / "training.json", asdict(summary))
+            sync_folder(folder / "model.new")
+            (folder / "model.new").rename(folder / "model")
 
 
-def _publish_weights(
-    original: str, tokenizer: PreTrainedTokenizerBase, folder: Path, summary: TrainingSummary, *, average: float
-) -> None:
-    """Write a stage's weights as ``model`` into its folder, in the dtype of the original checkpoint.
+def _publish_adapter(base: str, folder: Path, extension: Extension) -> None:
+    """Write a stage's adapter as ``model.new`` into its folder, with the name of its base and its factors."""
+    shutil.rmtree(folder / "model.new", ignore_errors=True)
+    shutil.copytree(folder / "training" / "model", folder / "model.new")
+    describe_adapter(folder / "model.new", base=base, factors=extension.to_json())
+
+
+def _publish_weights(original: str, tokenizer: PreTrainedTokenizerBase, folder: Path, average: float) -> None:
+    """Write a stage's weights as ``model.new`` into its folder, in the dtype of the original checkpoint.
 
     They are the trained weights, or with ``average`` so large a share of the original ones.
     """
@@ -121,9 +133,6 @@ def _publish_weights(
         model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    write_json(folder / "training.json", asdict(summary))
-    sync_folder(unfinished)
-    unfinished.rename(folder / "model")
 
 
 def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
@@ -158,18 +167,27 @@ def closed_form(name: str, space: Space) -> Scaling:
 
 
 def _recovered_scaling(run: StagedRun, long: Scaling) -> Scaling:
-    """Return short factors for the final weights, found by a search."""
+    """Return short factors for the final weights, found by a search.
+
+    The attention factor is searched too where the short sequences of the training had another one than the long
+    sequences: weights that serve both do best between the two.
+    """
     recovery, original = run.plan.recovery, run.rope.original_length
     assert recovery is not None
-    attention_factor = run.short_attention_factor
+    trained = run.short_attention_factor
+    search_attention = run.plan.export != "dual" and trained != long.attention_factor  # a dual config has only one
     largest = recovery.ceiling or max(2.0, *long.factors)
     space = get_method(recovery.search.method).make_space(
-        run.rope, 2 * original, attention_factor=attention_factor, ceiling=largest / 2
+        run.rope,
+        2 * original,
+        attention_factor=attention_factor("su", run.rope, 2 * original) if search_attention else trained,
+        search_attention=search_attention,
+        ceiling=largest / 2,
     )
     starts = [
         Scaling(
             [min(factor**power, largest) for factor in long.factors],
-            attention_factor=attention_factor,
+            attention_factor=trained,
             scheme=f"long^{power:g}",
             length=2 * original,
         )

@@ -68,6 +68,19 @@ class Plan(PlanTable):
                     f"stages[{i + 1}].length = {after} is not above stages[{i}].length = {before}; "
                     "put the stages in ascending order"
                 )
+        trained = [stage.finetune for stage in self.stages if stage.finetune is not None]
+        adapters = [finetune for finetune in trained if not finetune.merge]
+        if adapters and adapters != trained[-1:]:
+            raise ValueError("merge = false in a stage that others build on; only the last fine-tuning can leave it so")
+        if adapters and self.recovery is not None:
+            raise ValueError(
+                "recovery with merge = false: up to L0 the model is the original one. Leave [recovery] out"
+            )
+        if adapters and self.export == "dual":
+            raise ValueError(
+                'export = "dual" with merge = false: a checkpoint cannot switch weights with its factors. '
+                "Take static, which merges the adapter, or none"
+            )
         for i, length in enumerate(self.recovery.lengths if self.recovery is not None else ()):
             if length > lengths[-1]:
                 raise ValueError(

@@ -62,6 +62,8 @@ class Finetune(PlanTable):
         average: Share of the original model in the weights that the stage leaves, from 0 to 1. More of it is better
             for short sequences and worse for long ones.
         lora: Rank of LoRA on all linear layers; 0 trains all weights.
+        merge: Whether LoRA's adapter becomes part of the weights. If not, it is switched with the factors: up to L0
+            the model is the original one. Only the last fine-tuning can leave an adapter.
         dtype: Dtype of products, ``bfloat16`` (mixed precision) or ``float32``. Weights that are trained are float32;
             under LoRA the others keep the run's dtype with ``bfloat16``.
         seed: Seed of the order of the data.
@@ -81,6 +83,7 @@ class Finetune(PlanTable):
     distill: Distill | None = None
     average: float = Field(default=0.0, ge=0, lt=1)
     lora: int = Field(default=0, ge=0)
+    merge: bool = True
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     seed: int = Field(default=0, ge=0)
     save_every: int | None = Field(default=None, ge=1)
@@ -92,6 +95,10 @@ class Finetune(PlanTable):
             raise ValueError(f"has {amounts}; give one of them")
         if self.windows == "sparse" and self.window is None:
             raise ValueError('windows = "sparse" needs window, the tokens of one; window = "2k" suits most models')
+        if not self.merge and not self.lora:
+            raise ValueError("merge = false, but lora = 0 trains no adapter; give its rank, such as lora = 8")
+        if not self.merge and self.average:
+            raise ValueError(f"average = {self.average} needs merged weights; leave out average, or merge = false")
         if self.distill is not None and not self.short:
             raise ValueError("distill works on short sequences, but short = 0; give their share, such as 0.5")
         return self

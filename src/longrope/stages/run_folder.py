@@ -115,7 +115,7 @@ class StagedRun:
 
     @property
     def short_attention_factor(self) -> float:
-        """Attention factor under which the final weights were trained on short sequences; the recovery keeps it."""
+        """Attention factor under which the final weights were trained on short sequences; the recovery begins there."""
         last = self.last_finetuned_before(len(self.plan.stages) + 1)
         finetune = self.plan.stages[last - 1].finetune if last else None
         return 1.0 if finetune is None or finetune.short else self.attention_factor(last)

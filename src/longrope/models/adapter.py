@@ -1,0 +1,101 @@
+"""A LoRA adapter that works where the factors rescale: up to L0 the model is the original one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.models.backbone import backbone_of
+from longrope.storage.atomic import write_json, write_text
+
+NAME = "long_context"  # of the adapter in the model
+CONFIG, FACTORS = "adapter_config.json", "extension.json"  # a folder with both holds such an adapter
+ATTRIBUTE = "_switched_adapter"  # of the model
+
+
+class SwitchedAdapter:
+    """The LoRA layers of a model, which are off until a forward pass uses factors other than 1.
+
+    Args:
+        model: Model with an adapter of the name `NAME`.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        scaled: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)]
+        self.layers = [layer for layer in scaled if NAME in layer.scaling]
+        self.strengths = [layer.scaling[NAME] for layer in self.layers]
+        self.use(False)
+        self.hook = backbone_of(model).register_forward_pre_hook(lambda *_: self.use(False))
+
+    def use(self, rows: Tensor | bool) -> None:
+        """Turn the adapter on or off, for all rows or for each, bool ``(rows,)``."""
+        on: Any = rows
+        if isinstance(rows, Tensor):
+            on = bool(rows[0]) if (rows == rows[0]).all() else rows[:, None, None]
+        for layer, strength in zip(self.layers, self.strengths, strict=True):
+            layer.scaling[NAME] = strength * on
+
+
+def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:
+    """Return the adapter of a model that follows its factors; None if it has none."""
+    return getattr(model, ATTRIBUTE, None)
+
+
+def base_of(folder: str | Path) -> str | None:
+    """Return the name of the model that the adapter in a folder belongs to; None if the folder holds none.
+
+    Only adapters with their factors beside them count.
+    """
+    config = Path(folder) / CONFIG
+    if not (config.is_file() and config.with_name(FACTORS).is_file()):
+        return None
+    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
+    """Complete a folder that ``peft`` wrote: the name of the base model as for `longrope.load`, and factors as JSON."""
+    (folder / "README.md").unlink(missing_ok=True)  # an empty card
+    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    name = str(Path(base).resolve()) if Path(base).exists() else base
+    write_json(folder / CONFIG, fields | {"base_model_name_or_path": name})
+    write_text(folder / FACTORS, factors)
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
+    """Add the adapter in a folder to its base model, in place.
+
+    Raises:
+        LongRopeError: The package ``peft`` is missing.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        raise LongRopeError(f"model = {str(folder)!r} needs the package peft: pip install 'longrope[lora]'") from None
+    conversions = vars(model).get("_weight_conversions")
+    model.load_adapter(str(folder), adapter_name=NAME)
+    vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
+    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval()))
+
+
+@torch.no_grad()
+def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """Add the adapter that follows the factors to the weights for good, in place, and return the model."""
+    adapter = switched_adapter(model)
+    if adapter is None:
+        return model
+    adapter.hook.remove()
+    adapter.use(True)
+    names = {module: name for name, module in model.named_modules()}
+    for layer in adapter.layers:
+        layer.merge(adapter_names=[NAME])
+        model.set_submodule(names[layer], layer.get_base_layer())
+    delattr(model, ATTRIBUTE)
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return model
