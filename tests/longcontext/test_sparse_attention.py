@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from longrope.errors import LongRopeError
-from longrope.longcontext.sparse_attention import check_sparse_windows, sparse_masks
+from longrope.longcontext.sparse_attention import (
+    check_sparse_windows,
+    sparse_inputs,
+    sparse_masks,
+    use_weighted_attention,
+)
 from longrope.models.backbone import backbone_of
 
 FIRST, LAST, COPIES = 9, 11, 4
@@ -18,24 +23,31 @@ CASES = [(name, {}) for name in families.FAMILIES] + [
 ]
 
 
-def hidden(model: object, ids: Tensor, positions: Tensor, mask: object) -> Tensor:
+BY_MASKS = {"mistral", "gemma2", "stablelm", "nemotron", "gemma3_text", "olmo3"}  # sliding windows, or attention's code
+
+
+def hidden(model: object, ids: Tensor, positions: Tensor, mask: object = None, **inputs: object) -> Tensor:
+    inputs = inputs or {"attention_mask": mask}
     with torch.inference_mode():
-        return backbone_of(model)(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)[0]
+        return backbone_of(model)(input_ids=ids, position_ids=positions, use_cache=False, **inputs)[0]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "weighted"])
 @pytest.mark.parametrize(("family", "fields"), CASES, ids=[f"{name}{'-sliding' * bool(more)}" for name, more in CASES])
 def test_a_weighed_key_is_as_many_copies(family: str, fields: dict[str, int], attention: str) -> None:
     model = families.build(family, **fields)
     if family == "gemma2" and attention == "sdpa":
         pytest.skip("its soft cap needs eager attention")
-    model.set_attn_implementation(attention)
+    check_sparse_windows(model.config)
+    if attention == "weighted":
+        assert use_weighted_attention(model) == (family not in BY_MASKS)
+    else:
+        model.set_attn_implementation(attention)
     ids = families.tokens(1, FIRST + LAST)
     positions = torch.cat([torch.arange(FIRST), torch.arange(COPIES * FIRST, COPIES * FIRST + LAST)])[None]
     chunk_ids = (positions >= FIRST).long()
     key_bias = torch.where(chunk_ids == 0, torch.log(torch.tensor(float(COPIES))), 0.0)
-    check_sparse_windows(model.config)
-    found = hidden(model, ids, positions, sparse_masks(model, positions, chunk_ids, key_bias))[:, FIRST:]
+    found = hidden(model, ids, positions, **sparse_inputs(model, positions, chunk_ids, key_bias))[:, FIRST:]
 
     copied_ids = torch.cat([ids[:, :FIRST]] * COPIES + [ids[:, FIRST:]], dim=1)
     copied_positions = torch.cat([positions[:, :FIRST]] * COPIES + [positions[:, FIRST:]], dim=1)
@@ -52,7 +64,7 @@ def test_a_weighed_key_is_as_many_copies(family: str, fields: dict[str, int], at
     wanted = hidden(model, copied_ids, copied_positions, masks if len(set(types)) > 1 else masks[types[0]])[:, -LAST:]
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
 
-    unweighed = hidden(model, ids, positions, sparse_masks(model, positions, chunk_ids, 0 * key_bias))[:, FIRST:]
+    unweighed = hidden(model, ids, positions, **sparse_inputs(model, positions, chunk_ids, 0 * key_bias))[:, FIRST:]
     assert (unweighed - found).abs().max() > 1e-4
 
 

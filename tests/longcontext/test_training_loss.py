@@ -148,10 +148,10 @@ def test_the_size_of_the_chunks_does_not_matter(
 def test_no_more_logits_at_once_than_said(name: str, ids: Tensor) -> None:
     """Neither forwards nor backwards; twice each, as the backward pass computes them anew."""
     model, sizes = use_chunked_loss(build(name)), []
-    with model.get_output_embeddings().register_forward_hook(lambda *made: sizes.append(made[2].shape[1])):
+    with model.get_output_embeddings().register_forward_hook(lambda *made: sizes.append(made[2].shape[:2].numel())):
         gradients(model, input_ids=ids, labels=ids)
-    assert max(sizes) == POSITIONS
-    assert sum(sizes) == 2 * LENGTH
+    assert max(sizes) == len(ids) * POSITIONS
+    assert sum(sizes) == 2 * len(ids) * LENGTH
 
 
 def test_no_logits_are_kept_for_the_backward_pass(ids: Tensor) -> None:

@@ -284,6 +284,35 @@ def test_a_task_without_depths_and_with_holes(tmp_path):
     assert rows[1:] == [["yarn", "any", "50.0%", "50.0%"], ["extended", "any", "–", "not finite"]]
 
 
+def test_what_each_fine_tuning_cost_and_brought(tmp_path):
+    """The second stage's row has the perplexity of its factors before and after; the first left no candidate."""
+    record = sample_runs.results()
+    names = list(record["rows"])
+    searched, tuned = names[-2], "2k fine-tuned"
+    for part in record.values():
+        if isinstance(part, dict) and searched in part:
+            part[tuned] = part["yarn"]
+    record["rows"] = {**{name: record["rows"][name] for name in names[:-1]}, tuned: record["rows"]["yarn"]}
+    record["rows"][tuned] = record["rows"][tuned] | {"weights": "stage-10/model"}
+    record["rows"]["extended"] = sample_runs.results()["rows"]["extended"]
+    folder = sample_runs.write_run(tmp_path / "run", record)
+    settings = {"steps": 9, "lora": 8, "merge": False, "distill": {"weight": 0.5}}
+    for stage, seconds in ((2, 90.0), (10, 30.0)):
+        training = {"tokens": 4096, "seconds": seconds, "loss": 2.5, "settings": settings}
+        (folder / f"stage-{stage}").mkdir()
+        (folder / f"stage-{stage}" / "training.json").write_text(json.dumps(training))
+    runs = read_runs([folder])
+    _, first, second, extended = Reader(page(runs, figures(runs))).tables["trainings"]
+    told = ["2.50", "lora 8, merge false, distill (weight 0.5)"]
+    assert first == ["stage-2/model", "–", "–", "–", "4,096", "1.50", *told]
+    ends = [f"{record['perplexity'][name][-1]['perplexity']:.2f}" for name in (searched, "yarn", "extended")]
+    assert second == [tuned, f"{record['short_context']['yarn']:+.1f}%", *ends[:2], "4,096", "0.50", *told]
+    assert extended[:4] == ["extended", f"{record['short_context']['extended']:+.1f}%", "–", ends[2]]
+    (folder / "stage-2" / "training.json").write_text("{}")
+    with pytest.raises(LongRopeError, match=r"training\.json: not the record of a fine-tuning, or damaged"):
+        read_runs([folder])
+
+
 def test_a_search_shows_its_best_loss_so_far(tmp_path):
     path = sample_runs.journal(tmp_path / "run", seed=3)
     (run,) = read_runs([path.parent])

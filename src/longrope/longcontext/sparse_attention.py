@@ -1,4 +1,4 @@
-"""Attention of sparse training windows, as the additive masks that transformers' attention functions take."""
+"""Attention of sparse training windows, in which keys have weights: by more dimensions, or by additive masks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,85 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn.functional import one_hot, pad
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
 
+from longrope.data.sparse_windows import MOST_CHUNKS
 from longrope.errors import LongRopeError
+from longrope.models.backbone import backbone_of
+from longrope.models.patch import evaluating
 
 BIASED_ATTENTION = ("sdpa", "eager")  # transformers' kernels that add a mask of floats to the scores
+WEIGHTED = "longrope_weighted_sdpa"  # name of `_weighted_attention` in transformers
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def use_weighted_attention(model: PreTrainedModel) -> bool:
+    """Let a model add the bias of keys by more dimensions of queries and keys, and return whether it can.
+
+    A mask of floats makes torch's kernels compute all pairs of tokens; without one they compute the causal half. Models
+    with sliding windows or another kernel than ``sdpa`` stay as they are, and so do those that do not get the same
+    hidden states as with `sparse_masks`.
+    """
+    config: Any = model.config.get_text_config()
+    if config._attn_implementation != "sdpa" or getattr(config, "sliding_window", None):
+        return False
+    AttentionInterface.register(WEIGHTED, _weighted_attention)
+    AttentionMaskInterface.register(WEIGHTED, AttentionMaskInterface()["sdpa"])
+    tokens = torch.arange(8, device=model.device)[None]
+    positions, chunk_ids = tokens * (1 + 15 * (tokens > 3)), (tokens > 3).long()
+    bias = torch.where(chunk_ids == 0, 2.0, 0.0)
+    with torch.no_grad(), evaluating(model):
+        masks = sparse_masks(model, positions, chunk_ids, bias)
+        wanted = backbone_of(model)(input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False)[0]
+        model.set_attn_implementation(WEIGHTED)
+        inputs = sparse_inputs(model, positions, chunk_ids, bias)
+        found = backbone_of(model)(input_ids=tokens, position_ids=positions, use_cache=False, **inputs)[0]
+    error = (found - wanted).abs().max() / wanted.abs().max()
+    if error > (1e-4 if wanted.dtype == torch.float32 else 5e-2):
+        model.set_attn_implementation("sdpa")
+        return False
+    return True
+
+
+def sparse_inputs(model: PreTrainedModel, positions: Tensor, chunk_ids: Tensor, key_bias: Tensor) -> dict[str, Any]:
+    """Return what a model's backbone takes besides tokens and positions for a batch of sparse windows.
+
+    It is the masks of `sparse_masks`, whose arguments these are, or after `use_weighted_attention` the arguments
+    themselves. A mask of ones then tells transformers that jumps of positions are no borders of documents.
+    """
+    if model.config._attn_implementation != WEIGHTED:
+        return {"attention_mask": sparse_masks(model, positions, chunk_ids, key_bias)}
+    return {"attention_mask": torch.ones_like(positions), "sparse_chunk_ids": chunk_ids, "sparse_key_bias": key_bias}
+
+
+def _weighted_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sparse_chunk_ids: Tensor | None = None,
+    sparse_key_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention in which a key seen from another chunk has a bias, for transformers; without chunks plain ``sdpa``.
+
+    Each query gets a 1 for every chunk but its own, and each key its bias in the place of its chunk.
+    """
+    sdpa: Any = AttentionInterface()["sdpa"]
+    if sparse_chunk_ids is None or sparse_key_bias is None:
+        return sdpa(module, query, key, value, attention_mask, scaling=scaling, **options)
+    dim = query.shape[-1]
+    scale = dim**-0.5 if scaling is None else scaling
+    chunks = one_hot(sparse_chunk_ids, MOST_CHUNKS)[:, None].to(query.dtype)
+    biases = chunks * (sparse_key_bias / scale)[:, None, :, None].to(query.dtype)
+    query = torch.cat([query, (1 - chunks).expand(-1, query.shape[1], -1, -1)], dim=-1)
+    key = torch.cat([key, biases.expand(-1, key.shape[1], -1, -1)], dim=-1)
+    output, _ = sdpa(module, query, key, pad(value, (0, MOST_CHUNKS)), attention_mask, scaling=scale, **options)
+    return output[..., :dim], None
 
 
 def sparse_masks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext.cpu_offload import offload_activations
-from longrope.longcontext.sparse_attention import sparse_masks
+from longrope.longcontext.sparse_attention import sparse_inputs
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
 from longrope.models.backbone import backbone_of
 
@@ -37,13 +38,22 @@ class Distillation:
     longest: int
 
     @torch.no_grad()
-    def hidden_states(self, input_ids: Tensor, position_ids: Tensor | None, **masks: Any) -> Tensor | None:
-        """Return the teacher's last hidden states, ``(rows, tokens, hidden)``; None where a sequence is longer."""
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor | None, masks_for: Callable[[PreTrainedModel], dict[str, Any]]
+    ) -> Tensor | None:
+        """Return the teacher's last hidden states, ``(rows, tokens, hidden)``; None where a sequence is longer.
+
+        Args:
+            input_ids: Token ids, ``(rows, tokens)``.
+            position_ids: Positions, ``(rows or 1, tokens)``; 0, 1, 2 … if None.
+            masks_for: Function that returns the other inputs of a model's backbone.
+        """
         last = input_ids.shape[1] - 1 if position_ids is None else int(position_ids.max())
         if last >= self.longest:
             return None
         self.teacher.to(input_ids.device)  # pyright: ignore[reportArgumentType]
         backbone = backbone_of(self.teacher)
+        masks = masks_for(self.teacher)
         return backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **masks).last_hidden_state
 
 
@@ -78,9 +88,14 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
             assert labels is not None
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
         if "key_bias" in of_windows and position_ids is not None:
-            attention_mask = sparse_masks(model, position_ids, of_windows["chunk_ids"], of_windows["key_bias"])
-        inputs = {"input_ids": input_ids, "position_ids": position_ids, "attention_mask": attention_mask}
-        teacher_hidden = None if distillation is None else distillation.hidden_states(**inputs)
+            window = {"chunk_ids": of_windows["chunk_ids"], "key_bias": of_windows["key_bias"]}
+            masks_for = partial(sparse_inputs, positions=position_ids, **window)
+        else:
+            masks_for = partial(_only_mask, attention_mask)
+        teacher_hidden = (
+            None if distillation is None else distillation.hidden_states(input_ids, position_ids, masks_for)
+        )
+        inputs: Any = {"input_ids": input_ids, "position_ids": position_ids, **masks_for(model)}
         with offload_activations(input_ids.device):
             hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
         weights = of_windows.get("weights")
@@ -100,6 +115,10 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
 
     model.forward = forward
     return model
+
+
+def _only_mask(attention_mask: Any, _: PreTrainedModel) -> dict[str, Any]:
+    return {"attention_mask": attention_mask}
 
 
 def _sum_of_losses(

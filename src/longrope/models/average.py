@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
+
+# projections and norms of queries and keys, and projections to queries, keys and values at once
+QUERIES_AND_KEYS = re.compile(r"\b(q|k|qk|qkv)_(proj|norm|layernorm)\b|\bquery_key_value\b")
 
 
 @torch.no_grad()
 def mix_weights(model: PreTrainedModel, other: PreTrainedModel, share: float) -> PreTrainedModel:
     """Replace a model's weights by ``(1 - share)·its own + share·the other's``, in place, and return it.
 
-    Between a fine-tuned model and its original, small shares keep most of both (WiSE-FT, arXiv 2109.01903).
+    Between a fine-tuned model and its original, small shares keep most of both (WiSE-FT, arXiv 2109.01903). Queries and
+    keys stay the model's own: far positions need them as they were trained (docs/results.md has the measurement).
 
     Raises:
         LongRopeError: If the models have different parameters.
@@ -21,5 +27,6 @@ def mix_weights(model: PreTrainedModel, other: PreTrainedModel, share: float) ->
     for name, parameter in model.named_parameters():
         if name not in others or others[name].shape != parameter.shape:
             raise LongRopeError(f"average = {share}: the original model has no parameter {name} of the same shape")
-        parameter.lerp_(others[name].to(parameter), share)
+        if not QUERIES_AND_KEYS.search(name):
+            parameter.lerp_(others[name].to(parameter), share)
     return model

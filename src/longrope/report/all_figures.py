@@ -23,6 +23,7 @@ def figures(runs: Sequence[LoadedRun]) -> list[Figure]:
     """Return the figures for which the runs hold numbers, section by section."""
     makers = (
         table_figures.glance,
+        table_figures.trainings,
         *(row.figures for row in MEASUREMENTS.values()),
         factor_figures.factors,
         factor_figures.search,

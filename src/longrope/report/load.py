@@ -9,6 +9,9 @@ from pathlib import Path
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults, printable
 from longrope.report.search_history import SearchHistory, read_searches, results_of_search
+from longrope.report.training_history import TrainingHistory, read_trainings
+
+Histories = tuple[tuple[SearchHistory, ...], tuple[TrainingHistory, ...]]
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,14 @@ class LoadedRun:
         name: Name of the folder, unique in the report.
         results: Everything that was measured.
         searches: Journals of the run's searches.
+        trainings: Fine-tunings of the run.
         clashes: Names of candidates that other runs have too.
     """
 
     name: str
     results: EvalResults
     searches: tuple[SearchHistory, ...] = ()
+    trainings: tuple[TrainingHistory, ...] = ()
     clashes: frozenset[str] = frozenset()
 
     def label(self, candidate: str) -> str:
@@ -47,19 +52,19 @@ def read_runs(folders: Sequence[Path]) -> tuple[LoadedRun, ...]:
     return as_runs([(name, *content) for name, content in zip(names, contents, strict=True)])
 
 
-def as_runs(contents: Sequence[tuple[str, EvalResults, tuple[SearchHistory, ...]]]) -> tuple[LoadedRun, ...]:
-    """Return the runs of a report from their names, results and searches."""
+def as_runs(contents: Sequence[tuple[str, EvalResults, Histories]]) -> tuple[LoadedRun, ...]:
+    """Return the runs of a report from their names, results, and histories of searches and fine-tunings."""
     names = [name for _, results, _ in contents for name in results.candidates]
     clashes = frozenset(name for name in names if names.count(name) > 1)
-    return tuple(LoadedRun(printable(name), results, searches, clashes) for name, results, searches in contents)
+    return tuple(LoadedRun(printable(name), results, *histories, clashes) for name, results, histories in contents)
 
 
-def _read(folder: Path) -> tuple[EvalResults, tuple[SearchHistory, ...]]:
+def _read(folder: Path) -> tuple[EvalResults, Histories]:
     if not folder.is_dir():
         raise LongRopeError(f"run = {str(folder)!r}: not a folder. Give one of longrope eval, extend or search.")
     searches = read_searches(folder)
     if (folder / "results.json").exists():
-        return EvalResults.load(folder), searches
+        return EvalResults.load(folder), (searches, read_trainings(folder))
     if (folder / "run.json").exists() and not any(folder.glob("search-*.jsonl")):
         raise LongRopeError(
             f"run = {str(folder)!r}: it has no results.json. Finish the run with --resume, "
@@ -69,7 +74,7 @@ def _read(folder: Path) -> tuple[EvalResults, tuple[SearchHistory, ...]]:
         raise LongRopeError(
             f"run = {str(folder)!r}: it has no results.json. Run longrope eval … -o eval, and report that."
         )
-    return results_of_search(folder, searches), searches
+    return results_of_search(folder, searches), (searches, ())
 
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:

@@ -35,8 +35,8 @@ def _loaded(runs: Sequence[EvalResults | str | Path]) -> tuple[LoadedRun, ...]:
     folders = read_runs([Path(run) for run in runs if isinstance(run, (str, Path))])
     named = [(f"results {number}", run) for number, run in enumerate(runs, 1) if isinstance(run, EvalResults)]
     named = [(run.model or name, run) for name, run in named] if len(named) == 1 else named
-    contents = [(run.name, run.results, run.searches) for run in folders]
-    return as_runs([*contents, *((name, results, ()) for name, results in named)])
+    contents = [(run.name, run.results, (run.searches, run.trainings)) for run in folders]
+    return as_runs([*contents, *((name, results, ((), ())) for name, results in named)])
 
 
 def write_pictures(runs: Sequence[LoadedRun], folder: Path) -> None:

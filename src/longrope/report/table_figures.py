@@ -8,7 +8,7 @@ from typing import Any
 from longrope.evaluation.figure import MISSING, Column, Figure, Number, integer, nats, percent, plain, share
 from longrope.report.factor_figures import search_name
 from longrope.report.load import LoadedRun
-from longrope.report.verdict import lengths_of, retrieval_score, short_context
+from longrope.report.verdict import lengths_of, perplexity_at, retrieval_score, short_context
 
 
 def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
@@ -34,6 +34,35 @@ def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
         "length."
     )
     return [Figure("glance", "works", "All rows at a glance", says, columns, table)] if table else []
+
+
+def trainings(runs: Sequence[LoadedRun]) -> list[Figure]:
+    """Return a table of the fine-tunings of runs, short context first."""
+    says = (
+        "Each fine-tuning of the run: how much higher perplexity is at the original length than the original model's, "
+        "with the stage's factors, and what the training did to perplexity at the longest length. The last row is the "
+        "extended model, which has its short factors, or without them the original RoPE, up to the original length."
+    )
+    rows = []
+    for run in runs:
+        names = list(run.results.candidates)
+        longest = max(lengths_of(run), default=0)
+        for training in run.trainings:
+            after = next((name for name in names if run.results.candidates[name].weights == training.weights), None)
+            before = names[names.index(after) - 1] if after is not None else None
+            ends = [perplexity_at(run, name, longest) if name else Number(None) for name in (before, after)]
+            lost = short_context(run, after) if after else Number(None)
+            minutes = Number(training.seconds / 60)
+            cost = (training.tokens, minutes, Number(training.loss), training.recipe or MISSING)
+            rows.append([run.label(after or training.weights), lost, *ends, *cost])
+        if run.trainings and "extended" in names:
+            ends = [Number(None), perplexity_at(run, "extended", longest)]
+            rows.append([run.label("extended"), short_context(run, "extended"), *ends, *[Number(None)] * 3, MISSING])
+    columns = (
+        *(Column("row"), Column("perplexity at L0", percent), Column("before", plain), Column("after", plain)),
+        *(Column("tokens", integer), Column("minutes", plain), Column("training loss", plain), Column("settings")),
+    )
+    return [Figure("trainings", "cost", "What each fine-tuning cost and brought", says, columns, rows)] if rows else []
 
 
 def held_out(runs: Sequence[LoadedRun]) -> list[Figure]:

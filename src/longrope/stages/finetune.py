@@ -19,7 +19,7 @@ from longrope.cost.model_shape import ModelShape
 from longrope.cost.peak_memory import recomputes_layers
 from longrope.data.training_windows import TrainingWindows
 from longrope.errors import LongRopeError
-from longrope.longcontext.sparse_attention import check_sparse_windows
+from longrope.longcontext.sparse_attention import check_sparse_windows, use_weighted_attention
 from longrope.longcontext.tiling import tile_mlps, why_whole_layers
 from longrope.longcontext.training_loss import Distillation, use_chunked_loss
 from longrope.models.device_memory import explain_out_of_memory
@@ -42,12 +42,14 @@ class TrainingSummary:
         tokens: Tokens of all sequences.
         loss: Mean loss of the last tenth of the steps.
         seconds: Seconds of this call.
+        rate: Highest learning rate.
     """
 
     steps: int
     tokens: int
     loss: float
     seconds: float
+    rate: float
 
 
 def finetune(
@@ -87,6 +89,7 @@ def finetune(
     started = time.monotonic()
     if settings.windows == "sparse":
         _check_sparse_windows(model)
+        use_weighted_attention(model)
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
@@ -119,7 +122,8 @@ def finetune(
         return None
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-    return TrainingSummary(steps, len(windows) * windows.size, loss, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return TrainingSummary(steps, len(windows) * windows.size, loss, seconds, arguments.learning_rate)
 
 
 def _check_sparse_windows(model: PreTrainedModel) -> None:
@@ -143,6 +147,8 @@ def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | 
     name, rope = settings.distill.teacher, find_rotary_slot(model).rope
     teacher = copy.deepcopy(model) if name is None else load(name, dtype=settings.dtype)[0]
     teacher.to(getattr(torch, settings.dtype))  # pyright: ignore[reportArgumentType]
+    if name is not None and settings.windows == "sparse":
+        use_weighted_attention(teacher)
     return Distillation(teacher.eval().requires_grad_(False), settings.distill.weight, rope.original_length)
 
 

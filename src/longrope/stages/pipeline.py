@@ -105,7 +105,8 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
                 _publish_weights(run.model, tokenizer, folder, settings.average)
             else:
                 _publish_adapter(run.weights(number), folder, Extension.of(run.rope, long))
-            write_json(folder / "training.json", asdict(summary))
+            chosen = settings.model_dump(mode="json", exclude_defaults=True)
+            write_json(folder / "training.json", asdict(summary) | {"settings": chosen})
             sync_folder(folder / "model.new")
             (folder / "model.new").rename(folder / "model")
 

@@ -59,8 +59,8 @@ class Finetune(PlanTable):
             (LongRoPE2's mixed windows).
         answers: Weight in the loss of the answers of planted lines (``data.needles``), beside 1 for other tokens.
         distill: Distillation from the original model on short sequences; without it their loss is that of the text.
-        average: Share of the original model in the weights that the stage leaves, from 0 to 1. More of it is better
-            for short sequences and worse for long ones.
+        average: Share of the original model in the weights that the stage leaves, but those of queries and keys, from
+            0 to 1. More of it is better for short sequences and worse for long ones.
         lora: Rank of LoRA on all linear layers; 0 trains all weights.
         merge: Whether LoRA's adapter becomes part of the weights. If not, it is switched with the factors: up to L0
             the model is the original one. Only the last fine-tuning can leave an adapter.
