@@ -52,7 +52,7 @@ def sparse_inputs(model: PreTrainedModel, positions: Tensor, chunk_ids: Tensor, 
     """Return what a model's backbone takes besides tokens and positions for a batch of sparse windows.
 
     It is the masks of `sparse_masks`, whose arguments these are, or after `use_weighted_attention` the arguments
-    themselves. A mask of ones then tells transformers that jumps of positions are no borders of documents.
+    themselves. Without the mask of ones, transformers takes jumps of positions for borders of documents.
     """
     if model.config._attn_implementation != WEIGHTED:
         return {"attention_mask": sparse_masks(model, positions, chunk_ids, key_bias)}
