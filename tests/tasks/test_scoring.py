@@ -9,12 +9,14 @@ import families
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.key_value_lines import make_key_value_text
 from longrope.data.stdlib import stdlib_documents
 from longrope.errors import LongRopeError
+from longrope.longcontext.token_losses import head_losses, token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.rope import Rope
@@ -209,6 +211,20 @@ def test_a_document_passes_once_for_all_its_questions(tiny: Tiny, texts: np.ndar
     prompt = replace(prompts[0], shared=len(prompts[0].tokens) - 1)
     first, second = score_prompts(model, tokenizer, [prompt, prompt])
     assert_equal_scores([first], [second])
+
+
+def test_the_losses_of_a_document_come_from_the_same_pass(tiny: Tiny, texts: np.ndarray) -> None:
+    model, tokenizer = tiny
+    prompts = make_prompts("recall", tokenizer, length=512, trials=7, questions=4, texts=texts)
+    found: list[np.ndarray] = []
+
+    def on_document(tokens: Tensor, hidden: Tensor) -> None:
+        found.append(np.concatenate([values[0].numpy() for *_, values in head_losses(model, tokens, hidden)]))
+
+    score_prompts(model, tokenizer, prompts, on_document=on_document)
+    for losses, prompt in zip(found, (prompts[0], prompts[4]), strict=True):
+        wanted = token_losses(model, prompt.tokens[None, : prompt.shared])[0]
+        np.testing.assert_allclose(losses, wanted, atol=1e-4)
 
 
 def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

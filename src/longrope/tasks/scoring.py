@@ -58,6 +58,7 @@ def score_prompts(
     *,
     batch: int = 1,
     on_progress: Callable[[int], object] | None = None,
+    on_document: Callable[[Tensor, Tensor], object] | None = None,
 ) -> list[PromptScore]:
     """Return a score for each prompt: what the model generates, and for a single answer which option it prefers.
 
@@ -71,6 +72,8 @@ def score_prompts(
         prompts: Prompts from `longrope.tasks.registry.make_prompts`.
         batch: Prompts of equal length in one forward pass. Questions of one document follow each other.
         on_progress: Called after each batch and each document with the number of finished prompts.
+        on_document: Called with the tokens ``(1, tokens)`` that the questions of a document share, and with the
+            backbone's last hidden states of them, ``(1, tokens, hidden)``.
 
     Raises:
         LongRopeError: If memory runs out.
@@ -81,7 +84,7 @@ def score_prompts(
         batch_and_device = f"with batch {1 if group[0].shared else len(group)} on {model.device}"
         length = len(group[0].tokens) + group[0].room
         with explain_out_of_memory(length, batch_and_device, "lower the length or the batch, or use dtype bfloat16"):
-            group_scores = _score_group(model, tokenizer, group)
+            group_scores = _score_group(model, tokenizer, group, on_document)
         scores |= zip(members, group_scores, strict=True)
         if on_progress is not None:
             on_progress(len(scores))
@@ -101,7 +104,10 @@ def _groups(prompts: Sequence[Prompt], batch: int) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def _score_group(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    on_document: Callable[[Tensor, Tensor], object] | None,
 ) -> list[PromptScore]:
     """Return the scores of the questions of one document, one by one, or those of a batch of equal lengths."""
     cache = DynamicCache()  # one that keeps all, so that it can be cropped in layers with a window too
@@ -109,8 +115,11 @@ def _score_group(
     if not shared:
         return _score(model, tokenizer, prompts, cache)
     scores = []
-    shared_tokens = torch.from_numpy(prompts[0].tokens[None, :shared])
-    _read(model, shared_tokens.to(model.device), cache)  # alone, so that no question depends on others
+    shared_tokens = torch.from_numpy(prompts[0].tokens[None, :shared]).to(model.device)
+    hidden = _read(model, shared_tokens, cache)  # alone, so that no question depends on others
+    if on_document is not None:
+        on_document(shared_tokens, hidden)
+    del hidden
     for prompt in prompts:
         scores += _score(model, tokenizer, [prompt], cache)
         cache.crop(shared - cache.get_seq_length())  # below 0: as many tokens are removed
@@ -122,7 +131,8 @@ def _score(
 ) -> list[PromptScore]:
     """Return the scores of a batch of prompts, whose first tokens the cache may already hold."""
     tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
-    _read(model, tokens[:, cache.get_seq_length() : -1], cache)
+    if cache.get_seq_length() < tokens.shape[1] - 1:
+        _read(model, tokens[:, cache.get_seq_length() : -1], cache)
     losses = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
     generated, finite = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
     scores = []
@@ -138,10 +148,9 @@ def _score(
     return scores
 
 
-def _read(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> None:
-    """Add the keys and values of some tokens to a cache."""
-    if tokens.shape[1]:
-        backbone_of(model)(input_ids=tokens, past_key_values=cache, use_cache=True)
+def _read(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> Tensor:
+    """Add the keys and values of some tokens to a cache, and return their last hidden states."""
+    return backbone_of(model)(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
 
 
 def _option_losses(

@@ -1,0 +1,88 @@
+"""Read one text of up to 2M tokens once: its perplexity by position, and questions on lines planted in it.
+
+    python benchmarks/gpu/two_million.py run/stage-1/model --factors run     # ten minutes on an H200 for SmolLM2
+    python benchmarks/gpu/two_million.py smollm2 --factors yarn              # a scheme for the length, plain weights
+    python benchmarks/gpu/two_million.py tiny --factors ramp --length 16k --device cpu -o build/far.json   # a trial
+
+The text is the longest test documents of this Python's library, one after the other, with a line for each question at a
+random place. The questions are asked one by one after the whole text, whose keys and values are computed once (48 GB
+for SmolLM2 at 2M). Results in ``benchmarks/results/gpu-two-million.json``, by model, factors and length; what is there
+is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import longrope as lr
+from longrope.longcontext.token_losses import head_losses
+from longrope.provenance import provenance
+from longrope.schemes import is_scheme
+from longrope.storage.atomic import write_json
+from longrope.tasks.registry import make_prompts
+from longrope.tasks.scoring import score_prompts
+from longrope.units import parse_length
+
+sys.path.append(str(Path(__file__).parent.parent))
+from measuring import long_text
+
+RESULTS = Path(__file__).parent.parent / "results" / "gpu-two-million.json"
+BINS = 16
+
+
+def main() -> None:
+    """Measure one model with one set of factors."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", help="model, or the folder of an adapter")
+    parser.add_argument("--factors", required=True, help="scheme, factors file or run folder")
+    parser.add_argument("--length", default="2m")
+    parser.add_argument("--questions", type=int, default=16)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    length = parse_length(arguments.length, "length")
+    key = f"{arguments.model} {arguments.factors} {length}"
+    rows: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    if key in rows:
+        print(key, rows[key])
+        return
+    model, tokenizer = lr.load(arguments.model, dtype="bfloat16", device=arguments.device)
+    name, rope = arguments.factors, lr.Rope.of(model)
+    factors = lr.scheme(name, rope, length) if is_scheme(name) else lr.load_factors(name)
+    count = arguments.questions
+    texts = long_text(tokenizer, length)
+    prompts = make_prompts("recall", tokenizer, length=length, trials=count, texts=texts, questions=count)
+    losses: list[np.ndarray] = []
+
+    def keep_losses(tokens: Tensor, hidden: Tensor) -> None:
+        losses.extend(values[0].cpu().numpy() for _, _, values in head_losses(model, tokens, hidden))
+
+    started = time.perf_counter()
+    with lr.patch(model, factors.long if isinstance(factors, lr.Extension) else factors):
+        scores = score_prompts(model, tokenizer, prompts, on_document=keep_losses)
+    by_token = np.concatenate(losses).astype(np.float64)
+    rows[key] = {
+        "perplexity": float(np.exp(by_token.mean())),
+        "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(by_token, BINS)],
+        "recall": float(np.mean([score.score for score in scores])),
+        "questions": count,
+        "loss_of_answers": float(np.mean([score.loss for score in scores if score.loss is not None])),
+        "seconds": time.perf_counter() - started,
+        "peak_bytes": torch.cuda.max_memory_allocated() if arguments.device.startswith("cuda") else None,
+        "provenance": provenance(arguments.device),
+    }
+    write_json(arguments.output, rows)
+    print(key, rows[key])
+
+
+if __name__ == "__main__":
+    main()
