@@ -24,12 +24,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.perplexity import perplexity
+from longrope.longcontext.sparse_attention import sparse_masks
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
-from longrope.stages import pipeline
+from longrope.stages import average_test, pipeline
 from longrope.stages.pipeline import extend, finetune_stage
 from longrope.stages.plan import Plan, parse_plan
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
@@ -564,7 +565,6 @@ def test_sparse_windows_that_the_documents_cannot_fill_are_noted(
     [
         ({"window": None}, r'windows = "sparse" needs window'),
         ({"short": 0.0, "distill": {}}, r"distill works on short sequences, but short = 0"),
-        ({"average": 1.0}, r"average = 1\.0 must be below 1"),
         ({"distill": {"weight": 1.5}}, r"distill\.weight = 1\.5 must be 1 or less"),
         ({"windows": "wide"}, r"windows = 'wide' must be 'jump' or 'sparse'"),
     ],
@@ -754,3 +754,43 @@ def test_a_disk_that_is_full_again_and_again(
     assert len(said) >= 4
     assert any("training: " in error for error in said)
     assert signature(replace(finished[0], folder=disk / "run")) == signature(uninterrupted)
+
+
+def test_the_average_that_is_best_on_held_out_text_is_taken(begun: Begun, tmp_path: Path) -> None:
+    """Short rows with the original RoPE, long windows with the long factors; the documents are not trained on."""
+    auto = begun(tmp_path / "auto", with_finetune(FAR, average="auto"), **QUICK)
+    long = extend(auto).long
+    record = json.loads((auto.stage_folder(1) / "average.json").read_text())
+    losses = {float(share): values["short"] + values["long"] for share, values in record["losses"].items()}
+    assert tuple(losses) == average_test.SHARES
+    assert record["average"] == min(losses, key=losses.__getitem__)
+    given = begun(tmp_path / "given", with_finetune(FAR, average=record["average"]), **QUICK)
+    plain = begun(tmp_path / "plain", with_finetune(FAR, average=0.0), **QUICK)
+    for run in (given, plain):
+        extend(run)
+    running.assert_equal(auto.stage_folder(1) / "model", given.stage_folder(1) / "model")
+
+    stage = auto.plan.stages[0]
+    windows = auto.data.held_out_windows(stage)
+    texts = {document.tobytes() for document in auto.data.windows(stage).documents}
+    assert texts.isdisjoint(document.tobytes() for document in windows.documents)
+    model, _ = load(str(plain.stage_folder(1) / "model"), dtype="float32")
+    found: dict[str, list[float]] = {"short": [], "long": []}
+    for inputs in (windows[i] for i in range(len(windows))):
+        ids, labels, positions = (torch.from_numpy(inputs[name]) for name in ("input_ids", "labels", "position_ids"))
+        short = bool(positions.max() < running.L0)
+        bias = [torch.from_numpy(inputs[name]) for name in ("chunk_ids", "key_bias")] if "key_bias" in inputs else []
+        mask = sparse_masks(model, positions, *bias) if bias else None
+        with patch(model, Scaling.identity(running.ROPE) if short else long), torch.inference_mode():
+            out = model(input_ids=ids, position_ids=positions, attention_mask=mask, labels=labels)
+        found["short" if short else "long"].append(out.loss.item())
+    for kind, values in found.items():
+        assert len(values) >= len(windows) // 2 - 4
+        assert np.mean(values) == pytest.approx(record["losses"]["0"][kind], abs=0.03)  # its weights were rounded
+
+
+@pytest.mark.parametrize("value", ["1.0", "-0.1", "'best'", "true"])
+def test_an_average_that_is_none_is_refused(value: str) -> None:
+    text = f"version = 1\n[[stages]]\nlength = '2k'\n[stages.finetune]\nsteps = 3\naverage = {value}\n"
+    with pytest.raises(LongRopeError, match=r"stages\[0\]\.finetune\.average = .*: choose auto, or a share from 0"):
+        parse_plan(text)

@@ -24,6 +24,7 @@ from longrope.search.loop import SearchProgress
 from longrope.search.registry import get_method
 from longrope.search.run import SearchObjectives
 from longrope.search.space import Space
+from longrope.stages.average_test import choose_average
 from longrope.stages.finetune import finetune
 from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
 from longrope.stages.measure import measure
@@ -102,7 +103,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     if summary is not None:
         with explain_disk_errors(folder):
             if settings.merge:
-                _publish_weights(run.model, tokenizer, folder, settings.average)
+                _publish_weights(run, number, tokenizer)
             else:
                 _publish_adapter(run.weights(number), folder, Extension.of(run.rope, long))
             chosen = settings.model_dump(mode="json", exclude_defaults=True)
@@ -118,19 +119,25 @@ def _publish_adapter(base: str, folder: Path, extension: Extension) -> None:
     describe_adapter(folder / "model.new", base=base, factors=extension.to_json())
 
 
-def _publish_weights(original: str, tokenizer: PreTrainedTokenizerBase, folder: Path, average: float) -> None:
+def _publish_weights(run: StagedRun, number: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a stage's weights as ``model.new`` into its folder, in the dtype of the original checkpoint.
 
     They are the trained weights, or with ``average`` so large a share of the original ones.
     """
-    dtype = load_config(original).dtype or torch.float32
+    stage, folder = run.plan.stages[number - 1], run.stage_folder(number)
+    assert stage.finetune is not None
+    dtype, average = load_config(run.model).dtype or torch.float32, stage.finetune.average
     trained, unfinished = folder / "training" / "model", folder / "model.new"
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(trained)
     name = next(name for name, value in DTYPES.items() if value == dtype)
     model, _ = load(str(trained), dtype="float32" if average else name)
     if average:
-        mix_weights(model, load(original, dtype="float32")[0], average)
+        original, _ = load(run.model, dtype="float32")
+        if isinstance(average, str):
+            tested, windows = load(str(trained), dtype="float32")[0], run.data.held_out_windows(stage)
+            average = choose_average(tested, original, run.long_scaling(number), windows, folder / "average.json")
+        mix_weights(model, original, average)
         model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)

@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from longrope.stages.plan_values import Factors, FromList, Method, PlanTable, Rate, Schedule, Scheme, Task, Tokens
+from longrope.stages.plan_values import (
+    Average,
+    Factors,
+    FromList,
+    Method,
+    PlanTable,
+    Rate,
+    Schedule,
+    Scheme,
+    Task,
+    Tokens,
+)
 
 
 class Search(PlanTable):
@@ -60,7 +71,8 @@ class Finetune(PlanTable):
         answers: Weight in the loss of the answers of planted lines (``data.needles``), beside 1 for other tokens.
         distill: Distillation from the original model on short sequences; without it their loss is that of the text.
         average: Share of the original model in the weights that the stage leaves, but those of queries and keys, from
-            0 to 1. More of it is better for short sequences and worse for long ones.
+            0 to 1. More of it is better for short sequences and worse for long ones. ``auto`` takes the share with
+            the lowest loss on held-out documents, of short rows and long windows.
         lora: Rank of LoRA on all linear layers; 0 trains all weights.
         merge: Whether LoRA's adapter becomes part of the weights. If not, it is switched with the factors: up to L0
             the model is the original one. Only the last fine-tuning can leave an adapter.
@@ -81,7 +93,7 @@ class Finetune(PlanTable):
     short: float = Field(default=0.0, ge=0, lt=1)
     answers: float = Field(default=1.0, gt=0)
     distill: Distill | None = None
-    average: float = Field(default=0.0, ge=0, lt=1)
+    average: Average = 0.0
     lora: int = Field(default=0, ge=0)
     merge: bool = True
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

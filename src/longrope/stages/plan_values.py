@@ -61,10 +61,18 @@ def _rate(value: Any) -> Any:
     return value
 
 
+def _average(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (0 <= value < 1 if number else value == "auto"):
+        raise ValueError("choose auto, or a share from 0 to below 1, such as 0.2")
+    return value
+
+
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=2), PlainSerializer(_short, when_used="json-unless-none")]
 Scheme = Annotated[str, AfterValidator(lambda name: with_value_error(canonical, name))]
 Task = Annotated[str, AfterValidator(_task)]
 Rate = Annotated[float | str, BeforeValidator(_rate)]
+Average = Annotated[float | str, BeforeValidator(_average)]
 Method = Annotated[str, AfterValidator(_method)]
 Factors = Annotated[str, AfterValidator(_source_of_factors)]
 Schedule = Literal[  # transformers' SchedulerType, less those that need numbers of their own

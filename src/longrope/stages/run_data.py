@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from longrope.data.training_windows import TrainingWindows
 from longrope.data.weighted_text import WeightedText, search_texts
 from longrope.rope import Rope
 from longrope.search.options import SearchOptions
+from longrope.stages.average_test import WINDOWS
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Search, Stage
 from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
@@ -92,6 +93,8 @@ class RunData:
                 windows = self.windows(stage)
                 _note_reach(windows)
                 tokens += windows.documents
+                if stage.finetune.average == "auto":
+                    tokens += self.held_out_windows(stage).documents
         if self.evaluation_lengths:
             self.prompts()
             tokens.append(self.test_documents().tokens)
@@ -155,11 +158,33 @@ class RunData:
             seed=finetune.seed,
         )
 
-    def _tokenized(self, count: int) -> list[np.ndarray]:
-        """Return training documents as token ids, each with its end; no more of them than ``count`` tokens need."""
+    def held_out_windows(self, stage: Stage) -> TrainingWindows:
+        """Return windows of held-out documents like those that a stage trains on, half of them short rows.
+
+        Raises:
+            LongRopeError: If the documents have too few tokens.
+        """
+        windows = self.windows(stage)
+        return replace(
+            windows,
+            documents=self._tokenized(max(windows.length, WINDOWS * windows.size), self._splits["held_out"]),
+            count=WINDOWS,
+            short=0.5,
+            needles=0.0,
+            answer_weight=1.0,
+            repeats=WINDOWS,
+        )
+
+    def _tokenized(self, count: int, source: Sequence[Document] | None = None) -> list[np.ndarray]:
+        """Return documents as token ids, each with its end; no more of them than ``count`` tokens need.
+
+        Args:
+            count: Number of tokens.
+            source: The documents; the training documents if None.
+        """
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         documents: list[np.ndarray] = []
-        for document in self._training_documents():
+        for document in self._training_documents() if source is None else source:
             if count <= 0:
                 break
             tokens = encode(document.text, self.tokenizer, length=NO_LIMIT, cache=self.cache)
