@@ -187,9 +187,8 @@ def measured(name: str, measure: Callable[[], Any]) -> Any:
 
 
 def perplexity() -> dict[str, Any]:
-    """Perplexity by length, and the difference to YaRN over documents, in percent."""
-    bench, losses = Bench(), {}
-    folder = BUILD / "losses"
+    """Perplexity by length, and the difference in nats to YaRN, or to the original model, over documents."""
+    bench, folder = Bench(), BUILD / "losses"
     folder.mkdir(exist_ok=True)
     for row, longest in bench.rows:
         for number in range(DOCUMENTS):
@@ -197,9 +196,17 @@ def perplexity() -> dict[str, Any]:
             if not path.exists():
                 with lr.patch(bench.model(row), bench.factors(row)) as model:
                     np.save(path, token_losses(model, bench.documents[number : number + 1, :longest])[0])
-            losses[row, number] = np.load(path)
+    return summary()
+
+
+def summary() -> dict[str, Any]:
+    """Return the perplexities of the rows that are measured on all documents."""
     found: dict[str, Any] = {}
-    for row, longest in bench.rows:
+    paths = {(row, i): BUILD / "losses" / f"{row}-{i}.npy" for row, _ in Bench.rows for i in range(DOCUMENTS)}
+    losses = {key: np.load(path) for key, path in paths.items() if path.exists()}
+    for row, longest in Bench.rows:
+        if any((row, number) not in losses for number in range(DOCUMENTS)):
+            continue
         for length in (length for length in LENGTHS if length <= longest):
             means = [losses[row, number][: length - 1].mean() for number in range(DOCUMENTS)]
             found[f"{row} {length}"] = {"perplexity": float(np.exp(np.mean(means)))}
@@ -232,7 +239,7 @@ def retrieval() -> dict[str, Any]:
     return found
 
 
-PARTS = {"texts": texts, "run": run, "perplexity": perplexity, "retrieval": retrieval}
+PARTS: dict[str, Callable[[], Any]] = {"texts": texts, "run": run, "perplexity": perplexity, "retrieval": retrieval}
 
 
 def main() -> None:

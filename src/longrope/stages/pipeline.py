@@ -131,13 +131,15 @@ def _publish_weights(run: StagedRun, number: int, tokenizer: PreTrainedTokenizer
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(trained)
     name = next(name for name, value in DTYPES.items() if value == dtype)
+    if average == "auto":
+        original, _ = load(run.model, dtype="float32")
+        tested, _ = load(str(trained), dtype="float32", device=run.device)
+        windows, file = run.data.held_out_windows(stage), folder / "average.json"
+        average = choose_average(tested, original, run.long_scaling(number), windows, file)
+        del tested, original
     model, _ = load(str(trained), dtype="float32" if average else name)
     if average:
-        original, _ = load(run.model, dtype="float32")
-        if isinstance(average, str):
-            tested, windows = load(str(trained), dtype="float32")[0], run.data.held_out_windows(stage)
-            average = choose_average(tested, original, run.long_scaling(number), windows, folder / "average.json")
-        mix_weights(model, original, average)
+        mix_weights(model, load(run.model, dtype="float32")[0], float(average))
         model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)

@@ -18,7 +18,6 @@ TOO_SMALL_SHARE = 0.025
 STEPS, LARGEST_BATCH = 200, 64  # optimizer steps that a proposal has at least, and sequences of a step at most
 WINDOW = 2048  # tokens of a sparse window
 NEEDLES = 0.5  # share of the sequences with planted lines
-AVERAGE = 0.18  # of the original weights (docs/results.md)
 
 
 def advice(plan: Plan, rope: Rope) -> list[str]:
@@ -115,7 +114,7 @@ def _sparse_finetune(tokens: int, dtype: Literal["bfloat16", "float32"]) -> Fine
         short=0.5,
         answers=3.0,
         distill=Distill(),
-        average=AVERAGE,
+        average="auto",
         dtype=dtype,
     )
 
