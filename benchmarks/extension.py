@@ -1,7 +1,7 @@
 """Extending ``tiny`` 512 times: 256 → 131,072 tokens in one stage on sparse windows.
 
     make benchmark-extension                      # about two hours on two cores; continues where it stopped
-    python benchmarks/extension.py sparse-0       # one run, or one measurement: table, short, retrieval, ablations
+    python benchmarks/extension.py sparse-0       # one run, or one measurement, such as table
 
 Runs are those of ``longrope extend`` in ``build/extension``. All measurements are on one text of 131,072 tokens, test
 documents joined: at every length it is cut into windows, so all lengths score the same tokens. Results in
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
@@ -33,6 +34,7 @@ from longrope.formats.load_factors import load_extension
 from longrope.models.average import mix_weights
 from longrope.models.load import load_config
 from longrope.provenance import provenance
+from longrope.stages.average_test import choose_average
 from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan, parse_plan
@@ -202,6 +204,31 @@ def short(bench: Bench) -> dict[str, Any]:
     return measured("sparse-short", values)
 
 
+def averages(bench: Bench) -> dict[str, Any]:
+    """Shares of the original weights, with and without those of queries and keys: perplexity at 256 and 32,768."""
+
+    def value(share: float, *, all_weights: bool) -> dict[str, float]:
+        model, original = bench.model(0, 0.0 if all_weights else share), dict(bench.model(None).named_parameters())
+        with torch.no_grad():
+            for name, parameter in model.named_parameters() if all_weights else ():
+                parameter.lerp_(original[name], share)
+        long = bench.extension(0).long
+        return {"256, plain RoPE": bench.perplexity(model, None, 256), "32768": bench.perplexity(model, long, 32768)}
+
+    def auto() -> dict[str, Any]:
+        stage, file = parse_plan(PLAN.replace("SEED", "0")).stages[0], BUILD / "average.json"
+        windows = bench.begun("averages", parse_plan(PLAN.replace("SEED", "0"))).data.held_out_windows(stage)
+        original, _ = lr.load("tiny", dtype="float32")
+        choose_average(bench.model(0, 0.0).float(), original, bench.extension(0).long, windows, file)
+        return json.loads(file.read_text())
+
+    values: dict[str, Callable[[], Any]] = {"auto": auto}
+    for share in (0.0, 0.2, AVERAGE, 0.5):
+        values[f"{share} but queries and keys"] = lambda share=share: value(share, all_weights=False)
+        values[f"{share} of all"] = lambda share=share: value(share, all_weights=True)
+    return measured("averages", values)
+
+
 def retrieval(bench: Bench) -> dict[str, Any]:
     """Exact recall of planted lines by length, five questions on a document."""
 
@@ -268,7 +295,7 @@ class Unweighted:
         return inputs | {"key_bias": 0 * inputs["key_bias"]} if "key_bias" in inputs else inputs
 
 
-MEASURES = {"ablations": ablations, "table": table, "short": short, "retrieval": retrieval}
+MEASURES = {"ablations": ablations, "table": table, "short": short, "averages": averages, "retrieval": retrieval}
 
 
 def main() -> None:

@@ -162,6 +162,12 @@ class Bench:
         print(drawn.names)
         return drawn.tokens
 
+    def losses(self, row: str, number: int, longest: int) -> dict[str, float]:
+        """Return the mean loss of a document up to every length, in nats."""
+        with lr.patch(self.model(row), self.factors(row)) as model:
+            losses = token_losses(model, self.documents[number : number + 1, :longest])[0]
+        return {str(length): float(losses[: length - 1].mean()) for length in LENGTHS if length <= longest}
+
     def model(self, row: str) -> PreTrainedModel:
         """Return the weights of a row."""
         if row not in ("adapter", "merged"):
@@ -176,50 +182,46 @@ class Bench:
         return None if name is None else lr.scheme(name, self.rope, LENGTH)
 
 
-def measured(name: str, measure: Callable[[], Any]) -> Any:
-    """Measure a value once; the file in the build folder keeps it."""
-    path = BUILD / "measured.json"
-    done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+def measured(part: str, name: str, measure: Callable[[], Any]) -> Any:
+    """Measure a value once; the results file keeps it."""
+    record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    done = record.setdefault(part, {})
     if name not in done:
         done[name] = measure()
-        write_json(path, done)
+        write_json(RESULTS, record | {"plan": PLAN, "provenance": provenance()})
     return done[name]
 
 
-def perplexity() -> dict[str, Any]:
-    """Perplexity by length, and the difference in nats to YaRN, or to the original model, over documents."""
-    bench, folder = Bench(), BUILD / "losses"
-    folder.mkdir(exist_ok=True)
+def perplexity() -> None:
+    """Measure the mean loss of each document up to every length, and write the summary."""
+    bench = Bench()
     for row, longest in bench.rows:
         for number in range(DOCUMENTS):
-            path = folder / f"{row}-{number}.npy"
-            if not path.exists():
-                with lr.patch(bench.model(row), bench.factors(row)) as model:
-                    np.save(path, token_losses(model, bench.documents[number : number + 1, :longest])[0])
-    return summary()
+            measured("losses", f"{row} {number}", lambda row=row, n=number, size=longest: bench.losses(row, n, size))
+    record = json.loads(RESULTS.read_text())
+    write_json(RESULTS, record | {"perplexity": summary(record["losses"])})
 
 
-def summary() -> dict[str, Any]:
-    """Return the perplexities of the rows that are measured on all documents."""
+def summary(losses: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Return perplexities of the rows that are measured on all documents, and differences to another row in nats."""
     found: dict[str, Any] = {}
-    paths = {(row, i): BUILD / "losses" / f"{row}-{i}.npy" for row, _ in Bench.rows for i in range(DOCUMENTS)}
-    losses = {key: np.load(path) for key, path in paths.items() if path.exists()}
     for row, longest in Bench.rows:
-        if any((row, number) not in losses for number in range(DOCUMENTS)):
-            continue
-        for length in (length for length in LENGTHS if length <= longest):
-            means = [losses[row, number][: length - 1].mean() for number in range(DOCUMENTS)]
-            found[f"{row} {length}"] = {"perplexity": float(np.exp(np.mean(means)))}
-            against = "yarn" if longest == LENGTH else "original"
-            others = [losses[against, number][: length - 1].mean() for number in range(DOCUMENTS)]
-            difference, error = mean_error([float(one - other) for one, other in zip(means, others, strict=True)])
-            found[f"{row} {length}"] |= {"against": against, "nats": difference, "standard_error": error}
+        means = [losses.get(f"{row} {number}", {}) for number in range(DOCUMENTS)]
+        against = "yarn" if longest == LENGTH else "original"
+        others = [losses.get(f"{against} {number}", {}) for number in range(DOCUMENTS)]
+        for length in (str(length) for length in LENGTHS if length <= longest and all(means)):
+            values = [mean[length] for mean in means]
+            found[f"{row} {length}"] = {"perplexity": float(np.exp(np.mean(values)))}
+            if all(others) and row != against:
+                differences = [one - other[length] for one, other in zip(values, others, strict=True)]
+                difference, error = mean_error(differences)
+                found[f"{row} {length}"] |= {"against": against, "nats": difference, "standard_error": error}
     return found
 
 
-def retrieval() -> dict[str, Any]:
-    """Exact answers by task and length, six questions on a document."""
-    bench, found = Bench(), {}
+def retrieval() -> None:
+    """Measure exact answers by task and length, six questions on a document."""
+    bench = Bench()
     for length in ASKED:
         for task in TASKS:
             for row in ("adapter", "yarn") if length > L0 else ("original", "yarn"):
@@ -234,22 +236,16 @@ def retrieval() -> dict[str, Any]:
                     mean, error = mean_error([score.score for score in scores])
                     return {"rate": mean, "standard_error": error, "trials": len(scores)}
 
-                found[key] = measured(key, measure)
-                print(key, found[key], flush=True)
-    return found
+                print(key, measured("retrieval", key, measure), flush=True)
 
 
-PARTS: dict[str, Callable[[], Any]] = {"texts": texts, "run": run, "perplexity": perplexity, "retrieval": retrieval}
+PARTS = {"texts": texts, "run": run, "perplexity": perplexity, "retrieval": retrieval}
 
 
 def main() -> None:
     """Do all parts, or those that are named."""
     for name in sys.argv[1:] or PARTS:
-        values = PARTS[name]()
-        if values is not None:
-            record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            write_json(RESULTS, record | {name: values, "plan": PLAN, "provenance": provenance()})
-            print(json.dumps(values, indent=1))
+        PARTS[name]()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ from longrope.export.apply import apply
 from longrope.models.adapter import base_of, describe_adapter, merge_adapter
 from longrope.models.load import find_gguf, load_config
 from longrope.scaling import Extension
+from longrope.stages.plan import Plan
+from longrope.stages.plan_tables import Stage
+from longrope.stages.run_folder import StagedRun, begin_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 EXTENSION = Extension.of(running.ROPE, running.FACTORS)
@@ -150,6 +154,30 @@ def test_a_missing_package_and_a_missing_base(folder: Path, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LongRopeError, match=r"needs the package peft: pip install 'longrope\[lora\]'"):
         lr.load(str(folder))
+
+
+def test_a_copy_has_an_adapter_of_its_own(adapted: PreTrainedModel) -> None:
+    copied, long = copy.deepcopy(adapted), tokens(1, 200)
+    plain = logits(adapted, long)
+    with lr.patch(copied, EXTENSION.long):
+        on = logits(copied, long)
+        assert torch.equal(logits(adapted, long), plain)
+    assert torch.equal(logits(copied, long), plain)
+    with lr.patch(adapted, EXTENSION.long):
+        assert torch.equal(logits(adapted, long), on)
+
+
+def test_bad_folders(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "extension.json").write_text((folder / "extension.json").read_text())
+    for text in ("{", "{}", "3"):
+        (damaged / "adapter_config.json").write_text(text)
+        with pytest.raises(LongRopeError, match=r"adapter_config\.json is damaged or names no base model"):
+            lr.load(str(damaged))
+    run = StagedRun(tmp_path / "run", str(folder), Plan(stages=(Stage(length=256),)))
+    with pytest.raises(LongRopeError, match=r"is not extended further\. Begin with its base model, .*base"):
+        begin_run(run, resume=False)
 
 
 def test_all_families_keep_their_logits_up_to_l0(tmp_path: Path) -> None:

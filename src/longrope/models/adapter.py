@@ -31,7 +31,10 @@ class SwitchedAdapter:
         self.layers = [layer for layer in scaled if NAME in layer.scaling]
         self.strengths = [layer.scaling[NAME] for layer in self.layers]
         self.use(False)
-        self.hook = backbone_of(model).register_forward_pre_hook(lambda *_: self.use(False))
+        self.hook = backbone_of(model).register_forward_pre_hook(self._turn_off)  # a method, which deepcopy copies too
+
+    def _turn_off(self, _module: nn.Module, _inputs: object) -> None:
+        self.use(False)
 
     def use(self, rows: Tensor | bool) -> None:
         """Turn the adapter on or off, for all rows or for each, bool ``(rows,)``."""
@@ -51,11 +54,19 @@ def base_of(folder: str | Path) -> str | None:
     """Return the name of the model that the adapter in a folder belongs to; None if the folder holds none.
 
     Only adapters with their factors beside them count.
+
+    Raises:
+        LongRopeError: The config of the adapter is damaged, or names no base model.
     """
     config = Path(folder) / CONFIG
     if not (config.is_file() and config.with_name(FACTORS).is_file()):
         return None
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        raise LongRopeError(
+            f"model = {str(folder)!r}: its {CONFIG} is damaged or names no base model. Train the adapter again."
+        ) from None
 
 
 def describe_adapter(folder: Path, *, base: str, factors: str) -> None:

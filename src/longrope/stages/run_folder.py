@@ -11,6 +11,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension, load_factors
+from longrope.models.adapter import base_of
 from longrope.models.load import load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
@@ -137,6 +138,11 @@ def begin_run(run: StagedRun, *, resume: bool) -> None:
     if run.folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in run.folder.iterdir()):
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim_output(run.folder, overwrite=True, folder=True)
+    if base_of(run.model) is not None:
+        raise LongRopeError(
+            f"model = {run.model!r}: an adapter that is switched with its factors is not extended further. "
+            f"Begin with its base model, {base_of(run.model)}."
+        )
     run.plan.check_fits(run.rope)
     check_model_fits(run.plan, load_config(run.model))
     check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
