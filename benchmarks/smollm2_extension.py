@@ -3,10 +3,11 @@
     make benchmark-smollm2-extension                    # five hours on one core; continues where it stopped
     python benchmarks/smollm2_extension.py perplexity   # one part: texts, run, perplexity, retrieval
 
-Texts are this Python's library and the sources of its documentation, from the Debian package ``python3.11-doc``. Rows
-are the original model, YaRN and the ramp for 32,768 tokens without training, and the adapter with its ramp. A row with
-one set of factors at every length needs one pass over a document for all lengths up to its own. Below 8,192 tokens the
-adapter's row is the original model; *merged* is what short context costs if the adapter becomes part of the weights.
+The plan is ``smollm2``. Texts are this Python's library and the sources of its documentation, from the Debian package
+``python3.11-doc``. Rows are the original model, YaRN and the ramp for 32,768 tokens without training, and the adapter
+with its ramp. A row with one set of factors at every length needs one pass over a document for all lengths up to its
+own. Below 8,192 tokens the adapter's row is the original model; *merged* is what short context costs if the adapter
+becomes part of the weights.
 Results in ``benchmarks/results/smollm2-extension.json``; the adapter is in ``benchmarks/results/smollm2-32k``.
 """
 
@@ -38,7 +39,8 @@ from longrope.longcontext.token_losses import token_losses
 from longrope.models.adapter import merge_adapter
 from longrope.provenance import provenance
 from longrope.stages.pipeline import extend
-from longrope.stages.plan import parse_plan
+from longrope.stages.plan import load_plan
+from longrope.stages.plan_tables import FinalEvaluation
 from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
@@ -50,39 +52,6 @@ TEXTS, RUN = BUILD / "texts", BUILD / "32k"
 L0, LENGTH, LENGTHS, DOCUMENTS, DTYPE = 8192, 32768, (2048, 4096, 8192, 16384, 32768), 4, "bfloat16"
 TASKS, ASKED, QUESTIONS = ("passkey", "recall"), (8192, 16384, 32768), 6
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
-PLAN = f"""\
-version = 1
-export = "none"
-
-[[stages]]
-length = "32k"
-factors = "ramp"
-
-[stages.finetune]
-steps = 60           # 245,760 tokens
-batch = 2
-rate = 1e-3
-warmup = 0.06
-window = "2k"
-windows = "sparse"
-short = 0.34
-answers = 3
-lora = 8
-merge = false
-dtype = "{DTYPE}"
-save_every = 6
-
-[stages.finetune.distill]
-weight = 1.0
-
-[data]
-source = "{TEXTS}"
-train = "{TEXTS}"
-needles = 0.5
-
-[evaluation]
-lengths = []
-"""
 
 
 def texts() -> None:
@@ -122,7 +91,11 @@ def run() -> None:
         bar.total, bar.n = total, done
         bar.refresh()
 
-    staged = StagedRun(RUN, "smollm2", parse_plan(PLAN), dtype=DTYPE, on_progress=on_progress)
+    plan = load_plan("smollm2")
+    data = plan.data.model_copy(update={"source": str(TEXTS), "train": str(TEXTS)})
+    changes = {"data": data, "evaluation": FinalEvaluation(lengths=()), "export": "none"}
+    plan = plan.model_copy(update=changes)
+    staged = StagedRun(RUN, "smollm2", plan, dtype=DTYPE, on_progress=on_progress)
     begin_run(staged, resume=True)
     extend(staged)
     if not KEPT.exists():
@@ -188,7 +161,7 @@ def measured(part: str, name: str, measure: Callable[[], Any]) -> Any:
     done = record.setdefault(part, {})
     if name not in done:
         done[name] = measure()
-        write_json(RESULTS, record | {"plan": PLAN, "provenance": provenance()})
+        write_json(RESULTS, record | {"provenance": provenance()})
     return done[name]
 
 
