@@ -168,8 +168,8 @@ def measured(part: str, name: str, measure: Callable[[], Any]) -> Any:
 def perplexity() -> None:
     """Measure the mean loss of each document up to every length, and write the summary."""
     bench = Bench()
-    for row, longest in bench.rows:
-        for number in range(DOCUMENTS):
+    for number in range(DOCUMENTS):
+        for row, longest in bench.rows:
             measured("losses", f"{row} {number}", lambda row=row, n=number, size=longest: bench.losses(row, n, size))
     record = json.loads(RESULTS.read_text())
     write_json(RESULTS, record | {"perplexity": summary(record["losses"])})
