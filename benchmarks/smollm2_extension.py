@@ -3,18 +3,17 @@
     make benchmark-smollm2-extension                    # five hours on one core; continues where it stopped
     python benchmarks/smollm2_extension.py perplexity   # one part: texts, run, perplexity, retrieval
 
-The plan is ``smollm2``. Texts are this Python's library and the sources of its documentation, from the Debian package
+Texts are this Python's library and the sources of its documentation, from the Debian package
 ``python3.11-doc``. Rows are the original model, YaRN and the ramp for 32,768 tokens without training, and the adapter
 with its ramp. A row with one set of factors at every length needs one pass over a document for all lengths up to its
 own. Below 8,192 tokens the adapter's row is the original model; *merged* is what short context costs if the adapter
 becomes part of the weights.
-Results in ``benchmarks/results/smollm2-extension.json``; the adapter is in ``benchmarks/results/smollm2-32k``.
+Results in ``benchmarks/results/smollm2-extension.json``.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -24,9 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -39,18 +35,49 @@ from longrope.longcontext.token_losses import token_losses
 from longrope.models.adapter import merge_adapter
 from longrope.provenance import provenance
 from longrope.stages.pipeline import extend
-from longrope.stages.plan import load_plan
-from longrope.stages.plan_tables import FinalEvaluation
+from longrope.stages.plan import parse_plan
 from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
 
-BUILD, KEPT = Path("build/smollm2"), Path(__file__).parent / "results" / "smollm2-32k"
-RESULTS = KEPT.with_name("smollm2-extension.json")
+BUILD, RESULTS = Path("build/smollm2"), Path(__file__).parent / "results" / "smollm2-extension.json"
 TEXTS, RUN = BUILD / "texts", BUILD / "32k"
 L0, LENGTH, LENGTHS, DOCUMENTS, DTYPE = 8192, 32768, (2048, 4096, 8192, 16384, 32768), 4, "bfloat16"
 TASKS, ASKED, QUESTIONS = ("passkey", "recall"), (8192, 16384, 32768), 6
+PLAN = f"""\
+version = 1
+original_tokens = 2e12
+export = "none"
+
+[[stages]]
+length = "32k"
+factors = "ramp"
+
+[stages.finetune]
+steps = 60           # 245,760 tokens
+batch = 2
+rate = 1e-3
+warmup = 0.06
+window = "2k"
+windows = "sparse"
+short = 0.34         # for those who merge the adapter; up to 8,192 tokens it is off
+answers = 3
+lora = 8
+merge = false
+dtype = "{DTYPE}"
+save_every = 6
+
+[stages.finetune.distill]
+
+[data]
+source = "{TEXTS}"
+train = "{TEXTS}"
+needles = 0.5
+
+[evaluation]
+lengths = []
+"""
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
 
 
@@ -83,7 +110,7 @@ def texts() -> None:
 
 
 def run() -> None:
-    """Carry out the plan, and keep its adapter in the dtype of the measurements."""
+    """Carry out the plan."""
     bar = tqdm(desc="fine-tuning")
 
     def on_progress(_: str, done: int, total: int, note: str) -> None:
@@ -91,19 +118,9 @@ def run() -> None:
         bar.total, bar.n = total, done
         bar.refresh()
 
-    plan = load_plan("smollm2")
-    data = plan.data.model_copy(update={"source": str(TEXTS), "train": str(TEXTS)})
-    changes = {"data": data, "evaluation": FinalEvaluation(lengths=()), "export": "none"}
-    plan = plan.model_copy(update=changes)
-    staged = StagedRun(RUN, "smollm2", plan, dtype=DTYPE, on_progress=on_progress)
+    staged = StagedRun(RUN, "smollm2", parse_plan(PLAN), dtype=DTYPE, on_progress=on_progress)
     begin_run(staged, resume=True)
     extend(staged)
-    if not KEPT.exists():
-        shutil.copytree(RUN / "stage-1" / "model", KEPT)
-        weights = KEPT / "adapter_model.safetensors"
-        rounded = {name: value.to(torch.bfloat16) for name, value in load_file(weights).items()}
-        save_file(rounded, weights, metadata={"format": "pt"})
-        shutil.copy(RUN / "stage-1" / "training.json", KEPT)
 
 
 class Bench:
@@ -145,8 +162,7 @@ class Bench:
         """Return the weights of a row."""
         if row not in ("adapter", "merged"):
             return self.original[0]
-        model, _ = lr.load(str(KEPT), dtype=DTYPE)
-        assert any(isinstance(module, LoraLayer) for module in model.modules())
+        model, _ = lr.load(str(RUN / "stage-1" / "model"), dtype=DTYPE)
         return merge_adapter(model) if row == "merged" else model
 
     def factors(self, row: str) -> lr.Scaling | None:
@@ -161,7 +177,7 @@ def measured(part: str, name: str, measure: Callable[[], Any]) -> Any:
     done = record.setdefault(part, {})
     if name not in done:
         done[name] = measure()
-        write_json(RESULTS, record | {"provenance": provenance()})
+        write_json(RESULTS, record | {"plan": PLAN, "provenance": provenance()})
     return done[name]
 
 
