@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import families
+import numpy as np
 import pytest
 import running
 import torch
@@ -17,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import longrope as lr
+from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.export.apply import apply
 from longrope.models.adapter import base_of, describe_adapter, merge_adapter
 from longrope.models.load import find_gguf, load_config
+from longrope.objectives.model_loss import ModelObjective
 from longrope.scaling import Extension
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Stage
@@ -154,6 +157,18 @@ def test_a_missing_package_and_a_missing_base(folder: Path, tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(LongRopeError, match=r"needs the package peft: pip install 'longrope\[lora\]'"):
         lr.load(str(folder))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_search_sees_the_adapter(gradient: bool, adapted: PreTrainedModel, merged: PreTrainedModel) -> None:
+    text = WeightedText(tokens(1, 200)[0].numpy(), np.full(199, 1 / 199))
+    jobs = [[(EXTENSION.long, 0)]]
+    found, wanted = (
+        next(iter(ModelObjective(model, [text]).evaluate(jobs, gradient=gradient)))[1][0] for model in (adapted, merged)
+    )
+    assert found.loss == pytest.approx(wanted.loss, abs=1e-4)
+    if gradient:
+        np.testing.assert_allclose(found.gradient, wanted.gradient, atol=1e-3)
 
 
 def test_a_copy_has_an_adapter_of_its_own(adapted: PreTrainedModel) -> None:

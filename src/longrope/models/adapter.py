@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.backbone import backbone_of
 from longrope.storage.atomic import write_json, write_text
 
 NAME = "long_context"  # of the adapter in the model
@@ -20,18 +19,19 @@ ATTRIBUTE = "_switched_adapter"  # of the model
 
 
 class SwitchedAdapter:
-    """The LoRA layers of a model, which are off until a forward pass uses factors other than 1.
+    """The LoRA layers of a model, which are on after its rotary module used factors other than 1, and else off.
 
     Args:
         model: Model with an adapter of the name `NAME`.
+        rotary: The model's own rotary module, which has no factors.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, rotary: nn.Module) -> None:
         scaled: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)]
         self.layers = [layer for layer in scaled if NAME in layer.scaling]
         self.strengths = [layer.scaling[NAME] for layer in self.layers]
         self.use(False)
-        self.hook = backbone_of(model).register_forward_pre_hook(self._turn_off)  # a method, which deepcopy copies too
+        self.hook = rotary.register_forward_pre_hook(self._turn_off)  # a method, which deepcopy copies too
 
     def _turn_off(self, _module: nn.Module, _inputs: object) -> None:
         self.use(False)
@@ -78,8 +78,8 @@ def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
     write_text(folder / FACTORS, factors)
 
 
-def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Add the adapter in a folder to its base model, in place.
+def attach_adapter(model: PreTrainedModel, rotary: nn.Module, folder: Path) -> None:
+    """Add the adapter in a folder to its base model, whose rotary module is ``rotary``, in place.
 
     Raises:
         LongRopeError: The package ``peft`` is missing.
@@ -91,7 +91,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> None:
     conversions = vars(model).get("_weight_conversions")
     model.load_adapter(str(folder), adapter_name=NAME)
     vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
-    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval()))
+    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotary))
 
 
 @torch.no_grad()

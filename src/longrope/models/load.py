@@ -25,6 +25,7 @@ from longrope.models.adapter import attach_adapter, base_of
 from longrope.models.dequantized import forget_conversions, forget_quantization
 from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import FULL, Rope
 from longrope.scaling import Extension
 
@@ -70,7 +71,7 @@ def load(
         check_loading_report(name, type(loaded).__name__, report)
         model = loaded.to(device).eval()
         if base_of(name) is not None:
-            attach_adapter(model, Path(name))
+            attach_adapter(model, find_rotary_slot(model).original, Path(name))
     if options:
         forget_quantization(model)
     forget_conversions(model)

@@ -54,7 +54,9 @@ class RescaledRotary(nn.Module):
         adapter: Adapter to turn on for rows whose factors are not all 1.
     """
 
-    def __init__(self, original: nn.Module, embedding: LongRoPE | None, adapter: SwitchedAdapter | None = None) -> None:
+    def __init__(
+        self, original: nn.Module, embedding: nn.Module | None, adapter: SwitchedAdapter | None = None
+    ) -> None:
         super().__init__()
         self.original, self.embedding, self.adapter = original, embedding, adapter
         self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
@@ -67,10 +69,13 @@ class RescaledRotary(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
         """Return cos and sin as the original does, ``(batch, sequence, dim)``."""
         if self.embedding is None or layer_type not in (None, FULL):
-            return self.original(x, position_ids, *([layer_type] if layer_type else []))
+            # beside factors without the hook that turns the adapter off
+            original = self.original if self.embedding is None else self.original.forward
+            return original(x, position_ids, *([layer_type] if layer_type else []))
         like = x[..., :1].float() if self.keeps_float32 else x
         if self.adapter is not None:
-            self.adapter.use(self.embedding.rescales(position_ids))
+            rescales = self.embedding.rescales(position_ids) if isinstance(self.embedding, LongRoPE) else True
+            self.adapter.use(rescales)
         cos, sin = self.embedding(like, position_ids)
         if not self.repeats:
             cos, sin = (values.chunk(2, dim=-1)[0] for values in (cos, sin))

@@ -14,6 +14,7 @@ from longrope.data.weighted_text import WeightedText
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.tiling import tiled_layers
 from longrope.longcontext.token_losses import head_losses, last_hidden, token_losses
+from longrope.models.adapter import switched_adapter
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import patch
 from longrope.models.rotary_embedding import LongRoPE
@@ -90,7 +91,7 @@ class ModelObjective:
 
     @contextmanager
     def _installed(self, module: nn.Module) -> Iterator[None]:
-        self.rotary.install(RescaledRotary(self.rotary.original, module))
+        self.rotary.install(RescaledRotary(self.rotary.original, module, switched_adapter(self.model)))
         try:
             yield
         finally:
