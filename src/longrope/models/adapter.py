@@ -1,4 +1,4 @@
-"""A LoRA adapter that works where the factors rescale: up to L0 the model is the original one, bit for bit."""
+"""A LoRA adapter that works where the factors rescale: up to L0 the model has its original weights and RoPE."""
 
 from __future__ import annotations
 
