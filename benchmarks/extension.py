@@ -176,6 +176,8 @@ def table(bench: Bench) -> dict[str, Any]:
     """Perplexity at 8x, 32x, 128x and 512x of each seed."""
     values: dict[str, Callable[[], float]] = {}
     for seed in bench.seeds:
+        training = BUILD / f"sparse-{seed}" / "stage-1" / "training.json"
+        values[f"sparse-{seed} seconds of training"] = lambda path=training: json.loads(path.read_text())["seconds"]
         for length in LENGTHS:
             values[f"sparse-{seed} {length}"] = lambda seed=seed, length=length: bench.perplexity(
                 bench.model(seed), bench.extension(seed).long, length

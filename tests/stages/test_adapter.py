@@ -21,7 +21,7 @@ import longrope as lr
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.export.apply import apply
-from longrope.models.adapter import base_of, describe_adapter, merge_adapter
+from longrope.models.adapter import base_of, describe_adapter, merge_adapter, switched_adapter
 from longrope.models.load import find_gguf, load_config
 from longrope.objectives.model_loss import ModelObjective
 from longrope.scaling import Extension
@@ -106,6 +106,16 @@ def test_an_export_holds_the_merged_weights(folder: Path, merged: PreTrainedMode
     apply(merged, EXTENSION)
     for length in (40, 200):
         torch.testing.assert_close(logits(exported, tokens(1, length)), logits(merged, tokens(1, length)), **TOLERANCE)
+
+
+def test_a_loaded_model_is_exported_merged_and_stays_as_it_was(
+    adapted: PreTrainedModel, base: Path, merged: PreTrainedModel, tmp_path: Path
+) -> None:
+    lr.export(adapted, lr.load(str(base))[1], EXTENSION, tmp_path / "out")
+    running.assert_equal(tmp_path / "out", saved(merged, tmp_path / "merged"))
+    assert switched_adapter(adapted) is not None
+    with pytest.raises(LongRopeError, match=r"adapter that is switched .* Use longrope\.export"):
+        apply(adapted, EXTENSION)
 
 
 def test_generation_switches_at_l0_as_the_uncached_model_does(adapted: PreTrainedModel) -> None:

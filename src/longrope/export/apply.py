@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields, for_mode
+from longrope.models.adapter import switched_adapter
 from longrope.models.dequantized import forget_conversions
 from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
@@ -38,6 +39,8 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
     """
     slot = find_rotary_slot(model)
     _refuse_patched(slot.module, "apply")
+    if switched_adapter(model) is not None:
+        raise LongRopeError("model: it has an adapter that is switched with its factors. Use longrope.export instead.")
     extension = for_mode(as_extension(scaling, slot.rope), mode)
     config = model.config.to_dict()
     fields = {name: value for name, value in config_fields(config, extension).items() if config.get(name) != value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class ExportRequest:
         Raises:
             LongRopeError: There is no such model, or a loaded model came without its tokenizer.
         """
-        from longrope.models.adapter import merge_adapter
+        from longrope.models.adapter import merge_adapter, switched_adapter
         from longrope.models.load import load
 
         if isinstance(self.model, str):
@@ -71,6 +72,8 @@ class ExportRequest:
             return merge_adapter(model), self.tokenizer or tokenizer
         if self.tokenizer is None:
             raise LongRopeError("tokenizer = None: a loaded model is exported with its tokenizer. Give both.")
+        if switched_adapter(self.model) is not None:
+            return merge_adapter(copy.deepcopy(self.model)), self.tokenizer
         return self.model, self.tokenizer
 
 

@@ -178,7 +178,7 @@ def head_only(
     """Yield a function (tokens, hidden states) -> logits that runs the model's head with its soft caps and scales.
 
     The tokens of all rows go through the head as one row, and the logits are ``(rows·tokens, vocabulary)``. For a slice
-    ``(1, tokens, hidden)`` of a longer row, torch copies the head's weights, which in bfloat16 takes ten times as long.
+    ``(1, tokens, hidden)`` of a longer row, torch copies the head's weights at every call in bfloat16 on a CPU.
 
     Args:
         model: Model with the head to run.

@@ -53,8 +53,9 @@ def _number(path: Path) -> int:
 def _read(path: Path) -> TrainingHistory:
     record = read_json(path)
     try:
+        settings = record.get("settings", {}) | ({"rate": record["rate"]} if "rate" in record else {})
         figures = (int(record["tokens"]), float(record["seconds"]), float(record["loss"]))
-        return TrainingHistory(f"{path.parent.name}/model", *figures, record.get("settings", {}))
+        return TrainingHistory(f"{path.parent.name}/model", *figures, settings)
     except (KeyError, TypeError, ValueError):
         raise LongRopeError(f"{path}: not the record of a fine-tuning, or damaged. Remove it.") from None
 
