@@ -88,7 +88,7 @@ def measure(kind: str, name: str, size: str, variant: str) -> dict[str, float]:
     def plain_gradient() -> float:
         rotary = find_rotary_slot(model)
         module = Differentiable(lr.LongRoPE.static(rotary.rope, [yarn], reach=length))
-        rotary.install(RescaledRotary(rotary.original, module))
+        rotary.install(RescaledRotary(rotary.rope, rotary.original, module))
         model.requires_grad_(False).train().gradient_checkpointing_enable({"use_reentrant": False})
         ids = torch.from_numpy(tokens)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "checks": {"errors"},
     "units": {"errors"},
     "storage": {"errors"},
-    "rope": {"errors", "checks"},
+    "rope": {"errors", "checks", "formats"},  # in Rope.of, which reads a model's config
     "scaling": {"errors", "checks", "rope"},
     "schemes": BASE - {"storage"},
     "provenance": BASE,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,10 @@ def test_phi3_arrays_as_transformers_reads_them(name: str) -> None:
         original_max_position_embeddings=4096,
         rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long},
     )
-    rope = Rope.of(config)
-    assert rope == Rope(dim=96, base=10000.0, original_length=4096)
+    rope = Rope(dim=96, base=10000.0, original_length=4096)
+    carried = Rope.of(config)
+    assert (carried.plain, carried.short_length) == (replace(rope, original_length=131072), 4096)
+    assert (carried.short_factors, carried.factors) == (tuple(short), tuple(long))
     for factors, length in ((short, 4096), (long, 4097)):
         theirs, attention = ROPE_INIT_FUNCTIONS["longrope"](config, "cpu", seq_len=length)
         np.testing.assert_allclose(Scaling(factors).inv_freq(rope), theirs.numpy(), rtol=1e-6)

@@ -18,6 +18,7 @@ from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
+from longrope.schemes import yarn
 
 GEOMETRIES = [(128, 1e4, 4096), (128, 5e5, 8192), (96, 1e4, 4096), (64, 1e5, 8192), (4, 1e4, 64), (2, 3.5, 7)]
 
@@ -140,9 +141,11 @@ def test_rope_of_a_config_without_head_dim() -> None:
     assert Rope.of(plain) == Rope(dim=4, base=10000.0, original_length=512)
 
 
-def test_rope_of_takes_the_original_length_from_a_scaled_config() -> None:
-    yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 128}
-    assert Rope.of(config(rope_parameters=yarn)) == Rope(dim=16, base=5e5, original_length=128)
+def test_rope_of_a_scaled_config_is_used_to_its_factors_up_to_their_length() -> None:
+    fields = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 128}
+    factors = yarn(Rope(dim=16, base=5e5, original_length=128), 512)
+    rope = Rope.of(config(rope_parameters=fields))
+    assert rope == Rope(16, 5e5, 512, factors.factors, attention_factor=factors.attention_factor)
     phi3 = families.config("phi3", max_position_embeddings=512, original_max_position_embeddings=32)
     assert Rope.of(phi3).original_length == 32
 
@@ -236,14 +239,12 @@ def test_rope_of_any_config_class_is_a_rope_or_a_refusal() -> None:
     assert all(text.startswith(("Rope(", "model type '")) for text in outcomes.values() if text)
     assert list(outcomes.values()).count("") < 10
     assert sum(text.startswith("Rope(") for text in outcomes.values()) > 100
-    assert outcomes["llama"] == "Rope(dim=128, base=10000.0, original_length=2048, factors=())"
+    assert outcomes["llama"] == "Rope(dim=128, base=10000.0, original_length=2048)"
 
 
 def test_rope_of_a_gemma_4_config_names_the_model_type() -> None:
     """Its full-attention layers have another head_dim than the others, and each layer's config says its own."""
-    with pytest.raises(
-        LongRopeError, match=r"^model type 'gemma4_text': .*'head_dim'.* does not support this model type"
-    ):
+    with pytest.raises(LongRopeError, match=r"^model type 'gemma4_text': rope_type = 'proportional'"):
         Rope.of(CONFIG_MAPPING["gemma4"]())
 
 

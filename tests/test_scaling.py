@@ -304,18 +304,36 @@ def test_after_refuses_what_it_cannot_know() -> None:
         Scaling([2.0] * 4).times([2.0] * 5)
 
 
-def test_an_extension_is_relative_to_the_plain_rope() -> None:
-    long = Scaling([1.0, 2.0, 3.0, 4.0], length=512)
-    later = Scaling([1.0, 1.5, 2.0, 2.0], length=128).rope_after(ROPE)
-    with pytest.raises(
-        LongRopeError, match=r"^rope\.factors: .* relative to the plain rope. Multiply its factors by these.$"
-    ):
-        Extension.of(later, long)
-    fields = json.loads(Extension.of(ROPE, long).to_json())
+def test_an_extension_of_a_scaled_checkpoint() -> None:
+    """Factors multiply those that the weights are used to, and the file says which these are."""
+    used_to = Scaling([1.0, 1.5, 2.0, 2.0], length=128)
+    later = replace(used_to.rope_after(ROPE), attention_factor=1.25)
+    extension = Extension.of(later, Scaling([1.0, 2.0, 3.0, 4.0], length=512, attention_factor=2.0))
+    assert Extension.from_json(extension.to_json()) == extension
+    total = extension.total
+    assert (total.rope, total.length) == (replace(ROPE, original_length=128), 512)
+    assert (total.short.factors, total.short.attention_factor) == (used_to.factors, 1.25)
+    assert (total.long.factors, total.long.attention_factor) == ((1.0, 3.0, 6.0, 8.0), 2.5)
+    assert total.total == total
+    fields = json.loads(Extension.of(ROPE, Scaling([1.0, 2.0, 3.0, 4.0], length=512)).to_json())
     assert fields["rope"] == {"dim": 8, "base": 1e4, "original_length": 64}
-    fields["rope"]["factors"] = [1.0, 1.5, 2.0, 2.0]
-    with pytest.raises(LongRopeError, match=r"rope\.factors"):
-        Extension.from_json(json.dumps(fields))
+
+
+def test_an_extension_of_a_checkpoint_with_two_sets_keeps_its_short_one() -> None:
+    rope = Rope(8, 1e4, 256, factors=(1, 2, 3, 4), attention_factor=1.5, short_factors=(1, 1, 2, 2), short_length=64)
+    extension = Extension.of(rope, Scaling([2.0] * 4, length=1024))
+    assert [extension.at(length).factors for length in (64, 65, 256, 257)] == [
+        (1, 1 / 2, 2 / 3, 1 / 2),
+        (1, 1, 1, 1),
+        (1, 1, 1, 1),
+        (2, 2, 2, 2),
+    ]
+    total = extension.total
+    assert (total.rope, total.length) == (ROPE, 1024)
+    np.testing.assert_allclose(total.short.factors, rope.short_factors)
+    assert total.long.factors == (2, 4, 6, 8)
+    assert total.short.attention_factor == total.long.attention_factor == 1.5
+    assert Extension.from_json(extension.to_json()) == extension
 
 
 def test_a_scaling_becomes_the_long_set_of_an_extension() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,15 @@ def full_attention_fields(parameters: Mapping[str, Any] | None) -> Mapping[str, 
     return layer_fields if isinstance(layer_fields, Mapping) else fields
 
 
+def text_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of a config's text model: the config itself, or its ``text_config`` if it reads images too.
+
+    The model type stays that of the whole model, which decides what an engine does.
+    """
+    text = config.get("text_config")
+    return {**text, "model_type": config.get("model_type")} if isinstance(text, Mapping) else config
+
+
 @dataclass(frozen=True)
 class Rope:
     """The geometry of a model's rotary position embedding.
@@ -37,8 +46,12 @@ class Rope:
         dim: Rotated dimensions per head, even; below ``head_dim`` for partial rotary models.
         base: ``rope_theta``.
         original_length: L0, the length in tokens that the model was trained on.
-        factors: λ of an earlier stage that the weights were fine-tuned with, ``(dim // 2,)``; empty for a plain model.
-            ``original_length`` is then that stage's length, and factors for this rope multiply these.
+        factors: λ that the weights are used to, ``(dim // 2,)``: those of an earlier stage, or of a scaling that the
+            checkpoint carries; empty for plain RoPE. ``original_length`` is the length that they were made for, and
+            factors for this rope multiply these.
+        attention_factor: Attention factor of that scaling, which others multiply too.
+        short_factors: λ that a ``longrope`` checkpoint uses for shorter texts instead, ``(dim // 2,)``, or empty.
+        short_length: Longest text in tokens that ``short_factors`` are for: L0 of that scaling; 0 without them.
 
     >>> Rope(dim=8, base=10000.0, original_length=256).inv_freq.tolist()
     [1.0, 0.1, 0.01, 0.001]
@@ -48,6 +61,9 @@ class Rope:
     base: float
     original_length: int
     factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    short_length: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dim", whole("rope dim", self.dim, 2))
@@ -57,16 +73,42 @@ class Rope:
             raise LongRopeError(f"rope dim = {self.dim} must be even: RoPE rotates pairs of dimensions")
         if self.base <= 1:
             raise LongRopeError(f"rope base = {self.base} must be above 1")
-        factors = tuple(positive(f"rope factors[{i}]", value) for i, value in enumerate(to_python(self.factors)))
-        object.__setattr__(self, "factors", factors)
-        if len(factors) not in (0, self.dim // 2):
-            raise LongRopeError(f"rope factors: {len(factors)} values for a rope of {self.dim // 2} pairs")
+        for name in ("factors", "short_factors"):
+            values = to_python(getattr(self, name))
+            factors = tuple(positive(f"rope {name}[{i}]", value) for i, value in enumerate(values))
+            object.__setattr__(self, name, factors)
+            if len(factors) not in (0, self.dim // 2):
+                raise LongRopeError(f"rope {name}: {len(factors)} values for a rope of {self.dim // 2} pairs")
+        attention = positive("rope attention_factor", self.attention_factor)
+        object.__setattr__(self, "attention_factor", attention)
+        if bool(self.short_factors) != bool(self.short_length) or (self.short_factors and not self.factors):
+            raise LongRopeError("rope short_factors: they come with short_length and factors. Give all three or none.")
+        if self.short_length > self.original_length:
+            raise LongRopeError(
+                f"rope original_length = {self.original_length}: the checkpoint's short factors are for texts of up to "
+                f"{self.short_length} tokens. Give at least that length."
+            )
+
+    def __repr__(self) -> str:
+        """Return the fields that differ from plain RoPE's, with the first and the last of the factors."""
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                text = f"({value[0]:.4g} … {value[-1]:.4g})" if isinstance(value, tuple) else repr(value)
+                shown.append(f"{field.name}={text}")
+        return f"Rope({', '.join(shown)})"
 
     @cached_property
     def inv_freq(self) -> np.ndarray:
         """Angular frequencies base^(-2i/dim) in radians per token, float64 ``(dim // 2,)`` (LongRoPE eq. 1)."""
         plain = 1.0 / self.base ** (np.arange(0, self.dim, 2) / self.dim)
         return plain / np.array(self.factors) if self.factors else plain
+
+    @property
+    def plain(self) -> Rope:
+        """The same geometry without factors."""
+        return Rope(self.dim, self.base, self.original_length)
 
     @property
     def wavelengths(self) -> np.ndarray:
@@ -105,63 +147,12 @@ class Rope:
     def of(cls, model_or_config: Any) -> Rope:
         """Return the geometry that a transformers model or its config describes.
 
-        Where the layer types of a model have different ropes, the full-attention layers' is returned.
+        Where the layer types of a model have different ropes, the full-attention layers' is returned. A checkpoint that
+        carries a rope scaling has its factors, and as L0 the length that it was made for with them.
 
         Raises:
             LongRopeError: The config has no RoPE, or one that rescale factors cannot describe.
         """
-        config = getattr(model_or_config, "config", model_or_config)
-        model_type = getattr(config, "model_type", None) or type(config).__name__
-        try:
-            config = config.get_text_config() if hasattr(config, "get_text_config") else config
-            model_type = getattr(config, "model_type", None) or model_type
-            return cls(**_geometry(config))
-        except LongRopeError as error:
-            raise LongRopeError(f"model type {model_type!r}: {error}") from None
-        except Exception as error:  # config classes raise errors of their own, as Gemma 4's for its per-layer fields
-            reason = " ".join(str(error).split())
-            raise LongRopeError(
-                f"model type {model_type!r}: its config describes no single rotary embedding ({reason[:200]}). "
-                "longrope does not support this model type."
-            ) from error
+        from longrope.formats.model_rope import rope_of
 
-
-def _geometry(config: Any) -> dict[str, Any]:
-    """Return the arguments of `Rope` that a text config's fields give."""
-    parameters = full_attention_fields(getattr(config, "rope_parameters", None))
-    _check_rotates(config)
-    if getattr(config, "qk_rope_head_dim", None):
-        raise LongRopeError("multi-head latent attention (MLA) rotates a separate part of each head. Not supported.")
-    if not parameters:
-        raise LongRopeError("its config has no rotary position embedding (rope_parameters). longrope cannot extend it.")
-    if "mrope_section" in parameters or "rope_theta" not in parameters:
-        raise LongRopeError(f"rope_parameters = {parameters}: not a plain RoPE. longrope does not support it.")
-    head_dim = getattr(config, "head_dim", None)
-    if not head_dim:
-        hidden_size = whole("hidden_size", getattr(config, "hidden_size", None), 1)
-        head_dim = hidden_size // whole("num_attention_heads", getattr(config, "num_attention_heads", None), 1)
-    rotary_share = positive("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0)
-    field = "original_max_position_embeddings"
-    original_length = getattr(config, field, None) or parameters.get(field)
-    max_position = getattr(config, "max_position_embeddings", None)
-    return {
-        "dim": int(positive("head_dim", head_dim) * rotary_share),
-        "base": positive("rope_theta", parameters["rope_theta"]),
-        "original_length": original_length or whole("max_position_embeddings", max_position, 2),
-    }
-
-
-def _check_rotates(config: Any) -> None:
-    """Refuse a config that has fields of a RoPE, and another field that turns it off.
-
-    Raises:
-        LongRopeError: The model has no RoPE.
-    """
-    field = "position_embedding_type"
-    kind = getattr(config, field, "rope")
-    if kind not in ("rope", "rotary"):
-        raise LongRopeError(
-            f"{field} = {kind!r}: the model has no rotary position embedding. longrope cannot extend it."
-        )
-    if getattr(config, "alibi", False) is True:
-        raise LongRopeError("alibi = True: the model has ALiBi instead of RoPE. longrope cannot extend it.")
+        return rope_of(model_or_config)

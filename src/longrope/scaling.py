@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
@@ -130,10 +131,6 @@ class Extension:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", whole("length", self.length, 1))
-        if self.rope.factors:
-            raise LongRopeError(
-                "rope.factors: an extension is relative to the plain rope. Multiply its factors by these."
-            )
         self.rope.scale(self.length)
         self.short.inv_freq(self.rope)
         self.long.inv_freq(self.rope)
@@ -145,7 +142,28 @@ class Extension:
 
     def at(self, length: int) -> Scaling:
         """Return the factors for a sequence of ``length`` tokens."""
-        return self.short if length <= self.rope.original_length else self.long
+        rope = self.rope
+        if length <= rope.short_length:  # of the checkpoint's own
+            ratios = [short / long for short, long in zip(rope.short_factors, rope.factors, strict=True)]
+            return Scaling(ratios, scheme="original", length=rope.short_length)
+        return self.short if length <= rope.original_length else self.long
+
+    @property
+    def total(self) -> Extension:
+        """The same extension relative to plain RoPE, as configs and other programs hold it.
+
+        The short set of a checkpoint that has one stays, up to the length that it is for.
+        """
+        rope = self.rope
+        if not rope.factors:
+            return self
+        border = rope.short_length or rope.original_length
+        short = replace(self.at(border), length=border)
+        sets = [
+            replace(scaling.times(rope.factors), attention_factor=scaling.attention_factor * rope.attention_factor)
+            for scaling in (short, self.long)
+        ]
+        return Extension(replace(rope.plain, original_length=border), short=sets[0], long=sets[1], length=self.length)
 
     @classmethod
     def of(cls, rope: Rope, long: Scaling) -> Extension:
@@ -159,7 +177,12 @@ class Extension:
 
     def to_json(self) -> str:
         """Return indented JSON with a ``version`` field."""
-        rope = {key: value for key, value in asdict(self.rope).items() if key != "factors"}
+        defaults = asdict(self.rope.plain)
+        rope = {
+            key: value
+            for key, value in asdict(self.rope).items()
+            if key in ("dim", "base", "original_length") or value != defaults[key]
+        }
         sets = {"short": _plain(self.short), "long": _plain(self.long)}
         return _dumps("extension", {"length": self.length, "rope": rope, **sets})
 
@@ -192,14 +215,22 @@ def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> No
     prefix = f"{source}: " if source else ""
     if isinstance(scaling, Extension):
         if scaling.rope != rope:
+            carried = ", because its checkpoint carries a rope scaling" if rope.factors else ""
+            remedy = ", or load the checkpoint that they were made for" if rope.factors else ""
             raise LongRopeError(
-                f"{prefix}extension.rope = {scaling.rope}: the model has {rope}. Use factors made for this model."
+                f"{prefix}extension.rope = {scaling.rope}: the model has {rope}{carried}. "
+                f"Use factors made for this model{remedy}."
             )
         return
     try:
         scaling.inv_freq(rope)
     except LongRopeError as error:
         raise LongRopeError(f"{prefix}{error}") from None
+    if rope.factors and not scaling.is_identity and (scaling.length or math.inf) <= rope.original_length:
+        raise LongRopeError(
+            f"{prefix}length = {scaling.length}: the model's checkpoint carries a rope scaling for "
+            f"{rope.original_length} tokens already, which factors multiply. Use factors for a longer sequence."
+        )
 
 
 def as_extension(scaling: Scaling | Extension, rope: Rope, source: str = "") -> Extension:

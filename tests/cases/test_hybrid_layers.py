@@ -106,6 +106,6 @@ def test_gradients_of_whole_layers() -> None:
 
 
 def test_complex_embeddings_are_refused_by_name() -> None:
-    module = find_rotary_slot(families.build("llama4_text", **LLAMA4)).module
+    slot = find_rotary_slot(families.build("llama4_text", **LLAMA4))
     with pytest.raises(LongRopeError, match="returns complex numbers instead of cos and sin"):
-        RescaledRotary(module, None)
+        RescaledRotary(slot.rope, slot.module, None)

@@ -13,15 +13,13 @@ from gguf import GGUFWriter
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-import longrope as lr
 from longrope.cli.layer_notes import check_layers
 from longrope.errors import LongRopeError
 from longrope.formats.gguf import find_extension
 from longrope.formats.hf_config import extension_of_config
-from longrope.formats.own_rope import describe_rope, refuse_scaled
+from longrope.formats.own_rope import describe_rope
 from longrope.models.load import load, load_config
-from longrope.stages.plan import Plan
-from longrope.stages.requirements import check_model_fits
+from longrope.rope import Rope
 from longrope.storage.atomic import write_json
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -36,9 +34,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 NOTED: dict[str, tuple[dict[str, Any], str]] = {
     "no type": ({"factor": 4.0}, "plain RoPE without factor"),
     "unknown without type": ({"rope_type": "default", "foo": 3}, "plain RoPE without foo"),
-    "scaled": (YARN, r"carries a rope scaling already \(yarn, L0 = 64, L = 256\)"),
+    "scaled": (YARN, r"carries a rope scaling \(yarn, L0 = 64, L = 256\).*L0 is the length with it: 256"),
     "no effect": ({**YARN, "finetuned": True}, "without effect on the factors of rope_type yarn: finetuned"),
-    "proportional": ({"rope_type": "proportional"}, r"already \(proportional\)"),
 }
 
 
@@ -74,6 +71,13 @@ def test_a_field_without_effect_is_noted(
     assert_noted(capsys.readouterr().err, message)
 
 
+def test_a_type_that_factors_cannot_multiply_is_noted(field: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", field, {"rope_type": "proportional"})
+    assert "(proportional) that longrope's factors cannot multiply" in str(describe_rope(load_config(folder)))
+    with pytest.raises(LongRopeError, match="rope_type = 'proportional' of this model is not supported"):
+        Rope.of(load_config(folder))
+
+
 def assert_noted(text: str, message: str) -> None:
     assert re.search(f"Note: .*{message}", " ".join(text.split()))
 
@@ -88,16 +92,6 @@ def test_each_layer_type_is_read() -> None:
     config.rope_parameters["sliding_attention"] |= {"rope_type": "linear", "factor": 2.0, "beta": 1}
     with pytest.raises(LongRopeError, match="beta = 1"):
         describe_rope(config)
-
-
-def test_a_scaled_checkpoint_is_refused_before_any_work(tmp_path: Path) -> None:
-    folder = save(tmp_path / "model", "rope_scaling", YARN)
-    said = r"already carries a rope scaling \(yarn\)"
-    with pytest.raises(LongRopeError, match=said):
-        lr.search(folder, length=256, data=tmp_path / "no documents")
-    with pytest.raises(LongRopeError, match=said):
-        check_model_fits(Plan(stages=({"length": 256, "search": {}},)), load_config(folder))
-    refuse_scaled(families.config("llama"))
 
 
 def test_names_of_a_model_types_own_are_read() -> None:

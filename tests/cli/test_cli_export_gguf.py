@@ -74,16 +74,16 @@ def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made
     refused("factors are missing.*--factors", "export", model, "-o", output)
     refused("factors are missing.*--factors", "export", model, "--to", "gguf", "-o", output)
     refused("outtype = 'q9' is unknown", "export", exported, "--to", "gguf", "-o", output, "--outtype", "q9")
-    plain = ("export", model, "--factors", searched[0], "-o", output)
-    refused("outtype = 'f16': huggingface has none", *plain, "--outtype", "f16")
+    arguments = ("export", model, "--factors", searched[0], "-o", output)
+    refused("outtype = 'f16': huggingface has none", *arguments, "--outtype", "f16")
     refused("exists", "export", exported, "--to", "gguf", "-o", made)
     refused("given twice.*--factors", "export", model, other, "--factors", other, "-o", output)
-    refused("already carries", "export", exported, "--factors", other, "--to", "gguf", "-o", output)
-    refused("already carries", "export", made, "--factors", other, "--to", "gguf", "-o", output)
+    refused("checkpoint carries", "export", exported, "--factors", other, "--to", "gguf", "-o", output)
+    refused("checkpoint carries", "export", made, "--factors", other, "--to", "gguf", "-o", output)
     refused(
         "keeps its quantisation",
         "export",
-        made,
+        plain(tmp_path / "plain.gguf"),
         "--factors",
         searched[0],
         "--to",

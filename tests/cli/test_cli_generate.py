@@ -349,7 +349,7 @@ def test_an_exported_checkpoint_needs_no_extension(
         assert "long factors" in theirs.err
     said = "holds two sets of factors, which transformers mixes in its cache; give the model that it was made from, and"
     refused(said, "generate", exported, "x")
-    refused("already carries a rope scaling", "generate", tmp_path / "static", "x", "--factors", small)
+    refused("its checkpoint carries a rope scaling", "generate", tmp_path / "static", "x", "--factors", small)
 
 
 def test_a_plain_model_beside_its_extension_needs_no_option(cli: Cli, templated: Path, small: Path) -> None:

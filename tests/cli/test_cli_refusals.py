@@ -536,8 +536,9 @@ def test_check_against_a_model_of_another_vocabulary(
 def test_a_checkpoint_that_is_extended_already(
     refused: Refused, exported: Path, few, factors: Path, tmp_path: Path
 ) -> None:
-    said = "already carries a rope scaling"
-    refused(said, "search", exported, "-l", 200, *few, "--budget", 960, "-o", tmp_path / "x")
+    said = "length = 128 is below the model's original length 160"
+    refused(said, "search", exported, "-l", 128, *few, "--budget", 960, "-o", tmp_path / "x")
+    said = "its checkpoint carries a rope scaling"
     refused(said, "export", exported, "--factors", factors, "-o", tmp_path / "x")
 
 

@@ -191,4 +191,8 @@ def test_what_a_config_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match="no factors are applied"):
         lr.detach(llama)
     lr.export(llama, TOKENIZER, extension(llama), tmp_path / "made")
-    refused(AutoModelForCausalLM.from_pretrained(tmp_path / "made"), extension(llama), "already carries a rope scaling")
+    refused(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "made"),
+        extension(llama),
+        "its checkpoint carries a rope scaling",
+    )

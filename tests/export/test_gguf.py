@@ -84,7 +84,7 @@ def test_a_checkpoint_of_ours_gives_the_same_file_and_another_scaling_is_not_sta
     assert tensors(tmp_path / "again.gguf") == tensors(tmp_path / "plain.gguf")
     assert keys(tmp_path / "again.gguf") == keys(tmp_path / "plain.gguf")
     other = Extension(held.rope, held.short, held.long.times([2.0] * 8), LENGTH)
-    refused(tmp_path, "already carries a rope scaling", exported, tokenizer, other)
+    refused(tmp_path, "its checkpoint carries a rope scaling", exported, tokenizer, other)
 
 
 def test_a_copy_keeps_every_bit_but_the_factors(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,28 @@ def same_as_transformers(fields: dict[str, Any], kind: str = "llama", *, outside
     layer = {"layer_type": FULL} if FULL in config.rope_parameters else {}
     parameters = config.rope_parameters.get(FULL, config.rope_parameters)
     original = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
-    assert read.rope == Rope.of(config) or not outside
+    if outside:
+        same_as_the_rope(read, Rope.of(config), parameters["rope_type"])
     assert read.rope.original_length == original
     for scaling, length in ((read.short, original), (read.long, max(read.length, original + 1))):
         theirs, attention = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu", seq_len=length, **layer)
         np.testing.assert_allclose(scaling.inv_freq(read.rope), theirs.double().numpy(), rtol=3e-6)
         assert scaling.attention_factor == pytest.approx(attention, rel=1e-12)
     return read
+
+
+def same_as_the_rope(read: Extension, rope: Rope, kind: str) -> None:
+    """The rope of a model with this scaling is used to its long factors; dynamic ones begin beyond L0 only."""
+    assert rope.plain == replace(read.rope, original_length=rope.original_length)
+    if kind == "dynamic":
+        assert rope == read.rope
+        return
+    assert (rope.factors, rope.attention_factor, rope.original_length) == (
+        read.long.factors,
+        read.long.attention_factor,
+        read.length,
+    )
+    assert rope.short_factors == (read.short.factors if kind == "longrope" else ())
 
 
 @pytest.mark.parametrize("name", SCALINGS)

@@ -222,23 +222,6 @@ def test_families_without_such_a_rope_are_refused(family: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("kind", ["yarn", "linear", "llama3", "longrope", "dynamic"])
-def test_a_checkpoint_with_a_scaling_of_its_own_is_refused(kind: str) -> None:
-    of_kind = {
-        "llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
-        "longrope": {
-            "short_factor": [1.0] * 8,
-            "long_factor": [float(i) for i in range(1, 9)],
-            "original_max_position_embeddings": 64,
-        },
-        "yarn": {"original_max_position_embeddings": 64},
-    }
-    parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 8.0, **of_kind.get(kind, {})}
-    model = build("llama", rope_parameters=parameters, max_position_embeddings=512)
-    with pytest.raises(LongRopeError, match="'llama' already carries a rope scaling"), patch(model, Scaling([2.0] * 8)):
-        pass
-
-
 def test_factors_of_another_model_are_refused(llama: PreTrainedModel) -> None:
     x = tokens(1, 100)
     before = logits(llama, x)

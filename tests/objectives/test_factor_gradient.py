@@ -77,7 +77,7 @@ def by_autograd(model: PreTrainedModel, scaling: Scaling) -> tuple[float, np.nda
     """Loss and gradient from the whole logits at once."""
     rotary, (item,) = find_rotary_slot(model), items_of()
     plain = Plain(rotary.rope, scaling)
-    rotary.install(RescaledRotary(rotary.original, plain))
+    rotary.install(RescaledRotary(rotary.rope, rotary.original, plain))
     try:
         tokens = torch.from_numpy(item.tokens)
         logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].double()

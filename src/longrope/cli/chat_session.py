@@ -157,7 +157,8 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
 
     dtype = options.choose_dtype(dtype, name, device, check_memory)
     model, tokenizer = options.open_model(name, dtype, device)
-    extension = as_extension(extension, Rope.of(model))
+    if not (exported and isinstance(extension, Extension)):
+        extension = as_extension(extension, Rope.of(model))
     chat_model = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
     with chat_model.generating():  # refuses another model's extension
         return chat_model

@@ -95,7 +95,6 @@ def check_candidates(
     from longrope.cost.memory_check import Placement, check_pass_memory
     from longrope.data.tokenize import fingerprint
     from longrope.evaluation.sample_store import JOURNAL
-    from longrope.formats.own_rope import refuse_scaled
     from longrope.models.load import load_config, load_tokenizer
     from longrope.rope import Rope
     from longrope.scaling import check_rope
@@ -124,7 +123,6 @@ def check_candidates(
         if candidate.scaling is not None and rope != original:
             raise LongRopeError(f"{name}: its model has {rope}, but the original has {original}. Evaluate it alone.")
         if candidate.scaling is not None:
-            refuse_scaled(configs[candidate.weights])
             check_rope(candidate.scaling, rope, name)
     return dtype
 

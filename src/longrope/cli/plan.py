@@ -65,7 +65,6 @@ def run(
     if output is not None:
         claim_output(output, overwrite=overwrite)
 
-    from longrope.formats.own_rope import refuse_scaled
     from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan
@@ -74,7 +73,6 @@ def run(
 
     existing, config = None if plan is None else load_plan(plan), load_config(model)
     rope, device = Rope.of(config), options.choose_device(device)
-    refuse_scaled(config)
     if existing is not None:
         proposed, text = existing, None
     else:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
+from longrope.models.backbone import auto_class
 from longrope.models.load import check_dtype
 
 
@@ -77,7 +78,7 @@ class ModelShape:
         check_dtype(dtype)
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(config)
+                model = auto_class(config).from_config(config)
         except ValueError:
             raise LongRopeError(
                 f"model type {config.model_type!r} is not a causal language model that reads text alone; "

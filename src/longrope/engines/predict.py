@@ -11,7 +11,7 @@ import numpy as np
 from longrope.engines.registry import ENGINES, PLAIN
 from longrope.engines.rules import FIELDS, Engine, Rule
 from longrope.errors import LongRopeError, unknown
-from longrope.rope import Rope, full_attention_fields
+from longrope.rope import Rope, full_attention_fields, text_fields
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 
@@ -75,6 +75,7 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
     Raises:
         LongRopeError: The config describes none, or a bad one.
     """
+    config = text_fields(config)
     scaling = rope_scaling(config, FIELDS)
     if scaling is None:
         raise LongRopeError("rope_scaling: this config has no longrope factors. Export the model with longrope.")
@@ -144,7 +145,7 @@ def _refuse_length(engine: str, longest: int, limit: int, length: int) -> str:
 
 def _choose(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, length: int) -> tuple[str, Scaling]:
     """Return the name of the set that an engine computes with, and the set with the engine's attention factor."""
-    scaling, configured = rope_scaling(config, row.fields), extension_in_config(config)
+    scaling, configured = rope_scaling(text_fields(config), row.fields), extension_in_config(config)
     name = "none" if scaling is None else rule.choice(configured.rope.original_length, limit, length)
     if scaling is None or name == "none":
         return "none", Scaling.identity(configured.rope)

@@ -53,14 +53,16 @@ def losses_by_length(
         LongRopeError: If the documents have fewer tokens than the longest length.
     """
     check_lengths(lengths, tokens.shape[1])
-    border = _border(model, scaling)
+    borders = _borders(model, scaling)
+    groups: dict[int, list[int]] = {}
+    for length in lengths:
+        groups.setdefault(sum(length > border for border in borders), []).append(length)
     losses: dict[int, np.ndarray] = {}
-    for group in ([n for n in lengths if n <= border], [n for n in lengths if n > border]):
-        if group:
-            longest = max(group)
-            report = on_progress if longest == max(lengths) else None
-            group_losses = model_losses(model, scaling, tokens[:, :longest], batch=batch, on_progress=report)
-            losses |= dict.fromkeys(group, group_losses)
+    for group in groups.values():
+        longest = max(group)
+        report = on_progress if longest == max(lengths) else None
+        group_losses = model_losses(model, scaling, tokens[:, :longest], batch=batch, on_progress=report)
+        losses |= dict.fromkeys(group, group_losses)
     return losses
 
 
@@ -84,10 +86,12 @@ def check_lengths(lengths: Sequence[int], tokens: int, *, document: str = "a doc
         )
 
 
-def _border(model: PreTrainedModel, scaling: Scaling | Extension | None) -> int:
-    """Return the length up to which the short factors are used; 0 if the factors are the same at every length."""
+def _borders(model: PreTrainedModel, scaling: Scaling | Extension | None) -> tuple[int, ...]:
+    """Return the longest texts in tokens of each set of factors but the last; () with one set for every length."""
     if isinstance(scaling, Extension):
-        return scaling.rope.original_length
+        return scaling.rope.short_length, scaling.rope.original_length
     parameters = full_attention_fields(getattr(model.config.get_text_config(), "rope_parameters", None))
-    changes = scaling is None and parameters.get("rope_type", "default") in ("longrope", "dynamic")
-    return Rope.of(model).original_length if changes else 0
+    if scaling is not None or parameters.get("rope_type", "default") not in ("longrope", "dynamic"):
+        return ()
+    rope = Rope.of(model)
+    return (rope.short_length or rope.original_length,)

@@ -26,7 +26,7 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
     that they read. `detach` takes the factors out again. Factors that were applied earlier are replaced.
 
     Args:
-        model: Causal language model whose checkpoint carries no rope scaling of its own.
+        model: Causal language model; if its checkpoint carries a rope scaling, the factors multiply it.
         scaling: Extension of the model, or a scaling of some length.
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
 
@@ -41,16 +41,16 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
     _refuse_patched(slot.module, "apply")
     if switched_adapter(model) is not None:
         raise LongRopeError("model: it has an adapter that is switched with its factors. Use longrope.export instead.")
-    extension = for_mode(as_extension(scaling, slot.rope), mode)
-    config = model.config.to_dict()
-    fields = {name: value for name, value in config_fields(config, extension).items() if config.get(name) != value}
+    extension = as_extension(scaling, slot.rope)
+    written, config = for_mode(extension, mode), model.config.to_dict()
+    fields = {name: value for name, value in config_fields(config, written).items() if config.get(name) != value}
     fields.pop(
         "rope_scaling", None
     )  # the same for other readers; transformers' Trainer cannot resume from a config with it
     attributes = vars(model.config)
     plain = {name: attributes.get(name, ABSENT) for name in fields} | _plain_fields(slot.module)
     forget_conversions(model)
-    install_factors(model, extension)
+    install_factors(model, extension if mode == "dual" else extension.long)
     rotary = find_rotary_slot(model).module
     assert isinstance(rotary, RescaledRotary)
     rotary.plain_fields = plain

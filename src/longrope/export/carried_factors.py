@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -11,9 +12,57 @@ from transformers import PreTrainedModel
 from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import for_mode
-from longrope.models.rotary_slot import find_rotary_slot
+from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.rope import Rope
-from longrope.scaling import Extension, check_rope
+from longrope.scaling import Extension, Scaling, as_extension, check_rope
+
+
+def extension_to_write(
+    config: Mapping[str, Any], scaling: Scaling | Extension, rope: Rope, mode: str, *, applied: bool = False
+) -> Extension:
+    """Return factors as an extension of a model, or of the model that its checkpoint was made from with these factors.
+
+    Args:
+        config: Config of the model.
+        scaling: Factors of one set, with their length, or of two.
+        rope: Geometry of the model.
+        mode: ``static`` or ``dual``.
+        applied: Whether the config describes factors that `longrope.apply` wrote, on top of ``rope``.
+
+    Raises:
+        LongRopeError: The factors are for another rope, or a scaling has no length.
+    """
+    if not applied:
+        before = replace(rope.plain, original_length=rope.short_length or rope.original_length)
+        try:
+            extension = as_extension(scaling, before)
+            if _describes(config, extension, mode):
+                return extension
+        except LongRopeError:
+            pass
+    return as_extension(scaling, rope)
+
+
+def carries(model: PreTrainedModel, extension: Extension, mode: str) -> bool:
+    """Return whether a model was loaded from a checkpoint of this very extension, so that it computes with it.
+
+    Raises:
+        LongRopeError: It was not, and the extension is for another rope.
+    """
+    plain = not extension.rope.factors and not has_applied_factors(model)
+    if plain and _describes(model.config.to_dict(), extension, mode):
+        return True
+    check_rope(extension, find_rotary_slot(model).rope)
+    return False
+
+
+def has_applied_factors(model: PreTrainedModel) -> bool:
+    """Return whether the model's rotary module holds factors, of `longrope.apply` or of a `longrope.patch` block."""
+    return isinstance(find_rotary_slot(model).module, RescaledRotary)
+
+
+def _describes(config: Mapping[str, Any], extension: Extension, mode: str) -> bool:
+    return holds(config, extension) or holds(config, for_mode(extension, mode))
 
 
 def holds(config: Mapping[str, Any], extension: Extension) -> bool:
@@ -27,16 +76,3 @@ def holds(config: Mapping[str, Any], extension: Extension) -> bool:
     same_long = current.long.factors == extension.long.factors
     attention = current.long.attention_factor
     return same_rope and same_short and same_long and math.isclose(attention, extension.long.attention_factor)
-
-
-def check_weights(model: PreTrainedModel, extension: Extension, mode: str) -> None:
-    """Raise unless a model is plain, has factors applied, or was loaded from a checkpoint of this very extension.
-
-    Raises:
-        LongRopeError: The model carries another rope scaling, or the extension is for another rope.
-    """
-    config = model.config.to_dict()
-    if holds(config, extension) or holds(config, for_mode(extension, mode)):
-        check_rope(extension, Rope.of(model.config))
-    else:
-        check_rope(extension, find_rotary_slot(model).rope)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from longrope.errors import LongRopeError, unknown
-from longrope.formats.lengths import raised
+from longrope.formats.lengths import DECIDED, raised
 from longrope.formats.rope_fields import GEOMETRY, READ
 from longrope.rope import FULL, full_attention_fields
 from longrope.scaling import Extension
@@ -23,11 +23,14 @@ LOCAL_THETA = ("gemma3_text",)  # transformers 4 keeps the base of the other lay
 def for_mode(extension: Extension, mode: str) -> Extension:
     """Return the extension of a checkpoint: ``dual`` keeps both sets, ``static`` has the long set twice.
 
+    It is relative to plain RoPE, as configs are, also if the model came with a scaling of its own.
+
     Raises:
         LongRopeError: A config cannot express it: it has start tokens, or attention factors that differ.
     """
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
+    extension = extension.total
     short = extension.short if mode == "dual" else extension.long
     for name, scaling in (("long", extension.long), ("short", short)):
         if scaling.start_tokens:
@@ -76,8 +79,10 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     Raises:
         LongRopeError: This model type has no field for what the extension needs, or the weights are quantised.
     """
-    model_type, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
     refuse_quantized(config)
+    if isinstance(config.get("text_config"), Mapping):
+        return {**config, "text_config": config_fields(config["text_config"], extension)}
+    model_type, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
     if model_type == "phimoe":
         raise LongRopeError(
             "model_type = 'phimoe': transformers reads only its short factors. Extend a model of another type."
@@ -85,6 +90,7 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
     scaling = {"rope_type": "longrope", **sets, "factor": extension.scale, **_other_fields(config["rope_parameters"])}
     scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
+    scaling |= _softmax_scale(config["rope_parameters"], extension.scale)
     fields = {
         "max_position_embeddings": extension.length,
         "original_max_position_embeddings": rope.original_length,
@@ -104,13 +110,26 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         fields["rope_scaling"] = {"type": "longrope", **sets}
     elif _takes_head_dim(model_type):
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return raised({**config, **fields}, "config.json", extension.length)
+    kept = {name: value for name, value in config.items() if name != DECIDED}
+    return raised({**kept, **fields}, "config.json", extension.length)
 
 
 def _other_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a rope that belong to the model, not to a scaling, as Ministral's scale of the queries."""
     names = GEOMETRY.union(*READ.values())
     return {name: value for name, value in full_attention_fields(parameters).items() if name not in names}
+
+
+def _softmax_scale(parameters: Mapping[str, Any], factor: float) -> dict[str, float]:
+    """Return the field that keeps a model's own scale of its softmax, which DeepSeek's YaRN derives from the factor.
+
+    The scale is the square of 0.1·mscale_all_dim·ln(factor) + 1.
+    """
+    fields = full_attention_fields(parameters)
+    weight, kind = fields.get("mscale_all_dim"), fields.get("rope_type", "default")
+    if not weight or kind == "default":
+        return {}
+    return {"mscale_all_dim": weight * math.log(fields["factor"]) / math.log(factor)}
 
 
 def _takes_head_dim(model_type: str) -> bool:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.engines.guide import serving_guide
 from longrope.errors import LongRopeError
-from longrope.export.carried_factors import check_weights
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
@@ -56,7 +55,6 @@ def export_huggingface(
             compute what the model computes with these factors.
     """
     written = for_mode(extension, mode)
-    check_weights(model, extension, mode)
     folder = folder.resolve()
     _refuse_other_folder(folder, overwrite=overwrite)
     claim_output(folder, overwrite=overwrite, folder=True)
@@ -64,7 +62,7 @@ def export_huggingface(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         config_fields(model.config.to_dict(), written)
-        expected = ExpectedLogits.of(model, written) if check else None
+        expected = ExpectedLogits.of(model, extension, mode) if check else None
         forget_conversions(model)
         save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
         model.save_pretrained(temporary)

@@ -45,25 +45,27 @@ def export(
         LongRopeError: The format cannot express the extension or the model, the output cannot be written, or it does
             not compute what the model computes with the factors.
     """
+    from longrope.export.carried_factors import extension_to_write, has_applied_factors
     from longrope.models.load import load_config
     from longrope.rope import Rope
-    from longrope.scaling import as_extension
 
     options = options or ExportOptions()
     find_exporter(to, options.outtype)
     if isinstance(model, str):
-        rope, name = Rope.of(load_config(model, original_length=options.original_length)), model
+        config, name = load_config(model, original_length=options.original_length), model
+        rope, applied = Rope.of(config), False
     elif options.original_length is not None:
         raise LongRopeError(
             f"original_length = {options.original_length}: the model is loaded already. "
             "Give it to longrope.load, or the model's name."
         )
     else:
-        rope, name = Rope.of(model), getattr(model.config, "_name_or_path", "") or "model"
+        config, name = model.config, getattr(model.config, "_name_or_path", "") or "model"
+        rope, applied = Rope.of(model), has_applied_factors(model)
     request = ExportRequest(
         model,
         tokenizer,
-        as_extension(scaling, rope),
+        extension_to_write(config.to_dict(), scaling, rope, mode, applied=applied),
         Path(output),
         name=Path(name).name.removesuffix(".gguf"),
         mode=mode,

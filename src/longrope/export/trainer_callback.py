@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longrope.export.apply import apply
-from longrope.export.carried_factors import holds
+from longrope.export.carried_factors import extension_to_write, has_applied_factors, holds
 from longrope.export.hf_config import for_mode
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling, as_extension
+from longrope.scaling import Extension, Scaling
 from longrope.storage.atomic import write_text
 
 
@@ -55,8 +55,10 @@ class LongRopeCallback(TrainerCallback):
             self._write(Path(str(args.output_dir)))
 
     def _apply(self, model: PreTrainedModel) -> None:
-        self.extension = for_mode(as_extension(self.scaling, Rope.of(model)), self.mode)
-        if not holds(model.config.to_dict(), self.extension):
+        config, applied = model.config.to_dict(), has_applied_factors(model)
+        extension = extension_to_write(config, self.scaling, Rope.of(model), self.mode, applied=applied)
+        self.extension = for_mode(extension, self.mode)
+        if not holds(config, self.extension):
             apply(model, self.scaling, mode=self.mode)
 
     def _write(self, folder: Path) -> None:

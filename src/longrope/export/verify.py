@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError
 from longrope.export import plain_logits
+from longrope.export.carried_factors import carries
+from longrope.export.hf_config import for_mode
 from longrope.export.parity import TOLERANCE, Parity, in_float32, random_text
 from longrope.models.device_memory import explain_out_of_memory, free_memory
 from longrope.models.patch import evaluating, patch
-from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension
 
 BEYOND = 1024  # tokens after L0
@@ -45,32 +46,35 @@ class ExpectedLogits:
     logits: Sequence[Tensor]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, written: Extension) -> ExpectedLogits:
+    def of(cls, model: PreTrainedModel, extension: Extension, mode: str) -> ExpectedLogits:
         """Compute the logits of a model with factors, in float32, for one text of L0 tokens and one beyond.
 
         Args:
-            model: Plain model, or one that has these factors already.
-            written: Factors of the checkpoint.
+            model: Model that the factors are for, or one that was loaded with these factors.
+            extension: Factors of the checkpoint.
+            mode: ``static`` (the long factors at every length) or ``dual``.
 
         Raises:
-            LongRopeError: The memory is too small for a copy in float32, or the logits are not finite.
+            LongRopeError: The factors are for another rope, the memory is too small for a copy in float32, or the
+                logits are not finite.
         """
         if not fits_copy(model):
             raise LongRopeError(
                 "check = True: the checkpoint is reopened and compared in a copy in float32, which does not fit in "
                 f"memory ({_copy_memory(model) / 2**30:.1f} GiB). {REMEDY}"
             )
-        carried = _carried_extension(model)
-        original = written.rope.original_length
-        lengths = sorted({original, min(written.length, original + BEYOND)})
-        if carried is not None and carried.short.factors != written.short.factors:
+        written, carried, config = for_mode(extension, mode), carries(model, extension, mode), model.config.to_dict()
+        beyond = min(written.length, extension.rope.original_length + BEYOND)
+        lengths = sorted({written.rope.original_length, beyond})
+        if carried and extension_in_config(config).short.factors != written.short.factors:
             lengths = lengths[1:]  # its own short factors are not the ones that are written
+        factors = extension if mode == "dual" else extension.long
         texts = [_spread_text(model, length) for length in lengths]
         with (
             explain_out_of_memory(max(lengths), f"on {model.device}, in float32", REMEDY),
             in_float32(model),
             evaluating(model),
-            patch(model, written if carried is None else None),
+            patch(model, None if carried else factors),
         ):
             logits = [plain_logits.text_logits(model, text) for text in texts]
         for length, values in zip(lengths, logits, strict=True):
@@ -115,15 +119,6 @@ def fits_copy(model: PreTrainedModel) -> bool:
 def _copy_memory(model: PreTrainedModel) -> int:
     """Return the bytes of the weights in float32."""
     return 4 * sum(parameter.numel() for parameter in model.parameters())
-
-
-def _carried_extension(model: PreTrainedModel) -> Extension | None:
-    """Return the factors that a checkpoint brought into a model; None if it can be patched."""
-    try:
-        find_rotary_slot(model)
-    except LongRopeError:
-        return extension_in_config(model.config.to_dict())
-    return None
 
 
 def _spread_text(model: PreTrainedModel, length: int) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def _kind(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
         raise LongRopeError(f"this config carries no rope scaling: the model runs plain RoPE{reason}")
     if "long_factor" in parameters and kind in ("su", "yarn"):  # names of longrope in older configs
         kind = "longrope"
-    if kind not in READ or "mrope_section" in parameters or config.get("qk_rope_head_dim"):
+    if kind not in READ:
         raise LongRopeError(
             f"rope_type = {kind!r} of this model is not supported; longrope reads {', '.join(READ)}, su"
         )

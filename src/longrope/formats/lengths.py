@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from longrope.checks import whole
-from longrope.errors import LongRopeError
 from longrope.formats.rope_fields import ORIGINAL
 from longrope.rope import full_attention_fields
 
@@ -28,6 +27,7 @@ FILES: Mapping[str, tuple[str, ...]] = {
     "tokenizer_config.json": ("model_max_length", "max_length"),
     "generation_config.json": ("max_length",),
 }
+DECIDED = "longrope_original_length"  # config attribute: L0 that the user decided, of a checkpoint with a scaling
 UNLIMITED = 10**15  # transformers writes 1e30 for a tokenizer without a limit
 
 
@@ -93,17 +93,14 @@ def set_original_length(config: Any, length: int) -> None:
         length: L0 in tokens.
 
     Raises:
-        LongRopeError: The length is below 2, or the rope of the checkpoint is scaled, which its own L0 belongs to.
+        LongRopeError: The length is below 2.
     """
     text = config.get_text_config()
     whole("original_length", length, 2)
     parameters = full_attention_fields(getattr(text, "rope_parameters", None))
-    kind = parameters.get("rope_type", "default")
-    if kind != "default":
-        raise LongRopeError(
-            f"original_length = {length}: the checkpoint carries a rope scaling ({kind}), whose own L0 decides what it "
-            "computes. Give the checkpoint that it was made from."
-        )
+    if parameters.get("rope_type", "default") != "default":  # whose own fields decide what it computes
+        setattr(text, DECIDED, length)
+        return
     text.max_position_embeddings = length
     if getattr(text, ORIGINAL, None) is not None:
         setattr(text, ORIGINAL, length)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.errors import LongRopeError
 from longrope.formats.hf_config import extension_of_config
+from longrope.formats.model_rope import rope_of
 from longrope.formats.rope_fields import GEOMETRY, NOT_FACTORS, ORIGINAL, READ, check_outside, unread_fields
 from longrope.rope import full_attention_fields
 
@@ -31,15 +31,16 @@ def describe_rope(config: Any) -> str | None:
     kind = scaling_type(config)
     if kind is None:
         return _plain(full_attention_fields(parameters))
-    details = kind
-    if kind in READ or kind not in ROPE_INIT_FUNCTIONS:
-        extension = extension_of_config(fields)
-        lengths = f"L0 = {extension.rope.original_length:,}, L = {extension.length:,}"
-        note = extension.long.provenance.get("note")
-        details = f"{kind}, {lengths}; {note}" if note else f"{kind}, {lengths}"
+    if kind not in READ and kind in ROPE_INIT_FUNCTIONS:
+        return f"this checkpoint carries a rope scaling ({kind}) that longrope's factors cannot multiply"
+    extension = extension_of_config(fields)
+    lengths = f"L0 = {extension.rope.original_length:,}, L = {extension.length:,}"
+    note = extension.long.provenance.get("note")
+    details = f"{kind}, {lengths}; {note}" if note else f"{kind}, {lengths}"
     return (
-        f"this checkpoint carries a rope scaling already ({details}). Factors are relative to plain RoPE: to use "
-        "others, give the checkpoint that it was made from"
+        f"this checkpoint carries a rope scaling ({details}). Factors multiply it, and L0 is the length with it: "
+        f"{rope_of(config).original_length:,} tokens. If the model was made for another length, decide it with "
+        "original_length"
     )
 
 
@@ -52,28 +53,6 @@ def scaling_type(config: Any) -> str | None:
     parameters = full_attention_fields(getattr(config.get_text_config(), "rope_parameters", None))
     kind = parameters.get("rope_type", "default")
     return None if kind == "default" else kind
-
-
-def refuse_scaled(config: Any) -> None:
-    """Raise if a model's checkpoint carries a rope scaling, so that no factors can be used with its weights.
-
-    Args:
-        config: Config of the model, loaded by transformers.
-
-    Raises:
-        LongRopeError: The rope type is not the plain one.
-    """
-    kind = scaling_type(config)
-    if kind is not None:
-        raise already_scaled(config.model_type, kind)
-
-
-def already_scaled(model_type: str, kind: str) -> LongRopeError:
-    """Return the error for a model that carries a scaling of a rope type."""
-    return LongRopeError(
-        f"model type {model_type!r} already carries a rope scaling ({kind}), and factors are relative to plain RoPE. "
-        "Load the original checkpoint. To evaluate this one unchanged, give no factors."
-    )
 
 
 def _plain(parameters: Mapping[str, Any]) -> str | None:

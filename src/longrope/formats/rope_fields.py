@@ -21,7 +21,9 @@ READ: Mapping[str, frozenset[str]] = {
     ),
 }
 NEUTRAL = {"attn_factor": 1, "extrapolation_factor": 1, "apply_yarn_scaling": True}  # vLLM reads them, transformers not
-NOT_FACTORS = frozenset({"finetuned", "llama_4_scaling_beta", "max_position_embeddings"})  # queries', or for people
+NOT_FACTORS = frozenset(  # of queries, of images, or for people
+    {"finetuned", "llama_4_scaling_beta", "max_position_embeddings", "mrope_section", "mrope_interleaved"}
+)
 OUTSIDE = {"rope_ratio": 1, "use_dynamic_ntk": False, "use_logn_attn": False}  # of models with code of their own
 
 

@@ -1,14 +1,28 @@
-"""The parts of a causal language model around its layers: the backbone between token ids and head, the embedding."""
+"""The parts of a causal language model around its layers: class, backbone and embedding."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Return transformers' class that loads a whole model of this config: of text alone, or of images and text."""
+    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.get_text_config() is not config
+    return AutoModelForImageTextToText if images else AutoModelForCausalLM
+
+
+def text_part(model: PreTrainedModel) -> Any:
+    """Return the part of a model that reads text: the model itself, or the text model within one that reads more."""
+    return model if model.config.get_text_config() is model.config else model.get_decoder()
 
 
 def backbone_of(model: PreTrainedModel) -> Any:
-    """Return a model's backbone, also where ``base_model`` returns the model itself (Llama 4)."""
+    """Return the backbone of a model's text part, also where ``base_model`` returns the model itself (Llama 4)."""
+    if (part := text_part(model)) is not model:
+        return backbone_of(part)
     backbone: Any = model.base_model
     children = (child for child in model.children() if isinstance(child, PreTrainedModel))
     return backbone if backbone is not model else next(children, model)

@@ -39,7 +39,7 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
     ``past_key_values`` must have been computed with the factors that the policy selects.
 
     Args:
-        model: Causal language model whose checkpoint carries no rope scaling.
+        model: Causal language model; if its checkpoint carries a rope scaling, the factors multiply it.
         scaling: An extension of this model, or a scaling: its short set is then the original one.
         policy: One of `POLICIES`.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.models.attention_layers import AttentionLayer, LayerSurvey
-from longrope.models.backbone import backbone_of
+from longrope.models.backbone import auto_class, backbone_of
 from longrope.rope import Rope
 
 NAME = "longrope_survey"  # of the recording attention, among transformers' functions
@@ -47,7 +47,7 @@ def survey_layers(config: PreTrainedConfig) -> LayerSurvey:
     layers, attention = 0, []
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+            model: Any = auto_class(config).from_config(config).requires_grad_(False).eval()
         modules = [module for module in backbone_of(model).modules() if isinstance(module, GradientCheckpointingLayer)]
         layers, attention = len(modules), _attention_layers(model, modules)
     except Exception:  # each model's code fails in its own way; nothing is known of its layers then

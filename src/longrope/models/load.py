@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +21,7 @@ from longrope.formats.gguf_split import refuse_split
 from longrope.formats.lengths import set_original_length
 from longrope.formats.own_rope import describe_rope
 from longrope.models.adapter import attach_adapter, base_of
+from longrope.models.backbone import auto_class
 from longrope.models.dequantized import forget_conversions, forget_quantization
 from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
@@ -56,7 +56,7 @@ def load(
     config = {"config": checked} if options else {}  # load_config restores the scaling of a GGUF
     with explained(name, f" on {device}"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
-        loading: Any = AutoModelForCausalLM.from_pretrained(
+        loading: Any = auto_class(checked).from_pretrained(
             folder,
             trust_remote_code=False,
             dtype=DTYPES[dtype],

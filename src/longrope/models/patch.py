@@ -22,7 +22,7 @@ def patch(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scalin
     """Run a model with rescale factors inside a ``with`` block, and restore it bit for bit afterwards.
 
     Args:
-        model: Causal language model whose checkpoint carries no rope scaling.
+        model: Causal language model. If its checkpoint carries a rope scaling, the factors multiply it.
         scaling: A `Scaling` for every sequence length, an `Extension` (short or long by each row's length), or one
             `Scaling` for each row of a batch; None leaves any model unchanged.
 
@@ -56,13 +56,13 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
     try:
         rotary.install(rotary.original)
         before = _sparse_logits(model, length, rows)
-        rotary.install(RescaledRotary(rotary.original, embedding, switched_adapter(model)))
+        rotary.install(RescaledRotary(rotary.rope, rotary.original, embedding, switched_adapter(model)))
         unchanged = torch.equal(before, _sparse_logits(model, length, rows))
         if unchanged and embedding is not None:  # rounding may hide factors near 1, but not factors of 2
             doubled = _embedding(rotary.rope, Scaling([2.0] * (rotary.rope.dim // 2)), model.device)
-            rotary.install(RescaledRotary(rotary.original, doubled))
+            rotary.install(RescaledRotary(rotary.rope, rotary.original, doubled))
             unchanged = torch.equal(before, _sparse_logits(model, length, rows))
-            rotary.install(RescaledRotary(rotary.original, embedding, switched_adapter(model)))
+            rotary.install(RescaledRotary(rotary.rope, rotary.original, embedding, switched_adapter(model)))
         if before.isfinite().all():  # else no two logits are equal
             _check_effect(model, unchanged=unchanged, is_identity=embedding is None)
     except BaseException:
@@ -72,15 +72,22 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
 
 
 def _embedding(rope: Rope, scaling: Scaling | Extension | Sequence[Scaling], device: torch.device) -> LongRoPE | None:
-    """Return the module that computes cos and sin with the factors; None if they are all 1."""
+    """Return the module that computes cos and sin with the factors; None if they are all 1.
+
+    A checkpoint with two sets needs the module even then: its own one chooses a set for all rows together.
+    """
     if isinstance(scaling, Extension):
         check_rope(scaling, rope)
         scalings = [scaling.short, scaling.long]
         embedding = LongRoPE.of(scaling)
     else:
         scalings = [scaling] if isinstance(scaling, Scaling) else scaling
+        for row in scalings:
+            check_rope(row, rope)
         embedding = LongRoPE.static(rope, scalings)
-    return None if all(scaling.is_identity for scaling in scalings) else embedding.to(device)
+    two_sets = rope.short_factors not in ((), rope.factors)
+    unchanged = all(scaling.is_identity for scaling in scalings) and not two_sets
+    return None if unchanged else embedding.to(device)
 
 
 @torch.no_grad()

@@ -71,10 +71,14 @@ class LongRoPE(nn.Module):
 
     @classmethod
     def of(cls, extension: Extension) -> LongRoPE:
-        """Return the module of an extension: its short factors up to L0, its long ones beyond."""
-        module = cls._empty()
+        """Return the module of an extension: its short factors up to L0, its long ones beyond.
+
+        If the checkpoint has a short set of its own, that set comes first, up to its own length.
+        """
+        module, rope = cls._empty(), extension.rope
         long = replace(extension.long, length=extension.length)
-        module._build(extension.rope, [extension.short, long], by_length=True)
+        own = [extension.at(rope.short_length)] if rope.short_factors not in ((), rope.factors) else []
+        module._build(rope, [*own, extension.short, long], by_length=True)
         return module
 
     @classmethod
@@ -110,7 +114,7 @@ class LongRoPE(nn.Module):
         self.any_start_tokens = any(scaling.start_tokens for scaling in scalings)
         first_rescaled = torch.from_numpy(np.array([scaling.start_tokens for scaling in scalings]))
         inv_freq = np.stack([scaling.inv_freq(rope) for scaling in scalings])
-        attention = np.array([scaling.attention_factor for scaling in scalings])
+        attention = rope.attention_factor * np.array([scaling.attention_factor for scaling in scalings])
         if self.any_start_tokens:  # the sets once more, with the original rotation
             inv_freq = np.concatenate([inv_freq, np.broadcast_to(rope.inv_freq, inv_freq.shape)])
             attention = np.tile(attention, 2)
@@ -171,8 +175,14 @@ class LongRoPE(nn.Module):
         if not self.by_length:
             return torch.arange(len(self.scalings), device=device)[:, None]
         if seq_len is not None:
-            return torch.full((1, 1), int(seq_len > self.rope.original_length), device=device)
-        return (position_ids.amax(dim=-1, keepdim=True) >= self.rope.original_length).long()
+            return torch.full((1, 1), sum(seq_len > border for border in self._borders), device=device)
+        last = position_ids.amax(dim=-1, keepdim=True)
+        return torch.stack([last >= border for border in self._borders]).sum(dim=0)
+
+    @property
+    def _borders(self) -> tuple[int, ...]:
+        """Longest sequence in tokens of each set but the last."""
+        return (self.rope.short_length, self.rope.original_length)[-(len(self.scalings) - 1) :]
 
     def rescales(self, position_ids: Tensor) -> Tensor:
         """Return whether each row of positions has factors other than the original RoPE's, bool ``(batch or 1,)``."""
@@ -207,12 +217,12 @@ class LongRoPE(nn.Module):
     @property
     def short_factors(self) -> Tensor:
         """Factors up to L0, float32 ``(dim // 2,)``; ``(rows, dim // 2)`` where each row has its own."""
-        return self._factor_tensor(self.scalings[:1] if self.by_length else self.scalings)
+        return self._factor_tensor(self.scalings[-2:-1] if self.by_length else self.scalings)
 
     @property
     def long_factors(self) -> Tensor:
         """Factors beyond L0, float32 ``(dim // 2,)``; ``(rows, dim // 2)`` where each row has its own."""
-        return self._factor_tensor(self.scalings[1:] if self.by_length else self.scalings)
+        return self._factor_tensor(self.scalings[-1:] if self.by_length else self.scalings)
 
     def _factor_tensor(self, scalings: Sequence[Scaling]) -> Tensor:
         factors = torch.from_numpy(np.array([scaling.factors for scaling in scalings])).float().to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.formats.own_rope import already_scaled
 from longrope.models.adapter import SwitchedAdapter
+from longrope.models.backbone import text_part
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.rope import FULL, Rope, full_attention_fields
+from longrope.models.rotary_layout import AXES, RotaryLayout
+from longrope.rope import FULL, Rope
 
 
 @dataclass(frozen=True)
@@ -49,56 +50,68 @@ class RescaledRotary(nn.Module):
     The factors stay out of the model's state dict, so checkpoints keep the keys that transformers expects.
 
     Args:
+        rope: Geometry of the model without the factors.
         original: The model's own rotary module.
         embedding: Module that computes cos and sin instead; None leaves the model as it was.
         adapter: Adapter to turn on for rows whose factors are not all 1.
     """
 
     def __init__(
-        self, original: nn.Module, embedding: nn.Module | None, adapter: SwitchedAdapter | None = None
+        self,
+        rope: Rope,
+        original: nn.Module,
+        embedding: nn.Module | None,
+        adapter: SwitchedAdapter | None = None,
     ) -> None:
         super().__init__()
-        self.original, self.embedding, self.adapter = original, embedding, adapter
+        self.rope, self.original, self.embedding, self.adapter = rope, original, embedding, adapter
         self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
-        self.interleaved, self.keeps_float32 = _layout(original)
-        self.repeats = _repeats(original)
+        self.layout = RotaryLayout.of(original, rope.dim // 2)
         self.train(original.training)
         self.register_state_dict_post_hook(_drop_embedding_state)
         self.register_load_state_dict_pre_hook(_add_embedding_state)
 
-    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
-        """Return cos and sin as the original does, ``(batch, sequence, dim)``."""
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
+        """Return cos and sin in the form of the original, ``(batch, sequence, dim)``.
+
+        Args:
+            x: Tensor of the model's dtype and device, ``(batch, sequence, …)``.
+            position_ids: Positions, ``(batch, sequence)``; ``(axes, batch, sequence)`` in models that read images.
+            layer_type: Type of the layers, in models with a rope for each.
+        """
         if self.embedding is None or layer_type not in (None, FULL):
             # beside factors without the hook that turns the adapter off
             original = self.original if self.embedding is None else self.original.forward
             return original(x, position_ids, *([layer_type] if layer_type else []))
-        like = x[..., :1].float() if self.keeps_float32 else x
+        like = x[..., :1].float() if self.layout.keeps_float32 else x
+        axes = position_ids[None] if position_ids.dim() == 2 else position_ids[-AXES:]  # one before is for the mask
+        if len(axes) > 1 and (axes == axes[:1]).all():  # text, without an image
+            axes = axes[:1]
+        flat = axes.transpose(0, 1).flatten(1)
+        by_axis = (
+            each.unflatten(1, (len(axes), -1)).transpose(0, 1) for each in self._rotate(self.embedding, like, flat)
+        )
+        cos, sin = (self.layout.merge_axes(each) for each in by_axis)
+        return self.layout.arrange(cos, sin)
+
+    def _rotate(self, embedding: nn.Module, like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         if self.adapter is not None:
-            rescales = self.embedding.rescales(position_ids) if isinstance(self.embedding, LongRoPE) else True
+            rescales = embedding.rescales(position_ids) if isinstance(embedding, LongRoPE) else True
             self.adapter.use(rescales)
-        cos, sin = self.embedding(like, position_ids)
-        if not self.repeats:
-            cos, sin = (values.chunk(2, dim=-1)[0] for values in (cos, sin))
-        elif self.interleaved:
-            cos, sin = (half.chunk(2, dim=-1)[0].repeat_interleave(2, dim=-1) for half in (cos, sin))
-        return cos, sin
+        return embedding(like, position_ids)
 
 
 def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     """Return the place of a model's only rotary module.
 
     Raises:
-        LongRopeError: The model has no rotary module or several, or its frequencies are not base^(-2i/dim) because the
-            checkpoint carries a scaling already.
+        LongRopeError: The model has no rotary module or several, or its frequencies are not those that its config
+            describes.
     """
     rope, model_type = Rope.of(model), model.config.model_type
-    if model.config.get_text_config() is not model.config:
-        raise LongRopeError(
-            f"model type {model_type!r} reads more than text: not supported. Load its text-only checkpoint."
-        )
     slots = [
         (parent, name, child)
-        for parent in model.modules()
+        for parent in text_part(model).modules()
         if not isinstance(parent, RescaledRotary)
         for name, child in parent.named_children()
         if isinstance(child, RescaledRotary) or _inv_freq(child) is not None
@@ -106,15 +119,20 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     if len(slots) != 1:
         raise LongRopeError(f"model type {model_type!r} has {len(slots)} rotary modules instead of one: not supported")
     rotary = RotarySlot(*slots[0], rope=rope)
-    rope_type = full_attention_fields(model.config.get_text_config().rope_parameters).get("rope_type", "default")
-    applied = isinstance(rotary.module, RescaledRotary)  # longrope.apply wrote this scaling into the config
-    if (rope_type != "default" and not applied) or not _has_plain_frequencies(rotary.original, rope):
-        raise already_scaled(model_type, rope_type)
+    if not _has_frequencies(rotary.original, rope):
+        raise LongRopeError(
+            f"model type {model_type!r}: its frequencies are not those of {rope}, which its config describes. "
+            "longrope does not support this model type."
+        )
     return rotary
 
 
-def _has_plain_frequencies(original: nn.Module, rope: Rope) -> bool:
-    inv_freq, expected = _inv_freq(original), torch.from_numpy(rope.inv_freq).float()
+def _has_frequencies(original: nn.Module, rope: Rope) -> bool:
+    """Return whether a model's own module computes with a rope; a longrope or dynamic one changes with the length."""
+    prefix = f"{FULL}_" if hasattr(original, f"{FULL}_inv_freq") else ""
+    inv_freq = getattr(original, f"{prefix}original_inv_freq", _inv_freq(original))
+    first = replace(rope, factors=rope.short_factors or rope.factors, short_factors=(), short_length=0)
+    expected = torch.from_numpy(first.inv_freq).float()
     if inv_freq is None or inv_freq.shape != expected.shape:
         return False
     return torch.allclose(inv_freq.float().cpu(), expected, rtol=1e-2)
@@ -134,33 +152,3 @@ def _add_embedding_state(module: nn.Module, state_dict: dict[str, Any], prefix: 
     """Add the embedding's present state, which `_drop_embedding_state` kept out of the checkpoint."""
     if isinstance(module, RescaledRotary) and module.embedding is not None:
         state_dict.update(module.embedding.state_dict(prefix=f"{prefix}embedding."))
-
-
-@torch.no_grad()
-def _repeats(original: nn.Module) -> bool:
-    """Return whether cos and sin hold each pair's value twice; gpt-oss has one for each pair."""
-    inv_freq = _inv_freq(original)
-    if inv_freq is None:
-        return True
-    layer_type = [FULL] if hasattr(original, "layer_types") else []
-    positions = torch.arange(2, device=inv_freq.device)[None]
-    cos, _ = original(torch.zeros(1, 2, 1, device=inv_freq.device), positions, *layer_type)
-    return cos.shape[-1] != inv_freq.numel()
-
-
-@torch.no_grad()
-def _layout(original: nn.Module) -> tuple[bool, bool]:
-    """Return whether the two entries of a pair are neighbours, and whether cos and sin stay float32 in a bf16 model."""
-    inv_freq = _inv_freq(original)
-    device = None if inv_freq is None else inv_freq.device
-    x = torch.zeros(1, 2, 1, dtype=torch.bfloat16, device=device)
-    layer_type = [FULL] if hasattr(original, "layer_types") else []
-    embeddings = original(x, torch.arange(2, device=device)[None], *layer_type)
-    if not isinstance(embeddings, tuple):
-        raise LongRopeError(
-            f"{type(original).__name__} returns complex numbers instead of cos and sin. "
-            "longrope does not support this model type."
-        )
-    cos, _ = embeddings
-    first, second = cos.chunk(2, dim=-1)
-    return not torch.equal(first, second), cos.dtype == torch.float32

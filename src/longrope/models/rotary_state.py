@@ -74,6 +74,8 @@ class RotaryState:
             "original_max_position": self.rope.original_length,
             "max_position": self.max_position,
             "rope.factors": self.rope.factors,
+            "rope.attention_factor": self.rope.attention_factor,
+            "rope.short_factors": self.rope.short_factors,
             "by_length": self.by_length,
             "number of scalings": len(self.scalings),
         }

@@ -91,7 +91,9 @@ class ModelObjective:
 
     @contextmanager
     def _installed(self, module: nn.Module) -> Iterator[None]:
-        self.rotary.install(RescaledRotary(self.rotary.original, module, switched_adapter(self.model)))
+        self.rotary.install(
+            RescaledRotary(self.rotary.rope, self.rotary.original, module, switched_adapter(self.model))
+        )
         try:
             yield
         finally:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
-from longrope.formats.own_rope import refuse_scaled
 from longrope.models.layer_survey import require_rotating_layers
 from longrope.models.load import choose_device, load_config
 from longrope.objectives.backend import backend_of, open_backend
@@ -95,8 +94,6 @@ def _prepared(
     chosen = options.method(method or "auto", length)
     options.text_spec(length)
     config = load_config(model) if isinstance(model, str) else model.config
-    if isinstance(model, str):
-        refuse_scaled(config)
     warning = require_rotating_layers(config).warning(length)
     if warning is not None:
         logger.warning(warning)

@@ -144,7 +144,7 @@ class Space:
             attention: Attention factor; None for the space's.
         """
         return Scaling(
-            [float(factor * before) for factor, before in zip(factors, self._before, strict=True)],
+            [float(factor * before) for factor, before in zip(factors, self.factors_before, strict=True)],
             attention_factor=self.attention_factor if attention is None else attention,
             start_tokens=self.start_tokens[start],
             scheme="searched",
@@ -163,8 +163,9 @@ class Space:
                 f"a start of the search has {len(factors)} factors, but the rope has {self.pairs} pairs. "
                 "Start from factors of this model."
             )
-        return np.clip(factors / self._before, 1.0, self.largest)
+        return np.clip(factors / self.factors_before, 1.0, self.largest)
 
     @property
-    def _before(self) -> np.ndarray:
-        return np.array(self.relative.factors or [1.0] * self.pairs)
+    def factors_before(self) -> np.ndarray:
+        """The λ of the stage before, which every μ multiplies, ``(dim // 2,)``."""
+        return np.ones(self.pairs) if self.before is None else np.array(self.before.factors)

@@ -172,7 +172,7 @@ def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
 
 def closed_form(name: str, space: Space) -> Scaling:
     """Return a scheme's factors for the geometry that the weights are trained for, times the factors in use there."""
-    scaling = scheme(name, space.relative, space.length).times(space.relative.factors or [1.0] * space.pairs)
+    scaling = scheme(name, space.relative, space.length).times(space.factors_before.tolist())
     return replace(scaling, attention_factor=space.attention_factor)
 
 

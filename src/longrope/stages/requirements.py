@@ -10,7 +10,6 @@ from transformers import PreTrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from longrope.errors import LongRopeError
-from longrope.formats.own_rope import refuse_scaled
 from longrope.longcontext.sparse_attention import check_sparse_windows
 from longrope.models.load import load_config
 from longrope.stages.plan import Plan
@@ -24,10 +23,9 @@ def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
         config: Config of the model.
 
     Raises:
-        LongRopeError: If its checkpoint carries a rope scaling, its attention takes no weights of keys, or a teacher
+        LongRopeError: If its attention takes no weights of keys, or a teacher
             has another vocabulary.
     """
-    refuse_scaled(config)
     for i, stage in enumerate(plan.stages):
         if stage.finetune is None:
             continue

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
-from longrope.export.carried_factors import check_weights
+from longrope.export.carried_factors import carries
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, write_gguf
 from longrope.export.gguf.vocabulary import add_vocabulary
 from longrope.export.hf_config import for_mode, refuse_quantized
@@ -64,7 +64,7 @@ def export_gguf(
     written, config = for_mode(extension, mode), model.config.to_dict()
     outtype = choose_outtype(outtype, model.dtype)
     architecture = refuse_model(config, written)
-    check_weights(model, extension, mode)
+    carries(model, extension, mode)
     with write_gguf(path, architecture, written, overwrite=overwrite) as writer:
         writer.add_string("general.name", name)
         writer.add_file_type(LlamaFileType["ALL_F32" if outtype == "f32" else f"MOSTLY_{outtype.upper()}"])

@@ -1,0 +1,88 @@
+"""Models that read images: factors go to their text model, and images are read as before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import all_types
+import families
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import longrope as lr
+from longrope.models.backbone import auto_class
+from longrope.models.patch import patch
+from longrope.rope import Rope, full_attention_fields
+from longrope.scaling import Extension, Scaling
+from longrope.schemes import scheme
+
+L0, LENGTH = all_types.L0, 4 * all_types.L0
+KINDS = ["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llama4", "internvl", "llava", "glm4v", "mllama"]
+IDS = torch.randint(3, all_types.VOCABULARY, (1, 150), generator=torch.Generator().manual_seed(0))
+
+
+def build(kind: str) -> PreTrainedModel:
+    model = all_types.build(kind)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(4)
+    return model
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> Tensor:
+    return model(input_ids=ids, use_cache=False, **inputs).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_text_model_is_extended_and_the_whole_model_exported(kind: str, tmp_path: Path) -> None:
+    model = build(kind)
+    rope = Rope.of(model)
+    extension = Extension.of(rope, scheme("ntk", rope, LENGTH))
+    before = logits(model, IDS[:, :L0])
+    with patch(model, extension):
+        assert (logits(model, IDS[:, :L0]) - before).abs().max() < 1e-3
+        beyond = logits(model, IDS)
+    losses = lr.perplexity(model, IDS.numpy(), [len(IDS[0])], scaling=extension)
+    expected = torch.nn.functional.cross_entropy(beyond[0, :-1].float(), IDS[0, 1:])
+    assert losses[0].perplexity == pytest.approx(float(expected.exp()), rel=1e-3)
+    lr.export(model, families.tokenizer(), extension, tmp_path / "made")  # which compares the logits of texts
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert config["model_type"] == kind
+    assert full_attention_fields(config["text_config"]["rope_parameters"])["rope_type"] == "longrope"
+    reopened = auto_class(model.config).from_pretrained(tmp_path / "made").eval()
+    assert {name for name, _ in reopened.named_parameters()} == {name for name, _ in model.named_parameters()}
+    torch.testing.assert_close(logits(reopened, IDS), beyond, rtol=0, atol=2e-3)
+
+
+def test_an_image_is_read_as_before_up_to_the_original_length() -> None:
+    model = build("gemma3")
+    rope, config = Rope.of(model), model.config
+    model.model.multi_modal_projector.mm_input_projection_weight.data.normal_()
+    count, size = config.mm_tokens_per_image, config.vision_config.image_size
+    assert config.image_token_id >= all_types.VOCABULARY
+    config.image_token_id = 5  # a word of the small vocabulary
+    ids = IDS.clamp(min=6)[:, :40].clone()
+    ids[0, 10 : 10 + count] = 5
+    image = {"pixel_values": torch.randn(1, 3, size, size), "token_type_ids": (ids == 5).long()}
+    before = logits(model, ids, **image)
+    assert not torch.equal(before, logits(model, ids, **image | {"pixel_values": torch.zeros(1, 3, size, size)}))
+    with patch(model, Extension.of(rope, scheme("yarn", rope, LENGTH))):
+        torch.testing.assert_close(logits(model, ids, **image), before, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
+def test_positions_along_three_axes_are_rotated_as_the_model_does(kind: str) -> None:
+    """Factors of 1 through our module, beside the model's own; an attention factor near 1 makes it run."""
+    model = build(kind)
+    rope = Rope.of(model)
+    axes = torch.stack([torch.arange(20), torch.arange(20) // 2, torch.arange(20) % 5 + 30])[:, None]
+    before = logits(model, IDS[:, :20], position_ids=axes)
+    nearly = Scaling([1.0] * (rope.dim // 2), attention_factor=1 + 1e-7)
+    with patch(model, nearly):
+        torch.testing.assert_close(logits(model, IDS[:, :20], position_ids=axes), before, rtol=0, atol=1e-3)
+        swapped = logits(model, IDS[:, :20], position_ids=axes[[1, 0, 2]])
+    assert (swapped - before).abs().max() > 0.01
