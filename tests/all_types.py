@@ -115,9 +115,7 @@ def small_config(kind: str | type[PreTrainedConfig]) -> PreTrainedConfig:
         each = list(dict.fromkeys(kinds))
         small["layer_types"] = (each + kinds)[: max(2, len(each))]
         small["num_hidden_layers"] = len(small["layer_types"])
-    if getattr(default, "rope_parameters", None) and cls.__name__.startswith(
-        ("Qwen2VLText", "Qwen2_5_VLText", "Glm4v")
-    ):
+    if cls.__name__ in ("Qwen2_5_VLTextConfig", "Glm4vTextConfig"):
         small["rope_parameters"] = default.rope_parameters | {"mrope_section": [2, 3, 3]}
     inner = {name: getattr(default, name, None) for name in cls.sub_configs}
     parts = {name: small_config(type(part)) for name, part in inner.items() if part is not None}

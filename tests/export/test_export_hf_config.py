@@ -4,7 +4,7 @@ import families
 import pytest
 
 from longrope.errors import LongRopeError
-from longrope.export.hf_config import config_fields, for_mode
+from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
@@ -113,8 +113,8 @@ def test_of_a_rope_for_each_layer_type_that_of_full_attention_is_extended() -> N
 def test_what_is_refused() -> None:
     with pytest.raises(LongRopeError, match=r"'phimoe'.*short factors"):
         config_fields({**LLAMA, "model_type": "phimoe"}, extension())
-    with pytest.raises(LongRopeError, match=r"quant_method = 'gptq': .*Export the model that"):
-        config_fields({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, extension())
+    with pytest.raises(LongRopeError, match=r"quant_method = 'gptq': .*Write the config alone"):
+        refuse_quantized({**LLAMA, "quantization_config": {"quant_method": "gptq"}})
 
 
 def test_modes() -> None:

@@ -26,6 +26,7 @@ def run(
         str | None, typer.Option("--factors", help=f"{options.FACTORS} Not for a MODEL that longrope extended.")
     ] = None,
     to: Annotated[str, typer.Option(help=f"Format. {FORMATS}.")] = "huggingface",
+    config_only: Annotated[bool, typer.Option("--config-only", help="Write no weights: --to config.")] = False,
     mode: Annotated[
         str | None,
         typer.Option(help="static: long factors always (default with --factors). dual: both; needs --attention none."),
@@ -57,6 +58,9 @@ def run(
     from longrope.storage.lock import claim_output, locked
     from longrope.units import parse_length
 
+    if config_only and to not in ("huggingface", "config"):
+        raise LongRopeError(f"to = {to!r} with --config-only: only a folder can be without weights. Leave one out.")
+    to = "config" if config_only else to
     exporter = find_exporter(to, outtype)
     if mode not in (None, *MODES):
         raise unknown("mode", mode, MODES)

@@ -151,7 +151,7 @@ def check_export(staged: StagedRun) -> None:
     Raises:
         LongRopeError: If no config can express the extension that the plan leads to.
     """
-    from longrope.export.hf_config import config_fields, for_mode
+    from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
     from longrope.models.load import load_config
     from longrope.scaling import Extension, Scaling
 
@@ -165,7 +165,9 @@ def check_export(staged: StagedRun) -> None:
         ones, attention_factor=staged.attention_factor(last), length=plan.length
     )
     expected = Extension(staged.rope, short, long, plan.length)
-    config_fields(load_config(staged.model).to_dict(), for_mode(expected, plan.export))
+    config = load_config(staged.model).to_dict()
+    refuse_quantized(config)
+    config_fields(config, for_mode(expected, plan.export))
 
 
 def export(staged: StagedRun) -> Path | None:

@@ -61,8 +61,8 @@ def refuse_quantized(config: Mapping[str, Any]) -> None:
     if quantization:
         method = dict(quantization).get("quant_method", "some method")
         raise LongRopeError(
-            f"quantization_config.quant_method = {method!r}: the weights are quantised. "
-            "Export the model that they were made from, then quantise the result."
+            f"quantization_config.quant_method = {method!r}: the weights are quantised. Write the config alone (format "
+            "config), or export the model that they were made from and quantise the result."
         )
 
 
@@ -77,9 +77,8 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         extension: Factors to write.
 
     Raises:
-        LongRopeError: This model type has no field for what the extension needs, or the weights are quantised.
+        LongRopeError: This model type has no field for what the extension needs.
     """
-    refuse_quantized(config)
     if isinstance(config.get("text_config"), Mapping):
         return {**config, "text_config": config_fields(config["text_config"], extension)}
     model_type, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor

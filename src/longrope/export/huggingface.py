@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.engines.guide import serving_guide
 from longrope.errors import LongRopeError
-from longrope.export.hf_config import config_fields, for_mode
+from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
 from longrope.export.verify import ExpectedLogits
@@ -54,26 +56,70 @@ def export_huggingface(
         LongRopeError: A config cannot express the extension, the folder cannot be written, or the checkpoint does not
             compute what the model computes with these factors.
     """
+    refuse_quantized(model.config.to_dict())
     written = for_mode(extension, mode)
+    with _new_folder(folder, overwrite=overwrite) as temporary:
+        config_fields(model.config.to_dict(), written)
+        expected = ExpectedLogits.of(model, extension, mode) if check else None
+        forget_conversions(model)
+        save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
+        model.save_pretrained(temporary)
+        _write_fields(temporary, written, mode, name, folder)
+        if expected is not None:
+            expected.check(temporary, folder.resolve())
+    return written
+
+
+def export_config(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    extension: Extension,
+    folder: Path,
+    *,
+    mode: str = "static",
+    name: str = "model",
+    overwrite: bool = False,
+) -> Extension:
+    """Write the files of a checkpoint without its weights, which the factors do not change, and which may be quantised.
+
+    Args:
+        config: Config of the model.
+        tokenizer: Tokenizer of the model.
+        extension: Factors to write, for the model's rope.
+        folder: Folder to write; it appears whole or not at all.
+        mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
+        name: Name of the model, for the card.
+        overwrite: Whether an existing export is replaced.
+
+    Returns:
+        The extension as the config holds it.
+
+    Raises:
+        LongRopeError: A config cannot express the extension, or the folder cannot be written.
+    """
+    written = for_mode(extension, mode)
+    with _new_folder(folder, overwrite=overwrite) as temporary:
+        config_fields(config.to_dict(), written)
+        save_tokenizer(tokenizer, temporary, written.length)
+        config.save_pretrained(temporary)
+        _write_fields(temporary, written, mode, name, folder)
+    return written
+
+
+@contextmanager
+def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder, which gets its name when the block ends without an error.
+
+    Raises:
+        LongRopeError: The folder exists and may not be replaced, or it cannot be written.
+    """
     folder = folder.resolve()
     _refuse_other_folder(folder, overwrite=overwrite)
     claim_output(folder, overwrite=overwrite, folder=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        config_fields(model.config.to_dict(), written)
-        expected = ExpectedLogits.of(model, extension, mode) if check else None
-        forget_conversions(model)
-        save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
-        model.save_pretrained(temporary)
-        _raise_generation_length(temporary / "generation_config.json", written.length)
-        config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
-        write_json(temporary / "config.json", config)
-        write_text(temporary / "extension.json", written.to_json())
-        write_text(temporary / "README.md", model_card(written, mode, name))
-        write_text(temporary / "SERVING.md", serving_guide(config, written, mode, folder.name))
-        if expected is not None:
-            expected.check(temporary, folder)
+        yield temporary
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -82,7 +128,16 @@ def export_huggingface(
         raise LongRopeError(f"cannot write {folder}: {reason}. Choose another output.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return written
+
+
+def _write_fields(temporary: Path, written: Extension, mode: str, name: str, folder: Path) -> None:
+    """Write the factors into the config of a folder, and the files that describe them."""
+    _raise_generation_length(temporary / "generation_config.json", written.length)
+    config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
+    write_json(temporary / "config.json", config)
+    write_text(temporary / "extension.json", written.to_json())
+    write_text(temporary / "README.md", model_card(written, mode, name))
+    write_text(temporary / "SERVING.md", serving_guide(config, written, mode, folder.resolve().name))
 
 
 def _raise_generation_length(path: Path, length: int) -> None:

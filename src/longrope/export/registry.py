@@ -113,6 +113,36 @@ def _write_huggingface(request: ExportRequest) -> Extension:
     )
 
 
+def _write_config(request: ExportRequest) -> Extension:
+    from longrope.export.huggingface import export_config
+    from longrope.models.load import load_config, load_tokenizer
+
+    length = request.options.original_length
+    if isinstance(request.model, str):
+        config, tokenizer = load_config(request.model, original_length=length), load_tokenizer(request.model)
+    else:
+        config, tokenizer = request.model.config, request.tokenizer
+    if tokenizer is None:
+        raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Give it, or the model's name.")
+    return export_config(
+        config,
+        tokenizer,
+        request.extension,
+        request.output,
+        mode=request.mode,
+        name=request.name,
+        overwrite=request.options.overwrite,
+    )
+
+
+def _serve_config(request: ExportRequest, extension: Extension) -> list[str]:
+    model = request.model if isinstance(request.model, str) else "MODEL"
+    return [
+        f"Config without weights: {request.output}",
+        f"Copy the weights of {model} into this folder, or its files over those of a copy of {model}.",
+    ]
+
+
 def _serve_huggingface(request: ExportRequest, extension: Extension) -> list[str]:
     from longrope.engines.guide import launch_lines
     from longrope.export.hf_config import on_formula
@@ -170,6 +200,12 @@ EXPORTERS: dict[str, Exporter] = {
         "a folder for transformers, vLLM, SGLang and others",
         folder=True,
         next_steps=_serve_huggingface,
+    ),
+    "config": Exporter(
+        _write_config,
+        "the same folder without weights, for weights that are quantised or too large to load",
+        folder=True,
+        next_steps=_serve_config,
     ),
     "gguf": Exporter(
         _write_gguf,
