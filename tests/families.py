@@ -49,7 +49,7 @@ FAMILIES = {
     "glm": HEADS,
     **BY_LAYER,
 }
-REFUSED = {"gpt2": "no rotary", "opt": "no rotary", "deepseek_v3": "MLA"}
+REFUSED = {"gpt2": "no rotary", "opt": "no rotary"}
 
 
 def config(name: str, **fields: object) -> PreTrainedConfig:

@@ -242,16 +242,18 @@ def test_rope_of_any_config_class_is_a_rope_or_a_refusal() -> None:
     assert outcomes["llama"] == "Rope(dim=128, base=10000.0, original_length=2048)"
 
 
-def test_rope_of_a_gemma_4_config_names_the_model_type() -> None:
-    """Its full-attention layers have another head_dim than the others, and each layer's config says its own."""
-    with pytest.raises(LongRopeError, match=r"^model type 'gemma4_text': rope_type = 'proportional'"):
-        Rope.of(CONFIG_MAPPING["gemma4"]())
+def test_rope_of_a_gemma_4_config_is_that_of_its_full_attention_layers() -> None:
+    """They have another head_dim than the others, and a quarter of the pairs of a head rotates."""
+    rope = Rope.of(CONFIG_MAPPING["gemma4"]())
+    assert (rope.dim, rope.base, rope.original_length) == (512, 1e6, 131072)
+    np.testing.assert_allclose(rope.inv_freq[:64], 1e6 ** (-2 * np.arange(64) / 512))
+    assert rope.inv_freq[64:].max() < 1e-12
 
 
-def test_rope_of_refuses_multimodal_sections() -> None:
-    mrope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
-    with pytest.raises(LongRopeError, match=r"'qwen2_vl.*mrope_section"):
-        Rope.of(Qwen2VLConfig(text_config={"hidden_size": 64, "num_attention_heads": 4, "rope_parameters": mrope}))
+def test_rope_of_reads_three_equal_axes_as_one() -> None:
+    fields = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 512}
+    assert Rope.of(Qwen2VLConfig(text_config={**sizes, "rope_parameters": fields})) == Rope(16, 1e4, 512)
 
 
 @given(ropes, st.floats(1e-6, 1e6))

@@ -12,11 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from longrope.errors import LongRopeError
 from longrope.longcontext.tiling import tiled_layers
 from longrope.longcontext.token_losses import token_losses
+from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.objectives.factor_gradient import frozen
+from longrope.scaling import Scaling
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16}
 LINEAR = {
@@ -105,7 +106,10 @@ def test_gradients_of_whole_layers() -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_complex_embeddings_are_refused_by_name() -> None:
+def test_complex_embeddings_have_the_factors() -> None:
+    """Llama 4 multiplies by complex numbers; with factors of 1 through our module they are its own."""
     slot = find_rotary_slot(families.build("llama4_text", **LLAMA4))
-    with pytest.raises(LongRopeError, match="returns complex numbers instead of cos and sin"):
-        RescaledRotary(slot.rope, slot.module, None)
+    embedding = LongRoPE.static(slot.rope, [Scaling([1.0] * (slot.rope.dim // 2))])
+    x, positions = torch.zeros(1, 5, 1), torch.arange(5)[None] + 40
+    rotated = RescaledRotary(slot.rope, slot.module, embedding)(x, positions)
+    torch.testing.assert_close(rotated, slot.module(x, positions), rtol=0, atol=1e-5)

@@ -19,7 +19,6 @@ from longrope.formats.gguf import find_extension
 from longrope.formats.hf_config import extension_of_config
 from longrope.formats.own_rope import describe_rope
 from longrope.models.load import load, load_config
-from longrope.rope import Rope
 from longrope.storage.atomic import write_json
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -69,13 +68,6 @@ def test_a_field_without_effect_is_noted(
     scaling, message = NOTED[name]
     check_layers(load_config(save(tmp_path / "model", field, scaling)), 128)
     assert_noted(capsys.readouterr().err, message)
-
-
-def test_a_type_that_factors_cannot_multiply_is_noted(field: str, tmp_path: Path) -> None:
-    folder = save(tmp_path / "model", field, {"rope_type": "proportional"})
-    assert "(proportional) that longrope's factors cannot multiply" in str(describe_rope(load_config(folder)))
-    with pytest.raises(LongRopeError, match="rope_type = 'proportional' of this model is not supported"):
-        Rope.of(load_config(folder))
 
 
 def assert_noted(text: str, message: str) -> None:

@@ -174,7 +174,7 @@ def fp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("to", ["huggingface", "gguf"])
 def test_quantised_weights_are_not_exported(fp8: Path, to: str, tmp_path: Path) -> None:
     scaling = lr.scheme("pi", Rope.of(load_config(str(fp8))), 256)
-    with pytest.raises(LongRopeError, match=r"quant_method = 'fp8'.*Export the model that they were made from"):
+    with pytest.raises(LongRopeError, match=r"quant_method = 'fp8'.*export the model that they were made from"):
         lr.export(str(fp8), None, scaling, tmp_path / "out", to=to)
     assert not list(tmp_path.iterdir())
 

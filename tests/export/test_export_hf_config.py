@@ -113,6 +113,9 @@ def test_of_a_rope_for_each_layer_type_that_of_full_attention_is_extended() -> N
 def test_what_is_refused() -> None:
     with pytest.raises(LongRopeError, match=r"'phimoe'.*short factors"):
         config_fields({**LLAMA, "model_type": "phimoe"}, extension())
+    proportional = {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+    with pytest.raises(LongRopeError, match="its rope is proportional"):
+        config_fields({**LLAMA, "rope_parameters": proportional}, extension())
     with pytest.raises(LongRopeError, match=r"quant_method = 'gptq': .*Write the config alone"):
         refuse_quantized({**LLAMA, "quantization_config": {"quant_method": "gptq"}})
 

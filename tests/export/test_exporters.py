@@ -82,7 +82,7 @@ def refused(message: str, folder: Path, **options: object) -> None:
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refused("to = 'onnx' is unknown; choose one of huggingface, gguf", tmp_path, to="onnx")
+    refused("to = 'onnx' is unknown; choose one of huggingface, config, gguf", tmp_path, to="onnx")
     refused(r"outtype = 'f16': huggingface has none.*gguf", tmp_path, options=ExportOptions(outtype="f16"))
     refused("tokenizer = None: .*Give both", tmp_path, tokenizer=None)
     refused("mode = 'both'", tmp_path, mode="both")

@@ -14,17 +14,11 @@ from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.schemes import scheme
 
-PROPORTIONAL = "rope_type = 'proportional'"
 LAYER_TYPES = "not a plain RoPE"
 REFUSED = {
     "beam": LAYER_TYPES,
     "deepseek_v4": LAYER_TYPES,
     "zaya": LAYER_TYPES,
-    "gemma4": PROPORTIONAL,
-    "gemma4_text": PROPORTIONAL,
-    "gemma4_unified": PROPORTIONAL,
-    "gemma4_unified_text": PROPORTIONAL,
-    "lfm3": PROPORTIONAL,
     "granite_swa": "2 rotary modules",
     "granitemoe_swa": "2 rotary modules",
     "moshi": "2 rotary modules",

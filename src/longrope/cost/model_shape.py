@@ -81,8 +81,7 @@ class ModelShape:
                 model = auto_class(config).from_config(config)
         except ValueError:
             raise LongRopeError(
-                f"model type {config.model_type!r} is not a causal language model that reads text alone; "
-                "load its text-only checkpoint"
+                f"model type {config.model_type!r} is not a causal language model. Load one that predicts text."
             ) from None
         text: Any = config.get_text_config()
         head = model.get_output_embeddings()

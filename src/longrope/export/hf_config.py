@@ -86,6 +86,11 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         raise LongRopeError(
             "model_type = 'phimoe': transformers reads only its short factors. Extend a model of another type."
         )
+    if full_attention_fields(config["rope_parameters"]).get("rope_type") == "proportional":
+        raise LongRopeError(
+            f"model_type = {model_type!r}: its rope is proportional, and transformers does not read factors in the "
+            "config of such a model. Generate with longrope instead (longrope generate, longrope.generating)."
+        )
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
     scaling = {"rope_type": "longrope", **sets, "factor": extension.scale, **_other_fields(config["rope_parameters"])}
     scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
@@ -109,8 +114,8 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
         fields["rope_scaling"] = {"type": "longrope", **sets}
     elif _takes_head_dim(model_type):
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    kept = {name: value for name, value in config.items() if name != DECIDED}
-    return raised({**kept, **fields}, "config.json", extension.length)
+    others = {name: value for name, value in config.items() if name != DECIDED}
+    return raised({**others, **fields}, "config.json", extension.length)
 
 
 def _other_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:

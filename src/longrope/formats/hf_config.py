@@ -46,7 +46,7 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     original = _original_length(config, parameters, kind, by_layer=by_layer)
     factor = number(parameters, "factor", _default_factor(parameters, kind, longest / original))
     length, notes = _length(config, parameters, kind, factor=factor, original=original)
-    rope = _rope(config, parameters, original)
+    rope = _rope(config, parameters, kind, original)
     short, long = factor_sets(config, parameters, kind, rope=rope, factor=factor, length=length)
     if short != long and kind == "dynamic":
         notes.append(f"dynamic factors grow with the sequence; these are for one of {length} tokens")
@@ -90,6 +90,8 @@ def _original_length(config: Mapping[str, Any], parameters: Mapping[str, Any], k
 def _default_factor(parameters: Mapping[str, Any], kind: str, scale: float) -> float | None:
     """Return the factor of a config that has none; None if its rope type needs one."""
     if kind == "dynamic" and parameters.get("alpha") is not None:
+        return 1.0
+    if kind == "proportional":
         return 1.0
     return scale if kind in ("yarn", "longrope") else None
 
@@ -154,10 +156,18 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**plain, **defaults, **scaling, BY_LAYER: FULL in by_layer}
 
 
-def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], original: int) -> Rope:
-    if config.get("head_dim") is not None:
-        head_dim = count(config, "head_dim")
-    else:
-        head_dim = count(config, "hidden_size") // count(config, "num_attention_heads")
+def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, original: int) -> Rope:
     fields = {name: parameters.get(name, config.get(name)) for name in ("partial_rotary_factor", "rope_theta")}
-    return geometry(head_dim * number(fields, "partial_rotary_factor", 1.0), number(fields, "rope_theta"), original)
+    share = 1.0 if kind == "proportional" else number(fields, "partial_rotary_factor", 1.0)
+    return geometry(_head_dim(config) * share, number(fields, "rope_theta"), original)
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    """Return the dimensions of a head in the full-attention layers, which may have a config of their own."""
+    kinds = config.get("layer_types") or []
+    for layer, fields in (config.get("per_layer_config") or {}).items():
+        if kinds[int(layer)] == FULL and "head_dim" in fields:
+            return count(fields, "head_dim")
+    if config.get("head_dim") is not None:
+        return count(config, "head_dim")
+    return count(config, "hidden_size") // count(config, "num_attention_heads")

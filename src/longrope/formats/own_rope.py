@@ -20,8 +20,6 @@ def describe_rope(config: Any) -> str | None:
     Raises:
         LongRopeError: A field is unknown, or engines disagree about its effect.
     """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     fields = config.get_text_config().to_dict()
     check_outside(fields)
     parameters = fields.get("rope_parameters") or {}
@@ -31,8 +29,8 @@ def describe_rope(config: Any) -> str | None:
     kind = scaling_type(config)
     if kind is None:
         return _plain(full_attention_fields(parameters))
-    if kind not in READ and kind in ROPE_INIT_FUNCTIONS:
-        return f"this checkpoint carries a rope scaling ({kind}) that longrope's factors cannot multiply"
+    if kind == "proportional":  # the geometry of a model type
+        return None
     extension = extension_of_config(fields)
     lengths = f"L0 = {extension.rope.original_length:,}, L = {extension.length:,}"
     note = extension.long.provenance.get("note")

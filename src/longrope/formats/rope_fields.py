@@ -16,6 +16,7 @@ READ: Mapping[str, frozenset[str]] = {
         {"factor", ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
     ),
     "llama3": frozenset({"factor", ORIGINAL, "low_freq_factor", "high_freq_factor"}),
+    "proportional": frozenset({"factor"}),
     "longrope": frozenset(
         {"factor", ORIGINAL, "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"}
     ),

@@ -13,6 +13,8 @@ from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import dynamic_ntk, llama3, ntk, yarn
 
+STILL = 1e12  # factor of a pair that does not rotate: at 2^24 tokens it has turned by less than 2e-5
+
 
 def factor_sets(
     config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, *, rope: Rope, factor: float, length: int
@@ -36,6 +38,8 @@ def factor_sets(
         return Scaling.identity(rope), dynamic_ntk(rope, length, factor=factor)
     if kind == "dynamic":
         scaling = _alpha(rope, parameters, model_type=config.get("model_type"))
+    elif kind == "proportional":
+        scaling = _proportional(rope, number(parameters, "partial_rotary_factor", 1.0), factor)
     else:
         scaling = {"linear": _linear, "yarn": _yarn, "llama3": _llama3}[kind](rope, parameters, factor)
     return scaling, scaling
@@ -62,6 +66,16 @@ def _yarn(rope: Rope, parameters: Mapping[str, Any], factor: float) -> Scaling:
             factor, number(parameters, "mscale_all_dim")
         )
     return replace(scaling, attention_factor=number(parameters, "attention_factor", attention))
+
+
+def _proportional(rope: Rope, share: float, factor: float) -> Scaling:
+    """Return Gemma 4's scaling: the first pairs of a head rotate, and the others not at all.
+
+    Their frequency is 0 in transformers. Here it is that of a factor so large that no position shows the difference.
+    """
+    pairs = rope.dim // 2
+    rotated = int(share * rope.dim // 2)
+    return Scaling([factor] * rotated + [STILL] * (pairs - rotated), scheme="proportional")
 
 
 def _truncate(parameters: Mapping[str, Any]) -> bool:

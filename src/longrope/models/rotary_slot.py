@@ -67,6 +67,7 @@ class RescaledRotary(nn.Module):
         self.rope, self.original, self.embedding, self.adapter = rope, original, embedding, adapter
         self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
         self.layout = RotaryLayout.of(original, rope.dim // 2)
+        self.layer_types = getattr(original, "layer_types", None)  # which some models read there
         self.train(original.training)
         self.register_state_dict_post_hook(_drop_embedding_state)
         self.register_load_state_dict_pre_hook(_add_embedding_state)
