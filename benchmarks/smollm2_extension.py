@@ -1,13 +1,12 @@
-"""SmolLM2-135M-Instruct fine-tuned from 8,192 to 32,768 tokens on a CPU, with an adapter that is on beyond 8,192 only.
+"""SmolLM2-135M-Instruct fine-tuned from 8,192 to 32,768 and to 2,097,152 tokens on a CPU, with adapters.
 
-    make benchmark-smollm2-extension                    # five hours on one core; continues where it stopped
-    python benchmarks/smollm2_extension.py perplexity   # one part: texts, run, perplexity, retrieval
+    make benchmark-smollm2-extension                         # eight hours on one core; continues where it stopped
+    python benchmarks/smollm2_extension.py perplexity yarn   # one part: texts, run, perplexity, retrieval
 
-Texts are this Python's library and the sources of its documentation, from the Debian package
-``python3.11-doc``. Rows are the original model, YaRN and the ramp for 32,768 tokens without training, and the adapter
-with its ramp. A row with one set of factors at every length needs one pass over a document for all lengths up to its
-own. Below 8,192 tokens the adapter's row is the original model; *merged* is what short context costs if the adapter
-becomes part of the weights.
+Texts are this Python's library and the sources of its documentation, from the Debian package ``python3.11-doc``. Rows
+are the original model, and factors for each length without training and with the adapter that was trained with them.
+A row has one set of factors at every length, so that one pass over a document serves all lengths up to its own. In use
+the adapter is off up to 8,192 tokens; *merged* is what short context costs if it becomes part of the weights.
 Results in ``benchmarks/results/smollm2-extension.json``.
 """
 
@@ -18,6 +17,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,19 @@ from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
 
 BUILD, RESULTS = Path("build/smollm2"), Path(__file__).parent / "results" / "smollm2-extension.json"
-TEXTS, RUN = BUILD / "texts", BUILD / "32k"
-L0, LENGTH, LENGTHS, DOCUMENTS, DTYPE = 8192, 32768, (2048, 4096, 8192, 16384, 32768), 4, "bfloat16"
-TASKS, ASKED, QUESTIONS = ("passkey", "recall"), (8192, 16384, 32768), 6
+TEXTS = BUILD / "texts"
+L0, LONGEST, LENGTHS, DOCUMENTS, DTYPE = 8192, 32768, (2048, 4096, 8192, 16384, 32768), 4, "bfloat16"
+TASKS = ("niah_single_1", "recall")
+QUESTIONS = {8192: 12, 16384: 12, 32768: 24}  # on one document, by length
 PLAN = f"""\
 version = 1
 original_tokens = 2e12
+attention = "ATTENTION"
 export = "none"
 
 [[stages]]
-length = "32k"
-factors = "ramp"
+length = "LENGTH"
+factors = "FACTORS"
 
 [stages.finetune]
 steps = 60           # 245,760 tokens
@@ -61,14 +63,11 @@ rate = 1e-3
 warmup = 0.06
 window = "2k"
 windows = "sparse"
-short = 0.34         # for those who merge the adapter; up to 8,192 tokens it is off
 answers = 3
 lora = 8
 merge = false
 dtype = "{DTYPE}"
 save_every = 6
-
-[stages.finetune.distill]
 
 [data]
 source = "{TEXTS}"
@@ -78,6 +77,42 @@ needles = 0.5
 [evaluation]
 lengths = []
 """
+RUNS = {"32k": ("yarn", "yarn"), "2m": ("heuristic", "su")}  # length: factors and attention factor of the plan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to measure.
+
+    Args:
+        scheme: Scheme of the factors; None for plain RoPE.
+        target: Length that the factors are for, in tokens.
+        run: Length of the run whose adapter is on, a key of `RUNS`; None for the original weights.
+        merged: Whether the adapter is part of the weights, and the factors are not used.
+        longest: Longest measured length in tokens.
+        against: Row that the differences are to.
+    """
+
+    scheme: str | None = None
+    target: int = L0
+    run: str | None = None
+    merged: bool = False
+    longest: int = LONGEST
+    against: str = "yarn"
+
+
+ROWS = {
+    "adapter": Row("yarn", 2**15, "32k"),
+    "yarn": Row("yarn", 2**15),
+    "heuristic": Row("heuristic", 2**15),
+    "original": Row(longest=L0),
+    "merged": Row(run="32k", merged=True, longest=L0, against="original"),
+    "2m adapter": Row("heuristic", 2**21, "2m", against="2m yarn"),
+    "2m heuristic": Row("heuristic", 2**21, against="2m yarn"),
+    "2m yarn": Row("yarn", 2**21),
+    "2m ramp": Row("ramp", 2**21, longest=L0),
+}
+ASKED = {8192: ("original", "yarn"), 16384: ("adapter", "yarn", "2m adapter"), 32768: ("adapter", "yarn", "2m adapter")}
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
 
 
@@ -109,30 +144,28 @@ def texts() -> None:
     folder.rename(TEXTS)
 
 
-def run() -> None:
-    """Carry out the plan."""
-    bar = tqdm(desc="fine-tuning")
+def plan(length: str) -> str:
+    """Return the plan of a run as TOML."""
+    factors, attention = RUNS[length]
+    return PLAN.replace("LENGTH", length).replace("FACTORS", factors).replace("ATTENTION", attention)
+
+
+def run(length: str) -> None:
+    """Carry out the plan for a length."""
+    bar = tqdm(desc=length)
 
     def on_progress(_: str, done: int, total: int, note: str) -> None:
-        bar.set_description(f"fine-tuning, {note}")
+        bar.set_description(f"{length}, {note}")
         bar.total, bar.n = total, done
         bar.refresh()
 
-    staged = StagedRun(RUN, "smollm2", parse_plan(PLAN), dtype=DTYPE, on_progress=on_progress)
+    staged = StagedRun(BUILD / length, "smollm2", parse_plan(plan(length)), dtype=DTYPE, on_progress=on_progress)
     begin_run(staged, resume=True)
     extend(staged)
 
 
 class Bench:
     """Models, factors and test documents."""
-
-    rows: tuple[tuple[str, int], ...] = (
-        ("adapter", LENGTH),
-        ("yarn", LENGTH),
-        ("original", L0),
-        ("merged", L0),
-        ("ramp", LENGTH),
-    )
 
     @cached_property
     def original(self) -> tuple[PreTrainedModel, Any]:
@@ -146,47 +179,55 @@ class Bench:
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """``(DOCUMENTS, LENGTH)``: test documents."""
+        """``(DOCUMENTS, LONGEST)``: test documents."""
         split = split_documents(load_documents(str(TEXTS)), seed=0)["test"]
-        drawn = draw_tokens(split, self.original[1], length=LENGTH, count=DOCUMENTS)
-        print(drawn.names)
+        drawn = draw_tokens(split, self.original[1], length=LONGEST, count=DOCUMENTS)
         return drawn.tokens
 
-    def losses(self, row: str, number: int, longest: int) -> dict[str, float]:
+    def losses(self, row: Row, number: int) -> dict[str, float]:
         """Return the mean loss of a document up to every length, in nats."""
+        tokens = self.documents[number : number + 1, : row.longest]
         with lr.patch(self.model(row), self.factors(row)) as model:
-            losses = token_losses(model, self.documents[number : number + 1, :longest])[0]
-        return {str(length): float(losses[: length - 1].mean()) for length in LENGTHS if length <= longest}
+            losses = token_losses(model, tokens)[0]
+        return {str(length): float(losses[: length - 1].mean()) for length in LENGTHS if length <= row.longest}
 
-    def model(self, row: str) -> PreTrainedModel:
+    def model(self, row: Row) -> PreTrainedModel:
         """Return the weights of a row."""
-        if row not in ("adapter", "merged"):
+        if row.run is None:
             return self.original[0]
-        model, _ = lr.load(str(RUN / "stage-1" / "model"), dtype=DTYPE)
-        return merge_adapter(model) if row == "merged" else model
+        model, _ = lr.load(str(BUILD / row.run / "stage-1" / "model"), dtype=DTYPE)
+        return merge_adapter(model) if row.merged else model
 
-    def factors(self, row: str) -> lr.Scaling | None:
+    def factors(self, row: Row) -> lr.Scaling | None:
         """Return the factors of a row."""
-        name = {"adapter": "ramp", "ramp": "ramp", "yarn": "yarn"}.get(row)
-        return None if name is None else lr.scheme(name, self.rope, LENGTH)
+        return None if row.scheme is None else lr.scheme(row.scheme, self.rope, row.target)
 
 
 def measured(part: str, name: str, measure: Callable[[], Any]) -> Any:
     """Measure a value once; the results file keeps it."""
-    record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    done = record.setdefault(part, {})
+
+    def read() -> dict[str, Any]:
+        return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+    done = read().get(part, {})
     if name not in done:
-        done[name] = measure()
-        write_json(RESULTS, record | {"plan": PLAN, "provenance": provenance()})
+        done = {name: measure()}
+        record = read()  # another process may have measured meanwhile
+        record.setdefault(part, {}).update(done)
+        write_json(RESULTS, record | {"plans": [plan(length) for length in RUNS], "provenance": provenance()})
     return done[name]
 
 
-def perplexity() -> None:
-    """Measure the mean loss of each document up to every length, and write the summary."""
+def perplexity(*names: str) -> None:
+    """Measure the mean loss of each document up to every length, and write the summary.
+
+    Args:
+        names: Rows to measure, keys of `ROWS`.
+    """
     bench = Bench()
     for number in range(DOCUMENTS):
-        for row, longest in bench.rows:
-            measured("losses", f"{row} {number}", lambda row=row, n=number, size=longest: bench.losses(row, n, size))
+        for name in names:
+            measured("losses", f"{name} {number}", lambda row=ROWS[name], n=number: bench.losses(row, n))
     record = json.loads(RESULTS.read_text())
     write_json(RESULTS, record | {"perplexity": summary(record["losses"])})
 
@@ -194,47 +235,55 @@ def perplexity() -> None:
 def summary(losses: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Return perplexities of the rows that are measured on all documents, and differences to another row in nats."""
     found: dict[str, Any] = {}
-    for row, longest in Bench.rows:
-        means = [losses.get(f"{row} {number}", {}) for number in range(DOCUMENTS)]
-        against = "yarn" if longest == LENGTH else "original"
-        others = [losses.get(f"{against} {number}", {}) for number in range(DOCUMENTS)]
-        for length in (str(length) for length in LENGTHS if length <= longest and all(means)):
+    for name, row in ROWS.items():
+        means = [losses.get(f"{name} {number}", {}) for number in range(DOCUMENTS)]
+        others = [losses.get(f"{row.against} {number}", {}) for number in range(DOCUMENTS)]
+        for length in (str(length) for length in LENGTHS if length <= row.longest and all(means)):
             values = [mean[length] for mean in means]
-            found[f"{row} {length}"] = {"perplexity": float(np.exp(np.mean(values)))}
-            if all(others) and row != against:
+            found[f"{name} {length}"] = {"perplexity": float(np.exp(np.mean(values)))}
+            if all(others) and name != row.against:
                 differences = [one - other[length] for one, other in zip(values, others, strict=True)]
                 difference, error = mean_error(differences)
-                found[f"{row} {length}"] |= {"against": against, "nats": difference, "standard_error": error}
+                found[f"{name} {length}"] |= {"against": row.against, "nats": difference, "standard_error": error}
     return found
 
 
-def retrieval() -> None:
-    """Measure exact answers by task and length, six questions on a document."""
-    bench = Bench()
-    for length in ASKED:
-        for task in TASKS:
-            for row in ("adapter", "yarn") if length > L0 else ("original", "yarn"):
-                key = f"{task} {length} {row}"
+def retrieval(*names: str) -> None:
+    """Measure exact answers by task and length, several questions on a document.
 
-                def measure(row: str = row, task: str = task, length: int = length) -> dict[str, Any]:
-                    model, tokenizer = bench.model(row), bench.original[1]
+    Args:
+        names: Rows to measure, keys of `ROWS`.
+    """
+    bench = Bench()
+    for length, rows in ASKED.items():
+        for name in (name for name in rows if name in names):
+            for task in TASKS:
+
+                def measure(row: Row = ROWS[name], task: str = task, length: int = length) -> dict[str, Any]:
                     texts = bench.documents[:, :length]
-                    request = {"length": length, "trials": 48, "texts": texts, "questions": QUESTIONS}
-                    with lr.patch(model, bench.factors(row)):
-                        scores = score_prompts(model, tokenizer, make_prompts(task, tokenizer, **request))
+                    request = {"length": length, "trials": 48, "texts": texts, "questions": QUESTIONS[length]}
+                    prompts = make_prompts(task, bench.original[1], **request)
+                    with lr.patch(bench.model(row), bench.factors(row)) as model:
+                        scores = score_prompts(model, bench.original[1], prompts)
                     mean, error = mean_error([score.score for score in scores])
                     return {"rate": mean, "standard_error": error, "trials": len(scores)}
 
+                key = f"{task} {length} {name}"
                 print(key, measured("retrieval", key, measure), flush=True)
 
 
-PARTS = {"texts": texts, "run": run, "perplexity": perplexity, "retrieval": retrieval}
-
-
 def main() -> None:
-    """Do all parts, or those that are named."""
-    for name in sys.argv[1:] or PARTS:
-        PARTS[name]()
+    """Do all parts, or the one that is named, for all rows or runs, or those that are named after it."""
+    parts: dict[str, Callable[..., None]] = {"perplexity": perplexity, "retrieval": retrieval}
+    part, names = sys.argv[1:2], sys.argv[2:]
+    if not part or part == ["texts"]:
+        texts()
+    if not part or part == ["run"]:
+        for length in names or RUNS:
+            run(length)
+    for name, measure in parts.items():
+        if not part or part == [name]:
+            measure(*(names or ROWS))
 
 
 if __name__ == "__main__":
