@@ -162,6 +162,8 @@ def run(length: str) -> None:
     staged = StagedRun(BUILD / length, "smollm2", parse_plan(plan(length)), dtype=DTYPE, on_progress=on_progress)
     begin_run(staged, resume=True)
     extend(staged)
+    training = staged.stage_folder(1) / "training.json"
+    measured("training", length, lambda: {key: json.loads(training.read_text())[key] for key in ("seconds", "loss")})
 
 
 class Bench:

@@ -91,13 +91,16 @@ class Rope:
 
     def __repr__(self) -> str:
         """Return the fields that differ from plain RoPE's, with the first and the last of the factors."""
-        shown = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                text = f"({value[0]:.4g} … {value[-1]:.4g})" if isinstance(value, tuple) else repr(value)
-                shown.append(f"{field.name}={text}")
-        return f"Rope({', '.join(shown)})"
+        shown = {
+            name: f"({value[0]:.4g} … {value[-1]:.4g})" if isinstance(value, tuple) else repr(value)
+            for name, value in self.to_dict().items()
+        }
+        return f"Rope({', '.join(f'{name}={text}' for name, text in shown.items())})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments that make this rope, as JSON values; those of plain RoPE are left out."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     @cached_property
     def inv_freq(self) -> np.ndarray:

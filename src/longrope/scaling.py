@@ -15,6 +15,7 @@ from longrope.errors import LongRopeError
 from longrope.rope import Rope
 
 VERSION = 1
+ORIGINAL = "original"  # scheme of the factors that a model came with
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Scaling:
     @classmethod
     def identity(cls, rope: Rope) -> Scaling:
         """Return the scaling whose factors are all 1: the model as it was trained."""
-        return cls([1.0] * (rope.dim // 2), scheme="original", length=rope.original_length)
+        return cls([1.0] * (rope.dim // 2), scheme=ORIGINAL, length=rope.original_length)
 
     def to_json(self) -> str:
         """Return indented JSON with a ``version`` field."""
@@ -145,7 +146,7 @@ class Extension:
         rope = self.rope
         if length <= rope.short_length:  # of the checkpoint's own
             ratios = [short / long for short, long in zip(rope.short_factors, rope.factors, strict=True)]
-            return Scaling(ratios, scheme="original", length=rope.short_length)
+            return Scaling(ratios, scheme=ORIGINAL)
         return self.short if length <= rope.original_length else self.long
 
     @property
@@ -177,14 +178,8 @@ class Extension:
 
     def to_json(self) -> str:
         """Return indented JSON with a ``version`` field."""
-        defaults = asdict(self.rope.plain)
-        rope = {
-            key: value
-            for key, value in asdict(self.rope).items()
-            if key in ("dim", "base", "original_length") or value != defaults[key]
-        }
         sets = {"short": _plain(self.short), "long": _plain(self.long)}
-        return _dumps("extension", {"length": self.length, "rope": rope, **sets})
+        return _dumps("extension", {"length": self.length, "rope": self.rope.to_dict(), **sets})
 
     @classmethod
     def from_json(cls, text: str) -> Extension:
@@ -215,12 +210,11 @@ def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> No
     prefix = f"{source}: " if source else ""
     if isinstance(scaling, Extension):
         if scaling.rope != rope:
-            carried = ", because its checkpoint carries a rope scaling" if rope.factors else ""
-            remedy = ", or load the checkpoint that they were made for" if rope.factors else ""
-            raise LongRopeError(
-                f"{prefix}extension.rope = {scaling.rope}: the model has {rope}{carried}. "
-                f"Use factors made for this model{remedy}."
-            )
+            reason, remedy = "", "Use factors made for this model"
+            if rope.factors:
+                reason = ", because its checkpoint carries a rope scaling"
+                remedy += ", or load the checkpoint that they were made for"
+            raise LongRopeError(f"{prefix}extension.rope = {scaling.rope}: the model has {rope}{reason}. {remedy}.")
         return
     try:
         scaling.inv_freq(rope)

@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import longrope as lr
 from longrope.errors import LongRopeError
+from longrope.evaluation.candidate import Candidate
 from longrope.export.registry import ExportOptions
 from longrope.formats.lengths import set_original_length
 from longrope.models.generation import generating
 from longrope.models.patch import patch
+from longrope.models.rotary_embedding import LongRoPE
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import SCHEMES, scheme
@@ -192,6 +194,31 @@ def test_what_does_not_belong_to_a_scaled_checkpoint_is_refused(tmp_path: Path) 
     assert lr.export(model, families.tokenizer(), recovered, tmp_path / "x", mode="dual").short.factors == tuple(
         SCALINGS["longrope"]["short_factor"]
     )
+
+
+def test_a_short_chat_with_a_checkpoint_of_two_sets_is_its_own() -> None:
+    model, ids = scaled("longrope"), tokens(1, 20)
+    rope = Rope.of(model)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    own = model.generate(ids, **options)
+    for policy in ("pin", "switch"):
+        with generating(model, Extension.of(rope, scheme("yarn", rope, LONGER)), policy):
+            assert torch.equal(model.generate(ids, **options), own)
+
+
+def test_an_adapter_is_off_where_the_checkpoint_has_its_own_sets() -> None:
+    rope = Rope.of(scaled("longrope"))
+    embedding = LongRoPE.of(Extension.of(rope, scheme("yarn", rope, LONGER)))
+    positions = torch.tensor([[L0 - 1], [L0], [LENGTH - 1], [LENGTH]])
+    assert embedding.rescales(positions).tolist() == [False, False, False, True]
+    own = LongRoPE.static(rope, [Extension.of(rope, scheme("yarn", rope, LONGER)).at(L0)])
+    assert own.rescales(positions[:1]).tolist() == [False]
+
+
+def test_results_keep_the_scaling_of_the_checkpoint() -> None:
+    rope = Rope.of(scaled("longrope"))
+    results = lr.EvalResults(rope, {"mine": Candidate("model", scheme("pi", rope, LONGER))})
+    assert lr.EvalResults.from_json(results.to_json()).rope == rope
 
 
 def test_applied_factors_come_out_again_bit_for_bit() -> None:

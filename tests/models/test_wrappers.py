@@ -58,6 +58,23 @@ def test_the_text_model_is_extended_and_the_whole_model_exported(kind: str, tmp_
     torch.testing.assert_close(logits(reopened, IDS), beyond, rtol=0, atol=2e-3)
 
 
+def test_applied_factors_are_saved_with_the_whole_model(tmp_path: Path) -> None:
+    model = build("gemma3")
+    before, config = logits(model, IDS), model.config.text_config.to_dict()
+    scaling = scheme("ntk", Rope.of(model), LENGTH)
+    lr.apply(model, scaling)
+    applied = logits(model, IDS)
+    assert not torch.equal(applied, before)
+    model.save_pretrained(tmp_path)
+    reopened = auto_class(model.config).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(reopened, IDS), applied, rtol=0, atol=2e-3)
+    lr.detach(model)
+    assert torch.equal(logits(model, IDS), before)
+    names = config.keys() - {"architectures", "dtype"}  # which save_pretrained writes
+    after = model.config.text_config.to_dict()
+    assert {name: after[name] for name in names} == {name: config[name] for name in names}
+
+
 def test_an_image_is_read_as_before_up_to_the_original_length() -> None:
     model = build("gemma3")
     rope, config = Rope.of(model), model.config

@@ -303,6 +303,7 @@ ADVICE = {
     "search skipped": (plan("factors = 'yarn'", rest="[recovery]"), [r"skipped for yarn; factors = \"search\""]),
     "no short factors": (plan(""), [r"add a table \[recovery\]"]),
     "mixed windows": (plan(GOOD + "\nshort = 0.2"), []),
+    "an adapter that is off up to L0": (plan(GOOD + "\nlora = 8\nmerge = false"), []),
     "too few tokens": (
         plan(GOOD, top="original_tokens = 1e7", rest="[recovery]"),
         [r"on 0\.0082 of the original tokens where about 0\.05 is advised: finetune.tokens = 500000 would be"],

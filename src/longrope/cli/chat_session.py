@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.cli import options
 from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.errors import LongRopeError, unknown
+from longrope.export.carried_factors import holds
 from longrope.models.generation import POLICIES, factors_for, generating
 from longrope.models.load import load_config
 from longrope.models.patch import patch
-from longrope.rope import Rope, full_attention_fields
+from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, as_extension
 
 Turn = tuple[str, str]  # the user's text and the model's answer, which is empty in the last turn
@@ -142,9 +143,10 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
             f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
         )
     extension = options.read_factors(factors or str(extension_file))
-    parameters = config.get_text_config().rope_parameters if factors is None else None
-    exported = full_attention_fields(parameters).get("rope_type") == "longrope"
-    if exported and isinstance(extension, Extension) and extension.short != extension.long:
+    exported = None
+    if factors is None and isinstance(extension, Extension) and holds(config.to_dict(), extension):
+        exported = extension
+    if exported is not None and exported.short != exported.long:
         raise LongRopeError(
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "
             f"made from, and --factors {name}"
@@ -157,8 +159,8 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
 
     dtype = options.choose_dtype(dtype, name, device, check_memory)
     model, tokenizer = options.open_model(name, dtype, device)
-    if not (exported and isinstance(extension, Extension)):
-        extension = as_extension(extension, Rope.of(model))
-    chat_model = ChatModel(model, tokenizer, extension, "static" if exported else policy, exported)
+    extension = exported or as_extension(extension, Rope.of(model))
+    policy = "static" if exported else policy
+    chat_model = ChatModel(model, tokenizer, extension, policy, exported is not None)
     with chat_model.generating():  # refuses another model's extension
         return chat_model

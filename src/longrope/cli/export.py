@@ -50,11 +50,11 @@ def run(
     of plain transformers reopens the checkpoint, and it gets its name only if its logits are those of the model with
     the factors.
     """
+    from longrope.export.carried_factors import extension_to_write
     from longrope.export.exporter import ExportOptions, ExportRequest
     from longrope.export.hf_config import MODES
     from longrope.export.registry import find_exporter
     from longrope.rope import Rope
-    from longrope.scaling import as_extension
     from longrope.storage.lock import claim_output, locked
     from longrope.units import parse_length
 
@@ -75,8 +75,9 @@ def run(
         config = options.read_config(model, original_length)
         rope = Rope.of(config)
         note_rope(config)
-        weights, extension = model, as_extension(options.read_factors(factors), rope, factors)
         mode = mode or "static"
+        weights, scaling = model, options.read_factors(factors)
+        extension = extension_to_write(config.to_dict(), scaling, rope, mode, source=factors)
     elif original_length is not None:
         raise LongRopeError(f"original_length = {original_length}: {model} is extended already. Leave it out.")
     else:

@@ -57,7 +57,7 @@ def _launch(engine: str, config: Mapping[str, Any], extension: Extension, folder
     quote = repr if row.in_python else shlex.quote
     file = f"{folder.rstrip('/')}.gguf"
     line = row.launch.format(folder=quote(folder), file=quote(file), length=extension.length)
-    rule = row.models.get(config["model_type"])
+    rule = row.models[config["model_type"]]
     return f"{line} {rule.options}" if isinstance(rule, Rule) and rule.options else line
 
 
@@ -77,7 +77,7 @@ def _section(engine: str, config: Mapping[str, Any], extension: Extension, folde
         text.append(f"Launched for up to {original:,} tokens, it uses the {short_launch.factors} factors.")
     if row.note:
         text.append(row.note.format(original=original, length=extension.length))
-    rule = row.models.get(config["model_type"])
+    rule = row.models[config["model_type"]]
     if isinstance(rule, Rule) and rule.slip:
         text.append(f"Note: {rule.slip}.")
     faults = [fault for prediction in predictions for fault in (*prediction.departures, *prediction.cautions)]

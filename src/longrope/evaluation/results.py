@@ -114,12 +114,11 @@ class EvalResults:
 
     def to_json(self) -> dict[str, Any]:
         """Return the results as JSON values, the content of ``results.json``."""
-        rope = {"dim": self.rope.dim, "base": self.rope.base, "original_length": self.rope.original_length}
         return {
             "model": self.model,
             "dtype": self.dtype,
             "version": VERSION,
-            "rope": rope,
+            "rope": self.rope.to_dict(),
             "lengths": list(self.lengths),
             "corpora": dict(self.corpora),
             "rows": {name: candidate.to_json() for name, candidate in self.candidates.items()},

@@ -42,12 +42,12 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
     if switched_adapter(model) is not None:
         raise LongRopeError("model: it has an adapter that is switched with its factors. Use longrope.export instead.")
     extension = as_extension(scaling, slot.rope)
-    written, config = for_mode(extension, mode), model.config.to_dict()
+    written, config = for_mode(extension, mode), model.config.get_text_config().to_dict()
     fields = {name: value for name, value in config_fields(config, written).items() if config.get(name) != value}
     fields.pop(
         "rope_scaling", None
     )  # the same for other readers; transformers' Trainer cannot resume from a config with it
-    attributes = vars(model.config)
+    attributes = vars(model.config.get_text_config())
     plain = {name: attributes.get(name, ABSENT) for name in fields} | _plain_fields(slot.module)
     forget_conversions(model)
     install_factors(model, extension if mode == "dual" else extension.long)
@@ -72,7 +72,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     plain = _plain_fields(slot.module)
     if not plain:
         raise LongRopeError("model: no factors are applied to it. Apply some with longrope.apply first.")
-    attributes = vars(model.config)
+    attributes = vars(model.config.get_text_config())
     for name, value in plain.items():
         if value is ABSENT:
             attributes.pop(name, None)

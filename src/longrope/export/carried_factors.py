@@ -18,7 +18,13 @@ from longrope.scaling import Extension, Scaling, as_extension, check_rope
 
 
 def extension_to_write(
-    config: Mapping[str, Any], scaling: Scaling | Extension, rope: Rope, mode: str, *, applied: bool = False
+    config: Mapping[str, Any],
+    scaling: Scaling | Extension,
+    rope: Rope,
+    mode: str,
+    *,
+    applied: bool = False,
+    source: str = "",
 ) -> Extension:
     """Return factors as an extension of a model, or of the model that its checkpoint was made from with these factors.
 
@@ -28,6 +34,7 @@ def extension_to_write(
         rope: Geometry of the model.
         mode: ``static`` or ``dual``.
         applied: Whether the config describes factors that `longrope.apply` wrote, on top of ``rope``.
+        source: File that the factors came from, to begin the message with.
 
     Raises:
         LongRopeError: The factors are for another rope, or a scaling has no length.
@@ -40,7 +47,7 @@ def extension_to_write(
                 return extension
         except LongRopeError:
             pass
-    return as_extension(scaling, rope)
+    return as_extension(scaling, rope, source)
 
 
 def carries(model: PreTrainedModel, extension: Extension, mode: str) -> bool:

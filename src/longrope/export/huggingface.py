@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from longrope.engines.guide import serving_guide
 from longrope.errors import LongRopeError
+from longrope.export.carried_factors import carries
 from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
@@ -57,10 +58,10 @@ def export_huggingface(
             compute what the model computes with these factors.
     """
     refuse_quantized(model.config.to_dict())
-    written = for_mode(extension, mode)
+    written, carried = for_mode(extension, mode), carries(model, extension, mode)
     with _new_folder(folder, overwrite=overwrite) as temporary:
         config_fields(model.config.to_dict(), written)
-        expected = ExpectedLogits.of(model, extension, mode) if check else None
+        expected = ExpectedLogits.of(model, extension, mode, carried=carried) if check else None
         forget_conversions(model)
         save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
         model.save_pretrained(temporary)

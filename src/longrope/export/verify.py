@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError
 from longrope.export import plain_logits
-from longrope.export.carried_factors import carries
 from longrope.export.hf_config import for_mode
 from longrope.export.parity import TOLERANCE, Parity, in_float32, random_text
 from longrope.models.device_memory import explain_out_of_memory, free_memory
@@ -46,27 +45,27 @@ class ExpectedLogits:
     logits: Sequence[Tensor]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, extension: Extension, mode: str) -> ExpectedLogits:
+    def of(cls, model: PreTrainedModel, extension: Extension, mode: str, *, carried: bool) -> ExpectedLogits:
         """Compute the logits of a model with factors, in float32, for one text of L0 tokens and one beyond.
 
         Args:
             model: Model that the factors are for, or one that was loaded with these factors.
             extension: Factors of the checkpoint.
             mode: ``static`` (the long factors at every length) or ``dual``.
+            carried: Whether the model was loaded with these factors.
 
         Raises:
-            LongRopeError: The factors are for another rope, the memory is too small for a copy in float32, or the
-                logits are not finite.
+            LongRopeError: The memory is too small for a copy in float32, or the logits are not finite.
         """
         if not fits_copy(model):
             raise LongRopeError(
                 "check = True: the checkpoint is reopened and compared in a copy in float32, which does not fit in "
                 f"memory ({_copy_memory(model) / 2**30:.1f} GiB). {REMEDY}"
             )
-        written, carried, config = for_mode(extension, mode), carries(model, extension, mode), model.config.to_dict()
+        written = for_mode(extension, mode)
         beyond = min(written.length, extension.rope.original_length + BEYOND)
         lengths = sorted({written.rope.original_length, beyond})
-        if carried and extension_in_config(config).short.factors != written.short.factors:
+        if carried and extension_in_config(model.config.to_dict()).short.factors != written.short.factors:
             lengths = lengths[1:]  # its own short factors are not the ones that are written
         factors = extension if mode == "dual" else extension.long
         texts = [_spread_text(model, length) for length in lengths]

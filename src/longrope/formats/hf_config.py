@@ -89,9 +89,7 @@ def _original_length(config: Mapping[str, Any], parameters: Mapping[str, Any], k
 
 def _default_factor(parameters: Mapping[str, Any], kind: str, scale: float) -> float | None:
     """Return the factor of a config that has none; None if its rope type needs one."""
-    if kind == "dynamic" and parameters.get("alpha") is not None:
-        return 1.0
-    if kind == "proportional":
+    if kind == "proportional" or (kind == "dynamic" and parameters.get("alpha") is not None):
         return 1.0
     return scale if kind in ("yarn", "longrope") else None
 

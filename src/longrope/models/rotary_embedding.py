@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError
 from longrope.models.rotary_state import RotaryState
 from longrope.models.rotary_tables import BLOCK, integer_positions, look_up, make_table
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
+from longrope.scaling import ORIGINAL, Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
 
 CPU = torch.device("cpu")
@@ -185,8 +185,9 @@ class LongRoPE(nn.Module):
         return (self.rope.short_length, self.rope.original_length)[-(len(self.scalings) - 1) :]
 
     def rescales(self, position_ids: Tensor) -> Tensor:
-        """Return whether each row of positions has factors other than the original RoPE's, bool ``(batch or 1,)``."""
-        rescaled = torch.tensor([not scaling.is_identity for scaling in self.scalings], device=position_ids.device)
+        """Return whether each row of positions has factors that the model did not come with, bool ``(batch or 1,)``."""
+        new = [not scaling.is_identity and scaling.scheme != ORIGINAL for scaling in self.scalings]
+        rescaled = torch.tensor(new, device=position_ids.device)
         return rescaled[self._select_sets(position_ids, None)[:, 0]]
 
     @property

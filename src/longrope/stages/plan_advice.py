@@ -41,7 +41,8 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
                 )
         length_before = stage.length
     tuned = [stage.finetune for stage in plan.stages if stage.finetune is not None]
-    if plan.recovery is None and not (tuned and tuned[-1].short):  # those keep the original RoPE alive
+    original_below = tuned and (tuned[-1].short or not tuned[-1].merge)  # trained with, or the adapter is off there
+    if plan.recovery is None and not original_below:
         lines.append("no short factors of its own: add a table [recovery], or short sequences lose")
     return lines
 

@@ -64,7 +64,7 @@ def export_gguf(
     written, config = for_mode(extension, mode), model.config.to_dict()
     outtype = choose_outtype(outtype, model.dtype)
     architecture = refuse_model(config, written)
-    carries(model, extension, mode)
+    carries(model, extension, mode)  # refuses an extension of another rope
     with write_gguf(path, architecture, written, overwrite=overwrite) as writer:
         writer.add_string("general.name", name)
         writer.add_file_type(LlamaFileType["ALL_F32" if outtype == "f32" else f"MOSTLY_{outtype.upper()}"])
