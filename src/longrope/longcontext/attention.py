@@ -26,7 +26,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, None]:
-    """Compute causal attention as transformers' ``AttentionInterface`` does, without dropout and without a mask.
+    """Compute causal attention as transformers' ``AttentionInterface`` does, without dropout.
 
     Heads that share a key are computed together, so no key is copied, and in one call where the kernel can. Fused
     kernels keep no scores in memory. Soft caps and sliding windows need `SCORES` scores or mask entries at a time.
@@ -36,7 +36,8 @@ def attend(
         query: Queries of the last tokens, ``(batch, heads, tokens, head_dim)``.
         key: Keys of all tokens, ``(batch, key heads, all tokens, head_dim)``.
         value: Values of all tokens, in the shape of ``key``.
-        attention_mask: None; a mask is not supported.
+        attention_mask: Booleans ``(1, 1, tokens, all tokens)``, whether a token sees a key, each the keys up to itself;
+            None where the queries are those of the last tokens.
         softmax_scale: Factor of the scores; 1/sqrt(head_dim) if None.
         sliding_window: Number of tokens that a token sees, including itself; all before it if None.
         softcap: The c of c·tanh(score/c); None caps nothing.
@@ -44,12 +45,14 @@ def attend(
     Returns:
         The output ``(batch, tokens, heads, head_dim)``, and None for the attention weights.
     """
-    assert attention_mask is None, f"{type(module).__name__}: chunks of a sequence have no mask"
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     window = sliding_window if sliding_window and sliding_window < key.shape[2] else None
     if query.is_cuda and not window and not softcap and preferred_kernel(query, key, value) in GROUPED_KERNELS:
         return _causal(query, key, value, scale).transpose(1, 2), None
     groups = zip(query.chunk(key.shape[1], dim=1), key.split(1, dim=1), value.split(1, dim=1), strict=True)
+    if attention_mask is not None:
+        outputs = [_seen(q, k, v, attention_mask, scale, window, softcap) for q, k, v in groups]
+        return torch.cat(outputs, dim=1).transpose(1, 2), None
     outputs = [
         _by_rows(q, _expanded(k, q), _expanded(v, q), scale, window, softcap)
         if window or softcap
@@ -96,6 +99,25 @@ def _by_rows(
         else:
             outputs.append(checkpoint(_capped, *block, visible, softmax_scale, softcap, use_reentrant=False))
     return torch.cat(outputs, dim=2)
+
+
+def _seen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor,
+    softmax_scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Compute attention to the keys that each token sees, ``seen`` as the ``attention_mask`` of `attend`."""
+    key, value = _expanded(key, query), _expanded(value, query)
+    if window is not None:
+        places = torch.arange(key.shape[2], device=key.device)
+        seen = seen & (places > seen.sum(dim=-1, keepdim=True) - 1 - window)
+    if softcap is not None:
+        return _capped(query, key, value, seen, softmax_scale, softcap)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=softmax_scale)
 
 
 def _capped(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, softmax_scale: float, softcap: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,22 @@ def layer_in_chunks(
     if torch.is_grad_enabled():
         return RecomputedLayer.apply(*inputs, layer, chunks)
     kv = ChunkCache(hidden.shape[1]) if len(chunks) > 1 else None
-    hidden = offloaded(hidden, device)
+    return run_in_place(layer, inputs, chunks, kv, device)
+
+
+def run_in_place(
+    layer: Layer, inputs: Sequence[Tensor], chunks: Sequence[slice], kv: ChunkCache | None, device: torch.device
+) -> Tensor:
+    """Run a layer chunk by chunk, and return the hidden states, overwritten with the result.
+
+    Args:
+        layer: The layer.
+        inputs: Hidden states, cos and sin of the whole sequence.
+        chunks: Chunks of the sequence.
+        kv: Cache that gets the keys and values of all chunks; None where one chunk is the whole sequence.
+        device: Device of the layer.
+    """
+    hidden = offloaded(inputs[0], device)
     for chunk in chunks:
         hidden[:, chunk] = layer.run([hidden[:, chunk].to(device), *take(inputs[1:], chunk)], kv)
     return hidden

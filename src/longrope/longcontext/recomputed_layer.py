@@ -59,11 +59,11 @@ class ChunkCache:
         self.keys[:, :, start : self.end] = key
         self.values[:, :, start : self.end] = value
         if self.stop_after_update:
-            raise _KeysAndValuesReadyError
+            raise KeysAndValuesReadyError
         return self.keys[:, :, : self.end], self.values[:, :, : self.end]
 
 
-class _KeysAndValuesReadyError(Exception):
+class KeysAndValuesReadyError(Exception):
     """A signal to leave a layer as soon as its keys and values are computed."""
 
 
@@ -134,6 +134,6 @@ def _keys_and_values(layer: Layer, chunks: list[slice], inputs: Sequence[Tensor]
     """Recompute the keys and values of all chunks."""
     kv = ChunkCache(inputs[0].shape[1], stop_after_update=True)
     for chunk in chunks:
-        with suppress(_KeysAndValuesReadyError):
+        with suppress(KeysAndValuesReadyError):
             layer.run(take(inputs, chunk), kv)
     return kv

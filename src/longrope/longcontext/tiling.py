@@ -74,9 +74,24 @@ def why_whole_layers(model: PreTrainedModel, *, length: int | None = None, is_lo
 @contextmanager
 def _tiled(model: PreTrainedModel, chunk_size: int | None, group: ContextParallelGroup | None = None) -> Iterator[None]:
     """Run the layers of a model on chunks in this block, without a check of their kinds."""
-    device = model.device
-    chunk_size = group.chunk_size if group else chunk_size or chunk_size_on(device.type)
     run_layer = partial(layer_on_processes, group) if group else layer_in_chunks
+    with layers_run_by(model, run_layer, group.chunk_size if group else chunk_size):
+        yield
+
+
+@contextmanager
+def layers_run_by(
+    model: PreTrainedModel, run_layer: Callable[..., Any], chunk_size: int | None = None
+) -> Iterator[None]:
+    """Run every layer of a model by a function with the arguments of `layer_in_chunks`, and `attend` as attention.
+
+    Args:
+        model: A transformers model whose layers take gradient checkpointing.
+        run_layer: Function (forward of the layer, chunk size, device, hidden states, …) that returns hidden states.
+        chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None.
+    """
+    device = model.device
+    chunk_size = chunk_size or chunk_size_on(device.type)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     token_wise = [module for module in backbone_of(model).children() if not isinstance(module, nn.ModuleList)]
     with (

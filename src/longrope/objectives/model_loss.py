@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText
@@ -20,8 +22,11 @@ from longrope.models.patch import patch
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.objectives.factor_gradient import Differentiable, frozen
+from longrope.objectives.frozen_samples import FrozenSamples
 from longrope.scaling import Scaling
 from longrope.search.protocol import Batch, CandidateLoss
+
+log = logging.getLogger("longrope")
 
 
 class ModelObjective:
@@ -40,13 +45,32 @@ class ModelObjective:
     def __init__(self, model: PreTrainedModel, samples: Sequence[WeightedText]) -> None:
         self.model, self.samples, self.rotary = model, samples, find_rotary_slot(model)
         self.tokens = tuple(len(sample.tokens) for sample in samples)
+        self.frozen = FrozenSamples(model, samples)
         with patch(model, Scaling([2.0] * (self.rotary.rope.dim // 2))):  # refuses a model that factors do not reach
             pass
+
+    @cached_property
+    def context_tokens(self) -> Sequence[int]:
+        """Cost of a pass over each sample in a frozen context; empty, after a line in the log, where there is none."""
+        if not self.frozen.pay:
+            return ()
+        reason = self.frozen.why_full_passes()
+        if reason is not None:
+            log.warning("Note: the search runs full passes instead of frozen contexts (%s).", reason)
+        return self.frozen.costs if reason is None else ()
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """Yield the index of each batch and its losses, in order."""
         for index, batch in enumerate(batches):
             yield index, [self._loss_and_gradient(*pair) for pair in batch] if gradient else self._losses(batch)
+
+    def evaluate_in_context(
+        self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
+    ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        """Yield the index of each batch and its losses, in order; on some tokens, in contexts of the reference."""
+        loss = self._loss_and_gradient if gradient else self._loss_in_context
+        for index, batch in enumerate(batches):
+            yield index, [loss(*pair, reference) for pair in batch]
 
     def _losses(self, batch: Batch) -> list[CandidateLoss]:
         samples = [self.samples[index] for _, index in batch]
@@ -58,11 +82,38 @@ class ModelObjective:
         pairs = zip(losses, samples, strict=True)
         return [CandidateLoss(float(row.astype(np.float64) @ sample.weights)) for row, sample in pairs]
 
-    def _loss_and_gradient(self, scaling: Scaling, index: int) -> CandidateLoss:
-        """Run one sample forwards and backwards, with the head in chunks."""
+    def _capture(self, reference: Scaling, index: int) -> CandidateLoss:
+        """Return the loss of a candidate by a full pass that keeps the context of the sample."""
+        sample = self.samples[index]
+        with self._installed(self._embedding([reference], sample.reach)), torch.no_grad():
+            hidden = self.frozen.capture(reference, index)
+            tokens = torch.from_numpy(sample.tokens)[None].to(self.model.device)
+            return CandidateLoss(self._weighted(tokens, hidden, sample.weights, sample.skip))
+
+    @torch.no_grad()
+    def _loss_in_context(self, candidate: Scaling, index: int, reference: Scaling) -> CandidateLoss:
+        """Return the loss of a candidate on selected tokens in a context of the reference; of itself on all tokens."""
+        if candidate == reference or not self.frozen.has(reference, index):
+            answer = self._capture(reference, index)
+            if candidate == reference:
+                return answer
+        sample = self.frozen.sample(reference, index)
+        with self._installed(self._embedding([candidate], self.samples[index].reach)):
+            hidden = self.frozen.hidden(reference, index)
+            return CandidateLoss(self._weighted(sample.targets, hidden, sample.weights))
+
+    def _weighted(self, tokens: Tensor, hidden: Tensor, weights: np.ndarray, skip: int = 0) -> float:
+        """Return the weighted sum of the losses of all tokens but the first ones."""
+        losses = [values[0].cpu() for _, _, values in head_losses(self.model, tokens, hidden, skip)]
+        return float(torch.cat(losses).double().numpy() @ weights[skip:])
+
+    def _loss_and_gradient(self, scaling: Scaling, index: int, reference: Scaling | None = None) -> CandidateLoss:
+        """Run one sample forwards and backwards, with the head in chunks; on selected tokens in a context."""
         sample, model = self.samples[index], self.model
+        if reference is not None and not self.frozen.has(reference, index):
+            self._capture(reference, index)
         module = Differentiable(self._embedding([scaling], sample.reach))
-        tokens = torch.from_numpy(sample.tokens)[None].to(model.device)
+        tokens, skip = torch.from_numpy(sample.tokens)[None].to(model.device), sample.skip
         weights = torch.from_numpy(sample.weights).float().to(model.device)
         positions = _positions([sample])
         purpose = f"for a gradient on {model.device}"
@@ -74,10 +125,15 @@ class ModelObjective:
             tiled_layers(model, shape=(1, len(sample.tokens))),
             explain_out_of_memory(len(sample.tokens), purpose, remedy),
         ):
-            with offload_activations(model.device):
-                hidden = last_hidden(model, tokens, None if positions is None else torch.from_numpy(positions))
+            if reference is not None:
+                hidden, skip = self.frozen.hidden(reference, index), 0
+                selected = self.frozen.sample(reference, index)
+                tokens, weights = selected.targets, torch.from_numpy(selected.weights).float().to(model.device)
+            else:
+                with offload_activations(model.device):
+                    hidden = last_hidden(model, tokens, None if positions is None else torch.from_numpy(positions))
             leaf = hidden.detach().requires_grad_()
-            for start, end, losses in head_losses(model, tokens, leaf, sample.skip, divisor=4):
+            for start, end, losses in head_losses(model, tokens, leaf, skip, divisor=4):
                 chunk = (losses[0] * weights[start:end]).sum()
                 chunk.backward()
                 total += float(chunk.detach())

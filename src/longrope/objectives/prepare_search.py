@@ -24,7 +24,7 @@ from longrope.search.find import find_factors
 from longrope.search.loop import SearchProgress
 from longrope.search.method import Method
 from longrope.search.options import SearchOptions
-from longrope.search.protocol import FunctionObjective, Objective
+from longrope.search.protocol import FunctionObjective, Objective, context_tokens
 from longrope.search.registry import fit_to_budget, without_gradient
 from longrope.search.run import SearchObjectives, SearchResult, SearchRun
 from longrope.search.space import START_TOKENS, Space
@@ -171,7 +171,9 @@ def prepare_objectives(
     """
     limits = options.limits
     budget = limits.tokens if options.population is None else None
-    fitted, total = fit_to_budget(method, objectives.search.tokens, budget)
+    tokens = objectives.search.tokens
+    context_cost = sum(context_tokens(objectives.search)) / sum(tokens) if method.uses_contexts else 0.0
+    fitted, total = fit_to_budget(method, tokens, budget, context_cost)
     run = SearchRun(
         seeds=range(options.seeds),
         budget=limits,

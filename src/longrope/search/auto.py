@@ -1,7 +1,8 @@
-"""The default method: compare closed forms, then follow the gradient from the best of them."""
+"""The default method: rank closed forms, then follow the gradient from the best of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -14,12 +15,15 @@ from longrope.search.method import Method
 from longrope.search.protocol import CandidateBatch, Proposals
 from longrope.search.space import Space
 
+LEADERS = 3  # closed forms that get a full pass besides the first one
 RAMPS = ((10, 0.3, 1.15), (10, 1, 1.0), (32, 0.3, 1.15), (3, 0.3, 1.15), (3, 1, 1.0))
 
 
 @dataclass(frozen=True)
 class Auto(Method):
     """Closed forms first: the starts, and ramps of log factors between two numbers of turns within L0.
+
+    The first one gets a full pass. The others are ranked in its frozen contexts, and the leaders get full passes.
 
     Args:
         ramps: Number of ramps that are tried, from the first of `RAMPS` on.
@@ -29,31 +33,49 @@ class Auto(Method):
     ramps: int = len(RAMPS)
     gradient: Gradient = field(default_factory=lambda: Gradient(steps=40))
     uses_gradient: ClassVar[bool] = True
+    uses_contexts: ClassVar[bool] = True
 
     def with_population(self, population: int) -> Auto:
         """Return the method with another number of gradient steps."""
         return replace(self, gradient=self.gradient.with_population(population))
 
-    def within(self, passes: int, samples: int) -> Auto:
+    def within(self, passes: int, samples: int, context_cost: float = 0.0) -> Auto:
         """Return the method with ramps for a quarter of the passes, and gradient steps for the rest."""
         ramps = min(len(RAMPS), max(1, passes // (4 * samples) - STARTS))
-        return replace(self, ramps=ramps, gradient=self.gradient.within(passes - ramps * samples, samples))
+        fitted = replace(self, ramps=ramps)
+        left = passes - fitted._closed_form_passes(samples, context_cost)
+        return replace(fitted, gradient=self.gradient.within(left, samples, context_cost))
 
-    def passes(self, samples: int) -> int:
+    def passes(self, samples: int, context_cost: float = 0.0) -> int:
         """Estimate the cost in forward passes over one sample."""
-        return self.ramps * samples + self.gradient.passes(samples)
+        return self._closed_form_passes(samples, context_cost) + self.gradient.passes(samples, context_cost)
 
-    def gradient_steps(self, samples: int) -> int:
+    def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
         """Return the number of forward and backward passes over one sample."""
-        return self.gradient.gradient_steps(samples)
+        return self.gradient.gradient_steps(samples, context_cost)
+
+    def _closed_form_passes(self, samples: int, context_cost: float) -> int:
+        """Return the passes of the closed forms beside the `STARTS` that the gradient method counts."""
+        count = len(self.schemes) + self.ramps
+        full = 1 + LEADERS + (count - 1) * context_cost if context_cost else count
+        return math.ceil((full - STARTS) * samples)
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield all closed forms, then one candidate per step; arguments as for `Method.propose`."""
         closed_forms = [*starts, *ramps(space)[: self.ramps]]
         candidates = [space.candidate(space.coordinates(scaling)) for scaling in closed_forms]
-        losses = yield CandidateBatch(candidates)
-        best = min(range(len(losses)), key=lambda i: losses[i].loss)
-        yield from self.gradient.descend(space, space.coordinates(candidates[best]))
+        first, *others = dict.fromkeys(candidates)
+        (answer,) = yield CandidateBatch([first], reference=first)
+        losses = {first: answer.loss}
+        if others:
+            answers = yield CandidateBatch(others, reference=first)
+            ranked = sorted(zip(others, answers, strict=True), key=lambda pair: pair[1].loss)
+            for leader, _ in ranked[:LEADERS]:
+                (answer,) = yield CandidateBatch([leader], reference=leader)
+                losses[leader] = answer.loss
+        best = min(losses, key=losses.__getitem__)
+        state = {"closed_form": closed_forms[candidates.index(best)].scheme}
+        yield from self.gradient.descend(space, space.coordinates(best), losses[best], state)
 
 
 def ramps(space: Space) -> list[Scaling]:
@@ -67,5 +89,6 @@ def ramps(space: Space) -> list[Scaling]:
     scalings = []
     for first, last, top in RAMPS:
         height = np.clip((np.log(first) - log_turns) / (np.log(first) - np.log(last)), 0, 1)
-        scalings.append(space.scaling(np.minimum((top * s) ** height, space.largest).tolist()))
+        scaling = space.scaling(np.minimum((top * s) ** height, space.largest).tolist())
+        scalings.append(replace(scaling, scheme=f"ramp({first:g}, {last:g}, {top:g})"))
     return scalings

@@ -31,28 +31,34 @@ class Cma(Method):
     sigma: float = 0.15
     generations: int = 40
     parametrization: ClassVar[str] = "spline"
+    uses_contexts: ClassVar[bool] = True
 
     def with_population(self, population: int) -> Cma:
         """Return the method with another population."""
         return replace(self, population=check_population(population))
 
-    def passes(self, samples: int) -> int:
+    def passes(self, samples: int, context_cost: float = 0.0) -> int:
         """Estimate the cost in forward passes over one sample."""
-        return samples * self.generations * (self.population or 12)
+        population = self.population or 12
+        each = 1 + population * context_cost if context_cost else population
+        return math.ceil(samples * self.generations * each)
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield the starts, then generations of candidates; arguments as for `Method.propose`."""
         candidates = [space.candidate(space.coordinates(start)) for start in starts]
         losses = yield CandidateBatch(candidates)
         best = min(range(len(losses)), key=lambda i: losses[i].loss)
-        yield from self.propose_around(space, space.coordinates(candidates[best]), rng)
+        yield from self.propose_around(space, space.coordinates(candidates[best]), losses[best].loss, rng)
 
-    def propose_around(self, space: Space, x: np.ndarray, rng: np.random.Generator) -> Proposals:
-        """Yield generations of candidates around coordinates.
+    def propose_around(self, space: Space, x: np.ndarray, loss: float, rng: np.random.Generator) -> Proposals:
+        """Yield generations of candidates around coordinates, then the best one of each for a full pass.
+
+        A generation is ranked in the frozen contexts of the best candidate so far, where the objective has them.
 
         Args:
             space: Space of the candidates.
             x: Coordinates of the first mean, ``(coordinates,)``.
+            loss: Mean loss of the first mean over all samples.
             rng: Source of the seed.
         """
         unit = space.unit
@@ -64,9 +70,14 @@ class Cma(Method):
             seed=int(rng.integers(2**32)),
             population_size=self.population,
         )
+        best = (loss, space.candidate(x))
         for _ in range(self.generations):
             points = [cma.ask() for _ in range(cma.population_size)]
-            answers = yield CandidateBatch([space.candidate(point * unit) for point in points], _state(cma, points))
+            candidates, state = [space.candidate(point * unit) for point in points], _state(cma, points)
+            answers = yield CandidateBatch(candidates, state, reference=best[1])
+            leader = candidates[min(range(len(answers)), key=lambda i: answers[i].loss)]
+            (answer,) = yield CandidateBatch([leader], state, reference=leader)
+            best = min(best, (answer.loss, leader), key=lambda pair: pair[0])
             losses = [answer.loss for answer in answers]
             worst = max((loss for loss in losses if math.isfinite(loss)), default=0.0)
             cma.tell([(point, min(loss, worst + 1)) for point, loss in zip(points, losses, strict=True)])

@@ -11,8 +11,17 @@ from itertools import accumulate, groupby
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop, too_small
-from longrope.search.journal import Journal
-from longrope.search.protocol import BACKWARD_COST, Batch, CandidateBatch, CandidateLoss, Objective, Pair
+from longrope.search.journal import Journal, context_name
+from longrope.search.protocol import (
+    BACKWARD_COST,
+    Batch,
+    CandidateBatch,
+    CandidateLoss,
+    ContextObjective,
+    Objective,
+    Pair,
+    context_tokens,
+)
 from longrope.search.racing import clearly_worse
 
 
@@ -52,6 +61,9 @@ class Evaluator:
         self.tokens, self.seconds = 0, 0.0
         self.sample_losses: dict[Scaling, dict[int, CandidateLoss]] = {}
         self.mean_losses: dict[Scaling, float] = {}  # of candidates that were evaluated on all samples
+        self.context_losses: dict[
+            tuple[str, Scaling, bool], dict[int, CandidateLoss]
+        ] = {}  # by context, on each sample
         self.race_estimates: dict[Scaling, float] = {}  # estimated mean losses of candidates that lost a race
         self.improvements: list[Improvement] = []
         self.best: tuple[float, Scaling] | None = None
@@ -59,6 +71,8 @@ class Evaluator:
     def evaluate(self, batch: CandidateBatch) -> list[CandidateLoss]:
         """Return the loss of each candidate of a batch; an estimate for those that lost a race."""
         count, candidates = len(self.objective.tokens), dict.fromkeys(batch.candidates)
+        if batch.reference is not None and context_tokens(self.objective):
+            return self._evaluate_in_context(batch, batch.reference)
         if batch.gradient_step is not None:
             sample = batch.gradient_step * stride(count) % count
             missing = [(candidate, sample) for candidate in candidates if not self._has_gradient(candidate, sample)]
@@ -72,6 +86,28 @@ class Evaluator:
             self._evaluate(self._missing(new, range(count)), gradient=False)
         losses = {**self.race_estimates, **self.mean_losses}
         return [CandidateLoss(losses[candidate]) for candidate in batch.candidates]
+
+    def _evaluate_in_context(self, batch: CandidateBatch, reference: Scaling) -> list[CandidateLoss]:
+        """Return the mean losses of candidates in the frozen contexts of a reference, with gradients if asked for.
+
+        The reference itself gets a full pass, unless its gradient is asked for. Gradients are of some samples in turn.
+        """
+        count, gradient = len(self.objective.tokens), batch.gradient_step is not None
+        samples, answers = range(count), []
+        if batch.gradient_step is not None:
+            share = samples_per_step(count)
+            first = batch.gradient_step * share
+            samples = [index * stride(count) % count for index in range(first, first + share)]
+        for candidate in batch.candidates:
+            if candidate == reference and not gradient:
+                self._evaluate(self._missing([candidate], samples), gradient=False, reference=reference)
+                answers.append(CandidateLoss(self.mean_losses[candidate]))
+                continue
+            by_sample = self.context_losses.setdefault((context_name(reference), candidate, gradient), {})
+            missing = [(candidate, sample) for sample in samples if sample not in by_sample]
+            self._evaluate(missing, gradient=gradient, reference=reference)
+            answers.append(mean_loss([by_sample[sample] for sample in samples]))
+        return answers
 
     def _has_gradient(self, candidate: Scaling, sample: int) -> bool:
         answer = self.sample_losses.get(candidate, {}).get(sample)
@@ -93,19 +129,25 @@ class Evaluator:
                     self.race_estimates[candidate] = leader.loss + sum(differences) / len(differences)
             candidates = [candidate for candidate in candidates if candidate not in self.race_estimates]
 
-    def _evaluate(self, pairs: Sequence[Pair], *, gradient: bool) -> None:
+    def _evaluate(self, pairs: Sequence[Pair], *, gradient: bool, reference: Scaling | None = None) -> None:
         """Evaluate all pairs, or the batches that the budget allows and then raise `Stop`."""
         cost = BACKWARD_COST if gradient else 1
-        batches = list(self._batches(pairs, 1 if gradient else self.batch_size))
-        costs = [cost * sum(self.objective.tokens[sample] for _, sample in batch) for batch in batches]
+        batches = list(self._batches(pairs, 1 if gradient or reference is not None else self.batch_size))
+        frozen = reference is not None and (gradient or any(candidate != reference for candidate, _ in pairs))
+        tokens = context_tokens(self.objective) if frozen else self.objective.tokens
+        costs = [cost * sum(tokens[sample] for _, sample in batch) for batch in batches]
         budget_left = math.inf if self.budget.tokens is None else self.budget.tokens - self.tokens
         affordable = sum(total <= budget_left for total in accumulate(costs))
         finished = bool(self.mean_losses) or sum(map(len, batches[:affordable])) >= len(self.objective.tokens)
         if self.budget.tokens is not None and affordable < len(batches) and not finished:
             raise too_small(self.budget.tokens, cost * sum(self.objective.tokens))
         try:
-            for index, losses, seconds in self._known_or_new(batches[:affordable], gradient=gradient):
-                self._add(batches[index], losses, costs[index], seconds)
+            context = context_name(reference) if frozen else ""
+            for index, losses, seconds in self._known_or_new(batches[:affordable], gradient, reference, context):
+                if frozen:
+                    for (candidate, sample), loss in zip(batches[index], losses, strict=True):
+                        self.context_losses[context, candidate, gradient][sample] = loss
+                self._add([] if frozen else batches[index], losses, costs[index], seconds)
         finally:
             self._record_improvements(dict.fromkeys(candidate for candidate, _ in pairs))
         if affordable < len(batches):
@@ -118,32 +160,41 @@ class Evaluator:
             yield from (same_length[start : start + batch_size] for start in range(0, len(same_length), batch_size))
 
     def _known_or_new(
-        self, batches: Sequence[Batch], *, gradient: bool
+        self, batches: Sequence[Batch], gradient: bool, reference: Scaling | None, context: str
     ) -> Iterator[tuple[int, Sequence[CandidateLoss], Sequence[float]]]:
         """Yield (index, losses, seconds) of each batch, from the journal if it holds all of it, else evaluated."""
         todo: list[int] = []
         for index, batch in enumerate(batches):
-            entries = [self.journal.get(pair, gradient=gradient) for pair in batch]
+            entries = [self.journal.get(pair, gradient=gradient, context=context) for pair in batch]
             known = [entry for entry in entries if entry is not None]
             if len(known) == len(entries):
                 yield index, [loss for loss, _ in known], [seconds for _, seconds in known]
             else:
                 todo.append(index)
         started = time.perf_counter()
-        for position, losses in self.objective.evaluate([batches[index] for index in todo], gradient=gradient):
+        new = [batches[index] for index in todo]
+        for position, losses in self._losses(new, gradient, reference):
             index, elapsed = todo[position], time.perf_counter() - started
             if gradient and any(loss.gradient is None for loss in losses):
                 raise no_gradient()
             seconds = [round(elapsed / len(losses), 6)] * len(losses)
             for pair, loss, second in zip(batches[index], losses, seconds, strict=True):
-                self.journal.add(pair, loss, second, gradient=gradient)
+                self.journal.add(pair, loss, second, gradient=gradient, context=context)
             yield index, losses, seconds
             started = time.perf_counter()
 
+    def _losses(
+        self, batches: Sequence[Batch], gradient: bool, reference: Scaling | None
+    ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        if reference is None or not isinstance(self.objective, ContextObjective):
+            return self.objective.evaluate(batches, gradient=gradient)
+        return self.objective.evaluate_in_context(batches, gradient=gradient, reference=reference)
+
     def _add(self, batch: Batch, losses: Sequence[CandidateLoss], cost: int, seconds: Sequence[float]) -> None:
+        """Count the cost of a batch, and keep its losses on all tokens; none of a batch in frozen contexts."""
         self.tokens += cost
-        for (candidate, sample), loss, second in zip(batch, losses, seconds, strict=True):
-            self.seconds += second
+        self.seconds += sum(seconds)
+        for (candidate, sample), loss in zip(batch, losses, strict=False):
             by_sample = self.sample_losses.setdefault(candidate, {})
             by_sample[sample] = loss
             if len(by_sample) == len(self.objective.tokens) and candidate not in self.mean_losses:
@@ -163,6 +214,14 @@ class Evaluator:
                 self.improvements.append(Improvement(self.tokens, loss, candidate))
 
 
+def mean_loss(losses: Sequence[CandidateLoss]) -> CandidateLoss:
+    """Return the mean of losses, and of their gradients if they have any."""
+    count = len(losses)
+    gradients = [loss.gradient for loss in losses if loss.gradient is not None]
+    gradient = tuple(sum(column) / count for column in zip(*gradients, strict=True)) if gradients else None
+    return CandidateLoss(sum(loss.loss for loss in losses) / count, gradient)
+
+
 def no_gradient(methods: Sequence[str] = ("cma",)) -> LongRopeError:
     """Return the error for a method that asks for gradients of an objective without any.
 
@@ -173,6 +232,15 @@ def no_gradient(methods: Sequence[str] = ("cma",)) -> LongRopeError:
         "objective: it has no gradient, and the method asks for one. "
         f"Use a method without gradients ({', '.join(methods)}), or give the objective a gradient."
     )
+
+
+def samples_per_step(count: int) -> int:
+    """Return the number of samples of one gradient step in frozen contexts: a quarter of them.
+
+    Args:
+        count: Number of samples.
+    """
+    return max(1, count // 4)
 
 
 def stride(count: int) -> int:

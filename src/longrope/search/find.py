@@ -20,7 +20,7 @@ from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
 from longrope.search.loop import SearchOutcome, SearchProgress, run_search
 from longrope.search.method import Method
-from longrope.search.protocol import CandidateBatch
+from longrope.search.protocol import CandidateBatch, context_tokens
 from longrope.search.run import SearchObjectives, SearchResult, SearchRun, digest
 from longrope.search.space import Space
 from longrope.storage.atomic import write_text
@@ -64,6 +64,8 @@ def find_factors(
     run = run or SearchRun()
     run.budget.check_step(sum(objectives.search.tokens))
     settings = _settings(space, method, starts, run)
+    if method.uses_contexts:  # a resumed search must have them, or not, as the one that began it
+        settings["frozen_contexts"] = bool(context_tokens(objectives.search))
     resume = run.existing == "resume"
     if run.existing == "overwrite":
         for path in (path for pattern in OUTPUTS for path in folder.glob(pattern)):
@@ -152,6 +154,7 @@ def _choose_winner(
         **provenance,
         "evaluations": sum(len(outcome.ranked) for outcome in outcomes),
         "token_evaluations": sum(outcome.tokens for outcome in outcomes),
+        "closed_form": min(outcomes, key=lambda outcome: outcome.ranked[0][0]).closed_form,
         "search_loss": min(outcome.ranked[0][0] for outcome in outcomes),
         "held_out_loss": {name: loss if np.isfinite(loss) else None for name, loss in losses.items()},
     }

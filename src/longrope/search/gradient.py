@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from longrope.scaling import Scaling
+from longrope.search.evaluator import samples_per_step
 from longrope.search.method import Method, check_population
 from longrope.search.protocol import BACKWARD_COST, CandidateBatch, Proposals
 from longrope.search.space import Space
 
-EVERY = 10  # steps from one comparison on all samples to the next
+EVERY = 5  # steps from one comparison on all samples to the next
 STARTS = 2  # number of starts that costs are estimated with
 
 
 @dataclass(frozen=True)
 class Gradient(Method):
-    """Adam (Kingma and Ba 2015) from the best start: one sample a step, with a step size that falls as a cosine.
+    """Adam (Kingma and Ba 2015) from the best start, with a step size that falls as a cosine.
+
+    The gradient of a step is that of all samples in frozen contexts of the best candidate; of one sample where the
+    objective has no frozen contexts.
 
     The loss is rough in the fast pairs: at a distance of d tokens a change of log λ turns pair i by d·inv_freq_i. So
     each pair's step is that of its log factor times min(1, 1 / (reach·inv_freq_i)). No step turns a pair further, at
     a distance of ``reach`` tokens, than it changes the log factor of the slow ones.
 
-    Single steps follow single samples. So a candidate that is evaluated on all samples is the mean of the last `EVERY`
-    steps.
+    Steps are noisy. So a candidate that is evaluated on all samples is the mean of the last `EVERY` steps. If it is
+    worse than the best one, the search goes back to that one with half the step size (a trust region).
 
     Args:
         steps: Number of forward and backward passes, each over one sample.
@@ -43,46 +47,52 @@ class Gradient(Method):
     reach: float = 8.0
     frozen: float | None = None
     uses_gradient: ClassVar[bool] = True
+    uses_contexts: ClassVar[bool] = True
 
     def with_population(self, population: int) -> Gradient:
         """Return the method with another number of steps."""
         return replace(self, steps=check_population(population))
 
-    def within(self, passes: int, samples: int) -> Gradient:
+    def within(self, passes: int, samples: int, context_cost: float = 0.0) -> Gradient:
         """Return the method with the steps that the passes pay for, after starts and comparisons."""
-        rounds, rest = divmod(passes - STARTS * samples, BACKWARD_COST * EVERY + samples)
-        last_round = max(0, min(EVERY, (rest - samples) // BACKWARD_COST))
-        return replace(self, steps=max(1, EVERY * rounds + last_round))
+        step = _step_cost(samples, context_cost)
+        rounds, rest = divmod(passes - STARTS * samples, step * EVERY + samples)
+        last_round = max(0, min(EVERY, (rest - samples) // step))
+        return replace(self, steps=max(1, int(EVERY * rounds + last_round)))
 
-    def passes(self, samples: int) -> int:
+    def passes(self, samples: int, context_cost: float = 0.0) -> int:
         """Estimate the cost in forward passes over one sample."""
-        return STARTS * samples + BACKWARD_COST * self.steps + math.ceil(self.steps / EVERY) * samples
+        steps = self.steps * _step_cost(samples, context_cost)
+        return STARTS * samples + math.ceil(steps) + math.ceil(self.steps / EVERY) * samples
 
-    def gradient_steps(self, samples: int) -> int:
-        """Return the number of forward and backward passes over one sample."""
-        return self.steps
+    def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
+        """Return the number of forward and backward passes over one sample, those in contexts as parts of one."""
+        return math.ceil(self.steps * _step_cost(samples, context_cost) / BACKWARD_COST)
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield the starts, then one candidate per step; arguments as for `Method.propose`."""
         candidates = [space.candidate(space.coordinates(start)) for start in starts]
         losses = yield CandidateBatch(candidates)
         best = min(range(len(losses)), key=lambda i: losses[i].loss)
-        yield from self.descend(space, space.coordinates(candidates[best]))
+        yield from self.descend(space, space.coordinates(candidates[best]), losses[best].loss)
 
-    def descend(self, space: Space, x: np.ndarray) -> Proposals:
+    def descend(self, space: Space, x: np.ndarray, loss: float, state: Mapping[str, Any] | None = None) -> Proposals:
         """Yield one candidate per step; in the end, the best one with every number of start tokens, if searched.
 
         Args:
             space: Space of the candidates.
             x: First coordinates, ``(coordinates,)``.
+            loss: Mean loss of the first candidate over all samples.
+            state: More values for the state of every batch.
         """
         lower, upper = space.bounds
         weights, unit = self._weights(space), self._unit(space, x)
         adam, rate = _Adam(len(x), self.betas), self.rate * math.log(space.scale)
-        best, recent = (math.inf, x), []
+        best, recent, facts = (loss, x), [], dict(state or {})
         for step in range(self.steps):
-            state = {"step": step, "x": x.tolist(), "rate": rate, **adam.state}
-            (answer,) = yield CandidateBatch([space.candidate(x)], state, gradient_step=step)
+            state = {**facts, "step": step, "x": x.tolist(), "rate": rate, **adam.state}
+            reference = space.candidate(best[1])
+            (answer,) = yield CandidateBatch([space.candidate(x)], state, gradient_step=step, reference=reference)
             gradient = np.array(answer.gradient)
             if math.isfinite(answer.loss) and np.isfinite(gradient).all():
                 move = adam.move(space.coordinate_gradient(x, (gradient * weights).tolist()) * unit)
@@ -93,8 +103,12 @@ class Gradient(Method):
                 x, rate, adam = best[1], rate / 2, _Adam(len(x), self.betas)
             if (step + 1) % EVERY == 0 or step + 1 == self.steps:
                 middle = np.mean(recent or [x], axis=0)
-                (answer,) = yield CandidateBatch([space.candidate(middle)], state)
-                best, recent = min(best, (answer.loss, middle), key=lambda pair: pair[0]), []
+                candidate, recent = space.candidate(middle), []
+                (answer,) = yield CandidateBatch([candidate], state, reference=candidate)
+                if answer.loss < best[0]:
+                    best = (answer.loss, middle)
+                else:
+                    x, rate, adam = best[1], rate / 2, _Adam(len(x), self.betas)
         if len(space.start_tokens) > 1:
             indices = range(len(space.start_tokens))
             yield CandidateBatch([space.candidate(np.append(best[1][:-1], index)) for index in indices])
@@ -116,6 +130,11 @@ class Gradient(Method):
         if space.search_attention:
             unit[size] = 0.25
         return unit
+
+
+def _step_cost(samples: int, context_cost: float) -> float:
+    """Return the forward passes over one sample that a step costs."""
+    return BACKWARD_COST * (samples_per_step(samples) * context_cost or 1)
 
 
 @dataclass

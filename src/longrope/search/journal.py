@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.scaling import Scaling
 from longrope.search.protocol import CandidateLoss, Pair
 from longrope.storage.jsonl import JsonlFile
 
-Key = tuple[tuple[float, ...], int, float, int, bool]
+Key = tuple[tuple[float, ...], int, float, int, bool, str]
 
 
 class Journal:
@@ -46,21 +48,29 @@ class Journal:
             self.close()
             raise self._lines.damaged() from None
 
-    def get(self, pair: Pair, *, gradient: bool) -> tuple[CandidateLoss, float] | None:
-        """Return the loss of a candidate on a sample and the seconds it took; None if it was not evaluated."""
-        return self.known.get(_key(pair, gradient=gradient))
+    def get(self, pair: Pair, *, gradient: bool, context: str = "") -> tuple[CandidateLoss, float] | None:
+        """Return the loss of a candidate on a sample and the seconds it took; None if it was not evaluated.
 
-    def add(self, pair: Pair, loss: CandidateLoss, seconds: float, *, gradient: bool) -> None:
+        Args:
+            pair: The candidate and the index of the sample.
+            gradient: Whether the loss must have its gradient.
+            context: Name of the frozen context (`context_name`); empty for a full pass.
+        """
+        return self.known.get(_key(pair, gradient, context))
+
+    def add(self, pair: Pair, loss: CandidateLoss, seconds: float, *, gradient: bool, context: str = "") -> None:
         """Write an evaluation; a number that is not finite is written as null.
 
         Equal factors with two names are written once, as a resumed search would find them.
         """
-        if self.get(pair, gradient=gradient) is not None:
+        if self.get(pair, gradient=gradient, context=context) is not None:
             return
         scaling, sample = pair
         line = {"item": sample, "loss": _to_json(loss.loss), "seconds": seconds}
         if gradient:
             line["gradient"] = [_to_json(value) for value in loss.gradient or ()]
+        if context:
+            line["context"] = context
         line |= {"start_tokens": scaling.start_tokens, "attention_factor": scaling.attention_factor}
         line |= {"factors": list(scaling.factors)}
         self._lines.append(line)
@@ -90,12 +100,20 @@ class Journal:
         scaling = tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
         gradient = tuple(map(_from_json, line["gradient"])) if "gradient" in line else None
         known = (CandidateLoss(_from_json(line["loss"]), gradient), float(line["seconds"]))
-        self.known[(*scaling, int(line["item"]), gradient is not None)] = known
+        self.known[(*scaling, int(line["item"]), gradient is not None, line.get("context", ""))] = known
 
 
-def _key(pair: Pair, *, gradient: bool) -> Key:
+def context_name(reference: Scaling | None) -> str:
+    """Return a fingerprint of the candidate whose frozen contexts are used; empty for full passes."""
+    if reference is None:
+        return ""
+    values = json.dumps([list(reference.factors), reference.start_tokens, reference.attention_factor])
+    return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+
+def _key(pair: Pair, gradient: bool, context: str) -> Key:
     scaling, sample = pair
-    return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor, sample, gradient
+    return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor, sample, gradient, context
 
 
 def _to_json(value: float) -> float | None:

@@ -45,6 +45,7 @@ class SearchOutcome:
         improvements: Candidates that were the best when they were evaluated, in that order.
         tokens: Token-evaluations spent.
         seconds: Seconds of evaluation.
+        closed_form: Name of the closed form that was best and that the search went on from; empty for other methods.
     """
 
     stopped: str
@@ -52,6 +53,7 @@ class SearchOutcome:
     improvements: tuple[Improvement, ...]
     tokens: int
     seconds: float
+    closed_form: str = ""
 
     @property
     def best(self) -> Scaling:
@@ -85,7 +87,7 @@ def run_search(
             for gradients and the objective has none.
     """
     budget = budget or Budget()
-    stopped, generation, stale = "the method is done", 0, 0
+    stopped, generation, stale, closed_form = "the method is done", 0, 0, ""
 
     def report() -> None:
         if on_progress is not None and evaluator.best is not None:
@@ -98,10 +100,12 @@ def run_search(
         batch = next(proposals)
         for generation in count():
             improvements = len(evaluator.improvements)
+            closed_form = batch.state.get("closed_form", closed_form)
             losses = evaluator.evaluate(batch)
             journal.state(generation, batch.state)
-            compared = batch.gradient_step is None
-            if compared and not evaluator.improvements:
+            compared = batch.gradient_step is None and batch.reference in (None, *batch.candidates)
+            first_of_several = batch.reference is not None and generation == 0
+            if compared and not evaluator.improvements and not first_of_several:
                 break  # not even one of the starts has a finite loss
             stale = 0 if len(evaluator.improvements) > improvements else stale + compared
             if budget.patience is not None and stale >= budget.patience:
@@ -115,4 +119,5 @@ def run_search(
         raise LongRopeError(f"no candidate has a finite loss: check the starts and the data. {suspect(journal.dtype)}")
     ranked = [(loss, candidate) for candidate, loss in evaluator.mean_losses.items()]
     ranked.sort(key=lambda pair: (pair[0], pair[1].factors))
-    return SearchOutcome(stopped, tuple(ranked), tuple(evaluator.improvements), evaluator.tokens, evaluator.seconds)
+    improvements = tuple(evaluator.improvements)
+    return SearchOutcome(stopped, tuple(ranked), improvements, evaluator.tokens, evaluator.seconds, closed_form)

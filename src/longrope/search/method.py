@@ -20,6 +20,7 @@ class Method(ABC):
 
     Attributes:
         uses_gradient: Whether the method asks for gradients. Costs and memory checks then count backward passes.
+        uses_contexts: Whether the method asks for losses in frozen contexts.
         uses_parametrization: Whether the method moves through the coordinates of the space's parametrization.
         ceiling: Largest factor by default, in units of the scale s.
         parametrization: Parametrization by default, a key of `longrope.search.parametrizations.PARAMETRIZATIONS`.
@@ -27,6 +28,7 @@ class Method(ABC):
     """
 
     uses_gradient: ClassVar[bool] = False
+    uses_contexts: ClassVar[bool] = False
     uses_parametrization: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
     parametrization: ClassVar[str] = "free"
@@ -45,6 +47,9 @@ class Method(ABC):
     @abstractmethod
     def passes(self, samples: int) -> int:
         """Estimate the cost of the search, in forward passes over one sample.
+
+        A method that uses contexts takes ``context_cost`` too, here and below: the cost of a pass in a frozen context as
+        a part of that of a full pass; 0 without such contexts.
 
         Args:
             samples: Number of samples of the objective.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from longrope.scaling import Scaling
 
@@ -40,12 +40,16 @@ class CandidateBatch:
         candidates: Candidates, in the order in which the method expects their losses.
         state: State of the method as JSON values. The journal keeps it, and a resumed search compares it.
         gradient_step: None asks for the mean loss over all samples. The number n asks for the loss and the gradient
-            on one sample, the n-th of a fixed order.
+            on one sample, the n-th of a fixed order; with frozen contexts on a quarter of the samples.
+        reference: Candidate in whose frozen contexts the others may be evaluated, where the objective has them: on some
+            tokens of each sample, given the keys and values of the reference for all others. The reference itself is
+            evaluated on all tokens, and its contexts are kept. None asks for full passes.
     """
 
     candidates: Sequence[Scaling]
     state: Mapping[str, Any] = field(default_factory=dict)
     gradient_step: int | None = None
+    reference: Scaling | None = None
 
 
 Proposals = Generator[CandidateBatch, list[CandidateLoss], None]
@@ -65,6 +69,34 @@ class Objective(Protocol):
         The samples of a batch have equal lengths. Losses depend on their own batch only.
         """
         ...
+
+
+@runtime_checkable
+class ContextObjective(Objective, Protocol):
+    """An objective with frozen contexts."""
+
+    @property
+    def context_tokens(self) -> Sequence[int]:
+        """Cost of one forward pass over each sample in a frozen context; empty where this model has none."""
+        ...
+
+    def evaluate_in_context(
+        self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
+    ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        """Yield the index of each batch and its losses on some tokens of the samples.
+
+        Args:
+            batches: Batches of pairs.
+            gradient: Whether the losses need their gradients.
+            reference: Candidate of the frozen contexts. Without a gradient, the reference itself gets a full pass, and
+                its contexts are kept.
+        """
+        ...
+
+
+def context_tokens(objective: Objective) -> Sequence[int]:
+    """Return the cost of one forward pass over each sample in a frozen context; empty if the objective has none."""
+    return objective.context_tokens if isinstance(objective, ContextObjective) else ()
 
 
 @dataclass(frozen=True)

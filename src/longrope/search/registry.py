@@ -42,16 +42,19 @@ def without_gradient() -> list[str]:
     return [name for name, method in METHODS.items() if not method.uses_gradient]
 
 
-def fit_to_budget(method: Method, tokens: Sequence[int], budget: int | None) -> tuple[Method, int]:
+def fit_to_budget(
+    method: Method, tokens: Sequence[int], budget: int | None, context_cost: float = 0.0
+) -> tuple[Method, int]:
     """Return a method fitted to a budget, and its estimated cost in token-evaluations.
 
     Args:
         method: Search method.
         tokens: Length of each sample in tokens.
         budget: Most token-evaluations; None for the method's own cost.
+        context_cost: Cost of a pass in a frozen context as a part of that of a full pass; 0 without such contexts.
     """
     samples, total = len(tokens), sum(tokens)
-    if budget is None:
-        return method, method.passes(samples) * total // samples
-    fitted = method.within(budget * samples // total, samples)
-    return fitted, min(budget, fitted.passes(samples) * total // samples)
+    sizes = (samples, context_cost) if method.uses_contexts else (samples,)
+    fitted = method if budget is None else method.within(budget * samples // total, *sizes)
+    cost = fitted.passes(*sizes) * total // samples
+    return fitted, cost if budget is None else min(budget, cost)

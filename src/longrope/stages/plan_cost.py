@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -13,6 +14,7 @@ from longrope.cost.device_speed import DeviceSpeed
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
+from longrope.objectives.frozen_samples import LARGEST_COST, expected_cost
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
 from longrope.search.find import FINALISTS
@@ -134,11 +136,16 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
     search_method = get_method(search.method, search.population, max(lengths))
     lengths = [min(length, search.window or length) for length in lengths]
     samples = [length for length in lengths for _ in range(kinds * search.documents)]
-    search_method, _ = fit_to_budget(search_method, samples, search.budget if search.population is None else None)
+    context_cost = min(1.0, sum(map(expected_cost, samples)) / sum(samples))
+    context_cost = context_cost if context_cost <= LARGEST_COST else 0.0
+    budget = search.budget if search.population is None else None
+    search_method, _ = fit_to_budget(search_method, samples, budget, context_cost)
     mean_length = sum(samples) / len(samples)
     more_passes = len(samples) * (starts - len(search_method.schemes))
-    passes = round(min(search_method.passes(len(samples)) + more_passes, (search.budget or math.inf) / mean_length))
-    steps = min(search_method.gradient_steps(len(samples)), passes // BACKWARD_COST)
+    sizes: tuple[Any, ...] = (len(samples), context_cost) if search_method.uses_contexts else (len(samples),)
+    own_passes = search_method.passes(*sizes)
+    passes = round(min(own_passes + more_passes, (search.budget or math.inf) / mean_length))
+    steps = min(search_method.gradient_steps(*sizes), passes // BACKWARD_COST)
     judged = len(samples) * (FINALISTS + starts + compared)
     forward = sum((shape.forward(length) for length in lengths), Flops()).times(1 / len(lengths))
     backward = sum((shape.backward(length, trained=False) for length in lengths), Flops()).times(1 / len(lengths))
