@@ -18,6 +18,7 @@ from longrope.schemes import scheme
 from longrope.search import cma as cma_module
 from longrope.search.cma import Cma, _state
 from longrope.search.parametrizations import PARAMETRIZATIONS
+from longrope.search.protocol import CandidateLoss
 
 METHOD = Cma(population=6, generations=6)
 
@@ -37,15 +38,37 @@ def test_a_target_of_its_form_is_found(tmp_path: Path) -> None:
 
 
 def test_the_starts_are_asked_for_first_and_the_best_of_them_is_the_middle() -> None:
-    """With hardly any spread, all samples are the best start."""
+    """With hardly any spread, all samples are the best start; after them comes the leader of these again."""
     space = space_of(METHOD, parametrization="free")
     asked = generations(Cma(population=6, sigma=1e-6, generations=1), space)
-    assert len(asked) == 2
+    assert len(asked) == 3
     for start, first in zip(STARTS, asked[0], strict=True):
         np.testing.assert_allclose(first.factors, start.factors, rtol=1e-9)
     best = min(STARTS, key=quadratic)
-    for sample in asked[1]:
+    for sample in [*asked[1], *asked[2]]:
         np.testing.assert_allclose(sample.factors, best.factors, rtol=1e-3)
+
+
+def test_a_generation_refers_to_the_best_so_far_and_its_leader_to_itself() -> None:
+    """In the losses of full passes, which may rank the leaders otherwise than contexts do."""
+    space = space_of(METHOD)
+    full = iter([0.5, 0.7, 0.4, 0.6, 0.3, 0.8])
+    conversation = METHOD.propose(space, STARTS, np.random.default_rng(0))
+    starts = next(conversation)
+    assert starts.reference is None
+    ask = conversation.send([CandidateLoss(loss) for loss in (0.9, 0.6, 0.7)])
+    np.testing.assert_allclose(ask.reference.factors, space.candidate(space.coordinates(STARTS[1])).factors, rtol=1e-12)
+    best, best_loss = ask.reference, 0.6
+    for generation, loss in enumerate(full):
+        assert (ask.reference, len(ask.candidates), ask.state["generation"]) == (best, 6, generation)
+        in_contexts = [0.1 * ((place + generation) % 6) for place in range(6)]
+        leader = conversation.send([CandidateLoss(each) for each in in_contexts])
+        assert leader.candidates == [ask.candidates[in_contexts.index(0.0)]]
+        assert (leader.reference, leader.state) == (leader.candidates[0], ask.state)
+        if loss < best_loss:
+            best, best_loss = leader.candidates[0], loss
+        if generation < 5:
+            ask = conversation.send([CandidateLoss(loss)])
 
 
 def test_a_bad_start_is_not_the_middle() -> None:
@@ -75,12 +98,15 @@ def test_all_candidates_are_in_the_space(form: str, dim: int) -> None:
 def test_the_number_of_candidates(population: int | None, generations_: int) -> None:
     asked = generations(Cma(population=population, generations=generations_), space_of(METHOD))
     size = population or 4 + int(3 * math.log(6))  # a spline has six coordinates
-    assert [len(generation) for generation in asked] == [3] + [size] * generations_
+    assert [len(generation) for generation in asked] == [3] + [size, 1] * generations_
+    for generation, leader in zip(asked[1::2], asked[2::2], strict=True):
+        assert leader == [min(generation, key=quadratic)]
 
 
 def test_another_population() -> None:
     assert Cma().with_population(20) == Cma(population=20)
     assert Cma().with_population(20).passes(3) == 3 * 20 * 40
+    assert Cma().with_population(20).passes(3, 0.25) == 3 * (1 + 20 / 4) * 40
     assert METHOD.within(10, 1) == METHOD
     with pytest.raises(LongRopeError, match="population = 3: too small"):
         Cma().with_population(3)
@@ -92,7 +118,8 @@ def test_the_state_is_that_of_a_fresh_run(tmp_path: Path) -> None:
     written = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
     states = [line["state"] for line in written if "generation" in line]
     assert states == [json.loads(json.dumps(ask.state)) for ask in asks(METHOD, space_of(METHOD), seed=7)]
-    assert len({json.dumps(state) for state in states}) == len(states) == 7
+    assert states[1::2] == states[2::2]
+    assert len({json.dumps(state) for state in states[::2]}) == len(states[::2]) == 7
 
 
 def test_the_state_tells_the_points_of_two_generations_apart() -> None:

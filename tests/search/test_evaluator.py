@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from searching import SMALL, STARTS, Documents, evaluations, quadratic, scattere
 
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
+from longrope.search.auto import Auto
 from longrope.search.budget import Budget, Stop
-from longrope.search.evaluator import Evaluator, stride
-from longrope.search.journal import Journal
-from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss
+from longrope.search.evaluator import Evaluator, samples_per_step, stride
+from longrope.search.gradient import Gradient
+from longrope.search.journal import Journal, context_name
+from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss, context_tokens
 
 A, B, C, D = (Scaling([1.0 + i] * 8) for i in range(4))
 Opened = tuple[Journal, Path]
@@ -456,3 +458,324 @@ def test_the_journal_holds_every_pair_once(tmp_path: Path) -> None:
     pairs = [json.dumps([line["factors"], line["item"]]) for line in evaluations(tmp_path / "j")]
     assert len(pairs) == len(set(pairs))
     assert len(pairs) % 5 == 0
+
+
+OFF = 0.5  # what a loss in a context is above that of a full pass, for every unit between the first factors
+COSTS = (2, 2, 2, 3, 3, 3, 4, 4)
+
+
+@dataclass(frozen=True)
+class Contexts(Documents):
+    """Eight documents with frozen contexts, in which a loss is higher the further a candidate is from the reference.
+
+    Args:
+        context_tokens: Cost of each item in a context.
+        full: takes every pair of a full pass.
+        frozen: takes every reference and pair of a pass in contexts, and whether it had a gradient.
+    """
+
+    tokens: tuple[int, ...] = (20, 20, 20, 30, 30, 30, 40, 40)
+    apart: float = 0.1
+    context_tokens: tuple[int, ...] = COSTS
+    full: list[tuple[Scaling, int]] = field(default_factory=list)
+    frozen: list[tuple[Scaling, Scaling, int, bool]] = field(default_factory=list)
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        self.full.extend(pair for batch in batches for pair in batch)
+        return super().evaluate(batches, gradient=gradient)
+
+    def evaluate_in_context(
+        self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
+    ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        for index, batch in enumerate(batches):
+            assert len(batch) == 1
+            ((candidate, item),) = batch
+            if candidate == reference and not gradient:
+                self.full.append((candidate, item))
+                yield index, [CandidateLoss(self.loss(candidate, item))]
+            else:
+                self.frozen.append((reference, candidate, item, gradient))
+                yield index, [self.in_context(candidate, item, reference, gradient=gradient)]
+
+    def in_context(self, candidate: Scaling, item: int, reference: Scaling, *, gradient: bool = False) -> CandidateLoss:
+        off = OFF * abs(candidate.factors[0] - reference.factors[0])
+        return CandidateLoss(self.loss(candidate, item) + off, self.slope(candidate, item) if gradient else None)
+
+    def mean(self, candidate: Scaling) -> float:
+        return float(np.mean([self.loss(candidate, item) for item in range(8)]))
+
+
+def test_contexts_are_part_of_the_protocol() -> None:
+    assert context_tokens(Contexts()) == COSTS
+    assert context_tokens(Documents()) == ()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_pass_in_contexts_costs_what_the_objective_says(opened: Opened, rows: int) -> None:
+    """Each candidate has the mean of its losses in them, one item after another."""
+    documents = Contexts()
+    one = evaluator(documents, opened[0], batch_size=rows)
+    found = one.evaluate(CandidateBatch([C, B], reference=A))
+    assert documents.frozen == [(A, each, item, False) for each in (C, B) for item in range(8)]
+    assert documents.full == []
+    for candidate, answer in zip((C, B), found, strict=True):
+        off = OFF * (candidate.factors[0] - 1)
+        assert answer.loss == pytest.approx(documents.mean(candidate) + off)
+        assert answer.gradient is None
+    assert one.tokens == 2 * sum(COSTS)
+
+
+def test_the_reference_gets_a_full_pass_that_counts_as_any_other(opened: Opened) -> None:
+    documents = Contexts()
+    one = evaluator(documents, opened[0])
+    (answer,) = one.evaluate(CandidateBatch([B], reference=B))
+    assert documents.full == [(B, item) for item in range(8)]
+    assert documents.frozen == []
+    assert one.tokens == sum(documents.tokens)
+    assert one.mean_losses == {B: answer.loss} == {B: pytest.approx(documents.mean(B))}
+    assert [(record.tokens, record.scaling) for record in one.improvements] == [(230, B)]
+    assert one.best == (answer.loss, B)
+
+
+def test_the_reference_among_others_gets_a_full_pass_in_its_turn(opened: Opened) -> None:
+    documents = Contexts()
+    one = evaluator(documents, opened[0])
+    found = one.evaluate(CandidateBatch([A, B, C], reference=B))
+    assert documents.full == [(B, item) for item in range(8)]
+    assert documents.frozen == [(B, each, item, False) for each in (A, C) for item in range(8)]
+    assert one.tokens == 230 + 2 * sum(COSTS)
+    assert found[1].loss == one.mean_losses[B]
+
+
+def test_losses_in_contexts_are_no_mean_losses_and_no_records(opened: Opened) -> None:
+    """However low they are: only a full pass of the same candidate counts."""
+    documents = Contexts(noise=lambda one, _: -9.0 * one.factors[0])
+    one = evaluator(documents, opened[0])
+    one.evaluate(CandidateBatch([A], reference=A))
+    (in_context,) = one.evaluate(CandidateBatch([B], reference=A))
+    one.evaluate(CandidateBatch([B], gradient_step=0, reference=A))
+    assert in_context.loss < one.mean_losses[A]
+    assert list(one.mean_losses) == list(one.sample_losses) == [A]
+    assert [record.scaling for record in one.improvements] == [A]
+    assert one.best == (one.mean_losses[A], A)
+    spent = one.tokens
+    (full,) = one.evaluate(CandidateBatch([B]))
+    assert one.tokens == spent + 230
+    assert full.loss == pytest.approx(documents.mean(B))
+    assert full.loss != in_context.loss
+    assert [record.scaling for record in one.improvements] == [A, B]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 7])
+def test_a_gradient_in_contexts_is_the_mean_of_the_next_quarter_of_the_items(opened: Opened, step: int) -> None:
+    """At three times the cost of the contexts; that of the reference is taken in them too."""
+    documents = Contexts()
+    one = evaluator(documents, opened[0])
+    order = [0, 5, 2, 7, 4, 1, 6, 3] * 2
+    items = order[2 * step % 8 :][:2]
+    found = one.evaluate(CandidateBatch([C, A], gradient_step=step, reference=A))
+    assert documents.frozen == [(A, each, item, True) for each in (C, A) for item in items]
+    assert documents.full == []
+    for candidate, answer in zip((C, A), found, strict=True):
+        each = [documents.in_context(candidate, item, A, gradient=True) for item in items]
+        assert answer.loss == pytest.approx(np.mean([one.loss for one in each]))
+        assert answer.gradient == pytest.approx(np.mean([one.gradient for one in each], axis=0))
+    assert one.tokens == 3 * 2 * sum(COSTS[item] for item in items)
+    assert not one.mean_losses
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 1), (3, 1), (4, 1), (7, 1), (8, 2), (11, 2), (20, 5)])
+def test_steps_in_contexts_take_all_items_in_turn(opened: Opened, count: int, share: int) -> None:
+    documents = Contexts(tokens=(20,) * count, context_tokens=(2,) * count)
+    one = evaluator(documents, opened[0])
+    for step in range(count):
+        one.evaluate(CandidateBatch([Scaling([2.0 + step] * 8)], gradient_step=step, reference=A))
+    assert samples_per_step(count) == share
+    assert [item for _, _, item, _ in documents.frozen] == [i * stride(count) % count for i in range(count * share)]
+    assert one.tokens == 3 * 2 * count * share
+
+
+def test_what_is_known_in_a_context_costs_nothing_in_it_and_all_in_another(opened: Opened) -> None:
+    documents = Contexts()
+    one = evaluator(documents, opened[0])
+    first = one.evaluate(CandidateBatch([B, C, B], reference=A))
+    assert first[0] == first[2]
+    assert one.evaluate(CandidateBatch([C, B], reference=A)) == [first[1], first[0]]
+    assert (one.tokens, len(documents.frozen)) == (2 * sum(COSTS), 16)
+    assert one.evaluate(CandidateBatch([B], reference=D)) != [first[0]]
+    assert (one.tokens, len(documents.frozen)) == (3 * sum(COSTS), 24)
+    one.evaluate(CandidateBatch([B], gradient_step=0, reference=A))
+    assert (one.tokens, len(documents.frozen)) == (3 * sum(COSTS) + 3 * (2 + 3), 26)
+
+
+def test_a_full_pass_is_no_pass_in_contexts_and_the_other_way_round(opened: Opened) -> None:
+    documents = Contexts()
+    one = evaluator(documents, opened[0])
+    one.evaluate(CandidateBatch([B]))
+    one.evaluate(CandidateBatch([B], reference=A))
+    assert (one.tokens, len(documents.full), len(documents.frozen)) == (230 + sum(COSTS), 8, 8)
+    one.evaluate(CandidateBatch([B], reference=B))
+    assert (one.tokens, len(documents.full), len(documents.frozen)) == (230 + sum(COSTS), 8, 8)
+
+
+def test_an_objective_without_contexts_runs_full_passes(opened: Opened) -> None:
+    """Whether it has no such method, or says that this model has none; a loss that is known costs nothing."""
+    for number, documents in enumerate((Documents((20,) * 8), Contexts(context_tokens=()))):
+        one = evaluator(documents, Journal(opened[1].with_name(str(number)), {}))
+        plain = evaluator(documents, Journal(opened[1].with_name(f"plain-{number}"), {}))
+        assert one.evaluate(CandidateBatch([B, C], reference=A)) == plain.evaluate(CandidateBatch([B, C]))
+        assert list(one.mean_losses) == [B, C]
+        spent = one.tokens
+        assert one.evaluate(CandidateBatch([C], reference=C)) == plain.evaluate(CandidateBatch([C]))
+        assert one.tokens == spent == 2 * sum(documents.tokens)
+        gradients = CandidateBatch([A], gradient_step=3, reference=C), CandidateBatch([A], gradient_step=3)
+        assert one.evaluate(gradients[0]) == plain.evaluate(gradients[1])
+        assert one.tokens == plain.tokens
+        one.journal.close()
+        plain.journal.close()
+
+
+def test_the_journal_names_the_context_of_a_loss(opened: Opened) -> None:
+    one = evaluator(Contexts(), opened[0])
+    one.evaluate(CandidateBatch([A], reference=A))
+    one.evaluate(CandidateBatch([B], reference=A))
+    one.evaluate(CandidateBatch([B], gradient_step=0, reference=A))
+    one.evaluate(CandidateBatch([B], reference=C))
+    lines = evaluations(opened[1])
+    names = [line.get("context") for line in lines]
+    assert names == [None] * 8 + [context_name(A)] * 10 + [context_name(C)] * 8
+    assert ["gradient" in line for line in lines] == [False] * 16 + [True] * 2 + [False] * 8
+    assert len({context_name(A), context_name(C), context_name(replace(A, start_tokens=4))}) == 3
+    assert context_name(replace(A, scheme="another name")) == context_name(A)
+
+
+def every_kind() -> list[CandidateBatch]:
+    return [
+        CandidateBatch([A], reference=A),
+        CandidateBatch([B, C], reference=A),
+        CandidateBatch([B], reference=B),
+        *(CandidateBatch([D], gradient_step=step, reference=B) for step in range(5)),
+        CandidateBatch([D], reference=D),
+    ]
+
+
+@pytest.mark.parametrize("kept", range(1, 49, 7))
+def test_a_resumed_search_in_contexts_is_the_uninterrupted_one(tmp_path: Path, kept: int) -> None:
+    """What the journal holds is not evaluated again, and costs as much as it did; nothing is for the fifth step."""
+    path, whole = tmp_path / "j", Contexts()
+    journal = Journal(path, {})
+    one = evaluator(whole, journal)
+    found = [one.evaluate(batch) for batch in every_kind()]
+    journal.close()
+    lines, written = path.read_text().splitlines(keepends=True), timeless(path)
+    assert len(lines) == 1 + 8 + 16 + 8 + 8 + 8
+    path.write_text("".join(lines[: 1 + kept]))
+    documents, journal = Contexts(), Journal(path, {}, resume=True)
+    other = evaluator(documents, journal)
+    assert [other.evaluate(batch) for batch in every_kind()] == found
+    journal.close()
+    assert len(documents.full) + len(documents.frozen) == 48 - kept
+    assert documents.full == whole.full[len(whole.full) - len(documents.full) :]
+    assert documents.frozen == whole.frozen[len(whole.frozen) - len(documents.frozen) :]
+    assert (other.tokens, other.mean_losses, other.improvements) == (one.tokens, one.mean_losses, one.improvements)
+    assert timeless(path) == written
+
+
+@pytest.mark.parametrize("tokens", [230, 231, 232, 240, 252, 253, 300])
+def test_a_budget_ends_passes_in_contexts(opened: Opened, tokens: int) -> None:
+    """Where the next one would pass it."""
+    documents = Contexts()
+    one = evaluator(documents, opened[0], tokens)
+    one.evaluate(CandidateBatch([A], reference=A))
+    with pytest.raises(Stop, match=f"^the budget of {tokens} token-evaluations is spent$"):
+        one.evaluate(CandidateBatch([B, C, D, Scaling([9.0] * 8)], reference=A))
+    assert one.tokens == 230 + sum(COSTS[item] for _, _, item, _ in documents.frozen) <= tokens
+    assert tokens - one.tokens < COSTS[len(documents.frozen) % 8]
+    assert len(evaluations(opened[1])) == 8 + len(documents.frozen)
+
+
+@pytest.mark.parametrize(("tokens", "paid"), [(230, 0), (235, 0), (236, 1), (244, 1), (245, 2)])
+def test_a_gradient_in_contexts_counts_three_times_against_a_budget(opened: Opened, tokens: int, paid: int) -> None:
+    """Items 0 and 5 cost 2 and 3."""
+    documents = Contexts()
+    one = evaluator(documents, opened[0], tokens)
+    one.evaluate(CandidateBatch([A], reference=A))
+    with pytest.raises(Stop, match=f"^the budget of {tokens} token-evaluations is spent$"):
+        one.evaluate(CandidateBatch([B, C], gradient_step=0, reference=A))
+    assert [item for _, _, item, _ in documents.frozen] == [0, 5][:paid]
+    assert one.tokens == 230 + 3 * sum([2, 3][:paid])
+
+
+def test_the_time_budget_counts_passes_in_contexts(opened: Opened, clock: list[float]) -> None:
+    class Taking(Contexts):
+        def evaluate_in_context(
+            self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
+        ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+            for answer in super().evaluate_in_context(batches, gradient=gradient, reference=reference):
+                clock[0] += 0.5
+                yield answer
+
+    one = Evaluator(Taking(), opened[0], budget=Budget(seconds=5.0))
+    one.evaluate(CandidateBatch([A], reference=A))
+    with pytest.raises(Stop, match=r"^the time budget of 5 s is spent$"):
+        one.evaluate(CandidateBatch([B], reference=A))
+    assert len(evaluations(opened[1])) == 10
+
+
+def test_a_gradient_in_contexts_must_have_one(opened: Opened) -> None:
+    class Flat(Contexts):
+        def in_context(
+            self, candidate: Scaling, item: int, reference: Scaling, *, gradient: bool = False
+        ) -> CandidateLoss:
+            return super().in_context(candidate, item, reference)
+
+    with pytest.raises(LongRopeError, match="it has no gradient, and the method asks for one"):
+        evaluator(Flat(), opened[0]).evaluate(CandidateBatch([B], gradient_step=0, reference=A))
+
+
+def test_races_leave_contexts_alone(opened: Opened) -> None:
+    """Nobody is dropped in them, and a reference gets its whole pass."""
+    documents = Contexts()
+    one = evaluator(documents, opened[0], racing=True)
+    one.evaluate(CandidateBatch([BEST], reference=BEST))
+    one.evaluate(CandidateBatch([WORSE], reference=BEST))
+    one.evaluate(CandidateBatch([WORSE], reference=WORSE))
+    assert (len(documents.full), len(documents.frozen)) == (16, 8)
+    assert list(one.mean_losses) == [BEST, WORSE]
+    assert not one.race_estimates
+
+
+@pytest.mark.parametrize("ramps", [1, 2, 5])
+def test_all_closed_forms_in_contexts_cost_what_their_method_says(tmp_path: Path, ramps: int) -> None:
+    """Where there are fewer than three besides the first, each of them gets a full pass."""
+    documents, method = Contexts(tokens=(20,) * 8, context_tokens=(5,) * 8), Auto(ramps, Gradient(steps=2))
+    outcome = search_with(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
+    assert outcome.tokens == 20 * method.passes(8, 0.25)
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
+def test_a_search_in_contexts_costs_what_its_method_says(tmp_path: Path, name: str) -> None:
+    """From two starts, which CMA-ES does not count."""
+    documents = Contexts(tokens=(20,) * 8, context_tokens=(5,) * 8)
+    outcome = search_with(tmp_path / "j", SMALL[name], objective=documents, starts=STARTS[1:])
+    assert outcome.stopped == "the method is done"
+    starts = 2 * 8 if name == "cma" else 0
+    steps = {"auto": 8, "gradient": 12, "cma": 0}[name]
+    repeated = 3 * 5 * (2 * steps - sum("gradient" in line for line in evaluations(tmp_path / "j")))
+    assert outcome.tokens + repeated == 20 * (SMALL[name].passes(8, 0.25) + starts)
+    assert repeated <= 30
+    assert outcome.tokens == 20 * len(documents.full) + 5 * sum(3 if frozen[3] else 1 for frozen in documents.frozen)
+    for loss, one in outcome.ranked:
+        assert loss == pytest.approx(documents.mean(one))
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
+def test_every_search_in_contexts_can_be_resumed(tmp_path: Path, name: str) -> None:
+    whole = search_with(tmp_path / "j", SMALL[name], objective=Contexts())
+    lines, written = (tmp_path / "j").read_text().splitlines(keepends=True), timeless(tmp_path / "j")
+    for kept in range(1, len(lines), max(1, len(lines) // 6)):
+        (tmp_path / "j").write_text("".join(lines[:kept]))
+        again = search_with(tmp_path / "j", SMALL[name], objective=Contexts(), resume=True)
+        assert (again.ranked, again.improvements, again.tokens) == (whole.ranked, whole.improvements, whole.tokens)
+        assert again.closed_form == whole.closed_form
+        assert timeless(tmp_path / "j") == written

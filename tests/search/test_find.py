@@ -21,7 +21,7 @@ from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.search import find as module
-from longrope.search.auto import Auto
+from longrope.search.auto import Auto, ramps
 from longrope.search.budget import Budget
 from longrope.search.cma import Cma
 from longrope.search.evaluator import Improvement
@@ -172,6 +172,47 @@ def test_provenance_can_be_recomputed(model: PreTrainedModel, tmp_path: Path, na
     assert provenance["held_out_loss"] == pytest.approx(dict(found.held_out))
     yarn = loss_of(model, "held_out", scheme("yarn", ROPE, LENGTH))
     assert provenance["held_out_loss"]["yarn"] == pytest.approx(yarn, abs=1e-6)
+    closed_forms = {"auto": {"yarn", "heuristic", *(one.scheme for one in ramps(space_of(name))[:2])}}
+    assert provenance["closed_form"] in closed_forms.get(name, {""})
+
+
+@pytest.mark.parametrize(("name", "written"), [("auto", False), ("gradient", False), ("cma", False), ("paper", None)])
+def test_the_journal_says_whether_contexts_are_used(
+    model: PreTrainedModel, tmp_path: Path, name: str, written: bool | None
+) -> None:
+    """Not on short items; other methods never ask for any."""
+    find(model, tmp_path, name=name)
+    for file in ("search-0.jsonl", "held-out.jsonl"):
+        settings = json.loads((tmp_path / file).read_text().splitlines()[0])["settings"]
+        assert settings.get("frozen_contexts") == written
+
+
+class Contexts:
+    """The model's loss, which says that a pass in contexts costs a token, and runs full passes in them."""
+
+    def __init__(self, model: PreTrainedModel, items: Sequence[WeightedText]) -> None:
+        self.model = ModelObjective(model, items)
+        self.tokens, self.context_tokens = self.model.tokens, (1,) * len(items)
+
+    def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        return self.model.evaluate(batches, gradient=gradient)
+
+    def evaluate_in_context(
+        self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
+    ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        return self.model.evaluate(batches, gradient=gradient)
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
+def test_a_search_in_contexts_is_not_resumed_without_them(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    found = find(model, tmp_path, name=name, make_objective=partial(Contexts, model))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(LongRopeError, match=r"other settings: .*frozen_contexts"):
+        find(model, tmp_path, name=name, existing="resume")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = find(model, tmp_path, name=name, make_objective=partial(Contexts, model), existing="resume")
+    assert (again.held_out, again.outcomes[0].ranked) == (found.held_out, found.outcomes[0].ranked)
+    assert again.outcomes[0].tokens == found.outcomes[0].tokens
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,7 +14,7 @@ from searching import SMALL, counted, evaluations, never, search_with, timeless
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 from longrope.search.evolution import Paper
-from longrope.search.journal import Journal
+from longrope.search.journal import Journal, context_name
 from longrope.search.protocol import CandidateLoss
 
 SETTINGS = {"model": "tiny", "length": 2048, "space": {"start_tokens": (0, 1)}, "seed": 0}
@@ -89,6 +89,30 @@ def test_every_item_has_its_own_answer_with_and_without_a_gradient(path: Path) -
     assert [resumed(path, ONE, item) for item in range(1, 5)] == [CandidateLoss(item / 7) for item in range(1, 5)]
     found = [resumed(path, ONE, item, gradient=True) for item in range(1, 5)]
     assert found == [CandidateLoss(item / 7, (float(item), 0.5, 0.0)) for item in range(1, 5)]
+
+
+def test_a_loss_in_a_context_is_that_of_this_context_alone(path: Path) -> None:
+    journal = write(path)
+    two, name = Scaling([1, 3.25]), context_name(ONE)
+    journal.add((two, 0), CandidateLoss(0.5), 0.25, gradient=False, context=name)
+    journal.add((two, 0), CandidateLoss(0.75, GRADIENT), 0.5, gradient=True, context=name)
+    journal.add((two, 0), CandidateLoss(9.0), 9.0, gradient=False, context=name)  # it is known
+    lines = [json.loads(line) for line in path.read_text().splitlines()][2:]
+    assert [line["context"] for line in lines] == [name, name]
+    for one in (journal, Journal(path, SETTINGS, resume=True)):
+        assert one.get((two, 0), gradient=False, context=name) == (CandidateLoss(0.5), 0.25)
+        assert one.get((two, 0), gradient=True, context=name) == (CandidateLoss(0.75, GRADIENT), 0.5)
+        assert one.get((two, 0), gradient=False, context=context_name(two)) is None
+        assert one.get((two, 0), gradient=False) is one.get((two, 0), gradient=True) is None
+        assert one.get((ONE, 0), gradient=False, context=name) is None
+    assert "context" not in json.loads(path.read_text().splitlines()[1])
+
+
+def test_a_context_is_named_by_all_that_decides_it() -> None:
+    others = (ONE, Scaling([1, 2.01]), Scaling([1, 2], start_tokens=1), Scaling([1, 2], attention_factor=1.1))
+    assert len({context_name(other) for other in others}) == 4
+    assert context_name(Scaling([1, 2], scheme="another name")) == context_name(ONE)
+    assert context_name(None) == ""
 
 
 @pytest.mark.parametrize("loss", [0.1 + 0.2, 1e-300, 123456789.123456789, -3.0, 1 / 3])
@@ -273,13 +297,14 @@ def test_a_changed_generator_state_is_an_error(path: Path, field: str) -> None:
 def test_a_changed_state_of_any_method_is_an_error(path: Path, name: str) -> None:
     search_with(path, SMALL[name])
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    changed = next(line for line in lines if line.get("generation") == 3)
+    number = {"auto": 7, "gradient": 3, "cma": 3}[name]
+    changed = next(line for line in lines if line.get("generation") == number)
     if name == "cma":
         changed["state"]["points"] = "0" * 16
     else:
         changed["state"]["x"][-1] += 1e-9
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(LongRopeError, match="generation 3 comes out differently than it was written"):
+    with pytest.raises(LongRopeError, match=f"generation {number} comes out differently than it was written"):
         search_with(path, SMALL[name], resume=True, objective=never)
 
 

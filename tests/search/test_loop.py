@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -156,14 +156,40 @@ def test_patience_ends_every_method_and_cuts_nothing_else(tmp_path: Path, name: 
 def test_steps_on_single_items_try_no_patience(path: Path, patience: int) -> None:
     """Only comparisons on all items do: the start and the first are progress, those after it are not."""
     seen: list[SearchProgress] = []
-    better = Documents((5, 5), noise=lambda one, _: 0.0 if len(seen) <= 22 else 1.0)
+    better = Documents((5, 5), noise=lambda one, _: 0.0 if len(seen) <= 12 else 1.0)
     outcome = search_with(
         path, Gradient(steps=60), objective=better, starts=STARTS[:1], patience=patience, on_progress=seen.append
     )
     assert outcome.stopped == f"no better candidate in {patience} generations"
     lines = evaluations(path)
-    assert sum("gradient" in line for line in lines) == 10 + 10 * patience
+    assert sum("gradient" in line for line in lines) == 5 + 5 * patience
     assert sum("gradient" not in line for line in lines) == 2 * (2 + patience)
+
+
+def led(losses: Sequence[float]) -> Proposals:
+    """One new candidate a generation, ranked in the contexts of the first one, then asked for again as its leader."""
+    first = Scaling([1.0])
+    yield CandidateBatch([first])
+    for i in range(1, len(losses)):
+        one = Scaling([1.0 + i])
+        yield CandidateBatch([one], reference=first)
+        yield CandidateBatch([one], reference=one)
+
+
+@pytest.mark.parametrize(("patience", "evaluated"), [(1, 4), (2, 7)])
+def test_a_leader_that_is_known_tries_no_patience(path: Path, patience: int, evaluated: int) -> None:
+    """Without frozen contexts, it had its full pass with its generation."""
+    losses = [5.0, 4.0, 3.0, 3.5, 2.0, 2.5, 2.5, 1.0]
+    journal = Journal(path, {})
+    outcome = run_search(
+        FunctionObjective(lambda one: losses[round(one.factors[0]) - 1]),
+        led(losses),
+        journal,
+        budget=Budget(patience=patience),
+    )
+    journal.close()
+    assert outcome.stopped == f"no better candidate in {patience} generations"
+    assert len(outcome.ranked) == evaluated
 
 
 def slow(scaling: Scaling) -> float:

@@ -42,10 +42,16 @@ def test_what_a_method_is_best_used_with_exists(name: str) -> None:
 @pytest.mark.parametrize("items", [1, 4])
 @pytest.mark.parametrize("name", METHODS)
 def test_about_how_many_forward_passes_it_costs(name: str, items: int) -> None:
-    """With as many starts as it is best used with, it asks for no more, and for most of them."""
+    """With as many starts as it is best used with, it asks for no more, and for most of them.
+
+    A candidate that leads is asked for again, and costs nothing without frozen contexts.
+    """
     one = METHODS[name].with_population(12)
     asked = asks(one, space_of(one), starts=STARTS[: len(one.schemes)])
-    cost = sum((items if ask.gradient_step is None else 3) * len(ask.candidates) for ask in asked)
+    compared = [candidate for ask in asked if ask.gradient_step is None for candidate in ask.candidates]
+    cost = items * len(set(compared) if one.uses_contexts else compared) + 3 * sum(
+        ask.gradient_step is not None for ask in asked
+    )
     assert 0.5 * one.passes(items) < cost <= one.passes(items) + items * len(one.schemes)
     assert cost == one.passes(items) or name == "cma"
 
@@ -114,3 +120,29 @@ def test_what_is_planned_within_a_budget(name: str, times: int, items: tuple[int
         assert 0.6 * budget < found.passes(len(items)) * np.mean(items) <= budget
     else:
         assert found == METHODS[name]
+
+
+@pytest.mark.parametrize("budget", [None, 40 * 2048])
+@pytest.mark.parametrize("name", METHODS)
+def test_contexts_are_counted_only_where_a_method_uses_them(name: str, budget: int | None) -> None:
+    items = (256, 256, 512, 1024)
+    found, total = fit_to_budget(METHODS[name], items, budget, 0.25)
+    if METHODS[name].uses_contexts:
+        own = METHODS[name] if budget is None else METHODS[name].within(160, 4, 0.25)
+        cost = own.passes(4, 0.25) * 512
+        assert total < own.passes(4) * 512
+    else:
+        own = METHODS[name] if budget is None else METHODS[name].within(160, 4)
+        cost = own.passes(4) * 512
+    assert (found, total) == (own, cost if budget is None else min(budget, cost))
+
+
+@pytest.mark.parametrize("name", ["auto", "gradient"])
+def test_a_budget_pays_for_more_steps_in_contexts(name: str) -> None:
+    items = (2048,) * 8
+    steps = [
+        fit_to_budget(METHODS[name], items, 40 * sum(items), cost)[0].gradient_steps(8)
+        for cost in (0.25, 0.125, 0.0625)
+    ]
+    assert steps == sorted(set(steps))
+    assert steps[0] > fit_to_budget(METHODS[name], items, 40 * sum(items))[0].gradient_steps(8)

@@ -6,8 +6,8 @@ only the hidden states that they come from are those of the earlier factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,10 +80,13 @@ def capture_context(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -
         return contexts, last_hidden(model, tokens, positions)
 
 
+@contextmanager
 def hidden_in_context(
     model: PreTrainedModel, tokens: Tensor, positions: Tensor, selected: Tensor, contexts: Sequence[FrozenLayer]
-) -> Tensor:
-    """Return the last hidden states of selected tokens, ``(1, selected, hidden)``, with gradients by cos and sin.
+) -> Iterator[Tensor]:
+    """Yield the last hidden states of selected tokens, ``(1, selected, hidden)``, with gradients by cos and sin.
+
+    The backward pass recomputes the layers, so it belongs into the block.
 
     Args:
         model: Causal language model under any factors.
@@ -110,7 +113,7 @@ def hidden_in_context(
         return run(hidden, cos, sin)
 
     with layers_run_by(model, run_layer):
-        return last_hidden(model, tokens[:, selected], torch.cat([positions[:, selected], positions], dim=1))
+        yield last_hidden(model, tokens[:, selected], torch.cat([positions[:, selected], positions], dim=1))
 
 
 class _ContextCache:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,13 +150,15 @@ class FrozenSamples:
         self._kept[reference, index] = (sample, [layer.to(self.device) for layer in contexts])
         return hidden
 
-    def hidden(self, reference: Scaling, index: int) -> Tensor:
-        """Return the last hidden states of the selected tokens, ``(1, selected, hidden)``, in a context that is kept.
+    @contextmanager
+    def hidden(self, reference: Scaling, index: int) -> Iterator[Tensor]:
+        """Yield the last hidden states of the selected tokens, as `hidden_in_context` does, in a context that is kept.
 
         The model must have the factors of a candidate.
         """
         sample, contexts = self._kept[reference, index]
-        return hidden_in_context(self.model, sample.tokens, sample.positions, sample.selected, contexts)
+        with hidden_in_context(self.model, sample.tokens, sample.positions, sample.selected, contexts) as hidden:
+            yield hidden
 
     @torch.no_grad()
     def _checked_bytes_per_token(self) -> float:
@@ -169,8 +172,8 @@ class FrozenSamples:
         contexts, hidden = capture_context(self.model, tokens, positions)
         expected = last_hidden(self.model, tokens)[0]
         selected = selected.to(tokens.device)
-        pairs = [(hidden[0], expected)]
-        pairs += [(hidden_in_context(self.model, tokens, positions, selected, contexts)[0], expected[selected])]
+        with hidden_in_context(self.model, tokens, positions, selected, contexts) as in_context:
+            pairs = [(hidden[0], expected), (in_context[0], expected[selected])]
         for actual, wanted in pairs:
             error = float(((actual - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-6)).median())
             if not error <= TOLERANCES.get(self.model.dtype, HALF_TOLERANCE):  # NaN included

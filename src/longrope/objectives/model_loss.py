@@ -68,7 +68,7 @@ class ModelObjective:
         self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
     ) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """Yield the index of each batch and its losses, in order; on some tokens, in contexts of the reference."""
-        loss = self._loss_and_gradient if gradient else self._loss_in_context
+        loss = self._gradient_in_context if gradient else self._loss_in_context
         for index, batch in enumerate(batches):
             yield index, [loss(*pair, reference) for pair in batch]
 
@@ -98,8 +98,10 @@ class ModelObjective:
             if candidate == reference:
                 return answer
         sample = self.frozen.sample(reference, index)
-        with self._installed(self._embedding([candidate], self.samples[index].reach)):
-            hidden = self.frozen.hidden(reference, index)
+        with (
+            self._installed(self._embedding([candidate], self.samples[index].reach)),
+            self.frozen.hidden(reference, index) as hidden,
+        ):
             return CandidateLoss(self._weighted(sample.targets, hidden, sample.weights))
 
     def _weighted(self, tokens: Tensor, hidden: Tensor, weights: np.ndarray, skip: int = 0) -> float:
@@ -107,37 +109,44 @@ class ModelObjective:
         losses = [values[0].cpu() for _, _, values in head_losses(self.model, tokens, hidden, skip)]
         return float(torch.cat(losses).double().numpy() @ weights[skip:])
 
-    def _loss_and_gradient(self, scaling: Scaling, index: int, reference: Scaling | None = None) -> CandidateLoss:
-        """Run one sample forwards and backwards, with the head in chunks; on selected tokens in a context."""
-        sample, model = self.samples[index], self.model
-        if reference is not None and not self.frozen.has(reference, index):
+    def _loss_and_gradient(self, scaling: Scaling, index: int) -> CandidateLoss:
+        """Run one sample forwards and backwards."""
+        sample, device = self.samples[index], self.model.device
+        module, positions = Differentiable(self._embedding([scaling], sample.reach)), _positions([sample])
+        tokens = torch.from_numpy(sample.tokens)[None].to(device)
+        with self._differentiable(module, index), tiled_layers(self.model, shape=(1, len(sample.tokens))):
+            with offload_activations(device):
+                hidden = last_hidden(self.model, tokens, None if positions is None else torch.from_numpy(positions))
+            return self._backward(module, tokens, hidden, sample.weights, sample.skip)
+
+    def _gradient_in_context(self, candidate: Scaling, index: int, reference: Scaling) -> CandidateLoss:
+        """Run the selected tokens of a sample forwards and backwards in a context of the reference."""
+        if not self.frozen.has(reference, index):
             self._capture(reference, index)
-        module = Differentiable(self._embedding([scaling], sample.reach))
-        tokens, skip = torch.from_numpy(sample.tokens)[None].to(model.device), sample.skip
-        weights = torch.from_numpy(sample.weights).float().to(model.device)
-        positions = _positions([sample])
-        purpose = f"for a gradient on {model.device}"
+        sample = self.frozen.sample(reference, index)
+        module = Differentiable(self._embedding([candidate], self.samples[index].reach))
+        with self._differentiable(module, index), self.frozen.hidden(reference, index) as hidden:
+            return self._backward(module, sample.targets, hidden, sample.weights)
+
+    @contextmanager
+    def _differentiable(self, module: Differentiable, index: int) -> Iterator[None]:
+        """Put factors with gradients into the model, whose weights have none."""
+        length, purpose = len(self.samples[index].tokens), f"for a gradient on {self.model.device}"
         remedy = "lower the length, use dtype bfloat16, or a method without gradients (cma)"
-        total = 0.0
-        with (
-            frozen(model),
-            self._installed(module),
-            tiled_layers(model, shape=(1, len(sample.tokens))),
-            explain_out_of_memory(len(sample.tokens), purpose, remedy),
-        ):
-            if reference is not None:
-                hidden, skip = self.frozen.hidden(reference, index), 0
-                selected = self.frozen.sample(reference, index)
-                tokens, weights = selected.targets, torch.from_numpy(selected.weights).float().to(model.device)
-            else:
-                with offload_activations(model.device):
-                    hidden = last_hidden(model, tokens, None if positions is None else torch.from_numpy(positions))
-            leaf = hidden.detach().requires_grad_()
-            for start, end, losses in head_losses(model, tokens, leaf, skip, divisor=4):
-                chunk = (losses[0] * weights[start:end]).sum()
-                chunk.backward()
-                total += float(chunk.detach())
-            hidden.backward(leaf.grad)
+        with frozen(self.model), self._installed(module), explain_out_of_memory(length, purpose, remedy):
+            yield
+
+    def _backward(
+        self, module: Differentiable, tokens: Tensor, hidden: Tensor, weights: np.ndarray, skip: int = 0
+    ) -> CandidateLoss:
+        """Return the weighted loss of last hidden states and its gradient, with the head in chunks."""
+        total, leaf = 0.0, hidden.detach().requires_grad_()
+        by_token = torch.from_numpy(weights).float().to(hidden.device)
+        for start, end, losses in head_losses(self.model, tokens, leaf, skip, divisor=4):
+            chunk = (losses[0] * by_token[start:end]).sum()
+            chunk.backward()
+            total += float(chunk.detach())
+        hidden.backward(leaf.grad)
         gradient = module.offset.grad
         assert gradient is not None
         return CandidateLoss(total, tuple(gradient.tolist()))

@@ -48,8 +48,8 @@ class Method(ABC):
     def passes(self, samples: int) -> int:
         """Estimate the cost of the search, in forward passes over one sample.
 
-        A method that uses contexts takes ``context_cost`` too, here and below: the cost of a pass in a frozen context as
-        a part of that of a full pass; 0 without such contexts.
+        A method that uses contexts takes ``context_cost`` too, as do the next two methods. It is the cost of a pass in
+        a frozen context as a part of that of a full pass; 0 without such contexts.
 
         Args:
             samples: Number of samples of the objective.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from longrope.errors import unknown
 from longrope.search.auto import Auto
@@ -54,7 +55,7 @@ def fit_to_budget(
         context_cost: Cost of a pass in a frozen context as a part of that of a full pass; 0 without such contexts.
     """
     samples, total = len(tokens), sum(tokens)
-    sizes = (samples, context_cost) if method.uses_contexts else (samples,)
+    sizes: tuple[Any, ...] = (samples, context_cost) if method.uses_contexts else (samples,)
     fitted = method if budget is None else method.within(budget * samples // total, *sizes)
     cost = fitted.passes(*sizes) * total // samples
     return fitted, cost if budget is None else min(budget, cost)
