@@ -106,9 +106,7 @@ def _find_extended(folder: Path) -> tuple[str, Extension]:
         LongRopeError: The folder is neither a checkpoint with an ``extension.json`` nor a run with such a checkpoint.
     """
     from longrope.formats.load_factors import load_extension
-    from longrope.models.load_errors import check_adapter
 
-    check_adapter(str(folder), folder)
     checkpoint = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if not (checkpoint / "config.json").is_file() or not (checkpoint / "extension.json").is_file():
         raise LongRopeError(

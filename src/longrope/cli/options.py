@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
 DTYPE_NAMES = listed("longrope.models.load", "DTYPES")
-Model = Annotated[str, typer.Argument(help=f"Hub id, folder, .gguf file, or a built-in model: {BUILT_IN_NAMES}.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help=f"Hub id, folder (also of an adapter of peft), .gguf file, or a built-in model: {BUILT_IN_NAMES}."
+    ),
+]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
 Data = Annotated[
     str | None,

@@ -115,10 +115,16 @@ def _write_huggingface(request: ExportRequest) -> Extension:
 
 def _write_config(request: ExportRequest) -> Extension:
     from longrope.export.huggingface import export_config
+    from longrope.models.adapter_folder import base_of
     from longrope.models.load import load_config, load_tokenizer
 
     length = request.options.original_length
     if isinstance(request.model, str):
+        if (base := base_of(request.model)) is not None:
+            raise LongRopeError(
+                f"model = {request.model!r}: the weights of an adapter on {base} are in no file yet, so a config alone "
+                "has none. Export the whole checkpoint (format huggingface)."
+            )
         config, tokenizer = load_config(request.model, original_length=length), load_tokenizer(request.model)
     else:
         config, tokenizer = request.model.config, request.tokenizer

