@@ -16,20 +16,17 @@ from transformers import (
 )
 
 from longrope.errors import LongRopeError, unknown
-from longrope.formats.gguf import find_extension
-from longrope.formats.gguf_split import refuse_split
 from longrope.formats.lengths import set_original_length
 from longrope.formats.own_rope import describe_rope
 from longrope.models.adapter import attach_adapter
 from longrope.models.adapter_folder import base_of, is_switched, split_adapters
 from longrope.models.backbone import auto_class
 from longrope.models.dequantized import forget_conversions, forget_quantization
+from longrope.models.gguf_config import check_gguf_weights, completed, gguf_extension
 from longrope.models.load_errors import TOKENIZER_FILES, adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
 from longrope.models.merged_adapter import merge_peft
 from longrope.models.rotary_slot import find_rotary_slot
-from longrope.rope import FULL, Rope
-from longrope.scaling import Extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,7 +54,9 @@ def load(
     base, adapters = split_adapters(name)
     folder, options = _locate(base)
     checked = load_config(base)
-    config = {"config": checked} if options else {}  # load_config restores the scaling of a GGUF
+    config = {"config": checked} if options else {}  # load_config completes that of a GGUF
+    if options:
+        check_gguf_weights(Path(folder) / options["gguf_file"])
     tokenizer = load_tokenizer(name)
     with explained(base, f" on {device}"):
         loading: Any = auto_class(checked).from_pretrained(
@@ -116,10 +115,11 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
     """
     name, _ = split_adapters(name)
     folder, options = _locate(name)
-    extension = _gguf_extension(Path(folder) / options["gguf_file"]) if options else None
+    path = Path(folder) / options["gguf_file"] if options else None
+    extension = None if path is None else gguf_extension(path)
     with explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
-        config = config if extension is None else _scaled(config, extension, name)
+        config = config if path is None else completed(config, path, extension)
         _check_rope_fields(config, name)
         if original_length is not None:
             set_original_length(config, original_length)
@@ -179,33 +179,8 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _gguf_extension(path: Path) -> Extension | None:
-    """Return the factors of a whole GGUF file; None for plain RoPE."""
-    refuse_split(path)
-    return find_extension(path)
-
-
 def _check_rope_fields(config: PreTrainedConfig, name: str) -> None:
     try:
         describe_rope(config)
     except LongRopeError as error:
         raise LongRopeError(f"model = {name!r}: {error}") from None
-
-
-def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTrainedConfig:
-    """Return a GGUF file's config with its rope scaling, which transformers drops for all but gpt-oss."""
-    rope, parameters = Rope.of(config), config.rope_parameters
-    if parameters.get("rope_type", "default") != "default":
-        return config
-    if FULL in parameters or (rope.dim, rope.base) != (extension.rope.dim, extension.rope.base):
-        raise LongRopeError(
-            f"model = {name!r} carries a rope scaling that transformers drops, and its geometry is not clear "
-            f"({extension.rope}, as transformers has it {rope}); load the checkpoint that the file was made from"
-        )
-    original = extension.rope.original_length
-    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
-    scaling = {"factor": extension.scale, "attention_factor": extension.long.attention_factor}
-    scaling["original_max_position_embeddings"] = original
-    config.rope_parameters = {**parameters, "rope_type": "longrope", **sets, **scaling}
-    config.original_max_position_embeddings, config.max_position_embeddings = original, extension.length
-    return config
