@@ -83,7 +83,7 @@ def check_hub_adapter(name: str) -> None:
     Raises:
         LongRopeError: The hub, or its cache, has an ``adapter_config.json`` under this name.
     """
-    path = _cached(name, ADAPTER)
+    path = find_file(name, ADAPTER)
     if path is not None:
         raise adapter_error(name, _read(path))
 
@@ -157,12 +157,12 @@ def _folders_with(folder: Path, file: str) -> list[Path]:
 
 def _snapshot(name: str) -> Path | None:
     """Return the folder of a hub model that has been fetched; None if there is none."""
-    path = _cached(name, CONFIG, local_files_only=True)
+    path = find_file(name, CONFIG, local_files_only=True)
     return None if path is None else path.parent
 
 
-def _cached(name: str, file: str, **options: Any) -> Path | None:
-    """Return a file of a hub model; None if the model or the file does not exist or cannot be fetched."""
+def find_file(name: str, file: str, **options: Any) -> Path | None:
+    """Return a file of a folder or a hub model; None if it does not exist or cannot be fetched."""
     from transformers.utils.hub import cached_file
 
     quiet = ("gated_repo", "missing_entries", "connection_errors")

@@ -16,6 +16,7 @@ from longrope.formats.load_factors import load_extension
 from longrope.models.adapter import describe_adapter
 from longrope.models.average import mix_weights
 from longrope.models.load import DTYPES, load, load_config
+from longrope.models.processor_files import copy_processor
 from longrope.objectives.backend import open_backend
 from longrope.objectives.prepare_search import prepare_objectives
 from longrope.scaling import Extension, Scaling
@@ -143,6 +144,7 @@ def _publish_weights(run: StagedRun, number: int, tokenizer: PreTrainedTokenizer
         model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    copy_processor(load_config(run.model), unfinished)
 
 
 def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
