@@ -64,8 +64,9 @@ def short_name(model: str) -> str:
 
 
 def read_config(model: str, original_length: str | None) -> PreTrainedConfig:
-    """Load a model's config, with another L0 if one is given; else say if the checkpoint names several lengths."""
+    """Load a model's config, with another L0 if one is given; else say if the checkpoint's lengths disagree."""
     from longrope.cli import distributed
+    from longrope.formats.length_source import contradiction
     from longrope.formats.lengths import checkpoint_lengths, disagreement
     from longrope.models.load import load_config
     from longrope.rope import Rope
@@ -74,9 +75,12 @@ def read_config(model: str, original_length: str | None) -> PreTrainedConfig:
     tokens = None if original_length is None else parse_length(original_length, "original_length")
     config = load_config(model, original_length=tokens)
     if tokens is None:
-        note = disagreement(checkpoint_lengths(config), Rope.of(config).original_length)
+        rope = Rope.of(config)
+        note, warning = disagreement(checkpoint_lengths(config), rope.original_length), contradiction(config, rope)
         if note:
             distributed.say(f"Note: {note}")
+        if warning:
+            distributed.say(f"Warning: {warning}.")
     return config
 
 
