@@ -32,7 +32,7 @@ def run(
     from longrope.scaling import Extension, check_rope
     from longrope.schemes import SCHEMES, scheme
 
-    config = options.read_config(model, original_length)
+    config = options.read_config(model, options.decided_length(original_length))
     rope = Rope.of(config)
     lengths = checkpoint_lengths(config)
     source = length_source(config, rope) if original_length is None else "--original-length"

@@ -54,7 +54,7 @@ def run(
     from longrope.scaling import Extension
     from longrope.schemes import scheme as choose
 
-    config = options.read_config(model, original_length)
+    config = options.read_config(model, options.decided_length(original_length))
     rope = Rope.of(config)
     check_layers(config, tokens)
     if factors is not None:
