@@ -50,11 +50,11 @@ def test_search(wrong: Path, few: tuple[object, ...], cli: Cli, refused: Callabl
     refused("space", *words, "--resume")  # the search of another L0
 
 
-def test_search_on_workers_and_in_python(wrong: Path, texts: Path, tmp_path: Path) -> None:
+def test_search_in_python(wrong: Path, texts: Path, tmp_path: Path) -> None:
     few = {"search_documents": 1, "held_out_documents": 1, "budget": 2 * LENGTH, "schemes": ["pi"], "needles": 0}
     options = lr.SearchOptions(original_length=DECIDED, device="cpu", **few)
-    found = [lr.search(str(wrong), length=LENGTH, data=texts, method="paper", options=options).extension]
-    assert found[0].rope.original_length == DECIDED
+    found = lr.search(str(wrong), length=LENGTH, data=texts, method="paper", options=options).extension
+    assert found.rope.original_length == DECIDED
     loaded, tokenizer = lr.load(str(wrong), original_length=DECIDED)
     with pytest.raises(LongRopeError, match="original_length = 128: the model is loaded already"):
         lr.search(loaded, tokenizer, length=LENGTH, data=texts, options=options)

@@ -9,7 +9,7 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number
 from longrope.formats.lengths import OTHER_CONFIG_FIELDS, lengths_in
-from longrope.formats.rope_fields import ORIGINAL, READ, check_outside, unread_fields
+from longrope.formats.rope_fields import GEOMETRY, ORIGINAL, READ, check_outside, unread_fields
 from longrope.formats.rope_types import factor_sets
 from longrope.rope import FULL, Rope, full_attention_fields
 from longrope.scaling import Extension
@@ -45,6 +45,11 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     longest = count(config, "max_position_embeddings")
     original = _original_length(config, parameters, kind, by_layer=by_layer)
     factor = number(parameters, "factor", _default_factor(parameters, kind, longest / original))
+    if factor < 1 and parameters.get("factor") is not None:
+        raise LongRopeError(
+            f"factor = {factor:g}: a {kind} scaling below 1 shortens the context of {original} tokens. Write the "
+            "extended length divided by the original one, or remove the scaling."
+        )
     length, notes = _length(config, parameters, kind, factor=factor, original=original)
     rope = _rope(config, parameters, kind, original)
     short, long = factor_sets(config, parameters, kind, rope=rope, factor=factor, length=length)
@@ -68,8 +73,10 @@ def _kind(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     if "long_factor" in parameters and kind in ("su", "yarn"):  # names of longrope in older configs
         kind = "longrope"
     if kind not in READ:
+        fields = ", ".join(name for name in parameters if name not in GEOMETRY) or "none"
         raise LongRopeError(
-            f"rope_type = {kind!r} of this model is not supported; longrope reads {', '.join(READ)}, su"
+            f"rope_type = {kind!r}: longrope does not know this type, only {', '.join(READ)}, su. Upgrade longrope, "
+            f"or add it to formats/rope_types.py: a function from its fields ({fields}) to the factor of each pair."
         )
     return kind
 

@@ -58,7 +58,7 @@ def load(
     if options:
         check_gguf_weights(Path(folder) / options["gguf_file"])
     tokenizer = load_tokenizer(name)
-    with explained(base, f" on {device}"):
+    with explained(base, f" on {device}", getattr(checked, "quantization_config", None)):
         loading: Any = auto_class(checked).from_pretrained(
             folder,
             trust_remote_code=False,
@@ -119,7 +119,7 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
     extension = None if path is None else gguf_extension(path)
     with explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
-        config = config if path is None else completed(config, path, extension)
+        config = _with_text(config, folder) if path is None else completed(config, path, extension)
         _check_rope_fields(config, name)
         if original_length is not None:
             set_original_length(config, original_length)
@@ -177,6 +177,22 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     check_folder(name, path)
     return name, {}
+
+
+def _with_text(config: PreTrainedConfig, folder: str) -> PreTrainedConfig:
+    """Return a config if it describes a text model; transformers gives one of default sizes to a model without.
+
+    Raises:
+        LongRopeError: The config of a model that reads images has no text model.
+    """
+    if config.get_text_config() is not config:
+        fields, _ = PreTrainedConfig.get_config_dict(folder)
+        if "text_config" in config.to_dict() and not fields.get("text_config") and "hidden_size" not in fields:
+            raise LongRopeError(
+                f"text_config = {fields.get('text_config')!r}: this {config.model_type} has no text model in it. "
+                "Give a checkpoint that has one, because factors are those of text."
+            )
+    return config
 
 
 def _check_rope_fields(config: PreTrainedConfig, name: str) -> None:

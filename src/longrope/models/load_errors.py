@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, did_you_mean
+from longrope.formats.hf_config import extension_of_config
 from longrope.models.adapter_folder import CONFIG as ADAPTER
 from longrope.models.adapter_folder import MERGEABLE
 
@@ -22,12 +23,13 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and 
 
 
 @contextmanager
-def explained(name: str, target: str = "") -> Iterator[None]:
+def explained(name: str, target: str = "", quantization: Any = None) -> Iterator[None]:
     """Turn what transformers raises in the block into a LongRopeError that names the model.
 
     Args:
         name: Name of the model, as for `longrope.models.load.load`.
         target: Device that it is loaded to, for the message, such as " on cuda".
+        quantization: The ``quantization_config`` of its config, if it has one.
     """
     try:
         yield
@@ -44,7 +46,15 @@ def explained(name: str, target: str = "") -> Iterator[None]:
             hint = f"D{close[3:]}" if close else "Is it a hub id?"
             reason = f"there is no such folder or built-in model. {hint} The hub: {reason}"
         else:
+            check_rope_fields(name, folder, str(error))
             reason = tokenizer_error(folder, str(error)) or reason
+        if quantization:
+            method = dict(quantization).get("quant_method", "some method")
+            raise LongRopeError(
+                f"quantization_config.quant_method = {method!r}: the weights of {name} cannot be loaded{target} "
+                f"({reason.rstrip('.')}). Install what this asks for, or write the config alone, without weights: "
+                f"longrope export {name} --factors FACTORS --config-only -o OUTPUT."
+            ) from error
         raise LongRopeError(f"model = {name!r} cannot be loaded{target}: {reason.rstrip('.')}") from error
 
 
@@ -132,6 +142,24 @@ def tokenizer_error(folder: Path, message: str) -> str | None:
     if not present[0].endswith(".model") or importlib.util.find_spec(package) is not None:
         return None
     return f"{present[0]} needs the package {package}, which is not installed. Run pip install {package}"
+
+
+def check_rope_fields(name: str, folder: Path, message: str) -> None:
+    """Refuse a config for its rope fields, where transformers' error is about these.
+
+    Args:
+        name: Name of the model, for the message.
+        folder: Folder of the model.
+        message: Error of transformers.
+
+    Raises:
+        LongRopeError: A rope field is wrong.
+    """
+    if "rope" in message and (fields := _read(folder / CONFIG)):
+        try:
+            extension_of_config(fields)
+        except LongRopeError as error:
+            raise LongRopeError(f"model = {name!r}: {error}") from None
 
 
 def _first_lines(error: Exception) -> str:
