@@ -144,7 +144,7 @@ class Extension:
     def at(self, length: int) -> Scaling:
         """Return the factors for a sequence of ``length`` tokens."""
         rope = self.rope
-        if length <= rope.short_length:  # of the checkpoint's own
+        if length <= rope.short_length and rope.short_factors != rope.factors:  # the checkpoint's own set
             ratios = [short / long for short, long in zip(rope.short_factors, rope.factors, strict=True)]
             return Scaling(ratios, scheme=ORIGINAL)
         return self.short if length <= rope.original_length else self.long

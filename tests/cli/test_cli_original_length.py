@@ -121,6 +121,16 @@ def test_generate_and_chat(
     assert f"L0 = {DECIDED}, L = {LENGTH}" in result.err
 
 
+def test_export_names_the_command_that_compares(
+    wrong: Path, factors: Path, model: Path, cli: Cli, refused: Callable, tmp_path: Path
+) -> None:
+    result = cli("export", wrong, "--factors", factors, *CHOSEN, "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert f"longrope check {tmp_path / 'out'} {wrong} --original-length {DECIDED}" in result.err
+    assert cli("check", tmp_path / "out", wrong, *CHOSEN).code == 0
+    refused("original_length = 128: an engine", "check", tmp_path / "out", "--engine", "vllm", *CHOSEN)
+
+
 def test_a_checkpoint_that_is_extended_has_its_l0(exported: Path, refused: Callable) -> None:
     refused("original_length = 128: .*is extended already. Leave it out", "generate", exported, "the", *CHOSEN)
 

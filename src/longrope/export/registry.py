@@ -156,9 +156,11 @@ def _serve_huggingface(request: ExportRequest, extension: Extension) -> list[str
 
     output, model = request.output, request.model if isinstance(request.model, str) else "MODEL"
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    decided = request.options.original_length
+    chosen = "" if decided is None else f" --original-length {decided}"
     return [
         *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}"]),
-        f"Checkpoint: {output}   (compare it: longrope check {output} {model})",
+        f"Checkpoint: {output}   (compare it: longrope check {output} {model}{chosen})",
         *(f"  {line}" for line in launch_lines(config, extension, str(output))),
         f"What each engine will compute: {output / 'SERVING.md'}",
     ]
