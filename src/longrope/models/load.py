@@ -71,7 +71,7 @@ def load(
         check_loading_report(name, type(loaded).__name__, report)
         model = loaded.to(device).eval()
         if base_of(name) is not None:
-            attach_adapter(model, find_rotary_slot(model).original, Path(name))
+            attach_adapter(model, find_rotary_slot(model).originals, Path(name))
     if options:
         forget_quantization(model)
     forget_conversions(model)
