@@ -8,12 +8,14 @@ import all_types
 import families
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 import longrope as lr
 from longrope.errors import LongRopeError
 from longrope.export.registry import ExportOptions
+from longrope.models.adapter import ATTRIBUTE, NAME, SwitchedAdapter
 from longrope.models.backbone import auto_class
 from longrope.models.layer_survey import survey_layers
 from longrope.models.patch import patch
@@ -143,3 +145,23 @@ def test_an_extension_switches_at_every_site() -> None:
     with patch(model, Extension.of(rope, scheme("ntk", rope, 4 * L0))):
         torch.testing.assert_close(logits(model, ids), before, rtol=0, atol=2e-3)
         assert not torch.equal(logits(model, IDS), before)
+
+
+def test_an_adapter_is_off_again_after_a_patch_though_the_first_site_is_unused() -> None:
+    """Granite SWA never runs the rotary module of its model; those of its bases turn the adapter off."""
+    model = build("granite_swa")
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    inject_adapter_in_model(config, model, adapter_name=NAME)
+    model.eval()
+    adapter = SwitchedAdapter(model, find_rotary_slot(model).originals)
+    setattr(model, ATTRIBUTE, adapter)
+    before = logits(model)
+    assert len(adapter.layers) == 2
+    with patch(model, scheme("ntk", Rope.of(model), 4 * L0)):
+        with_adapter = logits(model)
+    assert torch.equal(logits(model), before)
+    for layer in adapter.layers:
+        layer.scaling[NAME] = 0.0
+    delattr(model, ATTRIBUTE)
+    with patch(model, scheme("ntk", Rope.of(model), 4 * L0)):
+        assert not torch.equal(logits(model), with_adapter)
