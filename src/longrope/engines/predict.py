@@ -81,8 +81,9 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
         raise LongRopeError("rope_scaling: this config has no longrope factors. Export the model with longrope.")
     parameters = full_attention_fields(config.get("rope_parameters"))
     original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+    base = scaling.get("rope_theta", config.get("rope_theta", parameters.get("rope_theta")))
     try:
-        base, length = config.get("rope_theta", parameters.get("rope_theta")), config["max_position_embeddings"]
+        length = config["max_position_embeddings"]
         rope = Rope(dim=2 * len(scaling["long_factor"]), base=base, original_length=original)  # pyright: ignore
         factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
         short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))

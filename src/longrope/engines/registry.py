@@ -21,6 +21,8 @@ FAMILIES = (
     "cohere gemma2 gemma3_text glm gpt_neox granite llama mistral mixtral nemotron olmo2 olmo3 phi phi3 qwen2 "
     "qwen2_moe qwen3 smollm3 stablelm starcoder2"
 )
+IMAGES = "gemma3 mistral3 qwen2_5_vl qwen3_vl"  # factors are in their text_config
+LATENT = "deepseek_v2 deepseek_v3 minicpm3"
 
 
 def _models(*rules: tuple[str, Rule | str]) -> dict[str, Rule | str]:
@@ -37,6 +39,9 @@ CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"
 PAIRS = "stops: its longrope rotates halves of a head, and this architecture rotates pairs side by side"
 QWEN = "stops: 'longrope' is not a position embedding type of its Qwen models"
 SLOTS = "with -np N and without --kv-unified, a slot has 1/N of -c, and its set goes by that"
+AXES = "stops: its longrope takes one position for a token, and this architecture has three"
+AS_YARN = "takes any scaling of this architecture for YaRN and reads its factor alone: wrong beyond L0"
+HALVES = "rotates halves of a head by longrope, where this architecture rotates neighbours: wrong with any factors"
 ABSENT = "has no such architecture"
 
 PLAIN = Rule(always("none"), unscaled)  # ignores the factors silently
@@ -77,7 +82,7 @@ ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         version="5.23.0",
         models=_models(
-            (FAMILIES, TRANSFORMERS),
+            (f"{FAMILIES} {IMAGES} {LATENT}", TRANSFORMERS),
             ("phi3", Rule(by_sequence, own, BATCH)),
             ("phimoe", Rule(always("short"), mscale)),
         ),
@@ -88,8 +93,9 @@ ENGINES: dict[str, Engine] = {
     "transformers-4.57": Engine(
         version="4.57.6",
         models=_models(
-            (FAMILIES, TRANSFORMERS),
+            (f"{FAMILIES} {IMAGES} deepseek_v2 deepseek_v3", TRANSFORMERS),
             ("phi3", Rule(by_sequence, own, BATCH)),
+            ("minicpm3", ABSENT),
             ("nemotron", PLAIN),
             ("olmo2", "stops: its config takes a rope_scaling of two fields only"),
         ),
@@ -101,7 +107,9 @@ ENGINES: dict[str, Engine] = {
     "vllm": Engine(
         version="0.32.0",
         models=_models(
-            (f"{FAMILIES} phimoe", VLLM),
+            (f"{FAMILIES} phimoe gemma3 mistral3 minicpm3", VLLM),
+            ("qwen2_5_vl qwen3_vl", AXES),
+            ("deepseek_v2 deepseek_v3", AS_YARN),
             ("glm olmo2 phi smollm3 starcoder2", _handed_on("--enforce-eager")),
             ("olmo3", "stops at the second long sequence: transformers 5.19, which it asks for, has a fault there"),
             ("gpt_neox", "gave wrong logits for a random model of this architecture, with factors and without"),
@@ -114,9 +122,11 @@ ENGINES: dict[str, Engine] = {
     "sglang": Engine(
         version="0.5.23",
         models=_models(
-            (f"{FAMILIES} phimoe", SGLANG),
+            (f"{FAMILIES} phimoe mistral3 minicpm3", SGLANG),
+            ("qwen2_5_vl qwen3_vl", AXES),
+            ("deepseek_v2 deepseek_v3", AS_YARN),
             ("gemma2 mixtral phi stablelm starcoder2", PLAIN),
-            ("gemma3_text", Rule(always("short"), own)),
+            ("gemma3 gemma3_text", Rule(always("short"), own)),
             ("glm gpt_neox nemotron smollm3", _handed_on("--disable-cuda-graph")),
             ("cohere", PAIRS),
         ),
@@ -126,8 +136,10 @@ ENGINES: dict[str, Engine] = {
     "mlx-lm": Engine(
         version="0.32.2",
         models=_models(
-            (FAMILIES, LONG),
+            (f"{FAMILIES} {IMAGES} minicpm3", LONG),
             ("phimoe", Rule(always("long"), mscale)),
+            ("deepseek_v2", AS_YARN),
+            ("deepseek_v3", HALVES),
             ("cohere gemma2 mixtral phi stablelm starcoder2", PLAIN),
             ("nemotron qwen2_moe", "stops: it takes linear scaling only for this architecture"),
             ("glm", "rotates whole heads of this architecture, which rotates halves: wrong with any factors"),

@@ -11,12 +11,13 @@ from transformers import CONFIG_MAPPING
 from longrope.errors import LongRopeError, unknown
 from longrope.formats.lengths import DECIDED, raised
 from longrope.formats.rope_fields import GEOMETRY, READ
-from longrope.rope import FULL, full_attention_fields
+from longrope.rope import FULL, full_attention_fields, full_attention_name
 from longrope.scaling import Extension
 from longrope.schemes import attention_factor
 
 MODES = ("dual", "static")
 THREE_KEYS = ("phi3",)
+GENERATE = "Generate with longrope instead (longrope generate, longrope.generating)."
 LOCAL_THETA = ("gemma3_text",)  # transformers 4 keeps the base of the other layers in a field of its own
 
 
@@ -81,7 +82,30 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     """
     if isinstance(config.get("text_config"), Mapping):
         return {**config, "text_config": config_fields(config["text_config"], extension)}
-    model_type, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
+    _refuse_model(config)
+    parameters, rope, attention = config["rope_parameters"], extension.rope, extension.long.attention_factor
+    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
+    scaling = {"rope_type": "longrope", **sets, "factor": extension.scale, **_other_fields(parameters)}
+    scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
+    scaling |= _softmax_scale(parameters, extension.scale)
+    fields: dict[str, Any] = {
+        "max_position_embeddings": extension.length,
+        "original_max_position_embeddings": rope.original_length,
+        "rope_parameters": _rope_parameters(parameters, scaling),
+    }
+    if full_attention_name(parameters) in (None, FULL):  # transformers 5 alone has ropes of other names
+        fields |= _fields_of_other_readers(config, extension, scaling)
+    others = {name: value for name, value in config.items() if name != DECIDED}
+    return raised({**others, **fields}, "config.json", extension.length)
+
+
+def _refuse_model(config: Mapping[str, Any]) -> None:
+    """Raise if transformers cannot read factors in the config of such a model, or gives them to other layers too.
+
+    Raises:
+        LongRopeError: The model has proportional ropes, layers of several bases, or is a PhiMoE.
+    """
+    model_type = config["model_type"]
     if model_type == "phimoe":
         raise LongRopeError(
             "model_type = 'phimoe': transformers reads only its short factors. Extend a model of another type."
@@ -89,33 +113,35 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     if full_attention_fields(config["rope_parameters"]).get("rope_type") == "proportional":
         raise LongRopeError(
             f"model_type = {model_type!r}: its rope is proportional, and transformers does not read factors in the "
-            "config of such a model. Generate with longrope instead (longrope generate, longrope.generating)."
+            f"config of such a model. {GENERATE}"
         )
-    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
-    scaling = {"rope_type": "longrope", **sets, "factor": extension.scale, **_other_fields(config["rope_parameters"])}
-    scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
-    scaling |= _softmax_scale(config["rope_parameters"], extension.scale)
-    fields = {
-        "max_position_embeddings": extension.length,
-        "original_max_position_embeddings": rope.original_length,
-        "rope_theta": rope.base,
-        "rope_parameters": _rope_parameters(config["rope_parameters"], scaling),
-        "rope_scaling": scaling
-        if on_formula(extension)
-        else {**scaling, "short_mscale": attention, "long_mscale": attention},
-    }
+    bases = set(config.get("layer_rope_theta") or ()) - {0}
+    if len(bases) > 1:
+        raise LongRopeError(
+            f"layer_rope_theta: the layers have the bases {', '.join(f'{base:g}' for base in sorted(bases))}, and "
+            f"transformers would give the factors to all of them. {GENERATE}"
+        )
+
+
+def _fields_of_other_readers(
+    config: Mapping[str, Any], extension: Extension, scaling: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields in which transformers 4 and other engines read a scaling."""
+    model_type, parameters, attention = config["model_type"], config["rope_parameters"], scaling["attention_factor"]
+    mscales = {} if on_formula(extension) else {"short_mscale": attention, "long_mscale": attention}
+    fields = {"rope_theta": extension.rope.base, "rope_scaling": {**scaling, **mscales}}
     if model_type in LOCAL_THETA:
-        fields["rope_local_base_freq"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
-    partial = full_attention_fields(config["rope_parameters"]).get("partial_rotary_factor")
+        fields["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    partial = full_attention_fields(parameters).get("partial_rotary_factor")
     if partial is not None:
         fields["partial_rotary_factor"] = partial
     if model_type in THREE_KEYS:
         _refuse_attention_factor(model_type, extension)
+        sets = {name: scaling[name] for name in ("short_factor", "long_factor")}
         fields["rope_scaling"] = {"type": "longrope", **sets}
     elif _takes_head_dim(model_type):
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    others = {name: value for name, value in config.items() if name != DECIDED}
-    return raised({**others, **fields}, "config.json", extension.length)
+    return fields
 
 
 def _other_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +172,8 @@ def _rope_parameters(parameters: Mapping[str, Any], scaling: Mapping[str, Any]) 
     """Return ``rope_parameters`` with a scaling, which goes to full attention where layer types differ."""
     geometry = {name: value for name, value in full_attention_fields(parameters).items() if name in GEOMETRY - {"type"}}
     full = {**geometry, **scaling}
-    return {**parameters, FULL: full} if FULL in parameters else full
+    name = full_attention_name(parameters)
+    return {**parameters, name: full} if name else full
 
 
 def _refuse_attention_factor(model_type: str, extension: Extension) -> None:

@@ -9,9 +9,16 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number
 from longrope.formats.lengths import OTHER_CONFIG_FIELDS, lengths_in
-from longrope.formats.rope_fields import GEOMETRY, ORIGINAL, READ, check_outside, unread_fields
+from longrope.formats.rope_fields import (
+    GEOMETRY,
+    ORIGINAL,
+    READ,
+    check_outside,
+    unread_fields,
+    with_layer_base,
+)
 from longrope.formats.rope_types import factor_sets
-from longrope.rope import FULL, Rope, full_attention_fields
+from longrope.rope import FULL, Rope, full_attention_fields, full_attention_name
 from longrope.scaling import Extension
 
 SCALING = ("rope_scaling", "rope_parameters")  # transformers 4 (which 5 prefers too), transformers 5
@@ -130,11 +137,11 @@ def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
         if fields and not isinstance(fields, Mapping):
             raise LongRopeError(f"{name} = {fields!r} must be an object")
         if fields:
-            by_layer = isinstance(fields.get(FULL), Mapping)
             parameters = full_attention_fields(fields)
+            by_layer = parameters is not fields
             if config.get(BY_LAYER) and "truncate" in parameters:  # transformers reads it beside the layer types only
                 parameters = {**parameters, "truncate": fields.get("truncate", True) if by_layer else True}
-            return parameters, by_layer
+            return with_layer_base(parameters, config.get("layer_rope_theta"), config.get("layer_types")), by_layer
     return {}, False
 
 
@@ -158,7 +165,7 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     by_layer = plain.get("rope_parameters") or {}
     rope = full_attention_fields(by_layer)
     defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    return {**plain, **defaults, **scaling, BY_LAYER: FULL in by_layer}
+    return {**plain, **defaults, **scaling, BY_LAYER: full_attention_name(by_layer) is not None}
 
 
 def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, original: int) -> Rope:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.rope import FULL
 
 ORIGINAL = "original_max_position_embeddings"
 GEOMETRY = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
@@ -55,6 +56,36 @@ def unread_fields(parameters: Mapping[str, Any], kind: str) -> list[str]:
             )
         names.append(name)
     return names
+
+
+def with_layer_base(
+    parameters: Mapping[str, Any], bases: Sequence[float] | None, layer_types: Sequence[str] | None
+) -> Mapping[str, Any]:
+    """Return a rope's fields with the base of the full-attention layers, where each layer has one (Granite SWA).
+
+    Args:
+        parameters: Fields of a rope, whose ``rope_theta`` such a model ignores.
+        bases: ``layer_rope_theta`` of the config, where 0 is a layer without RoPE; None for one base.
+        layer_types: Types of the layers.
+
+    Raises:
+        LongRopeError: The full-attention layers have no RoPE, or several bases.
+    """
+    if not bases:
+        return parameters
+    pairs = list(zip(bases, layer_types or [FULL] * len(bases), strict=True))
+    full = {base for base, kind in pairs if kind == FULL} or set(bases)
+    if full == {0}:
+        raise LongRopeError(
+            f"layer_rope_theta = {list(bases)}: the full-attention layers have no RoPE, so factors change nothing. "
+            "longrope cannot extend it."
+        )
+    if len(full - {0}) > 1:
+        raise LongRopeError(
+            f"layer_rope_theta = {list(bases)}: the full-attention layers have several bases. "
+            "longrope extends models with one."
+        )
+    return {**parameters, "rope_theta": max(full)}
 
 
 def check_outside(config: Mapping[str, Any]) -> None:

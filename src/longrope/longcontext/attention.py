@@ -35,14 +35,14 @@ def attend(
         module: The attention layer, for error messages.
         query: Queries of the last tokens, ``(batch, heads, tokens, head_dim)``.
         key: Keys of all tokens, ``(batch, key heads, all tokens, head_dim)``.
-        value: Values of all tokens, in the shape of ``key``.
+        value: Values of all tokens, ``(batch, key heads, all tokens, value_dim)``.
         attention_mask: None; a mask is not supported.
         softmax_scale: Factor of the scores; 1/sqrt(head_dim) if None.
         sliding_window: Number of tokens that a token sees, including itself; all before it if None.
         softcap: The c of c·tanh(score/c); None caps nothing.
 
     Returns:
-        The output ``(batch, tokens, heads, head_dim)``, and None for the attention weights.
+        The output ``(batch, tokens, heads, value_dim)``, and None for the attention weights.
     """
     assert attention_mask is None, f"{type(module).__name__}: chunks of a sequence have no mask"
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,16 @@ class SwitchedAdapter:
 
     Args:
         model: Model with an adapter of the name `NAME`.
-        rotary: The model's own rotary module, which has no factors.
+        rotaries: The model's own rotary modules, which have no factors.
     """
 
-    def __init__(self, model: PreTrainedModel, rotary: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel, rotaries: Sequence[nn.Module]) -> None:
         scaled: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)]
         self.layers = [layer for layer in scaled if NAME in layer.scaling]
         self.strengths = [layer.scaling[NAME] for layer in self.layers]
         self.use(False)
-        self.hook = rotary.register_forward_pre_hook(self._turn_off)  # a method, which deepcopy copies too
+        turn_off = self._turn_off  # a method, which deepcopy copies too
+        self.hooks = [rotary.register_forward_pre_hook(turn_off) for rotary in rotaries]
 
     def _turn_off(self, _module: nn.Module, _inputs: object) -> None:
         self.use(False)
@@ -49,8 +51,8 @@ def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:
     return getattr(model, ATTRIBUTE, None)
 
 
-def attach_adapter(model: PreTrainedModel, rotary: nn.Module, folder: Path) -> None:
-    """Add the adapter in a folder to its base model, whose rotary module is ``rotary``, in place.
+def attach_adapter(model: PreTrainedModel, rotaries: Sequence[nn.Module], folder: Path) -> None:
+    """Add the adapter in a folder to its base model, whose rotary modules are ``rotaries``, in place.
 
     Raises:
         LongRopeError: The package ``peft`` is missing.
@@ -59,7 +61,7 @@ def attach_adapter(model: PreTrainedModel, rotary: nn.Module, folder: Path) -> N
     conversions = vars(model).get("_weight_conversions")
     model.load_adapter(str(folder), adapter_name=NAME)
     vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
-    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotary))
+    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotaries))
 
 
 def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
@@ -77,7 +79,8 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     adapter = switched_adapter(model)
     if adapter is None:
         return model
-    adapter.hook.remove()
+    for hook in adapter.hooks:
+        hook.remove()
     adapter.use(True)
     names = {module: name for name, module in model.named_modules()}
     for layer in adapter.layers:

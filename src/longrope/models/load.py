@@ -78,7 +78,7 @@ def load(
     forget_conversions(model)
     for path in adapters:
         if is_switched(path):
-            attach_adapter(model, find_rotary_slot(model).original, path)
+            attach_adapter(model, find_rotary_slot(model).originals, path)
         else:
             merge_peft(model, path)
     if original_length is not None:
