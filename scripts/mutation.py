@@ -35,6 +35,8 @@ FILES = {
     "rope.py": "test_rope test_scaling",
     "scaling.py": "test_scaling test_rope",
     "schemes.py": "test_schemes test_resonance",
+    "mixed_radix.py": "test_mixed_radix test_schemes",
+    "scheme_modifiers.py": "test_resonance test_cope",
     "checks.py": "test_rope test_scaling",
     "models/rotary_embedding.py": "models/test_rotary_embedding",
     "search/auto.py": "search/test_auto",

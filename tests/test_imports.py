@@ -19,9 +19,11 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "rope": {"errors", "checks", "formats"},  # in Rope.of, which reads a model's config
     "scaling": {"errors", "checks", "rope"},
-    "schemes": BASE - {"storage"},
+    "mixed_radix": {"rope", "scaling"},
+    "scheme_modifiers": {"rope", "scaling"},
+    "schemes": BASE - {"storage"} | {"mixed_radix", "scheme_modifiers"},
     "provenance": BASE,
-    "formats": BASE | {"schemes"},
+    "formats": BASE | {"schemes", "scheme_modifiers"},
     "data": BASE,
     "models": BASE | {"schemes", "formats"},
     "longcontext": BASE | {"data", "models"},
