@@ -37,6 +37,7 @@ FILES = {
     "schemes.py": "test_schemes test_resonance",
     "mixed_radix.py": "test_mixed_radix test_schemes",
     "scheme_modifiers.py": "test_resonance test_cope",
+    "yarn_fit.py": "test_yarn_fit",
     "checks.py": "test_rope test_scaling",
     "models/rotary_embedding.py": "models/test_rotary_embedding",
     "search/auto.py": "search/test_auto",

@@ -50,7 +50,7 @@ def yarn_of(rope: Rope, scaling: Scaling) -> dict[str, Any] | None:
         end = 1 - rise * (last - first)
         factor = lam[-1] if last < len(lam) else 1 / end if end > 0 else math.inf
         if scale * (1 - SAME) <= factor < math.inf:
-            parameters: dict[str, Any] = {"factor": _rounded(factor), **betas(rope, first, last)}
+            parameters: dict[str, Any] = {"factor": _rounded(float(factor)), **betas(rope, first, last)}
             candidate = yarn(rope, scaling.length, **parameters)
             return parameters if np.abs(np.log(candidate.factors) - np.log(lam)).max() < SAME else None
     return None

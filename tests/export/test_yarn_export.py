@@ -20,7 +20,7 @@ from longrope.export.gguf.convert import refuse_model
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.huggingface import export_huggingface
 from longrope.formats.hf_config import extension_of_config
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension, load_factors
 from longrope.models.load import load
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_exported_again_from_a_fresh_process(tmp_path: Path) -> 
     model = build("gemma2")
     held = export_huggingface(model, TOKENIZER, searched(Rope.of(model)), tmp_path / "first")
     again, tokenizer = load(str(tmp_path / "first"), dtype="float32")
-    assert export_huggingface(again, tokenizer, load_factors(tmp_path / "first"), tmp_path / "second") == held
+    assert export_huggingface(again, tokenizer, load_extension(tmp_path / "first"), tmp_path / "second") == held
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")]
     assert configs[0]["rope_scaling"] == configs[1]["rope_scaling"]
 

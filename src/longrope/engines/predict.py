@@ -190,8 +190,7 @@ def _read_yarn(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, l
 def _departures(subject: str, name: str, scaling: Scaling, extension: Extension, length: int) -> Iterable[str]:
     """Yield each difference between a set of factors and the one that a sequence of some length should have."""
     due = extension.at(length)
-    static = extension.short.factors == extension.long.factors
-    due_name = "short" if due is extension.short and not static else "long"
+    due_name = "short" if due is extension.short else "long"
     others = {"none": "no factors at all", "other": "factors of its own"}
     factors = others.get(name, f"the {name} factors")
     if not np.allclose(scaling.factors, due.factors, rtol=1e-6):
