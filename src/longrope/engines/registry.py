@@ -62,8 +62,8 @@ SGLANG = Rule(
 LONG = Rule(always("long"), formula)
 
 LLAMA_CPP_YARN = (  # options that every architecture obeys, whatever keys the file has
-    "-c {length} --rope-scaling yarn --rope-scale {factor:.7g} --yarn-orig-ctx {original} --yarn-beta-fast {beta_fast:.7g} "
-    "--yarn-beta-slow {beta_slow:.7g} --yarn-attn-factor {attn_factor:.7g}"
+    "-c {length} --rope-scaling yarn --rope-scale {factor:.7g} --yarn-orig-ctx {original} "
+    "--yarn-beta-fast {beta_fast:.7g} --yarn-beta-slow {beta_slow:.7g} --yarn-attn-factor {attn_factor:.7g}"
 )
 CONVERTED_YARN = (
     f"python convert_hf_to_gguf.py {{folder}} --outfile {{file}} && llama-server -m {{file}} {LLAMA_CPP_YARN}"
