@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from longrope.export.hf_config import config_fields, for_mode
 from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import attention_factor, heuristic
+from longrope.schemes import attention_factor, heuristic, yarn
+from longrope.yarn_fit import betas
 
 L0, LENGTH = 64, 512
 OTHERS = [*IMAGES.split(), *LATENT.split()]
@@ -277,3 +280,77 @@ def test_models_that_read_images_and_latent_attention(engine: str, kind: str) ->
 @pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"llama.cpp"}))
 def test_the_docs_name_the_versions(engine: str) -> None:
     assert ENGINES[engine].version in DOCUMENTED
+
+
+def yarn_checkpoint(kind: str, factor: float = 8.0, attention: float | None = None) -> tuple[dict[str, Any], Extension]:
+    """The config of a checkpoint that is exported as a YaRN, and its extension."""
+    plain = families.config(kind)
+    rope = Rope.of(plain)
+    first = min(1, rope.dim // 2 - 2)
+    scaling = yarn(rope, LENGTH, factor=factor, **betas(rope, first, max(rope.dim // 2 - 2, first + 1)))
+    scaling = replace(scaling, attention_factor=attention or scaling.attention_factor)
+    extension = for_mode(Extension.of(rope, scaling), "static")
+    return config_fields({**plain.to_dict(), "model_type": plain.model_type}, extension), extension
+
+
+YARN_DEPARTS = {  # engine -> model types that do not compute a YaRN of s
+    "transformers": set(),
+    "transformers-4.57": {"nemotron", "olmo2"},
+    "vllm": {"gpt_neox"},
+    "sglang": {"gemma2", "mixtral", "phi", "stablelm", "starcoder2"},
+    "mlx-lm": {
+        *("cohere", "gemma2", "mixtral", "phi", "stablelm", "starcoder2"),
+        *("nemotron", "qwen2_moe", "glm", "gpt_neox"),
+    },
+    "exllamav2": set(FAMILIES.split()),
+    "exllamav3": {*("glm", "gpt_neox", "granite", "nemotron", "olmo2", "phi", "qwen2_moe", "stablelm", "starcoder2")},
+    "tensorrt-llm": {
+        *("cohere", "gemma2", "gemma3_text", "glm", "gpt_neox", "granite", "olmo2", "olmo3", "phi", "smollm3"),
+        "stablelm",
+    },
+    "llama.cpp": set(),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", sorted(set(FAMILIES.split()) - {"phi3"}))
+def test_which_engines_compute_a_yarn(engine: str, kind: str) -> None:
+    config, extension = yarn_checkpoint(kind)
+    for length in (L0, L0 + 1, LENGTH):
+        prediction = predict(engine, config, extension, limit=LENGTH, length=length)
+        assert prediction.ok == (kind not in YARN_DEPARTS[engine]), prediction
+        assert not prediction.cautions
+        if prediction.ok:
+            assert prediction.scaling is not None
+            np.testing.assert_allclose(prediction.scaling.factors, extension.long.factors, rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_factor_above_s_and_an_attention_factor_of_its_own(engine: str) -> None:
+    config, extension = yarn_checkpoint("llama", factor=9.0)
+    prediction = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
+    assert prediction.ok == (engine not in ("exllamav2", "exllamav3"))
+    assert prediction.factors == ("long" if prediction.ok else "other")
+    config, extension = yarn_checkpoint("llama", attention=1.05)
+    assert config["rope_scaling"]["attn_factor"] * (1 + math.log(8) / 10) == pytest.approx(1.05)
+    prediction = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
+    assert prediction.ok == (engine not in ("exllamav2", "tensorrt-llm"))
+
+
+def test_exllamav2_computes_the_band_of_the_launched_length() -> None:
+    config, extension = yarn_checkpoint("llama")
+    assert predict("exllamav2", config, extension, limit=L0, length=L0).factors == "none"
+    launched = predict("exllamav2", config, extension, limit=LENGTH, length=LENGTH)
+    assert launched.scaling is not None
+    expected = yarn(replace(extension.rope, original_length=LENGTH), LENGTH, factor=8.0)
+    assert launched.scaling.factors == expected.factors
+    assert "factors of its own at 512 tokens, where the long ones belong" in launched.departures[0]
+
+
+def test_a_yarn_without_rope_scaling_is_the_plain_rope_elsewhere() -> None:
+    config, extension = yarn_checkpoint("llama")
+    saved = {key: value for key, value in config.items() if key != "rope_scaling"}
+    assert predict("vllm", saved, extension, limit=LENGTH, length=LENGTH).ok
+    prediction = predict("mlx-lm", saved, extension, limit=LENGTH, length=LENGTH)
+    assert prediction.factors == "none"
+    assert "reads rope_scaling alone" in prediction.departures[1]

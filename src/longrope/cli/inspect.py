@@ -85,6 +85,7 @@ def show(model: str, rope: Rope, source: str, scalings: dict[str, Scaling], leng
     console.print(f"L0 is from {source}.")
     if (description := layers.describe()) is not None:
         console.print(description)
+    console.width = max(console.width, 36 + 12 * len(scalings))  # a narrow terminal wraps, rather than crops, numbers
     table = Table("pair", "wavelength", "turns", "trained", *scalings, box=None, padding=(0, 1, 0, 0))
     for i, wavelength in enumerate(rope.wavelengths):
         turns = rope.original_length / wavelength

@@ -5,6 +5,7 @@ from __future__ import annotations
 from longrope.engines.rules import (
     Engine,
     Rule,
+    YarnRule,
     always,
     by_context,
     by_launch,
@@ -15,6 +16,9 @@ from longrope.engines.rules import (
     mscale,
     own,
     unscaled,
+    yarn_by_factor,
+    yarn_by_launch,
+    yarn_by_length,
 )
 
 FAMILIES = (
@@ -62,6 +66,13 @@ SGLANG = Rule(
 )
 LONG = Rule(always("long"), formula)
 
+LLAMA_CPP_YARN = (  # options that every architecture obeys, whatever keys the file has
+    "-c {length} --rope-scaling yarn --rope-scale {factor:.7g} --yarn-orig-ctx {original} "
+    "--yarn-beta-fast {beta_fast:.7g} --yarn-beta-slow {beta_slow:.7g} --yarn-attn-factor {attn_factor:.7g}"
+)
+CONVERTED_YARN = (
+    f"python convert_hf_to_gguf.py {{folder}} --outfile {{file}} && llama-server -m {{file}} {LLAMA_CPP_YARN}"
+)
 OPEN = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({folder}, dtype="auto", device_map="auto")
@@ -118,6 +129,7 @@ ENGINES: dict[str, Engine] = {
         beyond="refuse",
         launch="vllm serve {folder} --max-model-len {length}",
         note="Without `--max-model-len` it starts for {original:,} tokens, whatever the checkpoint is made for.",
+        yarn=YarnRule(models=_models(("cohere olmo3", VLLM))),
     ),
     "sglang": Engine(
         version="0.5.23",
@@ -132,6 +144,7 @@ ENGINES: dict[str, Engine] = {
         ),
         beyond="refuse",
         launch="python -m sglang.launch_server --model-path {folder} --context-length {length}",
+        yarn=YarnRule(models=_models(("cohere", SGLANG))),
     ),
     "mlx-lm": Engine(
         version="0.32.2",
@@ -149,6 +162,7 @@ ENGINES: dict[str, Engine] = {
         takes_limit=False,
         launch='mlx_lm.generate --model {folder} --max-tokens 256 --prompt "Hello"',
         note="It takes prompts of any length: keep below {length:,} tokens.",
+        yarn=YarnRule(note="It takes prompts of any length: keep below {length:,} tokens."),
     ),
     "exllamav2": Engine(
         version="0.3.2",
@@ -163,6 +177,7 @@ ENGINES: dict[str, Engine] = {
         launch=EXLLAMAV2,
         in_python=True,
         note="Launched for another length, it computes another attention factor.",
+        yarn=YarnRule(yarn_by_launch),
     ),
     "exllamav3": Engine(
         version="1.6.5",
@@ -174,6 +189,9 @@ ENGINES: dict[str, Engine] = {
         launch=EXLLAMAV3,
         in_python=True,
         note="It takes prompts of any length that the cache holds: keep below {length:,} tokens.",
+        yarn=YarnRule(
+            yarn_by_length, note="It takes prompts of any length that the cache holds: keep below {length:,} tokens."
+        ),
     ),
     "tensorrt-llm": Engine(
         version="the main branch of 2026",
@@ -187,6 +205,11 @@ ENGINES: dict[str, Engine] = {
         beyond="cut",
         launch="trtllm-serve {folder} --max_seq_len {length}",
         note="This is read in its source, not run.",
+        yarn=YarnRule(
+            yarn_by_factor,
+            models=_models(("qwen2 qwen2_moe qwen3", LONG)),
+            note="This is read in its source, not run.",
+        ),
     ),
     "llama.cpp": Engine(
         version="that reads what longrope export --to gguf wrote",
@@ -195,5 +218,6 @@ ENGINES: dict[str, Engine] = {
             ("llama mistral phi3", Rule(by_context, own, SLOTS)),
         ),
         launch="longrope export {folder} --to gguf -o {file} && llama-server -m {file} -c {length}",
+        yarn=YarnRule(models=_models((FAMILIES, TRANSFORMERS)), launch=CONVERTED_YARN),
     ),
 }

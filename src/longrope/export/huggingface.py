@@ -140,7 +140,7 @@ def _write_fields(temporary: Path, written: Extension, mode: str, name: str, fol
     config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
     write_json(temporary / "config.json", config)
     write_text(temporary / "extension.json", written.to_json())
-    write_text(temporary / "README.md", model_card(written, mode, name))
+    write_text(temporary / "README.md", model_card(written, mode, name, config))
     write_text(temporary / "SERVING.md", serving_guide(config, written, mode, folder.resolve().name))
 
 

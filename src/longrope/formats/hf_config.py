@@ -117,6 +117,8 @@ def _length(
         return longest, ["alpha sets the base of the rope at every length, so factor has no effect"]
     if kind == "llama3":
         return max(longest, original), []
+    if kind == "yarn" and config.get(ORIGINAL) is not None:  # as exports have it, where the factor may be above s
+        extended = longest
     length = max(longest, original, extended)
     if kind != "linear" or factor <= 1 or longest != original:
         return length, []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.formats.fields import number
 from longrope.rope import FULL
 
 ORIGINAL = "original_max_position_embeddings"
@@ -43,6 +45,8 @@ def unread_fields(parameters: Mapping[str, Any], kind: str) -> list[str]:
     names = []
     for name, value in parameters.items():
         if value is None or name in GEOMETRY or name in READ[kind]:
+            continue
+        if name == "attn_factor" and _agree(parameters):
             continue
         if name in NEUTRAL and value != NEUTRAL[name]:
             raise LongRopeError(
@@ -99,3 +103,12 @@ def check_outside(config: Mapping[str, Any]) -> None:
             raise LongRopeError(
                 f"{name} = {config[name]!r}: only the code that this model brings reads this field. Not supported."
             )
+
+
+def _agree(parameters: Mapping[str, Any]) -> bool:
+    """Return whether YaRN's formula times attn_factor, as in vLLM and SGLang, is transformers' attention factor."""
+    try:
+        factor, ratio, attention = (number(parameters, name) for name in ("factor", "attn_factor", "attention_factor"))
+    except LongRopeError:
+        return False
+    return not parameters.get("mscale") and math.isclose(ratio * (0.1 * math.log(factor) + 1), attention, rel_tol=1e-6)

@@ -11,9 +11,8 @@ from longrope.errors import LongRopeError
 from longrope.formats.fields import number, numbers
 from longrope.rope import Rope
 from longrope.scaling import Scaling
+from longrope.scheme_modifiers import STILL
 from longrope.schemes import dynamic_ntk, llama3, ntk, yarn
-
-STILL = 1e12  # factor of a pair that does not rotate: at 2^24 tokens it has turned by less than 2e-5
 
 
 def factor_sets(

@@ -37,7 +37,7 @@ def extend_gguf(
     refuse_split(source)
     reader = open_gguf(source)
     architecture = read(reader, "general.architecture", source)
-    refuse_architecture(architecture)
+    refuse_architecture(architecture, written)
     check_rope(extension, Rope.of(load_config(str(source))), str(source))
     keys, tensors = scaling_keys(written, architecture), factor_tensors(written)
     replaced = (f"{architecture}.rope.scaling.", f"{architecture}.rope.scale_linear", "general.architecture", "GGUF.")
