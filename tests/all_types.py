@@ -68,6 +68,11 @@ SIZES: dict[str, Any] = {
     "patch_size": 14,
     "mm_tokens_per_image": 1,
     "num_channels": 3,
+    "base_channels": 32,
+    "adapter_in_dim": 64,
+    "adapter_input_size": 64,
+    "adapter_out_dim": 64,
+    "adapter_output_size": 64,
 }
 MLA = {"num_key_value_heads": 4}  # every head has keys of its own
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -75,8 +80,19 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "moshi": {"ffn_dim": 96},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "qwen4_exp_text": {"indexer_budget": 32, "indexer_compress_ratio": 4},
-    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1]},
+    "qwen4_exp_text": {
+        "indexer_budget": 32,
+        "indexer_compress_ratio": 4,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+    },
+    "emu3": {"vocabulary_map": {"<image>": 3, "<|extra_200|>": 4}},
+    "dots3_note_text": {"head_dim": 64, "qk_nope_head_dim": 48, "per_layer_config": {1: {"qk_nope_head_dim": 48}}},
+    "dots3_note_vision_encoder": {"num_hidden_layers": 42},
+    "attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "zamba2": {"use_mem_rope": True, "layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1]},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gemma4_unified_assistant": {"num_kv_shared_layers": 0},
     "bamba": {"attn_layer_indices": [1]},
@@ -119,7 +135,7 @@ def small_config(kind: str | type[PreTrainedConfig]) -> PreTrainedConfig:
         small["rope_parameters"] = default.rope_parameters | {"mrope_section": [2, 3, 3]}
     inner = {name: getattr(default, name, None) for name in cls.sub_configs}
     parts = {name: small_config(type(part)) for name, part in inner.items() if part is not None}
-    return cls(**{**small, **parts, **OVERRIDES.get(str(kind), {})})
+    return cls(**{**small, **parts, **OVERRIDES.get(cls.model_type or cls.base_config_key, {})})
 
 
 def build(kind: str) -> PreTrainedModel:
@@ -135,4 +151,8 @@ def build(kind: str) -> PreTrainedModel:
         raise ValueError(f"{weights:,} weights")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return auto_class(config).from_config(config).eval()
+        model = auto_class(config).from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("qk_norm.temp"):  # Zaya's gain of its keys, which begins at 0
+            parameter.data.fill_(1.0)
+    return model

@@ -19,14 +19,17 @@ MAY_IMPORT = {
     "storage": {"errors"},
     "rope": {"errors", "checks", "formats"},  # in Rope.of, which reads a model's config
     "scaling": {"errors", "checks", "rope"},
-    "schemes": BASE - {"storage"},
+    "mixed_radix": {"rope", "scaling"},
+    "scheme_modifiers": {"rope", "scaling"},
+    "schemes": BASE - {"storage"} | {"mixed_radix", "scheme_modifiers"},
+    "yarn_fit": {"errors", "rope", "scaling", "schemes"},
     "provenance": BASE,
-    "formats": BASE | {"schemes"},
+    "formats": BASE | {"schemes", "scheme_modifiers"},
     "data": BASE,
     "models": BASE | {"schemes", "formats"},
     "longcontext": BASE | {"data", "models"},
     "tasks": BASE | {"data", "models"},
-    "search": BASE | {"schemes", "data"},
+    "search": BASE | {"schemes", "yarn_fit", "data"},
     "objectives": BASE | {"schemes", "provenance", "formats", "data", "models", "longcontext", "cost", "search"},
     "evaluation": BASE | {"schemes", "provenance", "data", "models", "longcontext", "cost", "tasks"},
     "stages": BASE
@@ -45,7 +48,7 @@ MAY_IMPORT = {
     },
     "cost": BASE | {"schemes", "models", "longcontext"},
     "engines": BASE | {"schemes"},
-    "export": BASE | {"schemes", "formats", "models", "engines"},
+    "export": BASE | {"schemes", "yarn_fit", "formats", "models", "engines"},
     "report": BASE | {"schemes", "formats", "search", "evaluation"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

@@ -64,7 +64,9 @@ def test_names() -> None:
     assert is_scheme("ntk+resonance")
     assert not is_scheme("resonance")
     for name in ("+resonance", "bogus+resonance", "yarn+resonance+resonance", "yarn+"):
-        with pytest.raises(LongRopeError, match=r"is unknown; choose one of pi, .*, also with \+resonance after it"):
+        with pytest.raises(
+            LongRopeError, match=r"is unknown; choose one of pi, .*, also with \+resonance or \+cope after it"
+        ):
             scheme(name, ROPE, 512)
     with pytest.raises(LongRopeError, match="belong to another model"):
         resonance(ROPE, Scaling([1.0]))

@@ -152,6 +152,6 @@ def kinds(text: str) -> list[str]:
 def test_names_add_nothing_to_a_model_card(word: str) -> None:
     def written(word: str) -> str:
         long = Scaling([1.0, 2.0, 3.0, 4.0], scheme=word, length=512, provenance={"note": word, word + "!": 1})
-        return model_card(Extension.of(ROPE, long), "static", word)
+        return model_card(Extension.of(ROPE, long), "static", word, {})
 
     assert kinds(written(word)) == kinds(written("x"))

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from longrope.rope import Rope as Rope
     from longrope.scaling import Extension as Extension
     from longrope.scaling import Scaling as Scaling
+    from longrope.scheme_modifiers import cope as cope
+    from longrope.scheme_modifiers import resonance as resonance
     from longrope.schemes import SCHEMES as SCHEMES
     from longrope.schemes import attention_factor as attention_factor
-    from longrope.schemes import resonance as resonance
     from longrope.schemes import scheme as scheme
     from longrope.search.budget import Budget as Budget
     from longrope.search.find import find_factors as find_factors
@@ -95,7 +96,8 @@ _HOMES = {
     "formats.load_factors": ("load_factors",),
     "rope": ("Rope",),
     "scaling": ("Extension", "Scaling"),
-    "schemes": ("SCHEMES", "attention_factor", "resonance", "scheme"),
+    "scheme_modifiers": ("cope", "resonance"),
+    "schemes": ("SCHEMES", "attention_factor", "scheme"),
     "search.budget": ("Budget",),
     "search.method": ("Method",),
     "search.options": ("SearchOptions",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,13 @@ from longrope.checks import positive, to_python, whole
 from longrope.errors import LongRopeError
 
 FULL = "full_attention"  # transformers' name of the layers that are extended, where a model has other types too
+FULL_NAMES = (FULL, "hybrid", "compress", "indexed_attention")  # of their rope, as Zaya, DeepSeek-V4 and Dots 3 call it
+
+
+def full_attention_name(parameters: Iterable[str]) -> str | None:
+    """Return the name of the full-attention layers' rope among those of all layer types; None if there is one rope."""
+    names = set(parameters)
+    return next((name for name in FULL_NAMES if name in names), None)
 
 
 def full_attention_fields(parameters: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -25,7 +32,7 @@ def full_attention_fields(parameters: Mapping[str, Any] | None) -> Mapping[str, 
     {'rope_theta': 1000000.0}
     """
     fields = parameters or {}
-    layer_fields = fields.get(FULL)
+    layer_fields = fields.get(full_attention_name(fields) or FULL)
     return layer_fields if isinstance(layer_fields, Mapping) else fields
 
 

@@ -144,7 +144,7 @@ class Extension:
     def at(self, length: int) -> Scaling:
         """Return the factors for a sequence of ``length`` tokens."""
         rope = self.rope
-        if length <= rope.short_length:  # of the checkpoint's own
+        if length <= rope.short_length and rope.short_factors != rope.factors:  # the checkpoint's own set
             ratios = [short / long for short, long in zip(rope.short_factors, rope.factors, strict=True)]
             return Scaling(ratios, scheme=ORIGINAL)
         return self.short if length <= rope.original_length else self.long
@@ -153,12 +153,12 @@ class Extension:
     def total(self) -> Extension:
         """The same extension relative to plain RoPE, as configs and other programs hold it.
 
-        The short set of a checkpoint that has one stays, up to the length that it is for.
+        The short set of a checkpoint that has one of its own stays, up to the length that it is for.
         """
         rope = self.rope
         if not rope.factors:
             return self
-        border = rope.short_length or rope.original_length
+        border = rope.original_length if rope.short_factors in ((), rope.factors) else rope.short_length
         short = replace(self.at(border), length=border)
         sets = [
             replace(scaling.times(rope.factors), attention_factor=scaling.attention_factor * rope.attention_factor)

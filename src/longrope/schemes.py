@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from longrope.errors import LongRopeError, unknown
+from longrope.mixed_radix import bm, mrrope_pro, mrrope_uni, tailspline
 from longrope.rope import Rope
 from longrope.scaling import Scaling
+from longrope.scheme_modifiers import MODIFIERS
+from longrope.scheme_modifiers import resonance as resonance
 
 
 def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
@@ -170,63 +172,53 @@ def heuristic(rope: Rope, length: int) -> Scaling:
     )
 
 
-def resonance(rope: Rope, scaling: Scaling) -> Scaling:
-    """Round the wavelengths of any factors to integer tokens, so that a pair repeats exactly (Resonance RoPE).
-
-    λ_i' = round(λ_i·wavelength_i) / wavelength_i, at least 2 tokens (Wang et al. 2024, arXiv 2403.00071).
-
-    Raises:
-        LongRopeError: The factors belong to another rope.
-
-    >>> rope = Rope(dim=4, base=100.0, original_length=64)
-    >>> (resonance(rope, linear(rope, 128)).factors * rope.wavelengths).round(9).tolist()
-    [13.0, 126.0]
-    """
-    wavelengths = np.maximum(np.round(2 * math.pi / scaling.inv_freq(rope)), 2)
-    name = scaling.scheme.removesuffix(RESONANCE) + RESONANCE
-    return replace(scaling, factors=(wavelengths / rope.wavelengths).tolist(), scheme=name)
-
-
 SCHEMES: dict[str, Callable[[Rope, int], Scaling]] = {
     "pi": linear,
     "ntk": ntk,
     "dynamic_ntk": dynamic_ntk,
     "yarn": yarn,
     "llama3": llama3,
+    "mrrope_uni": mrrope_uni,
+    "mrrope_pro": mrrope_pro,
+    "bm": bm,
+    "tailspline": tailspline,
     "ramp": ramp,
     "heuristic": heuristic,
 }
-RESONANCE = "+resonance"  # after the name of a scheme
 COMPARED = ("pi", "ntk", "yarn", "heuristic")  # the baselines of searches and evaluations
 
 
 def is_scheme(name: str) -> bool:
-    """Return whether a name is one of `SCHEMES`, with or without ``+resonance``."""
-    return name.removesuffix(RESONANCE) in SCHEMES
+    """Return whether a name is one of `SCHEMES`, alone or with modifiers, each once, as in ``yarn+cope``."""
+    base, *modifiers = name.split("+")
+    return base in SCHEMES and len(set(modifiers)) == len(modifiers) and set(modifiers) <= set(MODIFIERS)
 
 
 def canonical(name: str) -> str:
-    """Return a scheme's name as in `SCHEMES`, with or without ``+resonance``; ``linear`` is an alias of ``pi``.
+    """Return a scheme's name as in `SCHEMES`, with its modifiers; ``linear`` is an alias of ``pi``.
 
     Raises:
         LongRopeError: The name is unknown.
     """
-    base = name.removesuffix(RESONANCE)
-    name = name.replace("linear", "pi", 1) if base == "linear" else name
+    base, *modifiers = name.split("+")
+    name = "+".join(["pi" if base == "linear" else base, *modifiers])
     if not is_scheme(name):
-        raise unknown("scheme", name, SCHEMES, f", also with {RESONANCE} after it")
+        suffixes = " or ".join(f"+{modifier}" for modifier in MODIFIERS)
+        raise unknown("scheme", name, SCHEMES, f", also with {suffixes} after it")
     return name
 
 
 def scheme(name: str, rope: Rope, length: int) -> Scaling:
-    """Return the scaling of a scheme of `SCHEMES`; ``+resonance`` after the name rounds its wavelengths.
+    """Return the scaling of a scheme of `SCHEMES`; modifiers after the name change it in their order.
 
     Raises:
         LongRopeError: The name is unknown, or ``length`` is below L0.
     """
-    name = canonical(name)
-    scaling = SCHEMES[name.removesuffix(RESONANCE)](rope, length)
-    return resonance(rope, scaling) if name.endswith(RESONANCE) else scaling
+    base, *modifiers = canonical(name).split("+")
+    scaling = SCHEMES[base](rope, length)
+    for modifier in modifiers:
+        scaling = MODIFIERS[modifier](rope, scaling)
+    return scaling
 
 
 def _base_growth(rope: Rope, alpha: float) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import all_types
 import families
 import pytest
 import torch
@@ -159,3 +160,67 @@ def test_an_original_length_that_cannot_be_set(
 def test_original_length_of_phi3(tmp_path: Path) -> None:
     families.build("phi3").save_pretrained(tmp_path)
     assert Rope.of(load_config(str(tmp_path), original_length=32)).original_length == 32
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+CONFIGS: dict[str, tuple[dict[str, object], int, str, str]] = {
+    "plain": ({}, 64, "max_position_embeddings", ""),
+    "a length of its own": (
+        {"original_max_position_embeddings": 48, "max_position_embeddings": 64},
+        48,
+        "original_max_position_embeddings",
+        "",
+    ),
+    "yarn": ({"rope_parameters": YARN, "max_position_embeddings": 256}, 256, "max_position_embeddings", ""),
+    "llama3, whose factor is not a ratio of lengths": (
+        {"rope_parameters": LLAMA3, "max_position_embeddings": 1024},
+        1024,
+        "max_position_embeddings",
+        "",
+    ),
+    "yarn as a card advises it": (
+        {"rope_parameters": YARN, "max_position_embeddings": 64},
+        256,
+        "factor = 4 times an original length of 64",
+        "max_position_embeddings = 64 of this checkpoint contradicts factor = 4 times original_max_position_embeddings "
+        "= 64 of its yarn scaling. longrope takes L0 = 256.",
+    ),
+    "yarn, longer than its factor": (
+        {"rope_parameters": YARN, "max_position_embeddings": 512},
+        512,
+        "max_position_embeddings",
+        "max_position_embeddings = 512 of this checkpoint contradicts factor = 4",
+    ),
+    "llama3, shorter than it was": (
+        {"rope_parameters": LLAMA3, "max_position_embeddings": 32},
+        64,
+        "original_max_position_embeddings",
+        "max_position_embeddings = 32 of this checkpoint is below original_max_position_embeddings = 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_inspect_says_where_l0_comes_from_and_whether_it_is_contradicted(name: str, tmp_path: Path) -> None:
+    fields, length, source, warning = CONFIGS[name]
+    families.config("llama", **fields).save_pretrained(tmp_path)
+    families.tokenizer().save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert (record["original_length"], record["original_length_from"]) == (length, source)
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning: max_position")]
+    assert [warning in line for line in warnings] == ([True] if warning else [])
+    text = " ".join(CliRunner().invoke(app, ["inspect", str(tmp_path)]).stdout.split())
+    assert f"L0 is from {source}." in text
+    decided = CliRunner().invoke(app, ["inspect", str(tmp_path), "--original-length", "96", "--json"])
+    assert json.loads(decided.stdout)["original_length_from"] == "--original-length"
+    assert "Warning: max_position" not in decided.stderr
+
+
+def test_a_wrapper_s_length_is_that_of_its_text_model(tmp_path: Path) -> None:
+    all_types.build("gemma3").config.save_pretrained(tmp_path)
+    families.tokenizer().save_pretrained(tmp_path)
+    record = json.loads(CliRunner().invoke(app, ["inspect", str(tmp_path), "--json"]).stdout)
+    assert record["original_length_from"] == "text_config.max_position_embeddings"

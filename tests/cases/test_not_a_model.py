@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import families
 import numpy as np
 import pytest
 import torch
-from families import build, logits, tokens
+from families import build
 from gguf import GGUFWriter
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
@@ -26,12 +25,6 @@ from longrope.models.load import load, load_config, load_tokenizer
 from longrope.rope import Rope
 
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-IA3 = IA3Config(
-    target_modules=["k_proj", "down_proj"],
-    feedforward_modules=["down_proj"],
-    task_type="CAUSAL_LM",
-    init_ia3_weights=False,
-)
 PROMPT = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
 LENGTH = 128
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads a deprecated attribute
@@ -52,58 +45,15 @@ def save_adapter(folder: Path, config: Any = LORA, *, base: str = "base") -> Non
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
 
 
-@pytest.mark.parametrize("config", [LORA, IA3], ids=["LoRA", "IA3"])
-def test_the_code_in_the_message_merges_the_adapter(base: Path, config: Any) -> None:
-    save_adapter(Path("adapter"), config)
-    with pytest.raises(LongRopeError, match=r"adapter of the model base|adapter .IA3. of the model base") as raised:
-        load("adapter")
-    exec("\n".join(line.strip() for line in str(raised.value).splitlines()[1:]))
-    merged, tokenizer = load("adapter-merged")
-    with_adapter = PeftModel.from_pretrained(build("llama"), "adapter")
-    torch.testing.assert_close(logits(merged, tokens(1, 20)), logits(with_adapter, tokens(1, 20)), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(logits(merged, tokens(1, 20)), logits(build("llama"), tokens(1, 20)), atol=1e-2)
-    assert len(tokenizer) == families.VOCABULARY
-
-
-COMMANDS = {
-    "inspect": ["adapter"],
-    "scale": ["adapter", "-l", "512"],
-    "search": ["adapter", "-l", "128"],
-    "plan": ["adapter", "--to", "512"],
-    "extend": ["adapter", "demo"],
-    "eval": ["adapter", "--lengths", "64"],
-    "export": ["adapter", "-o", "out"],
-    "export of factors": ["adapter", "--factors", "f.json", "-o", "out"],
-    "generate": ["adapter", "t5"],
-    "chat": ["adapter"],
-    "check": ["base", "adapter"],
-    "checkpoint": ["base", "--lengths", "64", "--checkpoint", "adapter"],
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_names_the_adapter_and_its_base(base: Path, command: str) -> None:
-    save_adapter(Path("adapter"))
-    rope = Rope.of(load_config("base"))
-    Path("f.json").write_text(lr.Extension.of(rope, lr.scheme("pi", rope, 512)).to_json())
-    result = CliRunner().invoke(app, [{"checkpoint": "eval"}.get(command, command.split()[0]), *COMMANDS[command]])
-    assert result.exit_code == 2, result.output
-    assert "this is a LoRA adapter of the model base, not a model. Merge it, and give adapter-merged" in result.stderr
-    assert not Path("out").exists()
-
-
-@pytest.mark.parametrize("use", [load, load_config, load_tokenizer])
-def test_every_reader_of_a_model_names_the_adapter(base: Path, use: Callable[[str], object]) -> None:
-    save_adapter(Path("trained/checkpoint-7"), base="org/model")
-    for name in ("trained/checkpoint-7", "trained/checkpoint-7/", "trained"):
-        with pytest.raises(LongRopeError, match=r"'trained/checkpoint-7/?'.* LoRA adapter of the model org/model"):
-            use(name)
-
-
 def test_an_adapter_beside_merged_weights(base: Path) -> None:
     """transformers would add the adapter to the merged weights once more."""
     save_adapter(base)
-    with pytest.raises(LongRopeError, match=r"merged into its weights already, remove adapter_config.json"):
+    rope = Rope.of(build("llama"))
+    Path("f.json").write_text(lr.Extension.of(rope, lr.scheme("pi", rope, 512)).to_json())
+    result = CliRunner().invoke(app, ["export", "base", "--factors", "f.json", "-o", "out"])
+    assert result.exit_code == 2
+    assert not Path("out").exists()
+    with pytest.raises(LongRopeError, match=r"LoRA adapter of the model base.*already, remove adapter_config.json"):
         load("base")
 
 
@@ -133,6 +83,7 @@ def test_an_adapter_in_gguf(tmp_path: Path) -> None:
     [
         ({"checkpoint-5/config.json": "{}"}, "no config.json in this folder. Give folder/checkpoint-5"),
         ({"a.gguf": ""}, "no config.json in this folder. Give folder/a.gguf"),
+        ({"checkpoint-7/adapter_config.json": "{}"}, "no config.json in this folder. Give folder/checkpoint-7"),
         ({"model.safetensors": ""}, "no config.json in this folder. Give a folder that save_pretrained wrote"),
     ],
 )

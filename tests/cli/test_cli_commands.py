@@ -222,9 +222,18 @@ def test_export_of_a_scheme_and_static(cli, model: Path, tmp_path: Path) -> None
     assert cli("scale", model, "--scheme", "yarn", "-l", 256, "-o", tmp_path / "yarn.json").code == 0
     result = cli("export", model, "--factors", tmp_path / "yarn.json", "-o", tmp_path / "static")  # static unless told
     assert result.code == 0, result.err
-    sets = json.loads((tmp_path / "static" / "config.json").read_text())["rope_scaling"]
-    assert sets["short_factor"] == sets["long_factor"] == pytest.approx(scheme("yarn", ROPE, 256).factors)
+    fields = json.loads((tmp_path / "static" / "config.json").read_text())["rope_scaling"]
+    assert (fields["rope_type"], fields["factor"], fields["beta_fast"], fields["beta_slow"]) == ("yarn", 4, 32, 1)
     assert cli("check", tmp_path / "static", model).code == 0
+    engines = cli("check", tmp_path / "static", "--engine", "llama.cpp", "--json").json
+    assert [prediction["factors"] for prediction in engines] == ["long"] * 3
+
+
+def test_export_of_other_factors_and_static(cli, model: Path, tmp_path: Path) -> None:
+    assert cli("scale", model, "--scheme", "ntk", "-l", 256, "-o", tmp_path / "ntk.json").code == 0
+    assert cli("export", model, "--factors", tmp_path / "ntk.json", "-o", tmp_path / "static").code == 0
+    sets = json.loads((tmp_path / "static" / "config.json").read_text())["rope_scaling"]
+    assert sets["short_factor"] == sets["long_factor"] == pytest.approx(scheme("ntk", ROPE, 256).factors)
 
 
 @pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters", "weights"])

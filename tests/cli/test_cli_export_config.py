@@ -58,4 +58,4 @@ def test_quantised_weights_need_no_kernels(folder: Path, tmp_path: Path, cli: Ca
     assert "without weights" in result.err
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["quantization_config"].items() >= quantization.items()
-    assert config["rope_scaling"]["rope_type"] == "longrope"
+    assert config["rope_scaling"]["rope_type"] == "yarn"

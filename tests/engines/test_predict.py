@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import all_types
 import families
 import numpy as np
 import pytest
@@ -12,16 +15,18 @@ from transformers import AutoConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.engines.predict import EnginePrediction, extension_in_config, find_engines, predict
-from longrope.engines.registry import ENGINES, FAMILIES
+from longrope.engines.registry import ENGINES, FAMILIES, IMAGES, LATENT
 from longrope.engines.rules import Rule, unscaled
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import attention_factor, heuristic
+from longrope.schemes import attention_factor, heuristic, yarn
+from longrope.yarn_fit import betas
 
 L0, LENGTH = 64, 512
+OTHERS = [*IMAGES.split(), *LATENT.split()]
 MEASURED = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "serving.json").read_text())["cells"]
 ROPE = Rope(dim=16, base=10000.0, original_length=L0)
 SU = attention_factor("su", ROPE, LENGTH)
@@ -31,7 +36,10 @@ SU = attention_factor("su", ROPE, LENGTH)
 def exported(kind: str, mode: str = "dual", attention: float | None = None) -> tuple[dict[str, Any], Extension]:
     """The config of an exported checkpoint, and its extension: short factors that rise, long ones by the heuristic."""
     fields = {"rope_parameters": None} if kind == "phi3" else {}
-    plain = load_config("tiny") if kind == "tiny" else families.config(kind, **fields)
+    if kind in OTHERS:
+        plain = all_types.small_config(kind)
+    else:
+        plain = load_config("tiny") if kind == "tiny" else families.config(kind, **fields)
     config = {**plain.to_dict(), "model_type": plain.model_type}
     rope = Rope.of(plain)
     long = heuristic(rope, 8 * rope.original_length)
@@ -86,7 +94,7 @@ def test_transformers_own_functions_give_the_same(kind: str, length: int) -> Non
     assert prediction.scaling.attention_factor == pytest.approx(factor)
 
 
-@pytest.mark.parametrize("kind", FAMILIES.split())
+@pytest.mark.parametrize("kind", [*FAMILIES.split(), *OTHERS])
 def test_the_config_holds_the_extension(kind: str) -> None:
     config, extension = exported(kind)
     configured = extension_in_config(config)
@@ -247,6 +255,102 @@ def test_the_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
     assert row == f"| {kind} | {' | '.join(measurements)} |"
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_second_table_of_the_docs_is_what_the_rules_say(kind: str) -> None:
+    """Engines without a rule for the model type do not appear, and `predict` says that nothing is known."""
+    [row] = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| {kind} |")]
+    engines = [engine for engine in ENGINES if kind in ENGINES[engine].models]
+    assert engines == ["transformers", "transformers-4.57", "vllm", "sglang", "mlx-lm"]
+    words = [f"**{word(engine, kind)}**" if "transformers" in engine else word(engine, kind) for engine in engines]
+    assert row == f"| {kind} | {' | '.join(words).replace('**–**', '–')} |"
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_models_that_read_images_and_latent_attention(engine: str, kind: str) -> None:
+    prediction = served(engine, kind, LENGTH, mode="static")
+    rule = ENGINES[engine].models.get(kind)
+    assert prediction.ok == isinstance(rule, Rule)
+    if rule is None:
+        assert prediction.departures == (f"what {engine} does with model type {kind!r} is not known",)
+    elif isinstance(rule, str):
+        assert rule in prediction.departures[0]
+
+
 @pytest.mark.parametrize("engine", sorted(set(ENGINES) - {"llama.cpp"}))
 def test_the_docs_name_the_versions(engine: str) -> None:
     assert ENGINES[engine].version in DOCUMENTED
+
+
+def yarn_checkpoint(kind: str, factor: float = 8.0, attention: float | None = None) -> tuple[dict[str, Any], Extension]:
+    """The config of a checkpoint that is exported as a YaRN, and its extension."""
+    plain = families.config(kind)
+    rope = Rope.of(plain)
+    first = min(1, rope.dim // 2 - 2)
+    scaling = yarn(rope, LENGTH, factor=factor, **betas(rope, first, max(rope.dim // 2 - 2, first + 1)))
+    scaling = replace(scaling, attention_factor=attention or scaling.attention_factor)
+    extension = for_mode(Extension.of(rope, scaling), "static")
+    return config_fields({**plain.to_dict(), "model_type": plain.model_type}, extension), extension
+
+
+YARN_DEPARTS = {  # engine -> model types that do not compute a YaRN of s
+    "transformers": set(),
+    "transformers-4.57": {"nemotron", "olmo2"},
+    "vllm": {"gpt_neox"},
+    "sglang": {"gemma2", "mixtral", "phi", "stablelm", "starcoder2"},
+    "mlx-lm": {
+        *("cohere", "gemma2", "mixtral", "phi", "stablelm", "starcoder2"),
+        *("nemotron", "qwen2_moe", "glm", "gpt_neox"),
+    },
+    "exllamav2": set(FAMILIES.split()),
+    "exllamav3": {*("glm", "gpt_neox", "granite", "nemotron", "olmo2", "phi", "qwen2_moe", "stablelm", "starcoder2")},
+    "tensorrt-llm": {
+        *("cohere", "gemma2", "gemma3_text", "glm", "gpt_neox", "granite", "olmo2", "olmo3", "phi", "smollm3"),
+        "stablelm",
+    },
+    "llama.cpp": set(),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", sorted(set(FAMILIES.split()) - {"phi3"}))
+def test_which_engines_compute_a_yarn(engine: str, kind: str) -> None:
+    config, extension = yarn_checkpoint(kind)
+    for length in (L0, L0 + 1, LENGTH):
+        prediction = predict(engine, config, extension, limit=LENGTH, length=length)
+        assert prediction.ok == (kind not in YARN_DEPARTS[engine]), prediction
+        assert not prediction.cautions
+        if prediction.ok:
+            assert prediction.scaling is not None
+            np.testing.assert_allclose(prediction.scaling.factors, extension.long.factors, rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_factor_above_s_and_an_attention_factor_of_its_own(engine: str) -> None:
+    config, extension = yarn_checkpoint("llama", factor=9.0)
+    prediction = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
+    assert prediction.ok == (engine not in ("exllamav2", "exllamav3"))
+    assert prediction.factors == ("long" if prediction.ok else "other")
+    config, extension = yarn_checkpoint("llama", attention=1.05)
+    assert config["rope_scaling"]["attn_factor"] * (1 + math.log(8) / 10) == pytest.approx(1.05)
+    prediction = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
+    assert prediction.ok == (engine not in ("exllamav2", "tensorrt-llm"))
+
+
+def test_exllamav2_computes_the_band_of_the_launched_length() -> None:
+    config, extension = yarn_checkpoint("llama")
+    assert predict("exllamav2", config, extension, limit=L0, length=L0).factors == "none"
+    launched = predict("exllamav2", config, extension, limit=LENGTH, length=LENGTH)
+    assert launched.scaling is not None
+    expected = yarn(replace(extension.rope, original_length=LENGTH), LENGTH, factor=8.0)
+    assert launched.scaling.factors == expected.factors
+    assert "factors of its own at 512 tokens, where the long ones belong" in launched.departures[0]
+
+
+def test_a_yarn_without_rope_scaling_is_the_plain_rope_elsewhere() -> None:
+    config, extension = yarn_checkpoint("llama")
+    saved = {key: value for key, value in config.items() if key != "rope_scaling"}
+    assert predict("vllm", saved, extension, limit=LENGTH, length=LENGTH).ok
+    prediction = predict("mlx-lm", saved, extension, limit=LENGTH, length=LENGTH)
+    assert prediction.factors == "none"
+    assert "reads rope_scaling alone" in prediction.departures[1]

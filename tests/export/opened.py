@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -25,7 +26,9 @@ def answer(asked: dict) -> dict[str, torch.Tensor]:
     for i, folder in enumerate(asked["folders"]):
         answered[f"{i}.ids"] = torch.tensor(AutoTokenizer.from_pretrained(folder)(asked["text"])["input_ids"])
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+            config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+            loader = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
+            model = loader.from_pretrained(folder).float().eval()
         except ValueError as error:
             print(folder, str(error).splitlines()[0][:120])
             continue

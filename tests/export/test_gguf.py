@@ -5,6 +5,7 @@ from pathlib import Path
 import families
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFReader
 from gguf_files import TOKENIZER, model, plain
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -15,7 +16,7 @@ from longrope.export.gguf.convert import export_gguf
 from longrope.export.gguf.copy import extend_gguf
 from longrope.export.huggingface import export_huggingface
 from longrope.models.load import load
-from longrope.models.patch import install_factors
+from longrope.models.patch import install_factors, patch
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -118,11 +119,9 @@ def test_a_copy_gives_what_a_conversion_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rope_freqs.weight": np.ones(8, np.float32)}, "carries a rope scaling \\(rope_freqs"),
-        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "carries a rope scaling \\(yarn"),
-        ({"llama.rope.scaling.factor": 4.0}, "carries a rope scaling \\(pi"),
-        ({"llama.rope.scale_linear": 4.0}, "carries a rope scaling \\(pi"),
-        ({"llama.rope.scaling.attn_factor": 1.5}, "carries a rope scaling"),
+        ({"rope_freqs.weight": np.ones(8, np.float32)}, "because its checkpoint carries a rope scaling"),
+        ({"llama.rope.scaling.factor": 4.0}, "because its checkpoint carries a rope scaling"),
+        ({"llama.rope.scaling.type": "dynamic", "llama.rope.scaling.factor": 4.0}, "'dynamic' .*not supported"),
         ({"llama.rope.freq_base": 5e5}, "the model has .*500000"),
         ({"llama.context_length": 128}, "the model has .*128"),
         ({"llama.context_length": None}, "context_length is missing"),
@@ -133,6 +132,43 @@ def test_a_source_that_does_not_fit_is_refused(change: dict, message: str, tmp_p
     with pytest.raises(LongRopeError, match=message):
         extend_gguf(source, extension(model()), tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*x.gguf*"))
+
+
+SCALINGS: dict[str, tuple[dict[str, object], int]] = {
+    "frequencies of Llama 3": ({"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}, 64),
+    "yarn": ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, 256),
+    "linear": ({"llama.rope.scale_linear": 4.0}, 256),
+    "an attention factor": ({"llama.rope.scaling.attn_factor": 1.5}, 64),
+    "two sets": (
+        {
+            "llama.context_length": 256,
+            "llama.rope.scaling.original_context_length": 64,
+            "rope_factors_long.weight": np.linspace(1, 4, 8, dtype=np.float32),
+            "rope_factors_short.weight": np.linspace(1, 1.5, 8, dtype=np.float32),
+        },
+        256,
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["static", "dual"])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_source_with_a_scaling_gets_the_products_of_both_factors(name: str, mode: str, tmp_path: Path) -> None:
+    change, original = SCALINGS[name]
+    source = plain(tmp_path / "source.gguf", change)
+    model, _ = load(str(source))
+    rope = Rope.of(model)
+    assert rope.original_length == original
+    added = Extension.of(rope, Scaling(scheme("ntk", rope, LENGTH).factors, length=LENGTH))
+    extend_gguf(source, added, tmp_path / "x.gguf", mode=mode)
+    longer, _ = load(str(tmp_path / "x.gguf"))
+    assert not [one for one in tensors(tmp_path / "x.gguf") if one == "rope_freqs.weight"]
+    for length in (40, 64, 65, 200, 257, 400):
+        ids = families.tokens(1, length)
+        border = 64 if name == "two sets" else original  # a file holds two sets, so beyond 64 tokens it has the longest
+        with patch(model, added if mode == "dual" and length <= border else added.long):
+            expected = families.logits(model, ids)
+        torch.testing.assert_close(families.logits(longer, ids), expected, rtol=0, atol=2e-3)
 
 
 def test_a_gguf_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import all_types
 import families
 import pytest
 import torch
@@ -16,13 +18,16 @@ from families import build, logits, tokens
 from safetensors.torch import load_file
 from test_huggingface import TOKENIZER, extension
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from longrope.data.documents import load_documents
 from longrope.export.huggingface import export_huggingface
 from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
 from longrope.models.patch import patch
+from longrope.rope import Rope
 from longrope.scaling import Extension
+from longrope.schemes import attention_factor, scheme
 
 HERE = Path(__file__).parent
 COMPAT = HERE.parent.parent / ".venv-compat" / "bin" / "python"
@@ -82,6 +87,71 @@ def test_every_family_in_a_fresh_process(exported: Exported, python: str, tmp_pa
         differences = [difference(ours, answered[f"{i}.{j}"]) for j, ours in enumerate(exported.logits[name])]
         wrong |= {family} if max(differences) > 1e-4 else set()
     assert wrong == (set() if python == sys.executable else IGNORED)
+
+
+ORIGINAL = {"original_max_position_embeddings": 16}
+GROWING = [1.0, 1.0, 1.1, 1.5, 2.0, 3.0, 4.0, 4.5]
+COMPOSED: dict[str, dict[str, Any]] = {  # checkpoints that carry a scaling from 16 to 64 tokens
+    "llama": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **ORIGINAL},
+    "qwen2": {"rope_type": "yarn", "factor": 4.0, **ORIGINAL},
+    "phi3": {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": GROWING},
+}
+
+
+def composed(family: str) -> PreTrainedModel:
+    fields = ORIGINAL if family == "phi3" else {}
+    return build(family, rope_parameters={"rope_theta": 1e4, **COMPOSED[family]}, **fields)
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("mode", ["dual", "static"])
+def test_composed_checkpoints_in_the_older_version(mode: str, tmp_path: Path) -> None:
+    """Their own scaling times new factors; in the dual mode, texts of up to 64 tokens have the former alone."""
+    made = Exported({}, [tokens(1, length)[0].tolist() for length in (16, 63, 100, 256)], {})
+    kinds = [family for family in COMPOSED if family != "phi3" or mode == "static"]  # which has one attention factor
+    for family in kinds:
+        model, made.folders[family] = composed(family), tmp_path / family
+        rope = Rope.of(model)
+        assert rope.original_length == 64
+        own = Rope(rope.dim, rope.base, rope.short_length or 64)
+        attention = attention_factor("su", own, 256) / rope.attention_factor if family == "phi3" else 1.0
+        extension = Extension.of(rope, replace(scheme("ntk", rope, 256), attention_factor=attention))
+        export_huggingface(model, TOKENIZER, extension, made.folders[family], mode=mode, check=False)
+        made.logits[family] = []
+        for ids in made.lists:
+            with patch(model, None if mode == "dual" and len(ids) <= 64 else extension.long):
+                made.logits[family].append(logits(model, torch.tensor([ids]))[0])
+    answered = made.opened(str(COMPAT), tmp_path)
+    for i, family in enumerate(kinds):
+        for j, ours in enumerate(made.logits[family]):
+            assert difference(ours, answered[f"{i}.{j}"]) < 1e-4, (family, len(made.lists[j]))
+
+
+OTHERS = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "deepseek_v2", "deepseek_v3")
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("mode", ["dual", "static"])
+def test_images_and_latent_attention_in_the_older_version(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untied = {"tie_word_embeddings": False}  # 4.57 does not tie the tiny Mistral 3's head
+    for name in ("mistral3", "mistral"):
+        monkeypatch.setitem(all_types.OVERRIDES, name, untied)
+    made = Exported({}, [tokens(1, length)[0].tolist() for length in LENGTHS], {})
+    for kind in OTHERS:
+        model, made.folders[kind] = all_types.build(kind), tmp_path / kind
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(4)
+        extension = Extension.of(Rope.of(model), scheme("ntk", Rope.of(model), 256))
+        export_huggingface(model, TOKENIZER, extension, made.folders[kind], mode=mode, check=False)
+        with patch(model, extension if mode == "dual" else extension.long):
+            made.logits[kind] = [logits(model, torch.tensor([ids]))[0] for ids in made.lists]
+    answered = made.opened(str(COMPAT), tmp_path)
+    for i, kind in enumerate(OTHERS):
+        for j, ours in enumerate(made.logits[kind]):
+            assert difference(ours, answered[f"{i}.{j}"]) < 1e-4, (kind, len(made.lists[j]))
 
 
 @pytest.mark.compat

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
-from longrope.formats.gguf import extension_of_gguf, open_gguf
+from longrope.formats.gguf import extension_of_gguf
+from longrope.formats.gguf_file import open_gguf
 from longrope.formats.gguf_header import NUMBERS, read_header
 
 NUMBER = {

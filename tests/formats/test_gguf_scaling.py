@@ -14,7 +14,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longrope.errors import LongRopeError
 from longrope.export.gguf.convert import export_gguf
-from longrope.formats.gguf import FREQS, LONG, SHORT, extension_of_gguf, find_extension, open_gguf, read
+from longrope.formats.gguf import FREQS, LONG, SHORT, extension_of_gguf, find_extension
+from longrope.formats.gguf_file import open_gguf, read
 from longrope.formats.hf_config import extension_of_config
 from longrope.models.load import load
 from longrope.models.patch import patch

@@ -233,8 +233,14 @@ REFUSED = {
         "high_freq_factor is missing",
     ),
     "falling": ({"rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 5}}, "is below low_freq_factor = 5"),
-    "no short": ({"rope_scaling": {"type": "longrope", "long_factor": LONG}}, "short_factor must be a list"),
-    "few": ({"rope_scaling": {**SCALINGS["longrope"], "short_factor": [1.0]}}, "1 values for a rope of dim 64"),
+    "no short": (
+        {"rope_scaling": {"type": "longrope", "long_factor": LONG}},
+        "short_factor = None: not a list",
+    ),
+    "few": (
+        {"rope_scaling": {**SCALINGS["longrope"], "short_factor": [1.0]}},
+        "short_factor = 1 .*has 32 pairs",
+    ),
     "words": ({"rope_scaling": {**SCALINGS["longrope"], "long_factor": ["a"] * 32}}, r"long_factor\[0\] = 'a'"),
     "no length": (
         {"max_position_embeddings": None, "rope_scaling": SCALINGS["yarn"]},

@@ -46,6 +46,21 @@ def test_outputs_and_gradients(
         assert torch.allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [6, 24])
+@pytest.mark.parametrize(("last", "all_"), [(40, 40), (10, 40)])
+def test_values_may_have_another_size_than_keys(size: int, last: int, all_: int) -> None:
+    q, k = drawn(4, last, 0), drawn(2, all_, 1)
+    v = torch.randn(2, 2, all_, size, generator=torch.Generator().manual_seed(2), dtype=q.dtype).requires_grad_()
+    out, right = attend(nn.Identity(), q, k, v)[0], written_down(q, k, v, None, None)
+    assert torch.allclose(out, right, atol=1e-6)
+    for ours, theirs in zip(
+        torch.autograd.grad(out.square().sum(), (q, k, v)),
+        torch.autograd.grad(right.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 def test_a_scale_of_its_own() -> None:
     q, k, v = drawn(2, 10, 0), drawn(2, 30, 1), drawn(2, 30, 2)
     assert torch.allclose(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import longrope as lr
 from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
+from longrope.export.parity import check_parity
 from longrope.export.registry import ExportOptions
 from longrope.formats.lengths import set_original_length
 from longrope.models.generation import generating
@@ -110,6 +111,23 @@ def test_an_exported_checkpoint_computes_the_same_in_plain_transformers(name: st
     within = tokens(1, L0)
     with patch(model, scaling if mode == "static" else None):
         torch.testing.assert_close(logits(plain, within), logits(model, within), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("mode", ["static", "dual"])
+@pytest.mark.parametrize("name", SCALINGS)
+def test_an_export_is_compared_with_the_model_that_carries_a_scaling(name: str, mode: str, tmp_path: Path) -> None:
+    model = scaled(name)
+    rope = Rope.of(model)
+    scaling = replace(scheme("ntk", rope, LONGER), attention_factor=1.0 if mode == "dual" else 1.2)
+    lr.export(model, families.tokenizer(), scaling, tmp_path / "made", mode=mode)
+    assert [parity.ok for parity in check_parity(tmp_path / "made", model)] == [True] * 4
+    path = tmp_path / "made" / "extension.json"
+    held = Extension.from_json(path.read_text())
+    path.write_text(replace(held, long=held.long.times([1.5] * 8)).to_json())
+    assert not all(parity.ok for parity in check_parity(tmp_path / "made", model))
+    other = families.build("llama", rope_parameters={**model.config.rope_parameters, "rope_theta": 5e5})
+    with pytest.raises(LongRopeError, match=r"extension\.rope = .*Give the model of the checkpoint"):
+        check_parity(tmp_path / "made", other)
 
 
 def test_a_checkpoint_of_two_sets_keeps_its_short_one_up_to_its_own_length() -> None:

@@ -148,11 +148,70 @@ def test_a_gguf_that_transformers_reads_otherwise(tmp_path: Path) -> None:
         load_config(str(scaled(tmp_path / "y.gguf", "llama", "dynamic")))
 
 
-def scaled(path: Path, architecture: str, kind: str, dim: int = 16) -> Path:
+GGUF_TYPES: dict[str, dict[str, object]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma2": {"query_pre_attn_scalar": 16, "sliding_window": 16, "final_logit_softcapping": 20.0},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "sliding_window": 16},
+    "phi3": {},
+    "phi3, half of each head": {"partial_rotary_factor": 0.5, "hidden_size": 128},
+}
+
+
+@pytest.mark.parametrize("name", GGUF_TYPES)
+def test_a_gguf_computes_what_its_checkpoint_computes(name: str, tmp_path: Path) -> None:
+    made = gguf_files.model(name.partition(",")[0], **GGUF_TYPES[name])
+    keys = {"final_logit_softcapping": 20.0} if name == "gemma2" else {}
+    model, _ = load(str(gguf_files.of_model(tmp_path / "x.gguf", made, keys)))
+    assert Rope.of(model) == Rope.of(made)
+    ids = families.tokens(1, 200)
+    torch.testing.assert_close(logits(model, ids), logits(made, ids), rtol=0, atol=1e-4)
+    scaling = scheme("yarn", Rope.of(made), 256)
+    with patch(model, scaling), patch(made, scaling):
+        torch.testing.assert_close(logits(model, ids), logits(made, ids), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "layers", "scalar"), [("gemma2", 46, 72), ("gemma3", 62, 72), ("gemma2", 26, 16)])
+def test_the_scale_of_gemma_s_queries(family: str, layers: int, scalar: int, tmp_path: Path) -> None:
+    """llama.cpp divides by the root of the head's size, and in the 27B models of the hidden size per head."""
+    size = {"context_length": 64, "embedding_length": 288, "attention.head_count": 4, "attention.key_length": 16}
+    path = scaled(tmp_path / "x.gguf", family, "none", size={**size, "block_count": layers})
+    assert load_config(str(path)).query_pre_attn_scalar == scalar
+
+
+def test_the_scaling_of_gemma_3_is_that_of_its_full_attention(tmp_path: Path) -> None:
+    """It is published with the length after the scaling as the context length."""
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    made = gguf_files.model("gemma3_text", query_pre_attn_scalar=16, sliding_window=16)
+    model, _ = load(str(gguf_files.of_model(tmp_path / "x.gguf", made, scaling)))
+    assert Rope.of(model) == replace(Rope.of(made), factors=(4.0,) * 8, short_factors=(4.0,) * 8, short_length=64)
+    made.model.rotary_emb.full_attention_inv_freq /= 4
+    ids = families.tokens(1, 60)
+    torch.testing.assert_close(logits(model, ids), logits(made, ids), rtol=0, atol=1e-4)
+
+
+def test_biases_that_transformers_would_drop(tmp_path: Path) -> None:
+    made = gguf_files.model("llama", attention_bias=True)
+    path = gguf_files.of_model(tmp_path / "x.gguf", made)
+    with pytest.raises(LongRopeError, match=r"blk\.0\.attn_q\.bias: transformers reads no biases"):
+        load(str(path))
+    assert Rope.of(load_config(str(path))) == Rope.of(made)  # of which a copy with factors has no need
+
+
+def test_an_architecture_that_transformers_does_not_read(tmp_path: Path) -> None:
+    path = gguf_files.of_model(tmp_path / "x.gguf", gguf_files.model("smollm3"))
+    for use in (load, load_config):
+        with pytest.raises(LongRopeError, match=r"architecture = 'smollm3': .*Give the checkpoint that the file was"):
+            use(str(path))
+
+
+def scaled(path: Path, architecture: str, kind: str, dim: int = 16, size: dict[str, int] | None = None) -> Path:
     """The header of a GGUF of a model with heads of 16 and L0 = 64."""
     writer = GGUFWriter(path, architecture)
-    size = {"context_length": 64, "embedding_length": 64, "attention.head_count": 4, "rope.dimension_count": dim}
-    for name, value in {**size, "block_count": 1, "feed_forward_length": 32, "vocab_size": 128}.items():
+    small = {"context_length": 64, "embedding_length": 64, "attention.head_count": 4, "rope.dimension_count": dim}
+    small |= {"block_count": 1, "feed_forward_length": 32, "vocab_size": 128}
+    for name, value in {**small, **(size or {})}.items():
         writer.add_uint32(f"{architecture}.{name}", value)
     writer.add_float32(f"{architecture}.rope.freq_base", 10000.0)
     writer.add_string(f"{architecture}.rope.scaling.type", kind)

@@ -56,7 +56,7 @@ def test_cos_and_sin_look_like_the_originals(family: str, dtype: torch.dtype) ->
     theirs = find_rotary_slot(model).module(x, positions, *layer_type)
     with patch(model, Scaling([1 + 1e-5] * (Rope.of(model).dim // 2))):
         stand_in = find_rotary_slot(model).module
-        assert stand_in is not find_rotary_slot(model).original
+        assert stand_in is not find_rotary_slot(model).originals[0]
         for one, other in zip(stand_in(x, positions, *layer_type), theirs, strict=True):
             torch.testing.assert_close(one, other.expand_as(one), rtol=0, atol=1e-2)  # also the dtypes
 
@@ -260,10 +260,15 @@ def test_the_guard_notices_a_model_that_ignores_its_rotary_module(llama: PreTrai
     assert torch.equal(logits(llama, x), before)
 
 
-def test_two_rotary_modules_are_refused(llama: PreTrainedModel) -> None:
-    llama.model.second = copy.deepcopy(llama.model.rotary_emb)
-    with pytest.raises(LongRopeError, match="has 2 rotary modules"), patch(llama, yarn(llama)):
-        pass
+def test_of_several_rotary_modules_those_of_the_models_rope_are_replaced(llama: PreTrainedModel) -> None:
+    second, third = copy.deepcopy(llama.model.rotary_emb), copy.deepcopy(llama.model.rotary_emb)
+    third.inv_freq /= 2
+    third.original_inv_freq /= 2
+    llama.model.second, llama.model.third = second, third
+    with patch(llama, yarn(llama)):
+        assert llama.model.second is not second
+        assert llama.model.third is third
+    assert llama.model.second is second
 
 
 @pytest.mark.parametrize("mode", [True, False])

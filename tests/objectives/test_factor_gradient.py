@@ -17,7 +17,7 @@ from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
 from longrope.longcontext import token_losses as loss_module
 from longrope.longcontext.tiling import tiled_layers
-from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.objectives import model_loss as objective_module
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
@@ -77,14 +77,14 @@ def by_autograd(model: PreTrainedModel, scaling: Scaling) -> tuple[float, np.nda
     """Loss and gradient from the whole logits at once."""
     rotary, (item,) = find_rotary_slot(model), items_of()
     plain = Plain(rotary.rope, scaling)
-    rotary.install(RescaledRotary(rotary.rope, rotary.original, plain))
+    rotary.rescale(plain)
     try:
         tokens = torch.from_numpy(item.tokens)
         logits = model(input_ids=tokens[None], use_cache=False).logits[0, :-1].double()
         loss = torch.from_numpy(item.weights) @ cross_entropy(logits, tokens[1:], reduction="none")
         (slope,) = torch.autograd.grad(loss, plain.logs)
     finally:
-        rotary.install(rotary.original)
+        rotary.use_originals()
     return loss.item(), slope.numpy()
 
 

@@ -8,8 +8,10 @@ from searching import LENGTH, ROPE
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
-from longrope.schemes import scheme
+from longrope.scaling import Scaling
+from longrope.schemes import scheme, yarn
 from longrope.search.parametrizations import PARAMETRIZATIONS, Parametrization, make_parametrization
+from longrope.yarn_fit import yarn_of
 
 EVERY = pytest.mark.parametrize("name", PARAMETRIZATIONS)
 ROPES = st.builds(Rope, dim=st.integers(2, 40).map(lambda n: 2 * n), base=st.just(1e4), original_length=st.just(256))
@@ -51,14 +53,23 @@ def test_bounds_spread_and_beginnings_are_in_order(name: str, rope: Rope, scale:
     assert (one.unit > 0).all()
 
 
-@pytest.mark.parametrize(("name", "count"), [("free", 8), ("monotone", 8), ("spline", 6), ("ramp", 3), ("critical", 9)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("free", 8), ("monotone", 8), ("spline", 6), ("ramp", 3), ("critical", 9), ("yarn", 3)]
+)
 def test_the_number_of_coordinates(name: str, count: int) -> None:
     assert len(make_parametrization(name, ROPE, 8.0, 2.0).lower) == count
 
 
 @pytest.mark.parametrize(
     ("name", "room", "tolerance"),
-    [("free", 0, 1e-12), ("monotone", 0, 1e-3), ("spline", 0, 1e-3), ("ramp", 0.3, 0.15), ("critical", 0.3, 0.2)],
+    [
+        ("free", 0, 1e-12),
+        ("monotone", 0, 1e-3),
+        ("spline", 0, 1e-3),
+        ("ramp", 0.3, 0.15),
+        ("critical", 0.3, 0.2),
+        ("yarn", 0, 1e-9),
+    ],
 )
 @settings(max_examples=8)
 @given(fractions=FRACTIONS)
@@ -202,3 +213,38 @@ def test_an_unknown_shape_is_refused() -> None:
         match=r"^parametrization = 'wavy' is unknown; choose one of free, monotone, spline, ramp, c",
     ):
         make_parametrization("wavy", ROPE, 8.0, 2.0)
+
+
+@settings(max_examples=30)
+@given(ROPES, st.floats(1.1, 64), CEILINGS, FRACTIONS)
+def test_every_candidate_is_a_yarn(rope: Rope, scale: float, ceiling: float, fractions: list[float]) -> None:
+    """Of whole pairs, with a factor of at least s, as `yarn` computes it from its three parameters."""
+    assume(rope.dim > 2)
+    one = make_parametrization("yarn", rope, scale, ceiling)
+    length = round(scale * rope.original_length)
+    factors = np.exp(one.log_factors(within(one, fractions)))
+    parameters = yarn_of(rope, Scaling(factors.tolist(), length=int(scale * rope.original_length)))
+    assert parameters is not None
+    assert parameters["factor"] >= scale * (1 - 1e-6)
+    np.testing.assert_allclose(yarn(rope, length, **parameters).factors, factors, rtol=1e-7)
+
+
+@given(FRACTIONS)
+def test_slopes_of_yarn_are_those_of_the_band_between_whole_pairs(fractions: list[float]) -> None:
+    one = make_parametrization("yarn", ROPE, 8.0, 2.0)
+    assert one.smooth is not None
+    x = within(one, fractions)
+    whole = np.array([round(x[0]), max(round(x[1]), round(x[0]) + 1), x[2]])
+    np.testing.assert_allclose(one.log_factors(whole), one.smooth(whole), atol=1e-12)
+    np.testing.assert_allclose(one.jacobian(whole)[:, 2], slope_by_factor(whole), atol=1e-6)
+
+
+def slope_by_factor(x: np.ndarray) -> np.ndarray:
+    """Derivative of the log factors by the log factor of the band's end, in closed form."""
+    gamma = 1 - np.clip((np.arange(8) - x[0]) / (x[1] - x[0]), 0, 1)
+    return (1 - gamma) / ((1 - gamma) + gamma * np.exp(x[2]))
+
+
+def test_yarn_is_refused_on_a_rope_that_carries_factors() -> None:
+    with pytest.raises(LongRopeError, match="parametrization = 'yarn': the model is used to factors already"):
+        make_parametrization("yarn", scheme("pi", ROPE, 512).rope_after(ROPE), 4.0, 2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import longrope as lr
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.export.apply import apply
-from longrope.models.adapter import base_of, describe_adapter, merge_adapter, switched_adapter
+from longrope.models.adapter import describe_adapter, merge_adapter, switched_adapter
+from longrope.models.adapter_folder import base_of
 from longrope.models.load import find_gguf, load_config
 from longrope.objectives.model_loss import ModelObjective
 from longrope.scaling import Extension
@@ -146,13 +148,13 @@ def test_it_is_no_gguf_and_has_its_base_s_config(folder: Path, base: Path) -> No
     assert load_config(str(folder)).to_dict() == load_config(str(base)).to_dict()
 
 
-def test_without_factors_beside_it_an_adapter_is_refused_as_before(folder: Path, tmp_path: Path) -> None:
+def test_without_factors_beside_it_an_adapter_is_merged(folder: Path, merged: PreTrainedModel, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    other.mkdir()
-    (other / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
-    assert base_of(other) is None
-    with pytest.raises(LongRopeError, match=r"Merge it, and give"):
-        lr.load(str(other))
+    shutil.copytree(folder, other)
+    (other / "extension.json").unlink()
+    model, _ = lr.load(str(other))
+    assert switched_adapter(model) is None
+    torch.testing.assert_close(logits(model, tokens(1, 40)), logits(merged, tokens(1, 40)), **TOLERANCE)
 
 
 def test_a_missing_package_and_a_missing_base(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

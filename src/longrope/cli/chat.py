@@ -24,6 +24,7 @@ def run(
     policy: generate.Policy = "pin",
     temperature: generate.Temperature = 0.0,
     seed: generate.Seed = 0,
+    original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
 ) -> None:
@@ -33,8 +34,10 @@ def run(
     from longrope.cli import chat_session
     from longrope.cli.chat_cache import ChatCache
 
-    text = chat_session.read_file(file)
-    chat_model = chat_session.open_chat_model(model, factors, policy, dtype, device)
+    text, decided = chat_session.read_file(file), options.decided_length(original_length)
+    chat_model = chat_session.open_chat_model(
+        model, factors, policy, original_length=decided, dtype=dtype, device=device
+    )
     torch.manual_seed(seed)
     length = chat_model.extension.length
     chat_session.note(

@@ -15,7 +15,6 @@ from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.errors import LongRopeError, unknown
 from longrope.export.carried_factors import holds
 from longrope.models.generation import POLICIES, factors_for, generating
-from longrope.models.load import load_config
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, as_extension
@@ -120,13 +119,16 @@ def join_prompt(file: str, question: str) -> str:
     return f"{file.rstrip()}\n\n{question}" if file and question else file or question
 
 
-def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, device: str) -> ChatModel:
+def open_chat_model(
+    name: str, factors: str | None, policy: str, *, original_length: int | None, dtype: str, device: str
+) -> ChatModel:
     """Load a model and its extension.
 
     Args:
         name: Name of the model, as for `longrope.models.load.load`.
         factors: Factors file or run folder (default: the model folder's ``extension.json``).
         policy: One of `longrope.models.generation.POLICIES`.
+        original_length: L0 in tokens, as for `longrope.models.load.load`.
         dtype: Key of `longrope.models.load.DTYPES`.
         device: Torch device, or ``auto``.
 
@@ -135,13 +137,15 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
     """
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
-    config = load_config(name)
+    config = options.read_config(name, original_length)
     extension_file = Path(name) / "extension.json"
     if factors is None and not extension_file.is_file():
         raise LongRopeError(
             f"--factors is missing: a run folder or a factors file; for one without a search: "
             f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
         )
+    if factors is None and original_length is not None:
+        raise LongRopeError(f"original_length = {original_length}: {name} is extended already. Leave it out.")
     extension = options.read_factors(factors or str(extension_file))
     exported = None
     if factors is None and isinstance(extension, Extension) and holds(config.to_dict(), extension):
@@ -158,7 +162,7 @@ def open_chat_model(name: str, factors: str | None, policy: str, dtype: str, dev
         check_pass_memory(config, length, Placement(dtype, device), kind="generation")
 
     dtype = options.choose_dtype(dtype, name, device, check_memory)
-    model, tokenizer = options.open_model(name, dtype, device)
+    model, tokenizer = options.open_model(name, dtype, device, original_length)
     extension = exported or as_extension(extension, Rope.of(model))
     policy = "static" if exported else policy
     chat_model = ChatModel(model, tokenizer, extension, policy, exported is not None)

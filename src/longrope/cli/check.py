@@ -34,6 +34,7 @@ def run(
         str | None,
         typer.Option(help="Maximum length that the engine is launched for: --max-model-len, -c … (default: L)."),
     ] = None,
+    original_length: options.OriginalLength = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -47,8 +48,11 @@ def run(
         raise LongRopeError("give either MODEL, which the checkpoint was made from, or --engine")
     if engine is None and max_length is not None:
         raise LongRopeError(f"max_length = {max_length!r} is for --engine; --lengths says where logits are compared")
+    decided = options.decided_length(original_length)
     if model is not None:
-        ok = _compare_logits(folder, model, tokens, device, as_json=as_json)
+        ok = _compare_logits(folder, model, tokens, device, original_length=decided, as_json=as_json)
+    elif decided is not None:
+        raise LongRopeError(f"original_length = {decided}: an engine reads the checkpoint's own. Leave it out.")
     else:
         limit = None if max_length is None else parse_length(max_length, "max_length")
         ok = _predict_engines(folder, str(engine), limit, tokens, as_json=as_json)
@@ -71,14 +75,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _compare_logits(folder: Path, model: str, lengths: list[int] | None, device: str, *, as_json: bool) -> bool:
+def _compare_logits(
+    folder: Path, model: str, lengths: list[int] | None, device: str, *, original_length: int | None, as_json: bool
+) -> bool:
     """Print how far a checkpoint's logits are from the patched model's, and return whether they agree."""
     from longrope.export.parity import check_parity
 
     dtype = _read_config(folder).get("dtype")
     if not isinstance(dtype, str):
         raise LongRopeError(f"{folder}: its config.json has no dtype. Give the folder that longrope export wrote.")
-    loaded, _ = options.open_model(model, dtype, device)
+    loaded, _ = options.open_model(model, dtype, device, original_length)
     parities = check_parity(folder, loaded, lengths)
     record = [{"length": parity.length, "difference": parity.difference, "ok": parity.ok} for parity in parities]
 

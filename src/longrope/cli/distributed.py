@@ -127,11 +127,13 @@ def agree(inputs: Mapping[str, Any]) -> None:
         )
 
 
-def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_model(
+    name: str, dtype: str, device: str, original_length: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model as `options.open_model` does; several processes run it together."""
     from longrope.longcontext.context_parallel import context_parallel
 
-    model, tokenizer = options.open_model(name, dtype, device)
+    model, tokenizer = options.open_model(name, dtype, device, original_length)
     return context_parallel(model) if count() > 1 else model, tokenizer
 
 

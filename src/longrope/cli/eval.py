@@ -79,6 +79,7 @@ def run(
     measure: Annotated[
         list[str] | None, typer.Option(help="Also this measurement of yours (a row of MEASUREMENTS); may be repeated.")
     ] = None,
+    original_length: options.OriginalLength = None,
     batch: options.Batch = 1,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -93,6 +94,7 @@ def run(
     results. If torchrun starts the command, all processes run each pass together.
     """
     tokens, window_step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
+    decided = options.decided_length(original_length)
     if distributed.first():
         claim_results(output, resume=resume, overwrite=overwrite)
     if tasks is not None and distributed.count() > 1:
@@ -100,15 +102,17 @@ def run(
 
     from longrope.evaluation.measurement import EvalSpec
     from longrope.evaluation.registry import check_spec
-    from longrope.models.load import load_config, load_tokenizer
+    from longrope.models.load import load_tokenizer
     from longrope.rope import Rope
 
-    rope, tokenizer = Rope.of(load_config(model)), load_tokenizer(model)
+    config, tokenizer = options.read_config(model, decided), load_tokenizer(model)
+    rope = Rope.of(config)
     candidates = compared_candidates(model, rope, tokens[-1], schemes, factors or [], checkpoint or [])
     device = options.choose_device(device)
     distributed.take_device(device)
+    journal = output if resume else None
     dtype = check_candidates(
-        candidates, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=output if resume else None
+        candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
     )
     sources = data or [default_data(model)]
     corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
@@ -136,7 +140,8 @@ def run(
     )
     check_spec(spec, candidates)
     settings = {"depths": chosen_depths, "seed": data_seed, "task_folder": task_folder and str(task_folder)}
-    request = EvalRequest(model, dtype, device, rope, candidates, corpora, spec, settings | {"limit": limit})
+    settings["limit"] = limit
+    request = EvalRequest(model, dtype, device, rope, candidates, corpora, spec, settings, decided)
     results = evaluate_request(request, output, resume=resume, quiet=as_json)
     if distributed.first():
         options.tell(results.to_json(), as_json=as_json, text=lambda: eval_output.describe(results, output))
@@ -169,7 +174,7 @@ def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool,
             request.corpora,
             request.spec,
             request.rope,
-            partial(distributed.open_model, dtype=request.dtype, device=device),
+            request.open_model,
             store,
             partial(on_progress, "eval"),
         )

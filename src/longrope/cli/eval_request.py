@@ -12,7 +12,7 @@ from longrope.cli.layer_notes import note_rope
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from longrope.evaluation.candidate import Candidate
     from longrope.evaluation.measurement import Corpus, EvalSpec
@@ -32,6 +32,7 @@ class EvalRequest:
         corpora: Test documents.
         spec: What to measure.
         options: Further settings that a resumed evaluation must share.
+        original_length: L0 of the model in tokens; None takes its own.
     """
 
     model: str
@@ -42,6 +43,12 @@ class EvalRequest:
     corpora: Sequence[Corpus]
     spec: EvalSpec
     options: Mapping[str, Any]
+    original_length: int | None = None
+
+    def open_model(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model of a candidate, and its tokenizer."""
+        decided = self.original_length if name == self.model else None
+        return distributed.open_model(name, self.dtype, self.device, decided)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,6 +61,7 @@ class EvalRequest:
             "stride": self.spec.stride,
             "key_tokens": self.spec.key_tokens,
             **self.options,
+            **({} if self.original_length is None else {"original_length": self.original_length}),
         }
 
     @property
@@ -68,6 +76,7 @@ class EvalRequest:
 
 def check_candidates(
     candidates: Mapping[str, Candidate],
+    config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     *,
@@ -80,6 +89,7 @@ def check_candidates(
 
     Args:
         candidates: Candidates by name.
+        config: The first model's config.
         tokenizer: The first model's tokenizer.
         length: Longest length in tokens.
         batch: Documents in one forward pass.
@@ -99,8 +109,8 @@ def check_candidates(
     from longrope.rope import Rope
     from longrope.scaling import check_rope
 
-    names = list(dict.fromkeys(candidate.weights for candidate in candidates.values()))
-    configs = {weights: load_config(weights) for weights in names}
+    names, first = list(dict.fromkeys(candidate.weights for candidate in candidates.values())), candidates["original"]
+    configs = {weights: config if weights == first.weights else load_config(weights) for weights in names}
     ropes = {weights: Rope.of(config) for weights, config in configs.items()}
     for config in configs.values():
         note_rope(config)
@@ -111,7 +121,7 @@ def check_candidates(
             check_pass_memory(config, length, placement, batch=batch)
 
     recorded = recorded_dtype(journal / JOURNAL) if journal is not None else None
-    dtype = options.choose_dtype(dtype, candidates["original"].weights, device, check_memory, recorded=recorded)
+    dtype = options.choose_dtype(dtype, first.weights, device, check_memory, recorded=recorded)
     check_memory(dtype)
     for weights in names:
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
@@ -119,7 +129,7 @@ def check_candidates(
                 f"{weights} has another tokenizer: perplexity of other tokens cannot be compared. Evaluate it alone."
             )
     for name, candidate in candidates.items():
-        rope, original = ropes[candidate.weights], ropes[candidates["original"].weights]
+        rope, original = ropes[candidate.weights], ropes[first.weights]
         if candidate.scaling is not None and rope != original:
             raise LongRopeError(f"{name}: its model has {rope}, but the original has {original}. Evaluate it alone.")
         if candidate.scaling is not None:

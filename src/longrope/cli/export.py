@@ -56,7 +56,6 @@ def run(
     from longrope.export.registry import find_exporter
     from longrope.rope import Rope
     from longrope.storage.lock import claim_output, locked
-    from longrope.units import parse_length
 
     if config_only and to not in ("huggingface", "config"):
         raise LongRopeError(f"to = {to!r} with --config-only: only a folder can be without weights. Leave one out.")
@@ -70,16 +69,16 @@ def run(
     output = output if output.name else output.resolve()
     claim_output(output, overwrite=overwrite, folder=exporter.folder)
     options.choose_device("cpu")  # quietens transformers
-    tokens = None if original_length is None else parse_length(original_length, "original_length")
+    decided = options.decided_length(original_length)
     if factors is not None:
-        config = options.read_config(model, original_length)
+        config = options.read_config(model, decided)
         rope = Rope.of(config)
         note_rope(config)
         mode = mode or "static"
         weights, scaling = model, options.read_factors(factors)
         extension = extension_to_write(config.to_dict(), scaling, rope, mode, source=factors)
-    elif original_length is not None:
-        raise LongRopeError(f"original_length = {original_length}: {model} is extended already. Leave it out.")
+    elif decided is not None:
+        raise LongRopeError(f"original_length = {decided}: {model} is extended already. Leave it out.")
     else:
         weights, extension = _find_extended(Path(model))
         mode = mode or "dual"
@@ -92,7 +91,7 @@ def run(
             name=options.short_name(weights),
             mode=mode,
             dtype=dtype,
-            options=ExportOptions(outtype, overwrite, check=not no_check, original_length=tokens),
+            options=ExportOptions(outtype, overwrite, check=not no_check, original_length=decided),
         )
         written = exporter.write(request)
     for line in exporter.next_steps(request, written):
@@ -106,9 +105,7 @@ def _find_extended(folder: Path) -> tuple[str, Extension]:
         LongRopeError: The folder is neither a checkpoint with an ``extension.json`` nor a run with such a checkpoint.
     """
     from longrope.formats.load_factors import load_extension
-    from longrope.models.load_errors import check_adapter
 
-    check_adapter(str(folder), folder)
     checkpoint = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
     if not (checkpoint / "config.json").is_file() or not (checkpoint / "extension.json").is_file():
         raise LongRopeError(

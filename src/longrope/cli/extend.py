@@ -25,6 +25,7 @@ def run(
     model: options.Model,
     plan: Annotated[str, typer.Argument(help="Plan file (longrope plan writes one), or the name of a ready-made one.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
+    original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     launch: Annotated[
@@ -46,18 +47,20 @@ def run(
     loaded = load_plan(plan)
     output = output or Path(f"{options.short_name(model)}-{short_length(loaded.length)}")
 
-    from longrope.models.load import load_config
     from longrope.stages.pipeline import extend
     from longrope.stages.plan_cost import check_plan_memory
     from longrope.stages.run_folder import StagedRun, begin_run, open_run
     from longrope.storage.lock import locked
 
     loaded = with_default_data(loaded, model)
-    check_layers(load_config(model), loaded.length)
+    if (decided := options.decided_length(original_length)) is not None:
+        loaded = loaded.model_copy(update={"original_length": decided})
+    config = options.read_config(model, loaded.original_length)
+    check_layers(config, loaded.length)
     device = options.choose_device(device)
 
     def check_memory(dtype: str) -> None:
-        check_plan_memory(loaded, load_config(model), dtype=dtype, device=device)
+        check_plan_memory(loaded, config, dtype=dtype, device=device)
 
     exists = (output / "run.json").exists()
     recorded = open_run(output).dtype if exists and resume else None
@@ -152,7 +155,6 @@ def check_export(staged: StagedRun) -> None:
         LongRopeError: If no config can express the extension that the plan leads to.
     """
     from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
-    from longrope.models.load import load_config
     from longrope.scaling import Extension, Scaling
 
     plan = staged.plan
@@ -165,7 +167,7 @@ def check_export(staged: StagedRun) -> None:
         ones, attention_factor=staged.attention_factor(last), length=plan.length
     )
     expected = Extension(staged.rope, short, long, plan.length)
-    config = load_config(staged.model).to_dict()
+    config = staged.config.to_dict()
     refuse_quantized(config)
     config_fields(config, for_mode(expected, plan.export))
 
@@ -176,14 +178,13 @@ def export(staged: StagedRun) -> Path | None:
     from longrope.export.verify import fits_copy
     from longrope.formats.load_factors import load_extension
     from longrope.models.adapter import merge_adapter
-    from longrope.models.load import load
 
     folder = staged.folder / "checkpoint"
     if staged.plan.export == "none":
         return None
     if not folder.exists():
         extension = load_extension(staged.folder / "extension.json")
-        model, tokenizer = load(staged.final_weights)
+        model, tokenizer = staged.load(staged.final_weights, dtype="auto")
         merge_adapter(model)
         name = options.short_name(staged.model)
         check = fits_copy(model)

@@ -32,6 +32,7 @@ def run(
     policy: Policy = "pin",
     temperature: Temperature = 0.0,
     seed: Seed = 0,
+    original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -46,8 +47,10 @@ def run(
     from longrope.cli.chat_cache import ChatCache
     from longrope.cli.chat_stream import Stream
 
-    text = chat_session.read_file(file)
-    chat_model = chat_session.open_chat_model(model, factors, policy, dtype, device)
+    text, decided = chat_session.read_file(file), options.decided_length(original_length)
+    chat_model = chat_session.open_chat_model(
+        model, factors, policy, original_length=decided, dtype=dtype, device=device
+    )
     torch.manual_seed(seed)
     room = chat_model.extension.length - new
     if text:

@@ -26,14 +26,16 @@ def run(
     """Show a model's rotary pairs: wavelength, whether training completed a turn, and each scheme's factors."""
     target = None if length is None else parse_length(length)
 
+    from longrope.formats.length_source import length_source
     from longrope.formats.lengths import checkpoint_lengths
     from longrope.rope import Rope
     from longrope.scaling import Extension, check_rope
     from longrope.schemes import SCHEMES, scheme
 
-    config = options.read_config(model, original_length)
+    config = options.read_config(model, options.decided_length(original_length))
     rope = Rope.of(config)
     lengths = checkpoint_lengths(config)
+    source = length_source(config, rope) if original_length is None else "--original-length"
     target = target or 8 * rope.original_length
     layers = check_layers(config, target)
     scalings = {name: scheme(name, rope, target) for name in SCHEMES}
@@ -47,6 +49,7 @@ def run(
         "dim": rope.dim,
         "rope_theta": rope.base,
         "original_length": rope.original_length,
+        "original_length_from": source,
         "critical_pair": rope.critical_pair,
         "length": target,
         "checkpoint_lengths": lengths,
@@ -55,7 +58,7 @@ def run(
         "attention_factors": {name: scaling.attention_factor for name, scaling in scalings.items()},
     }
     record |= layer_record(layers)
-    options.tell(record, as_json=as_json, text=lambda: show(model, rope, scalings, target, layers))
+    options.tell(record, as_json=as_json, text=lambda: show(model, rope, source, scalings, target, layers))
 
 
 def layer_record(survey: LayerSurvey) -> dict[str, Any]:
@@ -68,8 +71,8 @@ def layer_record(survey: LayerSurvey) -> dict[str, Any]:
     }
 
 
-def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int, layers: LayerSurvey) -> None:
-    """Print the table of pairs, and which layers rotate where not all do over all tokens."""
+def show(model: str, rope: Rope, source: str, scalings: dict[str, Scaling], length: int, layers: LayerSurvey) -> None:
+    """Print L0 and its source, the table of pairs, and which layers rotate where not all do over all tokens."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -79,8 +82,10 @@ def show(model: str, rope: Rope, scalings: dict[str, Scaling], length: int, laye
         f"{model}: {rope.dim} rotated dimensions, rope_theta {rope.base:,.0f}, L0 = {rope.original_length:,} tokens; "
         f"factors for {length:,} tokens (s = {rope.scale(length):g})"
     )
+    console.print(f"L0 is from {source}.")
     if (description := layers.describe()) is not None:
         console.print(description)
+    console.width = max(console.width, 36 + 12 * len(scalings))  # a narrow terminal wraps, rather than crops, numbers
     table = Table("pair", "wavelength", "turns", "trained", *scalings, box=None, padding=(0, 1, 0, 0))
     for i, wavelength in enumerate(rope.wavelengths):
         turns = rope.original_length / wavelength

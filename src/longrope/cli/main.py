@@ -22,6 +22,7 @@ from longrope.cli import (
     eval,
     export,
     extend,
+    fit,
     generate,
     inspect,
     plan,
@@ -41,6 +42,7 @@ app = typer.Typer(
 COMMANDS = {
     "inspect": inspect.run,
     "scale": scale.run,
+    "fit": fit.run,
     "search": search.run,
     "plan": plan.run,
     "extend": extend.run,

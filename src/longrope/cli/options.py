@@ -12,6 +12,7 @@ import typer
 
 from longrope.cli.table_names import listed
 from longrope.errors import LongRopeError
+from longrope.units import parse_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
 DTYPE_NAMES = listed("longrope.models.load", "DTYPES")
-Model = Annotated[str, typer.Argument(help=f"Hub id, folder, .gguf file, or a built-in model: {BUILT_IN_NAMES}.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help=f"Hub id, folder (also of an adapter of peft), .gguf file, or a built-in model: {BUILT_IN_NAMES}."
+    ),
+]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
 Data = Annotated[
     str | None,
@@ -58,20 +64,31 @@ def short_name(model: str) -> str:
     return Path(model).name.removesuffix(".gguf")
 
 
-def read_config(model: str, original_length: str | None) -> PreTrainedConfig:
-    """Load a model's config, with another L0 if one is given; else say if the checkpoint names several lengths."""
+def decided_length(original_length: str | None) -> int | None:
+    """Return the tokens of --original-length; None without the option.
+
+    Raises:
+        LongRopeError: It is not a number of tokens.
+    """
+    return None if original_length is None else parse_length(original_length, "original_length")
+
+
+def read_config(model: str, original_length: int | None) -> PreTrainedConfig:
+    """Load a model's config, with another L0 if one is given; else say if the checkpoint's lengths disagree."""
     from longrope.cli import distributed
+    from longrope.formats.length_source import contradiction
     from longrope.formats.lengths import checkpoint_lengths, disagreement
     from longrope.models.load import load_config
     from longrope.rope import Rope
-    from longrope.units import parse_length
 
-    tokens = None if original_length is None else parse_length(original_length, "original_length")
-    config = load_config(model, original_length=tokens)
-    if tokens is None:
-        note = disagreement(checkpoint_lengths(config), Rope.of(config).original_length)
+    config = load_config(model, original_length=original_length)
+    if original_length is None:
+        rope = Rope.of(config)
+        note, warning = disagreement(checkpoint_lengths(config), rope.original_length), contradiction(config, rope)
         if note:
             distributed.say(f"Note: {note}")
+        if warning:
+            distributed.say(f"Warning: {warning}.")
     return config
 
 
@@ -86,11 +103,13 @@ def parse_schemes(text: str) -> list[str]:
     return [canonical(name.strip()) for name in text.split(",")]
 
 
-def open_model(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_model(
+    name: str, dtype: str, device: str, original_length: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer without transformers' own progress bars."""
     from longrope.models.load import load
 
-    return load(name, dtype=dtype, device=choose_device(device))
+    return load(name, dtype=dtype, device=choose_device(device), original_length=original_length)
 
 
 def choose_dtype(

@@ -33,6 +33,7 @@ def run(
     data: options.Data = None,
     text_key: options.TextKey = None,
     train: Annotated[str | None, typer.Option(help="Documents to train on (default: those of --data).")] = None,
+    original_length: options.OriginalLength = None,
     original_tokens: Annotated[
         str | None, typer.Option(help="Tokens that the model was trained on: 300b, 2t (default: 20 a parameter).")
     ] = None,
@@ -53,25 +54,27 @@ def run(
 
     length = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)
+    decided = options.decided_length(original_length)
     new = {
         "--to": to,
         "-o": output,
         "--data": data,
         "--text-key": text_key,
         "--train": train,
+        "--original-length": original_length,
         "--original-tokens": original_tokens,
     }
     check_options([name for name, value in new.items() if value is not None], plan)
     if output is not None:
         claim_output(output, overwrite=overwrite)
 
-    from longrope.models.load import load_config
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan
     from longrope.stages.plan_cost import check_plan_memory
     from longrope.stages.plan_tables import Data
 
-    existing, config = None if plan is None else load_plan(plan), load_config(model)
+    existing = None if plan is None else load_plan(plan)
+    config = options.read_config(model, decided if existing is None else existing.original_length)
     rope, device = Rope.of(config), options.choose_device(device)
     if existing is not None:
         proposed, text = existing, None
@@ -80,6 +83,7 @@ def run(
         train = train or ("stdlib" if model == "tiny" and data is None else None)
         documents = Data(source=data, text_key=text_key, train=train)
         proposed = new_plan(config, length, documents, original_tokens=tokens, device=device)
+        proposed = proposed.model_copy(update={"original_length": decided})
         text = heading(rope.original_length, proposed) + proposed.to_toml()
     proposed.check_fits(rope)
     check_layers(config, proposed.length)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longrope.scaling import Extension
 
 SCHEME_NAMES = listed("longrope.schemes", "SCHEMES")
+MODIFIER_NAMES = listed("longrope.scheme_modifiers", "MODIFIERS")
 
 
 def run(
@@ -30,7 +31,7 @@ def run(
     ] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help=f"Scheme (default: heuristic): {SCHEME_NAMES}; also yarn+resonance and so on."),
+        typer.Option(help=f"Scheme (default: heuristic): {SCHEME_NAMES}; + and a modifier after it: {MODIFIER_NAMES}."),
     ] = None,
     factors: Annotated[
         str | None, typer.Option(help=f"Use these factors instead of a scheme's. {options.FACTORS}")
@@ -54,7 +55,7 @@ def run(
     from longrope.scaling import Extension
     from longrope.schemes import scheme as choose
 
-    config = options.read_config(model, original_length)
+    config = options.read_config(model, options.decided_length(original_length))
     rope = Rope.of(config)
     check_layers(config, tokens)
     if factors is not None:

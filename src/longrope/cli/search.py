@@ -57,6 +57,7 @@ def run(
     workers: Annotated[
         str, typer.Option(help=r"Processes that evaluate, or ray, or ray://HOST:PORT (pip install 'longrope\[ray]').")
     ] = "1",
+    original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     cache: options.Cache = None,
@@ -107,7 +108,6 @@ def run(
     ] = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
-    from longrope.models.load import load_config
     from longrope.search.options import SearchOptions
     from longrope.storage.lock import claim_output, refuse_staged_run
 
@@ -136,6 +136,7 @@ def run(
         dtype=dtype,
         cache=cache,
         text_key=text_key,
+        original_length=options.decided_length(original_length),
         existing="resume" if resume else "overwrite" if overwrite else "refuse",
     )
     tokens = parse_length(length)
@@ -147,7 +148,7 @@ def run(
 
     from longrope.objectives.placement import place_search
 
-    check_layers(load_config(model), tokens)
+    check_layers(options.read_config(model, settings.original_length), tokens)
     settings = replace(settings, device=options.choose_device(device))
     settings, note = place_search(model, tokens, search_method, settings, output)
     if note:
@@ -163,7 +164,13 @@ def _search(
     from longrope.objectives.prepare_search import prepare_search
     from longrope.storage.lock import locked
 
-    backend = open_backend(model, dtype=settings.dtype, device=settings.device, workers=settings.workers)
+    backend = open_backend(
+        model,
+        dtype=settings.dtype,
+        device=settings.device,
+        workers=settings.workers,
+        original_length=settings.original_length,
+    )
     with locked(output), backend as opened:
         names: dict[str, Any] = {"settings": {"model": model}, "facts": {"command": options.command_line()}}
         search = prepare_search(opened, length, data=data, method=method, options=settings, **names)

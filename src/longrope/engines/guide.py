@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.engines.predict import EnginePrediction, predict
+from longrope.engines.predict import EnginePrediction, predict, yarn_scaling
 from longrope.engines.registry import ENGINES
 from longrope.engines.rules import Rule
+from longrope.rope import text_fields
 from longrope.scaling import Extension
 
 SETS = {
@@ -56,8 +57,13 @@ def _launch(engine: str, config: Mapping[str, Any], extension: Extension, folder
     row = ENGINES[engine]
     quote = repr if row.in_python else shlex.quote
     file = f"{folder.rstrip('/')}.gguf"
-    line = row.launch.format(folder=quote(folder), file=quote(file), length=extension.length)
-    rule = row.models[config["model_type"]]
+    names: dict[str, Any] = {"folder": quote(folder), "file": quote(file), "length": extension.length}
+    rule, yarn = row.models.get(config["model_type"]), yarn_scaling(text_fields(config))
+    if yarn is not None:
+        names |= {"attn_factor": 1.0, **yarn, "original": extension.rope.original_length}
+        template = row.launch if isinstance(rule, Rule) else row.yarn.launch or row.launch
+        return template.format(**names)
+    line = row.launch.format(**names)
     return f"{line} {rule.options}" if isinstance(rule, Rule) and rule.options else line
 
 
@@ -75,10 +81,12 @@ def _section(engine: str, config: Mapping[str, Any], extension: Extension, folde
     first, short_launch = predictions[0], predict(engine, config, extension, limit=original, length=original)
     if short_launch.scaling and first.scaling and short_launch.scaling.factors != first.scaling.factors:
         text.append(f"Launched for up to {original:,} tokens, it uses the {short_launch.factors} factors.")
-    if row.note:
-        text.append(row.note.format(original=original, length=extension.length))
-    rule = row.models[config["model_type"]]
-    if isinstance(rule, Rule) and rule.slip:
+    yarn = yarn_scaling(text_fields(config)) is not None
+    note = row.yarn.note if yarn else row.note
+    if note:
+        text.append(note.format(original=original, length=extension.length))
+    rule = row.rule(config["model_type"], yarn=yarn)
+    if isinstance(rule, Rule) and rule.slip and not yarn:
         text.append(f"Note: {rule.slip}.")
     faults = [fault for prediction in predictions for fault in (*prediction.departures, *prediction.cautions)]
     warnings = [f"- Warning: {fault}." for fault in dict.fromkeys(faults)]

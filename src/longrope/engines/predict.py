@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from longrope.engines.registry import ENGINES, PLAIN
-from longrope.engines.rules import FIELDS, Engine, Rule
+from longrope.engines.rules import FIELDS, Engine, Rule, yarn_as_written
 from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope, full_attention_fields, text_fields
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
+
+YARN_FIELDS = ("factor", "beta_fast", "beta_slow", "attention_factor", "original_max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class EnginePrediction:
     Args:
         engine: Name of the engine, a key of `ENGINES`.
         length: Length of the sequence in tokens.
-        factors: ``short``, ``long``, ``none`` (the plain rope), ``refused`` or ``unknown``.
+        factors: ``short``, ``long``, ``none`` (the plain rope), ``other`` (what it makes of a YaRN), ``refused`` or
+            ``unknown``.
         scaling: These factors with the engine's attention factor; None if the engine does not run or is unknown.
         departures: Differences from the factors that the checkpoint is made for.
         cautions: Other faults in serving, by batches and caches.
@@ -69,6 +72,13 @@ def rope_scaling(config: Mapping[str, Any], fields: Iterable[str]) -> Mapping[st
     return None
 
 
+def yarn_scaling(config: Mapping[str, Any], fields: Iterable[str] = FIELDS) -> Mapping[str, Any] | None:
+    """Return the YaRN scaling, with all fields that an export writes, in the first config field that is set."""
+    scaling = next((config[name] for name in fields if isinstance(config.get(name), Mapping) and config[name]), {})
+    scaling = full_attention_fields(scaling)
+    return scaling if scaling.get("rope_type") == "yarn" and set(YARN_FIELDS) <= set(scaling) else None
+
+
 def extension_in_config(config: Mapping[str, Any]) -> Extension:
     """Return the extension that a config describes.
 
@@ -76,19 +86,31 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
         LongRopeError: The config describes none, or a bad one.
     """
     config = text_fields(config)
-    scaling = rope_scaling(config, FIELDS)
+    yarn = yarn_scaling(config)
+    scaling = rope_scaling(config, FIELDS) if yarn is None else yarn
     if scaling is None:
         raise LongRopeError("rope_scaling: this config has no longrope factors. Export the model with longrope.")
     parameters = full_attention_fields(config.get("rope_parameters"))
     original = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
+    base = scaling.get("rope_theta", config.get("rope_theta", parameters.get("rope_theta")))
     try:
-        base, length = config.get("rope_theta", parameters.get("rope_theta")), config["max_position_embeddings"]
-        rope = Rope(dim=2 * len(scaling["long_factor"]), base=base, original_length=original)  # pyright: ignore
-        factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
-        short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))
+        length = config["max_position_embeddings"]
+        dim = _rotated(config, parameters) if yarn is not None else 2 * len(scaling["long_factor"])
+        rope = Rope(dim=dim, base=base, original_length=original)  # pyright: ignore
+        if yarn is not None:
+            short = long = yarn_as_written(yarn, rope, length, length)
+        else:
+            factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
+            short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))
     except (KeyError, TypeError) as error:
         raise LongRopeError(f"config.json: a field is missing or bad ({error}). Export the model again.") from None
     return Extension(rope=rope, short=short, long=long, length=length)
+
+
+def _rotated(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> int:
+    """Return the rotated dimensions of a head."""
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(head_dim * (parameters.get("partial_rotary_factor") or 1))
 
 
 def predict(
@@ -108,7 +130,8 @@ def predict(
     """
     _check_engine(engine)
     row, configured, model_type = ENGINES[engine], extension_in_config(config), config.get("model_type", "?")
-    rule = row.models.get(model_type)
+    yarn = yarn_scaling(text_fields(config)) is not None
+    rule = row.rule(model_type, yarn=yarn)
     if rule is None:
         fault = f"what {engine} does with model type {model_type!r} is not known"
         return EnginePrediction(engine, length, "unknown", None, (fault,))
@@ -118,11 +141,13 @@ def predict(
     if refusal:
         return EnginePrediction(engine, length, "refused", None, (refusal,))
     limit = min(limit, configured.length) if row.beyond == "cut" else limit
-    name, scaling = _choose(row, rule, config, limit, length)
+    name, scaling = (_read_yarn if yarn else _choose)(row, rule, config, limit, length)
     subject = f"model type {model_type!r}: {engine}" if rule is PLAIN else engine
     departures = [*_departures(subject, name, scaling, extension, length)]
     if name == "none" and rule is not PLAIN:
         departures.append(f"{engine} reads {' or '.join(row.fields)} alone, and config.json has no factors there")
+    if yarn:  # it has one set, so that nothing is chosen in serving
+        return EnginePrediction(engine, length, name, scaling, tuple(departures))
     if length == configured.rope.original_length + 1 and rule.slip:
         departures.append(f"{engine}: {rule.slip}")
     two_sets = not np.allclose(configured.short.factors, configured.long.factors)
@@ -153,11 +178,22 @@ def _choose(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, leng
     return name, replace(chosen, attention_factor=rule.attention(scaling, configured, name, limit))
 
 
+def _read_yarn(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, length: int) -> tuple[str, Scaling]:
+    """Return ``long`` and the factors of a YaRN, or ``none`` or ``other`` and those that an engine makes of it."""
+    configured, scaling = extension_in_config(config), yarn_scaling(text_fields(config), row.fields)
+    if scaling is None or rule is PLAIN:
+        return "none", Scaling.identity(configured.rope)
+    read = row.yarn.reading(scaling, configured.rope, configured.length, limit)
+    same = np.allclose(read.factors, configured.long.factors, rtol=1e-6)
+    return "none" if read.is_identity else "long" if same else "other", read
+
+
 def _departures(subject: str, name: str, scaling: Scaling, extension: Extension, length: int) -> Iterable[str]:
     """Yield each difference between a set of factors and the one that a sequence of some length should have."""
     due = extension.at(length)
     due_name = "short" if due is extension.short else "long"
-    factors = "no factors at all" if name == "none" else f"the {name} factors"
+    others = {"none": "no factors at all", "other": "factors of its own"}
+    factors = others.get(name, f"the {name} factors")
     if not np.allclose(scaling.factors, due.factors, rtol=1e-6):
         yield f"{subject} uses {factors} at {length:,} tokens, where the {due_name} ones belong"
     elif not np.isclose(scaling.attention_factor, due.attention_factor, rtol=1e-6):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from longrope.engines.rules import (
     Engine,
     Rule,
+    YarnRule,
     always,
     by_context,
     by_launch,
@@ -15,12 +16,17 @@ from longrope.engines.rules import (
     mscale,
     own,
     unscaled,
+    yarn_by_factor,
+    yarn_by_launch,
+    yarn_by_length,
 )
 
 FAMILIES = (
     "cohere gemma2 gemma3_text glm gpt_neox granite llama mistral mixtral nemotron olmo2 olmo3 phi phi3 qwen2 "
     "qwen2_moe qwen3 smollm3 stablelm starcoder2"
 )
+IMAGES = "gemma3 mistral3 qwen2_5_vl qwen3_vl"  # factors are in their text_config
+LATENT = "deepseek_v2 deepseek_v3 minicpm3"
 
 
 def _models(*rules: tuple[str, Rule | str]) -> dict[str, Rule | str]:
@@ -37,6 +43,9 @@ CHUNKS = f"{GROWS}; a prompt that is read in pieces takes a set for each piece"
 PAIRS = "stops: its longrope rotates halves of a head, and this architecture rotates pairs side by side"
 QWEN = "stops: 'longrope' is not a position embedding type of its Qwen models"
 SLOTS = "with -np N and without --kv-unified, a slot has 1/N of -c, and its set goes by that"
+AXES = "stops: its longrope takes one position for a token, and this architecture has three"
+AS_YARN = "takes any scaling of this architecture for YaRN and reads its factor alone: wrong beyond L0"
+HALVES = "rotates halves of a head by longrope, where this architecture rotates neighbours: wrong with any factors"
 ABSENT = "has no such architecture"
 
 PLAIN = Rule(always("none"), unscaled)  # ignores the factors silently
@@ -57,6 +66,13 @@ SGLANG = Rule(
 )
 LONG = Rule(always("long"), formula)
 
+LLAMA_CPP_YARN = (  # options that every architecture obeys, whatever keys the file has
+    "-c {length} --rope-scaling yarn --rope-scale {factor:.7g} --yarn-orig-ctx {original} "
+    "--yarn-beta-fast {beta_fast:.7g} --yarn-beta-slow {beta_slow:.7g} --yarn-attn-factor {attn_factor:.7g}"
+)
+CONVERTED_YARN = (
+    f"python convert_hf_to_gguf.py {{folder}} --outfile {{file}} && llama-server -m {{file}} {LLAMA_CPP_YARN}"
+)
 OPEN = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({folder}, dtype="auto", device_map="auto")
@@ -77,7 +93,7 @@ ENGINES: dict[str, Engine] = {
     "transformers": Engine(
         version="5.23.0",
         models=_models(
-            (FAMILIES, TRANSFORMERS),
+            (f"{FAMILIES} {IMAGES} {LATENT}", TRANSFORMERS),
             ("phi3", Rule(by_sequence, own, BATCH)),
             ("phimoe", Rule(always("short"), mscale)),
         ),
@@ -88,8 +104,9 @@ ENGINES: dict[str, Engine] = {
     "transformers-4.57": Engine(
         version="4.57.6",
         models=_models(
-            (FAMILIES, TRANSFORMERS),
+            (f"{FAMILIES} {IMAGES} deepseek_v2 deepseek_v3", TRANSFORMERS),
             ("phi3", Rule(by_sequence, own, BATCH)),
+            ("minicpm3", ABSENT),
             ("nemotron", PLAIN),
             ("olmo2", "stops: its config takes a rope_scaling of two fields only"),
         ),
@@ -101,7 +118,9 @@ ENGINES: dict[str, Engine] = {
     "vllm": Engine(
         version="0.32.0",
         models=_models(
-            (f"{FAMILIES} phimoe", VLLM),
+            (f"{FAMILIES} phimoe gemma3 mistral3 minicpm3", VLLM),
+            ("qwen2_5_vl qwen3_vl", AXES),
+            ("deepseek_v2 deepseek_v3", AS_YARN),
             ("glm olmo2 phi smollm3 starcoder2", _handed_on("--enforce-eager")),
             ("olmo3", "stops at the second long sequence: transformers 5.19, which it asks for, has a fault there"),
             ("gpt_neox", "gave wrong logits for a random model of this architecture, with factors and without"),
@@ -110,24 +129,30 @@ ENGINES: dict[str, Engine] = {
         beyond="refuse",
         launch="vllm serve {folder} --max-model-len {length}",
         note="Without `--max-model-len` it starts for {original:,} tokens, whatever the checkpoint is made for.",
+        yarn=YarnRule(models=_models(("cohere olmo3", VLLM))),
     ),
     "sglang": Engine(
         version="0.5.23",
         models=_models(
-            (f"{FAMILIES} phimoe", SGLANG),
+            (f"{FAMILIES} phimoe mistral3 minicpm3", SGLANG),
+            ("qwen2_5_vl qwen3_vl", AXES),
+            ("deepseek_v2 deepseek_v3", AS_YARN),
             ("gemma2 mixtral phi stablelm starcoder2", PLAIN),
-            ("gemma3_text", Rule(always("short"), own)),
+            ("gemma3 gemma3_text", Rule(always("short"), own)),
             ("glm gpt_neox nemotron smollm3", _handed_on("--disable-cuda-graph")),
             ("cohere", PAIRS),
         ),
         beyond="refuse",
         launch="python -m sglang.launch_server --model-path {folder} --context-length {length}",
+        yarn=YarnRule(models=_models(("cohere", SGLANG))),
     ),
     "mlx-lm": Engine(
         version="0.32.2",
         models=_models(
-            (FAMILIES, LONG),
+            (f"{FAMILIES} {IMAGES} minicpm3", LONG),
             ("phimoe", Rule(always("long"), mscale)),
+            ("deepseek_v2", AS_YARN),
+            ("deepseek_v3", HALVES),
             ("cohere gemma2 mixtral phi stablelm starcoder2", PLAIN),
             ("nemotron qwen2_moe", "stops: it takes linear scaling only for this architecture"),
             ("glm", "rotates whole heads of this architecture, which rotates halves: wrong with any factors"),
@@ -137,6 +162,7 @@ ENGINES: dict[str, Engine] = {
         takes_limit=False,
         launch='mlx_lm.generate --model {folder} --max-tokens 256 --prompt "Hello"',
         note="It takes prompts of any length: keep below {length:,} tokens.",
+        yarn=YarnRule(note="It takes prompts of any length: keep below {length:,} tokens."),
     ),
     "exllamav2": Engine(
         version="0.3.2",
@@ -151,6 +177,7 @@ ENGINES: dict[str, Engine] = {
         launch=EXLLAMAV2,
         in_python=True,
         note="Launched for another length, it computes another attention factor.",
+        yarn=YarnRule(yarn_by_launch),
     ),
     "exllamav3": Engine(
         version="1.6.5",
@@ -162,6 +189,9 @@ ENGINES: dict[str, Engine] = {
         launch=EXLLAMAV3,
         in_python=True,
         note="It takes prompts of any length that the cache holds: keep below {length:,} tokens.",
+        yarn=YarnRule(
+            yarn_by_length, note="It takes prompts of any length that the cache holds: keep below {length:,} tokens."
+        ),
     ),
     "tensorrt-llm": Engine(
         version="the main branch of 2026",
@@ -175,6 +205,11 @@ ENGINES: dict[str, Engine] = {
         beyond="cut",
         launch="trtllm-serve {folder} --max_seq_len {length}",
         note="This is read in its source, not run.",
+        yarn=YarnRule(
+            yarn_by_factor,
+            models=_models(("qwen2 qwen2_moe qwen3", LONG)),
+            note="This is read in its source, not run.",
+        ),
     ),
     "llama.cpp": Engine(
         version="that reads what longrope export --to gguf wrote",
@@ -183,5 +218,6 @@ ENGINES: dict[str, Engine] = {
             ("llama mistral phi3", Rule(by_context, own, SLOTS)),
         ),
         launch="longrope export {folder} --to gguf -o {file} && llama-server -m {file} -c {length}",
+        yarn=YarnRule(models=_models((FAMILIES, TRANSFORMERS)), launch=CONVERTED_YARN),
     ),
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longrope.scaling import Extension
+    from longrope.rope import Rope
+    from longrope.scaling import Extension, Scaling
 
 FIELDS = ("rope_scaling", "rope_parameters")
 Choice = Callable[[int, int, int], str]
 Attention = Callable[[Mapping[str, Any], "Extension", str, int], float]
+YarnReading = Callable[[Mapping[str, Any], "Rope", int, int], "Scaling"]
 
 
 def by_sequence(original: int, limit: int, length: int) -> str:
@@ -69,6 +71,33 @@ def unscaled(scaling: Mapping[str, Any], extension: Extension, name: str, limit:
     return 1.0
 
 
+def yarn_as_written(fields: Mapping[str, Any], rope: Rope, length: int, limit: int) -> Scaling:
+    """Return the factors and the attention factor of a ``yarn`` scaling by all of its fields."""
+    return replace(yarn_by_factor(fields, rope, length, limit), attention_factor=float(fields["attention_factor"]))
+
+
+def yarn_by_factor(fields: Mapping[str, Any], rope: Rope, length: int, limit: int) -> Scaling:
+    """Return the factors of a ``yarn`` scaling, with the attention factor 0.1·ln factor + 1."""
+    from longrope.schemes import yarn  # numpy, which --help does not need
+
+    return yarn(rope, length, **{name: float(fields[name]) for name in ("factor", "beta_fast", "beta_slow")})  # pyright: ignore[reportArgumentType]
+
+
+def yarn_by_length(fields: Mapping[str, Any], rope: Rope, length: int, limit: int) -> Scaling:
+    """Return what ExLlamaV3 computes, whose factor is L / L0 whatever the field says."""
+    return yarn_as_written({**fields, "factor": length / rope.original_length}, rope, length, limit)
+
+
+def yarn_by_launch(fields: Mapping[str, Any], rope: Rope, length: int, limit: int) -> Scaling:
+    """Return what ExLlamaV2 computes: plain RoPE up to L0, and beyond 32 and 1 turns within the launched length."""
+    from longrope.scaling import Scaling
+
+    if limit <= rope.original_length:
+        return Scaling.identity(rope)
+    launched_rope = replace(rope, original_length=limit)
+    return yarn_by_factor({**fields, "beta_fast": 32, "beta_slow": 1}, launched_rope, length, limit)
+
+
 @dataclass(frozen=True)
 class Rule:
     """What an engine does for a model type.
@@ -91,6 +120,24 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class YarnRule:
+    """What an engine does with a ``yarn`` scaling.
+
+    Args:
+        reading: Function from the scaling's fields, the rope, L and the launched length to the engine's factors.
+        models: Rules of the model types whose rule for ``longrope`` does not hold, as in `Engine`.
+        launch: Command for the model types whose ``longrope`` factors the engine cannot use. Beside the names in
+            `Engine`, the scaling's fields and ``{original}`` are filled in; the empty text stands for the engine's.
+        note: Advice for the launch.
+    """
+
+    reading: YarnReading = yarn_as_written
+    models: Mapping[str, Rule | str] = field(default_factory=dict)
+    launch: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Engine:
     """A serving engine: how it is launched, and how it reads a checkpoint.
 
@@ -104,6 +151,7 @@ class Engine:
         fields: Fields of the config that may hold the factors; the first that is present counts.
         beyond: Reaction to a launch for more than ``max_position_embeddings``: refuse, cut, or nothing ("").
         takes_limit: Whether the engine is launched for a maximum length at all.
+        yarn: What it does with a checkpoint whose factors are a YaRN.
     """
 
     version: str
@@ -114,3 +162,8 @@ class Engine:
     fields: tuple[str, ...] = FIELDS
     beyond: str = ""
     takes_limit: bool = True
+    yarn: YarnRule = field(default_factory=YarnRule)
+
+    def rule(self, model_type: str, *, yarn: bool) -> Rule | str | None:
+        """Return the rule of a model type for a ``longrope`` or a ``yarn`` scaling; None if it was not read."""
+        return {**self.models, **(self.yarn.models if yarn else {})}.get(model_type)

@@ -93,10 +93,16 @@ def _opened(
     model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, length: int, options: EvalOptions
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if isinstance(model, str):
-        opened, own_tokenizer = load(model, dtype=_dtype(model, length, options), device=options.device)
+        dtype = _dtype(model, length, options)
+        opened, own_tokenizer = load(model, dtype=dtype, device=options.device, original_length=options.original_length)
         return opened, tokenizer or own_tokenizer
     if tokenizer is None:
         raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Pass it, or the model's name.")
+    if options.original_length is not None:
+        raise LongRopeError(
+            f"original_length = {options.original_length}: the model is loaded already. "
+            "Give it to longrope.load, or the model's name."
+        )
     return model, tokenizer
 
 

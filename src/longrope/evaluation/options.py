@@ -27,6 +27,7 @@ class EvalOptions:
         key_tokens: Name of the candidate that chooses key tokens (LongPPL); None does not measure them.
         measurements: Names of further rows of ``MEASUREMENTS``.
         batch: Documents in one forward pass.
+        original_length: L0 of a named model in tokens, where its fields are wrong or disagree; None takes its own.
         dtype: Number format, where the model is given by name.
         device: torch device, where the model is given by name; ``auto`` for the accelerator if there is one.
         output: Folder that keeps a journal of the samples and ``results.json``. If it holds a journal, the evaluation
@@ -46,6 +47,7 @@ class EvalOptions:
     key_tokens: str | None = None
     measurements: Sequence[str] = ()
     batch: int = 1
+    original_length: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     output: str | Path | None = None

@@ -78,7 +78,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
             attributes.pop(name, None)
         else:
             attributes[name] = value
-    slot.install(slot.original)
+    slot.use_originals()
     return model
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from longrope.engines.predict import extension_in_config
@@ -15,6 +16,8 @@ from longrope.export.hf_config import for_mode
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, as_extension, check_rope
+
+SAME = 2e-8  # relative difference of factors that were written as a YaRN's parameters
 
 
 def extension_to_write(
@@ -79,7 +82,11 @@ def holds(config: Mapping[str, Any], extension: Extension) -> bool:
     except LongRopeError:
         return False
     same_rope = (current.rope, current.length) == (extension.rope, extension.length)
-    same_short = current.short.factors == extension.short.factors
-    same_long = current.long.factors == extension.long.factors
+    same_sets = same_factors(current.short, extension.short) and same_factors(current.long, extension.long)
     attention = current.long.attention_factor
-    return same_rope and same_short and same_long and math.isclose(attention, extension.long.attention_factor)
+    return same_rope and same_sets and math.isclose(attention, extension.long.attention_factor)
+
+
+def same_factors(scaling: Scaling, other: Scaling) -> bool:
+    """Return whether the factors of two scalings are the same, also if one was written as a YaRN's parameters."""
+    return np.allclose(scaling.factors, other.factors, rtol=SAME, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -11,12 +12,14 @@ from transformers import CONFIG_MAPPING
 from longrope.errors import LongRopeError, unknown
 from longrope.formats.lengths import DECIDED, raised
 from longrope.formats.rope_fields import GEOMETRY, READ
-from longrope.rope import FULL, full_attention_fields
+from longrope.rope import FULL, full_attention_fields, full_attention_name, text_fields
 from longrope.scaling import Extension
 from longrope.schemes import attention_factor
+from longrope.yarn_fit import yarn_of
 
 MODES = ("dual", "static")
 THREE_KEYS = ("phi3",)
+GENERATE = "Generate with longrope instead (longrope generate, longrope.generating)."
 LOCAL_THETA = ("gemma3_text",)  # transformers 4 keeps the base of the other layers in a field of its own
 
 
@@ -51,6 +54,27 @@ def on_formula(extension: Extension) -> bool:
     return math.isclose(extension.long.attention_factor, formula, rel_tol=1e-6)
 
 
+def yarn_fields(extension: Extension) -> dict[str, Any] | None:
+    """Return the fields of a ``yarn`` scaling, which engines read for more model types; None if it is not one.
+
+    Engines that compute the attention factor from the factor, 0.1·ln factor + 1, multiply it by ``attn_factor``. It is
+    left out where it is 1.
+    """
+    long, short = extension.long, extension.short
+    yarn = yarn_of(extension.rope, replace(long, length=extension.length))
+    if yarn is None or (short.factors, short.attention_factor) != (long.factors, long.attention_factor):
+        return None
+    ratio = long.attention_factor / (0.1 * math.log(yarn["factor"]) + 1)
+    others = {} if math.isclose(ratio, 1, rel_tol=1e-9) else {"attn_factor": ratio}
+    return {"rope_type": "yarn", **yarn, **others}
+
+
+def has_own_attention(config: Mapping[str, Any]) -> bool:
+    """Return whether an exported config has an attention factor that some engines replace by a formula of theirs."""
+    scaling = full_attention_fields(text_fields(config).get("rope_scaling"))
+    return "short_mscale" in scaling or "attn_factor" in scaling
+
+
 def refuse_quantized(config: Mapping[str, Any]) -> None:
     """Raise if a model's weights are quantised.
 
@@ -67,7 +91,7 @@ def refuse_quantized(config: Mapping[str, Any]) -> None:
 
 
 def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, Any]:
-    """Return a checkpoint's config with an extension in it.
+    """Return a checkpoint's config with an extension in it: as ``yarn`` if its one set is a YaRN, else as ``longrope``.
 
     ``rope_scaling`` is for transformers 4, vLLM, SGLang, mlx-lm and ExLlama; transformers 5 prefers it too.
     ``rope_parameters`` holds the same fields in transformers 5's own form.
@@ -81,7 +105,34 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     """
     if isinstance(config.get("text_config"), Mapping):
         return {**config, "text_config": config_fields(config["text_config"], extension)}
-    model_type, rope, attention = config["model_type"], extension.rope, extension.long.attention_factor
+    _refuse_model(config)
+    parameters, rope, attention = config["rope_parameters"], extension.rope, extension.long.attention_factor
+    read_by_others = full_attention_name(parameters) in (None, FULL)  # transformers 5 alone has ropes of other names
+    softmax_scale = _softmax_scale(parameters, extension.scale)
+    as_longrope = config["model_type"] in THREE_KEYS or softmax_scale or not read_by_others
+    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
+    yarn = None if as_longrope else yarn_fields(extension)
+    scaling = yarn or {"rope_type": "longrope", **sets, "factor": extension.scale}
+    scaling |= {**_other_fields(parameters), "original_max_position_embeddings": rope.original_length}
+    scaling |= {"attention_factor": attention, **softmax_scale}
+    fields: dict[str, Any] = {
+        "max_position_embeddings": extension.length,
+        "original_max_position_embeddings": rope.original_length,
+        "rope_parameters": _rope_parameters(parameters, scaling),
+    }
+    if read_by_others:
+        fields |= _fields_of_other_readers(config, extension, scaling)
+    others = {name: value for name, value in config.items() if name != DECIDED}
+    return raised({**others, **fields}, "config.json", extension.length)
+
+
+def _refuse_model(config: Mapping[str, Any]) -> None:
+    """Raise if transformers cannot read factors in the config of such a model, or gives them to other layers too.
+
+    Raises:
+        LongRopeError: The model has proportional ropes, layers of several bases, or is a PhiMoE.
+    """
+    model_type = config["model_type"]
     if model_type == "phimoe":
         raise LongRopeError(
             "model_type = 'phimoe': transformers reads only its short factors. Extend a model of another type."
@@ -89,33 +140,36 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     if full_attention_fields(config["rope_parameters"]).get("rope_type") == "proportional":
         raise LongRopeError(
             f"model_type = {model_type!r}: its rope is proportional, and transformers does not read factors in the "
-            "config of such a model. Generate with longrope instead (longrope generate, longrope.generating)."
+            f"config of such a model. {GENERATE}"
         )
-    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
-    scaling = {"rope_type": "longrope", **sets, "factor": extension.scale, **_other_fields(config["rope_parameters"])}
-    scaling |= {"original_max_position_embeddings": rope.original_length, "attention_factor": attention}
-    scaling |= _softmax_scale(config["rope_parameters"], extension.scale)
-    fields = {
-        "max_position_embeddings": extension.length,
-        "original_max_position_embeddings": rope.original_length,
-        "rope_theta": rope.base,
-        "rope_parameters": _rope_parameters(config["rope_parameters"], scaling),
-        "rope_scaling": scaling
-        if on_formula(extension)
-        else {**scaling, "short_mscale": attention, "long_mscale": attention},
-    }
+    bases = set(config.get("layer_rope_theta") or ()) - {0}
+    if len(bases) > 1:
+        raise LongRopeError(
+            f"layer_rope_theta: the layers have the bases {', '.join(f'{base:g}' for base in sorted(bases))}, and "
+            f"transformers would give the factors to all of them. {GENERATE}"
+        )
+
+
+def _fields_of_other_readers(
+    config: Mapping[str, Any], extension: Extension, scaling: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields in which transformers 4 and other engines read a scaling."""
+    model_type, parameters, attention = config["model_type"], config["rope_parameters"], scaling["attention_factor"]
+    by_formula = scaling["rope_type"] == "yarn" or on_formula(extension)
+    mscales = {} if by_formula else {"short_mscale": attention, "long_mscale": attention}
+    fields = {"rope_theta": extension.rope.base, "rope_scaling": {**scaling, **mscales}}
     if model_type in LOCAL_THETA:
-        fields["rope_local_base_freq"] = config["rope_parameters"]["sliding_attention"]["rope_theta"]
-    partial = full_attention_fields(config["rope_parameters"]).get("partial_rotary_factor")
+        fields["rope_local_base_freq"] = parameters["sliding_attention"]["rope_theta"]
+    partial = full_attention_fields(parameters).get("partial_rotary_factor")
     if partial is not None:
         fields["partial_rotary_factor"] = partial
     if model_type in THREE_KEYS:
         _refuse_attention_factor(model_type, extension)
+        sets = {name: scaling[name] for name in ("short_factor", "long_factor")}
         fields["rope_scaling"] = {"type": "longrope", **sets}
     elif _takes_head_dim(model_type):
         fields["head_dim"] = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    others = {name: value for name, value in config.items() if name != DECIDED}
-    return raised({**others, **fields}, "config.json", extension.length)
+    return fields
 
 
 def _other_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +200,8 @@ def _rope_parameters(parameters: Mapping[str, Any], scaling: Mapping[str, Any]) 
     """Return ``rope_parameters`` with a scaling, which goes to full attention where layer types differ."""
     geometry = {name: value for name, value in full_attention_fields(parameters).items() if name in GEOMETRY - {"type"}}
     full = {**geometry, **scaling}
-    return {**parameters, FULL: full} if FULL in parameters else full
+    name = full_attention_name(parameters)
+    return {**parameters, name: full} if name else full
 
 
 def _refuse_attention_factor(model_type: str, extension: Extension) -> None:

@@ -20,6 +20,7 @@ from longrope.export.tokenizer import save_tokenizer
 from longrope.export.verify import ExpectedLogits
 from longrope.formats.lengths import raised
 from longrope.models.dequantized import forget_conversions
+from longrope.models.processor_files import copy_processor
 from longrope.scaling import Extension
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
@@ -65,6 +66,7 @@ def export_huggingface(
         forget_conversions(model)
         save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
         model.save_pretrained(temporary)
+        copy_processor(model.config, temporary)
         _write_fields(temporary, written, mode, name, folder)
         if expected is not None:
             expected.check(temporary, folder.resolve())
@@ -103,6 +105,7 @@ def export_config(
         config_fields(config.to_dict(), written)
         save_tokenizer(tokenizer, temporary, written.length)
         config.save_pretrained(temporary)
+        copy_processor(config, temporary)
         _write_fields(temporary, written, mode, name, folder)
     return written
 
@@ -137,7 +140,7 @@ def _write_fields(temporary: Path, written: Extension, mode: str, name: str, fol
     config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
     write_json(temporary / "config.json", config)
     write_text(temporary / "extension.json", written.to_json())
-    write_text(temporary / "README.md", model_card(written, mode, name))
+    write_text(temporary / "README.md", model_card(written, mode, name, config))
     write_text(temporary / "SERVING.md", serving_guide(config, written, mode, folder.resolve().name))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
-from longrope.export.hf_config import on_formula
+from longrope.export.hf_config import has_own_attention
 from longrope.scaling import Extension
 
 OFF_FORMULA = "engines that compute the attention factor from L/L0 will not use the one chosen here."
@@ -16,8 +18,15 @@ SETS = {
 }
 
 
-def model_card(extension: Extension, mode: str, name: str) -> str:
-    """Return the card in Markdown: what the checkpoint is, its factors, and where they come from."""
+def model_card(extension: Extension, mode: str, name: str, config: Mapping[str, Any]) -> str:
+    """Return the card in Markdown: what the checkpoint is, its factors, and where they come from.
+
+    Args:
+        extension: Factors of the checkpoint.
+        mode: ``dual`` or ``static``.
+        name: Name of the model.
+        config: The checkpoint's ``config.json``.
+    """
     long, rope, name = extension.long, extension.rope, _escape(name)
     pairs = enumerate(zip(rope.wavelengths, extension.short.factors, long.factors, strict=True))
     table = [f"| {pair} | {turn:,.1f} | {short:.4g} | {factor:.4g} |" for pair, (turn, short, factor) in pairs]
@@ -33,7 +42,7 @@ def model_card(extension: Extension, mode: str, name: str) -> str:
             f"The weights of {name} with LongRoPE factors (scheme: {_escape(long.scheme)}, s = {extension.scale:g}, "
             f"attention factor {long.attention_factor:g}). {SETS[mode].format(original=rope.original_length)}",
             "",
-            *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}", ""]),
+            *([f"Note: {OFF_FORMULA}", ""] if has_own_attention(config) else []),
             *(["How the factors were found:", "", *provenance, ""] if provenance else []),
             "| pair | wavelength (tokens) | short factor | long factor |",
             "|---|---|---|---|",

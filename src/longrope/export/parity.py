@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,9 @@ from longrope.export.plain_logits import open_checkpoint, text_logits
 from longrope.formats.load_factors import load_extension
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import evaluating, patch
+from longrope.models.rotary_slot import find_rotary_slot
+from longrope.rope import Rope
+from longrope.scaling import Extension, Scaling
 
 TOLERANCE = 1e-2
 COMPARED = 16  # last tokens
@@ -78,11 +81,32 @@ def check_parity(
     longest = torch.arange(max(lengths))
     texts = [random_text(model, longest[:length], indices=longest[:length][-COMPARED:]) for length in lengths]
     parities = []
-    with in_float32(model), evaluating(model), patch(model, extension):
+    rope = find_rotary_slot(model).rope
+    with in_float32(model), evaluating(model):
         for length, text in zip(lengths, texts, strict=True):
-            with explain_out_of_memory(length, f"on {model.device}", "give shorter --lengths"):
+            factors = _relative(extension, rope, length) if rope.factors and not extension.rope.factors else extension
+            with patch(model, factors), explain_out_of_memory(length, f"on {model.device}", "give shorter --lengths"):
                 parities.append(Parity.of(length, text_logits(model, text), text_logits(exported, text)))
     return parities
+
+
+def _relative(extension: Extension, rope: Rope, length: int) -> Scaling:
+    """Return the factors of a checkpoint at a length, relative to those that the model's own checkpoint carries.
+
+    Raises:
+        LongRopeError: The checkpoint was made from a model of another geometry.
+    """
+    if (extension.rope.dim, extension.rope.base) != (rope.dim, rope.base):
+        raise LongRopeError(
+            f"extension.rope = {extension.rope}: the model has {rope}. Give the model of the checkpoint."
+        )
+    total = extension.at(length)
+    return replace(
+        total,
+        factors=[factor / carried for factor, carried in zip(total.factors, rope.factors, strict=True)],
+        attention_factor=total.attention_factor / rope.attention_factor,
+        length=extension.length,
+    )
 
 
 def random_text(model: PreTrainedModel, positions: Tensor, indices: Tensor) -> dict[str, Tensor]:

@@ -115,10 +115,16 @@ def _write_huggingface(request: ExportRequest) -> Extension:
 
 def _write_config(request: ExportRequest) -> Extension:
     from longrope.export.huggingface import export_config
+    from longrope.models.adapter_folder import base_of
     from longrope.models.load import load_config, load_tokenizer
 
     length = request.options.original_length
     if isinstance(request.model, str):
+        if (base := base_of(request.model)) is not None:
+            raise LongRopeError(
+                f"model = {request.model!r}: the weights of an adapter on {base} are in no file yet, so a config alone "
+                "has none. Export the whole checkpoint (format huggingface)."
+            )
         config, tokenizer = load_config(request.model, original_length=length), load_tokenizer(request.model)
     else:
         config, tokenizer = request.model.config, request.tokenizer
@@ -145,14 +151,16 @@ def _serve_config(request: ExportRequest, extension: Extension) -> list[str]:
 
 def _serve_huggingface(request: ExportRequest, extension: Extension) -> list[str]:
     from longrope.engines.guide import launch_lines
-    from longrope.export.hf_config import on_formula
+    from longrope.export.hf_config import has_own_attention
     from longrope.export.model_card import OFF_FORMULA
 
     output, model = request.output, request.model if isinstance(request.model, str) else "MODEL"
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    decided = request.options.original_length
+    chosen = "" if decided is None else f" --original-length {decided}"
     return [
-        *([] if on_formula(extension) else [f"Note: {OFF_FORMULA}"]),
-        f"Checkpoint: {output}   (compare it: longrope check {output} {model})",
+        *([f"Note: {OFF_FORMULA}"] if has_own_attention(config) else []),
+        f"Checkpoint: {output}   (compare it: longrope check {output} {model}{chosen})",
         *(f"  {line}" for line in launch_lines(config, extension, str(output))),
         f"What each engine will compute: {output / 'SERVING.md'}",
     ]
@@ -161,6 +169,7 @@ def _serve_huggingface(request: ExportRequest, extension: Extension) -> list[str
 def _write_gguf(request: ExportRequest) -> Extension:
     from longrope.export.gguf.convert import choose_outtype, export_gguf, refuse_model
     from longrope.export.gguf.copy import extend_gguf
+    from longrope.export.hf_config import for_mode
     from longrope.models.load import find_gguf, load_config
 
     mode, outtype, overwrite = request.mode, request.options.outtype, request.options.overwrite
@@ -176,7 +185,7 @@ def _write_gguf(request: ExportRequest) -> Extension:
         return extend_gguf(source, request.extension, request.output, mode=mode, overwrite=overwrite)
     choose_outtype(outtype)
     if isinstance(request.model, str):  # refuse it before its weights are read
-        refuse_model(load_config(request.model).to_dict(), request.extension)
+        refuse_model(load_config(request.model).to_dict(), for_mode(request.extension, mode))
     model, tokenizer = request.load()
     return export_gguf(
         model,

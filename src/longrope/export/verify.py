@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError
 from longrope.export import plain_logits
+from longrope.export.carried_factors import same_factors
 from longrope.export.hf_config import for_mode
 from longrope.export.parity import TOLERANCE, Parity, in_float32, random_text
 from longrope.models.device_memory import explain_out_of_memory, free_memory
@@ -65,7 +66,7 @@ class ExpectedLogits:
         written = for_mode(extension, mode)
         beyond = min(written.length, extension.rope.original_length + BEYOND)
         lengths = sorted({written.rope.original_length, beyond})
-        if carried and extension_in_config(model.config.to_dict()).short.factors != written.short.factors:
+        if carried and not same_factors(extension_in_config(model.config.to_dict()).short, written.short):
             lengths = lengths[1:]  # its own short factors are not the ones that are written
         factors = extension if mode == "dual" else extension.long
         texts = [_spread_text(model, length) for length in lengths]

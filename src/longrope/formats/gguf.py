@@ -9,7 +9,9 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number, numbers
+from longrope.formats.gguf_file import architecture_keys, needs_gguf
 from longrope.formats.gguf_header import read_header
+from longrope.formats.hf_config import EXTENDED_ALREADY
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import yarn
@@ -37,110 +39,23 @@ def extension_of_gguf(path: Path) -> Extension:
 
 def find_extension(path: Path) -> Extension | None:
     """Return the factors of a GGUF file as `extension_of_gguf` does, or None for a model with plain RoPE."""
-    _needs_gguf()
+    needs_gguf()
     header = read_header(path)
     if header.keys.get("general.type") == b"adapter":
         raise LongRopeError(
             f"model = {str(path)!r}: this GGUF file holds a LoRA adapter, not a model. Merge it into its base model "
             f"with llama.cpp: llama-export-lora -m BASE.gguf --lora {path.name} -o MERGED.gguf"
         )
-    if "general.architecture" not in header.keys:
-        raise LongRopeError(f"{path} has no key general.architecture: it is not a language model")
-    prefix = f"{_decoded('general.architecture', header.keys['general.architecture'], path)}."
-    keys = {
-        name.removeprefix(prefix): _decoded(name, value, path)
-        for name, value in header.keys.items()
-        if name.startswith(prefix)
-    }
+    architecture, keys = architecture_keys(header)
     try:
-        return _extension(keys, {name: header.values(name) for name in (FREQS, LONG, SHORT) if name in header.tensors})
+        return _extension(
+            architecture, keys, {name: header.values(name) for name in (FREQS, LONG, SHORT) if name in header.tensors}
+        )
     except LongRopeError as error:
         raise LongRopeError(f"{path}: {error}") from None
 
 
-def plain_rope(reader: Any, path: Path) -> Rope:
-    """Return the geometry of an open file.
-
-    Raises:
-        LongRopeError: The file carries a rope scaling.
-    """
-    keys, tensors = _content(reader, path)
-    try:
-        extension = _extension(keys, tensors)
-        if extension is None:
-            return _rope(keys, count(keys, "context_length"))
-    except LongRopeError as error:
-        raise LongRopeError(f"{path}: {error}") from None
-    raise LongRopeError(
-        f"{path} already carries a rope scaling ({', '.join(tensors) or extension.long.scheme}); factors are relative "
-        "to plain RoPE, so give the file that it was made from"
-    )
-
-
-def open_gguf(path: Path) -> Any:
-    """Open a GGUF file with the reader of the package gguf.
-
-    Raises:
-        LongRopeError: The file is not a complete GGUF file, or the package gguf is missing.
-    """
-    _needs_gguf()
-    from gguf import GGUFReader
-
-    read_header(path)  # the package's reader trusts a damaged header and may read for hours
-    try:
-        return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise LongRopeError(
-            f"{path} is not a complete GGUF file ({str(error).partition(chr(10))[0]}); fetch it again"
-        ) from None
-
-
-def read(reader: Any, name: str, path: Path) -> Any:
-    """Return the value of a key.
-
-    Raises:
-        LongRopeError: The file has no such key.
-    """
-    field = reader.get_field(name)
-    if field is None:
-        raise LongRopeError(f"{path} has no key {name}: it is not a language model")
-    return _contents(field, path)
-
-
-def _needs_gguf() -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise LongRopeError("GGUF files need the package gguf: pip install gguf") from None
-
-
-def _decoded(name: str, value: Any, path: Path) -> Any:
-    try:
-        return value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError:
-        raise _not_text(name, path) from None
-
-
-def _not_text(name: str, path: Path) -> LongRopeError:
-    return LongRopeError(f"{path}: {name} is not text; the file is damaged: fetch it again")
-
-
-def _content(reader: Any, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return the architecture's keys without its prefix, and the tensors that scale a rope."""
-    prefix = f"{read(reader, 'general.architecture', path)}."
-    fields = {name: field for name, field in reader.fields.items() if name.startswith(prefix)}
-    keys = {name.removeprefix(prefix): _contents(field, path) for name, field in fields.items()}
-    return keys, {tensor.name: tensor.data for tensor in reader.tensors if tensor.name in (FREQS, LONG, SHORT)}
-
-
-def _contents(field: Any, path: Path) -> Any:
-    try:
-        return field.contents()
-    except UnicodeDecodeError:
-        raise _not_text(field.name, path) from None
-
-
-def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extension | None:
+def _extension(architecture: str, keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extension | None:
     _check_keys(keys)
     kind = keys.get("rope.scaling.type", "linear")  # llama.cpp's default; without a factor it changes nothing
     factor = number(keys, "rope.scaling.factor", number(keys, "rope.scale_linear", 1.0)) if kind != "none" else 1.0
@@ -152,6 +67,8 @@ def _extension(keys: dict[str, Any], tensors: dict[str, np.ndarray]) -> Extensio
     longest = count(keys, "context_length")
     rope = _rope(keys, count(keys, "rope.scaling.original_context_length", longest))
     length = max(longest, rope.original_length, round(factor * rope.original_length))
+    if kind == "linear" and architecture in EXTENDED_ALREADY:
+        length = longest
     base = yarn(rope, length, factor=factor) if kind == "yarn" else Scaling([factor] * (rope.dim // 2))
     factors, attention = np.array(base.factors), attention * base.attention_factor
     scheme = "longrope" if tensors else {"linear": "pi"}.get(kind, kind)

@@ -9,9 +9,16 @@ from typing import Any
 from longrope.errors import LongRopeError
 from longrope.formats.fields import count, geometry, number
 from longrope.formats.lengths import OTHER_CONFIG_FIELDS, lengths_in
-from longrope.formats.rope_fields import ORIGINAL, READ, check_outside, unread_fields
+from longrope.formats.rope_fields import (
+    GEOMETRY,
+    ORIGINAL,
+    READ,
+    check_outside,
+    unread_fields,
+    with_layer_base,
+)
 from longrope.formats.rope_types import factor_sets
-from longrope.rope import FULL, Rope, full_attention_fields
+from longrope.rope import FULL, Rope, full_attention_fields, full_attention_name
 from longrope.scaling import Extension
 
 SCALING = ("rope_scaling", "rope_parameters")  # transformers 4 (which 5 prefers too), transformers 5
@@ -45,6 +52,11 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     longest = count(config, "max_position_embeddings")
     original = _original_length(config, parameters, kind, by_layer=by_layer)
     factor = number(parameters, "factor", _default_factor(parameters, kind, longest / original))
+    if factor < 1 and parameters.get("factor") is not None:
+        raise LongRopeError(
+            f"factor = {factor:g}: a {kind} scaling below 1 shortens the context of {original} tokens. Write the "
+            "extended length divided by the original one, or remove the scaling."
+        )
     length, notes = _length(config, parameters, kind, factor=factor, original=original)
     rope = _rope(config, parameters, kind, original)
     short, long = factor_sets(config, parameters, kind, rope=rope, factor=factor, length=length)
@@ -68,8 +80,10 @@ def _kind(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     if "long_factor" in parameters and kind in ("su", "yarn"):  # names of longrope in older configs
         kind = "longrope"
     if kind not in READ:
+        fields = ", ".join(name for name in parameters if name not in GEOMETRY) or "none"
         raise LongRopeError(
-            f"rope_type = {kind!r} of this model is not supported; longrope reads {', '.join(READ)}, su"
+            f"rope_type = {kind!r}: longrope does not know this type, only {', '.join(READ)}, su. Upgrade longrope, "
+            f"or add it to formats/rope_types.py: a function from its fields ({fields}) to the factor of each pair."
         )
     return kind
 
@@ -103,6 +117,8 @@ def _length(
         return longest, ["alpha sets the base of the rope at every length, so factor has no effect"]
     if kind == "llama3":
         return max(longest, original), []
+    if kind == "yarn" and config.get(ORIGINAL) is not None:  # as exports have it, where the factor may be above s
+        extended = longest
     length = max(longest, original, extended)
     if kind != "linear" or factor <= 1 or longest != original:
         return length, []
@@ -123,11 +139,11 @@ def _parameters(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
         if fields and not isinstance(fields, Mapping):
             raise LongRopeError(f"{name} = {fields!r} must be an object")
         if fields:
-            by_layer = isinstance(fields.get(FULL), Mapping)
             parameters = full_attention_fields(fields)
+            by_layer = parameters is not fields
             if config.get(BY_LAYER) and "truncate" in parameters:  # transformers reads it beside the layer types only
                 parameters = {**parameters, "truncate": fields.get("truncate", True) if by_layer else True}
-            return parameters, by_layer
+            return with_layer_base(parameters, config.get("layer_rope_theta"), config.get("layer_types")), by_layer
     return {}, False
 
 
@@ -151,7 +167,7 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
     by_layer = plain.get("rope_parameters") or {}
     rope = full_attention_fields(by_layer)
     defaults = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
-    return {**plain, **defaults, **scaling, BY_LAYER: FULL in by_layer}
+    return {**plain, **defaults, **scaling, BY_LAYER: full_attention_name(by_layer) is not None}
 
 
 def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, original: int) -> Rope:

@@ -9,8 +9,8 @@ from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
 from longrope.formats.hf_config import extension_of_config
 from longrope.formats.lengths import DECIDED
-from longrope.formats.rope_fields import ORIGINAL
-from longrope.rope import Rope, full_attention_fields
+from longrope.formats.rope_fields import ORIGINAL, with_layer_base
+from longrope.rope import FULL, Rope, full_attention_fields
 
 
 def rope_of(model_or_config: Any) -> Rope:
@@ -41,8 +41,9 @@ def rope_of(model_or_config: Any) -> Rope:
 
 
 def _rope_of_text(config: Any) -> Rope:
-    parameters = full_attention_fields(getattr(config, "rope_parameters", None))
     _check_rotates(config)
+    bases, layer_types = (getattr(config, name, None) for name in ("layer_rope_theta", "layer_types"))
+    parameters = with_layer_base(full_attention_fields(getattr(config, "rope_parameters", None)), bases, layer_types)
     if not parameters:
         raise LongRopeError("its config has no rotary position embedding (rope_parameters). longrope cannot extend it.")
     if "rope_theta" not in parameters:
@@ -66,6 +67,7 @@ def _plain_rope(config: Any, parameters: Any) -> Rope:
     rotary_share = positive("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0)
     original_length = getattr(config, ORIGINAL, None) or parameters.get(ORIGINAL)
     max_position = getattr(config, "max_position_embeddings", None)
+    _check_reach(config, original_length or max_position)
     return Rope(
         dim=int(positive("head_dim", head_dim) * rotary_share),
         base=positive("rope_theta", parameters["rope_theta"]),
@@ -107,3 +109,32 @@ def _check_rotates(config: Any) -> None:
         )
     if getattr(config, "alibi", False) is True:
         raise LongRopeError("alibi = True: the model has ALiBi instead of RoPE. longrope cannot extend it.")
+    if getattr(config, "use_mem_rope", True) is False:
+        raise LongRopeError(
+            "use_mem_rope = False: the model has no rotary position embedding. longrope cannot extend it."
+        )
+    if getattr(config, "patcher_config", None) is not None:
+        raise LongRopeError(
+            "patcher_config: some parts of this model count positions in bytes, and others in patches of bytes. "
+            "longrope extends models with one length."
+        )
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if FULL in parameters and parameters[FULL] is None:
+        raise LongRopeError(
+            f"rope_parameters[{FULL!r}] = None: the full-attention layers have no RoPE, so factors change nothing. "
+            "longrope cannot extend it."
+        )
+
+
+def _check_reach(config: Any, length: object) -> None:
+    """Refuse a model that was made for texts of any length, because its attention sees a window only.
+
+    Raises:
+        LongRopeError: The config names a window, and no length.
+    """
+    window = getattr(config, "sliding_window", None)
+    if length is None and window:
+        raise LongRopeError(
+            f"max_position_embeddings: this config has none, and every attention layer sees the last {window} tokens "
+            "alone. Factors change nothing at longer texts."
+        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrope.errors import LongRopeError
+from longrope.formats.fields import number
+from longrope.rope import FULL
 
 ORIGINAL = "original_max_position_embeddings"
 GEOMETRY = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
@@ -43,6 +46,8 @@ def unread_fields(parameters: Mapping[str, Any], kind: str) -> list[str]:
     for name, value in parameters.items():
         if value is None or name in GEOMETRY or name in READ[kind]:
             continue
+        if name == "attn_factor" and _agree(parameters):
+            continue
         if name in NEUTRAL and value != NEUTRAL[name]:
             raise LongRopeError(
                 f"{name} = {value!r}: transformers ignores this field, and vLLM applies it. "
@@ -57,6 +62,36 @@ def unread_fields(parameters: Mapping[str, Any], kind: str) -> list[str]:
     return names
 
 
+def with_layer_base(
+    parameters: Mapping[str, Any], bases: Sequence[float] | None, layer_types: Sequence[str] | None
+) -> Mapping[str, Any]:
+    """Return a rope's fields with the base of the full-attention layers, where each layer has one (Granite SWA).
+
+    Args:
+        parameters: Fields of a rope, whose ``rope_theta`` such a model ignores.
+        bases: ``layer_rope_theta`` of the config, where 0 is a layer without RoPE; None for one base.
+        layer_types: Types of the layers.
+
+    Raises:
+        LongRopeError: The full-attention layers have no RoPE, or several bases.
+    """
+    if not bases:
+        return parameters
+    pairs = list(zip(bases, layer_types or [FULL] * len(bases), strict=True))
+    full = {base for base, kind in pairs if kind == FULL} or set(bases)
+    if full == {0}:
+        raise LongRopeError(
+            f"layer_rope_theta = {list(bases)}: the full-attention layers have no RoPE, so factors change nothing. "
+            "longrope cannot extend it."
+        )
+    if len(full - {0}) > 1:
+        raise LongRopeError(
+            f"layer_rope_theta = {list(bases)}: the full-attention layers have several bases. "
+            "longrope extends models with one."
+        )
+    return {**parameters, "rope_theta": max(full)}
+
+
 def check_outside(config: Mapping[str, Any]) -> None:
     """Raise if a field beside the rope's own changes the rotation in a way that factors of one length cannot follow.
 
@@ -68,3 +103,12 @@ def check_outside(config: Mapping[str, Any]) -> None:
             raise LongRopeError(
                 f"{name} = {config[name]!r}: only the code that this model brings reads this field. Not supported."
             )
+
+
+def _agree(parameters: Mapping[str, Any]) -> bool:
+    """Return whether YaRN's formula times attn_factor, as in vLLM and SGLang, is transformers' attention factor."""
+    try:
+        factor, ratio, attention = (number(parameters, name) for name in ("factor", "attn_factor", "attention_factor"))
+    except LongRopeError:
+        return False
+    return not parameters.get("mscale") and math.isclose(ratio * (0.1 * math.log(factor) + 1), attention, rel_tol=1e-6)

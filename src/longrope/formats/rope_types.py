@@ -11,9 +11,8 @@ from longrope.errors import LongRopeError
 from longrope.formats.fields import number, numbers
 from longrope.rope import Rope
 from longrope.scaling import Scaling
+from longrope.scheme_modifiers import STILL
 from longrope.schemes import dynamic_ntk, llama3, ntk, yarn
-
-STILL = 1e12  # factor of a pair that does not rotate: at 2^24 tokens it has turned by less than 2e-5
 
 
 def factor_sets(
@@ -116,7 +115,8 @@ def _longrope(
 
     def scaling(name: str) -> Scaling:
         if not isinstance(parameters.get(f"{name}_factor"), list):
-            raise LongRopeError(f"{name}_factor must be a list of numbers; this config has none")
+            value = parameters.get(f"{name}_factor")
+            raise LongRopeError(f"{name}_factor = {value!r}: not a list of numbers. Write one number for each pair.")
         mscale = number(parameters, f"{name}_mscale", attention)
         if not math.isclose(mscale, attention, rel_tol=1e-6) and _has_transformers(model_type, besides="phimoe"):
             raise LongRopeError(
@@ -124,6 +124,11 @@ def _longrope(
                 f"takes {attention:g}; vLLM and SGLang apply it. Set attention_factor to the same number."
             )
         factors = numbers(parameters[f"{name}_factor"], f"{name}_factor")
+        if len(factors) != rope.dim // 2:
+            raise LongRopeError(
+                f"{name}_factor = {len(factors)} numbers: the model rotates {rope.dim} dimensions, so it has "
+                f"{rope.dim // 2} pairs. Fetch the config again, or write one number for each pair."
+            )
         return Scaling(factors, attention_factor=mscale, scheme="longrope")
 
     return scaling("short"), scaling("long")

@@ -35,7 +35,7 @@ def attend(
         module: The attention layer, for error messages.
         query: Queries of the last tokens, ``(batch, heads, tokens, head_dim)``.
         key: Keys of all tokens, ``(batch, key heads, all tokens, head_dim)``.
-        value: Values of all tokens, in the shape of ``key``.
+        value: Values of all tokens, ``(batch, key heads, all tokens, value_dim)``.
         attention_mask: Booleans ``(1, 1, tokens, all tokens)``, whether a token sees a key, each the keys up to itself;
             None where the queries are those of the last tokens.
         softmax_scale: Factor of the scores; 1/sqrt(head_dim) if None.
@@ -43,14 +43,16 @@ def attend(
         softcap: The c of c·tanh(score/c); None caps nothing.
 
     Returns:
-        The output ``(batch, tokens, heads, head_dim)``, and None for the attention weights.
+        The output ``(batch, tokens, heads, value_dim)``, and None for the attention weights.
     """
     scale = query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     window = sliding_window if sliding_window and sliding_window < key.shape[2] else None
-    if query.is_cuda and not window and not softcap and preferred_kernel(query, key, value) in GROUPED_KERNELS:
+    plain = attention_mask is None and not window and not softcap
+    if query.is_cuda and plain and preferred_kernel(query, key, value) in GROUPED_KERNELS:
         return _causal(query, key, value, scale).transpose(1, 2), None
     groups = zip(query.chunk(key.shape[1], dim=1), key.split(1, dim=1), value.split(1, dim=1), strict=True)
     if attention_mask is not None:
+        assert attention_mask.dtype == torch.bool, f"{type(module).__name__}: its mask says more than what is seen"
         outputs = [_seen(q, k, v, attention_mask, scale, window, softcap) for q, k, v in groups]
         return torch.cat(outputs, dim=1).transpose(1, 2), None
     outputs = [

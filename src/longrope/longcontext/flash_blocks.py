@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
+from torch.nn.functional import pad
 
 KEYS = 2**16  # of a block on an accelerator: cuDNN compiles a kernel for each number of keys
 aten = torch.ops.aten
@@ -29,9 +30,12 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, softmax_scale: f
 
     Neither PyTorch's flash attention for CPUs nor cuDNN's has a causal form for fewer queries than keys. In the
     backward pass each block gets the joint output and log-sum-exp, so its gradients are its share of all (as in ring
-    attention).
+    attention). Where values have another size than keys, as in multi-head latent attention, zeros make them equal.
     """
-    return _Blocks.apply(query, key, value, softmax_scale)  # pyright: ignore[reportReturnType]
+    size = max(query.shape[-1], value.shape[-1])
+    same = [pad(tensor, (0, size - tensor.shape[-1])) for tensor in (query, key, value)]
+    output: Any = _Blocks.apply(*same, softmax_scale)
+    return output[..., : value.shape[-1]]
 
 
 class _Blocks(torch.autograd.Function):

@@ -84,7 +84,7 @@ def _weighted_attention(
     query = torch.cat([query, (1 - chunks).expand(-1, query.shape[1], -1, -1)], dim=-1)
     key = torch.cat([key, biases.expand(-1, key.shape[1], -1, -1)], dim=-1)
     output, _ = sdpa(module, query, key, pad(value, (0, MOST_CHUNKS)), attention_mask, scaling=scale, **options)
-    return output[..., :dim], None
+    return output[..., : value.shape[-1]], None
 
 
 def sparse_masks(

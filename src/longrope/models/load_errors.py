@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, did_you_mean
+from longrope.formats.hf_config import extension_of_config
+from longrope.models.adapter_folder import CONFIG as ADAPTER
+from longrope.models.adapter_folder import MERGEABLE
 
 BUILT_IN = ("tiny", "smollm2")
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
-MERGEABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")  # peft_type of adapters in the weights
+CONFIG = "config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and its rank
 
 
 @contextmanager
-def explained(name: str, target: str = "") -> Iterator[None]:
+def explained(name: str, target: str = "", quantization: Any = None) -> Iterator[None]:
     """Turn what transformers raises in the block into a LongRopeError that names the model.
 
     Args:
         name: Name of the model, as for `longrope.models.load.load`.
         target: Device that it is loaded to, for the message, such as " on cuda".
+        quantization: The ``quantization_config`` of its config, if it has one.
     """
     try:
         yield
@@ -43,7 +46,15 @@ def explained(name: str, target: str = "") -> Iterator[None]:
             hint = f"D{close[3:]}" if close else "Is it a hub id?"
             reason = f"there is no such folder or built-in model. {hint} The hub: {reason}"
         else:
+            check_rope_fields(name, folder, str(error))
             reason = tokenizer_error(folder, str(error)) or reason
+        if quantization:
+            method = dict(quantization).get("quant_method", "some method")
+            raise LongRopeError(
+                f"quantization_config.quant_method = {method!r}: the weights of {name} cannot be loaded{target} "
+                f"({reason.rstrip('.')}). Install what this asks for, or write the config alone, without weights: "
+                f"longrope export {name} --factors FACTORS --config-only -o OUTPUT."
+            ) from error
         raise LongRopeError(f"model = {name!r} cannot be loaded{target}: {reason.rstrip('.')}") from error
 
 
@@ -59,10 +70,7 @@ def check_folder(name: str, folder: Path) -> None:
     """
     check_adapter(name, folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():
-        models = sorted(folder.glob("*.gguf")) or _folders_with(folder, CONFIG)
-        adapters = [] if models else _folders_with(folder, ADAPTER)
-        if adapters:
-            check_adapter(str(adapters[-1]), adapters[-1])
+        models = sorted(folder.glob("*.gguf")) or _folders_with(folder, CONFIG) or _folders_with(folder, ADAPTER)
         remedy = f"Give {' or '.join(map(str, models[-3:]))}" if models else "Give a folder that save_pretrained wrote"
         raise LongRopeError(f"model = {name!r} cannot be loaded: there is no {CONFIG} in this folder. {remedy}.")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
@@ -70,7 +78,7 @@ def check_folder(name: str, folder: Path) -> None:
 
 
 def check_adapter(name: str, folder: Path) -> None:
-    """Refuse the folder of an adapter, such as LoRA's, in place of a model.
+    """Refuse the folder of an adapter that cannot be merged into a base model.
 
     Raises:
         LongRopeError: The folder has an ``adapter_config.json``.
@@ -85,7 +93,7 @@ def check_hub_adapter(name: str) -> None:
     Raises:
         LongRopeError: The hub, or its cache, has an ``adapter_config.json`` under this name.
     """
-    path = _cached(name, ADAPTER)
+    path = find_file(name, ADAPTER)
     if path is not None:
         raise adapter_error(name, _read(path))
 
@@ -103,17 +111,12 @@ def adapter_error(name: str, fields: Mapping[str, Any], folder: Path | None = No
     fault = f"model = {name!r}: {ADAPTER} says that this is {adapter} of the model {base}, not a model."
     if kind not in MERGEABLE:
         return LongRopeError(f"{fault} An adapter of this kind cannot be merged. Give the base model.")
-    has_tokenizer = folder is not None and any((folder / file).is_file() for file in TOKENIZER_FILES)
-    tokenizer, merged = name if has_tokenizer else base, f"{name.rstrip('/')}-merged"
-    remedy = (
-        f"Merge it, and give {merged}:\n"
-        "  from peft import AutoPeftModelForCausalLM; from transformers import AutoTokenizer\n"
-        f"  AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained({merged!r})\n"
-        f"  AutoTokenizer.from_pretrained({tokenizer!r}).save_pretrained({merged!r})"
+    if folder is None:
+        return LongRopeError(f"{fault} Fetch it (hf download {name} --local-dir adapter), and give that folder.")
+    return LongRopeError(
+        f"{fault} Whole weights lie beside it. If the adapter is merged into them already, remove {ADAPTER}. "
+        "If not, move the adapter into a folder of its own and give that."
     )
-    if folder is not None and (folder / CONFIG).is_file():
-        return LongRopeError(f"{fault} If the adapter is merged into its weights already, remove {ADAPTER}. {remedy}")
-    return LongRopeError(f"{fault} {remedy}")
 
 
 def tokenizer_error(folder: Path, message: str) -> str | None:
@@ -141,6 +144,24 @@ def tokenizer_error(folder: Path, message: str) -> str | None:
     return f"{present[0]} needs the package {package}, which is not installed. Run pip install {package}"
 
 
+def check_rope_fields(name: str, folder: Path, message: str) -> None:
+    """Refuse a config for its rope fields, where transformers' error is about these.
+
+    Args:
+        name: Name of the model, for the message.
+        folder: Folder of the model.
+        message: Error of transformers.
+
+    Raises:
+        LongRopeError: A rope field is wrong.
+    """
+    if "rope" in message and (fields := _read(folder / CONFIG)):
+        try:
+            extension_of_config(fields)
+        except LongRopeError as error:
+            raise LongRopeError(f"model = {name!r}: {error}") from None
+
+
 def _first_lines(error: Exception) -> str:
     """Return the first line of an error of transformers, and the next if it ends in a colon."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # a KeyError quotes itself
@@ -164,12 +185,12 @@ def _folders_with(folder: Path, file: str) -> list[Path]:
 
 def _snapshot(name: str) -> Path | None:
     """Return the folder of a hub model that has been fetched; None if there is none."""
-    path = _cached(name, CONFIG, local_files_only=True)
+    path = find_file(name, CONFIG, local_files_only=True)
     return None if path is None else path.parent
 
 
-def _cached(name: str, file: str, **options: Any) -> Path | None:
-    """Return a file of a hub model; None if the model or the file does not exist or cannot be fetched."""
+def find_file(name: str, file: str, **options: Any) -> Path | None:
+    """Return a file of a folder or a hub model; None if it does not exist or cannot be fetched."""
     from transformers.utils.hub import cached_file
 
     quiet = ("gated_repo", "missing_entries", "connection_errors")

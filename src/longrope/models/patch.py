@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.models.adapter import switched_adapter
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 
@@ -37,7 +37,7 @@ def patch(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scalin
     try:
         yield model
     finally:
-        rotary.install(rotary.module)
+        rotary.restore()
 
 
 def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scaling]) -> PreTrainedModel:
@@ -54,19 +54,19 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
     only_short = isinstance(scaling, Extension) and scaling.long.is_identity
     length = rotary.rope.original_length if only_short else 2 * rotary.rope.original_length
     try:
-        rotary.install(rotary.original)
+        rotary.use_originals()
         before = _sparse_logits(model, length, rows)
-        rotary.install(RescaledRotary(rotary.rope, rotary.original, embedding, switched_adapter(model)))
+        rotary.rescale(embedding, switched_adapter(model))
         unchanged = torch.equal(before, _sparse_logits(model, length, rows))
         if unchanged and embedding is not None:  # rounding may hide factors near 1, but not factors of 2
             doubled = _embedding(rotary.rope, Scaling([2.0] * (rotary.rope.dim // 2)), model.device)
-            rotary.install(RescaledRotary(rotary.rope, rotary.original, doubled))
+            rotary.rescale(doubled)
             unchanged = torch.equal(before, _sparse_logits(model, length, rows))
-            rotary.install(RescaledRotary(rotary.rope, rotary.original, embedding, switched_adapter(model)))
+            rotary.rescale(embedding, switched_adapter(model))
         if before.isfinite().all():  # else no two logits are equal
             _check_effect(model, unchanged=unchanged, is_identity=embedding is None)
     except BaseException:
-        rotary.install(rotary.module)
+        rotary.restore()
         raise
     return model
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longrope.errors import LongRopeError
-from longrope.rope import FULL
+from longrope.rope import FULL, full_attention_name
 
 AXES = 3  # of the positions of models that read images: time, height, width
 
@@ -96,9 +96,16 @@ class RotaryLayout:
         return values.gather(0, axes.expand(1, *values.shape[1:]))[0]
 
 
+def layer_type_of(original: nn.Module) -> str | None:
+    """Return the name under which a rotary module holds the full-attention layers' frequencies; None if it has one."""
+    suffix = "_inv_freq"
+    buffers = [name for name, _ in original.named_buffers(recurse=False)]
+    return full_attention_name(name.removesuffix(suffix) for name in buffers if name.endswith(suffix))
+
+
 def _run(original: nn.Module, positions: Tensor) -> Any:
     """Return the output of a rotary module for a bfloat16 model, for one token."""
     device = next((buffer.device for buffer in original.buffers()), None)
-    layer_type = [FULL] if hasattr(original, "layer_types") else []
+    layer_type = [layer_type_of(original) or FULL] if hasattr(original, "layer_types") else []
     x = torch.zeros(1, 1, 1, dtype=torch.bfloat16, device=device)
     return original(x, positions.long().to(device), *layer_type)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,34 +14,70 @@ from longrope.errors import LongRopeError
 from longrope.models.adapter import SwitchedAdapter
 from longrope.models.backbone import text_part
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.models.rotary_layout import AXES, RotaryLayout
-from longrope.rope import FULL, Rope
+from longrope.models.rotary_layout import AXES, RotaryLayout, layer_type_of
+from longrope.rope import FULL_NAMES, Rope
 
 
 @dataclass(frozen=True)
-class RotarySlot:
-    """The place in a model where cos and sin are computed.
+class RotarySite:
+    """A site in a model where cos and sin are computed.
 
     Args:
         parent: Module that holds the rotary module.
         name: Attribute of ``parent`` that is the rotary module.
-        module: The rotary module at present.
-        rope: Geometry of the model.
+        module: The rotary module when the site was found.
     """
 
     parent: nn.Module
     name: str
     module: nn.Module
-    rope: Rope
 
     @property
     def original(self) -> nn.Module:
         """The model's own module, also while another replaces it."""
         return self.module.original if isinstance(self.module, RescaledRotary) else self.module
 
-    def install(self, module: nn.Module) -> None:
-        """Replace the rotary module."""
-        setattr(self.parent, self.name, module)
+
+@dataclass(frozen=True)
+class RotarySlot:
+    """The sites in a model where cos and sin of the full-attention layers are computed.
+
+    Most models have one site. Moshi has one for each layer, Granite SWA one for each base, and DeepSeek-V4 one for
+    each compressor.
+
+    Args:
+        sites: Sites with the frequencies of ``rope``.
+        rope: Geometry of the model.
+    """
+
+    sites: tuple[RotarySite, ...]
+    rope: Rope
+
+    @property
+    def module(self) -> nn.Module:
+        """The rotary module of the first site when it was found."""
+        return self.sites[0].module
+
+    @property
+    def originals(self) -> list[nn.Module]:
+        """The model's own rotary modules."""
+        return [site.original for site in self.sites]
+
+    def rescale(self, embedding: nn.Module | None, adapter: SwitchedAdapter | None = None) -> None:
+        """Compute cos and sin by an embedding at every site; see `RescaledRotary`."""
+        self._install([RescaledRotary(self.rope, original, embedding, adapter) for original in self.originals])
+
+    def use_originals(self) -> None:
+        """Put the model's own rotary modules at their sites."""
+        self._install(self.originals)
+
+    def restore(self) -> None:
+        """Put back the rotary modules that the sites had when they were found."""
+        self._install([site.module for site in self.sites])
+
+    def _install(self, modules: Sequence[nn.Module]) -> None:
+        for site, module in zip(self.sites, modules, strict=True):
+            setattr(site.parent, site.name, module)
 
 
 class RescaledRotary(nn.Module):
@@ -68,6 +104,7 @@ class RescaledRotary(nn.Module):
         self.plain_fields: Mapping[str, Any] = {}  # of the model's config, as they were before longrope.apply
         self.layout = RotaryLayout.of(original, rope.dim // 2)
         self.layer_types = getattr(original, "layer_types", None)  # which some models read there
+        self.config = getattr(original, "config", None)  # likewise
         self.train(original.training)
         self.register_state_dict_post_hook(_drop_embedding_state)
         self.register_load_state_dict_pre_hook(_add_embedding_state)
@@ -80,7 +117,7 @@ class RescaledRotary(nn.Module):
             position_ids: Positions, ``(batch, sequence)``; ``(axes, batch, sequence)`` in models that read images.
             layer_type: Type of the layers, in models with a rope for each.
         """
-        if self.embedding is None or layer_type not in (None, FULL):
+        if self.embedding is None or layer_type not in (None, *FULL_NAMES):
             # beside factors without the hook that turns the adapter off
             original = self.original if self.embedding is None else self.original.forward
             return original(x, position_ids, *([layer_type] if layer_type else []))
@@ -103,34 +140,34 @@ class RescaledRotary(nn.Module):
 
 
 def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
-    """Return the place of a model's only rotary module.
+    """Return the sites of a model's rotary modules that have the frequencies of its full-attention layers.
 
     Raises:
-        LongRopeError: The model has no rotary module or several, or its frequencies are not those that its config
-            describes.
+        LongRopeError: The model has no rotary module, or no module's frequencies are those that its config describes.
     """
     rope, model_type = Rope.of(model), model.config.model_type
-    slots = [
-        (parent, name, child)
+    sites = [
+        RotarySite(parent, name, child)
         for parent in text_part(model).modules()
         if not isinstance(parent, RescaledRotary)
         for name, child in parent.named_children()
         if isinstance(child, RescaledRotary) or _inv_freq(child) is not None
     ]
-    if len(slots) != 1:
-        raise LongRopeError(f"model type {model_type!r} has {len(slots)} rotary modules instead of one: not supported")
-    rotary = RotarySlot(*slots[0], rope=rope)
-    if not _has_frequencies(rotary.original, rope):
+    if not sites:
+        raise LongRopeError(f"model type {model_type!r} has no rotary module that longrope can replace: not supported")
+    with_rope = tuple(site for site in sites if _has_frequencies(site.original, rope))
+    if not with_rope:
         raise LongRopeError(
             f"model type {model_type!r}: its frequencies are not those of {rope}, which its config describes. "
             "longrope does not support this model type."
         )
-    return rotary
+    return RotarySlot(with_rope, rope)
 
 
 def _has_frequencies(original: nn.Module, rope: Rope) -> bool:
     """Return whether a model's own module computes with a rope; a longrope or dynamic one changes with the length."""
-    prefix = f"{FULL}_" if hasattr(original, f"{FULL}_inv_freq") else ""
+    layer_type = layer_type_of(original)
+    prefix = f"{layer_type}_" if layer_type else ""
     inv_freq = getattr(original, f"{prefix}original_inv_freq", _inv_freq(original))
     first = replace(rope, factors=rope.short_factors or rope.factors, short_factors=(), short_length=0)
     expected = torch.from_numpy(first.inv_freq).float()
@@ -141,7 +178,7 @@ def _has_frequencies(original: nn.Module, rope: Rope) -> bool:
 
 def _inv_freq(module: nn.Module) -> Tensor | None:
     buffers = dict(module.named_buffers(recurse=False))
-    return buffers.get("inv_freq", buffers.get(f"{FULL}_inv_freq"))
+    return buffers.get("inv_freq", buffers.get(f"{layer_type_of(module)}_inv_freq"))
 
 
 def _drop_embedding_state(module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: object) -> None:

@@ -44,7 +44,7 @@ class EvaluationBackend:
 
 @contextmanager
 def open_backend(
-    name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1"
+    name: str, *, dtype: str = "auto", device: str = "cpu", workers: str = "1", original_length: int | None = None
 ) -> Iterator[EvaluationBackend]:
     """Load a model in this process, or once in every worker.
 
@@ -53,17 +53,18 @@ def open_backend(
         dtype: A key of `longrope.models.load.DTYPES`.
         device: Torch device; with local workers ``cuda`` becomes one device each.
         workers: Number of local processes (1: this process), ``ray`` or ``ray://HOST:PORT``.
+        original_length: L0 in tokens, as for `longrope.models.load.load`.
 
     Raises:
         LongRopeError: If the model cannot be loaded, or the workers cannot be started.
     """
     local = processes(workers)
     if local == 1:
-        yield _backend(*load(name, dtype=dtype, device=device))
+        yield _backend(*load(name, dtype=dtype, device=device, original_length=original_length))
         return
-    config, tokenizer = load_config(name), load_tokenizer(name)
+    config, tokenizer = load_config(name, original_length=original_length), load_tokenizer(name)
     check_dtype(dtype)
-    build = partial(_build, name, dtype, device, local)
+    build = partial(_build, name, dtype, device, original_length, local)
     pool: WorkerPool = LocalPool(build, local) if local else RayPool(build, workers)
     loaded = (config.dtype or torch.float32) if dtype == "auto" else DTYPES[dtype]
 
@@ -110,11 +111,13 @@ def processes(workers: str) -> int:
     return int(workers)
 
 
-def _build(name: str, dtype: str, device: str, count: int, rank: int) -> Callable[[Sequence[WeightedText]], Objective]:
+def _build(
+    name: str, dtype: str, device: str, original_length: int | None, count: int, rank: int
+) -> Callable[[Sequence[WeightedText]], Objective]:
     """Load the model in a worker, and return the function that makes objectives on it."""
     if device == "cuda" and count:
         device = f"cuda:{rank % torch.cuda.device_count()}"
     if device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // count) if count else 1)
-    model, _ = load(name, dtype=dtype, device=device)
+    model, _ = load(name, dtype=dtype, device=device, original_length=original_length)
     return partial(ModelObjective, model)

@@ -20,7 +20,7 @@ from longrope.models.adapter import switched_adapter
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import patch
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
+from longrope.models.rotary_slot import find_rotary_slot
 from longrope.objectives.factor_gradient import Differentiable, frozen
 from longrope.objectives.frozen_samples import FrozenSamples
 from longrope.scaling import Scaling
@@ -156,13 +156,11 @@ class ModelObjective:
 
     @contextmanager
     def _installed(self, module: nn.Module) -> Iterator[None]:
-        self.rotary.install(
-            RescaledRotary(self.rotary.rope, self.rotary.original, module, switched_adapter(self.model))
-        )
+        self.rotary.rescale(module, switched_adapter(self.model))
         try:
             yield
         finally:
-            self.rotary.install(self.rotary.module)
+            self.rotary.restore()
 
 
 def _positions(samples: Sequence[WeightedText]) -> np.ndarray | None:

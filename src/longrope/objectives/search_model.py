@@ -88,12 +88,17 @@ def _prepared(
     options: SearchOptions,
     output: Path,
 ) -> Iterator[PreparedSearch]:
+    if options.original_length is not None and not isinstance(model, str):
+        raise LongRopeError(
+            f"original_length = {options.original_length}: the model is loaded already, or is a function. "
+            "Give it to longrope.load or as rope, or give the model's name."
+        )
     if not isinstance(model, (str, PreTrainedModel)):
         yield prepare_function(model, rope, length, method, options)
         return
     chosen = options.method(method or "auto", length)
     options.text_spec(length)
-    config = load_config(model) if isinstance(model, str) else model.config
+    config = load_config(model, original_length=options.original_length) if isinstance(model, str) else model.config
     warning = require_rotating_layers(config).warning(length)
     if warning is not None:
         logger.warning(warning)
@@ -102,7 +107,13 @@ def _prepared(
         options, reason = place_search(model, length, chosen, options, output)
         if reason:
             logger.warning(reason)
-        opened = open_backend(model, dtype=options.dtype, device=options.device, workers=options.workers)
+        opened = open_backend(
+            model,
+            dtype=options.dtype,
+            device=options.device,
+            workers=options.workers,
+            original_length=options.original_length,
+        )
     else:
         if tokenizer is None:
             raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Give it, or the model's name.")

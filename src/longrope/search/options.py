@@ -48,6 +48,7 @@ class SearchOptions:
         device: Device to load a model on; ``auto`` for the accelerator if there is one.
         cache: Folder that keeps tokens from one run to the next.
         text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
+        original_length: L0 of a named model in tokens, where its fields are wrong or disagree; None takes its own.
         existing: What to do with a run in the output folder: ``refuse``, ``resume`` or ``overwrite``.
 
     Raises:
@@ -78,6 +79,7 @@ class SearchOptions:
     device: str = "auto"
     cache: Path | None = None
     text_key: str | None = None
+    original_length: int | None = None
     existing: str = "refuse"
 
     def __post_init__(self) -> None:

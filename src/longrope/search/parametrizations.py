@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from longrope.errors import unknown
+from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope
+from longrope.yarn_fit import nearest_yarn
 
 KNOTS = 6
 
@@ -26,6 +27,8 @@ class Parametrization:
         upper: Largest value of each coordinate, ``(n,)``.
         unit: Typical change of each coordinate, ``(n,)``.
         initial_points: First points of `nearest`, each ``(n,)``; several where one could get stuck.
+        project: Function from log factors to the nearest coordinates, where there is a better one than `nearest`'s.
+        smooth: Function to take the slopes of, where ``log_factors`` has steps.
     """
 
     log_factors: Callable[[np.ndarray], np.ndarray]
@@ -33,15 +36,19 @@ class Parametrization:
     upper: np.ndarray
     unit: np.ndarray
     initial_points: Sequence[np.ndarray]
+    project: Callable[[np.ndarray], np.ndarray] | None = None
+    smooth: Callable[[np.ndarray], np.ndarray] | None = None
 
     def jacobian(self, x: np.ndarray, step: float = 1e-5) -> np.ndarray:
         """Return the derivatives of the log factors by the coordinates, ``(dim // 2, n)``, by central differences."""
-        moves = step * np.diag(self.unit)
-        slopes = [(self.log_factors(x + move) - self.log_factors(x - move)) / (2 * step) for move in moves]
+        moves, function = step * np.diag(self.unit), self.smooth or self.log_factors
+        slopes = [(function(x + move) - function(x - move)) / (2 * step) for move in moves]
         return np.stack(slopes, axis=1) / self.unit
 
     def nearest(self, log_factors: np.ndarray, steps: int = 100) -> np.ndarray:
         """Return coordinates within the bounds with log factors close to the given ones (Gauss-Newton, active set)."""
+        if self.project is not None:
+            return self.project(log_factors)
 
         def distance(x: np.ndarray) -> float:
             return float(np.sum((log_factors - self.log_factors(x)) ** 2))
@@ -124,7 +131,54 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     )
 
 
-PARAMETRIZATIONS = {"free": free, "monotone": monotone, "spline": spline, "ramp": ramp, "critical": critical}
+def yarn(rope: Rope, scale: float, ceiling: float) -> Parametrization:
+    """Return YaRN's parametrization: the first and the last pair of its band, and the logarithm of its factor.
+
+    The ends of the band are ``beta_fast`` and ``beta_slow`` in pairs. A candidate's band ends at the nearest whole
+    pairs, because several engines compute with no others, and slopes are those of the band between them. The factor is
+    at least s, because engines take L0 times the factor for the longest sequence.
+
+    Raises:
+        LongRopeError: If the rope carries factors, whose product with a YaRN is not a YaRN.
+    """
+    if rope.factors:
+        raise LongRopeError(
+            "parametrization = 'yarn': the model is used to factors already, and their product with a YaRN is not a "
+            "YaRN. Use another parametrization, or start from a plain checkpoint."
+        )
+    pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
+
+    def smooth(x: np.ndarray) -> np.ndarray:
+        ramp = np.clip((np.arange(pairs) - x[0]) / max(x[1] - x[0], 0.5), 0, 1)
+        return -np.log(ramp * np.exp(-x[2]) + (1 - ramp))
+
+    def log_factors(x: np.ndarray) -> np.ndarray:
+        first = np.clip(np.round(x[0]), 0, max(pairs - 2, 0))
+        return smooth(np.array([first, np.clip(np.round(x[1]), first + 1, rope.dim - 1), x[2]]))
+
+    def project(log_factors: np.ndarray) -> np.ndarray:
+        first, last, factor = nearest_yarn(rope, log_factors, least=np.exp(low), most=np.exp(top))
+        return np.array([first, last, np.log(factor)])
+
+    return Parametrization(
+        log_factors,
+        lower=np.array([0.0, 1.0, low]),
+        upper=np.array([max(pairs - 2.0, 0.0), rope.dim - 1.0, max(top, low)]),
+        unit=np.array([pairs / 8, pairs / 8, max(low, 1e-3)]),
+        initial_points=[],
+        project=project,
+        smooth=smooth,
+    )
+
+
+PARAMETRIZATIONS = {
+    "free": free,
+    "monotone": monotone,
+    "spline": spline,
+    "ramp": ramp,
+    "critical": critical,
+    "yarn": yarn,
+}
 
 
 def make_parametrization(name: str, rope: Rope, scale: float, ceiling: float) -> Parametrization:

@@ -22,6 +22,7 @@ from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import check_sparse_windows, use_weighted_attention
 from longrope.longcontext.tiling import tile_mlps, why_whole_layers
 from longrope.longcontext.training_loss import Distillation, use_chunked_loss
+from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.load import load
 from longrope.models.patch import install_factors
@@ -160,8 +161,25 @@ def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:
             f"finetune.lora = {settings.lora} needs the package peft: pip install 'longrope[lora]'"
         ) from None
     set_seed(settings.seed)  # of the adapters' first weights
-    lora = LoraConfig(task_type="CAUSAL_LM", r=settings.lora, lora_alpha=2 * settings.lora, target_modules="all-linear")
+    targets: Any = {"target_modules": "all-linear", "exclude_modules": _without_adapter(model) or None}
+    lora = LoraConfig(task_type="CAUSAL_LM", r=settings.lora, lora_alpha=2 * settings.lora, **targets)
     return get_peft_model(model, lora)
+
+
+def _without_adapter(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear modules that get no adapter.
+
+    Those that read images see no training text. Llama 4's routers and DeepSeek-V4's grouped projections compute more
+    than a product.
+    """
+    text = set(backbone_of(model).modules())
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (module not in text or type(module).__module__.startswith("transformers.models."))
+        and module is not model.get_output_embeddings()
+    ]
 
 
 def _save(trainer: Trainer, output: Path, *, merge: bool) -> None:

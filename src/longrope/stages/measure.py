@@ -10,7 +10,6 @@ from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.measurement import Corpus, EvalSpec
 from longrope.evaluation.runner import EvalContext, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
-from longrope.models.load import load
 from longrope.provenance import provenance
 from longrope.scaling import Extension
 from longrope.schemes import scheme
@@ -43,7 +42,7 @@ def measure(run: StagedRun, extension: Extension) -> None:
             [corpus],
             EvalSpec(lengths, retrieval=run.data.prompts(), questions=run.plan.evaluation.questions),
             run.rope,
-            lambda name: load(run.weights_path(name), dtype=run.dtype, device=run.device),
+            lambda name: run.load(run.weights_path(name), dtype=run.dtype, device=run.device),
             SampleStore(journal),
             lambda done, total, note: run.on_progress("measure", done, total, note),
         )

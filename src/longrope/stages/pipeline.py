@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from longrope.formats.load_factors import load_extension
 from longrope.models.adapter import describe_adapter
 from longrope.models.average import mix_weights
-from longrope.models.load import DTYPES, load, load_config
+from longrope.models.load import DTYPES
+from longrope.models.processor_files import copy_processor
 from longrope.objectives.backend import open_backend
 from longrope.objectives.prepare_search import prepare_objectives
 from longrope.scaling import Extension, Scaling
@@ -89,7 +90,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     if settings.distill is not None and settings.distill.teacher is None and run.weights(number) != run.model:
         settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": run.model})})
     keeps_dtype = settings.lora and settings.dtype != "float32"
-    model, tokenizer = load(run.weights(number), dtype=run.dtype if keeps_dtype else "float32")
+    model, tokenizer = run.load(run.weights(number), dtype=run.dtype if keeps_dtype else "float32")
     summary = finetune(
         model,
         Extension.of(run.rope, long) if settings.short else long,
@@ -126,23 +127,24 @@ def _publish_weights(run: StagedRun, number: int, tokenizer: PreTrainedTokenizer
     """
     stage, folder = run.plan.stages[number - 1], run.stage_folder(number)
     assert stage.finetune is not None
-    dtype, average = load_config(run.model).dtype or torch.float32, stage.finetune.average
+    dtype, average = run.config.dtype or torch.float32, stage.finetune.average
     trained, unfinished = folder / "training" / "model", folder / "model.new"
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(trained)
     name = next(name for name, value in DTYPES.items() if value == dtype)
     if average == "auto":
-        original, _ = load(run.model, dtype="float32")
-        tested, _ = load(str(trained), dtype="float32", device=run.device)
+        original, _ = run.load(run.model, dtype="float32")
+        tested, _ = run.load(str(trained), dtype="float32", device=run.device)
         windows, file = run.data.held_out_windows(stage), folder / "average.json"
         average = choose_average(tested, original, run.long_scaling(number), windows, file)
         del tested, original
-    model, _ = load(str(trained), dtype="float32" if average else name)
+    model, _ = run.load(str(trained), dtype="float32" if average else name)
     if average:
-        mix_weights(model, load(run.model, dtype="float32")[0], float(average))
+        mix_weights(model, run.load(run.model, dtype="float32")[0], float(average))
         model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    copy_processor(run.config, unfinished)
 
 
 def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
@@ -223,7 +225,9 @@ def _search(
     step_name = f"recovery at {at}" if recovers else f"stage {number}: search at {at}"
     folder = run.folder / "recovery" if recovers else run.stage_folder(number)
     samples, options = run.data.samples(search, lengths), search_options(search, lengths)
-    with open_backend(run.weights(number), dtype=run.dtype, device=run.device) as backend:
+    with open_backend(
+        run.weights(number), dtype=run.dtype, device=run.device, original_length=run.plan.original_length
+    ) as backend:
         prepared = prepare_objectives(
             space,
             SearchObjectives.of(backend.make_objective, samples["search"], samples["held_out"]),

@@ -15,7 +15,7 @@ from longrope.rope import Rope
 from longrope.schemes import attention_factor
 from longrope.stages.plan_errors import describe_errors
 from longrope.stages.plan_tables import Data, FinalEvaluation, Recovery, Stage
-from longrope.stages.plan_values import FromList, PlanTable, with_value_error
+from longrope.stages.plan_values import FromList, PlanTable, Tokens, with_value_error
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,6 +36,7 @@ class Plan(PlanTable):
         data: Documents.
         evaluation: Measurements at the end.
         attention: Attention factor: su, yarn, none or a number.
+        original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; its own if not given.
         original_tokens: Tokens that the model was trained on, for the advice on fine-tuning.
         export: Form of the checkpoint: static, dual, or none.
     """
@@ -46,6 +47,7 @@ class Plan(PlanTable):
     data: Data = Data()
     evaluation: FinalEvaluation = FinalEvaluation()
     attention: str | float = "su"
+    original_length: Tokens | None = None
     original_tokens: float | None = Field(default=None, gt=0)
     export: Literal["static", "dual", "none"] = "static"
 

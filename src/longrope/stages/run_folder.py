@@ -9,10 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension, load_factors
-from longrope.models.adapter import base_of
-from longrope.models.load import load_config, load_tokenizer
+from longrope.models.adapter_folder import base_of, is_switched
+from longrope.models.load import load, load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 from longrope.schemes import attention_factor, is_scheme
@@ -53,14 +55,19 @@ class StagedRun:
     on_progress: OnProgress = lambda *_: None
 
     @cached_property
+    def config(self) -> PreTrainedConfig:
+        """Config of the model before any extension, with the plan's L0."""
+        return load_config(self.model, original_length=self.plan.original_length)
+
+    @cached_property
     def rope(self) -> Rope:
         """Geometry of the model before any extension."""
-        return Rope.of(load_config(self.model))
+        return Rope.of(self.config)
 
     @cached_property
     def data(self) -> RunData:
         """Documents of the plan, tokenized for the model."""
-        vocabulary = load_config(self.model).get_text_config().vocab_size
+        vocabulary = self.config.get_text_config().vocab_size
         return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens", vocabulary)
 
     def stage_folder(self, number: int) -> Path:
@@ -88,6 +95,10 @@ class StagedRun:
     def weights_path(self, name: str) -> str:
         """Return a name of `weights_name` as one that can be loaded."""
         return name if name == self.model else str(self.folder / name)
+
+    def load(self, name: str, *, dtype: str, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load a model of `weights_path` with the plan's L0, as `longrope.models.load.load` does."""
+        return load(name, dtype=dtype, device=device, original_length=self.plan.original_length)
 
     def long_scaling(self, number: int) -> Scaling:
         """Return the long factors of a finished stage."""
@@ -138,13 +149,13 @@ def begin_run(run: StagedRun, *, resume: bool) -> None:
     if run.folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in run.folder.iterdir()):
         raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
     claim_output(run.folder, overwrite=True, folder=True)
-    if base_of(run.model) is not None:
+    if is_switched(run.model):
         raise LongRopeError(
             f"model = {run.model!r}: an adapter that is switched with its factors is not extended further. "
             f"Begin with its base model, {base_of(run.model)}."
         )
     run.plan.check_fits(run.rope)
-    check_model_fits(run.plan, load_config(run.model))
+    check_model_fits(run.plan, run.config)
     check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
     for number in range(1, len(run.plan.stages) + 1):
         run.scaling_from_file(number)

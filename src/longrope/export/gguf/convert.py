@@ -103,7 +103,7 @@ def refuse_model(config: dict[str, Any], extension: Extension) -> str:
             "convert_hf_to_gguf.py, then export that .gguf file."
         )
     if model_type not in ARCHITECTURES:
-        refuse_architecture(model_type)
+        refuse_architecture(model_type, extension)
     window, rope = config.get("sliding_window"), extension.rope
     if window and window < extension.length:
         raise LongRopeError(

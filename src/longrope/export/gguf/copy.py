@@ -6,8 +6,11 @@ from pathlib import Path
 
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, write_gguf
 from longrope.export.hf_config import for_mode
-from longrope.formats.gguf import open_gguf, plain_rope, read
+from longrope.formats.gguf import FREQS, LONG, SHORT
+from longrope.formats.gguf_file import open_gguf, read
 from longrope.formats.gguf_split import refuse_split
+from longrope.models.load import load_config
+from longrope.rope import Rope
 from longrope.scaling import Extension, check_rope
 
 
@@ -17,7 +20,7 @@ def extend_gguf(
     """Copy a GGUF file and add factors; its quantised weights stay as they are.
 
     Args:
-        source: GGUF file of a plain model.
+        source: GGUF file of a model. Its own rope scaling, if it has one, is replaced by the products of both factors.
         extension: Factors to add, for the model's rope.
         path: File to write; it appears whole or not at all.
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones in contexts of up to L0).
@@ -27,15 +30,15 @@ def extend_gguf(
         The extension as the file holds it.
 
     Raises:
-        LongRopeError: llama.cpp cannot run this architecture with factors, or the source carries a scaling already, is
-            for another rope or broken, or the file cannot be written.
+        LongRopeError: llama.cpp cannot run this architecture with factors, or the source is broken, is for another rope
+            or carries a scaling that longrope does not read, or the file cannot be written.
     """
     written = for_mode(extension, mode)
     refuse_split(source)
     reader = open_gguf(source)
     architecture = read(reader, "general.architecture", source)
-    refuse_architecture(architecture)
-    check_rope(written, plain_rope(reader, source), str(source))
+    refuse_architecture(architecture, written)
+    check_rope(extension, Rope.of(load_config(str(source))), str(source))
     keys, tensors = scaling_keys(written, architecture), factor_tensors(written)
     replaced = (f"{architecture}.rope.scaling.", f"{architecture}.rope.scale_linear", "general.architecture", "GGUF.")
     with write_gguf(path, architecture, written, overwrite=overwrite) as writer:
@@ -48,7 +51,7 @@ def extend_gguf(
         add_keys(writer, keys)
         for name, factors in tensors.items():
             writer.add_tensor(name, factors)
-        for tensor in reader.tensors:
+        for tensor in (tensor for tensor in reader.tensors if tensor.name not in (FREQS, LONG, SHORT)):
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longrope.engines.registry import LLAMA_CPP_YARN
 from longrope.errors import LongRopeError
+from longrope.export.hf_config import yarn_fields
 from longrope.formats.gguf import LONG, SHORT, extension_of_gguf
 from longrope.scaling import Extension
 from longrope.storage.lock import claim_output
@@ -49,17 +51,24 @@ def add_keys(writer: GGUFWriter, keys: dict[str, str | int | float]) -> None:
             writer.add_float32(key, value)
 
 
-def refuse_architecture(architecture: str) -> None:
+def refuse_architecture(architecture: str, extension: Extension) -> None:
     """Raise unless llama.cpp computes with the factors in an architecture.
 
     Raises:
-        LongRopeError: It does not, or this is not tested.
+        LongRopeError: It does not, or this is not tested. For a YaRN, the message has the options of llama.cpp.
     """
-    if architecture not in RUNTIMES:
-        raise LongRopeError(
-            f"architecture = {architecture!r}: llama.cpp ignores the factors of most architectures or rejects a file, "
-            f"and only {' and '.join(RUNTIMES)} are tested. Serve this model from a Hugging Face export."
-        )
+    if architecture in RUNTIMES:
+        return
+    yarn = yarn_fields(extension)
+    remedy = "Serve this model from a Hugging Face export, or search with the parametrization yarn."
+    if yarn is not None:
+        numbers = {"attn_factor": 1.0, **yarn, "original": extension.rope.original_length}
+        options = LLAMA_CPP_YARN.format(**numbers, length=extension.length)
+        remedy = f"These factors are a YaRN, which llama.cpp computes for a plain GGUF file of the model: {options}."
+    raise LongRopeError(
+        f"architecture = {architecture!r}: llama.cpp ignores the factors of most architectures or rejects a file, "
+        f"and only {' and '.join(RUNTIMES)} are tested. {remedy}"
+    )
 
 
 @contextmanager
