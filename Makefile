@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-faults benchmark-questions benchmark-composed-run
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -179,6 +179,9 @@ benchmark-schemes: $(READY)  ## measure the closed forms on tiny (ten minutes)
 	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 --dtype float32 -o build/schemes --overwrite --schemes \
 	  yarn,mrrope_uni,mrrope_pro,bm,tailspline,yarn+cope,ramp,heuristic
 	cp build/schemes/results.json benchmarks/results/schemes.json
+
+benchmark-contexts: $(READY)  ## searches in frozen contexts beside full passes on tiny (half an hour)
+	nice $(BIN)/python benchmarks/contexts.py
 
 benchmark-yarn: $(READY)  ## search free factors and YaRN's own on tiny, fit YaRNs, compare all (a quarter of an hour)
 	for form in free yarn; do $(BIN)/longrope search tiny -l 2k --dtype float32 --parametrization $$form \

@@ -42,6 +42,7 @@ from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
+from longrope.units import parse_length
 
 BUILD, RESULTS = Path("build/extension"), Path(__file__).parent / "results" / "extension.json"
 ROPE = lr.Rope.of(load_config("tiny"))
@@ -99,6 +100,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # changes of the recipe
     "half distillation": {"distill": 0.5},
     "YaRN": {"factors": "yarn"},
     "heuristic": {"factors": "heuristic"},
+}
+
+
+ORDERS: dict[str, list[tuple[str, int]]] = {  # stages with equal tokens in all: length, optimizer steps
+    "one stage": [("128k", 60)],
+    "two stages": [("8k", 30), ("128k", 30)],
+    "three stages": [("4k", 20), ("32k", 20), ("128k", 20)],
 }
 
 
@@ -283,6 +291,30 @@ def ablations(bench: Bench) -> dict[str, Any]:
     return measured("ablations", {name: lambda n=name, c=changes: value(n, c) for name, changes in ABLATIONS.items()})
 
 
+def orders(bench: Bench) -> dict[str, Any]:
+    """Plans of equal tokens, with the ramp in each stage: one stage or several."""
+
+    def measure(model: PreTrainedModel, long: lr.Scaling) -> dict[str, float]:
+        lengths = (2048, 16384)
+        return {str(length): bench.perplexity(model, long, length, SLICE) for length in lengths} | {
+            "131072": bench.perplexity(model, long, TEXT)
+        }
+
+    def trained(name: str) -> tuple[PreTrainedModel, lr.Scaling]:
+        plan = parse_plan(PLAN.replace("SEED", "0"))
+        first = plan.stages[0]
+        assert first.finetune is not None
+        stages: list[Any] = []
+        for length, steps in ORDERS[name]:
+            finetune = first.finetune.model_copy(update={"steps": steps, "average": 0.0, "save_every": steps})
+            stages.append(first.model_copy(update={"length": parse_length(length), "finetune": finetune}))
+        run = bench.begun(name.replace(" ", "-"), plan.model_copy(update={"stages": tuple(stages), "recovery": None}))
+        extension = extend(run)
+        return AutoModelForCausalLM.from_pretrained(run.stage_folder(len(stages)) / "model").eval(), extension.long
+
+    return measured("orders", {name: lambda name=name: measure(*trained(name)) for name in ORDERS})
+
+
 class Unweighted:
     """Training windows whose keys all weigh one token."""
 
@@ -297,7 +329,14 @@ class Unweighted:
         return inputs | {"key_bias": 0 * inputs["key_bias"]} if "key_bias" in inputs else inputs
 
 
-MEASURES = {"ablations": ablations, "table": table, "short": short, "averages": averages, "retrieval": retrieval}
+MEASURES = {
+    "ablations": ablations,
+    "orders": orders,
+    "table": table,
+    "short": short,
+    "averages": averages,
+    "retrieval": retrieval,
+}
 
 
 def main() -> None:

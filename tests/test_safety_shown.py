@@ -107,7 +107,7 @@ def test_the_terminal_prints_names_without_interpreting_them(hostile: tuple[Load
 
 
 SHOWN = {
-    "inspect": lambda word: inspect.show(word, ROPE, {word: Scaling.identity(ROPE)}, 512, LAYERS),
+    "inspect": lambda word: inspect.show(word, ROPE, word, {word: Scaling.identity(ROPE)}, 512, LAYERS),
     "plan": lambda word: plan_output.show(plan_output.Report([Cost("part", 512, 1, 0, {}, 1)], {}, ()), word, err=True),
 }
 

@@ -83,8 +83,9 @@ def test_in_its_own_context_a_gradient_is_that_of_the_selected_tokens(objective:
         answers(objective, reference, gradient=True, **context)[1] for context in ({}, {"reference": reference})
     )
     assert frozen.loss == pytest.approx(full.loss, rel=1e-5)
-    assert full.gradient is not None and frozen.gradient is not None
-    assert np.corrcoef(full.gradient, frozen.gradient)[0, 1] > 0.5
+    assert full.gradient is not None
+    assert frozen.gradient is not None
+    assert np.corrcoef(full.gradient[2:], frozen.gradient[2:])[0, 1] > 0.9
 
 
 def test_a_gradient_in_a_context_is_the_slope_of_the_loss_there(objective: ModelObjective) -> None:

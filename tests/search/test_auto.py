@@ -13,9 +13,15 @@ from searching import LENGTH, ROPE, STARTS, TARGET, Documents, asks, evaluations
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
+from longrope.schemes import scheme
 from longrope.search.auto import RAMPS, Auto, ramps
 from longrope.search.gradient import Gradient
 from longrope.search.protocol import CandidateLoss
+
+
+def own_starts(method: Auto) -> list[Scaling]:
+    return [scheme(name, ROPE, LENGTH) for name in method.schemes]
+
 
 METHOD = Auto(ramps=3, gradient=Gradient(steps=8))
 
@@ -148,11 +154,11 @@ def test_within_a_budget_it_costs_no_more(passes: int, items: int) -> None:
     assert found.with_population(max(4, found.gradient.steps + 1)).passes(items) > passes
 
 
-@pytest.mark.parametrize("passes", [23, 47, 90, 300])
+@pytest.mark.parametrize("passes", [43, 57, 90, 300])
 @pytest.mark.parametrize("items", [2, 5])
 def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, items: int) -> None:
     method, documents = Auto().within(passes, items), Documents((7,) * items, apart=0.1)
-    outcome = search_with(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
+    outcome = search_with(tmp_path / "j", method, objective=documents, starts=own_starts(method))
     assert outcome.stopped == "the method is done"
     repeated = method.gradient.steps - sum("gradient" in line for line in evaluations(tmp_path / "j"))
     assert outcome.tokens + 3 * repeated * 7 == method.passes(items) * 7 <= passes * 7
@@ -171,12 +177,13 @@ def test_a_larger_budget_has_more_of_both(items: int) -> None:
 
 def test_the_default_is_the_tested_one() -> None:
     assert Auto() == Auto(ramps=5, gradient=Gradient(steps=40))
-    assert Auto().passes(4) == (5 + 2 + 8) * 4 + 3 * 40
+    assert Auto().passes(4) == (5 + len(Auto.schemes) + 8) * 4 + 3 * 40
 
 
 def test_contexts_cost_a_part_of_a_pass() -> None:
-    """Four full passes and six in contexts for the closed forms; two samples of eight a step; eight comparisons."""
-    closed_forms, steps, comparisons = 4 * 8 + 6 * 8 / 4, 40 * 3 * 2 / 4, 8 * 8
+    """Four full passes and one in contexts for each other closed form; two samples of eight a step."""
+    others = 5 + len(Auto.schemes) - 1
+    closed_forms, steps, comparisons = 4 * 8 + others * 8 / 4, 40 * 3 * 2 / 4, 8 * 8
     assert Auto().passes(8, 0.25) == closed_forms + steps + comparisons
     assert Auto().gradient_steps(8, 0.25) == 40 * 2 / 4
     assert Auto().passes(8, 0.0) == Auto().passes(8)

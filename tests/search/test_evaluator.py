@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from searching import SMALL, STARTS, Documents, evaluations, quadratic, scattered, search_with, timeless
+from searching import LENGTH, ROPE, SMALL, STARTS, Documents, evaluations, quadratic, scattered, search_with, timeless
 
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
+from longrope.schemes import scheme
 from longrope.search.auto import Auto
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, samples_per_step, stride
 from longrope.search.gradient import Gradient
 from longrope.search.journal import Journal, context_name
+from longrope.search.method import Method
 from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss, context_tokens
 
 A, B, C, D = (Scaling([1.0 + i] * 8) for i in range(4))
@@ -745,21 +747,25 @@ def test_races_leave_contexts_alone(opened: Opened) -> None:
     assert not one.race_estimates
 
 
+def own_starts(method: Method) -> list[Scaling]:
+    return [scheme(name, ROPE, LENGTH) for name in method.schemes]
+
+
 @pytest.mark.parametrize("ramps", [1, 2, 5])
 def test_all_closed_forms_in_contexts_cost_what_their_method_says(tmp_path: Path, ramps: int) -> None:
     """Where there are fewer than three besides the first, each of them gets a full pass."""
     documents, method = Contexts(tokens=(20,) * 8, context_tokens=(5,) * 8), Auto(ramps, Gradient(steps=2))
-    outcome = search_with(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
+    outcome = search_with(tmp_path / "j", method, objective=documents, starts=own_starts(method))
     assert outcome.tokens == 20 * method.passes(8, 0.25)
 
 
 @pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
 def test_a_search_in_contexts_costs_what_its_method_says(tmp_path: Path, name: str) -> None:
-    """From two starts, which CMA-ES does not count."""
+    """From its own starts, which CMA-ES does not count."""
     documents = Contexts(tokens=(20,) * 8, context_tokens=(5,) * 8)
-    outcome = search_with(tmp_path / "j", SMALL[name], objective=documents, starts=STARTS[1:])
+    outcome = search_with(tmp_path / "j", SMALL[name], objective=documents, starts=own_starts(SMALL[name]))
     assert outcome.stopped == "the method is done"
-    starts = 2 * 8 if name == "cma" else 0
+    starts = len(SMALL[name].schemes) * 8 if name == "cma" else 0
     steps = {"auto": 8, "gradient": 12, "cma": 0}[name]
     repeated = 3 * 5 * (2 * steps - sum("gradient" in line for line in evaluations(tmp_path / "j")))
     assert outcome.tokens + repeated == 20 * (SMALL[name].passes(8, 0.25) + starts)

@@ -130,14 +130,15 @@ def test_the_winner_has_the_lowest_held_out_loss(model: PreTrainedModel, tmp_pat
     found = find(model, tmp_path, name=name)
     ranked, early = replayed(tmp_path / "search-0.jsonl")
     finalists = {*list(dict.fromkeys(name for _, name in ranked))[:FINALISTS], *early}
-    schemes = {one: scheme(one, ROPE, LENGTH) for one in SCHEMES}
+    names = dict.fromkeys([*SCHEMES, *METHODS[name].schemes])
+    schemes = {one: scheme(one, ROPE, LENGTH) for one in names}
     compared = {key(scaling_of(line)) for line in lines_of(tmp_path / "held-out.jsonl") if "loss" in line}
     assert compared == finalists | {key(one) for one in schemes.values()}
     losses = {one: loss_of(model, "held_out", Scaling(one[0], attention_factor=one[1])) for one in compared}
     assert key(found.extension.long) == min(losses, key=losses.__getitem__)
     assert list(found.held_out.values()) == sorted(found.held_out.values())
-    assert set(found.held_out) == {"searched", *SCHEMES}
-    for one in SCHEMES:
+    assert set(found.held_out) == {"searched", *names}
+    for one in names:
         assert found.held_out[one] == pytest.approx(losses[key(schemes[one])], abs=1e-6)
     assert found.held_out["searched"] == pytest.approx(min(losses[one] for one in finalists), abs=1e-6)
 
@@ -333,8 +334,9 @@ def test_several_lengths_in_one_search(model: PreTrainedModel, tmp_path: Path) -
     best = found.outcomes[0].best
     long, short = (model_losses(model, best, TOKENS["search"][:, :length]).mean() for length in (LENGTH, 100))
     assert found.outcomes[0].ranked[0][0] == pytest.approx((long + short) / 2, abs=1e-5)
-    # two starts, two ramps and the mean of the steps; three steps, on items of both lengths
-    assert found.outcomes[0].tokens == (4 + 1) * 2 * (LENGTH + 100) + 3 * (LENGTH + 2 * 100)
+    # the starts, two ramps and the mean of the steps; three steps, on items of both lengths
+    full = len(METHODS["auto"].schemes) + 2 + 1
+    assert found.outcomes[0].tokens == full * 2 * (LENGTH + 100) + 3 * (LENGTH + 2 * 100)
 
 
 def test_rows_change_nothing_but_the_last_digits(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, ite
     method, documents = Gradient().within(passes, items), Documents((7,) * items, apart=0.1)
     outcome = search_with(tmp_path / "j", method, objective=documents, starts=STARTS[1:])
     assert outcome.stopped == "the method is done"
-    assert outcome.tokens == method.passes(items) * 7 <= passes * 7
+    repeated = method.steps - sum("gradient" in line for line in evaluations(tmp_path / "j"))
+    assert outcome.tokens + 3 * repeated * 7 == method.passes(items) * 7 <= passes * 7
+    assert repeated <= 1
 
 
 def test_other_numbers_of_steps() -> None:
@@ -142,7 +144,7 @@ def test_a_start_without_a_finite_loss_is_not_gone_on_from(bad: int) -> None:
     closest = [space.candidate(space.coordinates(start)) for start in STARTS]
     losses = {closest[bad]: math.inf, closest[(bad + 1) % 3]: 2.0, closest[(bad + 2) % 3]: 1.0}
     asked = generations(METHOD, space, loss=lambda one: losses.get(one, 0.5))
-    assert asked[1] == [space.candidate(space.coordinates(closest[(bad + 2) % 3]))]
+    assert asked[1] == [closest[(bad + 2) % 3]]
 
 
 def test_the_first_step_is_against_the_sign_of_the_slope_and_damped_in_fast_pairs() -> None:
@@ -205,14 +207,14 @@ class ByHand:
                     best = (self.loss(mean), mean)
                 else:
                     self.returns += 1
-                    x, rate, count, m, v = best[1], rate / 2, 0, np.zeros(8), np.zeros(8)
+                    x, rate = best[1], rate / 2
 
     def loss(self, x: np.ndarray) -> float:
         return quadratic(Scaling(np.exp(x).tolist()), self.shift)
 
 
 CASES = pytest.mark.parametrize(
-    ("shifts", "shift", "returns"), [([0.0], 0.0, 0), (SCATTERED, 0.0, 0), (SCATTERED, -1.5, 2), ([0.0], -1.5, 4)]
+    ("shifts", "shift", "returns"), [([0.0], 0.0, 0), (SCATTERED, 0.0, 0), (SCATTERED, -1.5, 4), ([0.0], -1.5, 3)]
 )
 
 
@@ -227,7 +229,7 @@ def shifted(shifts: Sequence[float], shift: float) -> list[CandidateBatch]:
 def test_steps_are_adams_on_one_item_each_and_a_mean_that_is_not_better_sends_them_back(
     shifts: list[float], shift: float, returns: int
 ) -> None:
-    """To the best one, with half the rate and a fresh Adam."""
+    """To the best one, with half the rate."""
     asked = shifted(shifts, shift)
     expected = ByHand(shifts, 23, shift)
     assert expected.returns == returns
@@ -349,7 +351,7 @@ def test_where_no_slope_is_finite_the_start_is_compared_again_and_again() -> Non
 
 
 @pytest.mark.parametrize("offered", [(0, 4), (0, 4, 8, 16)])
-@pytest.mark.parametrize(("shift", "best"), [(-1.0, 3), (-1.5, 2), (-3.0, None)])
+@pytest.mark.parametrize(("shift", "best"), [(-1.0, 2), (-1.5, 4), (-3.0, None)])
 def test_every_number_of_start_tokens_of_the_best_is_asked_for_in_the_end(
     offered: tuple[int, ...], shift: float, best: int | None
 ) -> None:

@@ -191,7 +191,7 @@ def _read_yarn(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, l
 def _departures(subject: str, name: str, scaling: Scaling, extension: Extension, length: int) -> Iterable[str]:
     """Yield each difference between a set of factors and the one that a sequence of some length should have."""
     due = extension.at(length)
-    due_name = "short" if due is extension.short else "long"
+    due_name = "long" if due is extension.long else "short"
     others = {"none": "no factors at all", "other": "factors of its own"}
     factors = others.get(name, f"the {name} factors")
     if not np.allclose(scaling.factors, due.factors, rtol=1e-6):

@@ -32,6 +32,7 @@ class Auto(Method):
 
     ramps: int = len(RAMPS)
     gradient: Gradient = field(default_factory=lambda: Gradient(steps=40))
+    schemes: ClassVar[tuple[str, ...]] = ("yarn", "heuristic", "mrrope_pro", "mrrope_uni", "bm", "tailspline")
     uses_gradient: ClassVar[bool] = True
     uses_contexts: ClassVar[bool] = True
 
@@ -57,13 +58,14 @@ class Auto(Method):
     def _closed_form_passes(self, samples: int, context_cost: float) -> int:
         """Return the passes of the closed forms beside the `STARTS` that the gradient method counts."""
         count = len(self.schemes) + self.ramps
-        full = 1 + LEADERS + (count - 1) * context_cost if context_cost else count
-        return math.ceil((full - STARTS) * samples)
+        full = 1 + min(LEADERS, count - 1) + (count - 1) * context_cost if context_cost else count
+        return math.ceil(round((full - STARTS) * samples, 6))
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield all closed forms, then one candidate per step; arguments as for `Method.propose`."""
         closed_forms = [*starts, *ramps(space)[: self.ramps]]
-        candidates = [space.candidate(space.coordinates(scaling)) for scaling in closed_forms]
+        points = [space.coordinates(scaling) for scaling in closed_forms]
+        candidates = [space.candidate(point) for point in points]
         first, *others = dict.fromkeys(candidates)
         (answer,) = yield CandidateBatch([first], reference=first)
         losses = {first: answer.loss}
@@ -74,8 +76,9 @@ class Auto(Method):
                 (answer,) = yield CandidateBatch([leader], reference=leader)
                 losses[leader] = answer.loss
         best = min(losses, key=losses.__getitem__)
-        state = {"closed_form": closed_forms[candidates.index(best)].scheme}
-        yield from self.gradient.descend(space, space.coordinates(best), losses[best], state)
+        number = candidates.index(best)
+        state = {"closed_form": closed_forms[number].scheme}
+        yield from self.gradient.descend(space, points[number], losses[best], state)
 
 
 def ramps(space: Space) -> list[Scaling]:

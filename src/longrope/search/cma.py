@@ -41,14 +41,22 @@ class Cma(Method):
         """Estimate the cost in forward passes over one sample."""
         population = self.population or 12
         each = 1 + population * context_cost if context_cost else population
-        return math.ceil(samples * self.generations * each)
+        return math.ceil(round(samples * self.generations * each, 6))
+
+    def within(self, passes: int, samples: int, context_cost: float = 0.0) -> Cma:
+        """Return the method as it is: a smaller budget only ends it earlier."""
+        return self
+
+    def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
+        """Return 0: the method needs no gradient."""
+        return 0
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield the starts, then generations of candidates; arguments as for `Method.propose`."""
-        candidates = [space.candidate(space.coordinates(start)) for start in starts]
-        losses = yield CandidateBatch(candidates)
+        points = [space.coordinates(start) for start in starts]
+        losses = yield CandidateBatch([space.candidate(point) for point in points])
         best = min(range(len(losses)), key=lambda i: losses[i].loss)
-        yield from self.propose_around(space, space.coordinates(candidates[best]), losses[best].loss, rng)
+        yield from self.propose_around(space, points[best], losses[best].loss, rng)
 
     def propose_around(self, space: Space, x: np.ndarray, loss: float, rng: np.random.Generator) -> Proposals:
         """Yield generations of candidates around coordinates, then the best one of each for a full pass.

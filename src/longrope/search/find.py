@@ -43,9 +43,11 @@ def find_factors(
     """Search a space and keep everything in a folder.
 
     The finalists, the closed-form schemes and the starts are compared on the held-out objective, and the best of them
-    wins. Finalists are the best candidates of all seeds, and the best of each search's first half, in case the second
-    half only memorised the search documents. The folder gets one journal for each seed, ``best.json`` (the best
-    candidate so far, at any time), and in the end ``extension.json``.
+    wins. Starts that were only ranked in frozen contexts are left out. Finalists are the best candidates of all seeds,
+    and the best of each search's first half, in case the second half only memorised the search documents.
+
+    The folder gets one journal for each seed, ``best.json`` (the best candidate so far, at any time), and in the end
+    ``extension.json``.
 
     Args:
         space: Space to search.
@@ -86,7 +88,7 @@ def find_factors(
         outcomes.append(outcome)
     if compared is None:
         compared = [scheme(name, space.rope, space.length) for name in COMPARED]
-    finalists = list(dict.fromkeys([*_finalists(outcomes), *compared, *starts]))
+    finalists = list(dict.fromkeys([*_finalists(outcomes), *compared, *_judged(starts, space, objectives, outcomes)]))
     header = {**settings, "data": objectives.hashes["held_out"]}
     with closing(Journal(folder / "held-out.jsonl", header, resume=resume)) as journal:
         evaluator = Evaluator(objectives.held_out, journal, budget=Budget(), batch_size=run.batch_size)
@@ -134,6 +136,16 @@ def _finalists(outcomes: Sequence[SearchOutcome]) -> list[Scaling]:
         first_half = [step for step in outcome.improvements if 2 * step.tokens <= outcome.tokens]
         best += [step.scaling for step in first_half[-1:]]
     return list(dict.fromkeys(best))
+
+
+def _judged(
+    starts: Sequence[Scaling], space: Space, objectives: SearchObjectives, outcomes: Sequence[SearchOutcome]
+) -> Sequence[Scaling]:
+    """Return the starts but those that were only ranked in frozen contexts."""
+    if not context_tokens(objectives.search):
+        return starts
+    evaluated = {scaling for outcome in outcomes for _, scaling in outcome.ranked}
+    return [start for start in starts if space.candidate(space.coordinates(start)) in evaluated]
 
 
 def _choose_winner(

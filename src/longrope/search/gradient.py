@@ -63,7 +63,7 @@ class Gradient(Method):
     def passes(self, samples: int, context_cost: float = 0.0) -> int:
         """Estimate the cost in forward passes over one sample."""
         steps = self.steps * _step_cost(samples, context_cost)
-        return STARTS * samples + math.ceil(steps) + math.ceil(self.steps / EVERY) * samples
+        return STARTS * samples + math.ceil(round(steps, 6)) + math.ceil(self.steps / EVERY) * samples
 
     def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
         """Return the number of forward and backward passes over one sample, those in contexts as parts of one."""
@@ -71,10 +71,10 @@ class Gradient(Method):
 
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield the starts, then one candidate per step; arguments as for `Method.propose`."""
-        candidates = [space.candidate(space.coordinates(start)) for start in starts]
-        losses = yield CandidateBatch(candidates)
+        points = [space.coordinates(start) for start in starts]
+        losses = yield CandidateBatch([space.candidate(point) for point in points])
         best = min(range(len(losses)), key=lambda i: losses[i].loss)
-        yield from self.descend(space, space.coordinates(candidates[best]), losses[best].loss)
+        yield from self.descend(space, points[best], losses[best].loss)
 
     def descend(self, space: Space, x: np.ndarray, loss: float, state: Mapping[str, Any] | None = None) -> Proposals:
         """Yield one candidate per step; in the end, the best one with every number of start tokens, if searched.
@@ -108,7 +108,7 @@ class Gradient(Method):
                 if answer.loss < best[0]:
                     best = (answer.loss, middle)
                 else:
-                    x, rate, adam = best[1], rate / 2, _Adam(len(x), self.betas)
+                    x, rate = best[1], rate / 2
         if len(space.start_tokens) > 1:
             indices = range(len(space.start_tokens))
             yield CandidateBatch([space.candidate(np.append(best[1][:-1], index)) for index in indices])

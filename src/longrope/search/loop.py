@@ -11,7 +11,7 @@ from longrope.scaling import Scaling
 from longrope.search.budget import Budget, Stop
 from longrope.search.evaluator import Evaluator, Improvement
 from longrope.search.journal import Journal
-from longrope.search.protocol import Objective, Proposals
+from longrope.search.protocol import Objective, Proposals, context_tokens
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,12 @@ def run_search(
         for generation in count():
             improvements = len(evaluator.improvements)
             closed_form = batch.state.get("closed_form", closed_form)
+            spent = evaluator.tokens
             losses = evaluator.evaluate(batch)
             journal.state(generation, batch.state)
-            compared = batch.gradient_step is None and batch.reference in (None, *batch.candidates)
+            full = batch.reference in (None, *batch.candidates) or not context_tokens(objective)
+            is_new = batch.reference is None or evaluator.tokens > spent
+            compared = batch.gradient_step is None and full and is_new
             first_of_several = batch.reference is not None and generation == 0
             if compared and not evaluator.improvements and not first_of_several:
                 break  # not even one of the starts has a finite loss
