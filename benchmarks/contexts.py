@@ -73,8 +73,8 @@ def measure(row: str, seed: int) -> dict[str, Any]:
 def main(names: list[str]) -> None:
     """Measure what is named, or all that is not in the results."""
     pairs = [(names[0], int(names[1]))] if names else [(row, seed) for seed in SEEDS for row in ROWS]
+    record: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for row, seed in pairs:
-        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         key = f"{row}, seed {seed}"
         if key not in record or names:
             record = {**record, key: measure(row, seed)}

@@ -1,7 +1,7 @@
 """Frozen contexts: some tokens of a text under new factors, with the keys and values of an earlier pass for all others.
 
-The earlier pass keeps every layer's values, and its keys before their rotation. New factors rotate these keys anew, so
-only the hidden states that they come from are those of the earlier factors.
+The earlier pass keeps every layer's values, and its keys before their rotation. New factors rotate these keys. So only
+the hidden states that the keys and values come from are those of the earlier factors.
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ class FrozenSample:
             selected = np.arange(max(0, sample.skip - LEAD), length - 1)
         else:
             rng = np.random.default_rng(seed)
-            parts = np.array_split(counted, BLOCKS)
-            starts = [part[rng.integers(max(1, len(part) - BLOCK + 1))] for part in parts]
+            strata = np.array_split(counted, BLOCKS)
+            starts = [indices[rng.integers(max(1, len(indices) - BLOCK + 1))] for indices in strata]
             blocks = np.minimum(starts, length - 1 - BLOCK)[:, None] + np.arange(BLOCK)
             selected = np.unique(blocks)
         weights = sample.weights[selected] * (sample.weights.sum() / sample.weights[selected].sum())
@@ -174,8 +174,8 @@ class FrozenSamples:
         selected = selected.to(tokens.device)
         with hidden_in_context(self.model, tokens, positions, selected, contexts) as in_context:
             pairs = [(hidden[0], expected), (in_context[0], expected[selected])]
-        for actual, wanted in pairs:
-            error = float(((actual - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-6)).median())
+        for actual, plain in pairs:
+            error = float(((actual - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-6)).median())
             if not error <= TOLERANCES.get(self.model.dtype, HALF_TOLERANCE):  # NaN included
                 raise LongRopeError(f"its hidden states in a frozen context differ by {error:.2g}")
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in contexts) / PROBE
