@@ -80,8 +80,9 @@ def main(names: list[str]) -> None:
             record = {**record, key: measure(row, seed)}
             write_json(RESULTS, record)
             print(key, json.dumps({name: record[key][name] for name in ("seconds", "token_evaluations", "test")}))
-    for row in sorted({key.split(", seed")[0] for key in record}):
-        runs = {key: run for key, run in record.items() if key.startswith(f"{row}, seed")}
+    compared = {key: run for key, run in record.items() if f"auto, seed {key[-1]}" in record}
+    for row in sorted({key.split(", seed")[0] for key in compared}):
+        runs = {key: run for key, run in compared.items() if key.startswith(f"{row}, seed")}
         yarn = [record[f"auto, seed {key[-1]}"]["closed_forms"]["yarn"]["perplexity"] for key in runs]
         ratios = [run["test"]["perplexity"] / reference for run, reference in zip(runs.values(), yarn, strict=True)]
         mean = math.prod(ratios) ** (1 / len(ratios))
