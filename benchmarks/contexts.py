@@ -77,7 +77,9 @@ def main(names: list[str]) -> None:
     for row, seed in pairs:
         key = f"{row}, seed {seed}"
         if key not in record or names:
-            record = {**record, key: measure(row, seed)}
+            values = measure(row, seed)
+            record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another process may have written
+            record[key] = values
             write_json(RESULTS, record)
             print(key, json.dumps({name: record[key][name] for name in ("seconds", "token_evaluations", "test")}))
     compared = {key: run for key, run in record.items() if f"auto, seed {key[-1]}" in record}

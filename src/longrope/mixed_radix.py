@@ -53,8 +53,8 @@ def rise_in_band(rope: Rope, length: int, exponent: Callable[[np.ndarray, int], 
     """Return λ_i = s^m(q) with q = i - l, clipped to 0 … n, and n = h - l.
 
     Pair l is the last with more than 32 turns within L0, and pair h the first with fewer than one. They are the ends of
-    YaRN's band, rounded down and up. Where no pair turns so often or so rarely, the
-    band ends where the pairs would, as YaRN's does.
+    YaRN's band, rounded down and up. Where no pair turns so often or so rarely, the band ends where the pairs would, as
+    YaRN's does.
 
     Args:
         rope: Geometry of the model.

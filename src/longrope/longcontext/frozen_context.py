@@ -40,19 +40,18 @@ class FrozenLayer:
     keys: Tensor
     values: Tensor
 
-    def to(self, device: torch.device) -> FrozenLayer:
-        """Return the context with keys and values on a device."""
-        return FrozenLayer(self.rotation, self.keys.to(device), self.values.to(device))
-
 
 @torch.no_grad()
-def capture_context(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -> tuple[list[FrozenLayer], Tensor]:
+def capture_context(
+    model: PreTrainedModel, tokens: Tensor, positions: Tensor, *, keep_on: torch.device | None = None
+) -> tuple[list[FrozenLayer], Tensor]:
     """Run a model on a text, and return the context of every layer and the last hidden states ``(1, tokens, hidden)``.
 
     Args:
         model: Causal language model under the factors of the context.
         tokens: Token ids, ``(1, tokens)``.
         positions: Position ids, ``(1, tokens)``.
+        keep_on: Device of the context, to which each layer's keys and values move at once; the model's if None.
 
     Raises:
         LongRopeError: If a layer does not keep keys and values, or rotates them in another way than in pairs.
@@ -73,7 +72,8 @@ def capture_context(model: PreTrainedModel, tokens: Tensor, positions: Tensor) -
         rotation = KeyRotation.of(keys_of, cos[:, :PROBE])
         kv = ChunkCache(hidden.shape[1])
         hidden = run_in_place(layer, (hidden, cos, sin), chunk_slices(hidden.shape[1], chunk_size), kv, device)
-        contexts.append(FrozenLayer(rotation, rotation.undo(kv.keys, cos, sin), kv.values))
+        keys = rotation.undo(kv.keys, cos, sin)
+        contexts.append(FrozenLayer(rotation, keys.to(keep_on or device), kv.values.to(keep_on or device)))
         return hidden
 
     with layers_run_by(model, run_layer):

@@ -40,13 +40,13 @@ class KeyRotation:
         Raises:
             LongRopeError: If the keys are not of this form.
         """
-        one, zero = torch.ones_like(cos), torch.zeros_like(cos)
-        key = keys_of(one, zero)
-        rotates = _differs(keys_of(zero, zero), key)
+        ones, zeros = torch.ones_like(cos), torch.zeros_like(cos)
+        key = keys_of(ones, zeros)
+        rotates = _differs(keys_of(zeros, zeros), key)
         numbers, index = torch.arange(cos.shape[-1], device=cos.device), torch.zeros_like(rotates, dtype=torch.long)
         for bit in range(int(cos.shape[-1]).bit_length()):  # a factor of 2 is exact in every dtype
-            index += _differs(keys_of(one + (numbers >> bit & 1), zero), key).long() << bit
-        turned, partners = keys_of(zero, one).flatten(0, 2).float(), key.flatten(0, 2).float()
+            index += _differs(keys_of(ones + (numbers >> bit & 1), zeros), key).long() << bit
+        turned, partners = keys_of(zeros, ones).flatten(0, 2).float(), key.flatten(0, 2).float()
         distance = (turned.abs()[:, :, None] - partners.abs()[:, None, :]).abs().amax(dim=0)
         partner = distance.argmin(dim=1)
         sign = torch.sign((turned * partners[:, partner]).sum(dim=0)) * rotates

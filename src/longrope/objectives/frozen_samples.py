@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
+from longrope.longcontext.chunk_check import HALF_TOLERANCE, TOLERANCES
 from longrope.longcontext.frozen_context import FrozenLayer, capture_context, hidden_in_context
 from longrope.longcontext.tiling import why_whole_layers
 from longrope.longcontext.token_losses import last_hidden
@@ -27,8 +28,7 @@ COST = 2  # token-evaluations of a computed token, which attends to all tokens b
 PROBE = 48  # tokens of the check
 LARGEST_COST = 0.5  # of a pass in contexts, as a part of a full pass; above it they are not worth their noise
 SHARE = 0.5  # of the free memory that contexts may take
-TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}  # relative, by dtype
-HALF_TOLERANCE = 0.1
+SETS = 4  # references whose contexts are kept where there is room
 
 
 def expected_cost(length: int) -> int:
@@ -121,10 +121,15 @@ class FrozenSamples:
             needed = self._checked_bytes_per_token() * sum(len(sample.tokens) for sample in self.samples)
         except LongRopeError as error:
             return str(error)
+        except Exception as error:  # each layer of an unknown kind fails in its own way
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            return f"its layers do not run on some tokens alone: {type(error).__name__}"
         for device in dict.fromkeys([str(self.model.device), "cpu"]):
             room = SHARE * (free_memory(device) or 0)
             if needed <= room:
-                self.device, self._most = torch.device(device), int(room / needed * len(self.samples))
+                sets = min(SETS, room / needed)
+                self.device, self._most = torch.device(device), int(sets * len(self.samples))
                 return None
         return f"keys and values of all samples take {needed / 2**30:.1f} GiB, more than half of the free memory"
 
@@ -146,8 +151,8 @@ class FrozenSamples:
         sample = FrozenSample.of(self.samples[index], seed, self.model.device)
         while len(self._kept) >= self._most:
             self._kept.popitem(last=False)
-        contexts, hidden = capture_context(self.model, sample.tokens, sample.positions)
-        self._kept[reference, index] = (sample, [layer.to(self.device) for layer in contexts])
+        contexts, hidden = capture_context(self.model, sample.tokens, sample.positions, keep_on=self.device)
+        self._kept[reference, index] = (sample, contexts)
         return hidden
 
     @contextmanager
@@ -157,6 +162,7 @@ class FrozenSamples:
         The model must have the factors of a candidate.
         """
         sample, contexts = self._kept[reference, index]
+        self._kept.move_to_end((reference, index))
         with hidden_in_context(self.model, sample.tokens, sample.positions, sample.selected, contexts) as hidden:
             yield hidden
 

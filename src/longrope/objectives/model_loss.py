@@ -84,8 +84,13 @@ class ModelObjective:
 
     def _capture(self, reference: Scaling, index: int) -> CandidateLoss:
         """Return the loss of a candidate by a full pass that keeps the context of the sample."""
-        sample = self.samples[index]
-        with self._installed(self._embedding([reference], sample.reach)), torch.no_grad():
+        sample, remedy = self.samples[index], "lower the length or use dtype bfloat16"
+        purpose = f"for a frozen context on {self.model.device}"
+        with (
+            self._installed(self._embedding([reference], sample.reach)),
+            torch.no_grad(),
+            explain_out_of_memory(len(sample.tokens), purpose, remedy),
+        ):
             hidden = self.frozen.capture(reference, index)
             tokens = torch.from_numpy(sample.tokens)[None].to(self.model.device)
             return CandidateLoss(self._weighted(tokens, hidden, sample.weights, sample.skip))

@@ -61,9 +61,7 @@ class Evaluator:
         self.tokens, self.seconds = 0, 0.0
         self.sample_losses: dict[Scaling, dict[int, CandidateLoss]] = {}
         self.mean_losses: dict[Scaling, float] = {}  # of candidates that were evaluated on all samples
-        self.context_losses: dict[
-            tuple[str, Scaling, bool], dict[int, CandidateLoss]
-        ] = {}  # by context, on each sample
+        self.context_losses: dict[tuple[str, Scaling, bool], dict[int, CandidateLoss]] = {}  # by context and candidate
         self.race_estimates: dict[Scaling, float] = {}  # estimated mean losses of candidates that lost a race
         self.improvements: list[Improvement] = []
         self.best: tuple[float, Scaling] | None = None

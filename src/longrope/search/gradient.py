@@ -23,8 +23,8 @@ STARTS = 2  # number of starts that costs are estimated with
 class Gradient(Method):
     """Adam (Kingma and Ba 2015) from the best start, with a step size that falls as a cosine.
 
-    The gradient of a step is that of all samples in frozen contexts of the best candidate; of one sample where the
-    objective has no frozen contexts.
+    The gradient of a step is that of a quarter of the samples in frozen contexts of the best candidate; of one whole
+    sample where the objective has no frozen contexts.
 
     The loss is rough in the fast pairs: at a distance of d tokens a change of log λ turns pair i by d·inv_freq_i. So
     each pair's step is that of its log factor times min(1, 1 / (reach·inv_freq_i)). No step turns a pair further, at
@@ -34,7 +34,7 @@ class Gradient(Method):
     worse than the best one, the search goes back to that one with half the step size (a trust region).
 
     Args:
-        steps: Number of forward and backward passes, each over one sample.
+        steps: Number of steps.
         rate: First step size in log factors, as a part of ln s / sqrt(steps).
         betas: Decay rates of Adam.
         reach: Distance in tokens up to which steps of fast pairs are damped.
