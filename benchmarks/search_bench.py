@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 import longrope as lr
+from longrope.data.questions import ASKED_KINDS
+from longrope.data.search_texts import SearchTextSpec, search_texts
 from longrope.data.split import DocumentTokens, draw_tokens, split_documents
-from longrope.data.weighted_text import SearchTextSpec, search_texts
 from longrope.schemes import COMPARED
 from longrope.search.loop import SearchProgress
 from longrope.search.registry import fit_to_budget
@@ -79,6 +80,7 @@ class SearchBench:
         evaluations: int | None = None,
         starts: Sequence[lr.Scaling] | None = None,
         needles: float = 0.0,
+        kinds: Sequence[str] = ASKED_KINDS,
         **space: Any,
     ) -> tuple[lr.SearchResult, int]:
         """Search on the documents of a seed, within a number of evaluations; do not repeat those in the journal.
@@ -87,7 +89,8 @@ class SearchBench:
         """
         length, names = self.case.length, self.search_documents(seed).names
         documents = [document for document in self.splits["search"] if document.name in names]
-        texts, _ = search_texts(documents, self.tokenizer, SearchTextSpec([length], len(names), needles, seed=seed))
+        spec = SearchTextSpec([length], len(names), needles, seed=seed, kinds=kinds)
+        texts, _ = search_texts(documents, self.tokenizer, spec)
         make_objective = partial(lr.ModelObjective, self.model)
         objectives = SearchObjectives.of(make_objective, texts, lr.perplexity_texts(self.validation.tokens))
         cost = sum(objectives.search.tokens)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.data.documents import load_documents
+from longrope.data.search_texts import SearchTextSpec, search_texts
 from longrope.data.split import draw_tokens, split_documents
-from longrope.data.weighted_text import SearchTextSpec, search_texts
 from longrope.evaluation.losses import model_losses
 from longrope.evaluation.perplexity import perplexity
 from longrope.formats.load_factors import load_factors

@@ -9,11 +9,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.documents import Document
+from longrope.data.search_texts import SearchTextSpec, search_texts
 from longrope.data.weighted_text import (
-    SearchTextSpec,
     WeightedText,
     perplexity_texts,
-    search_texts,
     with_position_jumps,
 )
 from longrope.longcontext.token_losses import token_losses

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from longrope.data.documents import Document
 from longrope.data.weighted_text import (
-    SearchTextSpec,
     WeightedText,
     mix_texts,
     needle_texts,
     perplexity_texts,
-    search_texts,
 )
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
@@ -163,33 +160,3 @@ def test_empty_sets_and_weights_of_0_are_refused(weight: float, count: int) -> N
     texts = perplexity_texts(families.tokens(2, 20).numpy())
     with pytest.raises(LongRopeError, match=rf"mixture = {weight} of {count} texts: the weight must be above 0"):
         mix_texts([(1.0, texts), (weight, texts[:count])])
-
-
-DOCUMENTS = [Document(f"{i}", f"{letter} apple = pearl " * 200) for i, letter in enumerate("QZJXV")]
-
-
-@pytest.mark.parametrize("needles", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("lengths", [[500], [350, 500], [500, 350, 400, 350]])
-def test_each_length_weighs_the_same(
-    reader: PreTrainedModel, bytes_tokenizer: PreTrainedTokenizerFast, needles: float, lengths: list[int]
-) -> None:
-    texts, names = search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec(lengths, 2, needles, tail=50, seed=3))
-    assert names == ("0", "1")
-    tokens = np.array([bytes_tokenizer(document.text)["input_ids"][:500] for document in DOCUMENTS[:2]])
-    expected = []
-    for length in set(lengths):
-        planted = needle_texts(tokens[:, :length], bytes_tokenizer, seed=3)
-        mixture = [(1 - needles, perplexity_texts(tokens[:, :length], tail=50)), (needles, planted)]
-        expected.append(sum(weight * value(reader, texts) for weight, texts in mixture))
-    assert value(reader, texts) == pytest.approx(np.mean(expected), rel=1e-6)
-    assert {len(text.tokens) for text in texts} == set(lengths)
-
-
-def test_too_few_documents_are_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(LongRopeError, match="99 texts of 300 tokens are needed"):
-        search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec([100, 300], 99))
-
-
-def test_a_tail_longer_than_the_shortest_length_is_refused(bytes_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(LongRopeError, match="tail = 100: not between 1 and 99"):
-        search_texts(DOCUMENTS, bytes_tokenizer, SearchTextSpec([100, 300], 1, tail=100))

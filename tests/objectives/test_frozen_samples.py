@@ -72,6 +72,18 @@ def test_losses_that_lie_together_are_all_computed() -> None:
     assert frozen.weights == pytest.approx(sample.weights[LENGTH - 41 - LEAD :])
 
 
+def test_answers_in_a_document_are_all_computed_with_their_own_weights() -> None:
+    sample, answers = text(LENGTH), slice(LENGTH - 30, LENGTH - 10)
+    sample.weights[answers] = 0.2 / 20
+    frozen = FrozenSample.of(sample, (0,), CPU)
+    selected, weights = frozen.selected.numpy(), frozen.weights
+    assert set(range(LENGTH - 30 - LEAD, LENGTH - 10)) <= set(selected)
+    is_answer = (selected >= answers.start) & (selected < answers.stop)
+    assert weights[is_answer] == pytest.approx(0.2 / 20)
+    assert weights[~is_answer].sum() == pytest.approx(sample.weights.sum() - 0.2)
+    assert len(selected) <= BLOCKS * BLOCK + 20 + LEAD
+
+
 def test_the_reference_itself_gets_a_full_pass(objective: ModelObjective) -> None:
     assert losses(objective, scaling(4.0), reference=scaling(4.0)) == pytest.approx(losses(objective, scaling(4.0)))
 

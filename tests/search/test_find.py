@@ -216,6 +216,23 @@ def test_a_search_in_contexts_is_not_resumed_without_them(model: PreTrainedModel
     assert again.outcomes[0].tokens == found.outcomes[0].tokens
 
 
+@pytest.mark.parametrize("name", ["auto", "gradient", "cma"])
+def test_in_contexts_the_best_and_three_leaders_are_judged_by_full_passes(
+    model: PreTrainedModel, tmp_path: Path, name: str
+) -> None:
+    """These contexts rank as full passes do. One searched candidate is judged besides that of the first half."""
+    found = find(model, tmp_path, name=name, make_objective=partial(Contexts, model))
+    lines = [line for line in lines_of(tmp_path / "held-out.jsonl") if "loss" in line]
+    full = dict.fromkeys(key(scaling_of(line)) for line in lines if "context" not in line)
+    ranked = dict.fromkeys(key(scaling_of(line)) for line in lines if "context" in line)
+    assert next(iter(full)) == key(found.outcomes[0].best)
+    losses = {one: loss_of(model, "held_out", Scaling(one[0], attention_factor=one[1])) for one in [*full, *ranked]}
+    assert set(full) == {key(found.outcomes[0].best), *sorted(ranked, key=losses.__getitem__)[:3]}
+    assert set(ranked) >= {key(scheme(one, ROPE, LENGTH)) for one in SCHEMES} - {next(iter(full))}
+    assert key(found.extension.long) == min(full, key=losses.__getitem__)
+    assert len(ranked) <= 1 + len({*SCHEMES, *METHODS[name].schemes})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_budget_is_not_exceeded(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
     for i, tokens in enumerate((4 * ONCE, 6 * ONCE + 100, 9 * ONCE - 1)):

@@ -50,8 +50,12 @@ def run(
     needles: Annotated[
         float, typer.Option(min=0, max=1, help="Weight of the loss of needles planted in the documents (0: none).")
     ] = NEEDLE_WEIGHT,
-    search_documents: Annotated[int, typer.Option(min=1, help="Documents whose loss is minimised.")] = 4,
-    held_out_documents: Annotated[int, typer.Option(min=1, help="Other documents, which choose the winner.")] = 4,
+    search_documents: Annotated[
+        int | None, typer.Option(min=1, help="Documents whose loss is minimised (default: 4; 2 above 8,192 tokens).")
+    ] = None,
+    held_out_documents: Annotated[
+        int | None, typer.Option(min=1, help="Other documents, which choose the winner (default: as many).")
+    ] = None,
     data_seed: options.Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pairs of a candidate and a document in one forward pass.")] = 1,
     workers: Annotated[

@@ -134,13 +134,18 @@ def _check(*, needles: int, queries: int, depth: float | None, query_depth: floa
 
 def make_lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[KeyValueText]:
     """Return lines with different keys, whose words are marked as answers."""
-    keys: dict[str, None] = {}
-    while len(keys) < count:
-        keys[_key(rng)] = None
-    heads = [f"\n{key} =" for key in keys]
+    heads = [f"\n{key} =" for key in make_keys(rng, count)]
     tails = [f" {first} {second}" for first, second in rng.choice(WORDS.split(), size=(count, 2))]
     ids = tokenizer([*heads, *tails, "\n"], add_special_tokens=False)["input_ids"]
     return [_line(ids[i], ids[count + i], ids[-1]) for i in range(count)]
+
+
+def make_keys(rng: np.random.Generator, count: int) -> list[str]:
+    """Return different keys: invented words of six letters."""
+    keys: dict[str, None] = {}
+    while len(keys) < count:
+        keys[_key(rng)] = None
+    return list(keys)
 
 
 def _key(rng: np.random.Generator) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from longrope.checks import whole
-from longrope.data.documents import Document
 from longrope.data.key_value_lines import make_key_value_text
-from longrope.data.split import draw_tokens
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -151,62 +148,3 @@ def with_position_jumps(texts: Sequence[WeightedText], length: int, *, seed: int
         positions[int(rng.integers(1, len(positions))) :] += (length - len(positions)) * number // len(texts)
         jumping.append(replace(text, positions=positions))
     return jumping
-
-
-@dataclass(frozen=True)
-class SearchTextSpec:
-    """The objective of a search over documents.
-
-    Args:
-        lengths: Lengths in tokens; each counts as much as the others.
-        count: Number of documents.
-        needles: Weight of the needle loss, from 0 (perplexity alone) to 1 (needles alone).
-        tail: Number of tokens at the end of each length that count for perplexity; all if None.
-        window: Tokens of a text at lengths above it, whose positions then jump (`with_position_jumps`).
-        seed: Seed of the needles and jumps.
-    """
-
-    lengths: Sequence[int]
-    count: int
-    needles: float = 0.0
-    tail: int | None = None
-    window: int | None = None
-    seed: int = 0
-
-
-def search_texts(
-    documents: Sequence[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    spec: SearchTextSpec,
-    *,
-    cache: Path | None = None,
-) -> tuple[list[WeightedText], tuple[str, ...]]:
-    """Return the weighted texts that a search minimises, and the names of their documents.
-
-    Args:
-        documents: Documents in the order in which they are tried.
-        tokenizer: Tokenizer of the model.
-        spec: Lengths, number of documents and weights.
-        cache: Folder that keeps tokens from one call to the next.
-
-    Raises:
-        LongRopeError: If too few documents are long enough.
-    """
-    lengths = sorted(set(spec.lengths))
-    sizes = {length: min(length, spec.window or length) for length in lengths}
-    drawn = draw_tokens(documents, tokenizer, length=max(sizes.values()), count=spec.count, cache=cache)
-    mixture: list[tuple[float, list[WeightedText]]] = []
-    for length, size in sizes.items():
-        for weight, texts in _of_one_length(drawn.tokens[:, :size], tokenizer, spec):
-            jumping = with_position_jumps(texts, length, seed=spec.seed) if size < length else texts
-            mixture.append((weight / len(lengths), jumping))
-    return mix_texts(mixture), drawn.names
-
-
-def _of_one_length(
-    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, spec: SearchTextSpec
-) -> Iterator[tuple[float, list[WeightedText]]]:
-    if spec.needles < 1:
-        yield 1 - spec.needles, perplexity_texts(tokens, tail=spec.tail)
-    if spec.needles > 0:
-        yield spec.needles, needle_texts(tokens, tokenizer, seed=spec.seed)

@@ -24,6 +24,8 @@ from longrope.search.journal import context_name
 
 BLOCKS, BLOCK = 16, 16  # of tokens of a sample that are computed
 LEAD = 16  # tokens before the first loss that counts, computed too where the losses lie together
+HEAVY = 2  # tokens whose weight is this many times the median are all computed: answers in a document
+QUESTIONS = 128  # tokens of questions and before them, about
 COST = 2  # token-evaluations of a computed token, which attends to all tokens before it
 PROBE = 48  # tokens of the check
 LARGEST_COST = 0.5  # of a pass in contexts, as a part of a full pass; above it they are not worth their noise
@@ -31,13 +33,14 @@ SHARE = 0.5  # of the free memory that contexts may take
 SETS = 4  # references whose contexts are kept where there is room
 
 
-def expected_cost(length: int) -> int:
+def expected_cost(length: int, needles: float) -> int:
     """Return the cost of a pass over a sample in a frozen context, in token-evaluations.
 
     Args:
         length: Length of the sample in tokens.
+        needles: Weight of the answers to questions at its end.
     """
-    return min(COST * BLOCKS * BLOCK, length)
+    return min(COST * (BLOCKS * BLOCK * (needles < 1) + QUESTIONS * (needles > 0)), length)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class FrozenSample:
 
     @classmethod
     def of(cls, sample: WeightedText, seed: Sequence[int], device: torch.device) -> FrozenSample:
-        """Select the tokens of a sample: all with a loss that counts if they lie together, else a block of each part.
+        """Select the tokens of a sample.
+
+        If the losses that count lie together, these are all of them; else a block of each stretch of the text, and all
+        tokens that weigh much more than most: answers, which keep their weights.
 
         Args:
             sample: The sample.
@@ -66,15 +72,19 @@ class FrozenSample:
             device: Device of the tensors.
         """
         length, counted = len(sample.tokens), np.flatnonzero(sample.weights)
+        heavy = sample.weights > HEAVY * np.median(sample.weights[counted])
+        weights = sample.weights
         if length - 1 - sample.skip <= 2 * BLOCKS * BLOCK:
             selected = np.arange(max(0, sample.skip - LEAD), length - 1)
         else:
             rng = np.random.default_rng(seed)
-            strata = np.array_split(counted, BLOCKS)
+            strata = np.array_split(np.flatnonzero(weights * ~heavy), BLOCKS)
             starts = [indices[rng.integers(max(1, len(indices) - BLOCK + 1))] for indices in strata]
             blocks = np.minimum(starts, length - 1 - BLOCK)[:, None] + np.arange(BLOCK)
-            selected = np.unique(blocks)
-        weights = sample.weights[selected] * (sample.weights.sum() / sample.weights[selected].sum())
+            answers = (np.flatnonzero(heavy)[:, None] - np.arange(LEAD + 1)).clip(0)
+            selected = np.unique(np.concatenate([blocks.ravel(), answers.ravel()]))
+        light, chosen = weights * ~heavy, weights[selected]
+        weights = np.where(heavy[selected], chosen, chosen * (light.sum() / light[selected].sum()))
         positions = np.arange(length) if sample.positions is None else sample.positions
         tokens, places, indices = (
             torch.from_numpy(array).to(device) for array in (sample.tokens[None], positions[None], selected)

@@ -10,8 +10,8 @@ from typing import Any
 
 from longrope.checks import check_vocabulary
 from longrope.data.documents import load_documents
+from longrope.data.search_texts import search_texts
 from longrope.data.split import split_documents
-from longrope.data.weighted_text import search_texts
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_factors
 from longrope.objectives.backend import EvaluationBackend
@@ -108,7 +108,7 @@ def prepare_search(
     spec = options.text_spec(length)
     make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=options.cache)
     samples, search_names = make_texts(documents["search"], spec=spec)
-    held_out_spec = replace(spec, count=options.held_out_documents)
+    held_out_spec = replace(spec, count=options.held_out_documents or spec.count)
     held_out, held_out_names = make_texts(documents["held_out"], spec=held_out_spec)
     tokens = (sample.tokens for sample in [*samples, *held_out])
     check_vocabulary(tokens, backend.vocabulary, backend.tokenizer)

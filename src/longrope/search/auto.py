@@ -11,11 +11,11 @@ import numpy as np
 
 from longrope.scaling import Scaling
 from longrope.search.gradient import STARTS, Gradient
+from longrope.search.leaders import LEADERS, evaluate_leaders
 from longrope.search.method import Method
-from longrope.search.protocol import CandidateBatch, Proposals
+from longrope.search.protocol import Proposals
 from longrope.search.space import Space
 
-LEADERS = 3  # closed forms that get a full pass besides the first one
 RAMPS = ((10, 0.3, 1.15), (10, 1, 1.0), (32, 0.3, 1.15), (3, 0.3, 1.15), (3, 1, 1.0))
 
 
@@ -66,15 +66,7 @@ class Auto(Method):
         closed_forms = [*starts, *ramps(space)[: self.ramps]]
         points = [space.coordinates(scaling) for scaling in closed_forms]
         candidates = [space.candidate(point) for point in points]
-        first, *others = dict.fromkeys(candidates)
-        (answer,) = yield CandidateBatch([first], reference=first)
-        losses = {first: answer.loss}
-        if others:
-            answers = yield CandidateBatch(others, reference=first)
-            ranked = sorted(zip(others, answers, strict=True), key=lambda pair: pair[1].loss)
-            for leader, _ in ranked[:LEADERS]:
-                (answer,) = yield CandidateBatch([leader], reference=leader)
-                losses[leader] = answer.loss
+        losses = yield from evaluate_leaders(candidates)
         best = min(losses, key=losses.__getitem__)
         number = candidates.index(best)
         state = {"closed_form": closed_forms[number].scheme}

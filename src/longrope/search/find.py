@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
+from longrope.search.leaders import evaluate_leaders
 from longrope.search.loop import SearchOutcome, SearchProgress, run_search
 from longrope.search.method import Method
 from longrope.search.protocol import CandidateBatch, context_tokens
@@ -26,7 +27,7 @@ from longrope.search.space import Space
 from longrope.storage.atomic import write_text
 
 OUTPUTS = ("search-*.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json")
-FINALISTS = 3
+FINALISTS = 3  # one where frozen contexts rank the others
 
 
 def find_factors(
@@ -43,7 +44,8 @@ def find_factors(
     """Search a space and keep everything in a folder.
 
     The finalists, the closed-form schemes and the starts are compared on the held-out objective, and the best of them
-    wins. Starts that were only ranked in frozen contexts are left out. Finalists are the best candidates of all seeds,
+    wins. Where it has frozen contexts, the best finalist gets a full pass, and the three that are best in its contexts.
+    Starts that were only ranked in frozen contexts are left out. Finalists are the best candidates of all seeds,
     and the best of each search's first half, in case the second half only memorised the search documents.
 
     The folder gets one journal for each seed, ``best.json`` (the best candidate so far, at any time), and in the end
@@ -88,14 +90,16 @@ def find_factors(
         outcomes.append(outcome)
     if compared is None:
         compared = [scheme(name, space.rope, space.length) for name in COMPARED]
-    finalists = list(dict.fromkeys([*_finalists(outcomes), *compared, *_judged(starts, space, objectives, outcomes)]))
+    count = 1 if method.uses_contexts and context_tokens(objectives.held_out) else FINALISTS
+    starts = _judged(starts, space, objectives, outcomes)
+    finalists = list(dict.fromkeys([*_finalists(outcomes, count), *compared, *starts]))
     header = {**settings, "data": objectives.hashes["held_out"]}
     with closing(Journal(folder / "held-out.jsonl", header, resume=resume)) as journal:
         evaluator = Evaluator(objectives.held_out, journal, budget=Budget(), batch_size=run.batch_size)
-        losses = [loss.loss for loss in evaluator.evaluate(CandidateBatch(finalists))]
+        losses = _judge(finalists, evaluator, in_contexts=method.uses_contexts)
     provenance = {**run.settings, **run.provenance, "method": settings["method"], "seeds": list(run.seeds)}
     provenance["data_hash"] = dict(objectives.hashes)
-    result = _choose_winner(space.rope, list(zip(losses, finalists, strict=True)), outcomes, provenance)
+    result = _choose_winner(space.rope, losses, outcomes, provenance)
     write_text(folder / "extension.json", result.extension.to_json())
     return result
 
@@ -128,14 +132,27 @@ def _best_writer(
     return report
 
 
-def _finalists(outcomes: Sequence[SearchOutcome]) -> list[Scaling]:
+def _finalists(outcomes: Sequence[SearchOutcome], count: int = FINALISTS) -> list[Scaling]:
     """Return the best candidates of all searches, and the best that each had after half of its token-evaluations."""
     ranked = sorted((pair for outcome in outcomes for pair in outcome.ranked), key=lambda pair: pair[0])
-    best = list(dict.fromkeys(scaling for loss, scaling in ranked if np.isfinite(loss)))[:FINALISTS]
+    best = list(dict.fromkeys(scaling for loss, scaling in ranked if np.isfinite(loss)))[:count]
     for outcome in outcomes:
         first_half = [step for step in outcome.improvements if 2 * step.tokens <= outcome.tokens]
         best += [step.scaling for step in first_half[-1:]]
     return list(dict.fromkeys(best))
+
+
+def _judge(finalists: Sequence[Scaling], evaluator: Evaluator, *, in_contexts: bool) -> dict[Scaling, float]:
+    """Return the loss of the finalists on held-out samples; in contexts, of those that need a full pass."""
+    if not in_contexts:
+        losses = evaluator.evaluate(CandidateBatch(finalists))
+        return {scaling: loss.loss for scaling, loss in zip(finalists, losses, strict=True)}
+    proposals = evaluate_leaders(finalists)
+    with suppress(StopIteration):
+        batch = next(proposals)
+        while True:
+            batch = proposals.send(evaluator.evaluate(batch))
+    return {scaling: evaluator.mean_losses[scaling] for scaling in finalists if scaling in evaluator.mean_losses}
 
 
 def _judged(
@@ -150,12 +167,12 @@ def _judged(
 
 def _choose_winner(
     rope: Rope,
-    held_out: Sequence[tuple[float, Scaling]],
+    held_out: Mapping[Scaling, float],
     outcomes: Sequence[SearchOutcome],
     provenance: Mapping[str, Any],
 ) -> SearchResult:
     """Return the result with the extension that has the lowest held-out loss."""
-    ranked = sorted(held_out, key=lambda pair: pair[0])
+    ranked = sorted(((loss, scaling) for scaling, loss in held_out.items()), key=lambda pair: pair[0])
     if not np.isfinite(ranked[0][0]):
         reason = suspect(str(provenance.get("dtype", "")))
         raise LongRopeError(f"no finalist has a finite loss on the held-out documents. {reason}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.data.weighted_text import SearchTextSpec
+from longrope.data.search_texts import SearchTextSpec
 from longrope.errors import LongRopeError, unknown
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import canonical
@@ -17,6 +17,8 @@ from longrope.search.method import Method
 from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.registry import METHODS, get_method
 from longrope.units import parse_length
+
+LONG = 8192  # tokens of a document, above which two are enough
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class SearchOptions:
         also: Shorter lengths in tokens that count as much as the target length.
         tail: Number of tokens at the end of each document that count; None for all.
         window: Number of tokens in a forward pass, whose positions jump up to the length; None for the length.
-        search_documents: Number of documents whose loss is minimised.
-        held_out_documents: Number of other documents, which choose the winner.
+        search_documents: Number of documents whose loss is minimised; None for 4, or 2 above `LONG` tokens.
+        held_out_documents: Number of other documents, which choose the winner; None for as many.
         data_seed: Seed of the split into search, held-out and test documents.
         batch_size: Most (candidate, document) pairs in one forward pass.
         racing: Whether to drop candidates early that are clearly worse.
@@ -69,8 +71,8 @@ class SearchOptions:
     also: Sequence[int | str] = ()
     tail: int | str | None = None
     window: int | str | None = None
-    search_documents: int = 4
-    held_out_documents: int = 4
+    search_documents: int | None = None
+    held_out_documents: int | None = None
     data_seed: int = 0
     batch_size: int = 1
     racing: bool = False
@@ -112,7 +114,8 @@ class SearchOptions:
             raise LongRopeError(f"also = {max(lengths)}: above length = {length}. Give the longest as the length.")
         tail = None if self.tail is None else _tokens("tail", self.tail)
         window = None if self.window is None else _tokens("window", self.window)
-        return SearchTextSpec(lengths, self.search_documents, self.needles, tail=tail, window=window)
+        count = self.search_documents or default_documents(min(length, window or length))
+        return SearchTextSpec(lengths, count, self.needles, tail=tail, window=window)
 
     def method(self, method: str | Method, length: int) -> Method:
         """Return a method with the population of these options, for a target length in tokens.
@@ -136,6 +139,15 @@ class SearchOptions:
                 f"Leave it out, or use {', '.join(others)}."
             )
         return chosen
+
+
+def default_documents(length: int) -> int:
+    """Return the default number of documents of a search; a long one says as much as several short ones.
+
+    Args:
+        length: Length of the documents in tokens.
+    """
+    return 4 if length <= LONG else 2
 
 
 def _tokens(name: str, value: int | str) -> int:

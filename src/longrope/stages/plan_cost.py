@@ -18,6 +18,8 @@ from longrope.objectives.frozen_samples import LARGEST_COST, expected_cost
 from longrope.rope import Rope
 from longrope.schemes import COMPARED
 from longrope.search.find import FINALISTS
+from longrope.search.leaders import LEADERS
+from longrope.search.options import default_documents
 from longrope.search.protocol import BACKWARD_COST
 from longrope.search.registry import fit_to_budget, get_method
 from longrope.stages.pipeline import RECOVERY_POWERS
@@ -132,11 +134,11 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
 
     The judges are as many held-out samples as those that are searched on.
     """
-    kinds = 1 if search.needles in (0, 1) else 2  # one sample for its perplexity, one with needles
     search_method = get_method(search.method, search.population, max(lengths))
     lengths = [min(length, search.window or length) for length in lengths]
-    samples = [length for length in lengths for _ in range(kinds * search.documents)]
-    context_cost = min(1.0, sum(map(expected_cost, samples)) / sum(samples))
+    count = search.documents or default_documents(max(lengths))
+    samples = [length for length in lengths for _ in range(count)]
+    context_cost = min(1.0, sum(expected_cost(length, search.needles) for length in samples) / sum(samples))
     context_cost = context_cost if context_cost <= LARGEST_COST else 0.0
     budget = search.budget if search.population is None else None
     search_method, _ = fit_to_budget(search_method, samples, budget, context_cost)
@@ -147,6 +149,8 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
     passes = round(min(own_passes + more_passes, (search.budget or math.inf) / mean_length))
     steps = min(search_method.gradient_steps(*sizes), passes // BACKWARD_COST)
     judged = len(samples) * (FINALISTS + starts + compared)
+    if search_method.uses_contexts and context_cost:
+        judged = math.ceil(len(samples) * (1 + LEADERS + (1 + starts + compared) * context_cost))
     forward = sum((shape.forward(length) for length in lengths), Flops()).times(1 / len(lengths))
     backward = sum((shape.backward(length, trained=False) for length in lengths), Flops()).times(1 / len(lengths))
     flops = forward.times(passes - BACKWARD_COST * steps + judged) + backward.times(steps)

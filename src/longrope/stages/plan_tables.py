@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from longrope.search import NEEDLE_WEIGHT
 from longrope.stages.plan_values import (
     Average,
     Factors,
@@ -26,16 +27,17 @@ class Search(PlanTable):
     Args:
         method: Search method, a key of `longrope.search.registry.METHODS`.
         budget: Most token-evaluations; the method's own number if not given.
-        documents: Number of documents whose loss is minimised, and of others that choose the winner.
-        needles: Weight of the loss of planted needles.
+        documents: Number of documents whose loss is minimised, and of others that choose the winner; by default 4, or
+            2 above 8,192 tokens.
+        needles: Weight of the loss of answers to questions at the end of the documents.
         population: Population of the method, or number of gradient steps.
         window: Tokens of a forward pass, whose positions then jump up to the stage's length; that length if not given.
     """
 
     method: Method = "auto"
     budget: Tokens | None = None
-    documents: int = Field(default=4, ge=1)
-    needles: float = Field(default=0.2, ge=0, le=1)
+    documents: int | None = Field(default=None, ge=1)
+    needles: float = Field(default=NEEDLE_WEIGHT, ge=0, le=1)
     population: int | None = Field(default=None, ge=1)
     window: Tokens | None = None
 

@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from longrope.checks import check_vocabulary
 from longrope.data.documents import Document, load_documents
+from longrope.data.search_texts import search_texts
 from longrope.data.sparse_windows import REACH
 from longrope.data.split import DocumentTokens, Split, draw_tokens, split_documents, whole_texts
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
-from longrope.data.weighted_text import WeightedText, search_texts
+from longrope.data.weighted_text import WeightedText
 from longrope.rope import Rope
 from longrope.search.options import SearchOptions
 from longrope.stages.average_test import WINDOWS
