@@ -112,7 +112,7 @@ def test_the_second_search_is_on_the_fine_tuned_weights(finished: tuple[StagedRu
             found = token_losses(loaded, items[asked["item"]].tokens[None])[0]
         losses.append(found.astype(np.float64) @ items[asked["item"]].weights)
     assert asked["loss"] == pytest.approx(losses[0], rel=1e-5)
-    assert abs(asked["loss"] - losses[1]) > 1e-2
+    assert abs(asked["loss"] - losses[1]) > 1e-4
 
 
 def test_closed_forms_of_the_second_stage_go_on_from_the_first(finished: tuple[StagedRun, Extension]) -> None:
@@ -472,7 +472,7 @@ def test_questions_that_share_a_text(begun: Begun, tmp_path: Path) -> None:
 
 TOO_SMALL = {
     "population": (Search(documents=1, population=3), "population = 3: too small. Use at least 4"),
-    "budget": (Search(documents=1, budget=255), "budget = 255: one step of this search takes"),
+    "budget": (Search(documents=1, budget=100), "budget = 100: one step of this search takes"),
 }
 
 

@@ -103,7 +103,7 @@ def question_texts(
     """
     rng, texts = np.random.default_rng(seed), []
     for document in tokens:
-        asked, labels = ask_questions(document, tokenizer, rng, kinds)
+        questioned, labels = ask_questions(document, tokenizer, rng, kinds)
         scored = labels[1:]
         answers = [scored == label for label in np.unique(scored) if label > TEXT]
         weights = sum((share / len(answers) * mask / mask.sum() for mask in answers), np.zeros(len(scored)))
@@ -112,5 +112,5 @@ def question_texts(
             raise LongRopeError(f"tail = {tail}: {len(text)} tokens lie before the questions. Take a shorter tail.")
         text = text[-(tail or len(text)) :]
         weights[text] += (1 - share) / len(text)
-        texts.append(WeightedText(asked, weights))
+        texts.append(WeightedText(questioned, weights))
     return texts
