@@ -4,8 +4,9 @@
     python benchmarks/contexts.py auto 0          # one row and seed
 
 The row *auto* is the default method. *full passes* is the same method on an objective without contexts, so that each
-gradient is that of one whole sample. *before* is the method at commit 3c16ff6, which compared every ten steps and never
-went back: run this file with that version of longrope installed. Each seed has its own split into search, held-out and
+gradient is that of one whole sample. *needles apart* is the method at commit 985f806, which planted needles in a second
+copy of each document, and *before* the one at commit 3c16ff6, which compared every ten steps and never went back: run
+this file with these versions of longrope installed. Each seed has its own split into search, held-out and
 test documents. Times are process seconds of one thread. Results in ``benchmarks/results/contexts.json``.
 """
 
@@ -64,6 +65,7 @@ def measure(row: str, seed: int) -> dict[str, Any]:
         "token_evaluations": outcome.tokens,
         "improvements": [[step.tokens, step.loss] for step in outcome.improvements],
         "closed_form": getattr(outcome, "closed_form", ""),
+        "factors": list(result.extension.long.factors),
         "test": tested(result.extension.long),
         "closed_forms": closed_forms,
         "provenance": provenance(),

@@ -21,6 +21,25 @@ def parse_length(text: str, name: str = "length") -> int:
     return int(tokens)
 
 
+def parse_percent(text: str, name: str) -> float:
+    """Read a share, such as ``1%`` or ``0.01``.
+
+    >>> parse_percent("1%", "--keep-short")
+    0.01
+
+    Args:
+        text: A number, or a number of percent with the sign.
+        name: Name of the value, for errors.
+
+    Raises:
+        LongRopeError: If the text is neither.
+    """
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise LongRopeError(f"{name} = {text!r}: not a share. Give a number of percent such as 1%.") from None
+
+
 def parse_lengths(text: str, name: str = "lengths") -> list[int]:
     """Parse lengths in tokens, separated by commas, and return them in ascending order."""
     return sorted({parse_length(length, name) for length in text.split(",")})

@@ -332,6 +332,17 @@ def test_a_search_shows_its_best_loss_so_far(tmp_path):
     assert len(expected) > 5
 
 
+def test_losses_in_frozen_contexts_are_not_those_of_full_passes(tmp_path):
+    path = sample_runs.journal(tmp_path / "run", seed=3)
+    (before,) = read_runs([path.parent])[0].searches
+    head, *lines = path.read_text().splitlines(keepends=True)
+    in_context = json.dumps(json.loads(lines[0]) | {"loss": 0.0, "context": "0123456789abcdef"}) + "\n"
+    path.write_text("".join([head, in_context, *lines]))
+    (after,) = read_runs([path.parent])[0].searches
+    assert [(step.passes, step.loss) for step in after.steps] == [(step.passes, step.loss) for step in before.steps]
+    assert after.passes == before.passes
+
+
 def test_a_search_without_an_evaluation_is_shown_and_says_what_to_do(tmp_path):
     (run,) = read_runs([sample_runs.write_search(tmp_path / "search")])
     assert "Run longrope eval tiny" in headline(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,11 @@ from longrope.cli.table_names import listed
 from longrope.data.stdlib import default_data
 from longrope.errors import suspect
 from longrope.search import NEEDLE_WEIGHT
-from longrope.units import parse_length
+from longrope.units import parse_length, parse_percent
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from longrope.search.method import Method
     from longrope.search.options import SearchOptions
     from longrope.search.run import SearchResult
@@ -106,6 +109,13 @@ def run(
             rich_help_panel=RESEARCH,
         ),
     ] = None,
+    keep_short: Annotated[
+        str | None,
+        typer.Option(
+            help="Most that the factors may raise perplexity at L0, such as 1%: one set that serves short texts too.",
+            rich_help_panel=RESEARCH,
+        ),
+    ] = None,
     racing: Annotated[
         bool,
         typer.Option("--racing", help="Drop candidates early that are clearly worse.", rich_help_panel=RESEARCH),
@@ -129,6 +139,7 @@ def run(
         start_tokens=start_tokens,
         needles=needles,
         also=() if also is None else also.split(","),
+        keep_short=None if keep_short is None else parse_percent(keep_short, "--keep-short"),
         tail=tail,
         window=window,
         search_documents=search_documents,
@@ -181,11 +192,13 @@ def _search(
         with search_bar(search.total, quiet=as_json) as on_progress:
             result = search.find(output, on_progress)
         record = search.save(output, result, settings.device)
-    options.tell(record, as_json=as_json, text=lambda: describe(result, output))
+    options.tell(record, as_json=as_json, text=lambda: describe(result, output, record.get("keep_short")))
+    if "keep_short" in record and record["keep_short"]["change"] > record["keep_short"]["limit"]:
+        raise typer.Exit(1)
 
 
-def describe(result: SearchResult, output: Path) -> None:
-    """Print the held-out losses in nats, and the file with the factors."""
+def describe(result: SearchResult, output: Path, short: Mapping[str, Any] | None = None) -> None:
+    """Print the held-out losses in nats, what short texts lose if there is a limit, and the file with the factors."""
     from rich.console import Console
     from rich.table import Table
 
@@ -203,5 +216,27 @@ def describe(result: SearchResult, output: Path) -> None:
     if winner != "searched":
         advice = f"use a larger budget, or start from it (--schemes {winner})"
         console.print(f"Nothing better than {winner} was found: {advice}.")
+    if short is not None:
+        console.print(_trade_off(short))
+        keeps_limit = short["change"] <= short["limit"]
+        console.print(
+            f"Perplexity at L0 changes by {short['change']:+.1%} on the held-out documents; the limit is "
+            f"{short['limit']:.1%}." + ("" if keeps_limit else " Nothing keeps the limit: this is the best trade-off."),
+            style=None if keeps_limit else "red",
+        )
+    if result.outcomes[0].closed_form:
+        console.print(f"Best closed form: {result.outcomes[0].closed_form}.")
     console.print(f"Stopped: {'; '.join(outcome.stopped for outcome in result.outcomes)}.")
     console.print(f"Factors: {output / 'extension.json'}", soft_wrap=True, markup=False)
+
+
+def _trade_off(short: Mapping[str, Any]) -> Table:
+    """Return a table of at most eight candidates between the least change at L0 and the lowest loss."""
+    from rich.table import Table
+
+    front = short["trade_off"]
+    rows = front[:: max(1, -(-len(front) // 8))]
+    table = Table("change at L0", "long loss", title="on the search documents")
+    for point in [*rows, *([] if rows[-1] is front[-1] else front[-1:])]:
+        table.add_row(f"{point['short']:+.1%}", f"{point['long']:.4f}")
+    return table

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText
+from longrope.longcontext.chunk_check import TOKENS as CHECK_TOKENS
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.tiling import tiled_layers
 from longrope.longcontext.token_losses import head_losses, last_hidden, token_losses
@@ -157,7 +158,8 @@ class ModelObjective:
         return CandidateLoss(total, tuple(gradient.tolist()))
 
     def _embedding(self, scalings: Sequence[Scaling], length: int) -> LongRoPE:
-        return LongRoPE.static(self.rotary.rope, scalings, reach=length).to(self.model.device)
+        reach = max(length, CHECK_TOKENS)  # the check of the layers runs under the same module
+        return LongRoPE.static(self.rotary.rope, scalings, reach=reach).to(self.model.device)
 
     @contextmanager
     def _installed(self, module: nn.Module) -> Iterator[None]:

@@ -12,9 +12,11 @@ from longrope.checks import check_vocabulary
 from longrope.data.documents import load_documents
 from longrope.data.search_texts import search_texts
 from longrope.data.split import split_documents
+from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_factors
 from longrope.objectives.backend import EvaluationBackend
+from longrope.objectives.keep_short import KeepShort, kept_short, short_texts
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -75,6 +77,8 @@ class PreparedSearch:
         """Write ``run.json`` into the folder of the run, and return its values without the provenance."""
         record = {**self.record, "winner": result.extension.long.scheme, "factors": list(result.extension.long.factors)}
         record |= result.extension.long.provenance
+        if isinstance(self.objectives.held_out, KeepShort):
+            record["keep_short"] = kept_short(folder, self.objectives, result.extension.long)
         record["stopped"] = [outcome.stopped for outcome in result.outcomes]
         write_json(folder / "run.json", record | {"provenance": provenance(device)})
         return record
@@ -106,22 +110,37 @@ def prepare_search(
     """
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
     spec = options.text_spec(length)
+    specs = {"search": spec, "held_out": replace(spec, count=options.held_out_documents or spec.count)}
     make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=options.cache)
-    samples, search_names = make_texts(documents["search"], spec=spec)
-    held_out_spec = replace(spec, count=options.held_out_documents or spec.count)
-    held_out, held_out_names = make_texts(documents["held_out"], spec=held_out_spec)
-    tokens = (sample.tokens for sample in [*samples, *held_out])
+    drawn = {split: make_texts(documents[split], spec=specs[split]) for split in specs}
+    samples = {split: texts for split, (texts, _) in drawn.items()}
+    names = {split: documents for split, (_, documents) in drawn.items()}
+    short: dict[str, list[WeightedText]] = {}
+    settings, record = {**settings, "dtype": backend.dtype}, {"length": length, "data": data}
+    if options.keep_short is not None:
+        settings["keep_short"] = options.keep_short
+        for split, texts in samples.items():
+            count = specs[split].count
+            short[split] = short_texts(documents[split], backend.tokenizer, backend.rope, length, count)
+            samples[split] = texts + short[split]
+    tokens = (sample.tokens for sample in [*samples["search"], *samples["held_out"]])
     check_vocabulary(tokens, backend.vocabulary, backend.tokenizer)
-    record = {"length": length, "data": data, "data_seed": options.data_seed}
+    objectives = SearchObjectives.of(backend.make_objective, samples["search"], samples["held_out"])
+    if options.keep_short is not None:
+        objectives = replace(
+            objectives,
+            search=KeepShort.of(objectives.search, backend.rope, len(short["search"]), options.keep_short),
+            held_out=KeepShort.of(objectives.held_out, backend.rope, len(short["held_out"]), options.keep_short),
+        )
     prepared = prepare_objectives(
         _space(backend.rope, length, method, options),
-        SearchObjectives.of(backend.make_objective, samples, held_out),
+        objectives,
         method,
         options,
-        settings={**settings, "dtype": backend.dtype},
+        settings=settings,
         facts={**(facts or {}), "data": data, "data_seed": options.data_seed},
     )
-    return replace(prepared, record=record | {"documents": {"search": search_names, "held_out": held_out_names}})
+    return replace(prepared, record=record | {"data_seed": options.data_seed, "documents": names})
 
 
 def prepare_function(
@@ -210,6 +229,8 @@ def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scalin
     """Return the schemes and factors to start from; of an extension, its long factors."""
     names = method.schemes if options.schemes is None else options.schemes
     starts = [scheme(name, space.rope, space.length) for name in names]
+    if options.keep_short is not None:  # however low the limit is, these keep it
+        starts.append(replace(Scaling.identity(space.rope), length=space.length))
     for value in options.factors:
         factors = load_factors(value) if isinstance(value, (str, Path)) else value
         starts.append(factors.long if isinstance(factors, Extension) else factors)

@@ -23,7 +23,7 @@ class Step:
     """A candidate that was better than all before it.
 
     Args:
-        passes: Passes over one document until then.
+        passes: Full passes over one document until then; those in frozen contexts take a few percent of one.
         seconds: Seconds until then.
         loss: Mean loss in nats.
     """
@@ -41,7 +41,7 @@ class SearchHistory:
         name: Stage and seed.
         settings: Settings of the search.
         steps: Improvements.
-        passes: Passes over one document in all.
+        passes: Full passes over one document in all.
         held_out: Held-out losses in nats by name, which chose the winner; NaN for one that is not finite.
     """
 
@@ -84,8 +84,10 @@ def _steps(lines: list[dict[str, Any]]) -> tuple[tuple[Step, ...], int]:
     steps: list[Step] = []
     passes, seconds, best = 0, 0.0, math.inf
     for line in lines:
-        passes += BACKWARD_COST if "gradient" in line else 1
         seconds += line["seconds"]
+        if "context" in line:
+            continue
+        passes += BACKWARD_COST if "gradient" in line else 1
         if "gradient" in line:
             continue
         key = (*line["factors"], line["start_tokens"], line["attention_factor"])

@@ -38,6 +38,8 @@ class SearchOptions:
         start_tokens: Whether to search the number of start tokens n̂ too.
         needles: Weight of the loss of needles planted in the documents, from 0 to 1.
         also: Shorter lengths in tokens that count as much as the target length.
+        keep_short: Most that the factors may raise the perplexity of texts of L0 tokens, as a share: 0.01 is 1%. Such
+            factors can serve short texts too, without short factors. None for no limit.
         tail: Number of tokens at the end of each document that count; None for all.
         window: Number of tokens in a forward pass, whose positions jump up to the length; None for the length.
         search_documents: Number of documents whose loss is minimised; None for 4, or 2 above `LONG` tokens.
@@ -69,6 +71,7 @@ class SearchOptions:
     start_tokens: bool = False
     needles: float = NEEDLE_WEIGHT
     also: Sequence[int | str] = ()
+    keep_short: float | None = None
     tail: int | str | None = None
     window: int | str | None = None
     search_documents: int | None = None
@@ -87,6 +90,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise LongRopeError(f"minutes = {self.minutes:g}: allows nothing. Use a number above 0.")
+        if self.keep_short is not None and not 0 <= self.keep_short < math.inf:
+            raise LongRopeError(f"keep_short = {self.keep_short:g}: not a share of 0 or more. Give 0.01 for 1%.")
         if self.parametrization is not None and self.parametrization not in PARAMETRIZATIONS:
             raise unknown("parametrization", self.parametrization, PARAMETRIZATIONS)
         if self.schemes is not None:
