@@ -1,3 +1,3 @@
 """Search for factors: spaces, methods, journal and the search loop. Imports no torch."""
 
-NEEDLE_WEIGHT = 0.3  # perplexity alone gives factors that forget where facts are in the text (docs/search.md)
+NEEDLE_WEIGHT = 0.2  # perplexity alone gives factors that forget where facts are in the text (docs/search.md)
