@@ -139,12 +139,15 @@ def choose_dtype(
 
 def choose_device(device: str) -> str:
     """Return a device's name, the accelerator's for ``auto`` if there is one; also quieten transformers."""
-    from transformers.utils import logging
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from longrope.models.load import choose_device
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast in every layer of every pass
     return choose_device(device)
 
 

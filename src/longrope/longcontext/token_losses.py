@@ -19,6 +19,7 @@ from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
 from longrope.models.backbone import backbone_of, vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
+from longrope.models.quantized import unpack_weights
 
 LOGITS_AT_ONCE = 2**24
 LOGITS_IN_CACHE = 2**20  # in float32 4 MiB: a CPU's softmax of more waits for memory (benchmarks/losses.py)
@@ -75,6 +76,7 @@ def token_losses(
             out.
     """
     documents = as_sequences(sequences, vocabulary=vocabulary_of(model))
+    unpack_weights(model)
     places = None if positions is None else _same_shape(as_sequences(positions, field="positions"), documents)
     losses: list[np.ndarray] = [np.empty(0)] * len(documents)
     finished = 0

@@ -26,6 +26,7 @@ from longrope.models.gguf_config import check_gguf_weights, completed, gguf_exte
 from longrope.models.load_errors import TOKENIZER_FILES, adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
 from longrope.models.merged_adapter import merge_peft
+from longrope.models.quantized import check_method, method_of, quiet_output, unpack_weights
 from longrope.models.rotary_slot import find_rotary_slot
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -58,7 +59,10 @@ def load(
     if options:
         check_gguf_weights(Path(folder) / options["gguf_file"])
     tokenizer = load_tokenizer(name)
-    with explained(base, f" on {device}", getattr(checked, "quantization_config", None)):
+    quantization = method_of(checked)
+    check_method(base, quantization)
+    placement = {} if quantization is None else {"device_map": {"": device}}  # kernels pack weights for their device
+    with explained(base, f" on {device}", quantization), quiet_output(quantization):
         loading: Any = auto_class(checked).from_pretrained(
             folder,
             trust_remote_code=False,
@@ -67,12 +71,14 @@ def load(
             ignore_mismatched_sizes=True,  # they are refused by name
             **options,
             **config,
+            **placement,
         )
         loaded, report = loading
         for adapter in getattr(loaded, "peft_config", {}).values():  # a hub id, whose adapter transformers has added
             raise adapter_error(base, adapter.to_dict())
         check_loading_report(base, type(loaded).__name__, report)
         model = loaded.to(device).eval()
+        unpack_weights(model)
     if options:
         forget_quantization(model)
     forget_conversions(model)

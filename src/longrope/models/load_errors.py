@@ -15,6 +15,7 @@ from longrope.errors import LongRopeError, did_you_mean
 from longrope.formats.hf_config import extension_of_config
 from longrope.models.adapter_folder import CONFIG as ADAPTER
 from longrope.models.adapter_folder import MERGEABLE
+from longrope.models.quantized import kernel_error
 
 BUILT_IN = ("tiny", "smollm2")
 CONFIG = "config.json"
@@ -23,13 +24,13 @@ TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s")  # a token in base64 and 
 
 
 @contextmanager
-def explained(name: str, target: str = "", quantization: Any = None) -> Iterator[None]:
+def explained(name: str, target: str = "", quantization: str | None = None) -> Iterator[None]:
     """Turn what transformers raises in the block into a LongRopeError that names the model.
 
     Args:
         name: Name of the model, as for `longrope.models.load.load`.
         target: Device that it is loaded to, for the message, such as " on cuda".
-        quantization: The ``quantization_config`` of its config, if it has one.
+        quantization: The ``quant_method`` of its config, if its weights are quantised.
     """
     try:
         yield
@@ -49,12 +50,7 @@ def explained(name: str, target: str = "", quantization: Any = None) -> Iterator
             check_rope_fields(name, folder, str(error))
             reason = tokenizer_error(folder, str(error)) or reason
         if quantization:
-            method = dict(quantization).get("quant_method", "some method")
-            raise LongRopeError(
-                f"quantization_config.quant_method = {method!r}: the weights of {name} cannot be loaded{target} "
-                f"({reason.rstrip('.')}). Install what this asks for, or write the config alone, without weights: "
-                f"longrope export {name} --factors FACTORS --config-only -o OUTPUT."
-            ) from error
+            raise kernel_error(name, quantization, target, reason) from error
         raise LongRopeError(f"model = {name!r} cannot be loaded{target}: {reason.rstrip('.')}") from error
 
 

@@ -16,6 +16,7 @@ from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.models.backbone import vocabulary_of
 from longrope.models.load import DTYPES, check_dtype, load, load_config, load_tokenizer
+from longrope.models.quantized import gradient_barrier
 from longrope.objectives.local_workers import LocalPool, PooledObjective, WorkerPool
 from longrope.objectives.model_loss import ModelObjective
 from longrope.objectives.ray_workers import RayPool
@@ -33,6 +34,8 @@ class EvaluationBackend:
         dtype: Name of the model's torch dtype.
         vocabulary: Number of rows of the model's embedding.
         make_objective: Function that makes the objective of samples on the model.
+        gradient_barrier: Why no gradient passes through the model's quantised weights; None if it does, or if the model
+            is on workers, which raise an error then.
     """
 
     rope: Rope
@@ -40,6 +43,7 @@ class EvaluationBackend:
     dtype: str
     vocabulary: int
     make_objective: Callable[[Sequence[WeightedText]], Objective]
+    gradient_barrier: str | None = None
 
 
 @contextmanager
@@ -91,8 +95,8 @@ def backend_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
 
 def _backend(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvaluationBackend:
     """Return the backend of a model in this process."""
-    rope, objective = Rope.of(model), partial(ModelObjective, model)
-    return EvaluationBackend(rope, tokenizer, str(model.dtype), vocabulary_of(model), objective)
+    rope, objective, barrier = Rope.of(model), partial(ModelObjective, model), gradient_barrier(model)
+    return EvaluationBackend(rope, tokenizer, str(model.dtype), vocabulary_of(model), objective, barrier)
 
 
 def processes(workers: str) -> int:

@@ -20,12 +20,15 @@ from longrope.longcontext.token_losses import head_losses, last_hidden, token_lo
 from longrope.models.adapter import switched_adapter
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import patch
+from longrope.models.quantized import gradient_barrier
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.objectives.factor_gradient import Differentiable, frozen
 from longrope.objectives.frozen_samples import FrozenSamples
 from longrope.scaling import Scaling
+from longrope.search.evaluator import no_gradient
 from longrope.search.protocol import Batch, CandidateLoss
+from longrope.search.registry import without_gradient
 
 log = logging.getLogger("longrope")
 
@@ -59,6 +62,10 @@ class ModelObjective:
         if reason is not None:
             log.warning("Note: the search runs full passes instead of frozen contexts (%s).", reason)
         return self.frozen.costs if reason is None else ()
+
+    @cached_property
+    def _gradient_barrier(self) -> str | None:
+        return gradient_barrier(self.model)
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         """Yield the index of each batch and its losses, in order."""
@@ -136,7 +143,13 @@ class ModelObjective:
 
     @contextmanager
     def _differentiable(self, module: Differentiable, index: int) -> Iterator[None]:
-        """Put factors with gradients into the model, whose weights have none."""
+        """Put factors with gradients into the model, whose weights have none.
+
+        Raises:
+            LongRopeError: No gradient passes through the model's quantised weights.
+        """
+        if self._gradient_barrier:
+            raise no_gradient(without_gradient(), self._gradient_barrier)
         length, purpose = len(self.samples[index].tokens), f"for a gradient on {self.model.device}"
         remedy = "lower the length, use dtype bfloat16, or a method without gradients (cma)"
         with frozen(self.model), self._installed(module), explain_out_of_memory(length, purpose, remedy):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -32,6 +33,7 @@ from longrope.search.run import SearchObjectives, SearchResult, SearchRun
 from longrope.search.space import START_TOKENS, Space
 from longrope.storage.atomic import write_json
 
+log = logging.getLogger("longrope")
 OnProgress = Callable[[int, SearchProgress], None]
 Function = Callable[[Scaling], float]
 
@@ -106,8 +108,10 @@ def prepare_search(
         facts: Other facts to keep with the factors, such as the command.
 
     Raises:
-        LongRopeError: If too few documents are long enough, or hold tokens that the model has no embedding for.
+        LongRopeError: If too few documents are long enough, or hold tokens that the model has no embedding for, or the
+            method needs gradients that the model's quantised weights do not let through.
     """
+    method = _usable(method, backend.gradient_barrier, options, length)
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
     spec = options.text_spec(length)
     specs = {"search": spec, "held_out": replace(spec, count=options.held_out_documents or spec.count)}
@@ -211,6 +215,20 @@ def prepare_objectives(
         run=run,
         total=total,
     )
+
+
+def _usable(method: Method, barrier: str | None, options: SearchOptions, length: int) -> Method:
+    """Return a method that a model can be searched with, after a line in the log where it is not the given one.
+
+    Raises:
+        LongRopeError: The method needs gradients, and nothing takes its place.
+    """
+    if barrier is None or not method.uses_gradient:
+        return method
+    if method.without_gradient is None:
+        raise no_gradient(without_gradient(), barrier)
+    log.warning("Note: %s, so the search uses the method %s.", barrier, method.without_gradient)
+    return options.method(method.without_gradient, length)
 
 
 def _space(rope: Rope, length: int, method: Method, options: SearchOptions) -> Space:

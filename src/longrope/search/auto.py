@@ -35,6 +35,7 @@ class Auto(Method):
     schemes: ClassVar[tuple[str, ...]] = ("yarn", "heuristic", "mrrope_pro", "mrrope_uni", "bm", "tailspline")
     uses_gradient: ClassVar[bool] = True
     uses_contexts: ClassVar[bool] = True
+    without_gradient: ClassVar[str | None] = "cma"
 
     def with_population(self, population: int) -> Auto:
         """Return the method with another number of gradient steps."""

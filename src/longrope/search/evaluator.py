@@ -220,15 +220,18 @@ def mean_loss(losses: Sequence[CandidateLoss]) -> CandidateLoss:
     return CandidateLoss(sum(loss.loss for loss in losses) / count, gradient)
 
 
-def no_gradient(methods: Sequence[str] = ("cma",)) -> LongRopeError:
+def no_gradient(methods: Sequence[str] = ("cma",), reason: str | None = None) -> LongRopeError:
     """Return the error for a method that asks for gradients of an objective without any.
 
     Args:
         methods: Names of methods without gradients.
+        reason: Why a model has none; None for another objective.
     """
+    use = f"Use a method without gradients ({', '.join(methods)})"
+    if reason is not None:
+        return LongRopeError(f"method: {reason}, and the method asks for one. {use}.")
     return LongRopeError(
-        "objective: it has no gradient, and the method asks for one. "
-        f"Use a method without gradients ({', '.join(methods)}), or give the objective a gradient."
+        f"objective: it has no gradient, and the method asks for one. {use}, or give the objective a gradient."
     )
 
 

@@ -25,6 +25,8 @@ class Method(ABC):
         ceiling: Largest factor by default, in units of the scale s.
         parametrization: Parametrization by default, a key of `longrope.search.parametrizations.PARAMETRIZATIONS`.
         schemes: Names of the schemes that the search starts from by default.
+        without_gradient: Name of the method that takes its place where a model lets no gradient through; None refuses
+            such a model.
     """
 
     uses_gradient: ClassVar[bool] = False
@@ -33,6 +35,7 @@ class Method(ABC):
     ceiling: ClassVar[float] = 2.0
     parametrization: ClassVar[str] = "free"
     schemes: ClassVar[tuple[str, ...]] = ("yarn", "heuristic")
+    without_gradient: ClassVar[str | None] = None
 
     @abstractmethod
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
