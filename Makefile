@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
+.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-quantized test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
@@ -48,6 +48,14 @@ test-compat: $(READY)  ## open exported checkpoints with transformers 4.57, in i
 	.venv-compat/bin/pip install --quiet -c constraints.txt torch
 	.venv-compat/bin/pip install --quiet 'transformers==4.57.6'
 	$(BIN)/python -m pytest -m compat
+
+# gptqmodel asks for a newer torch, and runs with ours
+test-quantized: $(READY)  ## run quantised checkpoints with the packages that load their weights, in its own .venv-quantized
+	$(PYTHON) -m venv .venv-quantized
+	.venv-quantized/bin/pip install --quiet -c constraints.txt torch
+	.venv-quantized/bin/pip install --quiet -c constraints.txt . pytest hypothesis bitsandbytes torchao compressed-tensors optimum datasets
+	.venv-quantized/bin/pip install --quiet --no-deps gptqmodel device-smi tokenicer logbar pypcre defuser pillow ninja threadpoolctl
+	PYTHONPATH=src .venv-quantized/bin/python -m pytest -W default tests/models/test_quantized.py
 
 test-gpu: $(READY)  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -204,4 +212,4 @@ benchmark-serving: $(READY)  ## run an export in engines: ENGINES="vllm=PATH/pyt
 	$(BIN)/python benchmarks/serving.py $(ENGINES)
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .venv-compat .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-compat .venv-quantized .pytest_cache .ruff_cache .hypothesis dist

@@ -123,8 +123,24 @@ def test_a_misspelt_name_is_mended_before_the_hub_is_named(base: Path, name: str
 
 
 def test_a_name_like_no_other_is_taken_for_a_hub_id(base: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"no such folder or built-in model. Is it a hub id"):
+    message = r"no such folder or built-in model. Is it a hub id.*Run hf download org/some-model --local-dir FOLDER"
+    with pytest.raises(LongRopeError, match=message):
         load("org/some-model")
+
+
+def test_an_adapter_on_the_hub_is_named_with_the_command_that_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache holds its config, as after any attempt to open it."""
+    cache, commit = tmp_path / "models--org--some-lora", "0" * 40
+    fields = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base"})
+    for path, text in (("refs/main", commit), (f"snapshots/{commit}/adapter_config.json", fields)):
+        (cache / path).parent.mkdir(parents=True, exist_ok=True)
+        (cache / path).write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = r"'org/some-lora': adapter_config.json says .* of the model org/base.*hf download org/some-lora --local-dir"
+    with pytest.raises(LongRopeError, match=message):
+        load("org/some-lora")
 
 
 SENTENCEPIECE = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02"

@@ -108,6 +108,12 @@ def test_a_run_begins_with_the_merged_weights(base: Path, tmp_path: Path) -> Non
     assert (run.rope, run.weights(1)) == (Rope.of(build("llama")), "adapter")
 
 
+def test_a_base_on_a_hub_out_of_reach_is_named_with_the_command_that_fetches_it(base: Path) -> None:
+    save_adapter("adapter", base="org/base-model")
+    with pytest.raises(LongRopeError, match=r"'org/base-model' cannot be loaded.*Run hf download org/base-model --local"):
+        load("adapter")
+
+
 def test_an_adapter_on_an_adapter(base: Path) -> None:
     """The second one is switched with its factors, as ``longrope extend`` writes it on the folder of the first."""
     save_adapter("first")
