@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import longrope as lr
+from longrope.errors import LongRopeError
 from longrope.models.backbone import auto_class
 from longrope.models.patch import patch
 from longrope.rope import Rope, full_attention_fields
@@ -91,6 +92,18 @@ def test_an_image_is_read_as_before_up_to_the_original_length() -> None:
     assert not torch.equal(before, logits(model, ids, **image | {"pixel_values": torch.zeros(1, 3, size, size)}))
     with patch(model, Extension.of(rope, scheme("yarn", rope, LENGTH))):
         torch.testing.assert_close(logits(model, ids, **image), before, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_positions_of_images_beyond_the_length_are_refused(kind: str) -> None:
+    """Texts are not, as in other models: the check would cost every pass."""
+    model = build(kind)
+    rope, axes = Rope.of(model), torch.stack([torch.arange(20), torch.arange(20) // 2, torch.arange(20) % 5])[:, None]
+    with patch(model, Extension.of(rope, scheme("yarn", rope, LENGTH))):
+        logits(model, IDS[:, :20], position_ids=axes + LENGTH - 20)
+        message = rf"position_ids = {LENGTH}: this text with images goes beyond the {LENGTH} tokens .* Use fewer or smaller"
+        with pytest.raises(LongRopeError, match=message):
+            logits(model, IDS[:, :20], position_ids=axes + LENGTH - 19)
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])

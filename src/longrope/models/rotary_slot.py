@@ -116,6 +116,9 @@ class RescaledRotary(nn.Module):
             x: Tensor of the model's dtype and device, ``(batch, sequence, …)``.
             position_ids: Positions, ``(batch, sequence)``; ``(axes, batch, sequence)`` in models that read images.
             layer_type: Type of the layers, in models with a rope for each.
+
+        Raises:
+            LongRopeError: Positions of a text with images lie beyond the length that the factors are for.
         """
         if self.embedding is None or layer_type not in (None, *FULL_NAMES):
             # beside factors without the hook that turns the adapter off
@@ -123,8 +126,11 @@ class RescaledRotary(nn.Module):
             return original(x, position_ids, *([layer_type] if layer_type else []))
         like = x[..., :1].float() if self.layout.keeps_float32 else x
         axes = position_ids[None] if position_ids.dim() == 2 else position_ids[-AXES:]  # one before is for the mask
-        if len(axes) > 1 and (axes == axes[:1]).all():  # text, without an image
-            axes = axes[:1]
+        if len(axes) > 1:
+            if (axes == axes[:1]).all():  # text, without an image
+                axes = axes[:1]
+            else:
+                _check_reach(axes, self.embedding)
         flat = axes.transpose(0, 1).flatten(1)
         by_axis = (
             each.unflatten(1, (len(axes), -1)).transpose(0, 1) for each in self._rotate(self.embedding, like, flat)
@@ -174,6 +180,20 @@ def _has_frequencies(original: nn.Module, rope: Rope) -> bool:
     if inv_freq is None or inv_freq.shape != expected.shape:
         return False
     return torch.allclose(inv_freq.float().cpu(), expected, rtol=1e-2)
+
+
+def _check_reach(axes: Tensor, embedding: nn.Module) -> None:
+    """Refuse positions of a text with images beyond the length of the factors, which no pass has tried.
+
+    Raises:
+        LongRopeError: A position lies beyond it.
+    """
+    length, last = getattr(embedding, "max_position", None), int(axes.max())
+    if length is not None and last >= length:
+        raise LongRopeError(
+            f"position_ids = {last:,}: this text with images goes beyond the {length:,} tokens that the factors are for. "
+            "Use fewer or smaller images, or factors for a greater length."
+        )
 
 
 def _inv_freq(module: nn.Module) -> Tensor | None:
