@@ -47,6 +47,9 @@ AXES = "stops: its longrope takes one position for a token, and this architectur
 AS_YARN = "takes any scaling of this architecture for YaRN and reads its factor alone: wrong beyond L0"
 HALVES = "rotates halves of a head by longrope, where this architecture rotates neighbours: wrong with any factors"
 ABSENT = "has no such architecture"
+UNREAD = "ignores the factors of this architecture, so that longrope writes no GGUF of it"
+OUTSIDE = "stops: it looks for original_max_position_embeddings beside text_config, where it is not"
+INSIDE = "stops: it looks for the fields of the text model beside text_config, where transformers 5 does not write them"
 
 PLAIN = Rule(always("none"), unscaled)  # ignores the factors silently
 TRANSFORMERS = Rule(by_sequence, own, GROWS)
@@ -167,24 +170,27 @@ ENGINES: dict[str, Engine] = {
     "exllamav2": Engine(
         version="0.3.2",
         models=_models(
-            (FAMILIES, ABSENT),
+            (f"{FAMILIES} {IMAGES} {LATENT}", ABSENT),
             (
                 "cohere gemma2 granite llama mistral mixtral phi3 qwen2 qwen3 starcoder2",
                 Rule(by_launch, launched),
             ),
+            ("gemma3 mistral3 qwen2_5_vl", OUTSIDE),
         ),
         fields=("rope_scaling",),
         launch=EXLLAMAV2,
         in_python=True,
         note="Launched for another length, it computes another attention factor.",
-        yarn=YarnRule(yarn_by_launch),
+        yarn=YarnRule(yarn_by_launch, models=_models(("gemma3 mistral3 qwen2_5_vl", Rule(by_launch, launched)))),
     ),
     "exllamav3": Engine(
         version="1.6.5",
         models=_models(
-            (FAMILIES, ABSENT),
+            (f"{FAMILIES} {IMAGES} {LATENT}", ABSENT),
             ("cohere gemma2 gemma3_text llama mistral mixtral olmo3 qwen2 qwen3 smollm3", LONG),
+            ("gemma3 mistral3 qwen3_vl deepseek_v3", LONG),
             ("phi3", Rule(by_launch, formula)),
+            ("qwen2_5_vl", INSIDE),
         ),
         launch=EXLLAMAV3,
         in_python=True,
@@ -196,10 +202,10 @@ ENGINES: dict[str, Engine] = {
     "tensorrt-llm": Engine(
         version="the main branch of 2026",
         models=_models(
-            (FAMILIES, ABSENT),
-            ("llama mistral mixtral nemotron starcoder2", LONG),
+            (f"{FAMILIES} deepseek_v2 minicpm3", ABSENT),
+            ("llama mistral mistral3 mixtral nemotron starcoder2", LONG),
             ("phi3", Rule(by_launch, formula)),
-            ("gemma3_text", PLAIN),
+            ("gemma3 gemma3_text qwen2_5_vl qwen3_vl", PLAIN),
             ("qwen2 qwen2_moe qwen3", QWEN),
         ),
         beyond="cut",
@@ -214,7 +220,8 @@ ENGINES: dict[str, Engine] = {
     "llama.cpp": Engine(
         version="that reads what longrope export --to gguf wrote",
         models=_models(
-            (FAMILIES, "ignores the factors of this architecture, so that longrope writes no GGUF of it"),
+            (f"{FAMILIES} {IMAGES} deepseek_v2 deepseek_v3", UNREAD),
+            ("mistral3 minicpm3", "reads the factors of this architecture, of which longrope writes no GGUF"),
             ("llama mistral phi3", Rule(by_context, own, SLOTS)),
         ),
         launch="longrope export {folder} --to gguf -o {file} && llama-server -m {file} -c {length}",
