@@ -53,7 +53,7 @@ test-compat: $(READY)  ## open exported checkpoints with transformers 4.57, in i
 test-quantized: $(READY)  ## run quantised checkpoints with the packages that load their weights, in its own .venv-quantized
 	$(PYTHON) -m venv .venv-quantized
 	.venv-quantized/bin/pip install --quiet -c constraints.txt torch
-	.venv-quantized/bin/pip install --quiet -c constraints.txt . pytest hypothesis bitsandbytes torchao compressed-tensors optimum datasets
+	.venv-quantized/bin/pip install --quiet -c constraints.txt . pytest hypothesis bitsandbytes torchao compressed-tensors optimum datasets requests
 	.venv-quantized/bin/pip install --quiet --no-deps gptqmodel device-smi tokenicer logbar pypcre defuser pillow ninja threadpoolctl
 	PYTHONPATH=src .venv-quantized/bin/python -m pytest -W default tests/models/test_quantized.py
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from longrope.models.backbone import auto_class
@@ -145,6 +145,10 @@ def build(kind: str) -> PreTrainedModel:
         ValueError: If its default config stays large.
     """
     config = small_config(kind)
+    if kind == "gemma3n":  # its own image tower is of the package timm, which needs torchvision
+        tower = small_config(SiglipVisionConfig)
+        tower.vocab_size, tower.vocab_offset, tower.rms_norm_eps = 4, VOCABULARY, 1e-6
+        vars(config)["vision_config"] = tower  # past the check of its class
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in auto_class(config).from_config(config).parameters())
     if weights > MOST_WEIGHTS:

@@ -195,7 +195,10 @@ PACKED: dict[str, tuple[Callable[[Tensor], tuple[dict[str, Tensor], Tensor]], Fi
     "gptq": (_gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}),
     "awq": (_awq, {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}),
     "fp8": (_fp8, {"quant_method": "fp8", "weight_block_size": [GROUP, GROUP], "activation_scheme": "dynamic"}),
-    "compressed-tensors int8": (_int8, _compressed(8, "int-quantized", {"strategy": "channel"}, {"strategy": "token", "dynamic": True})),
+    "compressed-tensors int8": (
+        _int8,
+        _compressed(8, "int-quantized", {"strategy": "channel"}, {"strategy": "token", "dynamic": True}),
+    ),
     "compressed-tensors int4": (_int4, _compressed(4, "pack-quantized", {"strategy": "group", "group_size": GROUP})),
 }
 KINDS = (*BY_LIBRARY, *PACKED, "mxfp4")

@@ -138,7 +138,9 @@ def test_an_adapter_on_the_hub_is_named_with_the_command_that_fetches_it(
         (cache / path).parent.mkdir(parents=True, exist_ok=True)
         (cache / path).write_text(text)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    message = r"'org/some-lora': adapter_config.json says .* of the model org/base.*hf download org/some-lora --local-dir"
+    message = (
+        r"'org/some-lora': adapter_config.json says .* of the model org/base.*hf download org/some-lora --local-dir"
+    )
     with pytest.raises(LongRopeError, match=message):
         load("org/some-lora")
 

@@ -110,7 +110,9 @@ def test_a_run_begins_with_the_merged_weights(base: Path, tmp_path: Path) -> Non
 
 def test_a_base_on_a_hub_out_of_reach_is_named_with_the_command_that_fetches_it(base: Path) -> None:
     save_adapter("adapter", base="org/base-model")
-    with pytest.raises(LongRopeError, match=r"'org/base-model' cannot be loaded.*Run hf download org/base-model --local"):
+    with pytest.raises(
+        LongRopeError, match=r"'org/base-model' cannot be loaded.*Run hf download org/base-model --local"
+    ):
         load("adapter")
 
 

@@ -101,7 +101,9 @@ def test_positions_of_images_beyond_the_length_are_refused(kind: str) -> None:
     rope, axes = Rope.of(model), torch.stack([torch.arange(20), torch.arange(20) // 2, torch.arange(20) % 5])[:, None]
     with patch(model, Extension.of(rope, scheme("yarn", rope, LENGTH))):
         logits(model, IDS[:, :20], position_ids=axes + LENGTH - 20)
-        message = rf"position_ids = {LENGTH}: this text with images goes beyond the {LENGTH} tokens .* Use fewer or smaller"
+        message = (
+            rf"position_ids = {LENGTH}: this text with images goes beyond the {LENGTH} tokens .* Use fewer or smaller"
+        )
         with pytest.raises(LongRopeError, match=message):
             logits(model, IDS[:, :20], position_ids=axes + LENGTH - 19)
 

@@ -37,12 +37,12 @@ def use_weighted_attention(model: PreTrainedModel) -> bool:
     bias = torch.where(chunk_ids == 0, 2.0, 0.0)
     with torch.no_grad(), evaluating(model):
         masks = sparse_masks(model, positions, chunk_ids, bias)
-        wanted = backbone_of(model)(input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False)[0]
+        masked = backbone_of(model)(input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False)[0]
         model.set_attn_implementation(WEIGHTED)
         inputs = sparse_inputs(model, positions, chunk_ids, bias)
-        found = backbone_of(model)(input_ids=tokens, position_ids=positions, use_cache=False, **inputs)[0]
-    error = (found - wanted).abs().max() / wanted.abs().max()
-    if not error <= (1e-4 if wanted.dtype == torch.float32 else 5e-2):  # NaN included
+        weighted = backbone_of(model)(input_ids=tokens, position_ids=positions, use_cache=False, **inputs)[0]
+    error = (weighted - masked).abs().max() / masked.abs().max()
+    if not error <= (1e-4 if masked.dtype == torch.float32 else 5e-2):  # NaN included
         model.set_attn_implementation("sdpa")
         return False
     return True

@@ -14,15 +14,15 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForImageTextToText if images else AutoModelForCausalLM
 
 
-def text_part(model: PreTrainedModel) -> Any:
-    """Return the part of a model that reads text: the model itself, or the text model within one that reads more."""
+def text_model_of(model: PreTrainedModel) -> Any:
+    """Return the text model within a model that reads more; a model that reads text alone is returned itself."""
     return model if model.config.get_text_config() is model.config else model.get_decoder()
 
 
 def backbone_of(model: PreTrainedModel) -> Any:
-    """Return the backbone of a model's text part, also where ``base_model`` returns the model itself (Llama 4)."""
-    if (part := text_part(model)) is not model:
-        return backbone_of(part)
+    """Return the backbone of a model's text model, also where ``base_model`` returns the model itself (Llama 4)."""
+    if (text_model := text_model_of(model)) is not model:
+        return backbone_of(text_model)
     backbone: Any = model.base_model
     children = (child for child in model.children() if isinstance(child, PreTrainedModel))
     return backbone if backbone is not model else next(children, model)

@@ -47,7 +47,9 @@ def explained(name: str, target: str = "", quantization: str | None = None) -> I
             hint = f"D{close[3:]}" if close else "Is it a hub id?"
             reason = f"there is no such folder or built-in model. {hint} The hub: {reason.rstrip('.')}"
             if "connect" in reason and not close:
-                reason += f". Run hf download {name} --local-dir FOLDER where the hub can be reached, and give the folder"
+                reason += (
+                    f". Run hf download {name} --local-dir FOLDER where the hub can be reached, and give the folder"
+                )
         else:
             check_rope_fields(name, folder, str(error))
             reason = tokenizer_error(folder, str(error)) or reason

@@ -58,8 +58,8 @@ def check_method(name: str, method: str | None) -> None:
     known = {key.removesuffix("_4bit").removesuffix("_8bit") for key in AUTO_QUANTIZATION_CONFIG_MAPPING}
     if method is not None and method not in known:
         raise LongRopeError(
-            f"quantization_config.quant_method = {method!r}: transformers does not read weights of {name} in this format. "
-            f"Write the config alone, for the engine that reads them: {config_command(name)}. "
+            f"quantization_config.quant_method = {method!r}: transformers does not read this format of the weights of "
+            f"{name}. Write the config alone, for the engine that reads them: {config_command(name)}. "
             "If the weights are not quantised, remove quantization_config."
         )
 

@@ -77,8 +77,8 @@ class LongRoPE(nn.Module):
         """
         module, rope = cls._empty(), extension.rope
         long = replace(extension.long, length=extension.length)
-        own = [extension.at(rope.short_length)] if rope.short_factors not in ((), rope.factors) else []
-        module._build(rope, [*own, extension.short, long], by_length=True)
+        carried = [extension.at(rope.short_length)] if rope.short_factors not in ((), rope.factors) else []
+        module._build(rope, [*carried, extension.short, long], by_length=True)
         return module
 
     @classmethod

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.adapter import SwitchedAdapter
-from longrope.models.backbone import text_part
+from longrope.models.backbone import text_model_of
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_layout import AXES, RotaryLayout, layer_type_of
 from longrope.rope import FULL_NAMES, Rope
@@ -154,7 +154,7 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     rope, model_type = Rope.of(model), model.config.model_type
     sites = [
         RotarySite(parent, name, child)
-        for parent in text_part(model).modules()
+        for parent in text_model_of(model).modules()
         if not isinstance(parent, RescaledRotary)
         for name, child in parent.named_children()
         if isinstance(child, RescaledRotary) or _inv_freq(child) is not None
@@ -191,8 +191,8 @@ def _check_reach(axes: Tensor, embedding: nn.Module) -> None:
     length, last = getattr(embedding, "max_position", None), int(axes.max())
     if length is not None and last >= length:
         raise LongRopeError(
-            f"position_ids = {last:,}: this text with images goes beyond the {length:,} tokens that the factors are for. "
-            "Use fewer or smaller images, or factors for a greater length."
+            f"position_ids = {last:,}: this text with images goes beyond the {length:,} tokens that the factors are "
+            "for. Use fewer or smaller images, or factors for a greater length."
         )
 
 
