@@ -106,12 +106,25 @@ BAD: dict[str, tuple[Callable[[Path], Path], str, str]] = {
 }
 WEIGHTS: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "an adapter of another base": (of_another_base, "base_model_name_or_path = ", "does not fit this model"),
-    "GPTQ": (lambda folder: quantised(folder, quant_method="gptq", bits=4), "quant_method = 'gptq'", "pip install"),
-    "AWQ": (lambda folder: quantised(folder, quant_method="awq", bits=4), "quant_method = 'awq'", "pip install"),
+    "GPTQ": (
+        lambda folder: quantised(folder, quant_method="gptq", bits=4),
+        "quant_method = 'gptq'",
+        "pip install gptqmodel opt",
+    ),
+    "AWQ": (
+        lambda folder: quantised(folder, quant_method="awq", bits=4),
+        "quant_method = 'awq'",
+        "pip install gptqmodel",
+    ),
     "bitsandbytes": (
         lambda folder: quantised(folder, quant_method="bitsandbytes", load_in_4bit=True),
         "quant_method = 'bitsandbytes'",
-        "pip install",
+        "pip install bitsandbytes",
+    ),
+    "EXL3": (
+        lambda folder: quantised(folder, quant_method="exl3", bits=4.0),
+        "quant_method = 'exl3'",
+        "transformers does not read this format",
     ),
 }
 COMMANDS: dict[str, list[str]] = {
@@ -173,7 +186,7 @@ def test_weights_that_cannot_be_loaded(
         assert f"longrope export {folder} --factors FACTORS --config-only" in error
 
 
-@pytest.mark.parametrize("name", ["GPTQ", "AWQ", "bitsandbytes"])
+@pytest.mark.parametrize("name", ["GPTQ", "AWQ", "bitsandbytes", "EXL3"])
 def test_the_remedy_for_missing_kernels_works(
     name: str, words: Callable[[str, Path], list[str]], tmp_path: Path
 ) -> None:
