@@ -42,7 +42,7 @@ def _at_l0(evaluation: EvalContext, candidate: str) -> float | None:
     return next((record.perplexity for record in records if record.length == length), None)
 
 
-def encode(records: Mapping[str, tuple[ShortContext, ...]]) -> dict[str, Any]:
+def encode(records: Mapping[str, tuple[ShortContext, ...]]) -> dict[str, Value]:
     """Return the percent by candidate."""
     return {candidate: rows[0].percent for candidate, rows in records.items()}
 
