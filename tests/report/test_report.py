@@ -11,6 +11,7 @@ from reading import Reader
 from rich.console import Console
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.statistics import wilson_interval
 from longrope.report import terminal
 from longrope.report.all_figures import SECTIONS, figures
 from longrope.report.html import page
@@ -57,6 +58,7 @@ def test_page_and_terminal_show_the_same_cells(read, shown, html):
         "short-context",
         "tasks",
         "differences",
+        "paired-retrieval",
         "factors-0",
         "search-0",
         "held-out",
@@ -96,7 +98,13 @@ def test_every_number_of_the_results_is_in_a_table(html):
         key = {"passkey": "score-0", "niah_multikey": "score-1"}[cell["task"]]
         row = next(one for one in tables[key] if one[:2] == ["ntk", f"{cell['depth']:.0%}"])
         place = 2 + sample_runs.LENGTHS.index(cell["length"])
-        assert row[place] == f"{cell['score']:.1%} ± {cell['standard_error']:.1%}"
+        low, high = wilson_interval(20 * cell["score"], 20)
+        assert row[place] == f"{cell['score']:.1%} ({100 * low:.1f}–{high:.1%})"
+    last = [cell["score"] for cell in record["retrieval"]["ntk"] if (cell["task"], cell["length"]) == ("passkey", 2048)]
+    low, high = wilson_interval(20 * sum(last), 20 * len(last))
+    assert f"| {sum(last) / len(last):.1%} ({100 * low:.1f}–{high:.1%})" in "".join(
+        line for line in lines("score-0") if line.startswith("ntk | all | ")
+    )
     for name, row in record["rows"].items():
         if name in ("yarn", "pi"):
             column = tables["factors-0"][0].index(name)

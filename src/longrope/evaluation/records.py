@@ -20,7 +20,14 @@ Value = Annotated[
 ]
 
 
-MEASURED = ("perplexity", "loss", "score", "percent", "value")  # fields of measured values, beside errors and counts
+MEASURED = (
+    "perplexity",
+    "loss",
+    "score",
+    "percent",
+    "points",
+    "value",
+)  # fields of measured values, beside errors and counts
 
 
 class Record(BaseModel):
