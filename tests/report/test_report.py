@@ -433,7 +433,7 @@ def test_numbers_that_json_does_not_know_are_missing(tmp_path):
 def test_a_folder_without_results_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(LongRopeError, match=r"has no results\.json\. Run longrope eval … -o "):
         read_runs([tmp_path])
-    with pytest.raises(LongRopeError, match="not a folder"):
+    with pytest.raises(LongRopeError, match="not a folder and not a file"):
         read_runs([tmp_path / "nowhere"])
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(LongRopeError, match="Finish the run with --resume"):

@@ -19,7 +19,7 @@ class LoadedRun:
     """One run of a report.
 
     Args:
-        name: Name of the folder, unique in the report.
+        name: Name of the folder or file, unique in the report.
         results: Everything that was measured.
         searches: Journals of the run's searches.
         trainings: Fine-tunings of the run.
@@ -37,18 +37,18 @@ class LoadedRun:
         return f"{self.name}: {candidate}" if candidate in self.clashes else candidate
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[LoadedRun, ...]:
-    """Read the folders of ``longrope eval``, ``extend`` or ``search``.
+def read_runs(paths: Sequence[Path]) -> tuple[LoadedRun, ...]:
+    """Read folders of ``longrope eval``, ``extend`` or ``search``, or files of results.
 
     Raises:
-        LongRopeError: If a folder holds no results or damaged ones, or is given twice.
+        LongRopeError: If a folder or file holds no results or damaged ones, or is given twice.
     """
-    paths = [folder.resolve() for folder in folders]
-    if len(set(paths)) < len(paths):
-        raise LongRopeError(f"runs = {', '.join(map(str, folders))}: a folder is given twice. Give it once.")
-    short = [path.name for path in paths]
-    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
-    contents = [_read(folder) for folder in folders]
+    folders = [path.parent if path.name == "results.json" else path for path in (path.resolve() for path in paths)]
+    if len(set(folders)) < len(folders):
+        raise LongRopeError(f"runs = {', '.join(map(str, paths))}: a run is given twice. Give it once.")
+    short = [folder.name.removesuffix(".json") for folder in folders]
+    names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+    contents = [_read(path) for path in paths]
     return as_runs([(name, *content) for name, content in zip(names, contents, strict=True)])
 
 
@@ -60,8 +60,13 @@ def as_runs(contents: Sequence[tuple[str, EvalResults, Histories]]) -> tuple[Loa
 
 
 def _read(folder: Path) -> tuple[EvalResults, Histories]:
+    if folder.is_file():
+        return EvalResults.load(folder), ((), ())
     if not folder.is_dir():
-        raise LongRopeError(f"run = {str(folder)!r}: not a folder. Give one of longrope eval, extend or search.")
+        raise LongRopeError(
+            f"run = {str(folder)!r}: not a folder and not a file. "
+            "Give a folder of longrope eval, extend or search, or its results.json."
+        )
     searches = read_searches(folder)
     if (folder / "results.json").exists():
         return EvalResults.load(folder), (searches, read_trainings(folder))
