@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_scale_writes_the_scheme(cli, model: Path, name: str, tmp_path: Path) ->
     expected = Extension.of(ROPE, scheme(name, ROPE, 1024))
     assert written == expected
     assert cli("scale", model, "--scheme", name, "-l", "1k").json == json.loads(expected.to_json())
+
+
+def test_the_original_rope_past_its_window_measures_as_the_model_itself(
+    cli, refused, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    assert cli("scale", model, "--scheme", "original", "-l", 256, "-o", tmp_path / "plain.json").code == 0
+    written = load_factors(tmp_path / "plain.json")
+    assert written == Extension(ROPE, Scaling.identity(ROPE), replace(Scaling.identity(ROPE), length=256), 256)
+    options = ("--lengths", "64,256", "--schemes", "none", "--data", texts, "--documents", 2, "--json")
+    result = cli("eval", model, "--factors", tmp_path / "plain.json", *options)
+    assert result.code == 0, result.err
+    perplexity = result.json["perplexity"]
+    assert perplexity[str(tmp_path / "plain.json")] == perplexity["original"]
+    refused("length = 16 is below the model's original length 64", "scale", model, "--scheme", "original", "-l", 16)
 
 
 @pytest.mark.parametrize("policy", ["su", "yarn", "none", "1.25"])
