@@ -30,19 +30,27 @@ def run(
             help=f"{FORMAT_NAMES} (default: by the ending of OUTPUT, else html; text without OUTPUT).",
         ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Exported folder: the verdict says which engines run it as made (default: that in RUN, if any)."
+        ),
+    ] = None,
     figures: Annotated[Path | None, typer.Option(help="Also write every chart into this folder, SVG and PNG.")] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Show measurements as one HTML page that needs no network, in the terminal, or as tables for a paper.
 
-    csv has a line for every record, and the other formats have a table for every figure. With several runs, candidates
-    of one name are labelled by their run, and the report warns if the runs are not comparable.
+    The report begins with a verdict in three sentences: whether it works at length, what it costs at short length and
+    whether it is better than the best closed form, and which engines run it as made. With several runs, candidates of
+    one name are labelled by their run, and the report warns if the runs are not comparable. csv has a line for every
+    record, the other formats have a table for every figure.
     """
     from longrope.report.load import read_runs
     from longrope.storage.atomic import write_text
     from longrope.storage.lock import claim_output
 
-    loaded = read_runs(runs)
+    loaded = read_runs(runs, checkpoint=checkpoint)
     if output is not None:
         claim_output(output, overwrite=overwrite)
     if figures is not None:

@@ -13,7 +13,7 @@ from longrope.evaluation.figure import Figure, Number
 from longrope.evaluation.registry import MEASUREMENTS
 from longrope.report.all_figures import figures
 from longrope.report.load import LoadedRun, warnings
-from longrope.report.verdict import headlines
+from longrope.report.verdict import sentences
 from longrope.storage.atomic import dumps
 
 WIDTH = 200  # characters of a line of text in a file
@@ -104,7 +104,7 @@ def as_json(runs: Sequence[LoadedRun]) -> str:
         }
         for figure in figures(runs)
     ]
-    verdicts = {run.name: sentence for run, sentence in zip(runs, headlines(runs), strict=True)}
+    verdicts = {run.name: sentences(run) for run in runs}
     return dumps({"verdicts": verdicts, "warnings": warnings(runs) if len(runs) > 1 else [], "tables": tables})
 
 

@@ -9,7 +9,7 @@ from longrope.evaluation.results import EvalResults
 from longrope.report.all_figures import figures, looks_of
 from longrope.report.charts import draw
 from longrope.report.formats import format_of, formatted
-from longrope.report.load import LoadedRun, as_runs, read_runs
+from longrope.report.load import NO_HISTORIES, LoadedRun, as_runs, read_runs
 from longrope.report.svg import save
 from longrope.storage.atomic import write_text
 
@@ -34,8 +34,8 @@ def _loaded(runs: Sequence[EvalResults | str | Path]) -> tuple[LoadedRun, ...]:
     folders = read_runs([Path(run) for run in runs if isinstance(run, (str, Path))])
     named = [(f"results {number}", run) for number, run in enumerate(runs, 1) if isinstance(run, EvalResults)]
     named = [(run.model or name, run) for name, run in named] if len(named) == 1 else named
-    contents = [(run.name, run.results, (run.searches, run.trainings)) for run in folders]
-    return as_runs([*contents, *((name, results, ((), ())) for name, results in named)])
+    contents = [(run.name, run.results, (run.searches, run.trainings, run.checkpoint)) for run in folders]
+    return as_runs([*contents, *((name, results, NO_HISTORIES) for name, results in named)])
 
 
 def write_pictures(runs: Sequence[LoadedRun], folder: Path) -> None:
