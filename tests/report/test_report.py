@@ -56,6 +56,7 @@ def test_page_and_terminal_show_the_same_cells(read, shown, html):
         "sliding",
         "key-tokens",
         "short-context",
+        "short-lengths",
         "tasks",
         "differences",
         "paired-retrieval",
@@ -204,6 +205,34 @@ def test_a_model_that_reads_fluently_and_forgets_does_not_work(tmp_path):
     _, (works, _, _) = changed(tmp_path, forget)
     assert works.verdict == "Works by perplexity, but forgets what is hidden"
     assert "10.0%" in works.why
+
+
+def test_short_texts_are_shown_with_the_factors_that_they_get(tmp_path):
+    """The row of the long factors alone beside the extension's short ones and the original model."""
+
+    def beside(record):
+        for name in ("rows", "perplexity", "retrieval"):
+            record[name]["alone"] = json.loads(json.dumps(record[name]["yarn"]))
+        del record["perplexity"]["alone"][0]
+        record["retrieval"]["extended"] = [cell for cell in record["retrieval"]["extended"] if cell["length"] > 256]
+
+    run, _ = changed(tmp_path, beside)
+    head, *rows = Reader(page([run], figures([run]))).tables["short-lengths"]
+    assert head[:4] == ["row", "factors there", "length", "perplexity"]
+    record = sample_runs.results(("original", "yarn", "extended"))
+    for name, factors in (("original", "as trained"), ("yarn", "long"), ("extended", "short")):
+        cell = record["perplexity"][name][0]
+        (row,) = (row for row in rows if row[0] == name)
+        assert row[:4] == [name, factors, "256", f"{cell['perplexity']:.2f} ± {cell['standard_error']:.2f}"]
+        if name != "original":
+            gap = next(gap for gap in record["differences"][name] if gap["against"] == "original")
+            assert row[4] == f"{gap['percent']:+.1f}% ± {gap['standard_error']:.1f}%"
+    shares = {row[0]: row[5:] for row in rows}
+    pair = next(pair for pair in record["paired_retrieval"]["yarn"] if pair["length"] == 256)
+    assert shares["yarn"][1:] == [f"{pair['points']:+.1f}", f"{pair['p']:.3f}"]
+    assert shares["extended"] == ["–"] * 3
+    assert shares["original"][1:] == ["–"] * 2
+    assert next(row for row in rows if row[0] == "alone")[1:5] == ["long", "256", "–", "–"]
 
 
 def test_retrieval_that_was_not_measured_is_said_so(tmp_path):

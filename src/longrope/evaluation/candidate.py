@@ -50,6 +50,12 @@ class Candidate:
         return hashlib.sha256(json.dumps([self.weights, *values]).encode()).hexdigest()[:12]
 
     @property
+    def long_alone(self) -> Candidate | None:
+        """The candidate that has the long factors at every length, as a static export; None with one set of factors."""
+        two_sets = isinstance(self.scaling, Extension) and self.scaling.has_two_sets
+        return Candidate(self.weights, self.scaling.long) if two_sets else None
+
+    @property
     def scalings(self) -> dict[str, Scaling]:
         """The scalings by the suffix that a figure adds to the candidate's name."""
         if isinstance(self.scaling, Extension):

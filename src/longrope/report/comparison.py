@@ -11,7 +11,6 @@ from longrope.evaluation.paired_retrieval import RetrievalDifference, paired_ret
 from longrope.evaluation.records import Perplexity, paired_difference
 from longrope.evaluation.retrieval import pooled_rate
 from longrope.report.load import LoadedRun
-from longrope.scaling import Extension, Scaling
 from longrope.schemes import is_scheme
 
 # Student's t: 95% of its mass lies within, by the number of values less one; the last one serves larger numbers too
@@ -115,15 +114,7 @@ def long_alone(run: LoadedRun, candidate: str) -> str | None:
 
     None if there is no such candidate, or if the candidate has one set of factors itself.
     """
-    compared = run.results.candidates[candidate]
-    if not isinstance(compared.scaling, Extension):
+    alone = run.results.candidates[candidate].long_alone
+    if alone is None:
         return None
-    for name, other in run.results.candidates.items():
-        same = isinstance(other.scaling, Scaling) and _values(other.scaling) == _values(compared.scaling.long)
-        if same and other.weights == compared.weights:
-            return name
-    return None
-
-
-def _values(scaling: Scaling) -> tuple[object, ...]:
-    return scaling.factors, scaling.attention_factor, scaling.start_tokens
+    return next((name for name, other in run.results.candidates.items() if other.key == alone.key), None)
