@@ -235,6 +235,22 @@ def test_three_sentences_of_which_the_last_names_the_engines(checkpoint: Path) -
     assert set(named[2].rstrip(".").replace(" and ", ", ").split(", ")) - {""} == set(ENGINES) - set(good)
 
 
+def test_a_run_of_retrieval_alone_says_what_is_found() -> None:
+    def no_perplexity(record: dict[str, Any]) -> None:
+        for name in ("perplexity", "differences", "short_context", "positions", "sliding", "key_tokens", "tasks"):
+            del record[name]
+        for name, right in (("original", 0), ("yarn", 10), ("extended", 19)):
+            set_scores(record, name, 2048, right)
+
+    run = run_of(no_perplexity)
+    assert answers(run) == ()
+    assert sentences(run) == [
+        "At 2,048 tokens “original” finds 0.0% (0.0–1.9%) of what is hidden; “yarn” finds 50.0% (43.1–56.9%) of "
+        "what is hidden; “extended” finds 95.0% (91.0–97.3%) of what is hidden.",
+        "Perplexity was not measured.",
+    ]
+
+
 def test_a_checkpoint_elsewhere_is_given_for_one_run(checkpoint: Path, tmp_path: Path) -> None:
     results = sample_runs.write_run(tmp_path / "eval")
     (run,) = read_runs([results])

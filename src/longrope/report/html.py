@@ -14,7 +14,7 @@ from longrope.report.charts import draw
 from longrope.report.load import LoadedRun, warnings
 from longrope.report.style import Look
 from longrope.report.svg import inline_svg
-from longrope.report.verdict import RULE, answers, headlines
+from longrope.report.verdict import RULE, answers, sentences
 
 
 def page(runs: Sequence[LoadedRun], figures: Sequence[Figure]) -> str:
@@ -22,7 +22,7 @@ def page(runs: Sequence[LoadedRun], figures: Sequence[Figure]) -> str:
     names = ", ".join(dict.fromkeys(run.results.model or run.name for run in runs))
     verdict = {
         "runs": [(run, answers(run)) for run in runs],
-        "headlines": headlines(runs),
+        "verdicts": [(run.name if len(runs) > 1 else "", sentences(run)) for run in runs],
         "rule": RULE,
         "warnings": warnings(runs),
     }
@@ -31,7 +31,7 @@ def page(runs: Sequence[LoadedRun], figures: Sequence[Figure]) -> str:
 
 def figures_page(heading: str, figures: Sequence[Figure], looks: Mapping[str, Look]) -> str:
     """Return a page of figures without runs as HTML. All text is escaped."""
-    verdict = {"runs": [], "headlines": [], "rule": "", "warnings": []}
+    verdict = {"runs": [], "verdicts": [], "rule": "", "warnings": []}
     return _rendered(heading, figures, looks, {"found": "Factors"}, verdict)
 
 

@@ -93,6 +93,8 @@ def answers(run: LoadedRun) -> tuple[Verdict, ...]:
 def sentences(run: LoadedRun) -> list[str]:
     """Return the verdict in at most three sentences: works, cost and gain, engines."""
     candidate = subject(run)
+    if candidate is None and run.results.get("retrieval"):
+        return _retrieval_alone(run)
     if candidate is None:
         command = f"longrope eval {run.results.model or 'MODEL'} … --factors {run.name}"
         return ["Nothing was measured on test documents yet.", f"Run {command}."]
@@ -107,6 +109,15 @@ def sentences(run: LoadedRun) -> list[str]:
     if run.results.candidates[candidate].scaling is None:
         return lines
     return [*lines, "To see which engines run it as made, export it and add --checkpoint FOLDER to longrope report."]
+
+
+def _retrieval_alone(run: LoadedRun) -> list[str]:
+    """Return what each candidate finds at the longest length, for a run of retrieval tasks alone."""
+    scores = run.results.get("retrieval")
+    longest = max(record.length for records in scores.values() for record in records)
+    rates = {candidate: retrieval_rate(run, candidate, longest) for candidate in scores}
+    clauses = [f"“{run.label(candidate)}” finds {share(rate)} of what is hidden" for candidate, rate in rates.items()]
+    return [f"At {longest:,} tokens {'; '.join(clauses)}.", "Perplexity was not measured."]
 
 
 def verdict_of(folder: Path) -> list[str]:
