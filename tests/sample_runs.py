@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from longrope.evaluation.paired_retrieval import paired_retrieval
 from longrope.evaluation.records import document_perplexity, paired_difference
+from longrope.evaluation.retrieval import RetrievalScore
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -99,6 +101,20 @@ def compare(record: dict[str, Any]) -> None:
         ]
         for name, cells in record["perplexity"].items()
     }
+    scores = {
+        name: [RetrievalScore.model_validate(cell) for cell in cells]
+        for name, cells in record.get("retrieval", {}).items()
+    }
+    pairs = {
+        name: [
+            paired_retrieval(rows, scores[other], length=length, against=other)
+            for other in ("original", "yarn")
+            if other in scores and other != name
+            for length in LENGTHS
+        ]
+        for name, rows in scores.items()
+    }
+    record["paired_retrieval"] = {name: [pair.model_dump() for pair in rows if pair] for name, rows in pairs.items()}
 
 
 def perplexity(documents: np.ndarray, hard: float, length: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -123,6 +139,7 @@ def retrieval(hard: float, rng: np.random.Generator) -> list[dict[str, Any]]:
                 score = float(np.clip(1 - hard * math.log2(length / 128) / 3 + rng.normal(0, 0.05), 0, 1))
                 score = round(score * 20) / 20
                 cell = {"task": task, "length": length, "depth": depth, "score": score, "trials": 20}
+                cell["scores"] = [1.0] * round(20 * score) + [0.0] * round(20 * (1 - score))
                 cell |= {"standard_error": math.sqrt(score * (1 - score) / 20), "chance": 0.2}
                 found.append(cell | {"choice": min(1.0, score + 0.05) if task == "passkey" else None})
     return found

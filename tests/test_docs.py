@@ -1,6 +1,7 @@
 """The documentation site: generated pages are up to date, links lead to files, guides run."""
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -53,6 +54,11 @@ def test_drift_is_reported_with_its_remedy(tmp_path, monkeypatch, capsys) -> Non
     assert "Run scripts/docs_cli.py" in capsys.readouterr().err
     (tmp_path / "cli.md").write_text(cli.page(), encoding="utf-8")
     assert cli.main() == 0
+
+
+def test_the_schema_of_results_is_what_the_types_give() -> None:
+    written = (DOCS / "reference" / "results.schema.json").read_text(encoding="utf-8")
+    assert json.loads(written) == script("results_schema").schema(), "run scripts/results_schema.py"
 
 
 def test_the_python_reference_has_every_name_once() -> None:

@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "cost": BASE | {"schemes", "models", "longcontext"},
     "engines": BASE | {"schemes"},
     "export": BASE | {"schemes", "yarn_fit", "formats", "models", "engines"},
-    "report": BASE | {"schemes", "formats", "search", "evaluation"},
+    "report": BASE | {"schemes", "yarn_fit", "formats", "search", "evaluation", "engines"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FREE = {"__init__", "__main__"}

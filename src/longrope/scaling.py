@@ -141,6 +141,11 @@ class Extension:
         """The scale s = L / L0."""
         return self.rope.scale(self.length)
 
+    @property
+    def has_two_sets(self) -> bool:
+        """Whether short sequences have other factors than long ones."""
+        return (self.short.factors, self.short.attention_factor) != (self.long.factors, self.long.attention_factor)
+
     def at(self, length: int) -> Scaling:
         """Return the factors for a sequence of ``length`` tokens."""
         rope = self.rope

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_scale_writes_the_scheme(cli, model: Path, name: str, tmp_path: Path) ->
     expected = Extension.of(ROPE, scheme(name, ROPE, 1024))
     assert written == expected
     assert cli("scale", model, "--scheme", name, "-l", "1k").json == json.loads(expected.to_json())
+
+
+def test_the_original_rope_past_its_window_measures_as_the_model_itself(
+    cli, refused, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    assert cli("scale", model, "--scheme", "original", "-l", 256, "-o", tmp_path / "plain.json").code == 0
+    written = load_factors(tmp_path / "plain.json")
+    assert written == Extension(ROPE, Scaling.identity(ROPE), replace(Scaling.identity(ROPE), length=256), 256)
+    options = ("--lengths", "64,256", "--schemes", "none", "--data", texts, "--documents", 2, "--json")
+    result = cli("eval", model, "--factors", tmp_path / "plain.json", *options)
+    assert result.code == 0, result.err
+    perplexity = result.json["perplexity"]
+    assert perplexity[str(tmp_path / "plain.json")] == perplexity["original"]
+    refused("length = 16 is below the model's original length 64", "scale", model, "--scheme", "original", "-l", 16)
 
 
 @pytest.mark.parametrize("policy", ["su", "yarn", "none", "1.25"])
@@ -157,12 +172,15 @@ def table(cli, model: Path, texts: Path, *more: object) -> dict[str, list[dict[s
 
 def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> None:
     found = table(cli, model, texts, "--factors", run, "--factors", run / "best.json")
-    assert list(found) == ["original", "pi", "ntk", "yarn", "heuristic", str(run), str(run / "best.json")]
+    alone = f"{run} (long factors alone)"
+    assert list(found) == ["original", "pi", "ntk", "yarn", "heuristic", str(run), alone, str(run / "best.json")]
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     drawn = draw_tokens(
         split_documents(load_documents(str(texts)))["test"], AutoTokenizer.from_pretrained(model), length=160, count=3
     )
-    candidates = {"original": None, "yarn": scheme("yarn", ROPE, 160), str(run): load_factors(run / "extension.json")}
+    extension = load_factors(run / "extension.json")
+    assert isinstance(extension, Extension)
+    candidates = {"original": None, "yarn": scheme("yarn", ROPE, 160), str(run): extension, alone: extension.long}
     for name, scaling in candidates.items():
         row = perplexity(loaded, drawn.tokens, [32, 64, 65, 160], scaling=scaling)
         assert [cell["length"] for cell in found[name]] == [32, 64, 65, 160]
@@ -170,6 +188,25 @@ def test_eval_equals_the_library(cli, model: Path, texts: Path, run: Path) -> No
             assert cell["perplexity"] == pytest.approx(expected.perplexity, rel=1e-5)
             assert cell["standard_error"] == pytest.approx(expected.standard_error, rel=1e-4)
             assert cell["losses"] == pytest.approx(expected.losses, rel=1e-5)
+
+
+def test_the_long_factors_alone_are_measured_where_they_differ_from_another_row(
+    cli, model: Path, texts: Path, run: Path, tmp_path: Path
+) -> None:
+    """Not where no text fits into L0, and not where the sets are equal or a scheme has these factors already."""
+    options = ("--data", texts, "--documents", 2, "--schemes", "yarn", "--json")
+    beyond = cli("eval", model, "--lengths", 160, "--factors", run, *options)
+    assert list(beyond.json["rows"]) == ["original", "yarn", str(run)]
+    assert "long factors alone" not in beyond.err
+    assert cli("scale", model, "--scheme", "yarn", "-l", 160, "-o", tmp_path / "yarn.json").code == 0
+    extension = load_factors(run / "extension.json")
+    assert isinstance(extension, Extension)
+    equal = replace(extension, short=extension.long)
+    (tmp_path / "static.json").write_text(equal.to_json())
+    files = ("--factors", tmp_path / "yarn.json", "--factors", tmp_path / "static.json")
+    within = cli("eval", model, "--lengths", "64,160", *files, *options)
+    assert within.code == 0, within.err
+    assert not [name for name in within.json["rows"] if "(long factors alone)" in name]
 
 
 def test_eval_documents_are_none_that_the_search_saw(cli, model: Path, texts: Path, searched) -> None:

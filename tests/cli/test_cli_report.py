@@ -39,6 +39,19 @@ def test_without_an_output_it_is_printed(cli, reported: Path, monkeypatch: pytes
     assert result.out.startswith("“extended” at 2,048 tokens: works")
 
 
+def test_tables_for_a_paper_of_two_machines(cli, reported: Path, tmp_path: Path) -> None:
+    (tmp_path / "gpu.json").write_text((reported / "results.json").read_text())
+    printed = cli("report", reported, tmp_path / "gpu.json", "--format", "markdown")
+    assert printed.code == 0, printed.err
+    assert "| extended-run: yarn | 2,048 |" in printed.out
+    assert "| gpu: yarn | 2,048 |" in printed.out
+    written = cli("report", reported, tmp_path / "gpu.json", "-o", tmp_path / "tables.md")
+    assert written.out == f"Report: {tmp_path / 'tables.md'}\n"
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8") == printed.out
+    table = cli("report", reported, "--format", "csv", "--figures", tmp_path / "figures").out
+    assert table.startswith("run,model,candidate,measurement,")  # and not the path of the figures
+
+
 def test_what_is_refused(refused, reported: Path, tmp_path: Path) -> None:
     (tmp_path / "there.html").write_text("mine")
     (tmp_path / "empty").mkdir()
@@ -46,6 +59,7 @@ def test_what_is_refused(refused, reported: Path, tmp_path: Path) -> None:
     refused("is a folder", "report", reported, "-o", tmp_path / "empty")
     refused("has no results.json. Run longrope eval", "report", tmp_path / "empty")
     refused("exists; replace it", "report", reported, "--figures", reported)
+    refused("format = 'latex' is unknown", "report", reported, "--format", "latex")
 
 
 def test_it_needs_no_model(reported: Path, tmp_path: Path) -> None:

@@ -1,16 +1,28 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from made_up import measured, sample_set
 
 from longrope.errors import LongRopeError
-from longrope.evaluation import by_length, by_position, differences, key_tokens, retrieval, short_context
+from longrope.evaluation import (
+    by_length,
+    by_position,
+    differences,
+    key_tokens,
+    paired_retrieval,
+    retrieval,
+    short_context,
+)
+from longrope.evaluation.figure import Number
 from longrope.evaluation.measurement import EvalSpec
 from longrope.evaluation.prompt_samples import prompt_samples
 from longrope.evaluation.records import Perplexity
+from longrope.evaluation.retrieval import RetrievalScore, pooled_rate
+from longrope.evaluation.statistics import wilson_interval
 from longrope.tasks.prompts import Prompt
 
 
@@ -67,12 +79,73 @@ def test_retrieval_by_depth() -> None:
         "depth": 0.0,
         "score": 0.5,
         "standard_error": pytest.approx(np.std([1, 0.5, 0], ddof=1) / 3**0.5),
+        **dict(zip(("low", "high"), wilson_interval(1.5, 3), strict=True)),
+        "scores": (1.0, 0.5, 0.0),
         "choice": 0.5,  # of those in which there was one
+        **dict(zip(("choice_low", "choice_high"), wilson_interval(1, 2), strict=True)),
         "chance": 0.25,
         "trials": 3,
     }
     assert (middle.choice, middle.chance, middle.trials) == (None, None, 1)
     assert math.isnan(middle.standard_error)
+
+
+def scores(*values: float, task: str = "passkey", depth: float | None = 0.0) -> RetrievalScore:
+    mean = sum(values) / len(values)
+    return RetrievalScore(task=task, length=512, depth=depth, score=mean, scores=values, trials=len(values))
+
+
+def test_a_rate_over_records_counts_every_trial_once() -> None:
+    """Not the mean of the records' means, 50%: seven of the ten trials were right."""
+    rate = pooled_rate([scores(0, 0, 0), scores(*[1.0] * 7, depth=0.5)])
+    assert rate.value == pytest.approx(0.7)
+    assert rate.interval == wilson_interval(7, 10)
+    assert pooled_rate([scores(1.0), RetrievalScore(task="vt", length=512, score=0.0)]) == Number(0.5)
+    assert pooled_rate([scores(1.0), scores(math.nan)]) == Number(None, finite=False)
+    assert pooled_rate([]) == Number(None)
+
+
+def test_a_record_of_an_earlier_version_gets_its_interval() -> None:
+    record = RetrievalScore.model_validate({"task": "vt", "length": 8, "score": 0.95, "trials": 20, "choice": 1.0})
+    assert (record.low, record.high) == wilson_interval(19, 20)
+    assert (record.choice_low, record.choice_high) == wilson_interval(20, 20)
+    assert RetrievalScore.model_validate(record.model_dump()) == record
+    without = RetrievalScore(task="vt", length=8, score=0.95)
+    assert without.rate == Number(0.95)
+    assert not {"low", "high", "scores"} & without.model_dump().keys()
+
+
+def test_retrieval_is_compared_prompt_by_prompt() -> None:
+    """A difference of two in ten that is never worse, over two tasks, beside one of many wins and losses."""
+    yarn = [scores(1, 0, 0, 0, 0), scores(1, 1, 0, 0, 0, task="vt", depth=None)]
+    better = [scores(1, 1, 0, 0, 0), scores(1, 1, 0, 0.5, 0, task="vt", depth=None)]
+    compared = partial(paired_retrieval.paired_retrieval, length=512, against="yarn")
+    pair = compared(better, yarn[::-1])
+    assert pair is not None
+    assert (pair.trials, pair.wins, pair.losses, pair.p) == (10, 2, 0, 0.5)
+    assert pair.points == pytest.approx(15.0)
+    mcnemar = compared([scores(*[1.0] * 9 + [0.0] * 3)], [scores(*[0.0] * 11 + [1.0])])
+    assert mcnemar is not None
+    assert mcnemar.p == pytest.approx(2 * (1 + 10) / 2**10)  # 9 wins and 1 loss of a fair coin
+    assert mcnemar.clear
+    assert compared(better, yarn[:1]) is None
+    assert compared(better, [scores(1, 0, 0), yarn[1]]) is None
+    assert compared([RetrievalScore(task="vt", length=512, score=1.0)] * 2, yarn) is None
+    broken = compared([scores(1, math.nan, 0, 0, 0), better[1]], yarn)
+    assert broken is not None
+    assert (broken.wins, broken.losses, math.isnan(broken.p), broken.finite) == (0, 0, True, False)
+
+
+def test_paired_retrieval_is_against_original_and_yarn_by_length() -> None:
+    evaluation = measured(EvalSpec([8]), sample_set("texts", [0.0]), "original", "yarn", "searched")
+    evaluation.records["retrieval"] = {
+        "original": (scores(0, 0),),
+        "yarn": (scores(1, 0),),
+        "searched": (scores(1, 1),),
+    }
+    pairs = paired_retrieval.aggregate(evaluation, "searched")
+    assert [(pair.against, pair.length, pair.points) for pair in pairs] == [("original", 512, 100), ("yarn", 512, 50)]
+    assert [pair.against for pair in paired_retrieval.aggregate(evaluation, "yarn")] == ["original"]
 
 
 def test_prompts_of_another_length_are_refused() -> None:

@@ -107,7 +107,7 @@ def run(
 
     config, tokenizer = options.read_config(model, decided), load_tokenizer(model)
     rope = Rope.of(config)
-    candidates = compared_candidates(model, rope, tokens[-1], schemes, factors or [], checkpoint or [])
+    candidates = compared_candidates(model, rope, tokens, schemes, factors or [], checkpoint or [])
     device = options.choose_device(device)
     distributed.take_device(device)
     journal = output if resume else None

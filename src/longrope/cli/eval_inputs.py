@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 
 
 def compared_candidates(
-    model: str, rope: Rope, length: int, schemes: str, factors: Sequence[str], checkpoints: Sequence[str]
+    model: str, rope: Rope, lengths: Sequence[int], schemes: str, factors: Sequence[str], checkpoints: Sequence[str]
 ) -> dict[str, Candidate]:
     """Return the candidates: the model as it is, schemes, factors (a fine-tuned run with its weights), checkpoints.
+
+    Where texts of up to L0 tokens are measured, the long factors alone of an extension are a candidate too.
 
     Args:
         model: Name of the model.
         rope: Geometry of the model.
-        length: Length in tokens that the schemes aim at.
+        lengths: Lengths in tokens, ascending. Schemes aim at the longest one.
         schemes: Names of schemes by commas, or none.
         factors: Factors files and run folders.
         checkpoints: Names of other models.
@@ -38,14 +40,20 @@ def compared_candidates(
     from longrope.stages.run_folder import open_run
 
     names = [] if schemes == "none" else options.parse_schemes(schemes)
-    if names and length <= rope.original_length:
+    if names and lengths[-1] <= rope.original_length:
         distributed.say("Schemes are left out: no length is above the original one.")
         names = []
     candidates = {"original": Candidate(model)}
-    candidates |= {name: Candidate(model, scheme(name, rope, length)) for name in names}
+    candidates |= {name: Candidate(model, scheme(name, rope, lengths[-1])) for name in names}
     for path in factors:
         weights = open_run(Path(path)).final_weights if (Path(path) / "plan.toml").exists() else model
-        candidates[_new(path, candidates)] = Candidate(weights, options.read_factors(path))
+        candidate = Candidate(weights, options.read_factors(path))
+        candidates[_new(path, candidates)] = candidate
+        alone = candidate.long_alone if lengths[0] <= rope.original_length else None
+        if alone is not None and alone.key not in {known.key for known in candidates.values()}:
+            name = _new(f"{path} (long factors alone)", candidates)
+            candidates[name] = alone
+            distributed.say(f"Also a candidate: {name}, which a static export uses at every length.")
     for path in checkpoints:
         candidates[_new(path, candidates)] = Candidate(path)
     return candidates

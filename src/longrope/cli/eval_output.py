@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import typer
 
 from longrope.errors import suspect
-from longrope.evaluation.figure import NOT_FINITE
+from longrope.evaluation.figure import NOT_FINITE, fixed
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults
+    from longrope.evaluation.retrieval import RetrievalScore
+
+whole_percent = fixed(0, unit="%", times=100)
 
 
 def describe(results: EvalResults, output: Path | None) -> None:
-    """Print the table of perplexities, scores of tasks, and the path of the results."""
+    """Print the table of perplexities, rates with their intervals, scores of tasks, and the path of the results."""
+    from longrope.evaluation.retrieval import pooled_rate
+
     show(results)
     for name, records in results.get("retrieval").items():
-        by_task: dict[tuple[str, int], list[float]] = {}
+        by_task: dict[tuple[str, int], list[RetrievalScore]] = {}
         for record in records:
-            by_task.setdefault((record.task, record.length), []).append(record.score)
-        scores = ", ".join(f"{task} {length:,}: {_rate(scores)}" for (task, length), scores in by_task.items())
+            by_task.setdefault((record.task, record.length), []).append(record)
+        scores = ", ".join(
+            f"{task} {length:,}: {whole_percent(pooled_rate(scores))}" for (task, length), scores in by_task.items()
+        )
         typer.echo(f"{name}: {scores}")
     for name, records in results.get("tasks").items():
         for task in dict.fromkeys(record.task for record in records):
@@ -36,11 +41,6 @@ def describe(results: EvalResults, output: Path | None) -> None:
     show_not_finite(results)
     if output is not None:
         typer.echo(f"Results: {output / 'results.json'}; see longrope report {output}")
-
-
-def _rate(scores: list[float]) -> str:
-    """Return the mean of some shares in percent."""
-    return f"{fmean(scores):.0%}" if all(map(math.isfinite, scores)) else NOT_FINITE
 
 
 def show_not_finite(results: EvalResults) -> None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from longrope.cli import (
     chat,
     check,
+    compare_factors,
     demo,
     distributed,
     doctor,
@@ -43,6 +44,7 @@ COMMANDS = {
     "inspect": inspect.run,
     "scale": scale.run,
     "fit": fit.run,
+    "compare-factors": compare_factors.run,
     "search": search.run,
     "plan": plan.run,
     "extend": extend.run,

@@ -31,7 +31,10 @@ def run(
     ] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help=f"Scheme (default: heuristic): {SCHEME_NAMES}; + and a modifier after it: {MODIFIER_NAMES}."),
+        typer.Option(
+            help=f"Scheme (default: heuristic): {SCHEME_NAMES}; + and a modifier after it: {MODIFIER_NAMES}; "
+            "or original: every factor is 1, the model as it is past its window."
+        ),
     ] = None,
     factors: Annotated[
         str | None, typer.Option(help=f"Use these factors instead of a scheme's. {options.FACTORS}")
@@ -42,6 +45,8 @@ def run(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a factors file without a search, from a closed-form scheme or from factors that others wrote."""
+    from dataclasses import replace
+
     from longrope.storage.atomic import write_text
     from longrope.storage.lock import claim_output
 
@@ -52,7 +57,7 @@ def run(
         claim_output(output, overwrite=overwrite)
 
     from longrope.rope import Rope
-    from longrope.scaling import Extension
+    from longrope.scaling import ORIGINAL, Extension, Scaling
     from longrope.schemes import scheme as choose
 
     config = options.read_config(model, options.decided_length(original_length))
@@ -63,7 +68,10 @@ def run(
     elif tokens is None:
         raise LongRopeError("length is missing; give the target length with -l")
     else:
-        extension = Extension.of(rope, choose(scheme or "heuristic", rope, tokens))
+        name = scheme or "heuristic"
+        extension = Extension.of(
+            rope, replace(Scaling.identity(rope), length=tokens) if name == ORIGINAL else choose(name, rope, tokens)
+        )
     if attention is not None:
         extension = with_attention(extension, attention)
     text = extension.to_json()

@@ -50,9 +50,16 @@ class Candidate:
         return hashlib.sha256(json.dumps([self.weights, *values]).encode()).hexdigest()[:12]
 
     @property
+    def long_alone(self) -> Candidate | None:
+        """The candidate that has the long factors at every length, as a static export; None with one set of factors."""
+        if isinstance(self.scaling, Extension) and self.scaling.has_two_sets:
+            return Candidate(self.weights, self.scaling.long)
+        return None
+
+    @property
     def scalings(self) -> dict[str, Scaling]:
         """The scalings by the suffix that a figure adds to the candidate's name."""
         if isinstance(self.scaling, Extension):
-            short = {} if self.scaling.short.is_identity else {" (short)": self.scaling.short}
-            return {"": self.scaling.long, **short}
+            own_short = self.scaling.has_two_sets and not self.scaling.short.is_identity
+            return {"": self.scaling.long} | ({" (short)": self.scaling.short} if own_short else {})
         return {} if self.scaling is None else {"": self.scaling}

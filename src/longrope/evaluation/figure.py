@@ -14,24 +14,31 @@ ChartRecords = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Number:
-    """A value with its standard error.
+    """A value with its standard error or its interval.
 
     Args:
         value: Measured value; None if it was not measured or is not finite.
         error: Standard error of the value; None without one.
         finite: Whether the measured value is finite.
+        interval: Ends of the 95% interval of a rate; None without one.
     """
 
     value: float | None
     error: float | None = None
     finite: bool = True
+    interval: tuple[float, float] | None = None
 
     @classmethod
-    def of(cls, value: float | None, error: float | None = None) -> Number:
+    def of(
+        cls, value: float | None, error: float | None = None, *, interval: tuple[float, float] | None = None
+    ) -> Number:
         """Return the number of a value that may be None, NaN or infinite."""
         if value is None or not math.isfinite(value):
             return cls(None, finite=value is None)
-        return cls(value, error if error is not None and math.isfinite(error) else None)
+        error = error if error is not None and math.isfinite(error) else None
+        return cls(
+            value, error, interval=interval if interval is not None and all(map(math.isfinite, interval)) else None
+        )
 
 
 @dataclass(frozen=True)
@@ -142,10 +149,12 @@ class Figure:
 
 
 def fixed(digits: int, *, sign: str = "", unit: str = "", times: float = 1) -> Callable[[Any], str]:
-    """Return a function that writes a `Number` with its standard error, or a plain value.
+    """Return a function that writes a `Number` with its interval or its standard error, or a plain value.
 
     >>> fixed(2)(Number(1234.567, 0.5)), fixed(1, sign="+", unit="%")(7.03), fixed(0)(None)
     ('1,234.57 ± 0.50', '+7.0%', '–')
+    >>> fixed(1, unit="%", times=100)(Number(0.95, interval=(0.764, 0.991)))
+    '95.0% (76.4–99.1%)'
     >>> fixed(1)(float("nan"))
     'not finite'
     """
@@ -158,8 +167,11 @@ def fixed(digits: int, *, sign: str = "", unit: str = "", times: float = 1) -> C
         number = value if isinstance(value, Number) else Number.of(value)
         if number.value is None:
             return MISSING if number.finite else NOT_FINITE
-        error = "" if number.error is None else f" ± {digits_of(number.error, '')}{unit}"
-        return f"{digits_of(number.value, sign)}{unit}{error}"
+        text = f"{digits_of(number.value, sign)}{unit}"
+        if number.interval is not None:
+            low, high = (digits_of(end, sign) for end in number.interval)
+            return f"{text} ({low}–{high}{unit})"
+        return text if number.error is None else f"{text} ± {digits_of(number.error, '')}{unit}"
 
     return write
 

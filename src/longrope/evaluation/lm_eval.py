@@ -150,7 +150,7 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[TaskScore]:
     ]
 
 
-def encode(records: Mapping[str, tuple[TaskScore, ...]]) -> dict[str, Any]:
+def encode(records: Mapping[str, tuple[TaskScore, ...]]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return metrics by candidate and task."""
     data: dict[str, Any] = {}
     for candidate, rows in records.items():

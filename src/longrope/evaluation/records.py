@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, WithJsonSchema, model_serializer
 
 from longrope.evaluation.statistics import mean_error, sign_test
 
@@ -16,10 +16,18 @@ Value = Annotated[
     float,
     BeforeValidator(lambda value: math.nan if value is None else value),
     AfterValidator(lambda value: value if math.isfinite(value) else math.nan),
+    WithJsonSchema({"type": ["number", "null"]}),
 ]
 
 
-MEASURED = ("perplexity", "loss", "score", "percent", "value")  # fields of measured values, beside errors and counts
+MEASURED = (
+    "perplexity",
+    "loss",
+    "score",
+    "percent",
+    "points",
+    "value",
+)  # fields of measured values, beside errors and counts
 
 
 class Record(BaseModel):

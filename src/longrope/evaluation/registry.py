@@ -11,12 +11,24 @@ from longrope.evaluation.differences import DIFFERENCES
 from longrope.evaluation.key_tokens import KEY_TOKENS
 from longrope.evaluation.lm_eval import TASKS
 from longrope.evaluation.measurement import EvalSpec, Measurement
+from longrope.evaluation.paired_retrieval import PAIRED_RETRIEVAL
 from longrope.evaluation.retrieval import RETRIEVAL
 from longrope.evaluation.short_context import SHORT_CONTEXT
 from longrope.evaluation.sliding_window import SLIDING
 
 MEASUREMENTS: dict[str, Measurement] = {
-    row.name: row for row in (PERPLEXITY, POSITIONS, RETRIEVAL, SLIDING, KEY_TOKENS, SHORT_CONTEXT, TASKS, DIFFERENCES)
+    row.name: row
+    for row in (
+        PERPLEXITY,
+        POSITIONS,
+        RETRIEVAL,
+        SLIDING,
+        KEY_TOKENS,
+        SHORT_CONTEXT,
+        TASKS,
+        DIFFERENCES,
+        PAIRED_RETRIEVAL,
+    )
 }
 
 

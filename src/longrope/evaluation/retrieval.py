@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_serializer
+from pydantic import model_serializer, model_validator
 
 from longrope.evaluation.figure import Column, Figure, Heat, Number, fixed, share
 from longrope.evaluation.labelled import LabelledResults, head, labelled_records
 from longrope.evaluation.measurement import Measurement, SampleSet, numbers
 from longrope.evaluation.prompt_samples import prompt_samples
 from longrope.evaluation.records import Record, Value
-from longrope.evaluation.statistics import mean_error
+from longrope.evaluation.statistics import mean_error, wilson_interval
 from longrope.units import short_length
 
 if TYPE_CHECKING:
     from longrope.evaluation.runner import EvalContext
 
 Score = Literal["score", "choice"]
+INTERVALS = ("low", "high", "choice_low", "choice_high")
 SAYS: dict[Score, str] = {
     "score": (
         "How often the model repeats exactly what was hidden in a long text, by the text's length and by how deep it "
@@ -42,7 +44,12 @@ class RetrievalScore(Record):
         depth: Where the needle lies, from 0 (beginning) to 1 (end); None for several needles.
         score: Mean share of the answers that the generated text holds; NaN where logits of a trial are not finite.
         standard_error: Standard error of the score over trials.
+        low: Lower end of the score's 95% interval (Wilson); None without the number of trials.
+        high: Upper end of it.
+        scores: Score of each trial, in the order of the prompts, which all candidates share.
         choice: Share of the trials in which the answer is likelier than wrong ones; None without wrong ones.
+        choice_low: Lower end of the choice's 95% interval (Wilson).
+        choice_high: Upper end of it.
         chance: The choice of a guess.
         trials: Number of questions.
         questions: Number of questions that each text is asked.
@@ -53,14 +60,58 @@ class RetrievalScore(Record):
     depth: float | None = None
     score: Value
     standard_error: Value = math.nan
+    low: float | None = None
+    high: float | None = None
+    scores: tuple[Value, ...] = ()
     choice: float | None = None
+    choice_low: float | None = None
+    choice_high: float | None = None
     chance: float | None = None
     trials: int | None = None
     questions: int = 1
 
+    @model_validator(mode="after")
+    def _with_intervals(self) -> RetrievalScore:
+        """Add the intervals; files of earlier versions have none."""
+        for rate, low, high in (("score", "low", "high"), ("choice", "choice_low", "choice_high")):
+            value = getattr(self, rate)
+            missing = getattr(self, low) is None
+            if missing and self.trials and value is not None and 0 <= value <= 1:
+                ends = wilson_interval(value * self.trials, self.trials)
+                for name, end in zip((low, high), ends, strict=True):
+                    object.__setattr__(self, name, end)
+        return self
+
     @model_serializer(mode="wrap")
-    def _without_one_question(self, serialize: Any) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if (key, value) != ("questions", 1)}
+    def _without_defaults(self, serialize: Any) -> dict[str, Any]:
+        left_out = {"questions": (1,), "scores": ((),)} | dict.fromkeys(INTERVALS, (None,))
+        return {key: value for key, value in serialize(self).items() if value not in left_out.get(key, ())}
+
+    @property
+    def rate(self) -> Number:
+        """The score with its interval."""
+        return Number.of(self.score, self.standard_error, interval=_ends(self.low, self.high))
+
+    @property
+    def choice_rate(self) -> Number:
+        """The choice with its interval."""
+        return Number.of(self.choice, interval=_ends(self.choice_low, self.choice_high))
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)
+
+
+def pooled_rate(records: Sequence[RetrievalScore]) -> Number:
+    """Return the share of all trials of some records, with its interval if the numbers of trials are known."""
+    if not records:
+        return Number(None)
+    trials = [record.trials for record in records]
+    if not all(trials):
+        return Number.of(fmean(record.score for record in records))
+    count = sum(number or 0 for number in trials)
+    successes = sum(record.score * (record.trials or 0) for record in records)
+    return Number.of(successes / count, interval=wilson_interval(min(successes, count), count))
 
 
 def _by_task(evaluation: EvalContext) -> dict[tuple[str, int], SampleSet]:
@@ -84,8 +135,8 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
         trials = evaluation.samples(candidate, samples)
         for depth in dict.fromkeys(trial["depth"] for trial in trials):
             at_depth = [trial for trial in trials if trial["depth"] == depth]
-            score, error = mean_error(numbers([trial["score"] for trial in at_depth]))
-            choices = [trial["choice"] for trial in at_depth if trial["choice"] is not None]
+            scores = numbers([trial["score"] for trial in at_depth])
+            score, error = mean_error(scores)
             records.append(
                 RetrievalScore(
                     task=task,
@@ -93,13 +144,25 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
                     depth=depth,
                     score=score,
                     standard_error=error,
-                    choice=sum(choices) / len(choices) if choices and math.isfinite(score) else None,
-                    chance=1 / at_depth[0]["choices"] if choices else None,
+                    scores=tuple(scores),
+                    **_choice(at_depth, score),
                     trials=len(at_depth),
                     questions=evaluation.spec.questions,
                 )
             )
     return records
+
+
+def _choice(trials: Sequence[Any], score: float) -> dict[str, Any]:
+    """Return the fields of the forced choice, with its interval; empty without wrong answers."""
+    choices = [trial["choice"] for trial in trials if trial["choice"] is not None]
+    if not choices:
+        return {}
+    fields = {"chance": 1 / trials[0]["choices"]}
+    if math.isfinite(score):
+        low, high = wilson_interval(sum(choices), len(choices))
+        fields |= {"choice": sum(choices) / len(choices), "choice_low": low, "choice_high": high}
+    return fields
 
 
 def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
@@ -134,7 +197,8 @@ def _heat_map(
     table, fields = [], []
     for name, records in candidates:
         grid = {(record.depth, record.length): record for record in records}
-        for depth in sorted({record.depth for record in records}, key=lambda depth: -1 if depth is None else depth):
+        depths = sorted({record.depth for record in records}, key=lambda depth: -1 if depth is None else depth)
+        for depth in depths:
             row = [grid.get((depth, length)) for length in lengths]
             numbers = [_number(record, kind) for record in row]
             table.append([name, _depth(depth), *numbers])
@@ -144,6 +208,9 @@ def _heat_map(
                 | {"tip": f"{name}, {every[0].task}, {length:,} tokens, depth {_depth(depth)}: {_tip(number, record)}"}
                 for length, number, record in zip(lengths, numbers, row, strict=True)
             ]
+        if len(depths) > 1 and kind == "score":
+            by_length = [[record for record in records if record.length == length] for length in lengths]
+            table.append([name, "all", *map(pooled_rate, by_length)])
     columns = (Column("row"), Column("depth"), *(Column(head(length, runs), share) for length in lengths))
     chart = Heat(fields, "depth", "percent right")
     return Figure(key, "works", title, SAYS[kind] + _trials(every, kind), columns, table, chart, "heat")
@@ -154,7 +221,7 @@ def _number(record: RetrievalScore | None, kind: Score) -> Number:
         return Number(None)
     if not record.finite:
         return Number.of(record.score)
-    return Number.of(record.score, record.standard_error) if kind == "score" else Number.of(record.choice)
+    return record.rate if kind == "score" else record.choice_rate
 
 
 def _depth(depth: float | None) -> str:
@@ -169,7 +236,8 @@ def _tip(number: Number, record: RetrievalScore | None) -> str:
 def _trials(records: Sequence[RetrievalScore], kind: Score) -> str:
     trials = sorted({record.trials for record in records if record.trials})
     chances = sorted({record.chance for record in records if record.chance is not None})
-    sentences = f" Each cell is {' or '.join(f'{count:,}' for count in trials)} trials." if trials else ""
+    sentences = f" Each cell is {' or '.join(f'{count:,}' for count in trials)} trials" if trials else ""
+    sentences += "; its 95% interval (Wilson) is in brackets." if trials else ""
     questions = sorted({record.questions for record in records})
     if questions[-1:] > [1]:
         sentences += f" Each text is asked {' or '.join(f'{count:,}' for count in questions)} questions."

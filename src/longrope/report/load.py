@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults, printable
+from longrope.report.engine_verdict import Checkpoint, read_checkpoint
 from longrope.report.search_history import SearchHistory, read_searches, results_of_search
 from longrope.report.training_history import TrainingHistory, read_trainings
 
-Histories = tuple[tuple[SearchHistory, ...], tuple[TrainingHistory, ...]]
+Histories = tuple[tuple[SearchHistory, ...], tuple[TrainingHistory, ...], Checkpoint | None]
+NO_HISTORIES: Histories = ((), (), None)
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,11 @@ class LoadedRun:
     """One run of a report.
 
     Args:
-        name: Name of the folder, unique in the report.
+        name: Name of the folder or file, unique in the report.
         results: Everything that was measured.
         searches: Journals of the run's searches.
         trainings: Fine-tunings of the run.
+        checkpoint: Exported checkpoint of the run; None if it has none.
         clashes: Names of candidates that other runs have too.
     """
 
@@ -30,6 +33,7 @@ class LoadedRun:
     results: EvalResults
     searches: tuple[SearchHistory, ...] = ()
     trainings: tuple[TrainingHistory, ...] = ()
+    checkpoint: Checkpoint | None = None
     clashes: frozenset[str] = frozenset()
 
     def label(self, candidate: str) -> str:
@@ -37,34 +41,51 @@ class LoadedRun:
         return f"{self.name}: {candidate}" if candidate in self.clashes else candidate
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[LoadedRun, ...]:
-    """Read the folders of ``longrope eval``, ``extend`` or ``search``.
+def read_runs(paths: Sequence[Path], *, checkpoint: Path | None = None) -> tuple[LoadedRun, ...]:
+    """Read folders of ``longrope eval``, ``extend`` or ``search``, or files of results.
+
+    Args:
+        paths: Folders and files.
+        checkpoint: Exported checkpoint of the only run; None takes the run's own folder ``checkpoint`` if it has one.
 
     Raises:
-        LongRopeError: If a folder holds no results or damaged ones, or is given twice.
+        LongRopeError: If a folder or file holds no results or damaged ones, or is given twice.
     """
-    paths = [folder.resolve() for folder in folders]
-    if len(set(paths)) < len(paths):
-        raise LongRopeError(f"runs = {', '.join(map(str, folders))}: a folder is given twice. Give it once.")
-    short = [path.name for path in paths]
-    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
-    contents = [_read(folder) for folder in folders]
-    return as_runs([(name, *content) for name, content in zip(names, contents, strict=True)])
+    folders = [path.parent if path.name == "results.json" else path for path in (path.resolve() for path in paths)]
+    if len(set(folders)) < len(folders):
+        raise LongRopeError(f"runs = {', '.join(map(str, paths))}: a run is given twice. Give it once.")
+    short = [folder.name.removesuffix(".json") for folder in folders]
+    names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+    contents = [_read(path) for path in paths]
+    runs = as_runs([(name, *content) for name, content in zip(names, contents, strict=True)])
+    if checkpoint is None:
+        return runs
+    run, *others = runs
+    if others:
+        raise LongRopeError(f"checkpoint = {str(checkpoint)!r}: it belongs to one run. Report that run alone.")
+    return (replace(run, checkpoint=read_checkpoint(checkpoint)),)
 
 
 def as_runs(contents: Sequence[tuple[str, EvalResults, Histories]]) -> tuple[LoadedRun, ...]:
-    """Return the runs of a report from their names, results, and histories of searches and fine-tunings."""
+    """Return the runs of a report from their names, results, histories of searches and fine-tunings, and exports."""
     names = [name for _, results, _ in contents for name in results.candidates]
     clashes = frozenset(name for name in names if names.count(name) > 1)
     return tuple(LoadedRun(printable(name), results, *histories, clashes) for name, results, histories in contents)
 
 
 def _read(folder: Path) -> tuple[EvalResults, Histories]:
+    if folder.is_file():
+        return EvalResults.load(folder), NO_HISTORIES
     if not folder.is_dir():
-        raise LongRopeError(f"run = {str(folder)!r}: not a folder. Give one of longrope eval, extend or search.")
+        raise LongRopeError(
+            f"run = {str(folder)!r}: not a folder and not a file. "
+            "Give a folder of longrope eval, extend or search, or its results.json."
+        )
     searches = read_searches(folder)
     if (folder / "results.json").exists():
-        return EvalResults.load(folder), (searches, read_trainings(folder))
+        exported = folder / "checkpoint"
+        checkpoint = read_checkpoint(exported) if (exported / "config.json").exists() else None
+        return EvalResults.load(folder), (searches, read_trainings(folder), checkpoint)
     if (folder / "run.json").exists() and not any(folder.glob("search-*.jsonl")):
         raise LongRopeError(
             f"run = {str(folder)!r}: it has no results.json. Finish the run with --resume, "
@@ -74,7 +95,7 @@ def _read(folder: Path) -> tuple[EvalResults, Histories]:
         raise LongRopeError(
             f"run = {str(folder)!r}: it has no results.json. Run longrope eval … -o eval, and report that."
         )
-    return results_of_search(folder, searches), (searches, ())
+    return results_of_search(folder, searches), (searches, (), None)
 
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from longrope.evaluation.results import EvalResults
 from longrope.report.all_figures import figures, looks_of
 from longrope.report.charts import draw
-from longrope.report.html import page
-from longrope.report.load import LoadedRun, as_runs, read_runs
+from longrope.report.formats import format_of, formatted
+from longrope.report.load import NO_HISTORIES, LoadedRun, as_runs, read_runs
 from longrope.report.svg import save
 from longrope.storage.atomic import write_text
 
@@ -17,26 +17,25 @@ Runs = EvalResults | str | Path | Sequence["EvalResults | str | Path"]
 
 
 def report(runs: Runs, path: str | Path) -> None:
-    """Write one HTML page of some results: it needs no network and runs no script.
+    """Write one HTML page of some results, which needs no network and runs no script, or tables.
 
     Args:
-        runs: Results, or folders of ``longrope eval``, ``extend`` or ``search``; one or several.
-        path: Path of the page.
+        runs: Results, folders of ``longrope eval``, ``extend`` or ``search``, or files of results; one or several.
+        path: Path of the report. Its ending decides the format: .md, .csv, .json or .txt; any other is a page.
 
     Raises:
-        LongRopeError: If a folder holds no results or damaged ones, or the page cannot be written.
+        LongRopeError: If a folder or file holds no results or damaged ones, or the report cannot be written.
     """
     runs = [runs] if isinstance(runs, (EvalResults, str, Path)) else list(runs)
-    loaded = _loaded(runs)
-    write_text(path, page(loaded, figures(loaded)))
+    write_text(path, formatted(_loaded(runs), format_of(path)))
 
 
 def _loaded(runs: Sequence[EvalResults | str | Path]) -> tuple[LoadedRun, ...]:
     folders = read_runs([Path(run) for run in runs if isinstance(run, (str, Path))])
     named = [(f"results {number}", run) for number, run in enumerate(runs, 1) if isinstance(run, EvalResults)]
     named = [(run.model or name, run) for name, run in named] if len(named) == 1 else named
-    contents = [(run.name, run.results, (run.searches, run.trainings)) for run in folders]
-    return as_runs([*contents, *((name, results, ((), ())) for name, results in named)])
+    contents = [(run.name, run.results, (run.searches, run.trainings, run.checkpoint)) for run in folders]
+    return as_runs([*contents, *((name, results, NO_HISTORIES) for name, results in named)])
 
 
 def write_pictures(runs: Sequence[LoadedRun], folder: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrope.evaluation.figure import MISSING, Column, Figure, Number, integer, nats, percent, plain, share
+from longrope.report.comparison import lengths_of, perplexity_at, retrieval_rate, short_context
 from longrope.report.factor_figures import search_name
 from longrope.report.load import LoadedRun
-from longrope.report.verdict import lengths_of, perplexity_at, retrieval_score, short_context
 
 
 def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
@@ -22,7 +22,7 @@ def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
             if last is None:
                 continue
             number = Number.of(last.perplexity, last.standard_error)
-            scores = (retrieval_score(run, name), short_context(run, name))
+            scores = (retrieval_rate(run, name, lengths[-1]), short_context(run, name))
             table.append([run.label(name), last.length, number, *scores, candidate.weights or MISSING])
     columns = (
         *(Column("row"), Column("length", integer), Column("perplexity there", plain), Column("retrieval", share)),

@@ -1,39 +1,133 @@
-"""The three questions that a person asks, answered from the numbers."""
+"""The questions that a person asks of an extension, answered from the numbers and their intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from pathlib import Path
+from typing import Literal
 
 from longrope.errors import suspect
 from longrope.evaluation.figure import Number, percent, plain, share
-from longrope.report.load import LoadedRun
+from longrope.evaluation.paired_retrieval import CLEAR, RetrievalDifference
+from longrope.report.comparison import (
+    PerplexityGap,
+    best_closed_form,
+    lengths_of,
+    long_alone,
+    perplexity_at,
+    perplexity_gap,
+    retrieval_gap,
+    retrieval_rate,
+    short_context,
+)
+from longrope.report.engine_verdict import engines_verdict
+from longrope.report.load import LoadedRun, read_runs
 from longrope.schemes import is_scheme
 from longrope.units import short_length
 
 HOLDS, FINDS = 1.05, 0.8
 RULE = (
     f"“Works” means that perplexity at the longest length is at most {HOLDS:g} times the original model's at L0, and "
-    f"that {100 * FINDS:.0f}% or more of what is hidden there is found. “Better” means by more than two standard "
-    "errors of the paired difference."
+    f"that {100 * FINDS:.0f}% or more of what is hidden there is found. Where the 95% interval of a number includes "
+    "its limit, the page says that it cannot be told. A difference of perplexity counts if its 95% interval over "
+    f"documents (Student's t) excludes 0, and one of retrieval if p is below {CLEAR:g} on the same prompts."
 )
+Reached = Literal["yes", "no", "unclear", "unmeasured", "not finite"]
+WORKS: dict[tuple[Reached, Reached], str] = {
+    ("yes", "yes"): "Works",
+    ("yes", "no"): "Works by perplexity, but forgets what is hidden",
+    ("yes", "unclear"): "Works by perplexity, with too few trials to tell retrieval",
+    ("yes", "unmeasured"): "Works by perplexity, retrieval not measured",
+    ("yes", "not finite"): "Works by perplexity, retrieval is not finite",
+    ("no", "yes"): "Finds what is hidden, but perplexity is higher",
+    ("no", "no"): "Does not work",
+    ("no", "unclear"): "Does not work: perplexity is higher",
+    ("no", "unmeasured"): "Does not work: perplexity is higher",
+    ("no", "not finite"): "Does not work: perplexity is higher",
+    ("unclear", "yes"): "Finds what is hidden, with too few documents to tell perplexity",
+    ("unclear", "no"): "Forgets what is hidden, with too few documents to tell perplexity",
+    ("unclear", "unclear"): "Cannot be told from so few documents and trials",
+    ("unclear", "unmeasured"): "Cannot be told from so few documents, retrieval not measured",
+    ("unclear", "not finite"): "Cannot be told from so few documents, retrieval is not finite",
+}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict in a few words, and the numbers behind it."""
+    """A verdict in a few words, and the numbers behind it.
+
+    Args:
+        question: Question of a person.
+        verdict: Answer in a few words.
+        why: Sentences with all numbers.
+        numbers: Numbers that decided, in a few words.
+        advice: What to do next, in a few words; empty if nothing is missing.
+    """
 
     question: str
     verdict: str
     why: str
+    numbers: str = ""
+    advice: str = ""
+
+    def clause(self) -> str:
+        """Return the answer as a clause with its numbers and the advice."""
+        numbers = f" ({self.numbers})" if self.numbers else ""
+        return self.verdict[0].lower() + self.verdict[1:] + numbers + (f"; {self.advice}" if self.advice else "")
 
 
 def answers(run: LoadedRun) -> tuple[Verdict, ...]:
-    """Return the answers: does it work, what does it cost, is it better than YaRN; empty without perplexities."""
+    """Return the answers: does it work, what does it cost, is it better than a closed form, and which engines run it.
+
+    There are none without perplexities, and the last one needs an exported checkpoint.
+    """
     candidate = subject(run)
-    return () if candidate is None else (_works(run, candidate), _costs(run, candidate), _better(run, candidate))
+    if candidate is None:
+        return ()
+    engines = () if run.checkpoint is None else (_engines(run),)
+    return _works(run, candidate), _costs(run, candidate), _better(run, candidate), *engines
+
+
+def sentences(run: LoadedRun) -> list[str]:
+    """Return the verdict in at most three sentences: works, cost and gain, engines."""
+    candidate = subject(run)
+    if candidate is None and run.results.get("retrieval"):
+        return _retrieval_alone(run)
+    if candidate is None:
+        command = f"longrope eval {run.results.model or 'MODEL'} … --factors {run.name}"
+        return ["Nothing was measured on test documents yet.", f"Run {command}."]
+    works, costs, better, *engines = answers(run)
+    length, original = lengths_of(run)[-1], run.results.rope.original_length
+    lines = [
+        f"“{run.label(candidate)}” at {length:,} tokens: {works.clause()}.",
+        f"At {original:,} tokens (L0) it {costs.clause()}; at {length:,} it is {better.clause()}.",
+    ]
+    if engines:
+        return [*lines, f"Exported, it is {engines[0].clause()}."]
+    if run.results.candidates[candidate].scaling is None:
+        return lines
+    return [*lines, "To see which engines run it as made, export it and add --checkpoint FOLDER to longrope report."]
+
+
+def _retrieval_alone(run: LoadedRun) -> list[str]:
+    """Return what each candidate finds at the longest length, for a run of retrieval tasks alone."""
+    scores = run.results.get("retrieval")
+    longest = max(record.length for records in scores.values() for record in records)
+    rates = {candidate: retrieval_rate(run, candidate, longest) for candidate in scores}
+    clauses = [f"“{run.label(candidate)}” finds {share(rate)} of what is hidden" for candidate, rate in rates.items()]
+    return [f"At {longest:,} tokens {'; '.join(clauses)}.", "Perplexity was not measured."]
+
+
+def verdict_of(folder: Path) -> list[str]:
+    """Return the verdict on the run in a folder in at most three sentences, as the end of an extension prints it.
+
+    Raises:
+        LongRopeError: If the folder holds no results or damaged ones.
+    """
+    (run,) = read_runs([folder])
+    return sentences(run)
 
 
 def headlines(runs: Sequence[LoadedRun]) -> list[str]:
@@ -42,27 +136,15 @@ def headlines(runs: Sequence[LoadedRun]) -> list[str]:
 
 
 def headline(run: LoadedRun) -> str:
-    """Return the answers in one sentence."""
-    candidate = subject(run)
-    if candidate is None:
-        command = f"longrope eval {run.results.model or 'MODEL'} … --factors {run.name}"
-        return f"Nothing was measured on test documents yet. Run {command}."
-    works, costs, better = (
-        answer.verdict[0].lower() + answer.verdict[1:]
-        for answer in (_works(run, candidate), _costs(run, candidate), _better(run, candidate))
-    )
-    return f"“{run.label(candidate)}” at {lengths_of(run)[-1]:,} tokens: {works}; {costs}; {better}."
-
-
-def lengths_of(run: LoadedRun) -> list[int]:
-    """Return the lengths at which perplexity was measured, ascending."""
-    return sorted({record.length for records in run.results.get("perplexity").values() for record in records})
+    """Return the sentences of the verdict in one text."""
+    return " ".join(sentences(run))
 
 
 def subject(run: LoadedRun) -> str | None:
     """Return the candidate that the report is about.
 
-    It is ``extended`` if there is one, else the best candidate that is not a scheme, else the best one.
+    It is ``extended`` if there is one, else the best candidate that is not a scheme, else the best one. A row of the
+    long factors alone is not meant where the extension itself was measured.
     """
     longest = max(lengths_of(run), default=0)
     values = {
@@ -73,123 +155,133 @@ def subject(run: LoadedRun) -> str | None:
     others = [name for name in values if name != "original"]
     if "extended" in others:
         return "extended"
-    searched = [name for name in others if not is_scheme(name)]
+    alone = {long_alone(run, name) for name in others}
+    searched = [name for name in others if not is_scheme(name) and name not in alone]
     return min(searched or others, key=lambda name: values[name], default="original" if values else None)
-
-
-def retrieval_score(run: LoadedRun, candidate: str) -> Number:
-    """Return the mean score over tasks and depths at the longest length of all."""
-    records = run.results.get("retrieval").get(candidate, ())
-    scores = [record.score for record in records if record.length == lengths_of(run)[-1]]
-    return Number.of(fmean(scores) if scores else None)
-
-
-def short_context(run: LoadedRun, candidate: str) -> Number:
-    """Return the percent of perplexity that the candidate costs at L0."""
-    records = run.results.get("short_context").get(candidate, ())
-    return Number.of(records[0].percent if records else None)
-
-
-def perplexity_at(run: LoadedRun, candidate: str, length: int) -> Number:
-    """Return the perplexity on the first corpus."""
-    records = run.results.get("perplexity").get(candidate, ())
-    return Number.of(next((record.perplexity for record in records if record.length == length), None))
-
-
-def _gap(run: LoadedRun, candidate: str, against: str, length: int) -> tuple[Number, str] | None:
-    """Return the percent by which a perplexity is above another's, and on how many documents it is lower."""
-    for record in run.results.get("differences").get(candidate, ()):
-        number = Number.of(record.percent, record.standard_error)
-        if (record.against, record.length) == (against, length):
-            documents = record.wins + record.losses
-            wins = f", lower on {record.wins} of {documents} documents" if documents > 1 else ""
-            return number, wins
-    return None
 
 
 def _works(run: LoadedRun, candidate: str) -> Verdict:
     length, original = lengths_of(run)[-1], run.results.rope.original_length
     value, base = perplexity_at(run, candidate, length), perplexity_at(run, "original", original)
-    score = retrieval_score(run, candidate)
-    beyond = perplexity_at(run, "original", length)
-    why = f"Perplexity {plain(value)} there" if value.finite else "Perplexity is not finite there"
-    why += f"; the original model has {plain(base)} at its own {original:,} tokens" if base.value is not None else ""
-    if candidate != "original" and beyond.value is not None:
-        why += f" and {plain(beyond)} at {length:,}"
-    elif not (base.finite and beyond.finite):
-        why += "; the original model's is not finite"
-    why += f". {_found(score)}"
-    if not all(number.finite for number in (value, base, beyond, score)):
-        why += f" {suspect(run.results.dtype)}"
+    rate, beyond = retrieval_rate(run, candidate, length), perplexity_at(run, "original", length)
     question = f"Does it work at {short_length(length)} tokens?"
+    numbers = f"perplexity {plain(value)}"
+    numbers += f", the original model's {plain(base)} at {original:,}" if base.value is not None else ""
+    numbers += f"; finds {share(rate)} of what is hidden" if rate.value is not None else ""
+    why = f"P{numbers[1:]}."
+    if candidate != "original" and beyond.value is not None:
+        why += f" The original model has {plain(beyond)} at {length:,} tokens."
+    if rate.value is None:
+        why += " Retrieval was not measured there." if rate.finite else " Retrieval is not finite there."
+    if not all(number.finite for number in (value, base, beyond, rate)):
+        why += f" {suspect(run.results.dtype)}"
     if length <= original:
         return Verdict(question, "No length above L0 was measured", why)
-    return Verdict(question, _verdict(value, base, score), why)
-
-
-def _found(score: Number) -> str:
-    """Return the retrieval score in a sentence."""
-    if not score.finite:
-        return "Retrieval is not finite there."
-    return "Retrieval was not measured there." if score.value is None else f"It finds {share(score)} of what is hidden."
-
-
-def _verdict(value: Number, base: Number, score: Number) -> str:
-    """Return whether an extension works.
-
-    Args:
-        value: Perplexity at the longest length.
-        base: Perplexity of the original model at L0.
-        score: Retrieval score at the longest length.
-    """
     if value.value is None:
-        return "Cannot be told: perplexity is not finite"
+        return Verdict(question, "Cannot be told: perplexity is not finite", why)
     if base.value is None:
         against = "nothing to hold it against" if base.finite else "an original model whose perplexity is not finite"
-        return f"Perplexity {plain(value)}, with {against}"
-    holds = value.value <= HOLDS * base.value
-    if score.value is None:
-        retrieval = "retrieval not measured" if score.finite else "retrieval is not finite"
-        return f"Works by perplexity, {retrieval}" if holds else "Does not work: perplexity is higher"
-    if score.value >= FINDS:
-        return "Works" if holds else "Finds what is hidden, but perplexity is higher"
-    return "Works by perplexity, but forgets what is hidden" if holds else "Does not work"
+        return Verdict(question, f"Perplexity {plain(value)}, with {against}", why)
+    gap = perplexity_gap(run, candidate, "original", length, against_length=original)
+    states = _holds(gap), _finds(rate)
+    return Verdict(question, WORKS[states], why, numbers, _advice(*states))
+
+
+def _advice(holds: Reached, finds: Reached) -> str:
+    """Return what to do next where an extension does not work, or that cannot be told."""
+    missing = [name for name, state in (("--documents", holds), ("--trials", finds)) if state == "unclear"]
+    if "no" in (holds, finds):
+        return "fine-tune it (longrope plan, longrope extend), or aim at a shorter length"
+    return f"measure again with more {' and '.join(missing)}" if missing else ""
+
+
+def _holds(gap: PerplexityGap | None) -> Reached:
+    """Return whether perplexity at L holds the original model's at L0."""
+    above = None if gap is None else gap.above(100 * (HOLDS - 1))
+    return "unclear" if above is None else "no" if above else "yes"
+
+
+def _finds(rate: Number) -> Reached:
+    """Return whether enough of what is hidden is found."""
+    if rate.value is None:
+        return "unmeasured" if rate.finite else "not finite"
+    low, high = rate.interval or (0.0, 1.0)
+    return "yes" if low >= FINDS else "no" if high < FINDS else "unclear"
 
 
 def _costs(run: LoadedRun, candidate: str) -> Verdict:
     original = run.results.rope.original_length
     question = f"What does it cost at {short_length(original)} tokens?"
-    gap = _gap(run, candidate, "original", original)
-    lost, yarn = short_context(run, candidate), short_context(run, "yarn")
+    gap, lost = perplexity_gap(run, candidate, "original", original), short_context(run, candidate)
     if not lost.finite:
-        return Verdict(
-            question, "Cost at L0 is not finite", f"A perplexity is not finite. {suspect(run.results.dtype)}"
-        )
+        why = f"A perplexity is not finite. {suspect(run.results.dtype)}"
+        return Verdict(question, "Has a perplexity that is not finite", why)
     if lost.value is None:
-        return Verdict(question, "Cost at L0 not measured", "It needs the original model and this row at L0.")
-    why = f"Perplexity {percent(lost)} against the original model at its own length"
-    why = f"Perplexity {percent(gap[0])} against the original model{gap[1]}" if gap is not None else why
-    why += f"; YaRN costs {percent(yarn)}." if yarn.value is not None and candidate != "yarn" else "."
-    if lost.value > 0:
-        return Verdict(question, f"Costs {lost.value:.1f}% perplexity at L0", why)
-    return Verdict(question, f"Costs nothing at L0: perplexity {percent(lost)}", why)
+        advice = f"add {original} to --lengths"
+        why = "It needs the original model and this row at L0."
+        return Verdict(question, "Was not measured", why, advice=advice)
+    number = lost if gap is None else gap.percent
+    pair = retrieval_gap(run, candidate, "original", original)
+    alone = long_alone(run, candidate)
+    numbers = f"perplexity {percent(number)}"
+    numbers += f", retrieval {pair.points:+.1f} points" if pair is not None and pair.finite else ""
+    if alone is not None and short_context(run, alone).value is not None:
+        gap_alone = perplexity_gap(run, alone, "original", original)
+        number_alone = short_context(run, alone) if gap_alone is None else gap_alone.percent
+        static = run.checkpoint is not None and run.checkpoint.is_static
+        form = "as exported, with the long factors alone" if static else "long factors alone, as in a static export"
+        numbers += f"; {form}, {percent(number_alone)}"
+    why = f"Against the original model at its own length: {numbers}."
+    above, less = None if gap is None else gap.above(), pair is not None and pair.clear and pair.points < 0
+    if above:
+        verdict = f"Costs {number.value or 0:.1f}% perplexity" + (" and retrieval" if less else "")
+    elif less:
+        verdict = "Costs retrieval"
+    else:
+        verdict = "Costs nothing that can be measured on these texts" if above is None else "Costs nothing"
+    return Verdict(question, verdict, why, numbers)
 
 
 def _better(run: LoadedRun, candidate: str) -> Verdict:
-    question, length = "Is it better than the one-line YaRN edit?", lengths_of(run)[-1]
-    if candidate == "yarn":
-        return Verdict(question, "Is YaRN itself", "No row of searched factors was measured.")
-    gap = _gap(run, candidate, "yarn", length)
-    if gap is None:
-        return Verdict(question, "Not compared with YaRN", "Run longrope eval with --schemes yarn.")
-    number, wins = gap
-    if number.value is None:
-        return Verdict(question, "Not compared with YaRN", f"A perplexity is not finite. {suspect(run.results.dtype)}")
-    score, yarn_score = retrieval_score(run, candidate), retrieval_score(run, "yarn")
-    why = f"Perplexity {percent(number)} against YaRN at {length:,} tokens{wins}."
-    if score.value is not None and yarn_score.value is not None:
-        why += f" Retrieval {share(score)} against {share(yarn_score)}."
-    if number.error is None or abs(number.value) <= 2 * number.error:
-        return Verdict(question, "No clear difference from YaRN in perplexity", why)
-    side, verdict = ("lower", "Better") if number.value < 0 else ("higher", "Worse")
-    return Verdict(question, f"{verdict} than YaRN: perplexity {abs(number.value):.1f}% {side}", why)
+    question, length = "Is it better than the best closed form here?", lengths_of(run)[-1]
+    if is_scheme(candidate):
+        return Verdict(question, "A closed form itself", "No row of searched factors was measured.")
+    best = best_closed_form(run, length)
+    if best is None:
+        advice = "run longrope eval with --schemes yarn,heuristic"
+        return Verdict(question, "Not compared with a closed form", f"R{advice[1:]}.", advice=advice)
+    label, gap = run.label(best), perplexity_gap(run, candidate, best, length)
+    if gap is None or gap.percent.value is None:
+        why = f"A perplexity is not finite. {suspect(run.results.dtype)}"
+        return Verdict(question, f"Not compared with the best closed form, {label}", why)
+    pair = retrieval_gap(run, candidate, best, length)
+    numbers = f"perplexity {percent(gap.percent)}"
+    numbers += f", lower on {gap.wins} of {gap.documents} documents" if gap.documents > 1 else ", on one document"
+    if pair is not None and pair.finite:
+        numbers += f"; retrieval {pair.points:+.1f} points, p = {pair.p:.2g}"
+    rates = [retrieval_rate(run, name, length) for name in (candidate, best)]
+    why = f"Of the closed forms, {label} has the lowest perplexity at {length:,} tokens. Against it: {numbers}."
+    if all(rate.value is not None for rate in rates):
+        why += f" Retrieval {share(rates[0])} against {share(rates[1])}."
+    verdict = f"{_compared(gap, pair)} the best closed form, {label}"
+    return Verdict(question, verdict, why, numbers)
+
+
+def _compared(gap: PerplexityGap, pair: RetrievalDifference | None) -> str:
+    """Return the words between a candidate and the best closed form."""
+    above, points = gap.above(), pair.points if pair is not None and pair.clear else 0.0
+    if above is None and not points:
+        return "Not clearly different from"
+    worse = "in perplexity" if above else "in retrieval" if points < 0 else ""
+    better = "in retrieval" if points > 0 else "in perplexity" if above is False else ""
+    if worse and better:
+        return f"Better {better} and worse {worse} than"
+    if better:
+        return f"Better {'in perplexity and retrieval' if above is False and points > 0 else better} than"
+    return f"Worse {'in perplexity and retrieval' if above and points < 0 else worse} than"
+
+
+def _engines(run: LoadedRun) -> Verdict:
+    assert run.checkpoint is not None
+    verdict, why = engines_verdict(run.checkpoint)
+    return Verdict("Which engines run it as made?", verdict, why)

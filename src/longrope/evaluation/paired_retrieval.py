@@ -1,0 +1,138 @@
+"""Measurement: paired differences of retrieval from the original model and from YaRN, on the same prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longrope.evaluation.differences import AGAINST
+from longrope.evaluation.figure import MISSING, Column, Figure, Number, fixed, integer
+from longrope.evaluation.labelled import LabelledResults
+from longrope.evaluation.measurement import Measurement, no_samples
+from longrope.evaluation.records import Record, Value
+from longrope.evaluation.retrieval import RETRIEVAL, RetrievalScore
+from longrope.evaluation.statistics import sign_test
+
+if TYPE_CHECKING:
+    from longrope.evaluation.runner import EvalContext
+
+CLEAR = 0.05  # p below which a difference is called one
+SAYS = (
+    "How many percentage points more of the hidden answers the row finds than the one it is compared with, over all "
+    "tasks of a length together. Both read the same prompts, so only prompts that one of them answers better count. p "
+    "is the probability of a count at least as one-sided if neither were better (exact McNemar test); below "
+    f"{CLEAR:g} the page calls it a difference."
+)
+
+
+class RetrievalDifference(Record):
+    """Retrieval of a candidate against another's on the same prompts, all tasks of a length together.
+
+    Args:
+        length: Tokens of each text.
+        against: Name of the other candidate.
+        points: Mean score minus the other's, in percentage points (above 0: better).
+        trials: Number of prompts.
+        wins: Prompts that the candidate answers better.
+        losses: Prompts that the candidate answers worse.
+        p: Probability of a count at least as one-sided if neither were better (exact McNemar test).
+    """
+
+    length: int
+    against: str
+    points: Value
+    trials: int
+    wins: int
+    losses: int
+    p: Value = math.nan
+
+    @property
+    def clear(self) -> bool:
+        """Whether chance is an unlikely reason of the difference."""
+        return self.p < CLEAR
+
+
+def paired_retrieval(
+    records: Sequence[RetrievalScore], reference: Sequence[RetrievalScore], *, length: int, against: str
+) -> RetrievalDifference | None:
+    """Return the paired difference of two candidates at one length; None without the scores of the same prompts.
+
+    If a score is not finite, nothing is counted, and points and p are NaN.
+
+    Args:
+        records: Scores of the candidate.
+        reference: Scores of the other candidate.
+        length: Tokens of each text.
+        against: Name of the other candidate.
+    """
+    scores, others = _by_prompt(records, length), _by_prompt(reference, length)
+    counts = [{key: len(values) for key, values in prompts.items()} for prompts in (scores, others)]
+    if not scores or counts[0] != counts[1]:
+        return None
+    gaps = np.concatenate([np.subtract(values, others[key]) for key, values in scores.items()])
+    broken = not np.isfinite(gaps).all()
+    wins, losses = (0, 0) if broken else (int((gaps > 0).sum()), int((gaps < 0).sum()))
+    return RetrievalDifference(
+        length=length,
+        against=against,
+        points=math.nan if broken else 100 * float(gaps.mean()),
+        trials=len(gaps),
+        wins=wins,
+        losses=losses,
+        p=math.nan if broken else sign_test(wins, losses),
+    )
+
+
+def _by_prompt(records: Sequence[RetrievalScore], length: int) -> dict[tuple[str, float | None], tuple[float, ...]]:
+    rows = [record for record in records if record.length == length and record.scores]
+    return {(record.task, record.depth): record.scores for record in rows}
+
+
+def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalDifference]:
+    """Return the candidate's differences from those of `AGAINST`, by length."""
+    scores: Any = evaluation.records[RETRIEVAL.name]
+    lengths = sorted({record.length for record in scores[candidate]})
+    pairs = [
+        paired_retrieval(scores[candidate], scores[other], length=length, against=other)
+        for other in AGAINST
+        if other in scores and other != candidate
+        for length in lengths
+    ]
+    return [pair for pair in pairs if pair is not None]
+
+
+def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
+    """Return a table."""
+    rows = [
+        [
+            run.label(candidate),
+            run.label(difference.against),
+            difference.length,
+            Number.of(difference.points),
+            f"{difference.wins} of {difference.trials:,}" if difference.finite else MISSING,
+            f"{difference.losses} of {difference.trials:,}" if difference.finite else MISSING,
+            difference.p if difference.finite else None,
+        ]
+        for run in runs
+        for candidate in run.results.candidates
+        for difference in run.results.get(PAIRED_RETRIEVAL.name).get(candidate, ())
+    ]
+    columns = (
+        *(Column("row"), Column("against"), Column("length", integer), Column("points", fixed(1, sign="+"))),
+        *(Column("better on"), Column("worse on"), Column("p", fixed(3))),
+    )
+    title = "Paired differences of retrieval"
+    return [Figure("paired-retrieval", "better", title, SAYS, columns, rows)] if rows else []
+
+
+PAIRED_RETRIEVAL = Measurement(
+    "paired_retrieval",
+    RetrievalDifference,
+    no_samples,
+    aggregate,
+    figures,
+    requested=lambda spec: bool(spec.retrieval),
+)
