@@ -3,10 +3,11 @@
     make benchmark-contexts                       # about half an hour on one core; does what is not in the results
     python benchmarks/contexts.py auto 0          # one row and seed
 
-The row *auto* is the default method. *full passes* is the same method on an objective without contexts, so that each
-gradient is that of one whole sample. *needles apart* is the method at commit 985f806, which planted needles in a second
-copy of each document, and *before* the one at commit 3c16ff6, which compared every ten steps and never went back: run
-this file with these versions of longrope installed. Each seed has its own split into search, held-out and
+The row *auto* is the default method. *values alone* and *chains too* ask other kinds of questions. *full passes* is the
+same method on an objective without contexts, so that each gradient is that of one whole sample. *needles apart* is the
+method at commit 985f806, which planted needles in a second copy of each document, and *before* the one at commit
+3c16ff6, which compared every ten steps and never went back: run this file with these versions of longrope installed.
+Each seed has its own split into search, held-out and
 test documents. Times are process seconds of one thread. Results in ``benchmarks/results/contexts.json``.
 """
 
@@ -17,6 +18,7 @@ import math
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,16 +27,20 @@ import torch
 
 import longrope as lr
 from longrope.data.documents import load_documents
+from longrope.data.questions import ASKED_KINDS, KINDS
+from longrope.data.search_texts import SearchTextSpec
 from longrope.data.split import draw_tokens, split_documents
 from longrope.evaluation.statistics import mean_error
 from longrope.objectives.model_loss import ModelObjective
 from longrope.provenance import provenance
+from longrope.search import options as search_options
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
 
 RESULTS = Path(__file__).parent / "results" / "contexts.json"
-ROWS, SEEDS = ("auto", "full passes"), (0, 1, 2)
+KINDS_OF_ROW = {"values alone": ("value",), "chains too": KINDS}
+ROWS, SEEDS = ("auto", *KINDS_OF_ROW, "full passes"), (0, 1, 2)
 LENGTH, DOCUMENTS, QUESTIONS = 2048, 8, 100
 
 
@@ -44,7 +50,9 @@ def measure(row: str, seed: int) -> dict[str, Any]:
     model, tokenizer = lr.load("tiny", dtype="float32")
     started = time.process_time()
     options = lr.SearchOptions(data_seed=seed)
-    with patch.object(ModelObjective, "context_tokens", ()) if row == "full passes" else nullcontext():
+    changed = patch.object(ModelObjective, "context_tokens", ()) if row == "full passes" else nullcontext()
+    spec = partial(SearchTextSpec, kinds=KINDS_OF_ROW.get(row, ASKED_KINDS))
+    with changed, patch.object(search_options, "SearchTextSpec", spec):
         result = lr.search(model, tokenizer, length=LENGTH, data="stdlib:unseen", options=options)
     seconds, outcome = time.process_time() - started, result.outcomes[0]
     splits = split_documents(load_documents("stdlib:unseen"), seed=seed)
