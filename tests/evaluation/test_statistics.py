@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.evaluation.records import Difference, document_perplexity, paired_difference
-from longrope.evaluation.statistics import sign_test
+from longrope.evaluation.statistics import sign_test, wilson_interval
 
 
 def paired(losses: Sequence[float], reference: Sequence[float]) -> Difference:
@@ -50,3 +51,20 @@ def test_a_single_document_has_no_error() -> None:
     found = paired([1.0], [2.0])
     assert np.isnan(found.standard_error)
     assert (found.wins, found.losses, found.p) == (1, 0, 1.0)
+
+
+@pytest.mark.parametrize("trials", [1, 5, 50, 500])
+def test_the_interval_holds_the_rates_that_a_normal_test_does_not_reject(trials: int) -> None:
+    """Each border is the rate whose own standard error lies 1.96 times between it and the observed rate."""
+    for successes in range(trials + 1):
+        low, high = wilson_interval(successes, trials)
+        assert 0 <= low <= successes / trials <= high <= 1
+        for border in {low, high} - {0.0, 1.0}:
+            distance = abs(successes / trials - border)
+            assert distance == pytest.approx(1.959964 * math.sqrt(border * (1 - border) / trials), rel=1e-6)
+        assert (low == 0, high == 1) == (successes == 0, successes == trials)
+        assert (1 - high, 1 - low) == pytest.approx(wilson_interval(trials - successes, trials))
+
+
+def test_the_interval_of_a_broken_score_is_not_a_number() -> None:
+    assert all(map(math.isnan, wilson_interval(math.nan, 4)))
