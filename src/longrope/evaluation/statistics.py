@@ -9,6 +9,7 @@ import numpy as np
 
 Z_95 = 1.959963984540054  # the normal distribution has 95% of its mass within this many standard deviations
 
+
 def mean_error(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Return the mean of some values and its standard error, which is NaN for one value.
 
