@@ -20,8 +20,8 @@ class EvalOptions:
         retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
         trials: Questions of each retrieval task at each length. Fifty support a claim.
         questions: Questions that each text is asked; a text passes through the model once for all of them.
-        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn. None draws them in RULER's tasks, as RULER
-            does, and takes five depths in the others.
+        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn. None draws them in RULER's tasks, as
+            RULER does, and takes five depths in the others.
         chat: Whether prompts are in the tokenizer's chat template: ``on``, ``off``, or ``auto``, on if there is one.
         ruler_data: Folder of RULER's essays and questions, or ``hub``; None hides needles in the test documents.
         seed: Seed of the split of the documents and of the retrieval tasks.
