@@ -90,7 +90,8 @@ def _encoded_essays(tokenizer: PreTrainedTokenizerBase, text: str) -> Text:
 def sentence_borders(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> list[int]:
     """Return the indices at which sentences begin; those of words or of all tokens, where sentences are too few."""
     starts, ends = _token_classes(tokenizer)
-    word = np.append(starts[tokens], True)  # the end of the text is a border too
+    word = np.append(starts[tokens], True)  # the beginning and the end of the text are borders too
+    word[0] = True
     sentence = word & np.append(True, ends[tokens])
     choices = (np.flatnonzero(sentence), np.flatnonzero(word))
     return next((c.tolist() for c in choices if len(c) >= LEAST_BORDERS), [*range(len(tokens) + 1)])

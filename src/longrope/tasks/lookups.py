@@ -56,11 +56,12 @@ def random_pair(rng: np.random.Generator) -> str:
 def kv_retrieval(rng: np.random.Generator, depth: float) -> NeedleDraft:
     """Draft a key-value trial (Liu et al., arXiv 2307.03172; InfiniteBench): the value of one key of a JSON object."""
     key, value, *wrong = uuids(rng, CHOICES + 1)
+    last = random_pair(rng).removesuffix(",\n")
     return NeedleDraft(
         f"{JSON_TASK}{{\n",
         (pair(key, value),),
         (depth,),
-        f'}}\n\nKey: "{key}"',
+        f'{last}\n}}\n\nKey: "{key}"',
         (value,),
         tuple(wrong),
         (key,),
@@ -73,12 +74,13 @@ def json_kv(rng: np.random.Generator, depth: float) -> NeedleDraft:
     strings = uuids(rng, 2 * (DEMOS + 1) + CHOICES - 1)
     pairs = list(zip(strings[::2], strings[1::2], strict=False))[: DEMOS + 1]
     (key, value), *demos = pairs
+    last = random_pair(rng).removesuffix(",\n")
     solved = "".join(f'Key: "{name}"\nCorresponding value: "{text}"\n\n' for name, text in demos)
     return NeedleDraft(
         f"{JSON_TASK}{{\n",
         tuple(pair(*entry) for entry in pairs),
         (depth, *rng.random(DEMOS)),
-        f'}}\n\n{solved}Key: "{key}"',
+        f'{last}\n}}\n\n{solved}Key: "{key}"',
         (value,),
         tuple(strings[-(CHOICES - 1) :]),
         tuple(name for name, _ in pairs),

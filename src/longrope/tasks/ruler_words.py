@@ -26,7 +26,7 @@ def common_words(rng: np.random.Generator, length: int) -> WordListDraft:
     adjective and a noun follow. The last words may appear fewer than three times, so that the length is exact.
     """
     often, seldom, example = (6, 1, (20, 3, 1)) if length < 4096 else (30, 3, (40, 10, 3))
-    words = _draw_words(rng, COMMON + length // (2 * seldom))
+    words = draw_words(rng, COMMON + length // (2 * seldom))
     rank = np.arange(len(words)) - COMMON
 
     def counts(others: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def common_words(rng: np.random.Generator, length: int) -> WordListDraft:
     )
 
 
-def _draw_words(rng: np.random.Generator, count: int) -> list[str]:
+def draw_words(rng: np.random.Generator, count: int) -> list[str]:
     """Return distinct words in random order, compounds after the last."""
     known = all_words()
     words = [known[i] for i in rng.permutation(len(known))[:count]]
@@ -53,7 +53,7 @@ def _draw_words(rng: np.random.Generator, count: int) -> list[str]:
 
 def _common_example(rng: np.random.Generator, count: int, often: int, seldom: int) -> str:
     """Return a solved task of that many words."""
-    words = _draw_words(rng, count)
+    words = draw_words(rng, count)
     listed = words[:COMMON] * often + words[COMMON:] * seldom
     context = _join(rng.permutation(listed).tolist())
     return f"{COMMON_INTRO}{context}{COMMON_QUESTION} {COMMON_PREFIX}{_join(words[:COMMON])}"

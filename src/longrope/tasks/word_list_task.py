@@ -76,8 +76,10 @@ class WordListTask:
     def prompts(self, request: PromptRequest) -> list[Prompt]:
         """Return a prompt for each trial, of exactly the requested length where a word of the missing size exists."""
         rngs = request.generators()
-        labels = encode_within(request.tokenizer, numbered(request.length // 2))
-        encoded = [self._encode(request, self.draft(rng, request.length), labels) for rng in rngs]
+        drafts = [self.draft(rng, request.length) for rng in rngs]
+        most = max(request.length // 2, *(draft.counts(draft.least).sum() for draft in drafts))
+        labels = encode_within(request.tokenizer, numbered(most))
+        encoded = [self._encode(request, draft, labels) for draft in drafts]
         request.check_length(self.room + max(map(_least_size, encoded)))
         return [
             Prompt(self._tokens(request, rng, e), e.draft.answers, (), None, self.room, chat=request.chat is not None)
@@ -86,7 +88,7 @@ class WordListTask:
 
     def _encode(self, request: PromptRequest, draft: WordListDraft, labels: list[np.ndarray]) -> EncodedList:
         intro, *words = encode_within(request.tokenizer, [draft.intro, *draft.words])
-        labels = labels if draft.numbered else [np.zeros(0, dtype=np.int64)] * request.length
+        labels = labels if draft.numbered else [np.zeros(0, dtype=np.int64)] * (2 * len(labels))
         label_ends = np.cumsum([0, *map(len, labels)])
         return EncodedList(draft, intro, words, request.ending(draft.question, draft.prefix), labels, label_ends)
 
