@@ -88,7 +88,7 @@ def questions_of(source: str | None, name: str) -> QuestionSet:
         raise LongRopeError(
             f"ruler_data = {source}: {name} is not there. Give a folder that holds {' or '.join(FILES[name])}, or hub."
         )
-    convert = _squad if name == "squad" else _hotpotqa
+    convert = squad_questions if name == "squad" else hotpotqa_questions
     try:
         return convert(_from_hub(name) if path is None else _json(path))
     except (KeyError, TypeError, IndexError) as error:
@@ -120,7 +120,7 @@ def _from_hub(name: str) -> Iterable[Any]:
         ) from None
 
 
-def _squad(data: Any) -> QuestionSet:
+def squad_questions(data: Any) -> QuestionSet:
     """Return the questions of SQuAD 2 that have an answer, of its JSON file or of the rows of the hub's data set."""
     rows = (
         [(row["title"], row["context"], row["question"], row["answers"]["text"]) for row in data]
@@ -146,7 +146,7 @@ def _squad(data: Any) -> QuestionSet:
     return QuestionSet(tuple(documents), tuple(questions))
 
 
-def _hotpotqa(data: Any) -> QuestionSet:
+def hotpotqa_questions(data: Any) -> QuestionSet:
     """Return the questions of HotpotQA, of its JSON file or of the rows of the hub's data set."""
     rows = []
     for row in data:
