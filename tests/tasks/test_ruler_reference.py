@@ -56,7 +56,7 @@ def masked(text: str) -> str:
 
 
 def kinds(text: str) -> tuple[str, list[str], str]:
-    """Return the masked first line, the different lines of the haystack except its last, which may be cut, and the end."""
+    """Return the masked first line, the different lines of the haystack but for its last, and the end."""
     first, *lines, _, last = masked(text).split("\n")
     return first, sorted({line for line in lines if line}), last
 
@@ -82,7 +82,7 @@ def test_needles_are_the_same(task: str, kind: tuple[str, str, str], ruler: Any)
         assert text.count(f"is: {answers[0]}.") == 1
     assert {len(prompt.tokens) + prompt.room for prompt in ours} == {LENGTH}
     assert {prompt.room for prompt in ours} == {128}
-    assert all(0.8 * LENGTH < len(TINY(text)["input_ids"]) + 128 <= LENGTH for text in samples)
+    assert all(0.7 * LENGTH < len(TINY(text)["input_ids"]) + 128 <= LENGTH for text in samples)
 
 
 def test_variables_are_the_same(ruler: Any) -> None:
