@@ -121,9 +121,9 @@ def read_prompts(
         )
     if tasks is None:
         return {}
-    given = [name.strip() for name in tasks.split(",")]
-    names = task_names(given)
-    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, require_each=names == given, **draw)
+    requested = [name.strip() for name in tasks.split(",")]
+    names = task_names(requested)
+    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, require_each=names == requested, **draw)
     for refusal in refusals:
         distributed.say(f"Left out: {refusal}")
     return prompts

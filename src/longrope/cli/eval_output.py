@@ -53,8 +53,8 @@ def show_prompt_notes(records: Sequence[RetrievalScore]) -> None:
             f"Quick: {min(trials.values())} questions of a task are a first look. Ask {CLAIM_TRIALS} for a claim."
         )
     if any(record.own_haystack for record in records):
-        own = sorted({record.task for record in records if record.own_haystack})
-        typer.echo(f"Own haystack: {', '.join(own)} hide their needles in your documents, not in RULER's essays.")
+        marked = sorted({record.task for record in records if record.own_haystack})
+        typer.echo(f"Own haystack: {', '.join(marked)} hide their needles in your documents, not in RULER's essays.")
     if any(record.chat for record in records):
         typer.echo("Prompts are in the tokenizer's chat template, without thinking where it can be switched off.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longrope.errors import LongRopeError, unknown
+from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,10 +32,8 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, chat: str) -> ChatFormat | N
         chat: ``on``, ``off``, or ``auto``: on if the tokenizer has a chat template.
 
     Raises:
-        LongRopeError: If chat is another word, or on without a template that renders a user's message.
+        LongRopeError: If chat is on without a template, or the template cannot render a user's message.
     """
-    if chat not in CHAT:
-        raise unknown("chat", chat, CHAT)
     if chat == "off" or (chat == "auto" and not tokenizer.chat_template):
         return None
     if not tokenizer.chat_template:

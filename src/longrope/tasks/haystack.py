@@ -37,12 +37,12 @@ def repeated(unit: str) -> Haystack:
 REPEATED = repeated(f"{NOISE}\n")
 
 
-def drawn(draw: Callable[[np.random.Generator], str], *, whole: bool = False) -> Haystack:
+def drawn(draw: Callable[[np.random.Generator], str], *, cut: bool = True) -> Haystack:
     """Return the haystack of drawn texts, such as needles that nobody asks for; lines are planted between two.
 
     Args:
         draw: Function of a random generator that returns the next text.
-        whole: Whether the last text is left out if it does not fit; else it is cut.
+        cut: Whether the last text is cut if it does not fit; else it is left out.
     """
 
     def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
@@ -52,7 +52,7 @@ def drawn(draw: Callable[[np.random.Generator], str], *, whole: bool = False) ->
             units += encode_within(request.tokenizer, [draw(rng) for _ in range(100)])
             tokens = sum(map(len, units))
         borders = [border for border in accumulate(map(len, units), initial=0) if border <= size]
-        return np.concatenate(units)[: borders[-1] if whole else size], borders
+        return np.concatenate(units)[: size if cut else borders[-1]], borders
 
     return text
 

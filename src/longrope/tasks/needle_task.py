@@ -78,7 +78,7 @@ class NeedleTask:
         rngs = request.generators()
         documents = [self._drafts(request, trials, rngs) for trials in request.documents]
         request.check_length(self.room + max(map(_least_size, documents)))
-        own = self.haystack is essays and essays_of(request.ruler_data) is None
+        own_haystack = self.haystack is essays and essays_of(request.ruler_data) is None
         prompts: list[Prompt] = []
         for number, trials in enumerate(documents):
             context = self._context(request, number, trials, rngs[request.documents[number][0]])
@@ -90,8 +90,8 @@ class NeedleTask:
                     trial.depth if len(trial.draft.answers) == 1 else None,
                     self.room,
                     len(context) if request.questions > 1 else 0,
-                    chat=request.chat is not None,
-                    own_haystack=own,
+                    chat=request.template is not None,
+                    own_haystack=own_haystack,
                 )
                 for trial in trials
             ]

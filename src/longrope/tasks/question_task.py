@@ -50,7 +50,7 @@ class QuestionTask:
             least.append(rest - len(request.opening) + needed)
             if context is not None:
                 tokens = np.concatenate([request.opening, intro, context, ending])
-                chat = request.chat is not None
+                chat = request.template is not None
                 prompts.append(Prompt(tokens, question.answers, (), None, self.room, any_answer=True, chat=chat))
             if len(prompts) == request.trials:
                 return prompts
@@ -80,8 +80,8 @@ def _context(
             f"ruler_data = {request.ruler_data}: all documents together have {total:,} tokens, too short a haystack "
             f"for length {request.length:,}, which needs {size:,}. Lower the length."
         )
-    kept = len(chosen[-1]) - (total - size)
-    chosen = [*chosen[:-1], chosen[-1][:kept]] if kept > 0 else chosen[:-1]
+    last_size = len(chosen[-1]) - (total - size)
+    chosen = [*chosen[:-1], chosen[-1][:last_size]] if last_size > 0 else chosen[:-1]
     headings = _headings(request, range(1, len(chosen) + 1))
     order = rng.permutation(len(chosen))
     pieces = [piece for heading, i in zip(headings, order, strict=True) for piece in (heading, chosen[i])]

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from longrope.errors import LongRopeError, unknown
-from longrope.tasks.chat import chat_format
 from longrope.tasks.conversation import mrcr, random_turn
 from longrope.tasks.graph import graph_walks, random_edge
 from longrope.tasks.haystack import NOISE, drawn, essays, repeated
@@ -51,10 +48,10 @@ TASKS: dict[str, Task] = {
     "qa_2": QuestionTask("hotpotqa"),
     "passkey": NeedleTask(passkey, room=16),
     "number_string": NeedleTask(number_string, room=24),
-    "kv_retrieval": NeedleTask(kv_retrieval, room=64, haystack=drawn(random_pair, whole=True)),
-    "json_kv": NeedleTask(json_kv, room=64, haystack=drawn(random_pair, whole=True)),
+    "kv_retrieval": NeedleTask(kv_retrieval, room=64, haystack=drawn(random_pair, cut=False)),
+    "json_kv": NeedleTask(json_kv, room=64, haystack=drawn(random_pair, cut=False)),
     "mrcr": NeedleTask(mrcr, room=128, haystack=drawn(random_turn)),
-    "graph_walks": NeedleTask(graph_walks, room=64, haystack=drawn(random_edge, whole=True)),
+    "graph_walks": NeedleTask(graph_walks, room=64, haystack=drawn(random_edge, cut=False)),
     "copy": NeedleTask(copy, room=64, haystack=drawn(random_word)),
     "recall": KeyValueTask(),
 }
@@ -94,19 +91,7 @@ def check_task(task: str) -> None:
         )
 
 
-def make_prompts(
-    task: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    length: int,
-    trials: int,
-    texts: np.ndarray | None = None,
-    depths: Sequence[float] | None = None,
-    seed: int = 0,
-    questions: int = 1,
-    chat: str = "auto",
-    ruler_data: str | None = None,
-) -> list[Prompt]:
+def make_prompts(task: str, tokenizer: PreTrainedTokenizerBase, **fields: Any) -> list[Prompt]:
     """Return prompts of one task, each of ``length`` tokens with the room for its answer.
 
     Equal seeds give equal prompts, and a larger number of trials begins with the same ones. Needles, sentences and
@@ -116,34 +101,16 @@ def make_prompts(
     Args:
         task: Key of `TASKS`; those of `RULER` have RULER's words, parameters and scores (arXiv 2404.06654).
         tokenizer: Tokenizer of the model.
-        length: Length of a prompt with its room, in tokens.
-        trials: Number of prompts.
-        texts: Token ids of real documents, for tasks that hide needles in them, ``(documents, at least length)``.
-        depths: Depths of the needle, from 0 to 1, in turn; random ones if None. Tasks with several needles ignore them.
-        seed: Seed of all random choices.
-        questions: Number of prompts that share a document. Above 1, a document holds the needles of that many prompts,
-            and `longrope.tasks.scoring.score_prompts` reads it once for all of them.
-        chat: Whether prompts are in the tokenizer's chat template: ``on``, ``off``, or ``auto``, on if there is one.
-        ruler_data: Folder of RULER's essays and questions, or ``hub``, which downloads them. Without it the texts
-            replace the essays, and the prompts are marked ``own_haystack``.
+        **fields: Further fields of `longrope.tasks.prompts.PromptRequest`: ``length`` and ``trials``, and ``texts``,
+            ``depths``, ``seed``, ``questions``, ``chat`` and ``ruler_data``.
 
     Raises:
         LongRopeError: If the task is unknown, the length is too short, a number is out of range, texts are missing, or
             the task's questions cannot share a document.
     """
     check_task(task)
-    if trials < 1:
-        raise LongRopeError(f"trials = {trials}: not at least 1. Ask for one trial or more.")
-    if questions < 1:
-        raise LongRopeError(f"questions = {questions}: not at least 1. Ask for one question a document or more.")
-    for depth in depths or ():
-        if not 0 <= depth <= 1:
-            raise LongRopeError(f"depths = {depth}: not between 0 and 1, the beginning and the end. Give a share.")
-    first = tokenizer("a")["input_ids"][:1]
-    start = np.array(first if first == [tokenizer.bos_token_id] else [], dtype=np.int64)
-    format_ = chat_format(tokenizer, chat)
-    request = PromptRequest(task, tokenizer, length, trials, texts, depths, seed, start, questions, format_, ruler_data)
+    request = PromptRequest(task, tokenizer, **fields)
     prompts = TASKS[task].prompts(request)
-    if questions > 1 and not all(prompt.shared for prompt in prompts):
+    if request.questions > 1 and not all(prompt.shared for prompt in prompts):
         raise request.not_shareable()
     return prompts

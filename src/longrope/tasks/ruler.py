@@ -110,7 +110,7 @@ def _variable_example(rng: np.random.Generator, count: int) -> str:
     names, (value,) = letters(rng, count, EXAMPLE_LETTERS, string.ascii_uppercase), numbers(rng, 1, digits=5)
     lines = [f" {NOISE}\n"] * EXAMPLE_NOISE
     places = sorted(rng.choice(EXAMPLE_NOISE, size=count, replace=False))
-    for shift, (place, line) in enumerate(zip(places, _chain(names, value), strict=True)):
-        lines.insert(place + shift, line)
+    for shift, (index, line) in enumerate(zip(places, _chain(names, value), strict=True)):
+        lines.insert(index + shift, line)
     intro, question, prefix = _variable_strings(value, count)
     return f"{intro}{''.join(lines).lstrip()}{question} {prefix}  {' '.join(names)}\n\n\n\n"

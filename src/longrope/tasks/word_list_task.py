@@ -82,7 +82,9 @@ class WordListTask:
         encoded = [self._encode(request, draft, labels) for draft in drafts]
         request.check_length(self.room + max(map(_least_size, encoded)))
         return [
-            Prompt(self._tokens(request, rng, e), e.draft.answers, (), None, self.room, chat=request.chat is not None)
+            Prompt(
+                self._tokens(request, rng, e), e.draft.answers, (), None, self.room, chat=request.template is not None
+            )
             for rng, e in zip(rngs, encoded, strict=True)
         ]
 
