@@ -171,7 +171,7 @@ def test_several_corpora(cli, model: Path, texts: Path, tmp_path: Path) -> None:
 def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path: Path) -> None:
     good = ("eval", model, *LENGTHS, "--data", texts)
     refused("key_tokens = 'pi': not a candidate. Choose one of original, yarn", *good, "--key-tokens", "pi")
-    refused("task = 'bogus' is unknown; choose one of passkey", *good, "--retrieval", "recall,bogus")
+    refused("task = 'bogus' is unknown; choose one of niah_single_1", *good, "--retrieval", "recall,bogus")
     refused(
         r"length = 160: too short for task niah_multiquery .* Use at least \d+",
         *good,

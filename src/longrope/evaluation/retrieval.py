@@ -64,8 +64,9 @@ class RetrievalScore(Record):
     own_haystack: bool = False
 
     @model_serializer(mode="wrap")
-    def _without_one_question(self, serialize: Any) -> dict[str, Any]:
-        return {key: value for key, value in serialize(self).items() if (key, value) != ("questions", 1)}
+    def _without_defaults(self, serialize: Any) -> dict[str, Any]:
+        left_out = {"questions": (1,), "chat": (False,), "own_haystack": (False,)}
+        return {key: value for key, value in serialize(self).items() if value not in left_out.get(key, ())}
 
 
 def _by_task(evaluation: EvalContext) -> dict[tuple[str, int], SampleSet]:
