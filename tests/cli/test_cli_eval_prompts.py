@@ -56,9 +56,8 @@ def test_essays_are_not_the_users_haystack(cli, chatty: Path) -> None:
 def test_quick_asks_ten(cli) -> None:
     result = cli("eval", "tiny", *WORDS, "passkey", "--quick", "--json")
     assert result.code == 0, result.err
-    assert {score["depth"]: score["trials"] for score in result.json["retrieval"]["original"]} == dict.fromkeys(
-        (0.0, 0.25, 0.5, 0.75, 1.0), 2
-    )
+    trials = {score["depth"]: score["trials"] for score in result.json["retrieval"]["original"]}
+    assert trials == dict.fromkeys((0.0, 0.25, 0.5, 0.75, 1.0), 2)
 
 
 def test_what_is_refused(refused, chatty: Path) -> None:
