@@ -6,8 +6,8 @@
 *ours*: our prompts, our scorer. *lm_eval*: the harness's task, its prompts, its ``hf`` model. *same prompts*: the
 harness's prompts through our scorer. *shared*: prompts of ours that ask ten questions of one document, which is read
 once. The harness makes prompts for six tasks without a download; the essays of the others are this Python's library.
-qa_1 and qa_2 need a download. Seconds are of the wall clock and of the processor. Prompts are plain (``chat="off"``), as the harness's are by default. Results in
-``benchmarks/results/ruler.json``.
+qa_1 and qa_2 need a download. Seconds are of the wall clock and of the processor. Prompts are plain (``chat="off"``),
+as the harness's are by default. Results in ``benchmarks/results/ruler.json``.
 """
 
 from __future__ import annotations
