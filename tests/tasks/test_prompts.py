@@ -131,6 +131,14 @@ ENTRIES = {
 }
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_text_has_as_many_tokens(task: str, tiny: PreTrainedTokenizerFast) -> None:
+    """Strings that are encoded alone give the tokens that they have within the text."""
+    for prompt in prompts(task, tiny, length=3000):
+        tokens = tiny(tiny.decode(prompt.tokens))["input_ids"]
+        assert abs(len(tokens) - len(prompt.tokens)) <= 1
+
+
 def test_the_tasks_of_ruler() -> None:
     assert len(RULER) == 13
     assert set(RULER) < set(TASKS)
