@@ -103,3 +103,17 @@ def test_what_is_refused(template: str | None, chat: str, error: str, plain: Pre
     broken.chat_template = template
     with pytest.raises(LongRopeError, match=error):
         make_prompts("passkey", broken, length=LENGTH, trials=1, chat=chat)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("task", ["niah_single_1", "vt", "cwe", "fwe", "passkey", "graph_walks"])
+def test_smollm2_reads_the_tokens_of_its_template(task: str) -> None:
+    """Token by token, with the system message that the template adds."""
+    smollm2 = load_tokenizer("smollm2")
+    (prompt,) = make_prompts(task, smollm2, length=LENGTH, trials=1)
+    text = smollm2.decode(prompt.tokens)
+    message, prefix = text.split("<|im_start|>user\n")[1].split("<|im_end|>\n<|im_start|>assistant\n")
+    messages = [{"role": "user", "content": message}]
+    rendered = smollm2.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    np.testing.assert_array_equal(smollm2(rendered + prefix, add_special_tokens=False)["input_ids"], prompt.tokens)
+    assert prompt.chat
