@@ -39,6 +39,7 @@ SEARCH = lr.SearchOptions(
 )
 EVALUATION = lr.EvalOptions(documents=3, dtype="bfloat16", output=RUN / "eval")
 NEEDLE = lr.EvalOptions(
+    chat="off",
     documents=2,
     retrieval_lengths=(8192, 16384),
     trials=3,

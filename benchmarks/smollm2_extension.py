@@ -264,7 +264,7 @@ def retrieval(*names: str) -> None:
                 def measure(row: Row = ROWS[name], task: str = task, length: int = length) -> dict[str, Any]:
                     texts = bench.documents[:, :length]
                     request = {"length": length, "trials": 48, "texts": texts, "questions": QUESTIONS[length]}
-                    prompts = make_prompts(task, bench.original[1], **request)
+                    prompts = make_prompts(task, bench.original[1], chat="off", **request)
                     with lr.patch(bench.model(row), bench.factors(row)) as model:
                         scores = score_prompts(model, bench.original[1], prompts)
                     mean, error = mean_error([score.score for score in scores])

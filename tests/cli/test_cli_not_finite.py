@@ -35,8 +35,8 @@ def overflowing(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(cli, overflowing: Path, few, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("eval")
-    words = ("eval", overflowing, "--lengths", "64,192", "--schemes", "yarn", *few[:2], "--documents", 2)
-    more = ("--retrieval", "passkey", "--retrieval-lengths", "192", "--trials", 2, "--stride", 32)
+    words = ("eval", overflowing, "--lengths", "64,256", "--schemes", "yarn", *few[:2], "--documents", 2)
+    more = ("--retrieval", "passkey", "--retrieval-lengths", "256", "--trials", 2, "--stride", 32)
     dtypes = {dtype: cli(*words, *more, "--dtype", dtype, "-o", folder / dtype) for dtype in ("float16", "float32")}
     return folder, dtypes
 
@@ -45,7 +45,7 @@ def test_eval_says_it_in_table_and_json(evaluated) -> None:
     folder, results = evaluated
     assert results["float16"].code == 0, results["float16"].err
     out = " ".join(results["float16"].out.split())
-    assert "passkey 192: not finite" in out
+    assert "passkey 256: not finite" in out
     for name in ("perplexity", "positions", "sliding", "retrieval"):
         assert re.search(rf"original: numbers are not finite \([^)]*{name}", out)
     assert DTYPE in out
@@ -102,7 +102,7 @@ def test_python(overflowing: Path, texts: Path) -> None:
     tokens = np.arange(64)[None] % 300
     (record,) = lr.perplexity(model, tokens, [64])
     assert math.isnan(record.perplexity)
-    prompts = make_prompts("passkey", tokenizer, length=192, trials=2)
+    prompts = make_prompts("passkey", tokenizer, length=256, trials=2)
     assert all(math.isnan(score.score) and score.choice is None for score in score_prompts(model, tokenizer, prompts))
     few = lr.SearchOptions(search_documents=1, held_out_documents=1)
     with pytest.raises(LongRopeError, match=r"no candidate has a finite loss.*dtype = float16"):

@@ -148,9 +148,22 @@ def test_paired_retrieval_is_against_original_and_yarn_by_length() -> None:
     assert [pair.against for pair in paired_retrieval.aggregate(evaluation, "yarn")] == ["original"]
 
 
-def test_prompts_of_another_length_are_refused() -> None:
-    prompt = Prompt(np.zeros(100, dtype=np.int64), ("x",), (), 0.0, 12)
-    with pytest.raises(LongRopeError, match="a prompt has 112 tokens"):
+def test_drawn_depths_are_summed_up_in_fifths() -> None:
+    """Chosen ones are not, however many they are, as long as each has two trials or more."""
+    drawn = [0.01, 0.19, 0.21, 0.35, 0.39, 0.55, 0.999, 1.0]
+    for depths, expected in ((drawn, {0.1: 2, 0.3: 3, 0.5: 1, 0.9: 2}), (drawn * 2, dict.fromkeys(drawn, 2))):
+        trials = [{"depth": depth, "score": 1.0, "choice": None, "choices": 1} for depth in depths]
+        prompt = Prompt(np.zeros(500, dtype=np.int64), ("x",), (), 0.0, 12, chat=True, own_haystack=True)
+        spec = EvalSpec([512], retrieval={("niah_single_2", 512): [prompt] * len(trials)})
+        evaluation = measured(spec, sample_set("retrieval niah_single_2 512", trials))
+        records = retrieval.aggregate(evaluation, "original")
+        assert {record.depth: record.trials for record in records} == expected
+        assert all(record.chat and record.own_haystack for record in records)
+
+
+def test_longer_prompts_are_refused() -> None:
+    prompt = Prompt(np.zeros(4090, dtype=np.int64), ("x",), (), 0.0, 12)
+    with pytest.raises(LongRopeError, match="a prompt has 4102 tokens"):
         prompt_samples("passkey", 4096, [prompt])
 
 

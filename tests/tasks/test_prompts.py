@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections import Counter
@@ -8,18 +9,24 @@ from functools import cache
 
 import numpy as np
 import pytest
+from ruler_files import ruler_folder
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.key_value_lines import make_key_value_text
 from longrope.errors import LongRopeError
 from longrope.models.load import load_tokenizer
-from longrope.tasks.haystack import NOISE, encode_within
+from longrope.tasks.encode import encode_within
+from longrope.tasks.graph import random_edge
+from longrope.tasks.haystack import NOISE
+from longrope.tasks.lookups import random_pair
 from longrope.tasks.prompts import Prompt
-from longrope.tasks.registry import TASKS, make_prompts
-from longrope.tasks.ruler import invented
+from longrope.tasks.registry import RULER, TASKS, make_prompts, task_names
+from longrope.tasks.ruler_words import draw_words
+from longrope.tasks.words import all_words, letters, uuids
 
-TEXT = "It was the year in which nothing grew, and the people went to the coast.\n" * 400
+TEXT = "It was the year in which nothing grew, and the people went to the coast.\n" * 700
+LENGTH = 4000
 BYTES, PLAIN = pre_tokenizers.ByteLevel.alphabet(), [*string.printable, "▁"]
 
 
@@ -82,13 +89,14 @@ def tiny() -> PreTrainedTokenizerFast:
 
 @cache
 def texts(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Return two different documents of 3,000 tokens."""
-    return np.array([row[:3000] for row in tokenizer([TEXT, "# " + TEXT])["input_ids"]])
+    """Return two different documents of 6,000 tokens."""
+    return np.array([row[:6000] for row in tokenizer([TEXT, "# " + TEXT])["input_ids"]])
 
 
 def prompts(task: str, tokenizer: PreTrainedTokenizerFast, **fields: object) -> list[Prompt]:
-    """Return two prompts of 2,000 tokens, unless the fields say otherwise."""
-    return make_prompts(task, tokenizer, **{"length": 2000, "trials": 2, "texts": texts(tokenizer), **fields})
+    """Return two prompts of 4,000 tokens, unless the fields say otherwise."""
+    request = {"length": LENGTH, "trials": 2, "texts": texts(tokenizer), "ruler_data": ruler_folder()}
+    return make_prompts(task, tokenizer, **{**request, **fields})
 
 
 def read(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> str:
@@ -97,39 +105,71 @@ def read(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> str:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_length_is_exact_and_the_answers_stand_in_the_text(task: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Where whole entries are the haystack, less than one of them is missing."""
     begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-    for length, prompt in ((n, prompt) for n in (2000, 2999) for prompt in prompts(task, tokenizer, length=n)):
-        assert len(prompt.tokens) + prompt.room == length
+    entry = max(map(len, encode_within(tokenizer, ENTRIES[task]))) if task in ENTRIES else 0
+    for length, prompt in ((n, prompt) for n in (LENGTH, 3901) for prompt in prompts(task, tokenizer, length=n)):
+        assert length - entry <= len(prompt.tokens) + prompt.room <= length
         assert prompt.tokens.dtype == np.int64
         text = read(tokenizer, prompt)
         assert all(answer in text for answer in prompt.answers)
-        for answer in [", ".join(prompt.answers), *(() if task == "recall" else prompt.wrong)]:
-            assert len(encode_within(tokenizer, [f" {answer}"])[0]) <= prompt.room
         assert not {*prompt.wrong} & {*prompt.answers}
-        assert len({*prompt.wrong}) == (3 if len(prompt.answers) == 1 else 0)
-        assert text.endswith(" =" if task == "recall" else (" is", " are"))
+        assert not prompt.chat
+        assert not prompt.own_haystack
         if begins:
             assert (prompt.tokens == tokenizer.bos_token_id).nonzero()[0].tolist() == [0]
 
 
-NUMBERS = {"passkey": 5, "niah_single_1": 7, "niah_single_2": 7, "niah_multikey_1": 7}
+ENTRIES = {
+    "kv_retrieval": [random_pair(np.random.default_rng(i)) for i in range(50)],
+    "json_kv": [random_pair(np.random.default_rng(i)) for i in range(50)],
+    "graph_walks": [random_edge(np.random.default_rng(i)) for i in range(50)],
+    "cwe": [" 999. a"],
+    "fwe": [" ..."],
+    "qa_1": ["\n\nDocument 999:\n"],
+    "qa_2": ["\n\nDocument 999:\n"],
+}
 
 
-@pytest.mark.parametrize("task", NUMBERS)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_text_has_as_many_tokens(task: str, tiny: PreTrainedTokenizerFast) -> None:
+    """Strings that are encoded alone give the tokens that they have within the text."""
+    for prompt in prompts(task, tiny, length=3000):
+        tokens = tiny(tiny.decode(prompt.tokens))["input_ids"]
+        assert abs(len(tokens) - len(prompt.tokens)) <= 1
+
+
+def test_the_tasks_of_ruler() -> None:
+    assert len(RULER) == 13
+    assert set(RULER) < set(TASKS)
+    assert task_names(["passkey", "ruler", "vt"]) == ["passkey", *RULER]
+    assert task_names(["all"]) == [*TASKS]
+
+
+NUMBERS = {"passkey": r"\d{5}", "number_string": r"(?:(\d)\1){5}", "niah_single_1": r"\d{7}", "niah_single_2": r"\d{7}"}
+
+
+@pytest.mark.parametrize("task", [*NUMBERS, "niah_single_3", "niah_multikey_1", "niah_multikey_2", "niah_multikey_3"])
 @pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
 def test_a_needle_lies_whole_at_its_depth(task: str, depth: float, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The line is planted once, and the question repeats its key."""
-    for prompt in prompts(task, tokenizer, depths=[depth]):
+    """The question repeats the key of the line with the answer."""
+    for prompt in prompts(task, tokenizer, depths=[depth], length=5000):
         text, (answer,) = read(tokenizer, prompt), prompt.answers
         assert prompt.depth == depth
-        assert re.fullmatch(rf"\d{{{NUMBERS[task]}}}", answer)
-        assert text.count(answer) == 1
-        before, after = text.split(answer)
-        query = re.search(r"(?:is the|secret) ((?:pass key)|number for [\w-]+)\?", after)
-        assert query is not None
-        assert before.endswith(f"{query[1]} is ")
-        body = before.index("\n"), len(text) - len(text.split("\n\n")[-1])
-        assert (len(before) - body[0]) / (body[1] - body[0]) == pytest.approx(depth, abs=0.12)
+        kind = NUMBERS.get(task, r"\d{7}" if task.startswith("niah_multikey") and task[-1] != "3" else UUID)
+        assert re.fullmatch(kind, answer)
+        before, _, after = text.partition(answer)
+        if task.startswith("niah"):
+            (key,) = re.findall(rf"One of the special magic (?:numbers|uuids) for (\S+) is: {answer}\.", text)
+            assert text.endswith(f" for {key} mentioned in the provided text is")
+        else:
+            assert re.search(rf"(pass key|sequence of digits) is {answer}\. Remember it\. {answer} is the \1\.", text)
+        body = before.index("\n"), len(text) - text[::-1].index("\n")
+        assert (len(before) - body[0]) / (body[1] - body[0]) == pytest.approx(depth, abs=0.08)
+        assert len(after)
+
+
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
 
 def test_depths_take_turns_and_are_random_without(tiny: PreTrainedTokenizerFast) -> None:
@@ -140,12 +180,27 @@ def test_depths_take_turns_and_are_random_without(tiny: PreTrainedTokenizerFast)
     assert prompts("vt", tiny)[0].depth is None
 
 
-def test_real_documents_are_the_haystack_in_turn(tiny: PreTrainedTokenizerFast) -> None:
-    documents = 3000 * np.arange(1, 3)[:, None] + np.arange(2000)
-    for i, prompt in enumerate(make_prompts("niah_multivalue", tiny, length=600, trials=4, texts=documents)):
-        haystack = prompt.tokens[prompt.tokens >= 3000]
-        np.testing.assert_array_equal(haystack, documents[i % 2, : len(haystack)])
-        assert len(haystack) > 300
+def test_real_documents_are_the_haystack_in_turn_without_essays(tiny: PreTrainedTokenizerFast) -> None:
+    for i, prompt in enumerate(prompts("niah_multivalue", tiny, trials=4, ruler_data=None)):
+        assert prompt.own_haystack
+        plain = re.sub(r" One of the special magic numbers for \S+ is: \d+\.", "", read(tiny, prompt))
+        haystack = plain.split("\n", 1)[1].rsplit("\nWhat", 1)[0]
+        document = str(tiny.decode(texts(tiny)[i % 2]))
+        assert len(haystack) > 3000
+        assert document.startswith(haystack.rstrip("\n"))
+
+
+def test_essays_are_the_haystack_from_their_beginning(tiny: PreTrainedTokenizerFast) -> None:
+    """With single blanks between words, and the needle between two sentences."""
+    for prompt in prompts("niah_single_2", tiny, texts=None, trials=8):
+        assert not prompt.own_haystack
+        text = read(tiny, prompt).split("\n", 1)[1].rsplit("\nWhat", 1)[0]
+        before, after = re.split(r" One of the special magic numbers for \S+ is: \d+\.", text)
+        assert (before + after).startswith(
+            "The 0th thing to learn is to wait. Does it help? It helped 0 of us! The 1th"
+        )
+        assert not before or before[-1] in ".?!"
+        assert after.startswith((" The", " Does", " It")) or not after
 
 
 def test_documents_may_begin_with_the_start_of_a_text_or_not() -> None:
@@ -153,27 +208,27 @@ def test_documents_may_begin_with_the_start_of_a_text_or_not() -> None:
     tokenizer = in_threes()
     for task in ("niah_single_2", "recall"):
         for with_start, without in zip(
-            prompts(task, tokenizer), prompts(task, tokenizer, texts=texts(tokenizer)[:, 1:]), strict=True
+            prompts(task, tokenizer, ruler_data=None),
+            prompts(task, tokenizer, texts=texts(tokenizer)[:, 1:], ruler_data=None),
+            strict=True,
         ):
             np.testing.assert_array_equal(with_start.tokens, without.tokens)
             assert (with_start.tokens == 0).nonzero()[0].tolist() == [0]
 
 
-def test_noise_is_cut_between_sentences_only(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Only its end is cut within a sentence."""
-    for prompt in prompts("niah_single_1", tokenizer, trials=6):
-        lines = read(tokenizer, prompt).split("\n")
-        haystack = "".join(line for line in lines[1:-1] if "secret" not in line)
-        assert haystack in "".join(NOISE) * 200
-        assert all(line == "" or line.startswith(" ") for line in lines[2:-2] if "secret" not in line)
+def test_noise_is_cut_at_its_end_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    for prompt in prompts("niah_single_1", tokenizer, trials=4):
+        _, *lines, last, _ = read(tokenizer, prompt).split("\n")
+        assert {NOISE} == {line for line in lines if "special" not in line and line}
+        assert "special" in last or NOISE.startswith(last)
 
 
 def test_the_answers_are_all_values_of_the_queried_keys(tiny: PreTrainedTokenizerFast) -> None:
     for task, keys in (("niah_multikey_1", 4), ("niah_multivalue", 1), ("niah_multiquery", 4)):
         for prompt in prompts(task, tiny):
             text = read(tiny, prompt)
-            pairs = re.findall(r"A secret number for ([\w-]+) is (\d{7})\.", text)
-            queried = text.split("\n\n")[-1].split("?")[0].split(" for ")[1].split(" and ")
+            pairs = re.findall(r"One of the special magic numbers for ([\w'-]+) is: (\d{7})\.", text)
+            queried = re.findall(r"[\w'-]+", text.split("\n")[-1].split("?")[0].split(" for ")[1])
             assert len(pairs) == 4
             assert len({key for key, _ in pairs}) == keys
             assert {number for key, number in pairs if key in queried} == {*prompt.answers}
@@ -182,34 +237,103 @@ def test_the_answers_are_all_values_of_the_queried_keys(tiny: PreTrainedTokenize
 
 
 def test_the_variables_follow_from_the_value(tiny: PreTrainedTokenizerFast) -> None:
-    """Running the assignments from top to bottom gives the answers."""
+    """Running the assignments from top to bottom gives the answers, in the worked example too."""
     for prompt in prompts("vt", tiny, trials=8):
-        text, values = read(tiny, prompt), {}
-        for name, copied, value in re.findall(r"VAR (\w+) = (?:VAR (\w+)|(\d+))", text):
-            values[name] = values[copied] if copied else value
-        (queried,) = re.findall(r"have the value (\d+)\?", text)
-        assert {name for name, value in values.items() if value == queried} == {*prompt.answers}
-        assert [*Counter(values.values()).values()] == [5, 5]
+        example, task = read(tiny, prompt).split("\n\n\n\n")
+        for text, size in ((example, 3), (task, 5)):
+            values: dict[str, str] = {}
+            for name, copied, value in re.findall(r"VAR (\w+) = (?:VAR (\w+)|(\d+))", text):
+                values[name] = values[copied] if copied else value
+            (queried,) = re.findall(r"assigned the value (\d+) in", text)
+            assert {queried} == {*values.values()}
+            answers = prompt.answers if size == 5 else text.split("are:  ")[1].split()
+            assert [*values] == [*answers]
+            assert {len(name) for name in values} == {size}
 
 
 @pytest.mark.parametrize(("task", "answers"), [("cwe", 10), ("fwe", 3)])
-@pytest.mark.parametrize("length", [1500, 5000])
+@pytest.mark.parametrize("length", [2500, 6000])
 def test_the_words_are_the_most_frequent(task: str, answers: int, length: int, tiny: PreTrainedTokenizerFast) -> None:
     for prompt in prompts(task, tiny, length=length, texts=None):
-        text = read(tiny, prompt)
-        assert len(tiny(text[: text.index("Below")])["input_ids"]) < 20  # noise where no other word fits
-        listed = text.split("\n\n")[-2].split("\n")[-1].split()
+        text = read(tiny, prompt).split("most often.\n")[-1].split("\nQuestion")[0]
+        listed = re.findall(r"\d+\. (\D+?)(?= \d|$)", text) if task == "cwe" else text.split("words.")[-1].split()
         counts = Counter(word for word in listed if word != "...").most_common()
         assert {word for word, _ in counts[:answers]} == {*prompt.answers}
         assert counts[answers - 1][1] > counts[answers][1]
-        often, seldom = (30, 3) if length >= 4096 else (10, 1)
+        often, seldom = (30, 3) if length >= 4096 else (6, 1)
         if task == "cwe":
             assert {count for _, count in counts[:10]} == {often}
-            assert {count for _, count in counts[10:]} == {seldom}
-            assert len(counts) >= 20
+            assert len([count for _, count in counts[10:] if count != seldom]) <= 5
+            assert {word for word, _ in counts} <= {*all_words()}
         else:
             assert listed.count("...") > counts[0][1]
         assert listed != sorted(listed, key=lambda word: -listed.count(word))
+
+
+def test_words_run_out_into_compounds() -> None:
+    words = draw_words(np.random.default_rng(0), 10_000)
+    known = len(all_words())
+    assert {*words[:known]} == {*all_words()}
+    assert len({*words}) == 10_000
+    assert all("-" in word for word in words[known:])
+
+
+def test_a_question_stands_among_documents_of_its_article_first(tiny: PreTrainedTokenizerFast) -> None:
+    for task in ("qa_1", "qa_2"):
+        for number, prompt in enumerate(prompts(task, tiny, length=700, trials=3, texts=None)):
+            text = read(tiny, prompt)
+            headings = [int(n) for n in re.findall(r"\n\nDocument (\d+):\n", text)]
+            assert headings == [*range(1, len(headings) + 1)]
+            assert prompt.any_answer
+            if task == "qa_1":
+                assert f"The tower of town {number // 3} in part {number % 3} is {100 + number % 3} feet high." in text
+                assert all(f"town {number // 3} in part {other}" in text for other in range(3))
+            else:
+                assert f"lives in city {number}. She" in text
+                assert f"City {number} lies in Land {number}." in text
+    shifted = prompts("qa_1", tiny, length=700, trials=1, seed=1, texts=None)[0]
+    assert f"town {500 % 360 // 3} in part {500 % 3}?" in read(tiny, shifted)
+
+
+def test_the_value_is_that_of_the_key_in_the_object(tiny: PreTrainedTokenizerFast) -> None:
+    for task, demos in (("kv_retrieval", 0), ("json_kv", 2)):
+        for prompt in prompts(task, tiny):
+            text = read(tiny, prompt)
+            table = json.loads(text[text.index("{") : text.index("}") + 1])
+            *shown, key = re.findall(r'Key: "(\S+)"', text)
+            assert len(table) > 20
+            assert (table[key],) == prompt.answers
+            assert len(shown) == demos
+            assert all(f'Key: "{key}"\nCorresponding value: "{table[key]}"\n' in text for key in shown)
+
+
+def test_the_nodes_are_those_of_a_search_of_two_steps(tiny: PreTrainedTokenizerFast) -> None:
+    for prompt in prompts("graph_walks", tiny, trials=4):
+        example, text = read(tiny, prompt).split("Below")
+        answers = (prompt.answers, tuple(example.split("nodes are ")[1].strip().split(", ")))
+        for edges, nodes in zip((text, example), answers, strict=True):
+            graph: dict[str, list[str]] = {}
+            for source, target in re.findall(r"(\w+) -> (\w+)\n", edges):
+                graph.setdefault(source, []).append(target)
+            (root,) = re.findall(r"from node (\w+)\?", edges)
+            assert sorted(leaf for node in graph[root] for leaf in graph[node]) == sorted(nodes)
+
+
+def test_the_text_is_the_nth_of_the_equal_requests(tiny: PreTrainedTokenizerFast) -> None:
+    for prompt in prompts("mrcr", tiny, trials=4):
+        text = read(tiny, prompt)
+        ordinal, request = re.findall(r"Repeat the (\w+) (.*) of the conversation", text)[0]
+        turns = re.findall(rf"User: Write a {request}\.\nAssistant: (.*)\n", text)
+        assert len(turns) == 4
+        assert " ".join(prompt.answers) == turns[("first", "second", "third", "fourth").index(ordinal)]
+
+
+def test_the_words_follow_the_given_ones(tiny: PreTrainedTokenizerFast) -> None:
+    for prompt in prompts("copy", tiny, trials=4):
+        text = read(tiny, prompt)
+        (start,) = re.findall(r'after "(.*)" in', text)
+        assert text.split(start)[1].startswith(f" {prompt.answers[0]} ")
+        assert len(start.split()) >= 8
 
 
 def test_recall_plants_as_tiny_was_trained(tiny: PreTrainedTokenizerFast) -> None:
@@ -229,7 +353,7 @@ def test_the_seed_decides_and_more_begin_with_the_same(task: str, tiny: PreTrain
     for first, second in zip(long, again, strict=False):
         np.testing.assert_array_equal(first.tokens, second.tokens)
         assert (first.answers, first.wrong, first.depth) == (second.answers, second.wrong, second.depth)
-    assert len({prompt.answers for prompt in [*long, *other]}) == 5
+    assert len({prompt.tokens.tobytes() for prompt in [*long, *other]}) == 5
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -240,32 +364,32 @@ def test_the_error_gives_the_least_length_and_it_is_enough(task: str, tokenizer:
     if task == "recall":
         assert prompts(task, tokenizer, length=20 + least, trials=1)
     else:
-        assert all(len(prompt.tokens) + prompt.room == least for prompt in prompts(task, tokenizer, length=least))
+        assert len(prompts(task, tokenizer, length=least)) == 2
         with pytest.raises(LongRopeError, match=f"length = {least - 1}: .* {task} .* at least {least}"):
             prompts(task, tokenizer, length=least - 1)
 
 
 def test_wrong_requests_are_refused(tiny: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(LongRopeError, match=r"task = 'niah' is unknown; choose one of passkey, .*recall"):
+    with pytest.raises(LongRopeError, match=r"task = 'niah' is unknown; choose one of niah_single_1, .*recall"):
         prompts("niah", tiny)
+    with pytest.raises(LongRopeError, match=r"task = 'arc_easy' is unknown.*lm-evaluation-harness are not retrieval"):
+        prompts("arc_easy", tiny)
+    with pytest.raises(LongRopeError, match=r"task = 'ruler_qa_hotpot': another suite's name. Here the task is qa_2"):
+        prompts("ruler_qa_hotpot", tiny)
     with pytest.raises(LongRopeError, match=r"depths = 1\.2"):
         prompts("passkey", tiny, depths=[0.5, 1.2])
     with pytest.raises(LongRopeError, match="trials = 0"):
         prompts("passkey", tiny, trials=0)
-    for task in (name for name, task in TASKS.items() if task.needs_texts):
-        with pytest.raises(LongRopeError, match=f"texts = None: task {task} .*at least 2000"):
-            prompts(task, tiny, texts=None)
-        with pytest.raises(LongRopeError, match=r"texts = \(2, 1999\): task"):
-            prompts(task, tiny, texts=texts(tiny)[:, :1999])
-    for task in (name for name, task in TASKS.items() if not task.needs_texts):
-        assert prompts(task, tiny, texts=None)
+    for task in ("niah_single_3", "recall"):
+        with pytest.raises(LongRopeError, match=f"texts = None: task {task} .*at least 4000"):
+            prompts(task, tiny, texts=None, ruler_data=None)
+        with pytest.raises(LongRopeError, match=r"texts = \(2, 3999\): task"):
+            prompts(task, tiny, texts=texts(tiny)[:, :3999], ruler_data=None)
 
 
-def test_invented_words_are_distinct_and_grow(tiny: PreTrainedTokenizerFast) -> None:
-    few, many = (invented(np.random.default_rng(0), count) for count in (10, 5000))
-    assert many[:10] == few
-    assert len({*many}) == 5000
-    assert {len(word) for word in many} == {6}
+def test_random_strings(tiny: PreTrainedTokenizerFast) -> None:
+    assert len({*letters(np.random.default_rng(0), 500, 2)}) == 500
+    assert all(re.fullmatch(UUID, text) for text in uuids(np.random.default_rng(0), 50))
 
 
 def test_strings_are_encoded_as_within_a_text() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
 TASK_NAMES = listed("longrope.tasks.registry", "TASKS")
+QUICK_TRIALS = 10
 
 
 def run(
@@ -59,17 +60,30 @@ def run(
         str | None,
         typer.Option(help="Also perplexity of key tokens (LongPPL), chosen by this candidate, such as original."),
     ] = None,
-    retrieval: Annotated[str | None, typer.Option(help=f"Retrieval tasks by commas, or all: {TASK_NAMES}.")] = None,
+    retrieval: Annotated[str | None, typer.Option(help=f"Retrieval tasks by commas, ruler, all: {TASK_NAMES}.")] = None,
     retrieval_lengths: Annotated[
         str | None, typer.Option(help="Lengths for retrieval tasks (default: --lengths).")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Questions of each retrieval task at each length.")] = 20,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each retrieval task at each length (default: 50).")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Ten questions of each retrieval task: a first look, not a claim.")
+    ] = False,
     questions: Annotated[
         int, typer.Option(min=1, help="Questions that each text is asked; one pass over the text serves them all.")
     ] = 1,
-    depths: Annotated[str, typer.Option(help="Depths of the needles, from 0 (beginning) to 1 (end), in turn.")] = (
-        "0,0.25,0.5,0.75,1"
-    ),
+    depths: Annotated[
+        str | None,
+        typer.Option(help="Depths of the needles, from 0 (beginning) to 1 (end), in turn (default: RULER draws them)."),
+    ] = None,
+    chat: Annotated[
+        str, typer.Option(help="Retrieval prompts in the tokenizer's chat template: auto (if there is one), on or off.")
+    ] = "auto",
+    ruler_data: Annotated[
+        str | None,
+        typer.Option(help="Folder of RULER's essays and questions, or hub; without it --data is the haystack."),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(help=r"Tasks of lm-evaluation-harness by commas (pip install 'longrope\[lm-eval]')."),
@@ -116,17 +130,19 @@ def run(
     )
     sources = data or [default_data(model)]
     corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
-    chosen_depths = parse_depths(depths)
+    chosen_depths = None if depths is None else parse_depths(depths)
     prompts = read_prompts(
         retrieval,
         retrieval_lengths,
         tokens,
         tokenizer,
         corpora[0].tokens,
-        trials=trials,
+        trials=trials or (QUICK_TRIALS if quick else eval_output.CLAIM_TRIALS),
         questions=questions,
         depths=chosen_depths,
         seed=data_seed,
+        chat=chat,
+        ruler_data=ruler_data,
     )
     spec = EvalSpec(
         tokens,
@@ -140,7 +156,7 @@ def run(
     )
     check_spec(spec, candidates)
     settings = {"depths": chosen_depths, "seed": data_seed, "task_folder": task_folder and str(task_folder)}
-    settings["limit"] = limit
+    settings |= {"limit": limit, "chat": chat, "ruler_data": ruler_data}
     request = EvalRequest(model, dtype, device, rope, candidates, corpora, spec, settings, decided)
     results = evaluate_request(request, output, resume=resume, quiet=as_json)
     if distributed.first():

@@ -109,7 +109,7 @@ def read_prompts(
     """Return the prompts of retrieval tasks at the lengths at which they fit; say where they do not.
 
     Args:
-        tasks: Names of tasks by commas, or all.
+        tasks: Names of tasks by commas; ``ruler`` stands for RULER's thirteen and ``all`` for every task.
         retrieval_lengths: Lengths by commas; None takes ``lengths``.
         lengths: Lengths of the evaluation in tokens.
         tokenizer: The model's tokenizer.
@@ -120,7 +120,7 @@ def read_prompts(
         LongRopeError: If a task does not exist or fits at no length, or a length is above the longest.
     """
     from longrope.tasks.prompt_sets import make_prompt_sets
-    from longrope.tasks.registry import TASKS
+    from longrope.tasks.registry import task_names
 
     chosen = parse_lengths(retrieval_lengths, "retrieval_lengths") if retrieval_lengths else lengths
     if chosen[-1] > lengths[-1]:
@@ -129,8 +129,9 @@ def read_prompts(
         )
     if tasks is None:
         return {}
-    names = list(TASKS) if tasks == "all" else [name.strip() for name in tasks.split(",")]
-    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, require_each=tasks != "all", **draw)
+    requested = [name.strip() for name in tasks.split(",")]
+    names = task_names(requested)
+    prompts, refusals = make_prompt_sets(names, chosen, tokenizer, texts, require_each=names == requested, **draw)
     for refusal in refusals:
         distributed.say(f"Left out: {refusal}")
     return prompts

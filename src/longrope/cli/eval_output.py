@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults
     from longrope.evaluation.retrieval import RetrievalScore
 
+CLAIM_TRIALS = 50  # fewer questions of a task are a quick look
 whole_percent = fixed(0, unit="%", times=100)
 
 
@@ -30,6 +32,7 @@ def describe(results: EvalResults, output: Path | None) -> None:
             f"{task} {length:,}: {whole_percent(pooled_rate(scores))}" for (task, length), scores in by_task.items()
         )
         typer.echo(f"{name}: {scores}")
+    show_prompt_notes([record for records in results.get("retrieval").values() for record in records])
     for name, records in results.get("tasks").items():
         for task in dict.fromkeys(record.task for record in records):
             metrics = ", ".join(
@@ -41,6 +44,22 @@ def describe(results: EvalResults, output: Path | None) -> None:
     show_not_finite(results)
     if output is not None:
         typer.echo(f"Results: {output / 'results.json'}; see longrope report {output}")
+
+
+def show_prompt_notes(records: Sequence[RetrievalScore]) -> None:
+    """Print what keeps the retrieval scores from a claim or from a comparison with published ones."""
+    trials: dict[tuple[str, int], int] = {}
+    for record in {(record.task, record.length, record.depth): record for record in records}.values():
+        trials[record.task, record.length] = trials.get((record.task, record.length), 0) + (record.trials or 0)
+    if trials and min(trials.values()) < CLAIM_TRIALS:
+        typer.echo(
+            f"Quick: {min(trials.values())} questions of a task are a first look. Ask {CLAIM_TRIALS} for a claim."
+        )
+    if any(record.own_haystack for record in records):
+        marked = sorted({record.task for record in records if record.own_haystack})
+        typer.echo(f"Own haystack: {', '.join(marked)} hide their needles in your documents, not in RULER's essays.")
+    if any(record.chat for record in records):
+        typer.echo("Prompts are in the tokenizer's chat template, without thinking where it can be switched off.")
 
 
 def show_not_finite(results: EvalResults) -> None:

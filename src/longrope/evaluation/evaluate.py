@@ -169,6 +169,8 @@ def _spec(
         questions=options.questions,
         depths=options.depths,
         seed=options.seed,
+        chat=options.chat,
+        ruler_data=options.ruler_data,
     )
     return EvalSpec(
         lengths,
@@ -192,8 +194,10 @@ def _sample_store(options: EvalOptions, spec: EvalSpec, settings: Mapping[str, A
         "lengths": list(spec.lengths),
         "stride": spec.stride,
         "key_tokens": spec.key_tokens,
-        "depths": list(options.depths),
+        "depths": None if options.depths is None else list(options.depths),
         "seed": options.seed,
+        "chat": options.chat,
+        "ruler_data": options.ruler_data,
     }
     with closing(JsonlFile(Path(options.output) / JOURNAL, settings, subject="an evaluation", resume=True)) as journal:
         yield SampleStore(journal)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrope.evaluation.runner import OnProgress, ignore_progress
-from longrope.tasks.prompt_sets import DEPTHS
 
 
 @dataclass(frozen=True)
@@ -19,9 +18,12 @@ class EvalOptions:
         documents: Test documents to draw from ``data``.
         text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
         retrieval_lengths: Lengths for retrieval tasks in tokens; None takes those of the evaluation.
-        trials: Questions of each retrieval task at each length.
+        trials: Questions of each retrieval task at each length. Fifty support a claim.
         questions: Questions that each text is asked; a text passes through the model once for all of them.
-        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn.
+        depths: Depths of the needles, from 0 (beginning) to 1 (end), in turn. None draws them in RULER's tasks, as
+            RULER does, and takes five depths in the others.
+        chat: Whether prompts are in the tokenizer's chat template: ``on``, ``off``, or ``auto``, on if there is one.
+        ruler_data: Folder of RULER's essays and questions, or ``hub``; None hides needles in the test documents.
         seed: Seed of the split of the documents and of the retrieval tasks.
         stride: Tokens between two windows of the sliding perplexity; None does not measure it.
         key_tokens: Name of the candidate that chooses key tokens (LongPPL); None does not measure them.
@@ -39,9 +41,11 @@ class EvalOptions:
     documents: int = 4
     text_key: str | None = None
     retrieval_lengths: Sequence[int] | None = None
-    trials: int = 20
+    trials: int = 50
     questions: int = 1
-    depths: Sequence[float] = DEPTHS
+    depths: Sequence[float] | None = None
+    chat: str = "auto"
+    ruler_data: str | None = None
     seed: int = 0
     stride: int | None = None
     key_tokens: str | None = None

@@ -22,17 +22,17 @@ def prompt_samples(
 
     Args:
         task: Name of the task.
-        length: Tokens of each prompt with the room for its answer.
+        length: Maximum tokens of each prompt with the room for its answer.
         prompts: Prompts of the task.
         batch: Prompts in one forward pass. All questions of one text follow each other.
         questions: Questions that each text is asked.
 
     Raises:
-        LongRopeError: If a prompt with the room for its answer has another length.
+        LongRopeError: If a prompt with the room for its answer is longer.
     """
     for prompt in prompts:
         tokens = len(prompt.tokens) + prompt.room
-        if tokens != length:
+        if tokens > length:
             raise LongRopeError(
                 f"retrieval[{task!r}, {length}]: a prompt has {tokens} tokens. Make it for this length."
             )

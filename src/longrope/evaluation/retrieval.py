@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Score = Literal["score", "choice"]
 INTERVALS = ("low", "high", "choice_low", "choice_high")
+FIFTHS = 5
 SAYS: dict[Score, str] = {
     "score": (
         "How often the model repeats exactly what was hidden in a long text, by the text's length and by how deep it "
@@ -53,6 +54,8 @@ class RetrievalScore(Record):
         chance: The choice of a guess.
         trials: Number of questions.
         questions: Number of questions that each text is asked.
+        chat: Whether the prompts are in the tokenizer's chat template.
+        own_haystack: Whether the user's documents are in place of the haystack that the task's definition names.
     """
 
     task: str
@@ -69,6 +72,8 @@ class RetrievalScore(Record):
     chance: float | None = None
     trials: int | None = None
     questions: int = 1
+    chat: bool = False
+    own_haystack: bool = False
 
     @model_validator(mode="after")
     def _with_intervals(self) -> RetrievalScore:
@@ -84,7 +89,9 @@ class RetrievalScore(Record):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialize: Any) -> dict[str, Any]:
-        left_out = {"questions": (1,), "scores": ((),)} | dict.fromkeys(INTERVALS, (None,))
+        left_out = {"questions": (1,), "chat": (False,), "own_haystack": (False,), "scores": ((),)} | dict.fromkeys(
+            INTERVALS, (None,)
+        )
         return {key: value for key, value in serialize(self).items() if value not in left_out.get(key, ())}
 
     @property
@@ -132,7 +139,8 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
     """Return the candidate's scores by task, length and depth."""
     records = []
     for (task, length), samples in _by_task(evaluation).items():
-        trials = evaluation.samples(candidate, samples)
+        trials = _with_few_depths(evaluation.samples(candidate, samples))
+        first = evaluation.spec.retrieval[task, length][0]
         for depth in dict.fromkeys(trial["depth"] for trial in trials):
             at_depth = [trial for trial in trials if trial["depth"] == depth]
             scores = numbers([trial["score"] for trial in at_depth])
@@ -148,6 +156,8 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
                     **_choice(at_depth, score),
                     trials=len(at_depth),
                     questions=evaluation.spec.questions,
+                    chat=first.chat,
+                    own_haystack=first.own_haystack,
                 )
             )
     return records
@@ -163,6 +173,15 @@ def _choice(trials: Sequence[Any], score: float) -> dict[str, Any]:
         low, high = wilson_interval(sum(choices), len(choices))
         fields |= {"choice": sum(choices) / len(choices), "choice_low": low, "choice_high": high}
     return fields
+
+
+def _with_few_depths(trials: Sequence[Any]) -> Sequence[Any]:
+    """Return the trials with depths that were drawn at random replaced by the middle of their fifth of the text."""
+    drawn = {trial["depth"] for trial in trials}
+    if None in drawn or len(drawn) <= max(FIFTHS, len(trials) / 2):
+        return trials
+    fifths = [min(FIFTHS - 1, int(FIFTHS * trial["depth"])) for trial in trials]
+    return [trial | {"depth": (fifth + 0.5) / FIFTHS} for trial, fifth in zip(trials, fifths, strict=True)]
 
 
 def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
@@ -213,7 +232,9 @@ def _heat_map(
             table.append([name, "all", *map(pooled_rate, by_length)])
     columns = (Column("row"), Column("depth"), *(Column(head(length, runs), share) for length in lengths))
     chart = Heat(fields, "depth", "percent right")
-    return Figure(key, "works", title, SAYS[kind] + _trials(every, kind), columns, table, chart, "heat")
+    return Figure(
+        key, "works", title, SAYS[kind] + _trials(every, kind) + _prompt_form(every), columns, table, chart, "heat"
+    )
 
 
 def _number(record: RetrievalScore | None, kind: Score) -> Number:
@@ -244,6 +265,14 @@ def _trials(records: Sequence[RetrievalScore], kind: Score) -> str:
     if kind == "choice" and chances:
         ends = dict.fromkeys((chances[0], chances[-1]))
         sentences += f" Guessing gives {' to '.join(share(chance) for chance in ends)}."
+    return sentences
+
+
+def _prompt_form(records: Sequence[RetrievalScore]) -> str:
+    """Return sentences about the form of the prompts, as far as it is not the plain one of the task's definition."""
+    sentences = " Prompts are in the tokenizer's chat template." if any(record.chat for record in records) else ""
+    if any(record.own_haystack for record in records):
+        sentences += " Own haystack: the needles are hidden in the test documents, not in RULER's essays."
     return sentences
 
 

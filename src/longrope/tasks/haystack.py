@@ -2,59 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longrope.errors import LongRopeError
+from longrope.tasks.encode import encode_within
+from longrope.tasks.prompts import PromptRequest
+from longrope.tasks.ruler_data import essays_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANCHOR = "."
-NOISE = (
-    " The river runs down to the sea.",
-    " A bird sits in the old tree.",
-    " The hills are quiet today.",
-    " Soon the sun will be up again.",
-    " The road goes on and on.",
-)
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+LEAST_BORDERS = 40  # RULER places a needle at 40 depths
+
+Text = tuple[np.ndarray, Sequence[int]]  # token ids, and the indices at which a line may be planted
+Haystack = Callable[[PromptRequest, int, int, np.random.Generator], Text]  # of a document's number and size in tokens
 
 
-def encode_within(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:
-    """Return the tokens that each text has within a longer one, int64, without special tokens.
+def repeated(unit: str) -> Haystack:
+    """Return the haystack that repeats a text; lines are planted between two repetitions."""
 
-    SentencePiece puts a blank before the first word of a text, which is not part of these tokens.
+    def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+        (tokens,) = encode_within(request.tokenizer, [unit])
+        return np.tile(tokens, size // len(tokens) + 1)[:size], range(0, size + 1, len(tokens))
+
+    return text
+
+
+REPEATED = repeated(f"{NOISE}\n")
+
+
+def drawn(draw: Callable[[np.random.Generator], str], *, cut: bool = True) -> Haystack:
+    """Return the haystack of drawn texts, such as needles that nobody asks for; lines are planted between two.
+
+    Args:
+        draw: Function of a random generator that returns the next text.
+        cut: Whether the last text is cut if it does not fit; else it is left out.
     """
-    plain = tokenizer([*texts], add_special_tokens=False)["input_ids"]
-    anchor, *joined = tokenizer([ANCHOR, *(ANCHOR + text for text in texts)], add_special_tokens=False)["input_ids"]
-    size = len(anchor)
-    tokens = [long[size:] if long[:size] == anchor else alone for long, alone in zip(joined, plain, strict=True)]
-    return [np.array(ids, dtype=np.int64) for ids in tokens]
+
+    def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+        units: list[np.ndarray] = []
+        tokens = 0
+        while tokens <= size:
+            units += encode_within(request.tokenizer, [draw(rng) for _ in range(100)])
+            tokens = sum(map(len, units))
+        borders = [border for border in accumulate(map(len, units), initial=0) if border <= size]
+        return np.concatenate(units)[: size if cut else borders[-1]], borders
+
+    return text
 
 
-def noise(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[np.ndarray, list[int]]:
-    """Return repeated sentences of ``size`` tokens, and the indices at which sentences begin."""
-    sentences = encode_within(tokenizer, NOISE)
-    times = size // sum(map(len, sentences)) + 1
-    borders = accumulate((len(sentence) for sentence in sentences * times), initial=0)
-    return np.concatenate(sentences * times)[:size], [border for border in borders if border <= size]
+def documents(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+    """Return the haystack that is the beginning of a real document; lines are planted between sentences."""
+    tokens = request.text(number)[:size]
+    return tokens, sentence_borders(request.tokenizer, tokens)
+
+
+def essays(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+    """Return the haystack of RULER's essays from their beginning; a real document where there are no essays.
+
+    Raises:
+        LongRopeError: If the essays have fewer tokens.
+    """
+    text = essays_of(request.ruler_data)
+    if text is None:
+        return documents(request, number, size, rng)
+    tokens, borders = _encoded_essays(request.tokenizer, text)
+    if len(tokens) < size:
+        raise LongRopeError(
+            f"ruler_data = {request.ruler_data}: its essays have {len(tokens):,} tokens, too short a haystack for "
+            f"length {request.length:,}, which needs {size:,}. Add essays, or lower the length."
+        )
+    return tokens[:size], [border for border in borders if border <= size]
+
+
+@lru_cache(maxsize=2)
+def _encoded_essays(tokenizer: PreTrainedTokenizerBase, text: str) -> Text:
+    (tokens,) = encode_within(tokenizer, [text])
+    return tokens, sentence_borders(tokenizer, tokens)
+
+
+def sentence_borders(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> list[int]:
+    """Return the indices at which sentences begin; those of words or of all tokens, where sentences are too few."""
+    starts, ends = _token_classes(tokenizer)
+    word = np.append(starts[tokens], True)  # the beginning and the end of the text are borders too
+    word[0] = True
+    sentence = word & np.append(True, ends[tokens])
+    choices = (np.flatnonzero(sentence), np.flatnonzero(word))
+    return next((c.tolist() for c in choices if len(c) >= LEAST_BORDERS), [*range(len(tokens) + 1)])
+
+
+@lru_cache(maxsize=2)
+def _token_classes(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """Return which tokens begin with a blank, and which end a sentence, by token id."""
+    tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
+    starts = [token.startswith(("Ġ", "▁", " ")) for token in tokens]
+    return np.array(starts), np.array([token.endswith((".", "!", "?")) for token in tokens])
 
 
 def plant(
-    haystack: np.ndarray, borders: list[int] | None, lines: Sequence[np.ndarray], depths: Sequence[float]
+    haystack: np.ndarray, borders: Sequence[int], lines: Sequence[np.ndarray], depths: Sequence[float]
 ) -> np.ndarray:
     """Return a text with lines planted at depths.
 
     Args:
         haystack: Token ids of the text.
-        borders: Indices at which sentences begin, to plant lines between sentences; None plants them anywhere.
+        borders: Indices at which a line may be planted, ascending.
         lines: Token ids of each line.
-        depths: Depth of each line, from 0 to 1.
+        depths: Depth of each line, from 0 to 1. Lines of equal depths keep their order.
     """
-    indices = [round(depth * len(haystack)) for depth in depths]
-    if borders is not None:
-        indices = [min(borders, key=lambda border, index=index: abs(border - index)) for index in indices]
-    order = np.argsort(indices, kind="stable")
-    first, *chunks = np.split(haystack, [indices[i] for i in order])
+    places = np.asarray(borders)
+    nearest = [places[np.abs(places - depth * len(haystack)).argmin()] for depth in depths]
+    order = np.argsort(nearest, kind="stable")
+    first, *chunks = np.split(haystack, [nearest[i] for i in order])
     return np.concatenate([first, *chain(*zip((lines[i] for i in order), chunks, strict=True))])

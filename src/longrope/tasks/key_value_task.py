@@ -9,7 +9,7 @@ import numpy as np
 
 from longrope.data.key_value_lines import WORDS, KeyValueText, make_key_value_text, plant_key_value_lines
 from longrope.tasks.prompts import Prompt, PromptRequest
-from longrope.tasks.ruler import CHOICES
+from longrope.tasks.words import CHOICES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeyValueTask:
-    """A task that plants a `key = word word` line in a real document and repeats it up to the words."""
+    """A task that plants a `key = word word` line in a real document and repeats it up to the words.
 
-    needs_texts: bool = True
+    It continues a text, so its prompts are plain for chat models too.
+    """
 
     def prompts(self, request: PromptRequest) -> list[Prompt]:
         """Return a prompt for each trial, all drawn from one generator."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from longrope.errors import LongRopeError
-from longrope.tasks.haystack import encode_within, noise, plant
+from longrope.tasks.encode import encode_within
+from longrope.tasks.haystack import REPEATED, Haystack, essays, plant
 from longrope.tasks.prompts import Prompt, PromptRequest
+from longrope.tasks.ruler_data import essays_of
 
 REDRAWS = 100  # drafts of one trial, until its keys are new to the document
 
@@ -22,11 +24,13 @@ class NeedleDraft:
         intro: Text before the haystack.
         lines: Lines to plant in the haystack.
         depths: Depth of each line, from 0 to 1.
-        question: Text after the haystack, which the answer follows.
+        question: Text after the haystack, the end of the user's message.
         answers: All strings that the model should generate.
         wrong: Wrong answers of the same form, for a forced choice.
         keys: All names that the lines give something to; () where the question does not name one. Trials share a
             document only if they have keys, no key in common, and the same text before the haystack.
+        prefix: Beginning of the answer, which the model continues.
+        example: Worked example before the introduction. Trials that share a document have the first one's.
     """
 
     intro: str
@@ -36,51 +40,66 @@ class NeedleDraft:
     answers: tuple[str, ...]
     wrong: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    prefix: str = ""
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A draft in tokens: the example and the introduction, the planted lines, and the text after the haystack."""
+
+    draft: NeedleDraft
+    depth: float
+    intro: np.ndarray
+    lines: list[np.ndarray]
+    ending: np.ndarray
 
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """A task that plants lines in a real document or in noise, the haystack.
+    """A task that plants lines in a haystack.
 
     Args:
         draft: Function of a random generator and the depth of the first line that returns the strings of a trial.
         room: Tokens to reserve for the generated answer.
-        needs_texts: Whether the haystack is a real document; else it is repeated sentences.
+        haystack: Text that hides the lines: a function of `longrope.tasks.haystack`.
     """
 
     draft: Callable[[np.random.Generator, float], NeedleDraft]
     room: int
-    needs_texts: bool = False
+    haystack: Haystack = REPEATED
 
     def prompts(self, request: PromptRequest) -> list[Prompt]:
-        """Return a prompt for each trial, of exactly the requested length.
+        """Return a prompt for each trial, of exactly the requested length unless the haystack is never cut.
 
-        Prompts of one document differ in the question only. A question that is shorter than the longest leaves more
-        room for its answer.
+        Prompts of one document differ in the question only. A question that is shorter than the longest leaves the
+        prompt shorter.
         """
         rngs = request.generators()
         documents = [self._drafts(request, trials, rngs) for trials in request.documents]
-        encoded = [
-            [encode_within(request.tokenizer, [draft.intro, draft.question, *draft.lines]) for _, draft in drafts]
-            for drafts in documents
-        ]
-        request.check_length(self.room + max(map(_least_size, encoded)))
-        prompts = []
-        for number, (drafts, strings) in enumerate(zip(documents, encoded, strict=True)):
-            context = self._context(request, number, drafts, strings)
-            for (depth, draft), (_, question, *_) in zip(drafts, strings, strict=True):
-                tokens = np.concatenate([context, question])
-                needle_depth = depth if len(draft.answers) == 1 else None
-                shared = len(context) if request.questions > 1 else 0
-                room = request.length - len(tokens)
-                prompts.append(Prompt(tokens, draft.answers, draft.wrong, needle_depth, room, shared))
+        request.check_length(self.room + max(map(_least_size, documents)))
+        own_haystack = self.haystack is essays and essays_of(request.ruler_data) is None
+        prompts: list[Prompt] = []
+        for number, trials in enumerate(documents):
+            context = self._context(request, number, trials, rngs[request.documents[number][0]])
+            prompts += [
+                Prompt(
+                    np.concatenate([context, trial.ending]),
+                    trial.draft.answers,
+                    trial.draft.wrong,
+                    trial.depth if len(trial.draft.answers) == 1 else None,
+                    self.room,
+                    len(context) if request.questions > 1 else 0,
+                    chat=request.template is not None,
+                    own_haystack=own_haystack,
+                )
+                for trial in trials
+            ]
         return prompts[: request.trials]
 
-    def _drafts(
-        self, request: PromptRequest, trials: range, rngs: Sequence[np.random.Generator]
-    ) -> list[tuple[float, NeedleDraft]]:
-        """Return the depths and the drafts of the trials of one document; no two drafts have a key in common."""
-        drafts: list[tuple[float, NeedleDraft]] = []
+    def _drafts(self, request: PromptRequest, trials: range, rngs: Sequence[np.random.Generator]) -> list[Encoded]:
+        """Return the drafts of the trials of one document; no two drafts have a key in common."""
+        drafts: list[Encoded] = []
         used: set[str] = set()
         for trial in trials:
             random, requested = float(rngs[trial].random()), request.depth(trial)
@@ -93,32 +112,25 @@ class NeedleTask:
                     f"Ask at most {len(drafts)} questions."
                 )
             used.update(draft.keys)
-            drafts.append((depth, draft))
-        introductions = {draft.intro for _, draft in drafts}
-        if request.questions > 1 and not (len(introductions) == 1 and all(draft.keys for _, draft in drafts)):
+            intro, *lines = encode_within(request.tokenizer, [draft.example + draft.intro, *draft.lines])
+            drafts.append(Encoded(draft, depth, intro, lines, request.ending(draft.question, draft.prefix)))
+        introductions = {encoded.draft.intro for encoded in drafts}
+        if request.questions > 1 and not (len(introductions) == 1 and all(encoded.draft.keys for encoded in drafts)):
             raise request.not_shareable()
         return drafts
 
     def _context(
-        self,
-        request: PromptRequest,
-        number: int,
-        drafts: list[tuple[float, NeedleDraft]],
-        encoded: list[list[np.ndarray]],
+        self, request: PromptRequest, number: int, trials: Sequence[Encoded], rng: np.random.Generator
     ) -> np.ndarray:
-        """Return the tokens before the question: the introduction and the haystack with the lines of all drafts."""
-        intro = encoded[0][0]
-        size = request.length - self.room - len(request.start) - _least_size(encoded)
-        if self.needs_texts:
-            haystack, borders = request.text(number)[:size], None
-        else:
-            haystack, borders = noise(request.tokenizer, size)
-        lines = [line for _, _, *own_lines in encoded for line in own_lines]
-        depths = [depth for _, draft in drafts for depth in draft.depths]
-        return np.concatenate([request.start, intro, plant(haystack, borders, lines, depths)])
+        """Return the tokens before the question: the introduction and the haystack with the lines of all trials."""
+        size = request.length - self.room - len(request.opening) - _least_size(trials)
+        haystack, borders = self.haystack(request, number, size, rng)
+        lines = [line for trial in trials for line in trial.lines]
+        depths = [depth for trial in trials for depth in trial.draft.depths]
+        return np.concatenate([request.opening, trials[0].intro, plant(haystack, borders, lines, depths)])
 
 
-def _least_size(encoded: list[list[np.ndarray]]) -> int:
+def _least_size(trials: Sequence[Encoded]) -> int:
     """Return the tokens of a document with its longest question and an empty haystack."""
-    lines = sum(len(line) for _, _, *own_lines in encoded for line in own_lines)
-    return len(encoded[0][0]) + lines + max(len(question) for _, question, *_ in encoded)
+    lines = sum(len(line) for trial in trials for line in trial.lines)
+    return len(trials[0].intro) + lines + max(len(trial.ending) for trial in trials)

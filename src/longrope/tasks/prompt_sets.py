@@ -9,7 +9,7 @@ import numpy as np
 
 from longrope.errors import LongRopeError
 from longrope.tasks.prompts import Prompt
-from longrope.tasks.registry import make_prompts
+from longrope.tasks.registry import RULER, make_prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,8 @@ def make_prompt_sets(
         tokenizer: Tokenizer of the models.
         texts: Token ids of real documents, ``(documents, at least the longest length)``.
         require_each: Whether each task must fit at some length; else one task that does is enough.
-        **draw: Further arguments of `make_prompts`: trials, questions, seed, and depths (default: `DEPTHS`).
+        **draw: Further arguments of `make_prompts`. Depths that are None or missing are random in RULER's tasks, as in
+            RULER, and `DEPTHS` in the others.
 
     Raises:
         LongRopeError: If a task is unknown, or fits at no length.
@@ -44,7 +45,9 @@ def make_prompt_sets(
     refusals: list[LongRopeError] = []
     for task in tasks:
         for length in lengths:
-            result = _prompts_or_error(task, tokenizer, **{"length": length, "texts": texts, "depths": DEPTHS, **draw})
+            depths = draw.get("depths") or (None if task in RULER else DEPTHS)
+            options = {**draw, "length": length, "texts": texts, "depths": depths}
+            result = _prompts_or_error(task, tokenizer, **options)
             if isinstance(result, LongRopeError):
                 refusals.append(result)
             else:

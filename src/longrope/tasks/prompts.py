@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from longrope.errors import LongRopeError
+from longrope.errors import LongRopeError, unknown
+from longrope.tasks.chat import CHAT, ChatFormat, chat_format
+from longrope.tasks.encode import encode_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,12 +22,15 @@ class Prompt:
     """A long text that ends in a question, with its answers.
 
     Args:
-        tokens: Token ids of the prompt, int64 ``(length - room,)``.
+        tokens: Token ids of the prompt, int64, at most ``(length - room,)``.
         answers: All strings that the model should generate.
         wrong: Wrong answers of the same form, for a forced choice; empty where there are several right ones.
         depth: Place of the needle in the text, from 0 to 1; None for several needles, or a random place.
         room: Tokens reserved for the generated answer.
         shared: Number of leading tokens that all questions of one document share; 0 for a document with one question.
+        any_answer: Whether one of the answers is enough.
+        chat: Whether the prompt is in the format of a chat template.
+        own_haystack: Whether a document of the user is in place of the haystack that the task's definition names.
 
     Raises:
         LongRopeError: If the shared tokens leave no token to the question.
@@ -36,6 +42,9 @@ class Prompt:
     depth: float | None
     room: int
     shared: int = 0
+    any_answer: bool = False
+    chat: bool = False
+    own_haystack: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.shared < len(self.tokens):
@@ -54,26 +63,75 @@ class PromptRequest:
     """A request for prompts of one task and length.
 
     Args:
-        task: Name of the task, for error messages.
+        task: Name of the task.
         tokenizer: Tokenizer of the model.
         length: Length of a prompt with its room, in tokens.
         trials: Number of prompts.
-        questions: Number of prompts that share a document; the last document may have fewer.
-        texts: Token ids of real documents, ``(documents, at least length)``, or None.
-        depths: Depths that the trials take in turn; random ones if None.
+        texts: Token ids of real documents, for tasks that hide needles in them, ``(documents, at least length)``.
+        depths: Depths of the needle, from 0 to 1, in turn; random ones if None. Tasks with several needles ignore them.
         seed: Seed of all random choices.
-        start: Tokens that the tokenizer puts before every text.
+        questions: Number of prompts that share a document; the last document may have fewer. Above 1, a document holds
+            the needles of that many prompts, and `longrope.tasks.scoring.score_prompts` reads it once for all of them.
+        chat: Whether prompts are in the tokenizer's chat template: ``on``, ``off``, or ``auto``, on if there is one.
+        ruler_data: Folder of RULER's essays and questions, or ``hub``, which downloads them. Without it the texts
+            replace the essays, and the prompts are marked ``own_haystack``.
+
+    Raises:
+        LongRopeError: If a number is out of range.
     """
 
     task: str
     tokenizer: PreTrainedTokenizerBase
     length: int
     trials: int
-    texts: np.ndarray | None
-    depths: Sequence[float] | None
-    seed: int
-    start: np.ndarray
+    texts: np.ndarray | None = None
+    depths: Sequence[float] | None = None
+    seed: int = 0
     questions: int = 1
+    chat: str = "auto"
+    ruler_data: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise LongRopeError(f"trials = {self.trials}: not at least 1. Ask for one trial or more.")
+        if self.questions < 1:
+            raise LongRopeError(
+                f"questions = {self.questions}: not at least 1. Ask for one question a document or more."
+            )
+        for depth in self.depths or ():
+            if not 0 <= depth <= 1:
+                raise LongRopeError(f"depths = {depth}: not between 0 and 1, the beginning and the end. Give a share.")
+        if self.chat not in CHAT:
+            raise unknown("chat", self.chat, CHAT)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """The tokens that the tokenizer puts before every text."""
+        first = self.tokenizer("a")["input_ids"][:1]
+        return np.array(first if first == [self.tokenizer.bos_token_id] else [], dtype=np.int64)
+
+    @cached_property
+    def template(self) -> ChatFormat | None:
+        """The text around the user's message; None for plain prompts."""
+        return chat_format(self.tokenizer, self.chat)
+
+    @cached_property
+    def opening(self) -> np.ndarray:
+        """The tokens before every prompt: the start tokens, or the chat template's up to the user's message."""
+        if self.template is None:
+            return self.start
+        return np.array(self.tokenizer(self.template.before, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    def ending(self, question: str, prefix: str) -> np.ndarray:
+        """Return the tokens after a haystack.
+
+        Args:
+            question: Text after the haystack, the end of the user's message.
+            prefix: Beginning of the answer, which the model continues.
+        """
+        if self.template is None:
+            return encode_within(self.tokenizer, [f"{question} {prefix}" if prefix else question])[0]
+        return np.concatenate(encode_within(self.tokenizer, [question, self.template.after + prefix]))
 
     @property
     def documents(self) -> list[range]:
@@ -108,9 +166,9 @@ class PromptRequest:
         """Raise an error if fewer tokens are requested than a prompt needs.
 
         Args:
-            least: Tokens that the prompt and its room need, without the start tokens.
+            least: Tokens that the prompt and its room need, without the opening.
         """
-        least += len(self.start)
+        least += len(self.opening)
         if self.length < least:
             raise LongRopeError(
                 f"length = {self.length}: too short for task {self.task} with this tokenizer. Use at least {least}."
@@ -127,11 +185,6 @@ class PromptRequest:
 class Task(Protocol):
     """A kind of prompt that tests retrieval from a long text; a row of `TASKS`."""
 
-    @property
-    def needs_texts(self) -> bool:
-        """Whether the prompts are made from real documents."""
-        ...
-
     def prompts(self, request: PromptRequest) -> list[Prompt]:
-        """Return ``request.trials`` prompts that have, with their room, ``request.length`` tokens each."""
+        """Return ``request.trials`` prompts that have, with their room, at most ``request.length`` tokens each."""
         ...

@@ -1,122 +1,116 @@
-"""Drafts of RULER's tasks (Hsieh et al., arXiv 2404.06654): the same needles and questions in another wording."""
+"""Drafts of RULER's needle and variable tasks, in RULER's words (Hsieh et al., arXiv 2404.06654; NVIDIA/RULER)."""
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 
-from longrope.data.key_value_lines import CODAS, ONSETS, VOWELS, WORDS
+from longrope.tasks.haystack import NOISE
 from longrope.tasks.needle_task import NeedleDraft
-from longrope.tasks.word_list_task import WordListDraft
+from longrope.tasks.words import CHOICES, compounds, letters, numbers, uuids
 
-CHOICES = 4  # options of a forced choice: the right answer and three wrong ones of its form
-
-
-def passkey(rng: np.random.Generator, depth: float) -> NeedleDraft:
-    """Draft a passkey trial: one number of five digits."""
-    key, *wrong = _numbers(rng, CHOICES, digits=5)
-    return NeedleDraft(
-        "Somewhere in the text below stands a pass key. Remember it: you will be asked for it.\n",
-        (f"\nThe pass key is {key}.\n",),
-        (depth,),
-        "\n\nWhat is the pass key? The pass key is",
-        (key,),
-        tuple(wrong),
-    )
+VALUES = {"numbers": numbers, "uuids": uuids}
+KEYS = {"words": compounds, "uuids": uuids}
+EXAMPLE_NOISE, EXAMPLE_LETTERS = 10, 3  # of the worked example, which has up to 500 tokens in RULER
 
 
-def niah(rng: np.random.Generator, depth: float, *, keys: int = 1, values: int = 1, queries: int = 1) -> NeedleDraft:
-    """Draft a needle-in-a-haystack trial: numbers of seven digits under key words; the answers are all numbers of some.
+def needle(key: str, value: str, kind: str) -> str:
+    """Return the sentence that gives a key its value."""
+    return f"One of the special magic {kind} for {key} is: {value}."
+
+
+def distractor(rng: np.random.Generator, *, key: str, value: str) -> str:
+    """Return a line like a needle, with a key of its own."""
+    return needle(KEYS[key](rng, 1)[0], VALUES[value](rng, 1)[0], value) + "\n"
+
+
+def niah(
+    rng: np.random.Generator,
+    depth: float,
+    *,
+    keys: int = 1,
+    values: int = 1,
+    queries: int = 1,
+    key: str = "words",
+    value: str = "numbers",
+    line: str = "{}\n",
+) -> NeedleDraft:
+    """Draft a needle-in-a-haystack trial: values under keys. The answers are all values of the keys in the question.
 
     Args:
-        rng: Generator of the words, numbers and depths.
+        rng: Generator of the keys, values and depths.
         depth: Depth of the first needle, from 0 to 1.
-        keys: Number of key words.
-        values: Numbers under each key word.
-        queries: Number of key words in the question.
+        keys: Number of keys.
+        values: Number of values of each key.
+        queries: Number of keys in the question.
+        key: Kind of the keys, ``words`` or ``uuids``.
+        value: Kind of the values, ``numbers`` or ``uuids``.
+        line: Form of a needle within the haystack.
     """
-    picked = rng.choice(WORDS.split(), size=(keys, 2), replace=False)
-    names = [f"{first}-{second}" for first, second in picked]
-    numbers = _numbers(rng, max(keys * values, CHOICES))
-    pairs = [(name, number) for name in names for number in [numbers.pop(0) for _ in range(values)]]
+    names, drawn = KEYS[key](rng, keys), VALUES[value](rng, max(keys * values, CHOICES))
+    pairs = [(name, drawn[values * i + j]) for i, name in enumerate(names) for j in range(values)]
     answers = tuple(number for _, number in pairs[: queries * values])
-    wrong = [number for _, number in pairs[1:]] + numbers  # other keys' numbers are the hardest to tell apart
     single = len(answers) == 1
-    queried = " and ".join(names[:queries])
-    asks, says = ("What is the", "number for") if single else ("What are all", "numbers for")
+    queried = names[0] if queries == 1 else f"{', '.join(names[: queries - 1])}, and {names[queries - 1]}"
+    kind, are = (value[:-1], "is") if single else (value, "are")
     return NeedleDraft(
-        "Secret numbers are hidden in the text below. Remember them: you will be asked for some.\n",
-        tuple(f"\nA secret number for {name} is {number}.\n" for name, number in pairs),
+        f"{f'A special magic {kind} is' if single else f'Some special magic {kind} are'} hidden within the following "
+        f"text. Make sure to memorize it. I will quiz you about the {kind} afterwards.\n",
+        tuple(line.format(needle(name, number, value)) for name, number in pairs),
         (depth, *rng.random(len(pairs) - 1)),
-        f"\n\n{asks} secret {says} {queried}? The secret {says} {queried} {'is' if single else 'are'}",
+        f"\nWhat {are if single else 'are all'} the special magic {kind} for {queried} mentioned in the provided text?",
         answers,
-        tuple(wrong) if single else (),
+        tuple(drawn[1:]) if single else (),  # other keys' values are the hardest to tell apart
         tuple(names),
+        prefix=f"The special magic {kind} for {queried} mentioned in the provided text {are}",
     )
 
 
-def variables(rng: np.random.Generator, _: float, *, chains: int = 2, hops: int = 4) -> NeedleDraft:
-    """Draft a variable-tracking trial: chains of assignments in order; the answers are the first chain's variables."""
-    names = np.array([word.upper() for word in invented(rng, chains * (hops + 1))]).reshape(chains, hops + 1)
-    values = _numbers(rng, chains, digits=5)
-    sources = [[value, *(f"VAR {name}" for name in row[:-1])] for value, row in zip(values, names, strict=True)]
-    queues = [list(zip(row, source, strict=True)) for row, source in zip(names, sources, strict=True)]
-    turns = rng.permutation(np.repeat(np.arange(chains), hops + 1))
-    assignments = [queues[turn].pop(0) for turn in turns]
+def variables(rng: np.random.Generator, depth: float, *, chains: int = 1, hops: int = 4) -> NeedleDraft:
+    """Draft a variable-tracking trial: chains of assignments. The answers are the first chain's variables."""
+    del depth  # each assignment has a random place, in the order of its chain
+    names = letters(rng, chains * (hops + 1), 5, string.ascii_uppercase)
+    values = numbers(rng, chains, digits=5)
+    lines, depths = [], []
+    for value, first in zip(values, range(0, len(names), hops + 1), strict=True):
+        lines += _chain(names[first : first + hops + 1], value)
+        depths += sorted(rng.random(hops + 1))
+    intro, question, prefix = _variable_strings(values[0], hops + 1)
     return NeedleDraft(
-        "Assignments to variables are hidden in the text below. Follow them: you will be asked about a value.\n",
-        tuple(f"\nVAR {name} = {source}\n" for name, source in assignments),
-        tuple(np.sort(rng.random(len(turns)))),
-        f"\n\nWhich {hops + 1} variables have the value {values[0]}? The variables with the value {values[0]} are",
-        tuple(names[0].tolist()),
-        keys=(*values, *names.ravel().tolist()),
+        intro,
+        tuple(lines),
+        tuple(depths),
+        question,
+        tuple(names[: hops + 1]),
+        keys=(*values, *names),
+        prefix=prefix,
+        example=_variable_example(rng, hops + 1),
     )
 
 
-def common_words(rng: np.random.Generator, length: int) -> WordListDraft:
-    """Draft a common-words trial: ten words appear 30 times, others 3 times; below 4,096 tokens 10 times and once."""
-    often, seldom = (30, 3) if length >= 4096 else (10, 1)
-    words = invented(rng, 20 + length // (2 * seldom))
-    rank = np.arange(len(words)) - 10
+def _chain(names: list[str], value: str) -> list[str]:
+    """Return the lines that give a value to the first variable, and each variable to the next."""
+    pairs = zip(names[1:], names, strict=False)
+    return [f" VAR {names[0]} = {value}", *(f" VAR {name} = VAR {source} " for name, source in pairs)]
 
-    def counts(others: int) -> np.ndarray:
-        return np.where(rank < 0, often, np.where(rank < others, seldom, 0))
 
-    return WordListDraft(
-        "Below is a list of words. A few of them appear much more often than the others.\n",
-        tuple(f" {word}" for word in words),
-        counts,
-        10,
-        "\n\nWhich 10 words appear most often in the list? The 10 most common words are",
-        tuple(words[:10]),
+def _variable_strings(value: str, count: int) -> tuple[str, str, str]:
+    """Return the introduction, the question and the beginning of the answer."""
+    return (
+        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n",
+        f"\nQuestion: Find all variables that are assigned the value {value} in the text above.",
+        f"Answer: According to the chain(s) of variable assignment in the text above, {count} variables are assgined "
+        f"the value {value}, they are:",
     )
 
 
-def frequent_words(rng: np.random.Generator, _: int) -> WordListDraft:
-    """Draft a frequent-words trial: coded words whose frequency falls with the square of their rank (Zipf).
-
-    Dots are the most frequent word; the answers are the next three.
-    """
-    words = ["...", *invented(rng, 499)]  # the last of them appear in millions of words only
-    shares = 1 / np.arange(1.0, len(words) + 1) ** 2
-    shares /= shares.sum()
-    return WordListDraft(
-        "Below is a coded text. Find out which of its words appear most often; the dots do not count.\n",
-        tuple(f" {word}" for word in words),
-        lambda total: np.floor(total * shares).astype(int),
-        int(np.ceil(1 / (shares[3] - shares[4]))),  # from here on the third and the fourth word never tie
-        "\n\nWhich three words appear most often in the coded text? The three most frequent words are",
-        tuple(words[1:4]),
-    )
-
-
-def invented(rng: np.random.Generator, count: int) -> list[str]:
-    """Return distinct words of six letters; a larger count begins with the same words."""
-    kinds = [ONSETS, VOWELS, CODAS] * 2
-    sizes = [len(letters) for letters in kinds]
-    places = np.unravel_index(rng.permutation(int(np.prod(sizes)))[:count], sizes)
-    return ["".join(letters[i] for letters, i in zip(kinds, word, strict=True)) for word in zip(*places, strict=True)]
-
-
-def _numbers(rng: np.random.Generator, count: int, *, digits: int = 7) -> list[str]:
-    least = 10 ** (digits - 1)
-    return [str(least + number) for number in rng.choice(9 * least, size=count, replace=False)]
+def _variable_example(rng: np.random.Generator, count: int) -> str:
+    """Return a solved task with short names in ten lines of noise."""
+    names, (value,) = letters(rng, count, EXAMPLE_LETTERS, string.ascii_uppercase), numbers(rng, 1, digits=5)
+    lines = [f" {NOISE}\n"] * EXAMPLE_NOISE
+    places = sorted(rng.choice(EXAMPLE_NOISE, size=count, replace=False))
+    for shift, (index, line) in enumerate(zip(places, _chain(names, value), strict=True)):
+        lines.insert(index + shift, line)
+    intro, question, prefix = _variable_strings(value, count)
+    return f"{intro}{''.join(lines).lstrip()}{question} {prefix}  {' '.join(names)}\n\n\n\n"

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
-from longrope.tasks.haystack import encode_within
+from longrope.tasks.encode import encode_within
 from longrope.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class PromptScore:
     """The result of a model on one prompt.
 
     Args:
-        score: Share of the answers that occur in the generated text, from 0 to 1; NaN where logits are not finite, and
-            loss, choice and margin are None then.
+        score: Share of the answers that occur in the generated text, or whether one of them does where one is enough,
+            from 0 to 1; NaN where logits are not finite, and loss, choice and margin are None then.
         text: Text generated greedily.
         loss: Mean loss of the answer's tokens in nats; None for several answers.
         choice: Whether the answer has a lower mean loss than each wrong one; None without wrong ones.
@@ -42,13 +42,21 @@ class PromptScore:
     margin: float | None = None
 
 
-def string_match(text: str, answers: Sequence[str]) -> float:
-    """Return the share of the answers that occur in a text, in any case (RULER's string match, arXiv 2404.06654).
+def string_match(text: str, answers: Sequence[str], *, any_answer: bool = False) -> float:
+    """Return the share of the answers that occur in a text, in any case (RULER's string_match_all, arXiv 2404.06654).
+
+    Args:
+        text: Generated text.
+        answers: All right answers.
+        any_answer: Whether one of them is enough for 1 (RULER's string_match_part).
 
     >>> string_match("They are KAPPA and 12.", ["kappa", "12", "13", "14"])
     0.5
+    >>> string_match("They are KAPPA and 12.", ["kappa", "13"], any_answer=True)
+    1.0
     """
-    return sum(answer.lower() in text.lower() for answer in answers) / len(answers)
+    matches = [answer.lower() in text.lower() for answer in answers]
+    return float(any(matches)) if any_answer else sum(matches) / len(matches)
 
 
 def score_prompts(
@@ -144,7 +152,9 @@ def _score(
         loss = options[0] if options else None
         margin = min(options[1:]) - options[0] if len(options) > 1 else None
         choice = None if margin is None else margin > 0
-        scores.append(PromptScore(string_match(text, prompt.answers), text, loss, choice, margin))
+        scores.append(
+            PromptScore(string_match(text, prompt.answers, any_answer=prompt.any_answer), text, loss, choice, margin)
+        )
     return scores
 
 
