@@ -52,7 +52,8 @@ class ServerProbe:
             group = list(rows)
             if fault:
                 lengths = f"{group[0].length:,}" + (f" to {group[-1].length:,}" if len(group) > 1 else "")
-                sentences.append(f"at {lengths} tokens the server {fault}")
+                details = f" ({group[-1].details})" if group[-1].details else ""
+                sentences.append(f"at {lengths} tokens the server {fault}{details}")
         longest, refused = self.server.longest, any(row.refusal for row in self.lengths)
         if longest is not None and longest < self.length and not refused:
             sentences.append(f"the server takes {longest:,} tokens, and the checkpoint is made for {self.length:,}")

@@ -77,9 +77,9 @@ class ProbedLength:
     def fault(self) -> str:
         """The departure from the checkpoint, as a clause about the server; empty if there is none."""
         if self.refusal:
-            return f"refuses it ({self.refusal})"
+            return "refuses the prompt"
         if self.read is not None:
-            return f"reads {self.read:,} of the {self.sent:,} tokens that it is sent"
+            return "cuts the prompt without an error"
         if not self.distances:
             return "generates no text that could be compared"
         if self.expected in self.runs:
@@ -87,6 +87,13 @@ class ProbedLength:
         if self.runs:
             return f"computes with {' or '.join(self.runs)}, where {self.expected} belongs"
         return f"computes with none of {', '.join(self.distances)}"
+
+    @property
+    def details(self) -> str:
+        """The server's words, or its number of tokens, about the departure; empty without any."""
+        if self.refusal:
+            return self.refusal
+        return "" if self.read is None else f"it reads {self.read:,} of {self.sent:,} tokens"
 
     @property
     def ok(self) -> bool:

@@ -18,8 +18,7 @@ from longrope.schemes import attention_factor, scheme
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-ORIGINAL, YARN = "original", "yarn"
-LONG, SHORT, ONLY = "long", "short", "scaling"
+LONG, SHORT, ORIGINAL = "long", "short", "original"
 NO_ATTENTION, FORMULA = "attention factor 1", "attention factor by formula"
 
 
@@ -29,7 +28,8 @@ class ServedSets:
 
     Args:
         extension: Factors of the checkpoint, relative to plain RoPE.
-        sets: Sets by name, relative to plain RoPE: the checkpoint's, and those that a server may use by mistake.
+        sets: Sets by name, relative to plain RoPE. The checkpoint's are called long and short, a single one by its rope
+            type; the others are those that a server may use by mistake.
     """
 
     extension: Extension
@@ -59,10 +59,10 @@ class ServedSets:
         extension = extension_of_config(config.get_text_config().to_dict())
         rope, long = extension.rope, extension.long
         one_set = _equal(extension.short, long)
-        sets = {ONLY: long} if one_set else {LONG: long, SHORT: extension.short}
+        sets = {kind: long} if one_set else {LONG: long, SHORT: extension.short}
         sets |= {
             ORIGINAL: Scaling.identity(rope),
-            YARN: scheme(YARN, rope, extension.length),
+            "default yarn" if kind == "yarn" else "yarn": scheme("yarn", rope, extension.length),
             NO_ATTENTION: replace(long, attention_factor=1.0),
         }
         if kind == "longrope":  # whose attention factor most engines compute themselves
