@@ -125,7 +125,7 @@ def _show(result: ServerProbe, checkpoint: str) -> None:
         distances = (_distance(result, row.distances.get(name)).rjust(_width(name)) for name in names)
         recalled = "" if row.recalled is None else f"{row.recalled:>10.0%}"
         verdict = "as made" if row.ok else "DEPARTS"
-        typer.echo(f"{row.length:>10,}  {_runs(row):<18}{''.join(distances)}{recalled}  {verdict}")
+        typer.echo(f"{row.length:>10,}  {_runs(row):<{first}}{''.join(distances)}{recalled}  {verdict}")
     if result.has_logprobs:
         typer.echo("The numbers are distances of log-probabilities from the server's, in nats.")
     else:

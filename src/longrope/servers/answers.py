@@ -115,7 +115,7 @@ def read_answers(
             answers.append(Answer(prompt, tokens, refusal=reply))
         elif reply.prompt_tokens not in (None, len(tokens)):
             answers.append(Answer(prompt, tokens, text=reply.text, read=reply.prompt_tokens))
-        elif reply.tokens and reply.tokens[0].top:
+        elif reply.top:
             answers.append(Answer(prompt, tokens, *_known_tokens(reply, texts), text=reply.text))
         else:
             generated = _generated_ids(tokenizer, prompt, reply.text)
@@ -124,17 +124,19 @@ def read_answers(
 
 
 def _known_tokens(reply: Completion, texts: TokenTexts) -> tuple[tuple[int, ...], tuple[dict[int, float], ...]]:
-    """Return the generated ids up to the first unknown text, and the log-probabilities of known alternatives."""
+    """Return the likeliest ids up to the first whose text is unknown, and the log-probabilities of known alternatives.
+
+    A server that is asked for temperature 0 has generated the likeliest ones.
+    """
     generated, top = [], []
-    for token in reply.tokens:
-        alternatives = {texts.find(name): value for name, value in token.top.items()}
-        alternatives.pop(None, None)
-        if alternatives:
-            top.append(alternatives)
-            generated.append(texts.find(token.name))
-        if not alternatives or generated[-1] is None:
+    for named in reply.top:
+        values = {token: value for name, value in named.items() if (token := texts.find(name)) is not None}
+        likeliest = texts.find(max(named, key=lambda name: named[name]))
+        if likeliest is None:
             break
-    return tuple(-1 if token is None else token for token in generated), tuple(top)
+        generated.append(likeliest)
+        top.append(values)
+    return tuple(generated), tuple(top)
 
 
 def _generated_ids(tokenizer: PreTrainedTokenizerBase, prompt: ProbePrompt, text: str) -> tuple[int, ...]:

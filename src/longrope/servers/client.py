@@ -158,10 +158,10 @@ def connect(url: str, model: str | None = None, *, timeout: float = 600.0, retri
     server = Server(base_address(url), timeout=timeout, retries=retries)
     try:
         listed = server.send("/models").get("data") or []
-    except LongRopeError as error:
-        if model is None or not (isinstance(error, RefusedRequestError) or " 500 " in str(error)):
+    except LongRopeError:  # some servers have no list, as transformers' without a network
+        if model is None:
             raise
-        return replace(server, model=model)  # a server without a list, as transformers' is without a network
+        return replace(server, model=model)
     models = {str(row["id"]): row for row in listed if isinstance(row, dict) and "id" in row}
     if model is None and len(models) == 1:
         [model] = models

@@ -14,22 +14,10 @@ ID_MARK = "token_id:"
 FORMS: tuple[dict[str, Any], ...] = (
     {"logprobs": TOP, "return_tokens_as_token_ids": True},  # vLLM's: ids instead of texts
     {"logprobs": TOP},
+    {"logprobs": True, "top_logprobs": TOP},  # mlx-lm's
     {},
 )
 TokenName = int | str  # the id of a token, or its text where a server gives no ids
-
-
-@dataclass(frozen=True)
-class GeneratedToken:
-    """A token that a server generated.
-
-    Args:
-        name: Id or text of the token.
-        top: Log-probabilities in nats of the likeliest tokens by id or text; empty if the server gives none.
-    """
-
-    name: TokenName
-    top: Mapping[TokenName, float]
 
 
 @dataclass(frozen=True)
@@ -39,12 +27,13 @@ class Completion:
     Args:
         text: Generated text.
         prompt_tokens: Number of tokens that the server read; None if it does not say.
-        tokens: Generated tokens with their log-probabilities; empty if the server gives none.
+        top: Log-probabilities in nats of the likeliest tokens by id or text, for each generated token; empty if the
+            server gives none.
     """
 
     text: str
     prompt_tokens: int | None
-    tokens: tuple[GeneratedToken, ...] = ()
+    top: tuple[Mapping[TokenName, float], ...] = ()
 
 
 def complete(
@@ -68,8 +57,8 @@ def complete(
     try:
         choice = answer["choices"][0]
         count = (answer.get("usage") or {}).get("prompt_tokens")
-        generated = tuple(_generated_tokens(choice.get("logprobs") or {}))
-        return Completion(str(choice["text"]), count if isinstance(count, int) else None, generated)
+        top = tuple(_top_logprobs(choice.get("logprobs") or {}))
+        return Completion(str(choice["text"]), count if isinstance(count, int) else None, top)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise LongRopeError(
             f"server = {server.url}: /completions answered with an object that is not a completion ({error!r}). "
@@ -99,25 +88,20 @@ def choose_form(
         return choose_form(server, prompt, others)
 
 
-def _generated_tokens(logprobs: Mapping[str, Any]) -> list[GeneratedToken]:
-    """Return tokens in either form: lists of texts, or llama.cpp's list of objects with ids."""
+def _top_logprobs(logprobs: Mapping[str, Any]) -> list[dict[TokenName, float]]:
+    """Return the alternatives of each token, from either form: OpenAI's dicts by text, or lists of objects with ids."""
     if "content" in logprobs:
-        rows = [(_name(row), row.get("top_logprobs") or []) for row in logprobs["content"] or []]
-        return [GeneratedToken(name, _top((_name(row), row["logprob"]) for row in top)) for name, top in rows]
-    texts, tops = logprobs.get("tokens") or [], logprobs.get("top_logprobs") or []
-    return [
-        GeneratedToken(_parsed(text), _top((_parsed(name), value) for name, value in (top or {}).items()))
-        for text, top in zip(texts, tops, strict=True)
-    ]
+        rows = [row.get("top_logprobs") or [] for row in logprobs["content"] or []]
+        named = [[(_name(token), token["logprob"]) for token in row] for row in rows]
+    else:
+        named = [[(_parsed(text), value) for text, value in row.items()] for row in logprobs.get("top_logprobs") or []]
+    top = [{name: float(value) for name, value in row if value is not None} for row in named]
+    return top if all(top) else []
 
 
-def _name(row: Mapping[str, Any]) -> TokenName:
-    return row["id"] if isinstance(row.get("id"), int) else _parsed(row["token"])
+def _name(token: Mapping[str, Any]) -> TokenName:
+    return token["id"] if isinstance(token.get("id"), int) else _parsed(token["token"])
 
 
 def _parsed(text: str) -> TokenName:
     return int(text.removeprefix(ID_MARK)) if text.startswith(ID_MARK) else text
-
-
-def _top(pairs: Any) -> dict[TokenName, float]:
-    return {name: float(value) for name, value in pairs if value is not None}

@@ -91,7 +91,7 @@ def probe_server(
     """
     texts = text_prompts(tokenizer, documents, lengths)
     form, first = choose_form(server, texts[0].text)
-    has_logprobs = bool(first.tokens and first.tokens[0].top)
+    has_logprobs = bool(first.top)
     prompts = texts if has_logprobs else needle_prompts(tokenizer, documents, lengths)
     replies = ask(server, prompts, form, lambda done, total: on_progress("ask", done, total, server.address))
     starts = difference_of_starts(prompts, replies, tokenizer)
