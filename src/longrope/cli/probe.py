@@ -118,9 +118,9 @@ def _show(result: ServerProbe, checkpoint: str) -> None:
     typer.echo(f"{result.server.model} at {result.server.address}{engine}, compared with {checkpoint}:")
     names = list(dict.fromkeys(name for row in result.lengths for name in row.distances))
     asks = any(row.recalled is not None for row in result.lengths)
-    typer.echo(
-        "    tokens  server runs       " + "".join(f"{name:>{_width(name)}}" for name in names) + asks * "  recalled"
-    )
+    first = max(len("server runs"), *(len(_runs(row)) for row in result.lengths))
+    heads = "".join(f"{name:>{_width(name)}}" for name in names) + ("  recalled" if asks else "")
+    typer.echo(f"    tokens  {'server runs':<{first}}{heads}")
     for row in result.lengths:
         distances = (_distance(result, row.distances.get(name)).rjust(_width(name)) for name in names)
         recalled = "" if row.recalled is None else f"{row.recalled:>10.0%}"
