@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from real_servers import drop_factors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
+from longrope.data.stdlib import stdlib_documents
 from longrope.export.exporter import ExportOptions
 from longrope.export.registry import export
 from longrope.models.load import load
@@ -59,17 +59,17 @@ def checkpoint(tiny, tmp_path_factory, reopened_here) -> Callable[[str], Path]:
     return get
 
 
-def drop_factors(folder: Path) -> Path:
-    """Take the rope scaling out of a checkpoint's config, and leave its lengths."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    del config["rope_scaling"]
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    (folder / "config.json").write_text(json.dumps(config))
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory) -> Path:
+    """A folder of twelve texts that ``tiny`` was not trained on."""
+    folder = tmp_path_factory.mktemp("texts")
+    long = [text for _, text in stdlib_documents(unseen=True) if len(text) > 8000]
+    for number, text in enumerate(long[:12]):
+        (folder / f"{number:02}.txt").write_text(text[:8000], encoding="utf-8")
     return folder
 
 
 @pytest.fixture(scope="session")
-def documents(tiny) -> np.ndarray:
+def documents(tiny, texts) -> np.ndarray:
     """Two texts that ``tiny`` was not trained on."""
-    texts = split_documents(load_documents("stdlib:unseen"))["test"]
-    return draw_tokens(texts, tiny[1], length=LENGTH + 10, count=2).tokens
+    return draw_tokens(split_documents(load_documents(str(texts)))["test"], tiny[1], length=LENGTH + 10, count=2).tokens

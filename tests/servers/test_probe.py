@@ -20,7 +20,7 @@ from longrope.servers.probe import ServerProbe, probe_server
 from longrope.servers.probe_prompts import STEPS, probe_lengths, text_prompts
 from longrope.servers.served_sets import ServedSets
 
-LENGTHS = (128, 256, 288, 512)
+LENGTHS = (128, 288, 512)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_transformers_opened_computes_as_made(probe, checkpoin
 @pytest.mark.parametrize("form", ["ids", "texts", "objects"])
 def test_dropped_factors_are_seen_in_every_form_of_log_probabilities(probe, form: str) -> None:
     result = probe("static", form=form)
-    assert [row.runs for row in result.lengths] == [("original",)] * 4
+    assert [row.runs for row in result.lengths] == [("original",)] * 3
     assert result.departures == ["at 128 to 512 tokens the server computes with original, where longrope belongs"]
     assert max(row.distances["original"] for row in result.lengths) < 1e-3
 
@@ -79,15 +79,15 @@ def test_without_log_probabilities_the_chosen_tokens_decide(probe, tiny) -> None
     right = probe("static", form="none", count=2, scaling=ramp(tiny))
     assert right.ok
     assert right.lengths[-1].recalled == 1
-    assert all(row.distances["longrope"] == 0 for row in right.lengths)
+    assert all(row.distances["longrope"] < 0.1 for row in right.lengths)  # texts are split into tokens again
 
 
 def test_one_set_at_every_length_departs_from_two(probe, tiny) -> None:
     long = dataclasses.replace(ramp(tiny), attention_factor=1.0)
     result = probe("dual", scaling=long)
-    assert [row.runs for row in result.lengths] == [("long",)] * 4
-    assert [row.ok for row in result.lengths] == [False, False, True, True]
-    assert result.departures == ["at 128 to 256 tokens the server computes with long, where short belongs"]
+    assert [row.runs for row in result.lengths] == [("long",)] * 3
+    assert [row.ok for row in result.lengths] == [False, True, True]
+    assert result.departures == ["at 128 tokens the server computes with long, where short belongs"]
 
 
 def test_an_engines_own_attention_factor_is_named(probe, tiny) -> None:
@@ -113,7 +113,7 @@ def test_a_yarn_line_is_in_effect_or_not(probe, tiny, scaled: bool, runs: str) -
 
 def test_a_launch_for_too_few_tokens_is_seen_by_refusals(probe, tiny) -> None:
     result = probe("static", scaling=ramp(tiny), limit=300)
-    assert [row.ok for row in result.lengths] == [True, True, True, False]
+    assert [row.ok for row in result.lengths] == [True, True, False]
     assert result.departures == [
         "at 512 tokens the server refuses the prompt (maximum context length is 300 tokens)",
     ]
@@ -126,7 +126,7 @@ def test_a_launch_for_fewer_tokens_than_the_checkpoint_is_named_from_the_list(pr
 
 def test_a_prompt_that_is_cut_without_an_error_is_seen_by_its_tokens(probe, tiny) -> None:
     result = probe("static", scaling=ramp(tiny), cut=300)
-    assert [row.ok for row in result.lengths] == [True, True, True, False]
+    assert [row.ok for row in result.lengths] == [True, True, False]
     assert result.lengths[-1].read == 300
     assert "cuts the prompt without an error (it reads 300 of 49" in result.departures[-1]
 
