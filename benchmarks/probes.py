@@ -20,8 +20,8 @@ import longrope as lr
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 
-sys.path.append(str(Path(__file__).parent.parent / "tests" / "servers"))
-from real_servers import SERVERS, RealServer, drop_factors, identity, running, write_gguf
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from servers.real_servers import SERVERS, RealServer, drop_factors, identity, running, write_gguf
 
 RESULTS = Path(__file__).parent / "results" / "probes.json"
 BUILD = Path("build/probes")

@@ -25,7 +25,7 @@ from longrope.scaling import Extension, Scaling
 from longrope.servers.client import Server
 from longrope.servers.completion import complete
 
-SECONDS = 300  # for a start
+SECONDS = 900  # for a start, which takes vLLM minutes on a busy machine
 
 
 @dataclass(frozen=True)

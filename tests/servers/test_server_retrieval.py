@@ -124,7 +124,7 @@ def test_a_server_for_shorter_prompts_is_refused(cli, checkpoint, ramp_server, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--retrieval", "recall", "--factors", "x"), "a server is asked retrieval tasks alone. Leave out factors"),
+        (("--retrieval", "recall", "--factors", "x"), "a server runs retrieval tasks alone. Leave out factors"),
         ((), "no retrieval task was named"),
         (("--retrieval", "recall"), "no answer (Connection refused)"),
     ],

@@ -37,10 +37,10 @@ def connect_server(
 
     if url is None:
         return None
-    given = [name for name, value in others.items() if value]
-    if given:
+    unusable = [name for name, value in others.items() if value]
+    if unusable:
         raise LongRopeError(
-            f"server = {url!r}: a server is asked retrieval tasks alone. Leave out {', '.join(given)}, or the server."
+            f"server = {url!r}: a server runs retrieval tasks alone. Leave out {', '.join(unusable)} or server."
         )
     if retrieval is None:
         raise LongRopeError(f"server = {url!r}: no retrieval task was named. Give some as retrieval, such as passkey.")
@@ -60,7 +60,7 @@ def candidates_of(server: Server) -> dict[str, Candidate]:
 def runner(
     server: Server, tokenizer: PreTrainedTokenizerBase, concurrency: int
 ) -> Callable[[EvalContext], EvalResults]:
-    """Return the function that evaluates a server, with so many requests at a time."""
+    """Return the function that evaluates a server with at most ``concurrency`` requests at a time."""
     from longrope.servers.retrieval import evaluate_server
 
     return partial(evaluate_server, server=server, tokenizer=tokenizer, concurrency=concurrency)

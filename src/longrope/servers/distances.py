@@ -50,7 +50,7 @@ def squared_distances(
 def _distance(answer: Answer, logprobs: Tensor) -> float:
     if not answer.top:
         chosen = logprobs.argmax(-1).tolist()
-        return sum(ours != served for ours, served in zip(chosen, answer.generated, strict=True)) / len(chosen)
+        return sum(likeliest != token for likeliest, token in zip(chosen, answer.generated, strict=True)) / len(chosen)
     squares = [
         (float(row[token]) - value) ** 2
         for row, top in zip(logprobs, answer.top, strict=True)

@@ -96,9 +96,9 @@ def _scores(
     """Yield the score of each prompt as soon as the server has answered it."""
     pool = ThreadPoolExecutor(concurrency)
     try:
-        asked = {pool.submit(_score, server, sent, prompts[index]): index for index in indices}
-        for future in as_completed(asked):
-            yield asked[future], future.result()
+        indices_by_future = {pool.submit(_score, server, sent, prompts[index]): index for index in indices}
+        for future in as_completed(indices_by_future):
+            yield indices_by_future[future], future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

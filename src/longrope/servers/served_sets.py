@@ -88,7 +88,7 @@ def relative(scaling: Scaling, rope: Rope) -> Scaling:
     """
     carried = rope.factors or (1.0,) * (rope.dim // 2)
     return Scaling(
-        [factor / own for factor, own in zip(scaling.factors, carried, strict=True)],
+        [factor / before for factor, before in zip(scaling.factors, carried, strict=True)],
         attention_factor=scaling.attention_factor / rope.attention_factor,
         start_tokens=scaling.start_tokens,
     )
