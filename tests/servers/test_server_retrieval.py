@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -95,6 +96,19 @@ def test_an_interrupted_evaluation_continues_where_it_was(cli, checkpoint, ramp_
     assert samples(folder) == samples(tmp_path / "once")
     first, second = (EvalResults.load(path) for path in (folder, tmp_path / "once"))
     assert first["retrieval"] == second["retrieval"]
+
+
+def test_requests_are_under_way_together(cli, checkpoint, ramp_server, tmp_path: Path) -> None:
+    together = Barrier(2)
+
+    def reply(path: str, body: Any) -> Any:
+        if body is not None and len(body["prompt"]) > 16:  # not the question whether ids are taken
+            together.wait(30)
+        return ramp_server.reply(path, body)
+
+    with serving(reply) as url:
+        code, _, err = cli("eval", checkpoint("static"), *ASKED, "--server", url, "--concurrency", 2)
+    assert code == 0, err
 
 
 def test_the_page_names_what_the_server_recalled(cli, checkpoint, ramp_server, tmp_path: Path) -> None:

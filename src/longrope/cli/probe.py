@@ -12,7 +12,7 @@ from longrope.data.stdlib import default_data
 from longrope.units import parse_lengths
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from longrope.servers.probe import ServerProbe
     from longrope.servers.probed_length import ProbedLength
@@ -65,10 +65,13 @@ def run(
     from longrope.servers.probe_prompts import check_lengths, probe_lengths
     from longrope.servers.served_sets import ServedSets
 
-    served, tokenizer = ServedSets.of(options.read_config(checkpoint, None)), load_tokenizer(checkpoint)
+    config, tokenizer = options.read_config(checkpoint, None), load_tokenizer(checkpoint)
+    served = ServedSets.of(config)
     extension = served.extension
     tokens = tokens or probe_lengths(extension.rope.original_length, extension.length)
     check_lengths(tokens, extension.length)
+    device = options.choose_device(device)
+    dtype = _choose_dtype(checkpoint, config, tokens[-1], dtype, device)
     [corpus] = read_corpora(
         [data or default_data(checkpoint)], tokenizer, tokens[-1] + len(tokens), documents, data_seed, cache, text_key
     )
@@ -83,6 +86,18 @@ def run(
     options.tell(_record(result, checkpoint), as_json=as_json, text=lambda: _show(result, checkpoint))
     if not result.ok:
         sys.exit(1)
+
+
+def _choose_dtype(checkpoint: str, config: PreTrainedConfig, length: int, dtype: str, device: str) -> str:
+    """Return the dtype to load the checkpoint in; refuse passes that do not fit into memory."""
+    from longrope.cost.memory_check import Placement, check_pass_memory
+
+    def check_memory(dtype: str) -> None:
+        check_pass_memory(config, length, Placement(dtype, device))
+
+    dtype = options.choose_dtype(dtype, checkpoint, device, check_memory)
+    check_memory(dtype)
+    return dtype
 
 
 def _record(result: ServerProbe, checkpoint: str) -> dict[str, Any]:

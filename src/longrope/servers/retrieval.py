@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,12 +45,13 @@ def evaluate_server(
     _check_lengths(evaluation, server)
     sample_sets, retrieval = RETRIEVAL.sample_sets(evaluation), evaluation.spec.retrieval.values()
     missing = [evaluation.store.missing(candidate, samples) for samples in sample_sets]
-    total, done = sum(samples.count for samples in sample_sets), 0
+    total = sum(samples.count for samples in sample_sets)
     done = total - sum(map(len, missing))
     sent: Sent | None = None
     for samples, prompts, indices in zip(sample_sets, retrieval, missing, strict=True):
-        if indices:
-            sent = sent or _form_of_prompts(server, tokenizer, prompts[indices[0]])
+        if not indices:
+            continue
+        sent = sent or _form_of_prompts(server, tokenizer, prompts[indices[0]])
         for index, score in _scores(server, sent, prompts, indices, concurrency):
             prompt = prompts[index]
             value = {"depth": prompt.depth, "choices": 1 + len(prompt.wrong), **asdict(score)}
@@ -91,20 +94,47 @@ def _text(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
 
 
 def _scores(
-    server: Server, sent: Sent | None, prompts: Sequence[Prompt], indices: Sequence[int], concurrency: int
+    server: Server, sent: Sent, prompts: Sequence[Prompt], indices: Sequence[int], concurrency: int
 ) -> Iterator[tuple[int, PromptScore]]:
-    """Yield the score of each prompt as soon as the server has answered it."""
-    pool = ThreadPoolExecutor(concurrency)
+    """Yield the score of each prompt as soon as the server has answered it.
+
+    The threads are daemons, so that an interrupt does not wait for answers.
+    """
+    waiting: SimpleQueue[int] = SimpleQueue()
+    answered: SimpleQueue[tuple[int, PromptScore] | Exception] = SimpleQueue()
+    for index in indices:
+        waiting.put(index)
+
+    def work() -> None:
+        with suppress(Empty):
+            while True:
+                index = waiting.get_nowait()
+                answered.put(_score_or_error(server, sent, prompts, index))
+
+    for _ in range(min(concurrency, len(indices))):
+        Thread(target=work, daemon=True).start()
     try:
-        indices_by_future = {pool.submit(_score, server, sent, prompts[index]): index for index in indices}
-        for future in as_completed(indices_by_future):
-            yield indices_by_future[future], future.result()
+        for _ in indices:
+            answer = answered.get()
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        with suppress(Empty):  # after an error, nothing more is sent
+            while True:
+                waiting.get_nowait()
 
 
-def _score(server: Server, sent: Sent | None, prompt: Prompt) -> PromptScore:
-    assert sent is not None
+def _score_or_error(
+    server: Server, sent: Sent, prompts: Sequence[Prompt], index: int
+) -> tuple[int, PromptScore] | Exception:
+    try:
+        return index, _score(server, sent, prompts[index])
+    except Exception as error:  # of a thread, for the one that waits
+        return error
+
+
+def _score(server: Server, sent: Sent, prompt: Prompt) -> PromptScore:
     content = sent(prompt)
     completion = complete(server, content, tokens=prompt.room)
     tokens, read = len(prompt.tokens), completion.prompt_tokens
