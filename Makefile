@@ -8,7 +8,7 @@ READY := .venv/ready
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
+.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
 .PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run
 
 help:  ## show this list
@@ -211,6 +211,9 @@ benchmark-faults: $(READY)  ## kill 200 runs at random moments, resume them, com
 
 benchmark-serving: $(READY)  ## run an export in engines: ENGINES="vllm=PATH/python …", see docs/serving.md
 	$(BIN)/python benchmarks/serving.py $(ENGINES)
+
+benchmark-probes: $(READY)  ## probe the servers that are on the PATH, see docs/serving.md (minutes; continues)
+	$(BIN)/python benchmarks/probes.py
 
 clean:  ## remove .venv and caches
 	rm -rf .venv .venv-compat .venv-quantized .pytest_cache .ruff_cache .hypothesis dist

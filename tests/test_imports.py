@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "cost": BASE | {"schemes", "models", "longcontext"},
     "engines": BASE | {"schemes"},
     "export": BASE | {"schemes", "yarn_fit", "formats", "models", "engines"},
+    "servers": BASE | {"schemes", "formats", "models", "longcontext", "tasks", "evaluation"},
     "report": BASE | {"schemes", "yarn_fit", "formats", "search", "evaluation", "engines"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import distributed, eval_output, options
+from longrope.cli import distributed, eval_output, eval_server, options
 from longrope.cli.eval_inputs import (
     compared_candidates,
     harness_tasks,
@@ -19,6 +19,7 @@ from longrope.cli.eval_inputs import (
     read_prompts,
 )
 from longrope.cli.eval_request import EvalRequest, check_candidates, claim_results
+from longrope.cli.probe import Timeout
 from longrope.cli.progress import parts_bar
 from longrope.cli.table_names import listed, table_names
 from longrope.data.stdlib import default_data
@@ -27,6 +28,7 @@ from longrope.units import parse_length, parse_lengths
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults
+    from longrope.evaluation.runner import EvalContext
     from longrope.evaluation.sample_store import SampleStore
 
 COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
@@ -93,6 +95,15 @@ def run(
     measure: Annotated[
         list[str] | None, typer.Option(help="Also this measurement of yours (a row of MEASUREMENTS); may be repeated.")
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Run the retrieval tasks on this server, which speaks OpenAI's protocol, and no model here."),
+    ] = None,
+    server_model: Annotated[
+        str | None, typer.Option(help="Name of the model on --server (default: its only one).")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to --server at a time.")] = 4,
+    timeout: Timeout = 600.0,
     original_length: options.OriginalLength = None,
     batch: options.Batch = 1,
     dtype: options.Dtype = "auto",
@@ -105,7 +116,8 @@ def run(
     """Compare schemes, factors and checkpoints on test documents: perplexity, retrieval, benchmark tasks.
 
     A search with the same --data and --data-seed has not seen these documents. longrope report makes a page of the
-    results. If torchrun starts the command, all processes run each pass together.
+    results. If torchrun starts the command, all processes run each pass together. With --server, only the retrieval
+    tasks run, on the server: MODEL is then the checkpoint that it serves, whose tokenizer makes the prompts.
     """
     tokens, window_step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
     decided = options.decided_length(original_length)
@@ -119,15 +131,20 @@ def run(
     from longrope.models.load import load_tokenizer
     from longrope.rope import Rope
 
+    others = {"factors": factors, "checkpoint": checkpoint, "tasks": tasks, "measure": measure, "stride": stride}
+    served = eval_server.connect_server(server, server_model, retrieval, others, timeout=timeout)
     config, tokenizer = options.read_config(model, decided), load_tokenizer(model)
     rope = Rope.of(config)
-    candidates = compared_candidates(model, rope, tokens, schemes, factors or [], checkpoint or [])
-    device = options.choose_device(device)
-    distributed.take_device(device)
-    journal = output if resume else None
-    dtype = check_candidates(
-        candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
-    )
+    if served is not None:
+        candidates, device, dtype = eval_server.candidates_of(served), "cpu", ""
+    else:
+        candidates = compared_candidates(model, rope, tokens, schemes, factors or [], checkpoint or [])
+        device = options.choose_device(device)
+        distributed.take_device(device)
+        journal = output if resume else None
+        dtype = check_candidates(
+            candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
+        )
     sources = data or [default_data(model)]
     corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
     chosen_depths = None if depths is None else parse_depths(depths)
@@ -157,13 +174,22 @@ def run(
     check_spec(spec, candidates)
     settings = {"depths": chosen_depths, "seed": data_seed, "task_folder": task_folder and str(task_folder)}
     settings |= {"limit": limit, "chat": chat, "ruler_data": ruler_data}
+    settings |= {} if served is None else {"server": served.url, "server_model": served.model}
     request = EvalRequest(model, dtype, device, rope, candidates, corpora, spec, settings, decided)
-    results = evaluate_request(request, output, resume=resume, quiet=as_json)
+    run = None if served is None else eval_server.runner(served, tokenizer, concurrency)
+    results = evaluate_request(request, output, resume=resume, quiet=as_json, run=run)
     if distributed.first():
         options.tell(results.to_json(), as_json=as_json, text=lambda: eval_output.describe(results, output))
 
 
-def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool, quiet: bool) -> EvalResults:
+def evaluate_request(
+    request: EvalRequest,
+    output: Path | None,
+    *,
+    resume: bool,
+    quiet: bool,
+    run: Callable[[EvalContext], EvalResults] | None = None,
+) -> EvalResults:
     """Evaluate, together with the other processes of the launch; the first one writes the results.
 
     Args:
@@ -171,6 +197,7 @@ def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool,
         output: Folder for journal and results; None keeps nothing.
         resume: Whether the folder's journal is continued.
         quiet: Whether to show no progress.
+        run: Function that measures and sums up; `run_evaluation` if None.
     """
     from dataclasses import replace
 
@@ -194,7 +221,7 @@ def evaluate_request(request: EvalRequest, output: Path | None, *, resume: bool,
             store,
             partial(on_progress, "eval"),
         )
-        results = run_evaluation(evaluation)
+        results = (run or run_evaluation)(evaluation)
         source = provenance(device) | distributed.provenance()
         results = replace(results, model=request.model, dtype=request.dtype, provenance=source)
         if folder is not None:

@@ -23,7 +23,8 @@ def describe(results: EvalResults, output: Path | None) -> None:
     """Print the table of perplexities, rates with their intervals, scores of tasks, and the path of the results."""
     from longrope.evaluation.retrieval import pooled_rate
 
-    show(results)
+    if results.get("perplexity"):
+        show(results)
     for name, records in results.get("retrieval").items():
         by_task: dict[tuple[str, int], list[RetrievalScore]] = {}
         for record in records:

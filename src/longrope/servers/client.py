@@ -1,0 +1,216 @@
+"""Requests to a server that speaks OpenAI's protocol, over Python's own HTTP client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from longrope.errors import LongRopeError, did_you_mean
+
+KEYS = ("LONGROPE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first one that is set
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
+WAIT = 0.5  # seconds before the first retry; the pause doubles from one retry to the next
+ENDPOINTS = ("/chat/completions", "/completions", "/models")
+
+
+class RefusedRequestError(LongRopeError):
+    """An answer that refuses this request, while the server may take others.
+
+    Args:
+        message: The error message.
+        reason: The server's own words.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server and the model that it is asked for.
+
+    Args:
+        url: Address up to ``/v1``.
+        model: Name of the model; empty while it is not known.
+        engine: Name that the server gives to its program, such as ``vllm``; empty if it gives none.
+        longest: Longest sequence in tokens that the server says it takes; None if it does not say.
+        timeout: Seconds without an answer before a request ends with an error.
+        retries: Number of times that a request is repeated if the server is busy or cannot be reached.
+    """
+
+    url: str
+    model: str = ""
+    engine: str = ""
+    longest: int | None = None
+    timeout: float = 600.0
+    retries: int = 2
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+    def send(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request and return the JSON object of the answer.
+
+        Args:
+            path: Path below ``/v1``.
+            body: JSON object to post; None gets the path.
+
+        Raises:
+            RefusedRequestError: The server refuses the request.
+            LongRopeError: The server cannot be reached, is busy after all retries, asks for a key, or does not answer
+                with JSON.
+        """
+        answer = self._send_once(path, body)
+        for attempt in range(self.retries):
+            if isinstance(answer, dict):
+                break
+            time.sleep(answer.pause or WAIT * 2**attempt)
+            answer = self._send_once(path, body)
+        if isinstance(answer, dict):
+            return answer
+        raise LongRopeError(answer.message)
+
+    def _send_once(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any] | _Busy:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Accept": "application/json"})
+        if data is not None:
+            request.add_header("Content-Type", "application/json")
+        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
+        if key is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                kind, text = answer.headers.get_content_type(), answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return self._failed(path, error, _reason(error.read()))
+        except TimeoutError:
+            raise self._timed_out() from None
+        except (OSError, http.client.HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            if isinstance(cause, TimeoutError):
+                raise self._timed_out() from None
+            reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            return _Busy(f"server = {self.url}: no answer ({reason}). Start the server, or correct the address.")
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise LongRopeError(
+                f"server = {self.url}: {path} answered with {kind}, not with a JSON object. "
+                "Give the address of a server that speaks OpenAI's protocol, such as http://localhost:8000."
+            )
+        return content
+
+    def _timed_out(self) -> LongRopeError:
+        return LongRopeError(f"server = {self.url}: no answer within {self.timeout:g} seconds. Raise the timeout.")
+
+    def _failed(self, path: str, error: urllib.error.HTTPError, reason: str) -> _Busy:
+        """Return a failure that may pass; raise any other."""
+        status = f"server = {self.url}: {path} answered {error.code} {error.reason}"
+        details = f": {reason}" if reason else ""
+        if error.code in (401, 403):
+            raise LongRopeError(f"{status}{details}. Set the key in the environment variable {' or '.join(KEYS)}.")
+        if error.code in BUSY:
+            pause = error.headers.get("Retry-After", "")
+            return _Busy(f"{status}{details}. Try again later.", float(pause) if pause.isdigit() else 0.0)
+        remedy = "Change the request, or the launch of the server."
+        raise RefusedRequestError(f"{status}{details}. {remedy}", reason or str(error.reason))
+
+
+@dataclass(frozen=True)
+class _Busy:
+    """A failure after which the same request may succeed.
+
+    Args:
+        message: Message of the error if it does not.
+        pause: Seconds to wait that the server asks for; 0 if it does not.
+    """
+
+    message: str
+    pause: float = 0.0
+
+
+def connect(url: str, model: str | None = None, *, timeout: float = 600.0, retries: int = 2) -> Server:
+    """Return a server whose model is known: the given one if the server lists it, or the only one that it has.
+
+    Args:
+        url: Address, with or without ``http://`` and ``/v1``.
+        model: Name of the model on the server; None if the server has one model.
+        timeout: Seconds without an answer before a request ends with an error.
+        retries: Number of times that a request is repeated if the server is busy or cannot be reached.
+
+    Raises:
+        LongRopeError: The address is wrong, the server cannot be reached, or the model cannot be chosen.
+    """
+    server = Server(base_address(url), timeout=timeout, retries=retries)
+    try:
+        listed = server.send("/models").get("data") or []
+    except LongRopeError:  # some servers have no list, as transformers' without a network
+        if model is None:
+            raise
+        return replace(server, model=model)
+    models = {str(row["id"]): row for row in listed if isinstance(row, dict) and "id" in row}
+    if model is None and len(models) == 1:
+        [model] = models
+    if model is None or (models and model not in models):
+        names = ", ".join(models) or "none that it lists"
+        raise LongRopeError(
+            f"model = {model!r}: the server at {server.url} has {names}. Name one of its models"
+            f"{did_you_mean(model or '', models) or '.'}"
+        )
+    row = models.get(model, {})
+    longest = row.get("max_model_len") or (row.get("meta") or {}).get("n_ctx")
+    engine = str(row.get("owned_by") or "")
+    return replace(server, model=model, engine=engine, longest=longest if isinstance(longest, int) else None)
+
+
+def base_address(url: str) -> str:
+    """Return an address with its scheme, up to ``/v1``.
+
+    Raises:
+        LongRopeError: The address is not one of HTTP, or holds a password.
+
+    >>> base_address("localhost:8000"), base_address("https://host/serve/v1/completions")
+    ('http://localhost:8000/v1', 'https://host/serve/v1')
+    """
+    url = url if "://" in url else f"http://{url}"
+    try:
+        address = urlsplit(url)
+        host, _ = address.hostname, address.port
+    except ValueError:
+        address, host = urlsplit(""), None
+    if address.scheme not in ("http", "https") or not host:
+        raise LongRopeError(f"server = {url!r}: not an address of HTTP. Write http://localhost:8000.")
+    if "@" in address.netloc:
+        raise LongRopeError(
+            f"server = http://…@{host}: the address holds a password. Set it as {' or '.join(KEYS)} instead."
+        )
+    path = address.path.rstrip("/")
+    for endpoint in ENDPOINTS:
+        path = path.removesuffix(endpoint)
+    return f"{address.scheme}://{address.netloc}{path if path.endswith('/v1') else f'{path}/v1'}"
+
+
+def _reason(text: bytes) -> str:
+    """Return a server's own words about a refused request, in one line."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = {}
+    if isinstance(content, dict):
+        error = content.get("error", content)
+        content = error if isinstance(error, str) else (error.get("message") or error.get("detail") or "")
+    return " ".join(str(content or "").split())[:300].rstrip(".")
