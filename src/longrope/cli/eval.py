@@ -173,8 +173,7 @@ def run(
     )
     check_spec(spec, candidates)
     settings = {"depths": chosen_depths, "seed": data_seed, "task_folder": task_folder and str(task_folder)}
-    settings |= {"limit": limit, "chat": chat, "ruler_data": ruler_data}
-    settings |= {} if served is None else {"server": served.url, "server_model": served.model}
+    settings |= {"limit": limit, "chat": chat, "ruler_data": ruler_data, **eval_server.settings_of(served)}
     request = EvalRequest(model, dtype, device, rope, candidates, corpora, spec, settings, decided)
     run = None if served is None else eval_server.runner(served, tokenizer, concurrency)
     results = evaluate_request(request, output, resume=resume, quiet=as_json, run=run)

@@ -57,6 +57,11 @@ def candidates_of(server: Server) -> dict[str, Candidate]:
     return {name: Candidate(name)}
 
 
+def settings_of(server: Server | None) -> dict[str, str]:
+    """Return what the journal keeps of a server; nothing without one."""
+    return {} if server is None else {"server": server.url, "server_model": server.model}
+
+
 def runner(
     server: Server, tokenizer: PreTrainedTokenizerBase, concurrency: int
 ) -> Callable[[EvalContext], EvalResults]:
