@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli import extend, options
+from longrope.cli import extend_output, options
 from longrope.cli.progress import parts_bar
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run(
             write_json(output / "demo.json", {})  # marks the folder as one that the next demo may replace
             carry_out(staged)
         console.print("2. Export, and check in plain transformers")
-        checkpoint, record = extend.export(staged), extend.results(staged)
+        checkpoint, record = extend_output.export(staged), extend_output.results(staged)
         assert checkpoint is not None
         model, _ = options.open_model(staged.final_weights, "float32", "cpu")
         parity = check_parity(checkpoint, model)
@@ -62,7 +62,7 @@ def run(
         write_json(output / "demo.json", record | {"provenance": provenance()})
 
     def show() -> None:
-        extend.describe(staged, record, checkpoint)
+        extend_output.describe(staged, record, checkpoint)
         worst = max(row.difference for row in parity)
         verdict = "same" if all(row.ok for row in parity) else "DIFFERENT"
         typer.echo(f"plain transformers on the exported checkpoint: {verdict} logits (differ by {worst:.0e} at most)")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from longrope.cli import distributed, eval_output, options
+from longrope.cli import distributed, extend_by_hours, extend_output, options
+from longrope.cli.job_progress import LOG, job_progress
 from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import parts_bar
 from longrope.data.stdlib import default_data
@@ -23,7 +24,14 @@ ReportTo = Annotated[str, typer.Option(help="Service that fine-tuning reports to
 
 def run(
     model: options.Model,
-    plan: Annotated[str, typer.Argument(help="Plan file (longrope plan writes one), or the name of a ready-made one.")],
+    plan: Annotated[
+        str | None,
+        typer.Argument(help="Plan file (longrope plan writes one), or the name of a ready-made one; or give --to."),
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="Target length in tokens, such as 64k, without a plan.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Time that the run may take; it chooses the plan.")] = None,
+    data: options.Data = None,
+    text_key: options.TextKey = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
     original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
@@ -34,26 +42,48 @@ def run(
     ] = "",
     report_to: ReportTo = "none",
     resume: options.Resume = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Carry out the chosen plan without asking.")] = False,
+    export_on_interrupt: Annotated[
+        bool, typer.Option(help="After Ctrl-C, export the best so far (OUTPUT/checkpoint-so-far).")
+    ] = False,
+    log: Annotated[Path | None, typer.Option(help="File that gets a line of progress each minute.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Carry out a plan: search, fine-tune, search again …, recover the short context, measure, export.
+    """Extend a model by the hours that you have, or carry out a plan.
 
-    OUTPUT gets a folder for every stage, extension.json, results.json and the folder checkpoint.
+    The steps are search, fine-tuning, search again …, recovery of the short context, measurement and export. With --to
+    and --hours the command measures this machine, and chooses and shows a plan first.
+
+    OUTPUT gets plan.toml, a folder for every stage, extension.json, results.json, report.html, progress.log (watch it
+    with longrope report OUTPUT --watch) and the folder checkpoint.
     """
-    from longrope.stages.plan import load_plan
-    from longrope.units import short_length
+    from longrope.units import parse_length
 
     distributed.refuse("--launch")
-    loaded = load_plan(plan)
-    output = output or Path(f"{options.short_name(model)}-{short_length(loaded.length)}")
+    length = None if to is None else parse_length(to, "to")
+    decided = options.decided_length(original_length)
 
-    from longrope.stages.pipeline import extend
+    from longrope.stages.plan import load_plan
+    from longrope.stages.plan_by_hours import bare_plan
     from longrope.stages.plan_cost import check_plan_memory
-    from longrope.stages.run_folder import StagedRun, begin_run, open_run
+    from longrope.stages.plan_tables import Data
+    from longrope.stages.run_folder import StagedRun, open_run
     from longrope.storage.lock import locked
 
-    loaded = with_default_data(loaded, model)
-    if (decided := options.decided_length(original_length)) is not None:
+    given = None if plan is None else load_plan(plan)
+    output = output or default_output(model, length if given is None else given.length)
+    exists = (output / "run.json").exists()
+    tables = {"--to": to, "--hours": hours, "--data": data, "--text-key": text_key}
+    extend_by_hours.check_options(tables, plan, exists=exists)
+    by_hours = given is None and not exists
+    if given is not None:
+        loaded = with_default_data(given, model)
+    elif exists:
+        loaded = extend_by_hours.plan_of_run(output, length, resume=resume)
+    else:
+        assert length is not None
+        loaded = bare_plan(length, Data(source=data or default_data(model), text_key=text_key))
+    if decided is not None:
         loaded = loaded.model_copy(update={"original_length": decided})
     config = options.read_config(model, loaded.original_length)
     check_layers(config, loaded.length)
@@ -62,32 +92,73 @@ def run(
     def check_memory(dtype: str) -> None:
         check_plan_memory(loaded, config, dtype=dtype, device=device)
 
-    exists = (output / "run.json").exists()
     recorded = open_run(output).dtype if exists and resume else None
     dtype = options.choose_dtype(dtype, model, device, check_memory, recorded=recorded)
+    staged = StagedRun(output, model, loaded, device=device, dtype=dtype, report_to=report_to, launch=words(launch))
+    heading = ""
+    if by_hours:
+        assert hours is not None
+        with locked(output):
+            advice = extend_by_hours.choose(staged, hours, quiet=as_json)
+        if not extend_by_hours.agreed(yes=yes or as_json):
+            raise typer.Exit
+        loaded, heading = advice.choice.plan, extend_by_hours.heading(advice, hours)
+        staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)
-    command = words(launch)
-    with parts_bar(quiet=as_json) as on_progress:
-        staged = StagedRun(
-            output,
-            model,
-            loaded,
-            device=device,
-            dtype=dtype,
-            report_to=report_to,
-            launch=command,
-            on_progress=on_progress,
-        )
+    logs = [output / LOG, *([] if log is None else [log])]
+    with job_progress(extend_by_hours.steps_of(loaded, config, dtype), quiet=as_json, logs=logs) as on_progress:
+        staged = replace(staged, on_progress=on_progress)
         with locked(output):
             if not exists:
-                check_export(staged)
-                if not command:
+                extend_output.check_export(staged)
+                if not launch:
                     check_memory(dtype)
-            begin_run(staged, resume=resume)
-            extend(staged)
-            checkpoint = export(staged)
-    record = results(staged)
-    options.tell(record, as_json=as_json, text=lambda: describe(staged, record, checkpoint))
+            record, checkpoint = carry_out(staged, heading, resume=resume, exports_so_far=export_on_interrupt)
+    options.tell(record, as_json=as_json, text=lambda: extend_output.describe(staged, record, checkpoint))
+
+
+def default_output(model: str, length: int | None) -> Path:
+    """Return the folder of a run that names none.
+
+    Raises:
+        LongRopeError: If the command gives no length either.
+    """
+    from longrope.units import short_length
+
+    if length is None:
+        raise extend_by_hours.missing_length()
+    return Path(f"{options.short_name(model)}-{short_length(length)}")
+
+
+def carry_out(
+    staged: StagedRun, heading: str, *, resume: bool, exports_so_far: bool
+) -> tuple[dict[str, Any], Path | None]:
+    """Carry out a run's plan, export the result, and write its page.
+
+    Args:
+        staged: The run.
+        heading: Comment at the top of the plan in the folder.
+        resume: Whether the folder may hold the run already.
+        exports_so_far: Whether to export the best so far after an interrupt.
+
+    Returns:
+        The results, and the folder of the checkpoint.
+    """
+    from longrope.stages.pipeline import extend
+    from longrope.stages.run_folder import begin_run
+
+    begin_run(staged, resume=resume, heading=heading)
+    try:
+        extend(staged)
+        checkpoint = extend_output.export(staged)
+    except KeyboardInterrupt:
+        if exports_so_far:
+            extend_output.tell_so_far(staged)
+        raise
+    record = extend_output.results(staged)
+    if record:
+        extend_output.write_page(staged)
+    return record, checkpoint
 
 
 def finetune(
@@ -146,78 +217,3 @@ def words(launch: str) -> list[str]:
         return shlex.split(launch)
     except ValueError as error:
         raise LongRopeError(f"launch = {launch!r}: {str(error).lower()}") from None
-
-
-def check_export(staged: StagedRun) -> None:
-    """Refuse, before any work, an export that would be refused in the end.
-
-    Raises:
-        LongRopeError: If no config can express the extension that the plan leads to.
-    """
-    from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
-    from longrope.scaling import Extension, Scaling
-
-    plan = staged.plan
-    plan.check_fits(staged.rope)
-    if plan.export == "none":
-        return
-    last, ones = len(plan.stages), [1.0] * (staged.rope.dim // 2)
-    short = Scaling(ones, attention_factor=staged.short_attention_factor if plan.recovery is not None else 1.0)
-    long = staged.scaling_from_file(last) or Scaling(
-        ones, attention_factor=staged.attention_factor(last), length=plan.length
-    )
-    expected = Extension(staged.rope, short, long, plan.length)
-    config = staged.config.to_dict()
-    refuse_quantized(config)
-    config_fields(config, for_mode(expected, plan.export))
-
-
-def export(staged: StagedRun) -> Path | None:
-    """Write the checkpoint that the plan asks for, if it does not exist yet, and return its folder."""
-    from longrope.export.huggingface import export_huggingface
-    from longrope.export.verify import fits_copy
-    from longrope.formats.load_factors import load_extension
-    from longrope.models.adapter import merge_adapter
-
-    folder = staged.folder / "checkpoint"
-    if staged.plan.export == "none":
-        return None
-    if not folder.exists():
-        extension = load_extension(staged.folder / "extension.json")
-        model, tokenizer = staged.load(staged.final_weights, dtype="auto")
-        merge_adapter(model)
-        name = options.short_name(staged.model)
-        check = fits_copy(model)
-        if not check:
-            typer.echo(
-                "Note: the checkpoint is not reopened and compared, because a copy in float32 does not fit in memory. "
-                f"Run longrope check {folder} MODEL elsewhere.",
-                err=True,
-            )
-        export_huggingface(model, tokenizer, extension, folder, mode=staged.plan.export, name=name, check=check)
-    return folder
-
-
-def results(staged: StagedRun) -> dict[str, Any]:
-    """Return the run's results.json; empty if the plan measures nothing."""
-    path = staged.folder / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None) -> None:
-    """Print the table of perplexities, the cost at L0, and where everything is."""
-    from longrope.evaluation.results import EvalResults
-
-    if record:
-        measured = EvalResults.load(staged.folder)
-        eval_output.show(measured)
-        eval_output.show_not_finite(measured)
-        for name, percent in record["short_context"].items():
-            lost = "perplexity is not finite" if percent is None else f"{percent:+.1f}% perplexity"
-            typer.echo(f"at {staged.rope.original_length:,} tokens, {name}: {lost}")
-        typer.echo(f"Results: {staged.folder / 'results.json'}; see longrope report {staged.folder}")
-    typer.echo(f"Factors: {staged.folder / 'extension.json'}")
-    if checkpoint is not None:
-        typer.echo(f"Checkpoint: {checkpoint}")
-        if staged.plan.export == "static" and staged.plan.recovery is not None:
-            typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")

@@ -24,7 +24,8 @@ def measure(run: StagedRun, extension: Extension) -> None:
     """Write ``results.json`` of a run. A journal keeps every sample, so a stopped measurement resumes.
 
     The candidates are ``original``, the plan's schemes on the original weights, each stage's factors before and after
-    its fine-tuning, and ``extended``: the last weights with short factors up to L0 and long ones beyond.
+    its fine-tuning (``evaluation.stages``), and ``extended``: the last weights with short factors up to L0 and long
+    ones beyond.
 
     Args:
         run: Run whose stages are finished.
@@ -54,7 +55,7 @@ def _candidates(run: StagedRun, extension: Extension) -> dict[str, Candidate]:
     candidates = {"original": Candidate(run.model)}
     for name in run.plan.evaluation.schemes:
         candidates[name] = Candidate(run.model, scheme(name, run.rope, run.plan.length))
-    for number, stage in enumerate(run.plan.stages, start=1):
+    for number, stage in enumerate(run.plan.stages if run.plan.evaluation.stages else (), start=1):
         source = "searched" if stage.factors == "search" else Path(stage.factors).stem
         scaling = run.long_scaling(number)
         candidates[f"{short_length(stage.length)} {source}"] = Candidate(run.weights_name(number), scaling)

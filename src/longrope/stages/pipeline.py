@@ -34,6 +34,7 @@ from longrope.stages.run_data import search_options
 from longrope.stages.run_folder import StagedRun
 from longrope.stages.trainer_arguments import wants_liger
 from longrope.stages.trainer_checkpoints import explain_disk_errors
+from longrope.stages.training_note import training_note
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import LOCK, locked
 
@@ -89,6 +90,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     steps, step_name = settings.step_count(stage.length), f"stage {number}: fine-tune at {stage.length:,}"
     if settings.distill is not None and settings.distill.teacher is None and run.weights(number) != run.model:
         settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": run.model})})
+    note = training_note()
     keeps_dtype = settings.lora and settings.dtype != "float32"
     model, tokenizer = run.load(run.weights(number), dtype=run.dtype if keeps_dtype else "float32")
     summary = finetune(
@@ -99,7 +101,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
         folder=folder / "training",
         device=run.device,
         report_to=run.report_to,
-        on_progress=lambda step, loss: run.on_progress(step_name, step, steps, f"loss {loss:.3f}"),
+        on_progress=lambda step, loss: run.on_progress(step_name, step, steps, note(loss)),
     )
     if summary is not None:
         with explain_disk_errors(folder):
@@ -238,7 +240,11 @@ def _search(
             compared=compared,
         )
 
+        first: list[float] = []  # the loss of the first start
+
         def on_progress(_: int, progress: SearchProgress) -> None:
-            run.on_progress(step_name, progress.tokens, prepared.total, f"loss {progress.loss:.3f}")
+            first.append(progress.loss)
+            note = f"loss {progress.loss:.3f} ({starts[0].scheme} {first[0]:.3f})"
+            run.on_progress(step_name, progress.tokens, prepared.total, note)
 
         return prepared.find(folder / "search", on_progress).extension.long

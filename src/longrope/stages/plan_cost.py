@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -24,7 +24,7 @@ from longrope.search.protocol import BACKWARD_COST
 from longrope.search.registry import fit_to_budget, get_method
 from longrope.stages.pipeline import RECOVERY_POWERS
 from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Finetune, Search
+from longrope.stages.plan_tables import Finetune, Search, Stage
 
 REMEDIES = "a window, lora, a search without gradients (method = 'cma'), or more devices"
 
@@ -67,7 +67,21 @@ def costs(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
 
     They leave out the questions and answers of retrieval tasks, loading models and documents, and writing files.
     """
-    steps = _stages(plan, shape, rope)
+    steps = [
+        _joined(f"stage {number}", stage.length, _steps_of_stage(number, stage, shape, rope))
+        for number, stage in enumerate(plan.stages, start=1)
+    ]
+    return steps + _costs_after_stages(plan, shape, rope)
+
+
+def part_costs(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
+    """Return the costs as `costs` does, with search and fine-tuning of a stage apart, by the names of `extend`."""
+    stages = [_steps_of_stage(number, stage, shape, rope) for number, stage in enumerate(plan.stages, start=1)]
+    return [step for steps in stages for step in steps] + _costs_after_stages(plan, shape, rope)
+
+
+def _costs_after_stages(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
+    steps: list[Cost] = []
     if plan.recovery is not None:
         lengths = plan.recovery_lengths(rope.original_length)
         search = _search(plan.recovery.search, lengths, shape, starts=len(RECOVERY_POWERS), compared=0)
@@ -99,17 +113,16 @@ def check_plan_memory(plan: Plan, config: PreTrainedConfig, *, dtype: str, devic
             )
 
 
-def _stages(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
-    stages = []
-    for i, stage in enumerate(plan.stages):
-        steps = []
-        if stage.factors == "search":
-            starts = len(get_method(stage.search.method).schemes)
-            steps.append(_search(stage.search, [stage.length], shape, starts=starts, compared=len(COMPARED)))
-        if stage.finetune is not None:
-            steps.append(_finetune(stage.finetune, stage.length, shape, rope))
-        stages.append(_joined(f"stage {i + 1}", stage.length, steps))
-    return stages
+def _steps_of_stage(number: int, stage: Stage, shape: ModelShape, rope: Rope) -> list[Cost]:
+    steps = []
+    if stage.factors == "search":
+        starts = len(get_method(stage.search.method).schemes)
+        search = _search(stage.search, [stage.length], shape, starts=starts, compared=len(COMPARED))
+        steps.append(replace(search, name=f"stage {number}: search"))
+    if stage.finetune is not None:
+        finetune = _finetune(stage.finetune, stage.length, shape, rope)
+        steps.append(replace(finetune, name=f"stage {number}: fine-tune"))
+    return steps
 
 
 def _joined(name: str, length: int, steps: Sequence[Cost]) -> Cost:
@@ -191,7 +204,7 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
 
 def _evaluation(plan: Plan, lengths: Sequence[int], shape: ModelShape) -> Cost:
     tuned = sum(stage.finetune is not None for stage in plan.stages)
-    candidates = 2 + len(plan.evaluation.schemes) + len(plan.stages) + tuned
+    candidates = 2 + len(plan.evaluation.schemes) + (len(plan.stages) + tuned) * plan.evaluation.stages
     longest, passes = max(lengths), plan.evaluation.documents * candidates
     texts = math.ceil(plan.evaluation.trials / plan.evaluation.questions)
     prompts = candidates * texts * len(plan.evaluation.retrieval)

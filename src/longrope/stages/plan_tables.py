@@ -201,6 +201,7 @@ class FinalEvaluation(PlanTable):
         retrieval: Retrieval tasks, at the lengths at which they fit.
         trials: Questions of each task at each length.
         questions: Questions that each text is asked. A text passes through the model once for all of them.
+        stages: Whether each stage is measured before and after its fine-tuning, beside the schemes and the result.
     """
 
     lengths: Annotated[tuple[Tokens, ...], FromList] | None = None
@@ -209,3 +210,4 @@ class FinalEvaluation(PlanTable):
     retrieval: Annotated[tuple[Task, ...], FromList] = ()
     trials: int = Field(default=10, ge=1)
     questions: int = Field(default=1, ge=1)
+    stages: bool = True

@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import check_sparse_windows
 from longrope.models.load import load_config
 from longrope.stages.plan import Plan
+
+CHECKPOINT_COPIES = 3  # of the trained weights, in a checkpoint of a training: with both moments of AdamW
 
 
 def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
@@ -75,4 +79,28 @@ def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report
     if stages and report_to not in known:
         raise LongRopeError(
             f"report_to = {report_to!r}: the service is unknown or not installed. Choose one of {', '.join(known)}."
+        )
+
+
+def check_disk(plan: Plan, shape: ModelShape, folder: Path) -> None:
+    """Refuse, before hours of work, a run whose weights do not fit on the disk.
+
+    Args:
+        plan: The plan.
+        shape: Sizes of the model.
+        folder: Folder of the run, or a folder that will be in an existing one.
+
+    Raises:
+        LongRopeError: If the disk has too little room.
+    """
+    needed = 4 * shape.parameters  # of the checkpoint
+    for finetune in (stage.finetune for stage in plan.stages if stage.finetune is not None):
+        trained = finetune.lora * shape.lora_features if finetune.lora else shape.parameters
+        needed += 4 * trained * (2 * CHECKPOINT_COPIES + 2)  # two checkpoints, the trained weights, the stage's
+    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise LongRopeError(
+            f"output = {str(folder)!r}: the run writes up to {needed / 2**30:.1f} GiB where {free / 2**30:.1f} GiB are "
+            "free. Make room, or choose a folder on another disk."
         )

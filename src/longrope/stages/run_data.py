@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from longrope.data.split import DocumentTokens, Split, draw_tokens, split_docume
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
 from longrope.data.weighted_text import WeightedText
+from longrope.errors import CorpusWarning, LongRopeError
 from longrope.rope import Rope
 from longrope.search.options import SearchOptions
 from longrope.stages.average_test import WINDOWS
@@ -119,6 +121,30 @@ class RunData:
         """Return the test documents, cut to the longest length."""
         count, longest = self.plan.evaluation.documents, max(self.evaluation_lengths)
         return draw_tokens(self._splits["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
+
+    def long_documents(self, split: str, length: int, count: int) -> DocumentTokens:
+        """Return documents of a split, cut to a length in tokens.
+
+        Raises:
+            LongRopeError: If there are fewer of that length.
+        """
+        return draw_tokens(self._splits[split], self.tokenizer, length=length, count=count, cache=self.cache)
+
+    def count_long(self, split: str, length: int, most: int) -> int:
+        """Return the number of documents of a length, up to ``most``; long ones count several times."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CorpusWarning)
+            for count in range(most, 0, -1):
+                try:
+                    self.long_documents(split, length, count)
+                except LongRopeError:
+                    continue
+                return count
+        return 0
+
+    def training_tokens(self, most: int) -> int:
+        """Return the number of tokens of the training documents, counted no further than ``most``."""
+        return min(most, sum(map(len, self._tokenized(most))))
 
     def prompts(self) -> PromptSets:
         """Return the retrieval prompts of the evaluation, within test documents, at the lengths at which they fit."""

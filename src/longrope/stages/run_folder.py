@@ -27,7 +27,7 @@ from longrope.storage.lock import LOCK, claim_output
 OnProgress = Callable[[str, int, int, str], None]  # the step's name, units done, units in all, a note such as the loss
 VERSION = 1
 # files of a run that `begin_run` refused, or that was killed within it
-UNFINISHED_START = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.")
+UNFINISHED_START = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.", "progress.log")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ class StagedRun:
         """Model of the last fine-tuning, as a name that can be loaded; the plan's model if no stage fine-tunes."""
         return self.weights(len(self.plan.stages) + 1)
 
+    @property
+    def leaves_adapter(self) -> bool:
+        """Whether the last fine-tuning leaves an adapter that is switched with the factors."""
+        tuned = [stage.finetune for stage in self.plan.stages if stage.finetune is not None]
+        return bool(tuned) and not tuned[-1].merge
+
     def weights_name(self, number: int) -> str:
         """Return the model that a stage begins with, relative to the run's folder, which may move."""
         last = self.last_finetuned_before(number)
@@ -133,8 +139,13 @@ class StagedRun:
         return 1.0 if finetune is None or finetune.short else self.attention_factor(last)
 
 
-def begin_run(run: StagedRun, *, resume: bool) -> None:
+def begin_run(run: StagedRun, *, resume: bool, heading: str = "") -> None:
     """Make a run's folder, or check that the folder holds this run.
+
+    Args:
+        run: The run.
+        resume: Whether the folder may hold it already.
+        heading: Comment at the top of the folder's ``plan.toml``.
 
     Raises:
         LongRopeError: If the folder holds a run and ``resume`` is False, or holds a run of another plan, model or
@@ -146,8 +157,7 @@ def begin_run(run: StagedRun, *, resume: bool) -> None:
         if not resume:
             raise LongRopeError(f"{run.folder} exists; continue it with --resume or choose another output with -o")
         return
-    if run.folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in run.folder.iterdir()):
-        raise LongRopeError(f"{run.folder} exists and holds no run; choose another output with -o")
+    check_no_other_files(run.folder)
     claim_output(run.folder, overwrite=True, folder=True)
     if is_switched(run.model):
         raise LongRopeError(
@@ -160,8 +170,18 @@ def begin_run(run: StagedRun, *, resume: bool) -> None:
     for number in range(1, len(run.plan.stages) + 1):
         run.scaling_from_file(number)
     run.data.check()
-    write_text(run.folder / "plan.toml", run.plan.to_toml())
+    write_text(run.folder / "plan.toml", heading + run.plan.to_toml())
     write_json(path, {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()})
+
+
+def check_no_other_files(folder: Path) -> None:
+    """Refuse a folder that holds files which no run left there.
+
+    Raises:
+        LongRopeError: If it does.
+    """
+    if folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in folder.iterdir()):
+        raise LongRopeError(f"{folder} exists and holds no run; choose another output with -o")
 
 
 def open_run(folder: Path, **fields: Any) -> StagedRun:

@@ -1,0 +1,152 @@
+"""``longrope extend`` without a plan: the plan that it chooses by the hours, shown before it is carried out."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from longrope.cli import options, plan_output
+from longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from longrope.stages.plan import Plan
+    from longrope.stages.plan_by_hours import Advice
+    from longrope.stages.run_folder import StagedRun
+
+EXPECTED = {
+    "closed form": "the best of the closed forms, not trained; it costs nothing up to L0",
+    "search": "perplexity about 1 to 3% below YaRN's, not trained; it costs nothing up to L0",
+    "fine-tuning": "perplexity 10 to 15% below YaRN's from 40 steps on, and better recall",
+    "search and fine-tuning": "perplexity 10 to 15% below YaRN's, and better recall",
+}
+
+
+def check_options(given: Mapping[str, object], plan: str | None, *, exists: bool) -> None:
+    """Check that the command has either a plan, or what a plan is chosen by.
+
+    Args:
+        given: Values by the names of the options that choose a plan.
+        plan: Plan of the command; None to choose one.
+        exists: Whether the output holds a run, which has a plan.
+
+    Raises:
+        LongRopeError: If it does not, or the hours are not a number of hours.
+    """
+    names = [name for name, value in given.items() if value is not None]
+    if plan is not None and names:
+        raise LongRopeError(f"plan = {plan!r} says all itself: drop {', '.join(names)}, or edit the file")
+    hours = given["--hours"]
+    if plan is not None or exists:
+        return
+    if given["--to"] is None:
+        raise missing_length()
+    if hours is None:
+        raise LongRopeError(
+            "hours is missing: give --hours, such as --hours 3, or write a plan with longrope plan MODEL --to LENGTH"
+        )
+    if not (isinstance(hours, float) and 0 < hours < math.inf):
+        raise LongRopeError(f"hours = {hours}: not a time. Give a number above 0, such as --hours 3.")
+
+
+def missing_length() -> LongRopeError:
+    """Return the error for a command without a plan and without a length."""
+    return LongRopeError("to is missing: give --to LENGTH and --hours H, or a plan file (longrope plan writes one)")
+
+
+def plan_of_run(folder: Path, length: int | None, *, resume: bool) -> Plan:
+    """Return the plan of the run in a folder, to continue it.
+
+    Raises:
+        LongRopeError: If the run is not to be continued, or has another length than the command.
+    """
+    from longrope.stages.run_folder import open_run
+
+    plan = open_run(folder).plan
+    if not resume:
+        raise LongRopeError(f"{folder} exists; continue it with --resume or choose another output with -o")
+    if length is not None and length != plan.length:
+        raise LongRopeError(f"to = {length}: {folder} is a run to {plan.length} tokens; choose another output with -o")
+    return plan
+
+
+def choose(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
+    """Choose the plan of a run, and print it with its costs unless quiet."""
+    from longrope.stages.plan_by_hours import plan_by_hours
+    from longrope.stages.run_folder import check_no_other_files
+
+    check_no_other_files(run.folder)
+    if not quiet:
+        typer.echo("Measuring this machine, and counting the texts …", err=True)
+    advice = plan_by_hours(run, run.config, hours)
+    if not quiet:
+        _show(run, advice, hours)
+    return advice
+
+
+def _show(run: StagedRun, advice: Advice, hours: float) -> None:
+    """Print the costs of the chosen plan, and sentences on it, on standard error."""
+    choice, original = advice.choice, run.rope.original_length
+    lengths = f"{original:,} to {choice.plan.length:,} tokens"
+    title = f"{run.model}: {lengths} on {run.device} in {plan_output.span(3600 * hours)}"
+    plan_output.show(plan_output.Report(choice.parts, advice.machine.speeds, ()), title, err=True)
+    for line in sentences(advice, hours):
+        typer.echo(line, err=True)
+
+
+def sentences(advice: Advice, hours: float) -> list[str]:
+    """Return what the plan does, what it is expected to bring, and what an hour more would buy."""
+    from longrope.stages.choose_plan import TRUSTED, more_time
+
+    choice, evaluation = advice.choice, advice.choice.plan.evaluation
+    lines = [
+        f"Plan: {describe_kind(choice.plan, choice.kind, choice.start)}; about {plan_output.span(choice.seconds)}."
+    ]
+    if advice.starts:
+        losses = ", ".join(f"{name} {loss:.3f}" for name, loss in advice.starts.items())
+        lines.append(f"Closed forms on windows of held-out text, in nats a token: {losses}.")
+    lines.append(f"Expect: {EXPECTED[choice.kind]} (measured on two models: docs/extension.md).")
+    questions = f" and {evaluation.trials} questions" if evaluation.retrieval else ", and no test of retrieval"
+    texts = f"{evaluation.documents} test document{'s' * (evaluation.documents > 1)}"
+    trust = "" if evaluation.documents >= TRUSTED else ", too few for a sure verdict"
+    lines.append(f"Measured on {texts}{questions} against YaRN{trust}.")
+    return [*lines, f"One more hour would buy {more_time(choice, advice.hour_more)}."]
+
+
+def describe_kind(plan: Plan, kind: str, start: str) -> str:
+    """Return a clause on what the plan's stage does."""
+    finetune = plan.stages[0].finetune
+    if finetune is None:
+        return f"{kind}, from {start}" if kind == "search" else f"the factors of {start}"
+    weights = f"LoRA of rank {finetune.lora}" if finetune.lora else "all weights"
+    factors = "searched factors" if plan.stages[0].factors == "search" else f"the factors of {start}"
+    windows = f"{finetune.batch} windows of {finetune.window:,} tokens"
+    return f"{kind} of {weights} with {factors}, {finetune.steps} steps of {windows}"
+
+
+def agreed(*, yes: bool) -> bool:
+    """Return whether to carry out the plan: ask on a terminal, unless ``yes``."""
+    return yes or not sys.stdin.isatty() or typer.confirm("Go on?", default=True, err=True)
+
+
+def heading(advice: Advice, hours: float) -> str:
+    """Return the comment at the top of the plan's file."""
+    return "".join(f"# {line}\n" for line in [options.command_line(), *sentences(advice, hours)])
+
+
+def steps_of(plan: Plan, config: PreTrainedConfig, dtype: str) -> Sequence[tuple[str, float]]:
+    """Return the names of a run's steps, as its progress has them, and their costs in FLOPs."""
+    from longrope.cost.model_shape import ModelShape
+    from longrope.rope import Rope
+    from longrope.stages.plan_cost import part_costs
+
+    costs = part_costs(plan, ModelShape.of(config, dtype), Rope.of(config))
+    names = {"evaluation": "measure"}
+    parts = [(names.get(step.name, step.name), step.total_flops) for step in costs]
+    return parts if plan.export == "none" else [*parts, ("export", 0.01 * sum(cost for _, cost in parts))]

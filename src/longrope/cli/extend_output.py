@@ -1,0 +1,162 @@
+"""What ``longrope extend`` writes and prints when a run ends, or is interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from longrope.cli import eval_output, options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longrope.scaling import Extension
+    from longrope.stages.run_folder import StagedRun
+
+SO_FAR = "checkpoint-so-far"
+
+
+def check_export(staged: StagedRun) -> None:
+    """Refuse, before any work, an export that would be refused in the end.
+
+    Raises:
+        LongRopeError: If no config can express the extension that the plan leads to.
+    """
+    from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
+    from longrope.scaling import Extension, Scaling
+
+    plan = staged.plan
+    plan.check_fits(staged.rope)
+    if plan.export == "none":
+        return
+    last, ones = len(plan.stages), [1.0] * (staged.rope.dim // 2)
+    short = Scaling(ones, attention_factor=staged.short_attention_factor if plan.recovery is not None else 1.0)
+    long = staged.scaling_from_file(last) or Scaling(
+        ones, attention_factor=staged.attention_factor(last), length=plan.length
+    )
+    expected = Extension(staged.rope, short, long, plan.length)
+    config = staged.config.to_dict()
+    refuse_quantized(config)
+    config_fields(config, for_mode(expected, plan.export))
+
+
+def export(staged: StagedRun) -> Path | None:
+    """Write the checkpoint that the plan asks for, if it does not exist yet, and return its folder."""
+    from longrope.formats.load_factors import load_extension
+    from longrope.stages.trainer_checkpoints import explain_disk_errors
+
+    folder = staged.folder / "checkpoint"
+    if staged.plan.export == "none":
+        return None
+    if not folder.exists():
+        staged.on_progress("export", 0, 1, "")
+        extension = load_extension(staged.folder / "extension.json")
+        with explain_disk_errors(folder):
+            _write(staged, *staged.load(staged.final_weights, dtype="auto"), extension, folder)
+        staged.on_progress("export", 1, 1, "")
+    return folder
+
+
+def export_so_far(staged: StagedRun) -> Path | None:
+    """Write the checkpoint of the best weights and factors so far, for a run that was interrupted; None without any."""
+    from longrope.stages.best_so_far import load_best_so_far
+
+    if (staged.folder / "checkpoint").exists():
+        return staged.folder / "checkpoint"
+    best = load_best_so_far(staged) if (staged.folder / "run.json").exists() else None
+    if best is None:
+        return None
+    folder = staged.folder / SO_FAR
+    shutil.rmtree(folder, ignore_errors=True)
+    _write(staged, *best, folder)
+    return folder
+
+
+def _write(
+    staged: StagedRun,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    extension: Extension,
+    folder: Path,
+) -> None:
+    from longrope.export.huggingface import export_huggingface
+    from longrope.export.verify import fits_copy
+    from longrope.models.adapter import merge_adapter
+
+    merge_adapter(model)
+    check = fits_copy(model)
+    if not check:
+        typer.echo(
+            "Note: the checkpoint is not reopened and compared, because a copy in float32 does not fit in memory. "
+            f"Run longrope check {folder} MODEL elsewhere.",
+            err=True,
+        )
+    mode = "static" if staged.plan.export == "none" else staged.plan.export
+    export_huggingface(
+        model, tokenizer, extension, folder, mode=mode, name=options.short_name(staged.model), check=check
+    )
+
+
+def results(staged: StagedRun) -> dict[str, Any]:
+    """Return the run's results.json; empty if the plan measures nothing."""
+    path = staged.folder / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None) -> None:
+    """Print the table of perplexities, the cost at L0, and where everything is."""
+    from longrope.evaluation.results import EvalResults
+
+    if record:
+        measured = EvalResults.load(staged.folder)
+        eval_output.show(measured)
+        eval_output.show_not_finite(measured)
+        for name, percent in record["short_context"].items():
+            lost = "perplexity is not finite" if percent is None else f"{percent:+.1f}% perplexity"
+            typer.echo(f"at {staged.rope.original_length:,} tokens, {name}: {lost}")
+        for sentence in verdict(staged.folder):
+            typer.echo(sentence)
+        typer.echo(f"Results: {staged.folder / 'results.json'}; see longrope report {staged.folder}")
+    typer.echo(f"Factors: {staged.folder / 'extension.json'}")
+    if checkpoint is not None:
+        typer.echo(f"Checkpoint: {checkpoint}")
+        if staged.plan.export == "static" and staged.plan.recovery is not None:
+            typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")
+        elif staged.plan.export == "static" and staged.leaves_adapter:
+            typer.echo("It is static: adapter and long factors at every length, which longrope turns off up to L0.")
+
+
+def verdict(folder: Path) -> list[str]:
+    """Return the sentences of the report on a finished run: whether it works, its cost at L0, and against YaRN."""
+    from longrope.report.load import read_runs
+    from longrope.report.verdict import answers
+
+    (run,) = read_runs([folder])
+    return [f"{answer.question} {answer.verdict}. {answer.why}" for answer in answers(run)]
+
+
+def write_page(staged: StagedRun) -> Path:
+    """Write the page of ``longrope report`` into the run's folder, if it is not there yet."""
+    from longrope.report.report import report
+
+    path = staged.folder / "report.html"
+    if not path.exists():
+        report(staged.folder, path)
+    return path
+
+
+def tell_so_far(staged: StagedRun) -> None:
+    """Export the best so far of a run that was interrupted, and say where it is."""
+    from longrope.errors import LongRopeError
+
+    try:
+        folder = export_so_far(staged)
+    except LongRopeError as error:
+        typer.echo(f"Note: the best so far is not exported: {error}", err=True)
+        return
+    where = "nothing yet: the run has no factors" if folder is None else str(folder)
+    typer.echo(f"Best so far: {where}", err=True)

@@ -1,0 +1,140 @@
+"""The progress of a whole run in one line: a bar in a terminal, a line a minute elsewhere, and a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from longrope.cli.plan_output import span
+from longrope.storage.atomic import cannot_write
+
+LOG = "progress.log"  # in the folder of a run
+EVERY = 60.0  # seconds from one line to the next
+EARLY = 0.02  # of the whole run, before which the time left is not shown
+OnProgress = Callable[[str, int, int, str], None]
+
+
+@dataclass
+class JobProgress:
+    """The state of a run of several steps, whose expected costs are the shares of the bar.
+
+    Args:
+        steps: Name and expected cost of each step, in any unit. Names of reports begin with them.
+        clock: Function that returns the seconds of a clock.
+    """
+
+    steps: Sequence[tuple[str, float]]
+    clock: Callable[[], float] = time.monotonic
+    step: str = ""
+    note: str = ""
+    completed: float = 0.0  # share of the current step
+    started: float = field(init=False)
+    skipped: float | None = None  # share of the run that was done before it was resumed
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def update(self, step: str, completed: int, total: int, note: str) -> None:
+        """Take the progress of a step."""
+        self.step, self.note = step, note
+        self.completed = min(1.0, completed / total) if total else 1.0
+        if self.skipped is None:
+            self.skipped = self.share
+
+    @property
+    def number(self) -> int:
+        """Number of the current step, from 1; 0 for a step that is not known."""
+        return next((i for i, (name, _) in enumerate(self.steps, start=1) if self.step.startswith(name)), 0)
+
+    @property
+    def share(self) -> float:
+        """Share of the whole run that is done."""
+        if not self.number:
+            return self.completed
+        costs = [max(cost, 1e-9) for _, cost in self.steps]
+        return (sum(costs[: self.number - 1]) + self.completed * costs[self.number - 1]) / sum(costs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest takes at the pace so far; None if it is too early to say."""
+        advanced = self.share - (self.skipped or 0.0)
+        return None if advanced < EARLY else (self.clock() - self.started) * (1 - self.share) / advanced
+
+    def line(self) -> str:
+        """Return the progress in one line."""
+        of_all = f"part {self.number} of {len(self.steps)}, " if self.number else ""
+        note = f", {self.note}" if self.note else ""
+        left = self.seconds_left
+        rest = "" if left is None else f", about {span(left)} left"
+        passed = span(self.clock() - self.started)
+        return f"{of_all}{self.step}: {self.completed:.0%}{note}; in all {self.share:.0%} after {passed}{rest}"
+
+
+@contextmanager
+def job_progress(
+    steps: Sequence[tuple[str, float]], *, quiet: bool, logs: Sequence[Path] = (), every: float = EVERY
+) -> Iterator[OnProgress]:
+    """Show a run's progress on standard error and in log files; yield the function that takes it.
+
+    Args:
+        steps: Name and expected cost of each step.
+        quiet: Whether to print nothing on standard error.
+        logs: Files that get a line each minute, after the ones that they hold.
+        every: Seconds from one line to the next.
+    """
+    job, printed = JobProgress(steps), {"step": "", "time": float("-inf")}
+    with ExitStack() as stack:
+        bar = stack.enter_context(_bar()) if sys.stderr.isatty() and not quiet else None
+
+        def write(text: str) -> None:
+            for path in logs:
+                _append(path, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
+            if bar is None and not quiet:
+                print(text, file=sys.stderr, flush=True)
+
+        def on_progress(step: str, completed: int, total: int, note: str) -> None:
+            job.update(step, completed, total, note)
+            if bar is not None:
+                bar(job)
+            now = time.monotonic()
+            if step != printed["step"] or now - printed["time"] >= every:
+                printed.update(step=step, time=now)
+                write(job.line())
+
+        try:
+            yield on_progress
+        except BaseException as error:
+            if job.step:
+                write(f"stopped in {job.step} ({type(error).__name__})")
+            raise
+        if job.step:
+            write(f"done in {span(time.monotonic() - job.started)}")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[JobProgress], None]]:
+    """Show one bar in the terminal, and yield the function that takes its state."""
+    from longrope.cli.progress import bar
+
+    with bar("extend", 1000, quiet=False) as update:
+        yield lambda job: update(round(1000 * job.share), job.line())
+
+
+def _append(path: Path, text: str) -> None:
+    """Append a line to a file.
+
+    Raises:
+        LongRopeError: If the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file: TextIO
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise cannot_write(path, error) from None

@@ -1,0 +1,129 @@
+"""Make a plan for a model by the hours that there are: measure the device and the documents, rank starts, choose."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from transformers import PreTrainedConfig
+
+from longrope.cost.bfloat16_speed import is_bfloat16_slow
+from longrope.cost.device_speed import DeviceSpeed, measure_device_speed
+from longrope.cost.model_shape import ModelShape
+from longrope.longcontext.sparse_attention import why_not_sparse
+from longrope.models.device_memory import free_memory
+from longrope.rope import Rope
+from longrope.stages.choose_plan import Choice, choose_plan
+from longrope.stages.plan import Plan
+from longrope.stages.plan_goal import Goal, Machine, Texts
+from longrope.stages.plan_tables import Data, FinalEvaluation, Stage
+from longrope.stages.rank_starts import LEAST_WINDOWS, STARTS, best_start, rank_starts
+from longrope.stages.requirements import check_disk
+from longrope.stages.run_folder import StagedRun
+
+RANKED = 0.05  # of the time that the ranking of starts may take
+FILLED = 0.8  # of the tokens of documents that training windows hold: the rest is lost at their ends
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A plan for some hours, and what it is chosen by.
+
+    Args:
+        choice: The plan with its costs.
+        hour_more: The plan for one more hour.
+        machine: The model on the device.
+        starts: Mean loss of each closed form on training windows, in nats; empty if there was no time to rank them.
+    """
+
+    choice: Choice
+    hour_more: Choice
+    machine: Machine
+    starts: Mapping[str, float]
+
+
+def plan_by_hours(
+    run: StagedRun, config: PreTrainedConfig, hours: float, speeds: Mapping[str, DeviceSpeed] | None = None
+) -> Advice:
+    """Choose the plan of a run that has none yet.
+
+    Args:
+        run: Run whose plan has the target length, the documents and L0, and nothing else.
+        config: The model's config.
+        hours: Time that the run may take, this choice included.
+        speeds: Speeds of the device by dtype; measured if None.
+
+    Raises:
+        LongRopeError: If hours, documents, memory or disk are too small for any plan, or the model cannot be extended.
+    """
+    started, rope, length, data = time.monotonic(), Rope.of(config), run.plan.length, run.plan.data
+    run.plan.check_fits(rope)
+    machine = measure_machine(config, run.dtype, run.device, speeds)
+    texts = _long_texts(run)
+
+    def choose(extra: float, start: str, texts: Texts) -> Choice:
+        seconds = 3600 * (hours + extra) - (time.monotonic() - started)
+        return choose_plan(Goal(rope, length, seconds, machine, start, texts, data))
+
+    first = choose(1, STARTS[0], texts)
+    texts = replace(texts, training_tokens=_training_tokens(run, first))
+    choice, starts = choose(0, STARTS[0], texts), {}
+    finetune = first.plan.stages[0].finetune
+    if finetune is not None:
+        window = machine.speeds[machine.shape.dtype].seconds(machine.shape.forward(finetune.window or length))
+        windows = int(RANKED * 3600 * hours / (window * len(STARTS)))
+        if windows >= LEAST_WINDOWS:
+            starts = rank_starts(run, finetune, windows)
+            choice = choose(0, best_start(starts), texts)
+    check_disk(choice.plan, machine.shape, run.folder)
+    return Advice(choice, choose(1, choice.start, texts), machine, starts)
+
+
+def measure_machine(
+    config: PreTrainedConfig, dtype: str, device: str, speeds: Mapping[str, DeviceSpeed] | None = None
+) -> Machine:
+    """Measure the device for a model: its speeds in some seconds, its free memory, and what it can train with."""
+    shape = ModelShape.of(config, dtype, device)
+    train_dtype = "float32" if device == "cpu" and is_bfloat16_slow() else "bfloat16"
+    if speeds is None:
+        dtypes = {shape.dtype, train_dtype}
+        speeds = {name: measure_device_speed(config, device=device, dtype=name) for name in sorted(dtypes)}
+    return Machine(
+        shape,
+        speeds,
+        memory=free_memory(device),
+        main_memory=free_memory("cpu"),
+        train_dtype=train_dtype,
+        sparse=why_not_sparse(config) is None,
+        lora=find_spec("peft") is not None,
+    )
+
+
+def bare_plan(length: int, data: Data) -> Plan:
+    """Return the plan of a run before its choice: a length and documents."""
+    return Plan(stages=(Stage(length=length, factors=STARTS[0]),), data=data, evaluation=FinalEvaluation(documents=1))
+
+
+def _long_texts(run: StagedRun) -> Texts:
+    """Count the documents of the target length, as far as they matter.
+
+    Raises:
+        LongRopeError: If there is no test document of that length.
+    """
+    counts = {}
+    for split, most in (("test", 8), ("search", 4), ("held_out", 4)):
+        counts[split] = run.data.count_long(split, run.plan.length, most)
+    if not counts["test"]:
+        run.data.long_documents("test", run.plan.length, 1)  # raises
+    return Texts(test=counts["test"], search=min(counts["search"], counts["held_out"]))
+
+
+def _training_tokens(run: StagedRun, choice: Choice) -> float:
+    """Return the tokens of the training documents, counted up to those that a choice can use."""
+    finetune = choice.plan.stages[0].finetune
+    if finetune is None:
+        return float("inf")
+    needed = finetune.token_count(choice.plan.length)
+    return FILLED * run.data.training_tokens(round(needed / FILLED))
