@@ -131,7 +131,7 @@ def starts(model: str, length: int, window: int) -> dict[str, float]:
     data = Data(source=DATA if model == "tiny" else "stdlib")
     dtype = "float32" if model == "tiny" else "bfloat16"
     run = StagedRun(BUILD / f"starts-{model}-{length}", model, bare_plan(length, data), dtype=dtype)
-    return rank_starts(run, Finetune(steps=1, batch=1, window=window, windows="sparse"), 16)
+    return rank_starts(run, Finetune(steps=1, batch=1, window=window, windows="sparse", answers=3.0), 16)
 
 
 def main() -> None:

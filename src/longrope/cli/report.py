@@ -38,6 +38,7 @@ def run(
     ] = None,
     figures: Annotated[Path | None, typer.Option(help="Also write every chart into this folder, SVG and PNG.")] = None,
     overwrite: options.Overwrite = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the progress of one run until it is finished.")] = False,
 ) -> None:
     """Show measurements as one HTML page that needs no network, in the terminal, or as tables for a paper.
 
@@ -46,6 +47,10 @@ def run(
     one name are labelled by their run, and the report warns if the runs are not comparable. csv has a line for every
     record, the other formats have a table for every figure.
     """
+    if watch:
+        watch_run(runs, output or figures)
+        return
+
     from longrope.report.load import read_runs
     from longrope.storage.atomic import write_text
     from longrope.storage.lock import claim_output
@@ -83,3 +88,19 @@ def show(runs: Sequence[LoadedRun]) -> None:
     from longrope.report.all_figures import figures
 
     terminal.show(runs, figures(runs), Console())
+
+
+def watch_run(runs: list[Path], written: Path | None) -> None:
+    """Show the progress of one run of ``longrope extend`` until it is finished.
+
+    Raises:
+        LongRopeError: If there are several runs, or the command also writes files.
+    """
+    from rich.console import Console
+
+    from longrope.cli.watch import watch
+    from longrope.errors import LongRopeError
+
+    if len(runs) != 1 or written is not None:
+        raise LongRopeError("watch: it shows one run in the terminal. Give one folder, and drop -o and --figures.")
+    watch(runs[0], Console())

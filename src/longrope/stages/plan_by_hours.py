@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
@@ -12,17 +13,21 @@ from transformers import PreTrainedConfig
 from longrope.cost.bfloat16_speed import is_bfloat16_slow
 from longrope.cost.device_speed import DeviceSpeed, measure_device_speed
 from longrope.cost.model_shape import ModelShape
+from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import why_not_sparse
 from longrope.models.device_memory import free_memory
 from longrope.rope import Rope
 from longrope.stages.choose_plan import Choice, choose_plan
 from longrope.stages.plan import Plan
 from longrope.stages.plan_goal import Goal, Machine, Texts
+from longrope.stages.plan_options import TASK
 from longrope.stages.plan_tables import Data, FinalEvaluation, Stage
 from longrope.stages.rank_starts import LEAST_WINDOWS, STARTS, best_start, rank_starts
 from longrope.stages.requirements import check_disk
 from longrope.stages.run_folder import StagedRun
+from longrope.tasks.registry import make_prompts
 
+QUESTIONS = (20, 10, 5, 1)  # on a text
 RANKED = 0.05  # of the time that the ranking of starts may take
 FILLED = 0.8  # of the tokens of documents that training windows hold: the rest is lost at their ends
 
@@ -117,7 +122,17 @@ def _long_texts(run: StagedRun) -> Texts:
         counts[split] = run.data.count_long(split, run.plan.length, most)
     if not counts["test"]:
         run.data.long_documents("test", run.plan.length, 1)  # raises
-    return Texts(test=counts["test"], search=min(counts["search"], counts["held_out"]))
+    return Texts(counts["test"], min(counts["search"], counts["held_out"]), _most_questions(run))
+
+
+def _most_questions(run: StagedRun) -> int:
+    """Return the most questions that a test document of the target length has room for; 0 if not one fits."""
+    tokens = run.data.long_documents("test", run.plan.length, 1).tokens
+    for count in QUESTIONS:
+        with suppress(LongRopeError):
+            make_prompts(TASK, run.data.tokenizer, length=run.plan.length, trials=count, texts=tokens, questions=count)
+            return count
+    return 0
 
 
 def _training_tokens(run: StagedRun, choice: Choice) -> float:

@@ -48,11 +48,13 @@ class Texts:
     Args:
         test: Number of test documents of the target length.
         search: Number of documents of the target length to search on, and of as many others that choose.
+        questions: Most questions of retrieval that one text of the target length has room for.
         training_tokens: Tokens of the training documents.
     """
 
     test: int = 8
     search: int = 4
+    questions: int = 20
     training_tokens: float = float("inf")
 
 

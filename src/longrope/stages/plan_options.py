@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from longrope.data.sparse_windows import SHORTEST_CHUNK
 from longrope.stages.plan import Plan
 from longrope.stages.plan_advice import LARGEST_BATCH, NEEDLES, SHARE, STEPS, WINDOW
 from longrope.stages.plan_goal import Goal, Machine
@@ -12,6 +13,7 @@ SIDE_STEP = 0.1  # of the time that a search for short factors, or the test of r
 LEAST_STEPS = 15  # optimizer steps, below which fine-tuning is not worth its noise
 LEAST_FULL_SHARE = 0.01  # of the parameters: on fewer tokens, LoRA instead of all weights
 RANK = 8
+TASK = "recall"
 REPEATS = 4  # passes over the training documents
 RATE_TEST = 50  # passes over training sequences that the test of rates takes, for each sequence of a step
 SMALL = 10_000_000  # parameters of a model that takes a high learning rate
@@ -50,9 +52,10 @@ def trained_plan(goal: Goal) -> tuple[Plan | None, str]:
             continue
         sequence = goal.cost(plan, "stage 1: fine-tune") / 4
         by_time = int((goal.budget - goal.cost(plan)) / sequence) + 4
-        sequences = min(by_time, int(most // _window(goal)))
+        tokens = _window(goal) or goal.length
+        sequences = min(by_time, int(most // tokens))
         limit = "time" if sequences == by_time else "texts" if most < useful else "enough"
-        trains_few = sequences * _window(goal) < LEAST_FULL_SHARE * goal.machine.shape.parameters
+        trains_few = sequences * tokens < LEAST_FULL_SHARE * goal.machine.shape.parameters
         if (not lora and goal.machine.lora and trains_few) or sequences < LEAST_STEPS * _batch(sequences):
             continue
         tested = RATE_TEST * _batch(sequences) <= SIDE_STEP * by_time
@@ -76,7 +79,8 @@ def evaluated(goal: Goal, plan: Plan) -> Plan:
     """Return a plan with the best evaluation that fits its share of the time; the least one if none does."""
     schemes = ("yarn",) if goal.start == "yarn" else ("yarn", goal.start)
     for documents, trials, questions in EVALUATIONS:
-        tasks = {"retrieval": ("recall",), "trials": trials, "questions": questions} if trials else {}
+        questions = min(questions, goal.texts.questions)
+        tasks = {"retrieval": (TASK,), "trials": trials, "questions": questions} if trials and questions else {}
         evaluation = FinalEvaluation(documents=documents, schemes=schemes, stages=False, **tasks)
         plan = plan.model_copy(update={"evaluation": evaluation})
         if documents <= goal.texts.test and goal.cost(plan, "evaluation") <= MEASURED * goal.budget:
@@ -84,8 +88,10 @@ def evaluated(goal: Goal, plan: Plan) -> Plan:
     return plan
 
 
-def _window(goal: Goal) -> int:
-    return min(WINDOW, goal.length // 2)
+def _window(goal: Goal) -> int | None:
+    """Return the tokens of a training window; None for whole sequences, where half of the length is too short."""
+    window = min(WINDOW, goal.length // 2)
+    return None if window < 2 * SHORTEST_CHUNK else window
 
 
 def _batch(sequences: int) -> int:
@@ -111,7 +117,7 @@ def _finetune(goal: Goal, sequences: int, lora: int, *, tested: bool = False) ->
         batch=batch,
         rate="auto" if tested else _rate(goal.machine, lora),
         window=_window(goal),
-        windows="sparse" if goal.machine.sparse else "jump",
+        windows="sparse" if goal.machine.sparse and _window(goal) else "jump",
         answers=3.0,
         dtype=goal.machine.train_dtype,
     )

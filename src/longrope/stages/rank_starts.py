@@ -14,6 +14,7 @@ from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.patch import patch
 from longrope.scaling import Scaling
 from longrope.schemes import attention_factor, scheme
+from longrope.stages.plan_advice import NEEDLES
 from longrope.stages.plan_tables import Finetune, Stage
 from longrope.stages.run_folder import StagedRun
 
@@ -25,6 +26,8 @@ IMPROVES = 0.01  # nats a token, by which a closed form must be better than the 
 def rank_starts(run: StagedRun, finetune: Finetune, count: int, starts: Sequence[str] = STARTS) -> dict[str, float]:
     """Return the mean loss of each closed form, in nats, on windows like those that the fine-tuning trains on.
 
+    Half of them have planted lines whose answers weigh more: factors with the lowest perplexity may lose recall.
+
     On `tiny` at 8x and SmolLM2 at 4x, sparse windows of 1,024 and 2,048 tokens order these closed forms as whole
     documents do.
 
@@ -35,7 +38,13 @@ def rank_starts(run: StagedRun, finetune: Finetune, count: int, starts: Sequence
         starts: Names of schemes.
     """
     stage = Stage(length=run.plan.length, finetune=finetune.model_copy(update={"steps": 1, "tokens": None}))
-    windows = replace(run.data.held_out_windows(stage), short=0.0, count=min(count, MOST_WINDOWS))
+    windows = replace(
+        run.data.held_out_windows(stage),
+        short=0.0,
+        count=min(count, MOST_WINDOWS),
+        needles=NEEDLES,
+        answer_weight=finetune.answers,
+    )
     model, _ = run.load(run.model, dtype=run.dtype, device=run.device)
     if windows.sparse:
         use_weighted_attention(model)
