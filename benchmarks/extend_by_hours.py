@@ -68,8 +68,7 @@ trials = 50
 questions = 5
 stages = false
 """
-RULES = [("ramp", 0), ("search", 0)] + [("ramp", steps) for steps in (5, 10, 15, 20, 40, 80)]
-RULES += [("yarn", 40), ("heuristic", 40), ("search", 40)]
+RULES = [("ramp", 0), ("yarn", 10), ("yarn", 20), ("yarn", 40), ("ramp", 40), ("search", 0), ("search", 40)]
 RANKED = {("tiny", 2048): 1024, ("tiny", 131072): 2048, ("smollm2", 32768): 2048}  # length: window
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import distributed, extend_by_hours, extend_output, options
-from longrope.cli.job_progress import LOG, job_progress
+from longrope.cli.job_progress import LOG, check_log, job_progress
 from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import parts_bar
 from longrope.data.stdlib import default_data
@@ -105,6 +105,8 @@ def run(
         loaded, heading = advice.choice.plan, extend_by_hours.heading(advice, hours)
         staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)
+    if log is not None:
+        check_log(log)
     logs = [output / LOG, *([] if log is None else [log])]
     with job_progress(extend_by_hours.steps_of(loaded, config, dtype), quiet=as_json, logs=logs) as on_progress:
         staged = replace(staged, on_progress=on_progress)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 from longrope.cli.plan_output import span
 from longrope.storage.atomic import cannot_write
@@ -84,7 +83,7 @@ def job_progress(
     Args:
         steps: Name and expected cost of each step.
         quiet: Whether to print nothing on standard error.
-        logs: Files that get a line each minute, after the ones that they hold.
+        logs: Files in existing folders that get a line each minute, after the ones that they hold.
         every: Seconds from one line to the next.
     """
     job, printed = JobProgress(steps), {"step": "", "time": float("-inf")}
@@ -125,16 +124,16 @@ def _bar() -> Iterator[Callable[[JobProgress], None]]:
         yield lambda job: update(round(1000 * job.share), job.line())
 
 
-def _append(path: Path, text: str) -> None:
-    """Append a line to a file.
-
-    Raises:
-        LongRopeError: If the file cannot be written.
-    """
+def check_log(path: Path) -> None:
+    """Raise a LongRopeError unless a log file can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file: TextIO
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        path.open("a").close()
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def _append(path: Path, text: str) -> None:
+    """Append a line to a log. A run does not end because there is no room for its log."""
+    with suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.write(text)

@@ -57,7 +57,7 @@ def choose_plan(goal: Goal) -> Choice:
             "Take a shorter length, dtype bfloat16, or another device."
         )
     if goal.cost(least) > goal.budget:
-        raise _too_short(goal, (goal.cost(least) + OVERHEAD) / USED)
+        raise _too_short(goal, goal.spent + (goal.cost(least) + OVERHEAD) / USED)
     plan, limit = trained_plan(goal)
     if plan is not None:
         both = with_search(goal, plan) if limit == "enough" else None
@@ -84,7 +84,8 @@ def more_time(choice: Choice, longer: Choice) -> str:
         gains.append(f"{tests[1].documents} test documents instead of {tests[0].documents}")
     if tests[1].retrieval and not tests[0].retrieval:
         gains.append("a test of retrieval")
-    return " and ".join(gains) or "nothing, as this plan uses all that it can"
+    short_of = {"texts": "without more texts", "memory": "without more memory"}.get(longer.limit, "more")
+    return " and ".join(gains) or f"nothing {short_of}"
 
 
 def _choice(goal: Goal, plan: Plan, kind: Kind, limit: str) -> Choice:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from longrope.tasks.registry import make_prompts
 
 QUESTIONS = (20, 10, 5, 1)  # on a text
 RANKED = 0.05  # of the time that the ranking of starts may take
-FILLED = 0.8  # of the tokens of documents that training windows hold: the rest is lost at their ends
+FEWER = 0.85  # of the training tokens, where the ends of documents leave too few windows
 
 
 @dataclass(frozen=True)
@@ -65,25 +65,50 @@ def plan_by_hours(
     """
     started, rope, length, data = time.monotonic(), Rope.of(config), run.plan.length, run.plan.data
     run.plan.check_fits(rope)
-    machine = measure_machine(config, run.dtype, run.device, speeds)
     texts = _long_texts(run)
+    machine = measure_machine(config, run.dtype, run.device, speeds)
 
     def choose(extra: float, start: str, texts: Texts) -> Choice:
-        seconds = 3600 * (hours + extra) - (time.monotonic() - started)
-        return choose_plan(Goal(rope, length, seconds, machine, start, texts, data))
+        seconds, spent = 3600 * (hours + extra), time.monotonic() - started
+        return choose_plan(Goal(rope, length, seconds, machine, start, texts, data, spent))
 
     first = choose(1, STARTS[0], texts)
     texts = replace(texts, training_tokens=_training_tokens(run, first))
-    choice, starts = choose(0, STARTS[0], texts), {}
+    start, starts = STARTS[0], {}
+    choose(0, start, texts)  # raises if the hours are too few
     finetune = first.plan.stages[0].finetune
     if finetune is not None:
         window = machine.speeds[machine.shape.dtype].seconds(machine.shape.forward(finetune.window or length))
         windows = int(RANKED * 3600 * hours / (window * len(STARTS)))
         if windows >= LEAST_WINDOWS:
             starts = rank_starts(run, finetune, windows)
-            choice = choose(0, best_start(starts), texts)
+            start = best_start(starts)
+    choice, texts = _with_documents(run, texts, lambda texts: choose(0, start, texts))
     check_disk(choice.plan, machine.shape, run.folder)
     return Advice(choice, choose(1, choice.start, texts), machine, starts)
+
+
+def _with_documents(run: StagedRun, texts: Texts, choose: Callable[[Texts], Choice]) -> tuple[Choice, Texts]:
+    """Return a choice for which the documents are enough, with fewer training tokens until they are.
+
+    Raises:
+        LongRopeError: If they are not even then.
+    """
+    while True:
+        choice = choose(texts)
+        try:
+            replace(run, plan=choice.plan).data.check()
+            return choice, texts
+        except LongRopeError:
+            if choice.plan.stages[0].finetune is None:
+                raise
+        texts = replace(texts, training_tokens=FEWER * min(texts.training_tokens, _trained_tokens(choice)))
+
+
+def _trained_tokens(choice: Choice) -> float:
+    """Return the tokens that each pass over the documents gives to the training."""
+    finetune, passes = choice.plan.stages[0].finetune, choice.plan.data.repeats
+    return float("inf") if finetune is None else finetune.token_count(choice.plan.length) / passes
 
 
 def measure_machine(
@@ -140,5 +165,4 @@ def _training_tokens(run: StagedRun, choice: Choice) -> float:
     finetune = choice.plan.stages[0].finetune
     if finetune is None:
         return float("inf")
-    needed = finetune.token_count(choice.plan.length)
-    return FILLED * run.data.training_tokens(round(needed / FILLED))
+    return run.data.training_tokens(finetune.token_count(choice.plan.length))

@@ -70,6 +70,7 @@ class Goal:
         start: Closed form to start from.
         texts: Numbers of documents.
         data: Table of the documents.
+        spent: Seconds of that time which have passed.
     """
 
     rope: Rope
@@ -79,11 +80,12 @@ class Goal:
     start: str = "yarn"
     texts: Texts = field(default_factory=Texts)
     data: Data = field(default_factory=Data)
+    spent: float = 0.0
 
     @property
     def budget(self) -> float:
         """Seconds that the steps of a plan may take by their estimate."""
-        return USED * self.seconds - OVERHEAD
+        return USED * (self.seconds - self.spent) - OVERHEAD
 
     def cost(self, plan: Plan, step: str = "") -> float:
         """Return the estimated seconds of a plan's steps, or of one of them by its name."""

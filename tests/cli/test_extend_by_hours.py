@@ -1,0 +1,275 @@
+"""`longrope extend MODEL --to L --hours H`: the plan that it chooses, the run, its progress, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from longrope.cli import extend_by_hours, job_progress
+from longrope.cli.job_progress import JobProgress
+from longrope.cli.watch import watch
+from longrope.cost.device_speed import DeviceSpeed
+from longrope.errors import LongRopeError
+from longrope.formats.load_factors import load_factors
+from longrope.stages import plan_by_hours
+from longrope.stages.plan import load_plan
+
+Refused = Callable[..., None]
+Options = tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def hours(texts: Path) -> Options:
+    """Options of a run that takes seconds, as its texts are few."""
+    return ("--to", 256, "--hours", 0.05, "--data", texts)
+
+
+@pytest.fixture(scope="module")
+def extended(cli, model: Path, hours: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+    """A finished run on a measured machine; not to be changed."""
+    output = tmp_path_factory.mktemp("by-hours") / "run"
+    log = output.parent / "logs" / "run.log"
+    return output, cli("extend", model, *hours, "-o", output, "--yes", "--log", log)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of a million FLOPs a second, whose measurement takes no time."""
+    monkeypatch.setattr(plan_by_hours, "measure_device_speed", lambda *_, **__: DeviceSpeed(1e7, 1e7))
+
+
+def test_a_model_is_extended(extended: tuple[Path, object]) -> None:
+    output, result = extended
+    assert result.code == 0, result.err
+    assert "Plan: fine-tuning of all weights with the factors of" in result.err
+    assert "One more hour would buy nothing without more texts" in result.err
+    assert re.search(r"part 1 of 4, stage 1: fine-tune at 256: \d+%, loss", result.err)
+    assert "part 4 of 4, export" in result.err
+    results = json.loads((output / "results.json").read_text())
+    assert list(results["perplexity"]) == ["original", "yarn", "extended"]
+    assert results["perplexity"]["extended"][-1]["perplexity"] < results["perplexity"]["yarn"][-1]["perplexity"]
+    assert "Is it better than" in result.out
+    assert (output / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    parameters = AutoModelForCausalLM.from_pretrained(output / "checkpoint").config.rope_parameters
+    assert parameters["long_factor"] == list(load_factors(output / "extension.json").long.factors)
+
+
+def test_the_plan_is_in_the_folder_with_its_reasons(cli, extended: tuple[Path, object], model: Path, tmp_path) -> None:
+    """It can be carried out as any plan, and costs what was said."""
+    text = (extended[0] / "plan.toml").read_text()
+    assert text.startswith("# longrope extend ")
+    assert "# Plan: fine-tuning" in text
+    plan = load_plan(extended[0] / "plan.toml")
+    assert plan.stages[0].finetune is not None
+    assert f"{plan.stages[0].finetune.steps} steps of 2 windows of 128 tokens" in text
+    run = Path(shutil.copytree(extended[0], tmp_path / "run"))
+    assert cli("extend", model, run / "plan.toml", "-o", run, "--resume").code == 0
+
+
+def test_both_logs_have_the_lines_of_the_progress(extended: tuple[Path, object]) -> None:
+    own = (extended[0] / "progress.log").read_text().splitlines()
+    assert own == (extended[0].parent / "logs" / "run.log").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d (part \d of 4, |done in )", line) for line in own)
+    assert len(own) >= 5
+
+
+def test_a_second_run_into_the_folder(cli, refused: Refused, extended, model: Path, hours: Options) -> None:
+    """It is refused with a hint, or continued without a plan; the folder stays as it is."""
+    output, first = extended
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    refused(f"{output} exists; continue it with --resume", "extend", model, *hours, "-o", output)
+    refused(f"to = 512: {output} is a run to 256 tokens", "extend", model, "--to", 512, "-o", output, "--resume")
+    refused(f"{output} is a run of model {model}", "extend", "tiny", "-o", output, "--resume")
+    resumed = cli("extend", model, "-o", output, "--resume")
+    assert (resumed.code, resumed.out) == (0, first.out)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_an_interrupt_exports_the_best_so_far_and_the_run_resumes(
+    cli, model: Path, hours: Options, tmp_path: Path, slow: None, extended: tuple[Path, object]
+) -> None:
+    output = tmp_path / "run"
+    interrupter = threading.Thread(target=interrupt_at, args=(output / "stage-1" / "training",))
+    interrupter.start()
+    # hours that make the plan of the finished run on the slow machine
+    result = cli("extend", model, *hours[:2], "--hours", 2, *hours[4:], "-o", output, "--export-on-interrupt")
+    interrupter.join()
+    assert result.code == 130, result
+    assert f"Best so far: {output / 'checkpoint-so-far'}" in result.err
+    assert "interrupted; with -o, it continues with --resume" in result.err
+    assert "stopped in stage 1: fine-tune at 256 (KeyboardInterrupt)" in (output / "progress.log").read_text()
+    original, so_far = (AutoModelForCausalLM.from_pretrained(path) for path in (model, output / "checkpoint-so-far"))
+    assert so_far.config.rope_parameters["rope_type"] == "longrope"
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not original.get_parameter(name).equal(so_far.get_parameter(name))
+    assert not (output / "checkpoint").exists()
+    resumed = cli("extend", model, "-o", output, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert (output / "checkpoint").exists()
+
+
+def interrupt_at(training: Path, seconds: float = 60.0) -> None:
+    """Press Ctrl-C once a training has a complete checkpoint."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not any(training.glob("checkpoint-*/complete")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "to is missing: give --to LENGTH and --hours H, or a plan file"),
+        (("--hours", 1), "to is missing"),
+        (("--to", 256), "hours is missing: give --hours, such as --hours 3, or write a plan with longrope plan"),
+        (("--to", 256, "--hours", 0), r"hours = 0\.0: not a time"),
+        (("--to", 256, "--hours", "inf"), "hours = inf: not a time"),
+        (("--to", 64, "--hours", 1), r"stages\[0\]\.length = 64 is not above the model's original length 64"),
+        (("--to", "9z", "--hours", 1), "to = '9z'"),
+        (("demo", "--hours", 1, "--to", "2k"), "plan = 'demo' says all itself: drop --to, --hours, or edit the file"),
+        (("demo", "--data", "stdlib"), "plan = 'demo' says all itself: drop --data"),
+    ],
+)
+def test_options_that_do_not_fit(refused: Refused, options: Options, said: str, model: Path, tmp_path: Path) -> None:
+    refused(said, "extend", model, *options, "-o", tmp_path / "run")
+
+
+def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, tmp_path: Path, slow: None) -> None:
+    """The error says the least, and what it would give."""
+    command = ("extend", model, "--to", 256, "--data", hours[5], "-o", tmp_path / "run")
+    said = (
+        r"hours = 0\.001: too short for 256 tokens here. The least is about [\d.]+ hours. "
+        "They give the factors of yarn, not trained, measured on one text"
+    )
+    refused(said, *command, "--hours", 0.001)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_texts_that_are_too_short(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:
+    said = "data: 1 texts of 100000 tokens are needed"
+    refused(said, "extend", model, "--to", 100000, *hours[2:], "-o", tmp_path / "run")
+
+
+def test_a_folder_without_text(refused: Refused, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff\xfe")
+    command = ("extend", model, "--to", 256, "--hours", 1, "-o", tmp_path / "run")
+    refused(f"data = '{folder}'", *command, "--data", folder)
+    refused("data = '.*nowhere': not a file or folder", *command, "--data", tmp_path / "nowhere")
+
+
+def test_models_that_cannot_be_extended(refused: Refused, no_rope: Path, hours: Options, tmp_path: Path) -> None:
+    refused("gpt2", "extend", no_rope, *hours, "-o", tmp_path / "run")
+    refused("nowhere': there is no such folder", "extend", tmp_path / "nowhere", *hours, "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_files(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused(f"{tmp_path} exists and holds no run; choose another output", "extend", model, *hours, "-o", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_log_that_cannot_be_written(refused: Refused, extended: tuple[Path, object], model: Path, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    log = tmp_path / "file" / "log"
+    refused(f"cannot write {log}", "extend", model, "-o", extended[0], "--resume", "--log", log)
+
+
+def test_a_person_is_asked_once(
+    cli, model: Path, hours: Options, tmp_path: Path, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A no leaves no run behind, so that other hours can be tried at once."""
+    questions: list[str] = []
+
+    def refuse(question: str, **_: object) -> bool:
+        questions.append(question)
+        return False
+
+    monkeypatch.setattr(extend_by_hours.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(extend_by_hours.typer, "confirm", refuse)
+    result = cli("extend", model, *hours[:2], "--hours", 2, *hours[4:], "-o", tmp_path / "run")
+    assert (result.code, result.out, questions) == (0, "", ["Go on?"])
+    assert "One more hour would buy" in result.err
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_line_of_a_job() -> None:
+    """The time left is that of the shares at the pace so far; a resumed run does not count what was done before."""
+    now = [0.0]
+    job = JobProgress([("stage 1: search", 1.0), ("stage 1: fine-tune", 3.0)], clock=lambda: now[0])
+    now[0] = 10.0
+    job.update("stage 1: search at 128", 5, 10, "loss 2.000")
+    assert job.line() == "part 1 of 2, stage 1: search at 128: 50%, loss 2.000; in all 12% after 10 s"
+    now[0] = 30.0
+    job.update("stage 1: fine-tune at 128", 1, 3, "")
+    assert job.line() == "part 2 of 2, stage 1: fine-tune at 128: 33%; in all 50% after 30 s, about 40 s left"
+    job.update("another step", 1, 2, "")
+    assert job.line().startswith("another step: 50%; in all 50%")
+
+
+def test_a_line_a_minute_and_at_each_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with job_progress.job_progress([("a", 1), ("b", 1)], quiet=True, logs=[log]) as on_progress:
+        for step in ("a", "b"):
+            for done in range(100):
+                on_progress(step, done, 100, "")
+    lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
+    assert [line.split(":")[0] for line in lines] == ["part 1 of 2, a", "part 2 of 2, b", "done in 0 s"]
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ZeroDivisionError), job_progress.job_progress([], quiet=False, every=0.0) as on_progress:
+        on_progress("a", 1, 2, "")
+        on_progress("a", 2, 2, "")
+        raise ZeroDivisionError
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "a: 50%", "a: 100%", "stopped in a (ZeroDivisionError)"
+    ]  # fmt: skip
+
+
+def test_a_run_is_watched_until_it_is_done(
+    cli, refused: Refused, extended: tuple[Path, object], tmp_path: Path
+) -> None:
+    result = cli("report", extended[0], "--watch")
+    assert result.code == 0, result.err
+    assert "part 4 of 4, export" in result.out
+    assert "Perplexity by length" in result.out
+    refused("watch: it shows one run in the terminal", "report", extended[0], extended[0], "--watch")
+    refused("no run of longrope extend", "report", tmp_path, "--watch")
+
+
+def test_a_watcher_waits_for_the_end(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    log = tmp_path / "progress.log"
+    (tmp_path / "run.json").write_text("{}")
+
+    def work() -> None:
+        for line in ("part 1 of 1, a: 50%", "done in 1 s"):
+            time.sleep(0.05)
+            with log.open("a") as file:
+                file.write(f"2026-01-01T00:00:00 {line}\n")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    with (console := Console(record=True, width=100)).capture():
+        watch(tmp_path, console, every=0.01)
+    worker.join()
+    shown = console.export_text()
+    assert shown.index("no step has begun yet") < shown.index("a: 50%") < shown.index("done in 1 s")
+
+
+def test_a_damaged_run_is_not_resumed(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(LongRopeError, match="its run.json is missing or damaged"):
+        extend_by_hours.plan_of_run(tmp_path, None, resume=True)
