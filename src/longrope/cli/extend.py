@@ -44,7 +44,8 @@ def run(
     resume: options.Resume = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Carry out the chosen plan without asking.")] = False,
     export_on_interrupt: Annotated[
-        bool, typer.Option(help="After Ctrl-C, export the best so far (OUTPUT/checkpoint-so-far).")
+        bool,
+        typer.Option("--export-on-interrupt", help="After Ctrl-C, export the best so far (OUTPUT/checkpoint-so-far)."),
     ] = False,
     log: Annotated[Path | None, typer.Option(help="File that gets a line of progress each minute.")] = None,
     as_json: options.Json = False,
@@ -70,14 +71,14 @@ def run(
     from longrope.stages.run_folder import StagedRun, open_run
     from longrope.storage.lock import locked
 
-    given = None if plan is None else load_plan(plan)
-    output = output or default_output(model, length if given is None else given.length)
+    named_plan = None if plan is None else load_plan(plan)
+    output = output or default_output(model, length if named_plan is None else named_plan.length)
     exists = (output / "run.json").exists()
     tables = {"--to": to, "--hours": hours, "--data": data, "--text-key": text_key}
     extend_by_hours.check_options(tables, plan, exists=exists)
-    by_hours = given is None and not exists
-    if given is not None:
-        loaded = with_default_data(given, model)
+    by_hours = named_plan is None and not exists
+    if named_plan is not None:
+        loaded = with_default_data(named_plan, model)
     elif exists:
         loaded = extend_by_hours.plan_of_run(output, length, resume=resume)
     else:

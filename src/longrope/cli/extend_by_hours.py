@@ -28,24 +28,24 @@ EXPECTED = {
 }
 
 
-def check_options(given: Mapping[str, object], plan: str | None, *, exists: bool) -> None:
+def check_options(values: Mapping[str, object], plan: str | None, *, exists: bool) -> None:
     """Check that the command has either a plan, or what a plan is chosen by.
 
     Args:
-        given: Values by the names of the options that choose a plan.
+        values: Values by the names of the options that choose a plan.
         plan: Plan of the command; None to choose one.
         exists: Whether the output holds a run, which has a plan.
 
     Raises:
         LongRopeError: If it does not, or the hours are not a number of hours.
     """
-    names = [name for name, value in given.items() if value is not None]
+    names = [name for name, value in values.items() if value is not None]
     if plan is not None and names:
         raise LongRopeError(f"plan = {plan!r} says all itself: drop {', '.join(names)}, or edit the file")
-    hours = given["--hours"]
+    hours = values["--hours"]
     if plan is not None or exists:
         return
-    if given["--to"] is None:
+    if values["--to"] is None:
         raise missing_length()
     if hours is None:
         raise LongRopeError(
@@ -95,7 +95,7 @@ def _show(run: StagedRun, advice: Advice, hours: float) -> None:
     choice, original = advice.choice, run.rope.original_length
     lengths = f"{original:,} to {choice.plan.length:,} tokens"
     title = f"{run.model}: {lengths} on {run.device} in {plan_output.span(3600 * hours)}"
-    plan_output.show(plan_output.Report(choice.parts, advice.machine.speeds, ()), title, err=True)
+    plan_output.show(plan_output.Report(choice.costs, advice.machine.speeds, ()), title, err=True)
     for line in sentences(advice, hours):
         typer.echo(line, err=True)
 
@@ -148,5 +148,5 @@ def steps_of(plan: Plan, config: PreTrainedConfig, dtype: str) -> Sequence[tuple
 
     costs = part_costs(plan, ModelShape.of(config, dtype), Rope.of(config))
     names = {"evaluation": "measure"}
-    parts = [(names.get(step.name, step.name), step.total_flops) for step in costs]
-    return parts if plan.export == "none" else [*parts, ("export", 0.01 * sum(cost for _, cost in parts))]
+    steps = [(names.get(step.name, step.name), step.total_flops) for step in costs]
+    return steps if plan.export == "none" else [*steps, ("export", 0.01 * sum(cost for _, cost in steps))]

@@ -158,5 +158,4 @@ def tell_so_far(staged: StagedRun) -> None:
     except LongRopeError as error:
         typer.echo(f"Note: the best so far is not exported: {error}", err=True)
         return
-    where = "nothing yet: the run has no factors" if folder is None else str(folder)
-    typer.echo(f"Best so far: {where}", err=True)
+    typer.echo(f"Best so far: {folder or 'nothing yet, as the run has no factors'}", err=True)

@@ -26,7 +26,7 @@ class Choice:
         plan: The plan.
         kind: Kind of extension.
         start: Closed form that it starts from.
-        parts: Costs of the plan's steps, by the names that `longrope.stages.pipeline.extend` reports.
+        costs: Costs of the plan's steps, by the names that `longrope.stages.pipeline.extend` reports.
         seconds: Estimated seconds of the whole run.
         limit: What keeps the training from being longer: time, memory, texts, or nothing (``enough``).
     """
@@ -34,7 +34,7 @@ class Choice:
     plan: Plan
     kind: Kind
     start: str
-    parts: tuple[Cost, ...]
+    costs: tuple[Cost, ...]
     seconds: float
     limit: str
 

@@ -10,7 +10,7 @@ from longrope.stages.plan_tables import Distill, FinalEvaluation, Finetune, Reco
 
 MEASURED = 0.4  # of the time that the evaluation may take
 SIDE_STEP = 0.1  # of the time that a search for short factors, or the test of rates, may take
-LEAST_STEPS = 15  # optimizer steps, below which fine-tuning is not worth its noise
+LEAST_STEPS = 10  # optimizer steps, the fewest that were measured to bring something
 LEAST_FULL_SHARE = 0.01  # of the parameters: on fewer tokens, LoRA instead of all weights
 RANK = 8
 TASK = "recall"
