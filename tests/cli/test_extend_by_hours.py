@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -153,7 +154,6 @@ def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, t
         "They give the factors of yarn, not trained, measured on one text"
     )
     refused(said, *command, "--hours", 0.001)
-    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_texts_that_are_too_short(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_person_is_asked_once(
     result = cli("extend", model, *hours[:2], "--hours", 2, *hours[4:], "-o", tmp_path / "run")
     assert (result.code, result.out, questions) == (0, "", ["Go on?"])
     assert "One more hour would buy" in result.err
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_line_of_a_job() -> None:
@@ -227,7 +227,8 @@ def test_a_line_a_minute_and_at_each_step(capsys: pytest.CaptureFixture[str], tm
             for done in range(100):
                 on_progress(step, done, 100, "")
     lines = [line.split(" ", 1)[1] for line in log.read_text().splitlines()]
-    assert [line.split(":")[0] for line in lines] == ["part 1 of 2, a", "part 2 of 2, b", "done in 0 s"]
+    assert [line.split(":")[0] for line in lines] == ["part 1 of 2, a", "part 2 of 2, b", lines[-1]]
+    assert lines[-1].startswith("done in ")
     assert capsys.readouterr().err == ""
     with pytest.raises(ZeroDivisionError):
         stop_after_two_lines()
@@ -268,10 +269,9 @@ def test_a_watcher_waits_for_the_end(tmp_path: Path) -> None:
 
     worker = threading.Thread(target=work)
     worker.start()
-    with (console := Console(record=True, width=100)).capture():
-        watch(tmp_path, console, every=0.01)
+    watch(tmp_path, Console(file=(output := io.StringIO()), width=100), every=0.01)
     worker.join()
-    shown = console.export_text()
+    shown = output.getvalue()
     assert shown.index("no step has begun yet") < shown.index("a: 50%") < shown.index("done in 1 s")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -38,7 +39,7 @@ SMOL_ROPE = Rope(dim=64, base=100000.0, original_length=8192)
 GIB = 2**30
 
 
-def goal(hours: float, *, shape: ModelShape = TINY, length: int = 2048, speed: float = 4e10, **fields: object) -> Goal:
+def goal(hours: float, *, shape: ModelShape = TINY, length: int = 2048, speed: float = 4e10, **fields: Any) -> Goal:
     """The goal of a model on a machine with that many FLOPs a second."""
     rope = TINY_ROPE if shape is TINY else SMOL_ROPE
     texts = fields.pop("texts", Texts())
@@ -93,17 +94,17 @@ def test_smollm2_to_16k_in_two_hours_trains_an_adapter() -> None:
         ({"memory": 120_000_000, "hours": 1, "lora": False}, "search", "memory"),
     ],
 )
-def test_kinds(change: dict[str, object], kind: str, limit: str) -> None:
-    choice = choose_plan(goal(**{"hours": 0.1, **change}))  # type: ignore[arg-type]
+def test_kinds(change: dict[str, Any], kind: str, limit: str) -> None:
+    choice = choose_plan(goal(**{"hours": 0.1, **change}))
     assert (choice.kind, choice.limit) == (kind, limit)
 
 
 def test_where_all_weights_have_no_room_an_adapter_trains() -> None:
     """Adam takes 16 bytes a parameter: 2.2 GB of SmolLM2."""
-    many = {"shape": SMOL, "length": 16384, "speed": 1e14}
-    full, adapter = choose_plan(goal(1, **many)), choose_plan(goal(1, **many, memory=2 * GIB))  # type: ignore[arg-type]
-    ranks = [choice.plan.stages[0].finetune.lora for choice in (full, adapter)]  # type: ignore[union-attr]
-    assert ranks == [0, 8]
+    many: dict[str, Any] = {"shape": SMOL, "length": 16384, "speed": 1e14}
+    full, adapter = choose_plan(goal(1, **many)), choose_plan(goal(1, **many, memory=2 * GIB))
+    finetunes = [choice.plan.stages[0].finetune for choice in (full, adapter)]
+    assert [finetune and finetune.lora for finetune in finetunes] == [0, 8]
 
 
 def test_a_model_without_sparse_windows_trains_on_windows_that_jump() -> None:

@@ -99,10 +99,10 @@ def run(
     heading = ""
     if by_hours:
         assert hours is not None
-        with locked(output):
+        with extend_by_hours.removing_leftovers(output), locked(output):
             advice = extend_by_hours.choose(staged, hours, quiet=as_json)
-        if not extend_by_hours.agreed(yes=yes or as_json):
-            raise typer.Exit
+            if not extend_by_hours.agreed(yes=yes or as_json):
+                raise typer.Exit
         loaded, heading = advice.choice.plan, extend_by_hours.heading(advice, hours)
         staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +76,18 @@ def plan_of_run(folder: Path, length: int | None, *, resume: bool) -> Plan:
     if length is not None and length != plan.length:
         raise LongRopeError(f"to = {length}: {folder} is a run to {plan.length} tokens; choose another output with -o")
     return plan
+
+
+@contextmanager
+def removing_leftovers(folder: Path) -> Iterator[None]:
+    """Remove a folder that the block has made, if the block ends in an error, an interrupt or a no."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def choose(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
