@@ -29,7 +29,7 @@ from longrope.stages.run_folder import StagedRun, begin_run
 from longrope.storage.atomic import write_json
 
 BUILD, RESULTS = Path("build/extend-by-hours"), Path(__file__).parent / "results" / "extend-by-hours.json"
-HOURS = (0.03, 0.1)
+HOURS = (0.1,)
 DATA, LENGTH, SEED = "stdlib:unseen", 2048, 0
 FINETUNE = f"""
 [stages.finetune]
@@ -69,7 +69,7 @@ questions = 5
 stages = false
 """
 RULES = [("ramp", 0), ("yarn", 10), ("yarn", 20), ("yarn", 40), ("ramp", 40), ("search", 0), ("search", 40)]
-RANKED = {("tiny", 2048): 1024, ("tiny", 131072): 2048, ("smollm2", 32768): 2048}  # length: window
+RANKED = {("tiny", 2048): (1024, 16), ("smollm2", 32768): (2048, 4)}  # tokens of a window, number of windows
 
 
 def measured(part: str, name: str, measure: Callable[[], Any]) -> None:
@@ -125,12 +125,12 @@ def rule(factors: str, steps: int) -> dict[str, Any]:
     return {"seconds": before, "results": at_length(EvalResults.load(run.folder))["extended"]}
 
 
-def starts(model: str, length: int, window: int) -> dict[str, float]:
-    """Return the loss of closed forms on sixteen sparse windows of held-out text, in nats."""
+def starts(model: str, length: int, window: int, count: int) -> dict[str, float]:
+    """Return the loss of closed forms on sparse windows of held-out text with planted lines, in nats."""
     data = Data(source=DATA if model == "tiny" else "stdlib")
     dtype = "float32" if model == "tiny" else "bfloat16"
     run = StagedRun(BUILD / f"starts-{model}-{length}", model, bare_plan(length, data), dtype=dtype)
-    return rank_starts(run, Finetune(steps=1, batch=1, window=window, windows="sparse", answers=3.0), 16)
+    return rank_starts(run, Finetune(steps=1, batch=1, window=window, windows="sparse", answers=3.0), count)
 
 
 def main() -> None:
@@ -143,8 +143,8 @@ def main() -> None:
         for factors, steps in RULES:
             measured("rules", f"{factors}, {steps} steps", lambda f=factors, s=steps: rule(f, s))
     if not part or part == ["starts"]:
-        for (model, length), window in RANKED.items():
-            measured("starts", f"{model} {length}", lambda m=model, n=length, w=window: starts(m, n, w))
+        for (model, length), sizes in RANKED.items():
+            measured("starts", f"{model} {length}", lambda m=model, n=length, s=sizes: starts(m, n, *s))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from longrope.cli.job_progress import JobProgress
 from longrope.cli.watch import watch
 from longrope.cost.device_speed import DeviceSpeed
 from longrope.errors import LongRopeError
-from longrope.formats.load_factors import load_factors
+from longrope.formats.load_factors import load_extension
 from longrope.stages import plan_by_hours
 from longrope.stages.plan import load_plan
 
@@ -61,7 +61,7 @@ def test_a_model_is_extended(extended: tuple[Path, object]) -> None:
     assert results["perplexity"]["extended"][-1]["perplexity"] < results["perplexity"]["yarn"][-1]["perplexity"]
     assert "Is it better than" in result.out
     assert (output / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    exported, extension = load_factors(output / "checkpoint"), load_factors(output / "extension.json")
+    exported, extension = load_extension(output / "checkpoint"), load_extension(output / "extension.json")
     assert AutoModelForCausalLM.from_pretrained(output / "checkpoint").config.max_position_embeddings == 256
     assert exported.long.factors == pytest.approx(extension.long.factors)
 
