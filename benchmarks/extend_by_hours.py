@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from longrope.evaluation.results import EvalResults
@@ -69,7 +70,7 @@ questions = 5
 stages = false
 """
 RULES = [("ramp", 0), ("yarn", 10), ("yarn", 20), ("yarn", 40), ("ramp", 40), ("search", 0), ("search", 40)]
-RANKED = {("tiny", 2048): (1024, 16), ("smollm2", 32768): (2048, 4)}  # tokens of a window, number of windows
+RANKED = {("tiny", 2048): (1024, 16), ("smollm2", 32768): (2048, 8)}  # tokens of a window, number of windows
 
 
 def measured(part: str, name: str, measure: Callable[[], Any]) -> None:
@@ -126,11 +127,12 @@ def rule(factors: str, steps: int) -> dict[str, Any]:
 
 
 def starts(model: str, length: int, window: int, count: int) -> dict[str, float]:
-    """Return the loss of closed forms on sparse windows of held-out text with planted lines, in nats."""
+    """Return the mean loss of closed forms on sparse windows of held-out text with planted lines, in nats."""
     data = Data(source=DATA if model == "tiny" else "stdlib")
     dtype = "float32" if model == "tiny" else "bfloat16"
     run = StagedRun(BUILD / f"starts-{model}-{length}", model, bare_plan(length, data), dtype=dtype)
-    return rank_starts(run, Finetune(steps=1, batch=1, window=window, windows="sparse", answers=3.0), count)
+    finetune = Finetune(steps=1, batch=1, window=window, windows="sparse", answers=3.0)
+    return {name: fmean(losses) for name, losses in rank_starts(run, finetune, count).items()}
 
 
 def main() -> None:

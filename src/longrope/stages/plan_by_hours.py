@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from statistics import fmean
 
 from transformers import PreTrainedConfig
 
@@ -81,8 +82,8 @@ def plan_by_hours(
         window = machine.speeds[machine.shape.dtype].seconds(machine.shape.forward(finetune.window or length))
         windows = int(RANKED * 3600 * hours / (window * len(STARTS)))
         if windows >= LEAST_WINDOWS:
-            starts = rank_starts(run, finetune, windows)
-            start = best_start(starts)
+            losses = rank_starts(run, finetune, windows)
+            start, starts = best_start(losses), {name: fmean(values) for name, values in losses.items()}
     choice, texts = _with_documents(run, texts, lambda texts: choose(0, start, texts))
     check_disk(choice.plan, machine.shape, run.folder)
     return Advice(choice, choose(1, choice.start, texts), machine, starts)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from longrope.data.training_windows import TrainingWindows
+from longrope.evaluation.statistics import mean_error
 from longrope.longcontext.sparse_attention import use_weighted_attention
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.patch import patch
@@ -19,17 +21,15 @@ from longrope.stages.plan_tables import Finetune, Stage
 from longrope.stages.run_folder import StagedRun
 
 STARTS = ("yarn", "ramp", "heuristic")
-LEAST_WINDOWS, MOST_WINDOWS = 4, 16
-IMPROVES = 0.01  # nats a token, by which a closed form must be better than the first one
+LEAST_WINDOWS, MOST_WINDOWS = 8, 16
 
 
-def rank_starts(run: StagedRun, finetune: Finetune, count: int, starts: Sequence[str] = STARTS) -> dict[str, float]:
-    """Return the mean loss of each closed form, in nats, on windows like those that the fine-tuning trains on.
+def rank_starts(
+    run: StagedRun, finetune: Finetune, count: int, starts: Sequence[str] = STARTS
+) -> dict[str, list[float]]:
+    """Return the losses of each closed form, in nats, on windows like those that the fine-tuning trains on.
 
     Half of them have planted lines whose answers weigh more: factors with the lowest perplexity may lose recall.
-
-    On `tiny` at 8x and SmolLM2 at 4x, sparse windows of 1,024 and 2,048 tokens order these closed forms as whole
-    documents do.
 
     Args:
         run: Run whose plan names the model, the documents and the length.
@@ -48,34 +48,39 @@ def rank_starts(run: StagedRun, finetune: Finetune, count: int, starts: Sequence
     model, _ = run.load(run.model, dtype=run.dtype, device=run.device)
     if windows.sparse:
         use_weighted_attention(model)
-    losses: dict[str, float] = {}
+    losses: dict[str, list[float]] = {}
     for name in starts:
         attention = attention_factor(run.plan.attention, run.rope, run.plan.length)
         scaling = replace(scheme(name, run.rope, run.plan.length), attention_factor=attention)
-        losses[name] = _mean_loss(model, scaling, windows)
+        losses[name] = _losses(model, scaling, windows)
     return losses
 
 
-def best_start(losses: Mapping[str, float]) -> str:
-    """Return the closed form with the lowest loss; the first one unless another is clearly better.
+def best_start(losses: Mapping[str, Sequence[float]]) -> str:
+    """Return the closed form with the lowest mean loss, if it is better than the first one by two standard errors.
 
-    >>> best_start({"yarn": 2.0, "ramp": 1.995}), best_start({"yarn": 2.0, "ramp": 1.9})
-    ('yarn', 'ramp')
+    The errors are those of the paired differences. Else it is the first one.
+
+    >>> best_start({"yarn": [2.0, 3.0, 4.0], "ramp": [1.9, 2.9, 3.8]})
+    'ramp'
+    >>> best_start({"yarn": [2.0, 3.0, 4.0], "ramp": [1.5, 3.1, 3.9]})
+    'yarn'
     """
     first = next(iter(losses))
-    best = min(losses, key=losses.__getitem__)
-    return best if losses[best] < losses[first] - IMPROVES else first
+    best = min(losses, key=lambda name: fmean(losses[name]))
+    difference, error = mean_error([a - b for a, b in zip(losses[best], losses[first], strict=True)])
+    return best if difference < -2 * (error or 0.0) else first
 
 
 @torch.no_grad()
-def _mean_loss(model: Any, scaling: Scaling, windows: TrainingWindows) -> float:
+def _losses(model: Any, scaling: Scaling, windows: TrainingWindows) -> list[float]:
     with patch(model, scaling):
         use_chunked_loss(model)
         try:
-            total = 0.0
+            losses: list[float] = []
             for index in range(len(windows)):
                 inputs = {name: torch.from_numpy(values).to(model.device) for name, values in windows[index].items()}
-                total += float(model(**inputs).loss)
+                losses.append(float(model(**inputs).loss))
         finally:
             del model.forward
-    return total / len(windows)
+    return losses
