@@ -602,7 +602,7 @@ def signature(run: StagedRun) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.folder.rglob("*")):
         name = str(path.relative_to(run.folder))
-        if not path.is_file() or name.startswith("tokens/"):
+        if not path.is_file() or name.startswith("tokens/") or name in ("progress.log", "report.html"):
             continue
         if path.suffix == ".safetensors":
             found[name] = {key: tensor.tolist() for key, tensor in running.weights(path.parent).items()}
