@@ -11,7 +11,7 @@ from longrope.servers.client import RefusedRequestError, Server
 from longrope.servers.completion import Completion, complete
 from longrope.servers.probe_prompts import STEPS, ProbePrompt
 from longrope.servers.token_texts import TokenTexts
-from longrope.tasks.haystack import encode_within
+from longrope.tasks.encode import encode_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

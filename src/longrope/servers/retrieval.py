@@ -144,4 +144,4 @@ def _score(server: Server, sent: Sent, prompt: Prompt) -> PromptScore:
             f"server = {server.url}: it read {read} of the {tokens} tokens of a prompt, without an error. "
             "Launch it for longer prompts, or use shorter lengths."
         )
-    return PromptScore(string_match(completion.text, prompt.answers), completion.text)
+    return PromptScore(string_match(completion.text, prompt.answers, any_answer=prompt.any_answer), completion.text)
