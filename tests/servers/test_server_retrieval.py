@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -18,6 +19,9 @@ from longrope.evaluation.results import EvalResults
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.schemes import scheme
+from longrope.servers.client import connect
+from longrope.servers.completion import complete
+from longrope.servers.retrieval import _scores
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
 
@@ -75,6 +79,19 @@ def test_the_scores_are_those_of_the_model_behind_the_server(
     assert sum(record.score * record.trials for record in results["retrieval"][name]) == sum(
         answer["score"] for answer in answers.values()
     )
+
+
+@pytest.mark.parametrize(("any_answer", "score"), [(False, 0.5), (True, 1.0)])
+def test_one_of_several_answers_is_enough_where_the_task_says_so(
+    tiny, ramp_server, documents, any_answer: bool, score: float
+) -> None:
+    [prompt] = make_prompts("recall", tiny[1], length=256, trials=1, texts=documents[:, :256])
+    with serving(ramp_server.reply) as url:
+        server = connect(url, None, timeout=60)
+        text = complete(server, prompt.tokens.tolist(), tokens=prompt.room).text
+        asked = replace(prompt, answers=(text.split()[0], "no such word"), any_answer=any_answer)
+        [(_, answered)] = _scores(server, lambda prompt: prompt.tokens.tolist(), [asked], [0], 1)
+    assert answered.score == score
 
 
 def test_an_interrupted_evaluation_continues_where_it_was(cli, checkpoint, ramp_server, tmp_path: Path) -> None:
