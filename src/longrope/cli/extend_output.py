@@ -110,6 +110,7 @@ def results(staged: StagedRun) -> dict[str, Any]:
 def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None) -> None:
     """Print the table of perplexities, the cost at L0, and where everything is."""
     from longrope.evaluation.results import EvalResults
+    from longrope.report.verdict import verdict_of
 
     if record:
         measured = EvalResults.load(staged.folder)
@@ -118,7 +119,7 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
         for name, percent in record["short_context"].items():
             lost = "perplexity is not finite" if percent is None else f"{percent:+.1f}% perplexity"
             typer.echo(f"at {staged.rope.original_length:,} tokens, {name}: {lost}")
-        for sentence in verdict(staged.folder):
+        for sentence in verdict_of(staged.folder):
             typer.echo(sentence)
         typer.echo(f"Results: {staged.folder / 'results.json'}; see longrope report {staged.folder}")
     typer.echo(f"Factors: {staged.folder / 'extension.json'}")
@@ -128,15 +129,6 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
             typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")
         elif staged.plan.export == "static" and staged.leaves_adapter:
             typer.echo("It is static: adapter and long factors at every length, which longrope turns off up to L0.")
-
-
-def verdict(folder: Path) -> list[str]:
-    """Return the sentences of the report on a finished run: whether it works, its cost at L0, and against YaRN."""
-    from longrope.report.load import read_runs
-    from longrope.report.verdict import answers
-
-    (run,) = read_runs([folder])
-    return [f"{answer.question} {answer.verdict}. {answer.why}" for answer in answers(run)]
 
 
 def write_page(staged: StagedRun) -> Path:
