@@ -21,6 +21,6 @@ def test_options_for_research_have_a_panel_of_their_own() -> None:
     options, _, research = rendered().partition("─ Research ")
     assert set(re.findall(r"--[a-z-]+", research)) == {
         *("--parametrization", "--population", "--patience", "--attention", "--start-tokens"),
-        *("--also", "--tail", "--window", "--racing"),
+        *("--also", "--tail", "--window", "--keep-short", "--racing"),
     }
     assert {"--method", "--budget", "--schemes", "--factors"} <= set(re.findall(r"--[a-z-]+", options))

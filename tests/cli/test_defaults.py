@@ -12,7 +12,7 @@ import pytest
 import longrope as lr
 from longrope.cli import eval as cli_eval
 from longrope.cli import search as cli_search
-from longrope.cli.eval_inputs import parse_depths
+from longrope.cli.eval_output import CLAIM_TRIALS
 from longrope.models.load import choose_device
 from longrope.objectives import placement
 
@@ -45,10 +45,10 @@ def test_search_options(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_eval_options() -> None:
     commands, ours = defaults(cli_eval.run), lr.EvalOptions()
     names = {field.name for field in dataclasses.fields(lr.EvalOptions)} & commands.keys()
-    assert {name: getattr(ours, name) for name in sorted(names - {"depths"})} == {
-        name: commands[name] for name in sorted(names - {"depths"})
+    assert {name: getattr(ours, name) for name in sorted(names - {"trials"})} == {
+        name: commands[name] for name in sorted(names - {"trials"})
     }
-    assert list(ours.depths) == parse_depths(commands["depths"])
+    assert (ours.trials, commands["trials"]) == (CLAIM_TRIALS, None)  # or ten with --quick
     assert ours.seed == commands["data_seed"]
     assert list(ours.measurements) == (commands["measure"] or [])
     rest = {field.name for field in dataclasses.fields(lr.EvalOptions)} - names

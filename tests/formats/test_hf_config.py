@@ -341,3 +341,9 @@ def test_the_published_factors_of_phi3() -> None:
         assert read.rope == Rope(dim=96, base=10000.0, original_length=4096)
         assert read.long.attention_factor == pytest.approx(1.1902380714238083)
         assert len(read.short.factors) == len(read.long.factors) == 48
+
+
+@pytest.mark.parametrize("kind", [[1.0], {"yarn": 1}, 3])
+def test_a_rope_type_that_is_not_a_word_is_refused(kind: object) -> None:
+    with pytest.raises(LongRopeError, match=r"rope_type = .*: longrope does not know this type"):
+        extension_of_config({**BASE, "rope_scaling": {"rope_type": kind}})

@@ -79,7 +79,7 @@ def _kind(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
         raise LongRopeError(f"this config carries no rope scaling: the model runs plain RoPE{reason}")
     if "long_factor" in parameters and kind in ("su", "yarn"):  # names of longrope in older configs
         kind = "longrope"
-    if kind not in READ:
+    if not isinstance(kind, str) or kind not in READ:
         fields = ", ".join(name for name in parameters if name not in GEOMETRY) or "none"
         raise LongRopeError(
             f"rope_type = {kind!r}: longrope does not know this type, only {', '.join(READ)}, su. Upgrade longrope, "
