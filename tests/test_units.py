@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from longrope.errors import LongRopeError
-from longrope.units import parse_length, parse_lengths, short_length
+from longrope.units import parse_length, parse_lengths, parse_percent, short_length
 
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -39,3 +39,11 @@ def test_no_other_text_is_a_length(text: str) -> None:
 @given(st.lists(st.integers(2, 10**9), min_size=1, max_size=6))
 def test_several_are_sorted_and_distinct(tokens: list[int]) -> None:
     assert parse_lengths(",".join(map(short_length, tokens))) == sorted(set(tokens))
+
+
+@given(st.integers(0, 1000))
+def test_a_percent_without_its_sign_is_not_a_share(percent: int) -> None:
+    assert parse_percent(f"{percent}%", "share") == percent / 100
+    if percent:
+        with pytest.raises(LongRopeError, match=f"share = '{percent}': a share of 1 is 100%. Write {percent}%"):
+            parse_percent(str(percent), "share")

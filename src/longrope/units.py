@@ -32,12 +32,15 @@ def parse_percent(text: str, name: str) -> float:
         name: Name of the value, for errors.
 
     Raises:
-        LongRopeError: If the text is neither.
+        LongRopeError: If the text is neither, or is a share of 1 or more: ``5`` without the sign is hardly 500%.
     """
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         raise LongRopeError(f"{name} = {text!r}: not a share. Give a number of percent such as 1%.") from None
+    if share >= 1 and not text.endswith("%"):
+        raise LongRopeError(f"{name} = {text!r}: a share of 1 is 100%. Write {text}% for that many percent.")
+    return share
 
 
 def parse_lengths(text: str, name: str = "lengths") -> list[int]:

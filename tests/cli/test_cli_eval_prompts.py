@@ -64,5 +64,5 @@ def test_what_is_refused(refused, chatty: Path) -> None:
     refused("chat = 'yes' is unknown; choose one of auto, on, off", "eval", "tiny", *WORDS, "passkey", "--chat", "yes")
     refused("chat = on: the tokenizer has no chat template", "eval", "tiny", *WORDS, "passkey", "--chat", "on")
     refused("another suite's name. Here the task is cwe", "eval", "tiny", *WORDS, "ruler_cwe")
-    refused("ruler_data = None: squad is not there. Give a folder", "eval", "tiny", *WORDS, "qa_1")
+    refused("ruler_data = None: longrope does not ship the questions of squad. Give", "eval", "tiny", *WORDS, "qa_1")
     refused("ruler_data = .*/none: there is no such folder", "eval", "tiny", *WORDS, "qa_2", "--ruler-data", "/none")

@@ -139,7 +139,7 @@ def interrupt_at(training: Path, seconds: float = 60.0) -> None:
         (("--to", 256), "hours is missing: give --hours, such as --hours 3, or write a plan with longrope plan"),
         (("--to", 256, "--hours", 0), r"hours = 0\.0: not a time"),
         (("--to", 256, "--hours", "inf"), "hours = inf: not a time"),
-        (("--to", 64, "--hours", 1), r"stages\[0\]\.length = 64 is not above the model's original length 64"),
+        (("--to", 64, "--hours", 1), "to = 64 is not above the model's original length 64"),
         (("--to", "9z", "--hours", 1), "to = '9z'"),
         (("demo", "--hours", 1, "--to", "2k"), "plan = 'demo' says all itself: drop --to, --hours, or edit the file"),
         (("demo", "--data", "stdlib"), "plan = 'demo' says all itself: drop --data"),

@@ -419,7 +419,7 @@ def damaged(change):
         ("[]", "not a JSON object"),
         (damaged(lambda record: record.pop("version")), r"version = None, but this longrope reads 1\. .*upgrade"),
         (damaged(lambda record: record.update(version=2)), "version = 2, but this longrope reads 1"),
-        (damaged(lambda record: record.pop("rows")), "rows: Field required"),
+        (damaged(lambda record: record.pop("rows")), r"rows: Field required\. Run longrope eval again"),
         (damaged(lambda record: record["rows"].pop("yarn")), "yarn were measured but are not described"),
         (damaged(lambda record: record["rope"].pop("dim")), "rope: field missing or unknown: .*'dim'"),
         (damaged(lambda record: record["rope"].update(dim=32)), "32 values for a rope of dim 32"),

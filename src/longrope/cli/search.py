@@ -51,7 +51,8 @@ def run(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
     needles: Annotated[
-        float, typer.Option(min=0, max=1, help="Weight of the loss of needles planted in the documents (0: none).")
+        float,
+        typer.Option(min=0, max=1, help="Weight of the answers to questions at the end of the documents (0: none)."),
     ] = NEEDLE_WEIGHT,
     search_documents: Annotated[
         int | None, typer.Option(min=1, help="Documents whose loss is minimised (default: 4; 2 above 8,192 tokens).")

@@ -172,8 +172,8 @@ class EvalResults:
             return cls.from_json(data)
         except LongRopeError as error:
             damaged = "" if str(error).startswith("version") else " is damaged"
-            remedy = f" {REMEDY}" if damaged else ""
-            raise LongRopeError(f"{path}{damaged}: {error}{remedy}") from None
+            remedy = f". {REMEDY}" if damaged else "."
+            raise LongRopeError(f"{path}{damaged}: {str(error).rstrip('.')}{remedy}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class SearchOptions:
         seeds: Number of searches, with seeds 0, 1, …; the best wins.
         attention: Attention factor: ``su``, ``yarn``, ``none``, a number, or ``search``.
         start_tokens: Whether to search the number of start tokens n̂ too.
-        needles: Weight of the loss of needles planted in the documents, from 0 to 1.
+        needles: Weight of the answers to questions at the end of the documents, from 0 (none) to 1 (answers alone).
         also: Shorter lengths in tokens that count as much as the target length.
         keep_short: Most that the factors may raise the perplexity of texts of L0 tokens, as a share: 0.01 is 1%. Such
             factors can serve short texts too, without short factors. None for no limit.

@@ -73,7 +73,7 @@ def text_prompts(
 
     Args:
         tokenizer: Tokenizer of the checkpoint.
-        documents: Token ids, ``(documents, at least `longest_text`)``.
+        documents: Token ids, ``(documents, at least the longest length and one for each length)``.
         lengths: Lengths in tokens.
     """
     return [

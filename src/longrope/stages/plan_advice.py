@@ -76,10 +76,7 @@ def propose(
     Raises:
         LongRopeError: If the length is not above the original one.
     """
-    if length <= rope.original_length:
-        raise LongRopeError(
-            f"to = {length} is not above the model's original length {rope.original_length}; ask for a longer one"
-        )
+    check_above_original(length, rope)
     tokens = SHARE * (original_tokens or 20 * parameters)
     unit = 2**20 if tokens > 2**23 else 2**10
     tokens = max(1, round(tokens / unit)) * unit
@@ -128,3 +125,15 @@ def _lengths(original: int, length: int, step: int, last_step: int) -> list[int]
         reached, largest = reached * step, last_step
         lengths.append(reached)
     return lengths
+
+
+def check_above_original(length: int, rope: Rope) -> None:
+    """Refuse a target length that is not above the model's original one.
+
+    Raises:
+        LongRopeError: If it is not.
+    """
+    if length <= rope.original_length:
+        raise LongRopeError(
+            f"to = {length} is not above the model's original length {rope.original_length}; ask for a longer one"
+        )

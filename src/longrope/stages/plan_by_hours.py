@@ -20,6 +20,7 @@ from longrope.models.device_memory import free_memory
 from longrope.rope import Rope
 from longrope.stages.choose_plan import Choice, choose_plan
 from longrope.stages.plan import Plan
+from longrope.stages.plan_advice import check_above_original
 from longrope.stages.plan_goal import Goal, Machine, Texts
 from longrope.stages.plan_options import TASK
 from longrope.stages.plan_tables import Data, FinalEvaluation, Stage
@@ -65,7 +66,7 @@ def plan_by_hours(
         LongRopeError: If hours, documents, memory or disk are too small for any plan, or the model cannot be extended.
     """
     started, rope, length, data = time.monotonic(), Rope.of(config), run.plan.length, run.plan.data
-    run.plan.check_fits(rope)
+    check_above_original(length, rope)
     texts = _long_texts(run)
     machine = measure_machine(config, run.dtype, run.device, speeds)
 

@@ -85,8 +85,9 @@ def questions_of(source: str | None, name: str) -> QuestionSet:
     """
     path = None if source in (None, HUB) else _path(str(source), name)
     if source != HUB and path is None:
+        lacks = f"longrope does not ship the questions of {name}" if source is None else f"{name} is not there"
         raise LongRopeError(
-            f"ruler_data = {source}: {name} is not there. Give a folder that holds {' or '.join(FILES[name])}, or hub."
+            f"ruler_data = {source}: {lacks}. Give a folder that holds {' or '.join(FILES[name])}, or hub."
         )
     convert = squad_questions if name == "squad" else hotpotqa_questions
     try:
