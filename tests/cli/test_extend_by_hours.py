@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from longrope.cli import extend_by_hours, job_progress
@@ -25,6 +28,7 @@ from longrope.formats.load_factors import load_extension
 from longrope.report.verdict import verdict_of
 from longrope.stages import plan_by_hours
 from longrope.stages.plan import load_plan
+from longrope.storage.lock import is_abandoned
 
 Refused = Callable[..., None]
 Options = tuple[object, ...]
@@ -258,9 +262,21 @@ def test_a_run_is_watched_until_it_is_done(
     refused("no run of longrope extend", "report", tmp_path, "--watch")
 
 
-def test_a_watcher_waits_for_the_end(tmp_path: Path) -> None:
-    from rich.console import Console
+def test_a_watcher_says_that_a_run_was_killed(tmp_path: Path) -> None:
+    """A process that holds the lock of the folder is killed with SIGKILL; before that, the watcher waits."""
+    code = "import sys, time; from pathlib import Path; from longrope.storage.lock import locked\n"
+    code += "with locked(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
+    (tmp_path / "progress.log").write_text("2026-01-01T00:00:00 part 1 of 1, a: 50%\n")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert not is_abandoned(tmp_path)
+        process.kill()
+    with pytest.raises(LongRopeError, match="its process is gone, and the run is not finished"):
+        watch(tmp_path, Console(file=io.StringIO()), every=0.01)
 
+
+def test_a_watcher_waits_for_the_end(tmp_path: Path) -> None:
     log = tmp_path / "progress.log"
     (tmp_path / "run.json").write_text("{}")
 

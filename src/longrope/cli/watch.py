@@ -10,6 +10,7 @@ from rich.console import Console
 
 from longrope.cli.job_progress import LOG
 from longrope.errors import LongRopeError
+from longrope.storage.lock import is_abandoned
 
 EVERY = 5.0  # seconds from one drawing to the next
 LINES = 12  # of the log that are shown
@@ -26,7 +27,7 @@ def watch(folder: Path, console: Console, *, every: float = EVERY) -> None:
         every: Seconds from one drawing to the next.
 
     Raises:
-        LongRopeError: If the folder holds no run.
+        LongRopeError: If the folder holds no run, or one whose process was killed.
     """
     drawn: Sequence[str] = ()
     while True:
@@ -39,6 +40,11 @@ def watch(folder: Path, console: Console, *, every: float = EVERY) -> None:
             drawn = lines
         if lines and lines[-1].split(" ", 1)[-1].startswith(("done", "stopped")):
             break
+        if is_abandoned(folder):
+            raise LongRopeError(
+                f"run = {str(folder)!r}: its process is gone, and the run is not finished. "
+                "Continue it with longrope extend and --resume."
+            )
         time.sleep(every)
     if (folder / "results.json").exists():
         _report(folder, console)

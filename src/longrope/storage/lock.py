@@ -163,14 +163,28 @@ def _locked(file: int, *, shared: bool = False) -> bool:
     return True
 
 
-def _refuse_held(path: Path) -> None:
+def is_abandoned(folder: Path) -> bool:
+    """Return whether a process that worked in a folder was killed: its lock file is there, and nobody holds it.
+
+    Args:
+        folder: Path of the folder.
+    """
+    return (folder / LOCK).exists() and not _is_held(folder)
+
+
+def _is_held(path: Path) -> bool:
     with contextlib.suppress(OSError):  # without a lock file, or a later step reports why it cannot be opened
         file = os.open(path / LOCK, os.O_RDWR)
         try:
-            if not _locked(file, shared=True):
-                raise _in_use(path, path / LOCK)
+            return not _locked(file, shared=True)
         finally:
             os.close(file)
+    return False
+
+
+def _refuse_held(path: Path) -> None:
+    if _is_held(path):
+        raise _in_use(path, path / LOCK)
 
 
 def _in_use(path: Path, lock: Path) -> LongRopeError:
