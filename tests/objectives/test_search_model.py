@@ -49,6 +49,11 @@ def test_a_function_needs_a_rope() -> None:
         lr.search(quadratic, length=2048)
 
 
+def test_a_function_keeps_no_short_texts() -> None:
+    with pytest.raises(lr.LongRopeError, match=r"^keep_short = 0.05: a function has no short texts"):
+        lr.search(quadratic, length=2048, rope=ROPE, options=lr.SearchOptions(keep_short=0.05))
+
+
 def test_a_loaded_model_and_its_name_find_the_same_factors(tmp_path: Path) -> None:
     model, tokenizer = load("tiny", dtype="float32")
     loaded = lr.search(model, tokenizer, length=512, options=FEW)

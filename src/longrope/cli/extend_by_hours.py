@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 EXPECTED = {
     "closed form": "the best of the closed forms, not trained; it costs nothing up to L0",
-    "search": "perplexity about 1 to 3% below YaRN's, not trained; it costs nothing up to L0",
-    "fine-tuning": "perplexity about 15% below YaRN's from 60 steps on, about 6% from 10 on",
+    "search": "perplexity a few percent below YaRN's, not trained (docs/search.md); it costs nothing up to L0",
+    "fine-tuning": "perplexity about 15% below YaRN's from 60 steps on, about 6% from 10 on (`tiny` at 8x)",
     "search and fine-tuning": "perplexity 15% or more below YaRN's",
 }
 
@@ -125,7 +125,7 @@ def sentences(advice: Advice, hours: float) -> list[str]:
     if advice.starts:
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in advice.starts.items())
         lines.append(f"Closed forms on windows of held-out text with planted lines, loss: {losses}.")
-    lines.append(f"Expect: {EXPECTED[choice.kind]} (measured on tiny at 8x and SmolLM2 at 4x: docs/extension.md).")
+    lines.append(f"Expect: {EXPECTED[choice.kind]}; docs/extension.md has the measurements.")
     questions = f" and {evaluation.trials} questions" if evaluation.retrieval else ", and no test of retrieval"
     texts = f"{evaluation.documents} test document{'s' * (evaluation.documents > 1)}"
     trust = "" if evaluation.documents >= TRUSTED else ", too few for a sure verdict"

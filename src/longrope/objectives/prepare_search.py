@@ -157,6 +157,8 @@ def prepare_function(
     """Return the search of a function; its winner is chosen by the same function, which is called once a candidate."""
     if rope is None:
         raise LongRopeError("rope = None: a function needs the geometry of its model. Give rope=Rope.of(model).")
+    if options.keep_short is not None:
+        raise LongRopeError(f"keep_short = {options.keep_short:g}: a function has no short texts. Leave it out.")
     function_objective = function if isinstance(function, FunctionObjective) else FunctionObjective(function)
     chosen = options.method(method or ("cma" if function_objective.gradient is None else "auto"), length)
     if function_objective.gradient is None and chosen.uses_gradient:
