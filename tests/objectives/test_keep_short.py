@@ -14,11 +14,12 @@ import longrope as lr
 from longrope.data.documents import Document
 from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
-from longrope.objectives.keep_short import PENALTY, REWARD, KeepShort, short_texts
+from longrope.objectives.keep_short import PENALTY, REWARD, KeepShort, kept_short, short_texts
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.search.protocol import CandidateLoss
+from longrope.search.run import SearchObjectives
 
 LONG, SHORT, SHARE = 96, 32, 0.03
 CANDIDATE = Scaling(np.linspace(1, 3, 8).tolist(), attention_factor=1.2)
@@ -80,6 +81,21 @@ def test_the_gradient_is_the_slope_of_the_mean(model: PreTrainedModel, samples: 
         for sign in (1, -1)
     )
     assert gradient[-1] == pytest.approx((higher - lower) / (2 * step), rel=0.05)
+
+
+def test_the_change_is_that_of_the_winner_and_not_of_equal_factors_with_another_attention(tmp_path: Path) -> None:
+    kept = KeepShort(lr.FunctionObjective(lambda _: 0.0, tokens=(9, 3)), [0.0], 0.1)
+    winner, other = Scaling([1.0, 2.0], attention_factor=1.2), Scaling([1.0, 2.0], attention_factor=1.0)
+    lines = ["{}"]
+    for scaling, above in ((other, 0.5), (winner, 0.2)):
+        for item, loss in enumerate((4.0, 2 * PENALTY * above)):
+            line = {"item": item, "loss": loss, "factors": list(scaling.factors), "start_tokens": 0}
+            lines.append(json.dumps(line | {"attention_factor": scaling.attention_factor}))
+    for name in ("held-out.jsonl", "search-0.jsonl"):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    record = kept_short(tmp_path, SearchObjectives(kept, kept, {}), winner)
+    assert record["change"] == pytest.approx(1.1 * math.exp(0.2) - 1)
+    assert [point["long"] for point in record["trade_off"]] == [2.0]
 
 
 @pytest.mark.parametrize(("length", "count", "texts"), [(2048, 4, 16), (512, 4, 8), (2048, 16, 16), (300, 2, 2)])

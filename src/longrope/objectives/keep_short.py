@@ -154,9 +154,10 @@ def kept_short(folder: Path, objectives: SearchObjectives, winner: Scaling) -> d
     search, held_out = objectives.search, objectives.held_out
     assert isinstance(search, KeepShort)
     assert isinstance(held_out, KeepShort)
-    factors = list(winner.factors)
+    chosen = {name: getattr(winner, name) for name in ("attention_factor", "start_tokens")}
+    chosen["factors"] = list(winner.factors)
     change = next(
-        point["short"] for point in _points(folder / "held-out.jsonl", held_out) if point["factors"] == factors
+        point["short"] for point in _points(folder / "held-out.jsonl", held_out) if chosen.items() <= point.items()
     )
     points = [point for path in sorted(folder.glob("search-*.jsonl")) for point in _points(path, search)]
     front: list[dict[str, Any]] = []
@@ -178,5 +179,7 @@ def _points(journal: Path, objective: KeepShort) -> list[dict[str, Any]]:
     for candidate, losses in by_candidate.items():
         if len(losses) == len(objective.tokens):
             long, change = objective.losses(losses)
-            points.append({"long": long, "short": math.expm1(change), "factors": list(candidate[:-2])})
+            *factors, attention_factor, start_tokens = candidate
+            point = {"factors": factors, "attention_factor": attention_factor, "start_tokens": start_tokens}
+            points.append({"long": long, "short": math.expm1(change), **point})
     return points

@@ -249,7 +249,7 @@ def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scalin
     """Return the schemes and factors to start from; of an extension, its long factors."""
     names = method.schemes if options.schemes is None else options.schemes
     starts = [scheme(name, space.rope, space.length) for name in names]
-    if options.keep_short is not None:  # however low the limit is, these keep it
+    if options.keep_short is not None:  # where the attention factor is 1, these keep every limit
         starts.append(replace(Scaling.identity(space.rope), length=space.length))
     for value in options.factors:
         factors = load_factors(value) if isinstance(value, (str, Path)) else value
