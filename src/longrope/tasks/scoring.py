@@ -71,7 +71,8 @@ def score_prompts(
     """Return a score for each prompt: what the model generates, and for a single answer which option it prefers.
 
     A prompt passes through the backbone once. Its keys and values serve the generation and every option, and the head
-    runs only on their tokens. The tokens that the questions of one document share pass once for all of them.
+    runs only on their tokens. The tokens that the questions of one document share pass once for all of them. A document
+    that begins with the whole document before it is read on from there.
 
     Args:
         model: A causal language model, patched or not. Patch it with the factors of the prompts' length: factors that
@@ -80,19 +81,24 @@ def score_prompts(
         prompts: Prompts from `longrope.tasks.registry.make_prompts`.
         batch: Prompts of equal length in one forward pass. Questions of one document follow each other.
         on_progress: Called after each batch and each document with the number of finished prompts.
-        on_document: Called with the tokens ``(1, tokens)`` that the questions of a document share, and with the
-            backbone's last hidden states of them, ``(1, tokens, hidden)``.
+        on_document: Called with the tokens ``(1, tokens)`` that are read of a document before its questions, and with
+            the backbone's last hidden states of them, ``(1, tokens, hidden)``.
 
     Raises:
         LongRopeError: If memory runs out.
     """
     scores: dict[int, PromptScore] = {}
+    document = _Document()
     for members in _groups(prompts, batch):
         group = [prompts[i] for i in members]
         batch_and_device = f"with batch {1 if group[0].shared else len(group)} on {model.device}"
         length = len(group[0].tokens) + group[0].room
         with explain_out_of_memory(length, batch_and_device, "lower the length or the batch, or use dtype bfloat16"):
-            group_scores = _score_group(model, tokenizer, group, on_document)
+            if group[0].shared:
+                document = document.begun(group[0].tokens[: group[0].shared])
+                group_scores = _score_questions(model, tokenizer, group, document, on_document)
+            else:
+                group_scores = _score(model, tokenizer, group, DynamicCache())
         scores |= zip(members, group_scores, strict=True)
         if on_progress is not None:
             on_progress(len(scores))
@@ -110,30 +116,47 @@ def _groups(prompts: Sequence[Prompt], batch: int) -> Iterator[list[int]]:
             yield members[start : start + size]
 
 
+class _Document:
+    """The tokens of a document that questions share, and the keys and values of those that are read.
+
+    Args:
+        tokens: Token ids ``(tokens,)``.
+        cache: Keys and values of the first tokens; one that keeps all, so that layers with a window can be cropped too.
+    """
+
+    def __init__(self, tokens: np.ndarray | None = None, cache: DynamicCache | None = None) -> None:
+        self.tokens = np.empty(0, dtype=np.int64) if tokens is None else tokens
+        self.cache = cache or DynamicCache()
+
+    def begun(self, tokens: np.ndarray) -> _Document:
+        """Return a document of which this one is read if its tokens begin with all of this one's."""
+        begins = np.array_equal(tokens[: len(self.tokens)], self.tokens)
+        return _Document(tokens, self.cache if begins else None)
+
+
 @torch.inference_mode()
-def _score_group(
+def _score_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
+    document: _Document,
     on_document: Callable[[Tensor, Tensor], object] | None,
 ) -> list[PromptScore]:
-    """Return the scores of the questions of one document, one by one, or those of a batch of equal lengths."""
-    cache = DynamicCache()  # one that keeps all, so that it can be cropped in layers with a window too
-    shared = prompts[0].shared
-    if not shared:
-        return _score(model, tokenizer, prompts, cache)
-    scores = []
-    shared_tokens = torch.from_numpy(prompts[0].tokens[None, :shared]).to(model.device)
-    hidden = _read(model, shared_tokens, cache)  # alone, so that no question depends on others
+    """Return the scores of the questions of one document, one by one, so that no question depends on others."""
+    cache = document.cache
+    rest = torch.from_numpy(document.tokens[None, cache.get_seq_length() :]).to(model.device)
+    hidden = _read(model, rest, cache)
     if on_document is not None:
-        on_document(shared_tokens, hidden)
+        on_document(rest, hidden)
     del hidden
+    scores = []
     for prompt in prompts:
         scores += _score(model, tokenizer, [prompt], cache)
-        cache.crop(shared - cache.get_seq_length())  # below 0: as many tokens are removed
+        cache.crop(len(document.tokens) - cache.get_seq_length())  # below 0: as many tokens are removed
     return scores
 
 
+@torch.inference_mode()
 def _score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], cache: DynamicCache
 ) -> list[PromptScore]:
