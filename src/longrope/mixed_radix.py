@@ -63,7 +63,7 @@ def rise_in_band(rope: Rope, length: int, exponent: Callable[[np.ndarray, int], 
         scheme: Name of the scheme.
     """
     s = rope.scale(length)
-    first, last = max(math.floor(rope.pair_of(32)), 0), min(math.ceil(rope.pair_of(1)), rope.dim - 1)
+    first, last = rope.band()
     width = max(last - first, 1)
     steps = np.clip(np.arange(rope.dim // 2) - first, 0, width)
     return Scaling(

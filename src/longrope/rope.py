@@ -141,6 +141,15 @@ class Rope:
         outside = min(target - logs[0], 0) + max(target - logs[-1], 0)  # the pairs continue as a plain rope's do
         return float(np.interp(target, logs, np.arange(self.dim // 2)) + outside / step)
 
+    def band(self, fast: float = 32.0, slow: float = 1.0) -> tuple[int, int]:
+        """Return the ends of YaRN's band, rounded outwards to whole pairs (YaRN eq. 19 and its published code).
+
+        Args:
+            fast: Turns within L0 of the pair where the band begins.
+            slow: Turns within L0 of the pair where it ends.
+        """
+        return max(math.floor(self.pair_of(fast)), 0), min(math.ceil(self.pair_of(slow)), self.dim - 1)
+
     def scale(self, length: int) -> float:
         """Return the scale s = length / L0, at least 1.
 

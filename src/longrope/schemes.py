@@ -93,10 +93,10 @@ def yarn(
         truncate: Whether the ramp between them begins and ends at integer pairs.
     """
     s = rope.scale(length) if factor is None else factor
-    low, high = rope.pair_of(beta_fast), rope.pair_of(beta_slow)
     if truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, rope.dim - 1)
+        low, high = rope.band(beta_fast, beta_slow)
+    else:
+        low, high = max(rope.pair_of(beta_fast), 0), min(rope.pair_of(beta_slow), rope.dim - 1)
     ramp = (np.arange(rope.dim // 2) - low) / ((high - low) or 0.001)
     gamma = 1 - np.clip(ramp, 0, 1)
     factors = 1 / ((1 - gamma) / s + gamma)

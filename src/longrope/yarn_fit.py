@@ -65,11 +65,10 @@ def betas(rope: Rope, first: int, last: int) -> dict[str, Any]:
         last: First pair that is interpolated fully.
     """
     fast, slow = turns(rope, first + INSIDE), turns(rope, last - INSIDE)
-    same_first = max(math.floor(rope.pair_of(32)), 0) == first and slow < 32
-    same_last = min(math.ceil(rope.pair_of(1)), rope.dim - 1) == last and fast > 1
+    usual_first, usual_last = rope.band()
     return {
-        "beta_fast": 32.0 if same_first else float(f"{fast:.6g}"),
-        "beta_slow": 1.0 if same_last else float(f"{slow:.6g}"),
+        "beta_fast": 32.0 if first == usual_first and slow < 32 else float(f"{fast:.6g}"),
+        "beta_slow": 1.0 if last == usual_last and fast > 1 else float(f"{slow:.6g}"),
     }
 
 
