@@ -45,7 +45,7 @@ LENGTH, LENGTHS, ASKED_AT = 16384, (2048, 4096, 8192, 12288, 16384), (8192, 1228
 DOCUMENTS, LINES, QUESTIONS = 6, 16, 8  # of a corpus; of each kind in a document; of each kind at each length
 BLOCK = 1024  # tokens whose mean loss is kept
 END = 96  # tokens at the end of each length that are left to a question and its answer
-ROOM = {"recall": 5, "niah_single_1": 10}  # tokens to generate, by kind of question
+KINDS = ("recall", "niah_single_1")  # of questions
 ROWS = ("searched", "yarn", "tailspline", "original", "ntk", "heuristic", "ramp", "mrrope_pro", "pi")
 AGAINST = ("yarn", "tailspline")
 
@@ -87,13 +87,13 @@ class PlantedText:
         prompts: dict[tuple[str, int], list[Prompt]] = {}
         for length in ASKED_AT:
             context = self.tokens[: length - END]
-            for kind, room in ROOM.items():
+            for kind in KINDS:
                 lines = [
                     (ending, answer) for end, k, ending, answer in self.questions if k == kind and end <= len(context)
                 ]
                 chosen = self.rng.choice(len(lines), size=QUESTIONS, replace=False)
                 prompts[kind, length] = [
-                    Prompt(np.concatenate([context, lines[i][0]]), (lines[i][1],), (), None, room, len(context))
+                    Prompt(np.concatenate([context, lines[i][0]]), (lines[i][1],), (), None, 0, len(context))
                     for i in chosen
                 ]
         return prompts
@@ -121,7 +121,7 @@ class Bench:
         return None if row == "original" else lr.scheme(row, lr.Rope.of(self.loaded[0]), LENGTH)
 
     def measure(self, corpus: str, number: int, row: str) -> dict[str, Any]:
-        """Return the loss of a document by blocks of tokens, and which questions are answered exactly."""
+        """Return the loss of a document by blocks of tokens, and which answers are those of greedy generation."""
         model, tokenizer = self.loaded
         text = PlantedText(self.documents[corpus].tokens[number], tokenizer, number)
         prompts = text.prompts()
@@ -140,7 +140,7 @@ class Bench:
         values = np.where(text.planted, np.nan, np.concatenate(losses))
         found, answers = iter(scores), {}
         for (kind, length), group in prompts.items():
-            answers[f"{kind} {length}"] = [int(next(found).score) for _ in group]
+            answers[f"{kind} {length}"] = [int(bool(next(found).exact)) for _ in group]
         blocks = [float(np.nanmean(values[start : start + BLOCK])) for start in range(0, len(values), BLOCK)]
         return {"losses": blocks, "answers": answers}
 

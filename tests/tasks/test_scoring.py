@@ -274,9 +274,21 @@ def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
         assert score.text == swapped.text
 
 
+def test_an_answer_is_exact_where_greedy_generation_begins_with_it(tiny: Tiny, texts: np.ndarray) -> None:
+    """Also in a batch, and where nothing is generated."""
+    model, tokenizer = tiny
+    prompts = [*recall_prompts(tiny, texts, LENGTH, 6), *recall_prompts(tiny, texts, 2 * LENGTH, 6)]
+    begins = [generated(model, tokenizer, prompt).startswith(f" {prompt.answers[0]}") for prompt in prompts]
+    assert {True, False} == set(begins)
+    for batch, asked in ((1, prompts), (3, prompts), (1, [replace(prompt, room=0) for prompt in prompts])):
+        scores = score_prompts(model, tokenizer, asked, batch=batch)
+        assert [score.exact for score in scores] == begins
+    assert {score.text for score in scores} == {""}
+
+
 def test_several_answers_leave_nothing_to_choose(tiny: Tiny) -> None:
     (score,) = score_prompts(*tiny, make_prompts("fwe", tiny[1], length=512, trials=1))
-    assert score == PromptScore(score.score, score.text, None, None, None)
+    assert score == PromptScore(score.score, score.text, None, None, None, None)
 
 
 def test_tiny_recalls_within_its_own_length_and_not_beyond(tiny: Tiny, texts: np.ndarray) -> None:

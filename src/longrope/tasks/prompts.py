@@ -26,7 +26,7 @@ class Prompt:
         answers: All strings that the model should generate.
         wrong: Wrong answers of the same form, for a forced choice; empty where there are several right ones.
         depth: Place of the needle in the text, from 0 to 1; None for several needles, or a random place.
-        room: Tokens reserved for the generated answer.
+        room: Tokens reserved for the generated answer; with 0 none is generated.
         shared: Number of leading tokens that all questions of one document share; 0 for a document with one question.
         any_answer: Whether one of the answers is enough.
         chat: Whether the prompt is in the format of a chat template.

@@ -28,11 +28,13 @@ class PromptScore:
 
     Args:
         score: Share of the answers that occur in the generated text, or whether one of them does where one is enough,
-            from 0 to 1; NaN where logits are not finite, and loss, choice and margin are None then.
+            from 0 to 1; NaN where logits are not finite, and the fields after the text are None then.
         text: Text generated greedily.
         loss: Mean loss of the answer's tokens in nats; None for several answers.
         choice: Whether the answer has a lower mean loss than each wrong one; None without wrong ones.
         margin: Nats from the answer's mean loss up to the lowest of the wrong ones; below 0 for a wrong choice.
+        exact: Whether each token of the answer is the most likely one after those before it, as it must be for greedy
+            generation to begin with the answer; None for several answers.
     """
 
     score: float
@@ -40,6 +42,7 @@ class PromptScore:
     loss: float | None = None
     choice: bool | None = None
     margin: float | None = None
+    exact: bool | None = None
 
 
 def string_match(text: str, answers: Sequence[str], *, any_answer: bool = False) -> float:
@@ -164,10 +167,11 @@ def _score(
     tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
     if cache.get_seq_length() < tokens.shape[1] - 1:
         _read(model, tokens[:, cache.get_seq_length() : -1], cache)
-    losses = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
+    losses, exact = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
     generated, finite = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
     scores = []
-    for prompt, options, ids, row_is_finite in zip(prompts, losses, generated, finite, strict=True):
+    rows = zip(prompts, losses, exact, generated, finite, strict=True)
+    for prompt, options, answer_is_exact, ids, row_is_finite in rows:
         text = str(tokenizer.decode(ids, skip_special_tokens=True))
         if not row_is_finite or not all(map(math.isfinite, options)):
             scores.append(PromptScore(math.nan, text))
@@ -175,9 +179,8 @@ def _score(
         loss = options[0] if options else None
         margin = min(options[1:]) - options[0] if len(options) > 1 else None
         choice = None if margin is None else margin > 0
-        scores.append(
-            PromptScore(string_match(text, prompt.answers, any_answer=prompt.any_answer), text, loss, choice, margin)
-        )
+        score = string_match(text, prompt.answers, any_answer=prompt.any_answer)
+        scores.append(PromptScore(score, text, loss, choice, margin, answer_is_exact))
     return scores
 
 
@@ -192,10 +195,14 @@ def _option_losses(
     prompts: Sequence[Prompt],
     last: Tensor,
     cache: DynamicCache,
-) -> list[list[float]]:
-    """Return the mean losses of the answer and each wrong one, by prompt; none for prompts with several answers."""
+) -> tuple[list[list[float]], list[bool | None]]:
+    """Return the mean losses of the answer and each wrong one, and whether the answer is the most likely text.
+
+    Both are lists by prompt; prompts with several answers have no losses, and None.
+    """
     options = [[*prompt.answers, *prompt.wrong] if len(prompt.answers) == 1 else [] for prompt in prompts]
     losses: list[list[float]] = [[] for _ in prompts]
+    exact: list[bool | None] = [None] * len(prompts)
     for number in range(max(map(len, options))):
         texts = [f" {strings[number]}" if number < len(strings) else "" for strings in options]
         encoded = encode_within(tokenizer, texts)
@@ -209,7 +216,12 @@ def _option_losses(
         for prompt_losses, row, ids in zip(losses, by_token, encoded, strict=True):
             if len(ids):
                 prompt_losses.append(float(row[: len(ids)].mean()))
-    return losses
+        if number == 0:
+            likely = (logits.argmax(-1) == targets).cpu()
+            exact = [
+                bool(row[: len(ids)].all()) if len(ids) else None for row, ids in zip(likely, encoded, strict=True)
+            ]
+    return losses, exact
 
 
 def _generate(
@@ -228,7 +240,7 @@ def _generate(
         ended |= torch.isin(step[:, 0], ends)
         if ended.all():
             break
-    rows = torch.cat(steps, dim=1).tolist()
+    rows = torch.cat(steps, dim=1).tolist() if steps else [[] for _ in last]
     tokens = [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
     return tokens, finite.tolist()
 
