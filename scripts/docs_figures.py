@@ -12,8 +12,9 @@ from pathlib import Path
 import altair as alt
 import numpy as np
 
-from longrope import Rope, Scaling, scheme
+from longrope import Rope, scheme
 from longrope.data.sparse_windows import draw_sparse_window
+from longrope.formats.load_factors import load_extension
 from longrope.report.charts import draw_curves, draw_lines
 from longrope.report.factor_figures import factor_chart
 from longrope.report.style import looks
@@ -73,10 +74,9 @@ def cosines(
 
 def factors() -> alt.LayerChart:
     """Plot the factors of SmolLM2 for twice its length: closed forms and the result of a search."""
-    results = json.loads((RESULTS / "smollm2-16k.json").read_text(encoding="utf-8"))
     length = 2 * SMOLLM2.original_length
     scalings = {name: scheme(name, SMOLLM2, length) for name in COMPARED}
-    scalings["searched"] = Scaling(results["factors"], length=length)
+    scalings["searched"] = load_extension(RESULTS / "smollm2-16k-search").long
     return draw_lines(factor_chart(SMOLLM2, scalings), looks(scalings))
 
 
