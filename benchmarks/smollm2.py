@@ -121,7 +121,7 @@ class Bench:
         return None if row == "original" else lr.scheme(row, lr.Rope.of(self.loaded[0]), LENGTH)
 
     def measure(self, corpus: str, number: int, row: str) -> dict[str, Any]:
-        """Return the loss of a document by blocks of tokens, and which answers are those of greedy generation."""
+        """Return the loss of a document by blocks of tokens, and of each answer whether it is exact, and its loss."""
         model, tokenizer = self.loaded
         text = PlantedText(self.documents[corpus].tokens[number], tokenizer, number)
         prompts = text.prompts()
@@ -140,7 +140,8 @@ class Bench:
         values = np.where(text.planted, np.nan, np.concatenate(losses))
         found, answers = iter(scores), {}
         for (kind, length), group in prompts.items():
-            answers[f"{kind} {length}"] = [int(bool(next(found).exact)) for _ in group]
+            asked = [next(found) for _ in group]
+            answers[f"{kind} {length}"] = [[int(bool(score.exact)), score.loss] for score in asked]
         blocks = [float(np.nanmean(values[start : start + BLOCK])) for start in range(0, len(values), BLOCK)]
         return {"losses": blocks, "answers": answers}
 
@@ -216,12 +217,24 @@ def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
                 beyond = zip(stretch(documents, 8192, LENGTH), stretch(whole[other], 8192, LENGTH), strict=True)
                 nats, error = mean_error([ours - theirs for ours, theirs in beyond])
                 found[f"beyond L0 against {other}"] = {"nats": nats, "standard_error": error}
+                answers = zip(answer_losses(documents), answer_losses(whole[other]), strict=True)
+                nats, error = mean_error([ours - theirs for ours, theirs in answers])
+                found[f"answers beyond L0 against {other}"] = {"nats": nats, "standard_error": error}
             for key in documents[0]["answers"]:
-                right = [answer for document in documents for answer in document["answers"][key]]
+                right, losses = zip(
+                    *(answer for document in documents for answer in document["answers"][key]), strict=True
+                )
                 low, high = wilson_interval(sum(right), len(right))
-                found[key] = {"rate": sum(right) / len(right), "low": low, "high": high, "trials": len(right)}
+                rate = {"rate": sum(right) / len(right), "low": low, "high": high, "trials": len(right)}
+                found[key] = rate | {"loss": float(np.mean(losses))}
             rows[f"{corpus} {row}"] = found
     return rows
+
+
+def answer_losses(documents: list[Any]) -> list[float]:
+    """Return the mean loss of each document's answers to the questions after more than L0 tokens."""
+    keys = [f"{kind} {length}" for kind in KINDS for length in ASKED_AT if length > 8192]
+    return [float(np.mean([loss for key in keys for _, loss in d["answers"][key]])) for d in documents]
 
 
 def stretch(documents: list[Any], start: int, end: int) -> list[float]:
@@ -242,8 +255,9 @@ def table() -> None:
         rates = [" / ".join(f"{row[f'{kind} {length}']['rate']:.0%}" for length in ASKED_AT) for kind in KINDS]
         print(f"| {' | '.join([name, *values, last, *rates])} |")
         for other in AGAINST:
-            if (against := row.get(f"beyond L0 against {other}")) is not None:
-                print(f"    against {other}: {against['nats']:+.4f} ± {against['standard_error']:.4f} nats")
+            for kind in ("beyond L0", "answers beyond L0"):
+                if (against := row.get(f"{kind} against {other}")) is not None:
+                    print(f"    {kind}, against {other}: {against['nats']:+.4f} ± {against['standard_error']:.4f} nats")
 
 
 def export() -> None:
