@@ -50,6 +50,7 @@ TEXT, LENGTHS = 2**17, (2048, 8192, 32768, 131072)
 AVERAGE, SEEDS = 0.37, (0, 1, 2)
 RECALLED = {256: 100, 512: 100, 1024: 100, 2048: 100, 4096: 100, 8192: 50, 16384: 50}  # questions by length
 QUESTIONS = 5  # on one document
+MANY = {16384: 25, 32768: 25}  # questions on each document of the text
 PLAN = f"""\
 version = 1
 original_tokens = 17000000
@@ -239,29 +240,41 @@ def averages(bench: Bench) -> dict[str, Any]:
     return measured("averages", values)
 
 
+def recall(bench: Bench, model: PreTrainedModel, scaling: lr.Scaling, length: int, count: int, on_one: int) -> Any:
+    """Return the exact recall of a number of planted lines, with some questions on one document."""
+    texts = bench.text.reshape(-1, length)
+    prompts = make_prompts("recall", bench.tokenizer, length=length, trials=count, texts=texts, questions=on_one)
+    with lr.patch(model, scaling):
+        scores = [prompt.score for prompt in score_prompts(model, bench.tokenizer, prompts)]
+    mean, error = mean_error([score for score in scores if score is not None])
+    return {"rate": mean, "standard_error": error, "trials": len(scores)}
+
+
 def retrieval(bench: Bench) -> dict[str, Any]:
     """Exact recall of planted lines by length, five questions on a document."""
-
-    def value(model: PreTrainedModel, scaling: lr.Scaling, length: int) -> dict[str, Any]:
-        trials, texts = RECALLED[length], bench.text.reshape(-1, length)
-        prompts = make_prompts(
-            "recall", bench.tokenizer, length=length, trials=trials, texts=texts, questions=min(QUESTIONS, length // 50)
-        )
-        with lr.patch(model, scaling):
-            scores = [prompt.score for prompt in score_prompts(model, bench.tokenizer, prompts)]
-        mean, error = mean_error([score for score in scores if score is not None])
-        return {"rate": mean, "standard_error": error, "trials": len(scores)}
-
     values: dict[str, Callable[[], Any]] = {}
     for length in RECALLED:
+        sizes = (length, RECALLED[length], min(QUESTIONS, length // 50))
         yarn = lr.scheme("yarn", ROPE, length) if length > 256 else lr.Scaling.identity(ROPE)
         if length <= 4096:
-            values[f"yarn {length}"] = lambda f=yarn, n=length: value(bench.model(None), f, n)
+            values[f"yarn {length}"] = lambda f=yarn, s=sizes: recall(bench, bench.model(None), f, *s)
         for seed in bench.seeds:
-            values[f"sparse-{seed} {length}"] = lambda seed=seed, n=length: value(
-                bench.model(seed), bench.extension(seed).at(n), n
+            values[f"sparse-{seed} {length}"] = lambda seed=seed, s=sizes: recall(
+                bench, bench.model(seed), bench.extension(seed).at(s[0]), *s
             )
     return measured("sparse-retrieval", values)
+
+
+def questions(bench: Bench) -> dict[str, Any]:
+    """Exact recall of planted lines at the longest lengths, many questions on each document."""
+    values: dict[str, Callable[[], Any]] = {}
+    for seed in bench.seeds:
+        for length, on_one in MANY.items():
+            sizes = (length, on_one * TEXT // length, on_one)
+            values[f"sparse-{seed} {length}"] = lambda seed=seed, s=sizes: recall(
+                bench, bench.model(seed), bench.extension(seed).long, *s
+            )
+    return measured("sparse-questions", values)
 
 
 def ablations(bench: Bench) -> dict[str, Any]:
@@ -336,6 +349,7 @@ MEASURES = {
     "short": short,
     "averages": averages,
     "retrieval": retrieval,
+    "questions": questions,
 }
 
 
