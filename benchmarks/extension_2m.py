@@ -1,6 +1,7 @@
 """``tiny`` extended 8,192 times, 256 → 2,097,152 tokens, with the recipe and the text of ``benchmarks/extension.py``.
 
     python benchmarks/extension_2m.py          # an hour on one core; continues where it stopped
+    python benchmarks/extension_2m.py YaRN     # the measurements of some rows: original, trained, ramp, YaRN
 
 The plan is that of 512x but for its length: sparse windows of 2,048 tokens reach over 2.4M tokens of joined documents.
 The trained model stands beside the ramp and YaRN for the same length on the original weights. Measurements: perplexity
@@ -12,6 +13,7 @@ Results in ``benchmarks/results/extension-2m.json``.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,9 @@ from longrope.storage.atomic import write_json
 
 RESULTS, RUN, LENGTH = Path(__file__).parent / "results" / "extension-2m.json", BUILD / "two-million", 2**21
 FACTORS = {"trained": "ramp", "ramp": "ramp", "YaRN": "yarn"}  # of each row; the last two have the original weights
-WINDOWS, PASS, BLOCK = (2048, 8192, 16384), 2**17, 2**14
+WINDOWS, SLICE, PASS, BLOCK = (2048, 8192, 16384), 2**14, 2**17, 2**14  # windows of the slice
 RECALLED = {512: 100, 2048: 100, 8192: 50, 16384: 50, 32768: 20}  # questions by length
+FILES = ("training", "average")  # of the stage
 CHUNK, LINES, SAMPLES = 1024, 8, 13
 DISTANCES = (2**10, 2**13, 2**17, 2**20, LENGTH - CHUNK)  # from chunk to chunk, in tokens
 
@@ -110,14 +113,14 @@ def _two_chunks(bench: Bench, rng: np.random.Generator) -> tuple[np.ndarray, np.
 def measurements(bench: Bench) -> dict[str, Callable[[], Any]]:
     """Return all measurements by name, the cheap ones first."""
     values: dict[str, Callable[[], Any]] = {
-        "original, perplexity 256": lambda: bench.perplexity(model("ramp"), None, 256),
-        "trained, plain RoPE, perplexity 256": lambda: bench.perplexity(model("trained"), None, 256),
+        "original, perplexity 256": lambda: bench.perplexity(model("ramp"), None, 256, SLICE),
+        "trained, plain RoPE, perplexity 256": lambda: bench.perplexity(model("trained"), None, 256, SLICE),
     }
     scalings = {row: lr.scheme(name, ROPE, LENGTH) for row, name in FACTORS.items()}
     for row, long in scalings.items():
         for length in WINDOWS:
             key = f"{row}, perplexity {length}"
-            values[key] = lambda row=row, long=long, n=length: bench.perplexity(model(row), long, n)
+            values[key] = lambda row=row, long=long, n=length: bench.perplexity(model(row), long, n, SLICE)
         for distance in DISTANCES:
             values[f"{row}, far {distance}"] = lambda row=row, long=long, n=distance: far(bench, row, long, n)
     for length in RECALLED:
@@ -131,24 +134,35 @@ def measurements(bench: Bench) -> dict[str, Callable[[], Any]]:
     return values
 
 
+def read() -> dict[str, Any]:
+    """Return the results so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def train(bench: Bench) -> None:
+    """Carry out the plan, and write what the training took and which share of the original weights it chose."""
+    extend(run := bench.begun(RUN.name, parse_plan(plan())))
+    training, average = (json.loads((run.stage_folder(1) / f"{name}.json").read_text()) for name in FILES)
+    summary = {"seconds": training["seconds"], "loss": training["loss"], "average": average}
+    write_json(RESULTS, read() | {"plan": plan(), "training": summary})
+
+
 def main() -> None:
-    """Carry out the plan, then measure what is missing."""
+    """Carry out the plan, then measure what is missing, or only that of the rows that are named."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    bench = Bench()
-    extend(run := bench.begun(RUN.name, parse_plan(plan())))
-    training, average = (json.loads(path.read_text()) for path in map((run.folder / "stage-1").joinpath, FILES))
-    summary = {"seconds": training["seconds"], "loss": training["loss"], "average": average}
+    bench, names = Bench(), tuple(sys.argv[1:])
+    if not names:
+        train(bench)
     for key, measure in measurements(bench).items():
-        record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        if key in record.get("values", {}):
+        if key in read().get("values", {}) or (names and not key.startswith(names)):
             continue
-        values = record.get("values", {}) | {key: measure()}
-        print(key, values[key], flush=True)
-        write_json(RESULTS, {"plan": plan(), "training": summary, "values": values, "provenance": provenance()})
+        value = measure()
+        print(key, value, flush=True)
+        record = read()  # another process may have measured meanwhile
+        record.setdefault("values", {})[key] = value
+        write_json(RESULTS, record | {"provenance": provenance()})
 
-
-FILES = ("training.json", "average.json")
 
 if __name__ == "__main__":
     main()

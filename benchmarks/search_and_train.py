@@ -1,7 +1,7 @@
 """Does a search before the training pay, or one after it? On ``tiny`` at 8x and 512x.
 
-    python benchmarks/search_and_train.py         # forty minutes on one core; continues where it stopped
-    python benchmarks/search_and_train.py 8x
+    python benchmarks/search_and_train.py               # forty minutes on one core; continues where it stopped
+    python benchmarks/search_and_train.py 8x search     # the rows of one scale that begin so
 
 Sixty steps of the recipe of ``benchmarks/extension.py`` from factors of closed forms, or of the default search on the
 original weights. All see the same sequences; documents of the searches are not among them. Then the default search runs
@@ -33,6 +33,7 @@ from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "search-and-train.json"
 STEPS, FACTORS = 60, ("yarn", "ramp", "search")
+AGAIN = {"8x": ("yarn", "search"), "512x": ("ramp", "search")}  # trainings that are followed by a search
 # target length, tokens of a training window, window of the search, lengths of perplexity, tokens of the text, seeds
 SCALES: dict[str, tuple[int, int, int | None, tuple[int, ...], int, tuple[int, ...]]] = {
     "8x": (2048, 1024, None, (2048,), 2**17, (0, 1)),
@@ -69,7 +70,7 @@ class Scale:
         """Train from some factors, and return the weights."""
         folder = self.folder / f"{name}-{seed}"
         if not (folder / "model").exists():
-            plan = parse_plan(PLAN.replace("128k", str(self.length)).replace("SEED", str(seed)))
+            plan = parse_plan(self.plan(seed))
             searches = Recovery(lengths=(self.length,), search=Search(window=self.search_window))  # are not trained on
             stage = plan.stages[0]
             assert stage.finetune is not None
@@ -80,6 +81,10 @@ class Scale:
             extension = lr.Extension.of(ROPE, self.factors(name))
             finetune(self.bench.model(None), extension, windows, settings, folder=folder)
         return AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+
+    def plan(self, seed: int) -> str:
+        """Return the recipe for the target length and the window."""
+        return PLAN.replace("128k", str(self.length)).replace("2k", str(self.window)).replace("SEED", str(seed))
 
     def measure(self, model: PreTrainedModel, long: lr.Scaling) -> dict[str, Any]:
         """Return perplexity and recall on the test text."""
@@ -99,7 +104,7 @@ class Scale:
                 rows[f"{name}, trained {seed}"] = lambda n=name, s=seed: self.measure(
                     self.trained(n, s), self.factors(n)
                 )
-            for name in FACTORS:
+            for name in AGAIN[self.name]:
                 rows[f"{name}, trained {seed}, searched again"] = lambda n=name, s=seed: self.again(n, s)
         return rows
 
@@ -109,19 +114,25 @@ class Scale:
         return self.measure(self.trained(name, seed), long) | {"winner": long.scheme}
 
 
+def read() -> dict[str, Any]:
+    """Return the results so far."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def main() -> None:
-    """Measure what is missing, for all scales or those that are named."""
+    """Measure what is missing, for all scales or the one that is named."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    for name in sys.argv[1:] or SCALES:
+    first, start = (*sys.argv[1:], "", "")[:2]
+    for name in [first] if first else SCALES:
         for row, measure in Scale(name).rows().items():
-            record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            if row in record.get(name, {}):
+            if row in read().get(name, {}) or not row.startswith(start):
                 continue
             values = measure()
             print(name, row, values, flush=True)
-            rows = record.get(name, {}) | {row: values}
-            write_json(RESULTS, record | {name: rows, "plan": PLAN, "provenance": provenance()})
+            record = read()  # another process may have measured meanwhile
+            record.setdefault(name, {})[row] = values
+            write_json(RESULTS, record | {"plan": PLAN, "provenance": provenance()})
 
 
 if __name__ == "__main__":
