@@ -132,7 +132,7 @@ def run(
 
     from longrope.evaluation.measurement import EvalSpec
     from longrope.evaluation.registry import check_spec
-    from longrope.models.load import check_device, load_tokenizer
+    from longrope.models.load import load_tokenizer
     from longrope.rope import Rope
 
     served = eval_server.connect_server(server, server_model, retrieval, timeout=timeout)
@@ -144,7 +144,6 @@ def run(
         candidates = compared_candidates(model, rope, tokens, schemes, factors or [], checkpoint or [])
         device = options.choose_device(device)
         distributed.take_device(device)
-        check_device(device)
         journal = output if resume else None
         dtype = check_candidates(
             candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
