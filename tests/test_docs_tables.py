@@ -87,6 +87,17 @@ def refusal(row: dict[str, Any] | None) -> str:
     return f"refuses {least} tokens and more"
 
 
+def harness_sentence() -> str:
+    """Return how many of the harness's prompts have equal scores and texts, and how far apart the seconds are."""
+    rows = [row for _, _, row in ruler_rows("harness")]
+    trials, scores, texts = (
+        sum(row["same_prompts"][name] for row in rows) for name in ("trials", "equal_scores", "equal_texts")
+    )
+    ratios = [row["same_prompts"]["cpu_seconds"] / row["lm_eval"]["cpu_seconds"] for row in rows]
+    apart = max(abs(ratio - 1) for ratio in ratios)
+    return f"{scores} of {trials} scores and {texts} of {trials} texts are equal, and the seconds within {apart:.0%}."
+
+
 TABLES = {
     "harness": ("evaluation.md", harness_table()),
     "shared": ("evaluation.md", shared_table()),
@@ -105,3 +116,8 @@ def test_a_table_has_the_rows_of_its_file(name: str) -> None:
         start = lines.index(rows[0])
         assert lines[start : start + len(rows)] == rows
         assert not lines[start + len(rows)].startswith("|")
+
+
+def test_the_sentence_about_the_harness_is_that_of_its_file() -> None:
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    assert harness_sentence() in page, harness_sentence()

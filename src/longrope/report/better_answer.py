@@ -5,7 +5,6 @@ from __future__ import annotations
 from longrope.errors import suspect
 from longrope.evaluation.figure import percent, share
 from longrope.evaluation.paired_retrieval import RetrievalDifference
-from longrope.report.answer import Answer
 from longrope.report.comparison import (
     PerplexityGap,
     best_closed_form,
@@ -15,22 +14,23 @@ from longrope.report.comparison import (
     retrieval_rate,
 )
 from longrope.report.load import LoadedRun
+from longrope.report.verdict_answer import VerdictAnswer
 from longrope.schemes import is_scheme
 
 
-def better(run: LoadedRun, candidate: str) -> Answer:
+def better(run: LoadedRun, candidate: str) -> VerdictAnswer:
     """Return whether a candidate is better than the best closed form at the longest length."""
     question, length = "Is it better than the best closed form here?", lengths_of(run)[-1]
     if is_scheme(candidate):
-        return Answer(question, "A closed form itself", "No row of searched factors was measured.")
+        return VerdictAnswer(question, "A closed form itself", "No row of searched factors was measured.")
     best = best_closed_form(run, length)
     if best is None:
         advice = "run longrope eval with --schemes yarn,heuristic"
-        return Answer(question, "Not compared with a closed form", f"R{advice[1:]}.", advice=advice)
+        return VerdictAnswer(question, "Not compared with a closed form", f"R{advice[1:]}.", advice=advice)
     label, gap = run.label(best), perplexity_gap(run, candidate, best, length)
     if gap is None or gap.percent.value is None:
         why = f"A perplexity is not finite. {suspect(run.results.dtype)}"
-        return Answer(question, f"Not compared with the best closed form, {label}", why)
+        return VerdictAnswer(question, f"Not compared with the best closed form, {label}", why)
     pair = retrieval_gap(run, candidate, best, length)
     numbers = f"perplexity {percent(gap.percent)}"
     numbers += f", lower on {gap.wins} of {gap.documents} documents" if gap.documents > 1 else ", on one document"
@@ -41,7 +41,7 @@ def better(run: LoadedRun, candidate: str) -> Answer:
     if all(rate.value is not None for rate in rates):
         why += f" Retrieval {share(rates[0])} against {share(rates[1])}."
     verdict = f"{_compared(gap, pair)} the best closed form, {label}"
-    return Answer(question, verdict, why, numbers)
+    return VerdictAnswer(question, verdict, why, numbers)
 
 
 def _compared(gap: PerplexityGap, pair: RetrievalDifference | None) -> str:

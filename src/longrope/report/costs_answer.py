@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from longrope.errors import suspect
 from longrope.evaluation.figure import percent
-from longrope.report.answer import Answer
 from longrope.report.comparison import long_alone, perplexity_gap, retrieval_gap, short_context
 from longrope.report.load import LoadedRun
+from longrope.report.verdict_answer import VerdictAnswer
 from longrope.units import short_length
 
 
-def costs(run: LoadedRun, candidate: str) -> Answer:
+def costs(run: LoadedRun, candidate: str) -> VerdictAnswer:
     """Return what a candidate costs against the original model at L0."""
     original = run.results.rope.original_length
     question = f"What does it cost at {short_length(original)} tokens?"
     gap, lost = perplexity_gap(run, candidate, "original", original), short_context(run, candidate)
     if not lost.finite:
         why = f"A perplexity is not finite. {suspect(run.results.dtype)}"
-        return Answer(question, "Has a perplexity that is not finite", why)
+        return VerdictAnswer(question, "Has a perplexity that is not finite", why)
     if lost.value is None:
         advice = f"add {original} to --lengths"
         why = "It needs the original model and this row at L0."
-        return Answer(question, "Was not measured", why, advice=advice)
+        return VerdictAnswer(question, "Was not measured", why, advice=advice)
     number = lost if gap is None else gap.percent
     pair = retrieval_gap(run, candidate, "original", original)
     alone = long_alone(run, candidate)
@@ -41,4 +41,4 @@ def costs(run: LoadedRun, candidate: str) -> Answer:
         verdict = "Costs retrieval"
     else:
         verdict = "Costs nothing that can be measured on these texts" if above is None else "Costs nothing"
-    return Answer(question, verdict, why, numbers)
+    return VerdictAnswer(question, verdict, why, numbers)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from longrope.evaluation.figure import share
 from longrope.evaluation.paired_retrieval import CLEAR
-from longrope.report.answer import Answer
 from longrope.report.better_answer import better
 from longrope.report.comparison import lengths_of, long_alone, perplexity_at, retrieval_rate
 from longrope.report.costs_answer import costs
 from longrope.report.engine_verdict import engines_verdict
 from longrope.report.load import LoadedRun, read_runs
+from longrope.report.verdict_answer import VerdictAnswer
 from longrope.report.works_answer import FINDS, HOLDS, works
 from longrope.schemes import is_scheme
 
@@ -25,7 +25,7 @@ RULE = (
 )
 
 
-def answers(run: LoadedRun) -> tuple[Answer, ...]:
+def answers(run: LoadedRun) -> tuple[VerdictAnswer, ...]:
     """Return the answers: does it work, what does it cost, is it better than a closed form, and which engines run it.
 
     There are none without perplexities, and the last one needs an exported checkpoint.
@@ -107,7 +107,7 @@ def subject(run: LoadedRun) -> str | None:
     return min(searched or others, key=lambda name: values[name], default="original" if values else None)
 
 
-def _engines(run: LoadedRun) -> Answer:
+def _engines(run: LoadedRun) -> VerdictAnswer:
     assert run.checkpoint is not None
     verdict, why = engines_verdict(run.checkpoint)
-    return Answer("Which engines run it as made?", verdict, why)
+    return VerdictAnswer("Which engines run it as made?", verdict, why)

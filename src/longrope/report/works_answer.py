@@ -6,9 +6,9 @@ from typing import Literal
 
 from longrope.errors import suspect
 from longrope.evaluation.figure import Number, plain, share
-from longrope.report.answer import Answer
 from longrope.report.comparison import PerplexityGap, lengths_of, perplexity_at, perplexity_gap, retrieval_rate
 from longrope.report.load import LoadedRun
+from longrope.report.verdict_answer import VerdictAnswer
 from longrope.units import short_length
 
 HOLDS, FINDS = 1.05, 0.8
@@ -32,7 +32,7 @@ WORKS: dict[tuple[Reached, Reached], str] = {
 }
 
 
-def works(run: LoadedRun, candidate: str) -> Answer:
+def works(run: LoadedRun, candidate: str) -> VerdictAnswer:
     """Return whether a candidate keeps perplexity and finds what is hidden at the longest length."""
     length, original = lengths_of(run)[-1], run.results.rope.original_length
     value, base = perplexity_at(run, candidate, length), perplexity_at(run, "original", original)
@@ -49,15 +49,15 @@ def works(run: LoadedRun, candidate: str) -> Answer:
     if not all(number.finite for number in (value, base, beyond, rate)):
         why += f" {suspect(run.results.dtype)}"
     if length <= original:
-        return Answer(question, "No length above L0 was measured", why)
+        return VerdictAnswer(question, "No length above L0 was measured", why)
     if value.value is None:
-        return Answer(question, "Cannot be told: perplexity is not finite", why)
+        return VerdictAnswer(question, "Cannot be told: perplexity is not finite", why)
     if base.value is None:
         against = "nothing to hold it against" if base.finite else "an original model whose perplexity is not finite"
-        return Answer(question, f"Perplexity {plain(value)}, with {against}", why)
+        return VerdictAnswer(question, f"Perplexity {plain(value)}, with {against}", why)
     gap = perplexity_gap(run, candidate, "original", length, against_length=original)
     states = _holds(gap), _finds(rate)
-    return Answer(question, WORKS[states], why, numbers, _advice(*states))
+    return VerdictAnswer(question, WORKS[states], why, numbers, _advice(*states))
 
 
 def _advice(holds: Reached, finds: Reached) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Answer:
+class VerdictAnswer:
     """An answer in a few words, and the numbers behind it.
 
     Args:
