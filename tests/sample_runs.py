@@ -12,7 +12,7 @@ import numpy as np
 
 from longrope.evaluation.paired_retrieval import paired_retrieval
 from longrope.evaluation.records import document_perplexity, paired_difference
-from longrope.evaluation.retrieval import RetrievalScore
+from longrope.evaluation.retrieval_score import RetrievalScore
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -194,8 +194,12 @@ def is_scheme(name: str) -> bool:
     return base in SCHEMES and len(set(modifiers)) == len(modifiers) and set(modifiers) <= set(MODIFIERS)
 
 
-def canonical(name: str) -> str:
+def canonical(name: str, others: Sequence[str] = ()) -> str:
     """Return a scheme's name as in `SCHEMES`, with its modifiers; ``linear`` is an alias of ``pi``.
+
+    Args:
+        name: Name of the scheme.
+        others: Names beside those of `SCHEMES` that the error for an unknown name offers.
 
     Raises:
         LongRopeError: The name is unknown.
@@ -204,7 +208,7 @@ def canonical(name: str) -> str:
     name = "+".join(["pi" if base == "linear" else base, *modifiers])
     if not is_scheme(name):
         suffixes = " or ".join(f"+{modifier}" for modifier in MODIFIERS)
-        raise unknown("scheme", name, SCHEMES, f", also with {suffixes} after it")
+        raise unknown("scheme", name, [*SCHEMES, *others], f", also with {suffixes} after it")
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -66,3 +67,38 @@ def test_what_is_refused(refused, chatty: Path) -> None:
     refused("another suite's name. Here the task is cwe", "eval", "tiny", *WORDS, "ruler_cwe")
     refused("ruler_data = None: longrope does not ship the questions of squad. Give", "eval", "tiny", *WORDS, "qa_1")
     refused("ruler_data = .*/none: there is no such folder", "eval", "tiny", *WORDS, "qa_2", "--ruler-data", "/none")
+
+
+@pytest.mark.parametrize(
+    ("needed", "options"),
+    [
+        (
+            "retrieval",
+            [
+                *(("--retrieval-lengths", 300), ("--trials", 7), ("--quick",), ("--questions", 1)),
+                *(("--depths", "0.5"), ("--chat", "auto"), ("--ruler-data", "x")),
+            ],
+        ),
+        ("tasks", [("--task-folder", "x"), ("--limit", 3)]),
+        ("server", [("--server-model", "x"), ("--concurrency", 4), ("--timeout", 9)]),
+    ],
+)
+def test_options_without_effect_are_refused(refused, needed: str, options: list[tuple[object, ...]]) -> None:
+    for option in options:
+        said = f"{needed} is missing: {option[0]} would have no effect. Give --{needed} .*, or leave it out"
+        refused(said, "eval", "tiny", "--lengths", 300, *option)
+    names = ", ".join(str(name) for name, *_ in options)
+    refused(f"{needed} is missing: {names} would", "eval", "tiny", "--lengths", 300, *itertools.chain(*options))
+
+
+def test_quick_beside_a_number_of_trials_is_refused(refused, tmp_path: Path) -> None:
+    words = (*WORDS, "passkey", "--quick", "--trials", 50)
+    refused("--quick and --trials exclude each other. Give one of them", "eval", "tiny", *words)
+
+
+def test_an_option_is_refused_before_the_output(refused, tmp_path: Path) -> None:
+    (tmp_path / "taken.txt").touch()
+    words = ("eval", "tiny", "--lengths", 300, "-o", tmp_path)
+    refused("retrieval is missing: --quick", *words, "--quick")
+    refused("depths = 'x'", *words, "--retrieval", "passkey", "--depths", "x")
+    refused("exists; ", *words, "--retrieval", "passkey", "--depths", "0")

@@ -21,7 +21,7 @@ from longrope.evaluation.figure import Number
 from longrope.evaluation.measurement import EvalSpec
 from longrope.evaluation.prompt_samples import prompt_samples
 from longrope.evaluation.records import Perplexity
-from longrope.evaluation.retrieval import RetrievalScore, pooled_rate
+from longrope.evaluation.retrieval_score import RetrievalScore, pooled_rate
 from longrope.evaluation.statistics import wilson_interval
 from longrope.tasks.prompts import Prompt
 

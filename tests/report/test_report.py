@@ -17,7 +17,9 @@ from longrope.report.all_figures import SECTIONS, figures
 from longrope.report.html import page
 from longrope.report.load import read_runs, warnings
 from longrope.report.verdict import answers, headline
+from longrope.rope import Rope
 from longrope.scaling import Extension
+from longrope.schemes import scheme
 
 
 @pytest.fixture(scope="module")
@@ -439,6 +441,20 @@ def test_numbers_that_json_does_not_know_are_missing(tmp_path):
     (tmp_path / "results.json").write_text(text)
     (run,) = read_runs([tmp_path])
     assert math.isnan(run.results["perplexity"]["yarn"][-1].perplexity)
+
+
+def test_a_file_of_factors_is_refused_with_the_commands_that_take_it(tmp_path):
+    rope = Rope(dim=16, base=10000.0, original_length=64)
+    scaling = scheme("yarn", rope, 128)
+    for name, factors in {"both.json": Extension.of(rope, scaling), "one.json": scaling}.items():
+        path = tmp_path / name
+        path.write_text(factors.to_json())
+        inspect, measure = (
+            f"longrope inspect MODEL --factors {path} shows",
+            f"longrope eval MODEL .* --factors {path} -o",
+        )
+        with pytest.raises(LongRopeError, match=f"holds factors, and no measurement. {inspect} them, {measure}"):
+            read_runs([path])
 
 
 def test_a_folder_without_results_is_refused_with_a_remedy(tmp_path):

@@ -22,7 +22,9 @@ from longrope.evaluation.records import document_perplexity
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.report.comparison import T_95, long_alone, perplexity_gap
 from longrope.report.load import LoadedRun, read_runs
-from longrope.report.verdict import WORKS, Reached, Verdict, answers, sentences, subject, verdict_of
+from longrope.report.verdict import answers, sentences, subject, verdict_of
+from longrope.report.verdict_answer import VerdictAnswer
+from longrope.report.works_answer import WORKS, Reached
 from longrope.scaling import Extension
 
 NAMES = ("original", "yarn", "extended")
@@ -49,7 +51,7 @@ def set_scores(record: dict[str, Any], name: str, length: int, right: int, trial
             cell |= {"score": right / trials, "scores": scores, "trials": trials}
 
 
-def works(run: LoadedRun) -> Verdict:
+def works(run: LoadedRun) -> VerdictAnswer:
     return answers(run)[0]
 
 

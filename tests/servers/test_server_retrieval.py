@@ -25,6 +25,12 @@ from longrope.servers.retrieval import _scores
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts
 
+LOCAL_OPTIONS = (
+    *(("--factors", "x"), ("--checkpoint", "x"), ("--schemes", "none"), ("--stride", "64"), ("--key-tokens", "yarn")),
+    *(("--tasks", "x"), ("--task-folder", "x"), ("--limit", "3"), ("--measure", "x")),
+    *(("--batch", "2"), ("--dtype", "float32"), ("--device", "cpu")),
+)
+LOCAL_ALONE = "--server: a server runs retrieval tasks alone. Leave out "
 ASKED = ("--lengths", "256,512", "--retrieval", "recall", "--trials", 4, "--documents", 2)
 
 
@@ -155,7 +161,7 @@ def test_a_server_for_shorter_prompts_is_refused(cli, checkpoint, ramp_server, c
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--retrieval", "recall", "--factors", "x"), "a server runs retrieval tasks alone. Leave out factors"),
+        *((("--retrieval", "recall", *option), LOCAL_ALONE + option[0]) for option in LOCAL_OPTIONS),
         ((), "no retrieval task was named"),
         (("--retrieval", "recall"), "no answer (Connection refused)"),
     ],

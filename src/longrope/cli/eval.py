@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import distributed, eval_output, eval_server, options
+from longrope.cli.eval_given import check_given, given_options
 from longrope.cli.eval_inputs import (
     compared_candidates,
     harness_tasks,
@@ -37,6 +38,7 @@ QUICK_TRIALS = 10
 
 
 def run(
+    context: typer.Context,
     model: options.Model,
     lengths: Annotated[str, typer.Option(help="Lengths by commas: 8k,16k; schemes aim at the longest.")],
     factors: Annotated[
@@ -121,6 +123,8 @@ def run(
     """
     tokens, window_step = parse_lengths(lengths), None if stride is None else parse_length(stride, "stride")
     decided = options.decided_length(original_length)
+    chosen_depths = None if depths is None else parse_depths(depths)
+    check_given(given_options(context))
     if distributed.first():
         claim_results(output, resume=resume, overwrite=overwrite)
     if tasks is not None and distributed.count() > 1:
@@ -131,8 +135,7 @@ def run(
     from longrope.models.load import load_tokenizer
     from longrope.rope import Rope
 
-    others = {"factors": factors, "checkpoint": checkpoint, "tasks": tasks, "measure": measure, "stride": stride}
-    served = eval_server.connect_server(server, server_model, retrieval, others, timeout=timeout)
+    served = eval_server.connect_server(server, server_model, retrieval, timeout=timeout)
     config, tokenizer = options.read_config(model, decided), load_tokenizer(model)
     rope = Rope.of(config)
     if served is not None:
@@ -147,7 +150,6 @@ def run(
         )
     sources = data or [default_data(model)]
     corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
-    chosen_depths = None if depths is None else parse_depths(depths)
     prompts = read_prompts(
         retrieval,
         retrieval_lengths,

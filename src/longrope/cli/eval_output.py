@@ -13,7 +13,7 @@ from longrope.evaluation.figure import NOT_FINITE, fixed
 
 if TYPE_CHECKING:
     from longrope.evaluation.results import EvalResults
-    from longrope.evaluation.retrieval import RetrievalScore
+    from longrope.evaluation.retrieval_score import RetrievalScore
 
 CLAIM_TRIALS = 50  # fewer questions of a task are a quick look
 whole_percent = fixed(0, unit="%", times=100)
@@ -21,7 +21,7 @@ whole_percent = fixed(0, unit="%", times=100)
 
 def describe(results: EvalResults, output: Path | None) -> None:
     """Print the table of perplexities, rates with their intervals, scores of tasks, and the path of the results."""
-    from longrope.evaluation.retrieval import pooled_rate
+    from longrope.evaluation.retrieval_score import pooled_rate
 
     if results.get("perplexity"):
         show(results)

@@ -98,17 +98,18 @@ def check_candidates(
         journal: Folder of the evaluation that is resumed.
 
     Raises:
-        LongRopeError: If factors are another model's, a model reads other tokens than the first, or a pass does not
-            fit into memory.
+        LongRopeError: If the device is not there, factors are another model's, a model reads other tokens than the
+            first, or a pass does not fit into memory.
     """
     from longrope.cost.choose_dtype import recorded_dtype
     from longrope.cost.memory_check import Placement, check_pass_memory
     from longrope.data.tokenize import fingerprint
     from longrope.evaluation.sample_store import JOURNAL
-    from longrope.models.load import load_config, load_tokenizer
+    from longrope.models.load import check_device, load_config, load_tokenizer
     from longrope.rope import Rope
     from longrope.scaling import check_rope
 
+    check_device(device)
     names, first = list(dict.fromkeys(candidate.weights for candidate in candidates.values())), candidates["original"]
     configs = {weights: config if weights == first.weights else load_config(weights) for weights in names}
     ropes = {weights: Rope.of(config) for weights, config in configs.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from longrope.servers.client import Server
 
 
-def connect_server(
-    url: str | None, model: str | None, retrieval: str | None, others: Mapping[str, object], *, timeout: float
-) -> Server | None:
+def connect_server(url: str | None, model: str | None, retrieval: str | None, *, timeout: float) -> Server | None:
     """Return the server of an evaluation; None without an address.
 
     Args:
         url: Address of the server.
         model: Name of the model on it; None if it has one.
         retrieval: Names of retrieval tasks.
-        others: Values of the options that need a model here; all must be unset.
         timeout: Seconds without an answer before a request ends with an error.
 
     Raises:
@@ -37,11 +34,6 @@ def connect_server(
 
     if url is None:
         return None
-    unusable = [name for name, value in others.items() if value]
-    if unusable:
-        raise LongRopeError(
-            f"server = {url!r}: a server runs retrieval tasks alone. Leave out {', '.join(unusable)} or server."
-        )
     if retrieval is None:
         raise LongRopeError(f"server = {url!r}: no retrieval task was named. Give some as retrieval, such as passkey.")
     if distributed.count() > 1:

@@ -58,6 +58,7 @@ def run(
 
     from longrope.rope import Rope
     from longrope.scaling import ORIGINAL, Extension, Scaling
+    from longrope.schemes import canonical
     from longrope.schemes import scheme as choose
 
     config = options.read_config(model, options.decided_length(original_length))
@@ -68,10 +69,10 @@ def run(
     elif tokens is None:
         raise LongRopeError("length is missing; give the target length with -l")
     else:
+        identity = replace(Scaling.identity(rope), length=tokens)
         name = scheme or "heuristic"
-        extension = Extension.of(
-            rope, replace(Scaling.identity(rope), length=tokens) if name == ORIGINAL else choose(name, rope, tokens)
-        )
+        chosen = identity if name == ORIGINAL else choose(canonical(name, (ORIGINAL,)), rope, tokens)
+        extension = Extension.of(rope, chosen)
     if attention is not None:
         extension = with_attention(extension, attention)
     text = extension.to_json()

@@ -13,7 +13,8 @@ from longrope.evaluation.figure import MISSING, Column, Figure, Number, fixed, i
 from longrope.evaluation.labelled import LabelledResults
 from longrope.evaluation.measurement import Measurement, no_samples
 from longrope.evaluation.records import Record, Value
-from longrope.evaluation.retrieval import RETRIEVAL, RetrievalScore
+from longrope.evaluation.retrieval import RETRIEVAL
+from longrope.evaluation.retrieval_score import RetrievalScore
 from longrope.evaluation.statistics import sign_test
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from longrope.evaluation.labelled import LabelledResults
 from longrope.evaluation.measurement import Measurement, no_samples
 from longrope.evaluation.paired_retrieval import paired_retrieval
 from longrope.evaluation.records import Record, Value, paired_difference
-from longrope.evaluation.retrieval import pooled_rate
+from longrope.evaluation.retrieval_score import pooled_rate
 from longrope.scaling import Extension
 
 if TYPE_CHECKING:

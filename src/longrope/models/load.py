@@ -108,6 +108,22 @@ def choose_device(device: str) -> str:
     return device if device != "auto" else accelerator.type if accelerator else "cpu"
 
 
+def check_device(device: str) -> None:
+    """Raise an error unless a tensor can be made on a device.
+
+    Args:
+        device: Name of the device, not ``auto``.
+
+    Raises:
+        LongRopeError: torch does not know the device, or this machine does not have it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by the kind of device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise LongRopeError(f"device = {device!r}: {reason}. Give cpu, or auto.") from None
+
+
 def load_config(name: str, *, original_length: int | None = None) -> PreTrainedConfig:
     """Load a model's config without its weights.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from longrope.evaluation.figure import Number
 from longrope.evaluation.paired_retrieval import RetrievalDifference, paired_retrieval
 from longrope.evaluation.records import Perplexity, paired_difference
-from longrope.evaluation.retrieval import pooled_rate
+from longrope.evaluation.retrieval_score import pooled_rate
 from longrope.report.load import LoadedRun
 from longrope.schemes import is_scheme
 

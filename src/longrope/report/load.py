@@ -8,6 +8,7 @@ from pathlib import Path
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults, printable
+from longrope.formats.load_factors import load_factors
 from longrope.report.engine_verdict import Checkpoint, read_checkpoint
 from longrope.report.search_history import SearchHistory, read_searches, results_of_search
 from longrope.report.training_history import TrainingHistory, read_trainings
@@ -75,6 +76,7 @@ def as_runs(contents: Sequence[tuple[str, EvalResults, Histories]]) -> tuple[Loa
 
 def _read(folder: Path) -> tuple[EvalResults, Histories]:
     if folder.is_file():
+        _refuse_factors(folder)
         return EvalResults.load(folder), NO_HISTORIES
     if not folder.is_dir():
         raise LongRopeError(
@@ -96,6 +98,18 @@ def _read(folder: Path) -> tuple[EvalResults, Histories]:
             f"run = {str(folder)!r}: it has no results.json. Run longrope eval … -o eval, and report that."
         )
     return results_of_search(folder, searches), (searches, (), None)
+
+
+def _refuse_factors(path: Path) -> None:
+    """Raise an error that says what to do with a file of factors, which holds no measurement."""
+    try:
+        load_factors(path)
+    except LongRopeError:
+        return
+    raise LongRopeError(
+        f"run = {str(path)!r}: the file holds factors, and no measurement. longrope inspect MODEL --factors {path} "
+        f"shows them, longrope eval MODEL --lengths … --factors {path} -o eval measures them."
+    )
 
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:

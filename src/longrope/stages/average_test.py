@@ -52,9 +52,9 @@ def choose_average(
 @torch.no_grad()
 def _losses(model: Any, windows: TrainingWindows, original_length: int) -> dict[str, float]:
     """Return the mean losses of the windows within L0 (``short``) and of the others (``long``)."""
-    found: dict[str, list[float]] = {"short": [], "long": []}
+    losses: dict[str, list[float]] = {"short": [], "long": []}
     for index in range(len(windows)):
         inputs = {name: torch.from_numpy(values).to(model.device) for name, values in windows[index].items()}
         within = int(inputs["position_ids"].max()) < original_length
-        found["short" if within else "long"].append(float(model(**inputs).loss))
-    return {kind: sum(values) / max(len(values), 1) for kind, values in found.items()}
+        losses["short" if within else "long"].append(float(model(**inputs).loss))
+    return {kind: sum(values) / max(len(values), 1) for kind, values in losses.items()}

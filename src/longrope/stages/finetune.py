@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +164,9 @@ def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:
     set_seed(settings.seed)  # of the adapters' first weights
     targets: Any = {"target_modules": "all-linear", "exclude_modules": _without_adapter(model) or None}
     lora = LoraConfig(task_type="CAUSAL_LM", r=settings.lora, lora_alpha=2 * settings.lora, **targets)
-    return get_peft_model(model, lora)
+    with warnings.catch_warnings():  # peft 0.21 reads transformers' old name of activation checkpointing
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(model, lora)
 
 
 def _without_adapter(model: PreTrainedModel) -> list[str]:

@@ -106,18 +106,18 @@ class PromptRequest:
 
     @cached_property
     def start(self) -> np.ndarray:
-        """The tokens that the tokenizer puts before every text."""
+        """Return the tokens that the tokenizer puts before every text."""
         first = self.tokenizer("a")["input_ids"][:1]
         return np.array(first if first == [self.tokenizer.bos_token_id] else [], dtype=np.int64)
 
     @cached_property
     def template(self) -> ChatFormat | None:
-        """The text around the user's message; None for plain prompts."""
+        """Return the text around the user's message; None for plain prompts."""
         return chat_format(self.tokenizer, self.chat)
 
     @cached_property
     def opening(self) -> np.ndarray:
-        """The tokens before every prompt: the start tokens, or the chat template's up to the user's message."""
+        """Return the tokens before every prompt: the start tokens, or the chat template's up to the user's message."""
         if self.template is None:
             return self.start
         return np.array(self.tokenizer(self.template.before, add_special_tokens=False)["input_ids"], dtype=np.int64)

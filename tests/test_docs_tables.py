@@ -1,0 +1,123 @@
+"""Tables of the docs that show benchmarks/results: every row is what its file says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RULER = json.loads((ROOT / "benchmarks" / "results" / "ruler.json").read_text(encoding="utf-8"))["rows"]
+PROBES = json.loads((ROOT / "benchmarks" / "results" / "probes.json").read_text(encoding="utf-8"))["probes"]
+
+
+def rate(row: dict[str, Any]) -> str:
+    """Return a score in percent with its interval."""
+    return f"{row['score']:.0%} ({100 * row['low']:.0f}–{100 * row['high']:.0f}%)"
+
+
+def ruler_rows(kind: str) -> Iterator[tuple[str, int, Any]]:
+    """Yield the task, the length in tokens and the record of a kind of measurement, short lengths first."""
+    names = [key.split() for key in RULER if key.startswith(f"{kind} ")]
+    for _, task, length in sorted(names, key=lambda name: int(name[2])):
+        yield task, int(length), RULER[f"{kind} {task} {length}"]
+
+
+def harness_table() -> list[str]:
+    """Return the rows of the harness's prompts through both scorers."""
+    lines = []
+    for task, length, row in ruler_rows("harness"):
+        theirs, ours = row["lm_eval"], row["same_prompts"]
+        equal = f"{ours['equal_scores']} and {ours['equal_texts']} of {ours['trials']}"
+        seconds = f"{theirs['cpu_seconds']:.1f} | {ours['cpu_seconds']:.1f}"
+        lines.append(f"| `{task}` | {length:,} | {rate(theirs)} | {rate(ours)} | {equal} | {seconds} |")
+    return lines
+
+
+def shared_table() -> list[str]:
+    """Return the rows of our prompts that share a document, beside the harness's seconds for a prompt."""
+    lines = []
+    for task, length, row in ruler_rows("shared"):
+        theirs = RULER[f"harness {task} {length}"]["lm_eval"]["cpu_seconds"]
+        ours = row["cpu_seconds"]
+        lines.append(f"| `{task}` | {length:,} | {theirs:.1f} | {ours:.1f} | {theirs / ours:.1f}x |")
+    return lines
+
+
+def own_table() -> list[str]:
+    """Return the rows of our prompts."""
+    haystack = {True: "own", False: "RULER's"}
+    return [
+        f"| `{task}` | {length:,} | {rate(row)} | {row['trials']} | {haystack[row['own_haystack']]} |"
+        for task, length, row in ruler_rows("ours")
+    ]
+
+
+def probe_table() -> list[str]:
+    """Return the rows of the servers that were probed: how far the set that they run is from ours, and the others."""
+    programs = {key.partition(":")[0]: row["server"] for key, row in PROBES.items()}
+    lines = []
+    for name, program in programs.items():
+        right, dropped = (PROBES[f"{name}: {launch}"] for launch in ("right", "factors dropped"))
+        command = {"transformers": "transformers serve", "vllm": "vllm serve"}.get(program, program)
+        version = right["version"].rpartition("commit ")[2].rstrip(")").partition("+")[0]
+        limit = refusal(PROBES.get(f"{name}: too short"))
+        texts = f"{distances(right, 'longrope')} | {distances(dropped, 'original')}"
+        lines.append(f"| `{command}` {version} | {texts} | {limit} |")
+    return lines
+
+
+def distances(row: dict[str, Any], running: str) -> str:
+    """Return the largest distance to the set that runs, and the smallest one to any other."""
+    own = max(length["distances"][running] for length in row["lengths"])
+    others = min(x for length in row["lengths"] for name, x in length["distances"].items() if name != running)
+    if row["evidence"] == "log-probabilities":
+        return f"`{running}`: {own:.3f} nats; others from {others:.3f}"
+    return f"`{running}`: {own:.0%} of the tokens; others from {others:.0%}"
+
+
+def refusal(row: dict[str, Any] | None) -> str:
+    """Return what a server does that was launched for L0 tokens."""
+    if row is None:
+        return "has no limit"
+    least = min(length["length"] for length in row["lengths"] if length["refusal"])
+    return f"refuses {least} tokens and more"
+
+
+def harness_sentence() -> str:
+    """Return how many of the harness's prompts have equal scores and texts, and how far apart the seconds are."""
+    rows = [row for _, _, row in ruler_rows("harness")]
+    trials, scores, texts = (
+        sum(row["same_prompts"][name] for row in rows) for name in ("trials", "equal_scores", "equal_texts")
+    )
+    ratios = [row["same_prompts"]["cpu_seconds"] / row["lm_eval"]["cpu_seconds"] for row in rows]
+    apart = max(abs(ratio - 1) for ratio in ratios)
+    return f"{scores} of {trials} scores and {texts} of {trials} texts are equal, and the seconds within {apart:.0%}."
+
+
+TABLES = {
+    "harness": ("evaluation.md", harness_table()),
+    "shared": ("evaluation.md", shared_table()),
+    "ours": ("evaluation.md", own_table()),
+    "probes": ("serving.md", probe_table()),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_the_rows_of_its_file(name: str) -> None:
+    page, rows = TABLES[name]
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+    missing = [row for row in rows if row not in lines]
+    assert not missing, "write these rows:\n" + "\n".join(rows)
+    if rows:  # and no other one
+        start = lines.index(rows[0])
+        assert lines[start : start + len(rows)] == rows
+        assert not lines[start + len(rows)].startswith("|")
+
+
+def test_the_sentence_about_the_harness_is_that_of_its_file() -> None:
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    assert harness_sentence() in page, harness_sentence()
