@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -54,6 +53,8 @@ def run(as_json: options.Json = False) -> None:
 
 def packages() -> list[Finding]:
     """Check Python, longrope and its required packages against the versions that it asks for."""
+    import importlib.metadata
+
     from packaging.requirements import Requirement
 
     lines = [Finding("python", platform.python_version()), Finding("longrope", importlib.metadata.version("longrope"))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import re
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from longrope import __version__
 from longrope.cli import (
     chat,
     check,
@@ -120,7 +120,7 @@ def _escaped(text: str) -> str:
 def print_version(requested: bool) -> None:
     """Print the version and end, if it is requested."""
     if requested:
-        typer.echo(f"longrope {importlib.metadata.version('longrope')}")
+        typer.echo(f"longrope {__version__}")
         raise typer.Exit
 
 
