@@ -38,15 +38,15 @@ dtype = "float32"
 """
 SPARSE = """version = 1
 [[stages]]
-length = 512
+length = 2048
 [stages.search]
 documents = 1
-budget = 6000
+budget = 14000
 [stages.finetune]
 steps = 3
 batch = 2
 save_every = 1
-window = 320
+window = 512
 windows = "sparse"
 short = 0.5
 answers = 3
@@ -63,7 +63,7 @@ source = "../texts"
 needles = 0.5
 repeats = 9
 [evaluation]
-lengths = [256, 512]
+lengths = [2048]
 documents = 1
 schemes = ["yarn"]
 retrieval = []
