@@ -71,7 +71,7 @@ mutation: $(READY)  ## measure how many small changes of the core the tests noti
 
 fuzz: $(READY)  ## fuzz the file readers, guided by coverage (a quarter of an hour each)
 	$(BIN)/pip install --quiet atheris
-	for reader in json csv config gguf jsonl; do $(BIN)/python scripts/fuzz.py $$reader --seconds 900 || exit 1; done
+	for reader in json csv config gguf jsonl plan lines; do $(BIN)/python scripts/fuzz.py $$reader --seconds 900 || exit 1; done
 
 lint: $(READY)  ## run ruff and pyright
 	$(BIN)/ruff check .
