@@ -71,7 +71,7 @@ mutation: $(READY)  ## measure how many small changes of the core the tests noti
 
 fuzz: $(READY)  ## fuzz the file readers, guided by coverage (a quarter of an hour each)
 	$(BIN)/pip install --quiet atheris
-	for reader in json csv config gguf jsonl; do $(BIN)/python scripts/fuzz.py $$reader --seconds 900 || exit 1; done
+	for reader in json csv config gguf jsonl plan lines; do $(BIN)/python scripts/fuzz.py $$reader --seconds 900 || exit 1; done
 
 lint: $(READY)  ## run ruff and pyright
 	$(BIN)/ruff check .
@@ -96,7 +96,7 @@ docs-made: $(READY)  ## generate the CLI reference, the schema of results and th
 docs-pairs: $(READY)  ## measure on tiny which pairs interpolation harms, for the site (minutes)
 	$(BIN)/python scripts/docs_pairs.py
 
-release-check: $(READY)  ## build sdist and wheel, install and use each in a clean environment (minutes)
+release-check: $(READY)  ## build sdist and wheel, install and use them in clean environments of each Python (a quarter of an hour)
 	$(BIN)/python scripts/release_check.py
 
 tiny: $(READY)  ## train the built-in model (about an hour on two cores)

@@ -40,7 +40,7 @@ from longrope.storage.jsonl import JsonlFile
 from longrope.storage.lock import locked
 
 RESULTS = Path(__file__).parent / "results" / "faults.json"
-ORDER = "search,eval,export,search,eval,export,extend"  # in turn
+ORDER = "search,eval,export,search,eval,export,extend,sparse"  # in turn
 OWN = 0.1  # share of the rounds in new processes
 
 

@@ -36,6 +36,38 @@ batch = 1
 save_every = 1
 dtype = "float32"
 """
+SPARSE = """version = 1
+[[stages]]
+length = 2048
+[stages.search]
+documents = 1
+budget = 14000
+[stages.finetune]
+steps = 3
+batch = 2
+save_every = 1
+window = 512
+windows = "sparse"
+short = 0.5
+answers = 3
+average = 0.25
+dtype = "float32"
+[stages.finetune.distill]
+weight = 1.0
+[recovery.search]
+documents = 1
+needles = 0
+budget = 1500
+[data]
+source = "../texts"
+needles = 0.5
+repeats = 9
+[evaluation]
+lengths = [2048]
+documents = 1
+schemes = ["yarn"]
+retrieval = []
+"""  # sparse windows, distillation, averaged weights, a search with questions in frozen contexts
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,18 @@ COMMANDS = {
             "run/checkpoint": "end",
         },
     ),
+    "sparse": Command(
+        "extend tiny ../sparse.toml --dtype float32 -o run",
+        "--resume",
+        {
+            "run/run.json": "search",
+            "run/stage-1/extension.json": "fine-tuning",
+            "run/stage-1/model": "recovery",
+            "run/extension.json": "measuring",
+            "run/results.json": "export",
+            "run/checkpoint": "end",
+        },
+    ),
     "eval": Command(
         f"eval tiny --dtype float32 --lengths 256,{LENGTH} --documents 3 --data ../{TEXTS} --schemes pi,yarn "
         "--stride 200 -o run",
@@ -90,3 +134,4 @@ def prepare(folder: Path) -> None:
         (texts / f"{name}.txt").write_text(text[:8000], encoding="utf-8")
     stages = "".join(STAGE.format(length=length) for length in (LENGTH, LENGTH + 64))
     (folder / "plan.toml").write_text(PLAN.format(stages=stages, texts=f"../{TEXTS}"), encoding="utf-8")
+    (folder / "sparse.toml").write_text(SPARSE, encoding="utf-8")

@@ -1,7 +1,7 @@
 """Fuzz the file readers, guided by coverage: any bytes give a result or a LongRopeError, in 2 s and 1 GB.
 
     python scripts/fuzz.py gguf --seconds 3600      # needs the package atheris
-    python scripts/fuzz.py --record                 # benchmarks/results/fuzz.json from all runs in build/fuzz
+    python scripts/fuzz.py --record                 # adds the new runs in build/fuzz to benchmarks/results/fuzz.json
 
 A finding does not end a run. Its smallest input so far is kept in ``build/fuzz/READER/findings`` with its traceback,
 under the name of the error and the line that raised it. Inputs of fixed findings move to ``tests/fuzz/corpus``. Results
@@ -132,20 +132,27 @@ def _memory() -> int:
 
 
 def record() -> None:
-    """Write the results: the sums over the runs of each reader, and its fixed and open findings."""
+    """Add the runs of each reader that the results do not count yet, and list its fixed and open findings."""
     from longrope.provenance import provenance
     from longrope.storage.atomic import write_json
 
-    rows = {}
+    readers = json.loads(RESULTS.read_text("utf-8"))["readers"] if RESULTS.exists() else {}
     for folder in sorted(path for path in OUT.iterdir() if path.is_dir()):
-        runs = [json.loads(path.read_text()) for path in folder.glob("run-*.json")]
-        total = {name: sum(run[name] for run in runs) for name in ("executions", "seconds", "cpu_seconds")}
+        paths = [*folder.glob("run-*.json")]
+        runs = [json.loads(path.read_text()) for path in paths]
+        before = readers.get(folder.name, {})
+        total = {
+            name: before.get(name, 0) + sum(run[name] for run in runs)
+            for name in ("executions", "seconds", "cpu_seconds")
+        }
         fixed = sorted(path.name for path in CORPUS.glob(f"{folder.name}/*"))
         open_findings = sorted(path.name for path in (folder / "findings").iterdir() if path.suffix != ".txt")
-        rows[folder.name] = {**total, "runs": len(runs), "fixed": fixed, "open": open_findings}
-    write_json(
-        RESULTS, {"readers": rows, "atheris": version("atheris"), "gguf": version("gguf"), "provenance": provenance()}
-    )
+        counts = {**total, "runs": before.get("runs", 0) + len(runs)}
+        readers[folder.name] = {**counts, "fixed": fixed, "open": open_findings}
+        for path in paths:
+            path.rename(path.with_name(f"recorded-{path.name}"))
+    tools = {"atheris": version("atheris"), "gguf": version("gguf")}
+    write_json(RESULTS, {"readers": readers, **tools, "provenance": provenance()})
 
 
 if __name__ == "__main__":

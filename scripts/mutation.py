@@ -38,7 +38,7 @@ FILES = {
     "mixed_radix.py": "test_mixed_radix test_schemes",
     "scheme_modifiers.py": "test_resonance test_cope",
     "yarn_fit.py": "test_yarn_fit",
-    "checks.py": "test_rope test_scaling",
+    "checks.py": "test_checks test_rope test_scaling",
     "models/rotary_embedding.py": "models/test_rotary_embedding",
     "search/auto.py": "search/test_auto",
     "search/budget.py": "search/test_budget",

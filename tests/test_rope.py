@@ -16,7 +16,7 @@ from transformers import CONFIG_MAPPING, LlamaConfig, Qwen2VLConfig
 
 from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
-from longrope.rope import Rope
+from longrope.rope import Rope, full_attention_fields, text_fields
 from longrope.scaling import Scaling
 from longrope.schemes import yarn
 
@@ -325,3 +325,51 @@ def test_factors_of_any_kind_are_kept_as_a_tuple_of_numbers(kind: Callable) -> N
     assert rope == replace(ROPE, factors=rope.factors)
     assert len({rope, ROPE}) == 2
     np.testing.assert_allclose(rope.inv_freq, ROPE.inv_freq / [1, 2, 3, 4], rtol=1e-15)
+
+
+@pytest.mark.parametrize("value", BAD_NUMBERS)
+def test_rope_refuses_a_bad_attention_factor(value: object) -> None:
+    with pytest.raises(LongRopeError) as error:
+        replace(ROPE, attention_factor=value)
+    assert str(error.value).startswith(f"rope attention_factor = {value!r} must be ")
+    assert type(replace(ROPE, attention_factor=2).attention_factor) is float
+
+
+SHORT = {"factors": (2.0,) * 4, "short_factors": (1.0,) * 4, "short_length": 32}
+
+
+@pytest.mark.parametrize("missing", SHORT)
+def test_short_factors_come_with_their_length_and_with_long_ones(missing: str) -> None:
+    with pytest.raises(LongRopeError) as error:
+        replace(ROPE, **{name: value for name, value in SHORT.items() if name != missing})
+    assert str(error.value) == "rope short_factors: they come with short_length and factors. Give all three or none."
+
+
+def test_short_factors_are_for_texts_of_at_most_the_original_length() -> None:
+    assert replace(ROPE, **SHORT | {"short_length": 64}).short_length == ROPE.original_length == 64
+    with pytest.raises(LongRopeError) as error:
+        replace(ROPE, **SHORT | {"short_length": 65})
+    assert str(error.value) == (
+        "rope original_length = 64: the checkpoint's short factors are for texts of up to 65 tokens. "
+        "Give at least that length."
+    )
+
+
+def test_a_rope_is_shown_with_its_first_and_last_factor() -> None:
+    assert repr(ROPE) == "Rope(dim=8, base=10000.0, original_length=64)"
+    shown = repr(replace(ROPE, factors=(1.0, 2.0, 3.0, 4.0), attention_factor=1.25))
+    assert shown == "Rope(dim=8, base=10000.0, original_length=64, factors=(1 … 4), attention_factor=1.25)"
+
+
+def test_the_text_model_of_a_config_has_the_type_of_the_whole() -> None:
+    plain_fields = {"model_type": "llama", "hidden_size": 64}
+    assert text_fields(plain_fields) is plain_fields
+    whole_model = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 32}}
+    assert text_fields(whole_model) == {"model_type": "gemma3", "hidden_size": 32}
+
+
+def test_one_set_of_rope_fields_is_that_of_all_layers() -> None:
+    one_set, by_layer = {"rope_theta": 1e4}, {"hybrid": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    assert full_attention_fields(one_set) is one_set
+    assert full_attention_fields(None) == {}
+    assert full_attention_fields(by_layer) == {"rope_theta": 1e6}

@@ -12,7 +12,7 @@ from ropes import BAD_NUMBERS, ROPE, ropes
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling, as_extension
+from longrope.scaling import Extension, Scaling, as_extension, check_rope
 
 positive = st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False)
 json_values = st.recursive(
@@ -357,3 +357,76 @@ def test_a_scaling_becomes_the_long_set_of_an_extension() -> None:
 def test_factors_that_cannot_become_an_extension_of_this_rope(scaling: Scaling | Extension, message: str) -> None:
     with pytest.raises(LongRopeError, match=message):
         as_extension(scaling, ROPE, "mine.json")
+
+
+@pytest.mark.parametrize("scheme", [3, None, b"yarn", chr(0xD800), chr(0xDFFF), "a" + chr(0xDC00)])
+def test_a_scheme_is_text_that_files_can_hold(scheme: object) -> None:
+    with pytest.raises(LongRopeError) as error:
+        Scaling([1.0], scheme=scheme)
+    assert str(error.value) == f"scheme = {scheme!r} must be text, without half characters"
+    assert Scaling([1.0], scheme="\ud7ff\ue000😀").scheme == "\ud7ff\ue000😀"
+
+
+def test_two_sets_differ_in_factors_or_attention() -> None:
+    one = Extension.of(ROPE, Scaling.identity(ROPE))
+    assert not one.has_two_sets
+    assert replace(one, long=Scaling([1.0, 1.0, 1.0, 2.0])).has_two_sets
+    assert replace(one, long=replace(one.long, attention_factor=1.1)).has_two_sets
+    assert not replace(one, long=replace(one.long, scheme="mine")).has_two_sets
+
+
+def test_the_short_set_of_a_checkpoint_says_what_it_is() -> None:
+    rope = Rope(8, 1e4, 256, factors=(1, 2, 3, 4), short_factors=(1, 1, 2, 2), short_length=64)
+    extension = Extension.of(rope, Scaling([2.0] * 4, length=1024))
+    assert extension.at(64).scheme == "original"
+    assert extension.total.short.length == 64
+
+
+CARRIED = replace(ROPE, original_length=256, factors=(2.0,) * 4)
+
+
+def refused(scaling: Scaling | Extension, rope: Rope, *source: str) -> str:
+    with pytest.raises(LongRopeError) as error:
+        check_rope(scaling, rope, *source)
+    with pytest.raises(LongRopeError) as same:
+        as_extension(scaling, rope, *source)
+    assert str(same.value) == str(error.value)
+    return str(error.value)
+
+
+def test_factors_of_another_rope_are_refused_by_name() -> None:
+    pairs = "factors: 3 values for a rope of dim 8, which has 4 pairs; these factors belong to another model"
+    assert refused(Scaling([1.0] * 3, length=128), ROPE) == pairs
+    assert refused(Scaling([1.0] * 3, length=128), ROPE, "mine.json") == f"mine.json: {pairs}"
+    extension = Extension.of(ROPE, Scaling([2.0] * 4, length=512))
+    other = replace(ROPE, base=5e5)
+    assert refused(extension, other) == (
+        f"extension.rope = {ROPE}: the model has {other}. Use factors made for this model."
+    )
+    assert refused(extension, CARRIED, "mine.json") == (
+        f"mine.json: extension.rope = {ROPE}: the model has {CARRIED}, because its checkpoint carries a rope scaling. "
+        "Use factors made for this model, or load the checkpoint that they were made for."
+    )
+
+
+def test_factors_for_a_length_that_a_checkpoint_has_already_are_refused() -> None:
+    for length in (128, 256):
+        assert refused(Scaling([2.0] * 4, length=length), CARRIED, "mine.json") == (
+            f"mine.json: length = {length}: the model's checkpoint carries a rope scaling for 256 tokens already, "
+            "which factors multiply. Use factors for a longer sequence."
+        )
+    for allowed in (Scaling([2.0] * 4, length=257), Scaling([2.0] * 4), Scaling.identity(CARRIED)):
+        check_rope(allowed, CARRIED)
+    check_rope(Scaling([2.0] * 4, length=32), ROPE)  # a rope without factors of its own
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_number_that_is_not_finite_in_the_record_of_a_file_is_refused(number: str) -> None:
+    text = json.dumps(json.loads(SCALING_JSON) | {"provenance": {"loss": 0.5}}).replace("0.5", number)
+    with pytest.raises(LongRopeError) as error:
+        Scaling.from_json(text)
+    assert str(error.value) == "provenance: a number is not finite; write null"
+
+
+def test_files_are_indented_by_one_space() -> None:
+    assert [line.rstrip(",") for line in SCALING_JSON.splitlines()[:3]] == ["{", ' "version": 1', ' "kind": "scaling"']

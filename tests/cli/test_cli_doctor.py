@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,24 @@ def test_a_package_that_is_too_old_or_missing_fails(cli: Cli, monkeypatch: pytes
     assert result.code == 1
     broken = {one["name"]: one["remedy"] for one in result.json["packages"] if one["broken"]}
     assert broken == {"numpy": "pip install 'numpy>=999'", "no-such-package": "pip install 'no-such-package>=1'"}
+
+
+def test_without_torch_it_still_names_what_is_missing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_version = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find_version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "torch", None)  # its import fails, as where it is not installed
+    result = cli("doctor", "--json")
+    assert result.code == 1, result.err
+    broken = {line["name"]: line["remedy"] for line in result.json["packages"] if line["broken"]}
+    assert list(broken) == ["torch"]
+    assert broken["torch"].startswith("pip install 'torch>=")
+    assert [line["found"] for line in result.json["machine"]] == ["needs torch"]
 
 
 @pytest.mark.parametrize(("ratio", "advised"), [(0.4, False), (25.0, True)])

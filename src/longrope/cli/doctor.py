@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -39,9 +38,11 @@ class Finding:
 
 def run(as_json: options.Json = False) -> None:
     """Report what this machine has: versions, devices, free memory, and missing packages with their purpose."""
+    required = packages()
+    missing = [finding.name for finding in required if finding.found == "missing"]
     findings = {
-        "packages": [*packages()],
-        "machine": [*machine()],
+        "packages": required,
+        "machine": [Finding("not looked at", f"needs {', '.join(missing)}")] if missing else machine(),
         "features": [extra(package, *row) for package, row in EXTRAS.items()],
     }
     record = {title: [vars(finding) for finding in lines] for title, lines in findings.items()}
@@ -52,6 +53,8 @@ def run(as_json: options.Json = False) -> None:
 
 def packages() -> list[Finding]:
     """Check Python, longrope and its required packages against the versions that it asks for."""
+    import importlib.metadata
+
     from packaging.requirements import Requirement
 
     lines = [Finding("python", platform.python_version()), Finding("longrope", importlib.metadata.version("longrope"))]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import re
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from inspect import get_annotations
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from longrope import __version__
 from longrope.cli import (
     chat,
     check,
@@ -105,7 +106,7 @@ def with_escaped_brackets(command: Callable[..., None]) -> Callable[..., None]:
     """Escape the brackets in a command's help, such as longrope[ray], which rich would read as markup and drop."""
     command.__doc__ = _escaped(command.__doc__ or "")
     # typer would evaluate annotations that are text once more, and make other options of them
-    command.__annotations__ = get_type_hints(command, include_extras=True)
+    command.__annotations__ = get_annotations(command, eval_str=True)
     for annotation in command.__annotations__.values():
         for parameter in getattr(annotation, "__metadata__", ()):
             parameter.help = _escaped(parameter.help or "")
@@ -119,7 +120,7 @@ def _escaped(text: str) -> str:
 def print_version(requested: bool) -> None:
     """Print the version and end, if it is requested."""
     if requested:
-        typer.echo(f"longrope {importlib.metadata.version('longrope')}")
+        typer.echo(f"longrope {__version__}")
         raise typer.Exit
 
 

@@ -145,7 +145,7 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise LongRopeError(f"{name} is not a TOML file: {error}") from None
     version = data.get("version")
     if version is None:

@@ -96,7 +96,7 @@ class JsonlFile:
             raise LongRopeError(
                 f"{self.path} cannot be read: {error.strerror}; choose another output with -o"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise self.damaged() from None
         return bool(lines)
 
