@@ -255,16 +255,17 @@ def perplexity(losses: list[float]) -> float:
 
 
 def table() -> None:
-    """Print the summary as the tables of the README."""
+    """Print the summary as the table of the README: perplexity, then loss and rate of exact answers by length."""
     for name, row in json.loads(RECORD.read_text())["rows"].items():
-        values = [f"{row['perplexity'][str(length)]:.2f}" for length in (2048, 8192, 16384)]
-        last = f"{row['last_quarter']:.2f}"
-        rates = [" / ".join(f"{row[f'{kind} {length}']['rate']:.0%}" for length in ASKED_AT) for kind in KINDS]
-        print(f"| {' | '.join([name, *values, last, *rates])} |")
-        for other in AGAINST:
-            for kind in ("beyond L0", "answers beyond L0"):
-                if (against := row.get(f"{kind} against {other}")) is not None:
-                    print(f"    {kind}, against {other}: {against['nats']:+.4f} ± {against['standard_error']:.4f} nats")
+        values = [f"{row['perplexity'][str(length)]:.3f}" for length in (8192, 16384)]
+        values.append(f"{row['last_quarter']:.3f}")
+        for length in ASKED_AT:
+            both = [row[f"{kind} {length}"] for kind in KINDS]
+            loss, rate = (float(np.mean([kind[field] for kind in both])) for field in ("loss", "rate"))
+            values.append(f"{loss:.2f} ({rate:.0%})")
+        print(f"| {name} | {' | '.join(values)} |")
+        for key in (key for key in row if "against" in key and row["documents"] > 1):
+            print(f"    {key}: {row[key]['nats']:+.4f} ± {row[key]['standard_error']:.4f} nats")
 
 
 def export() -> None:

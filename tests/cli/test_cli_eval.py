@@ -178,8 +178,9 @@ def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path
         "--retrieval",
         "niah_multiquery",
     )
-    refused("depths = '2': not numbers from 0 to 1", *good, "--retrieval", "recall", "--depths", "2")
-    refused("retrieval_lengths = 200: above the longest of lengths, 160", *good, "--retrieval-lengths", "64,200")
+    recall = (*good, "--retrieval", "recall")
+    refused("depths = '2': not numbers from 0 to 1", *recall, "--depths", "2")
+    refused("retrieval_lengths = 200: above the longest of lengths, 160", *recall, "--retrieval-lengths", "64,200")
     refused("resume: there is no folder to continue", *good, "--resume")
     folder = Path(shutil.copytree(whole[0], tmp_path / "run"))
     refused("lengths was .* now .*; resume with the same ones", "eval", model, "--lengths", "64,155", *LENGTHS[2:],
