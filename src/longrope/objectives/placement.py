@@ -1,4 +1,4 @@
-"""The dtype of a search on a model given by name, and whether its passes fit into memory."""
+"""The dtype of a search on a model given by name, and whether its device is there and its passes fit into memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
 from longrope.cost.memory_check import Placement, check_pass_memory
-from longrope.models.load import load_config
+from longrope.models.load import check_device, load_config
 from longrope.objectives.backend import processes
 from longrope.search.method import Method
 from longrope.search.options import SearchOptions
@@ -16,9 +16,9 @@ from longrope.search.options import SearchOptions
 def place_search(
     model: str, length: int, method: Method, options: SearchOptions, output: Path | None = None
 ) -> tuple[SearchOptions, str]:
-    """Choose the dtype of a search, and refuse passes that do not fit into memory.
+    """Choose the dtype of a search, and refuse a device that is not there and passes that do not fit into memory.
 
-    Workers on other machines choose for themselves: their memory and processors are unknown here.
+    Workers on other machines choose for themselves: their devices, memory and processors are unknown here.
 
     Args:
         model: Name of the model.
@@ -31,11 +31,12 @@ def place_search(
         The options with the dtype, and a sentence that says why it is not the checkpoint's; else "".
 
     Raises:
-        LongRopeError: If a pass does not fit, as in `check_pass_memory`.
+        LongRopeError: If the device is not there, or a pass does not fit, as in `check_pass_memory`.
     """
     workers = processes(options.workers)
     if not workers:
         return options, ""
+    check_device(options.device)
     config, window = load_config(model), options.text_spec(length).window or length
 
     def check_memory(dtype: str) -> None:
