@@ -87,7 +87,7 @@ def test_the_generator_decides_the_questions() -> None:
 
 
 def test_a_document_too_short_for_a_question_is_refused() -> None:
-    with pytest.raises(LongRopeError, match=r"length = 40: too short for 1 questions. Add \d+ tokens."):
+    with pytest.raises(LongRopeError, match=r"40 tokens of a document: too short for 1 question. Use .* at least \d+"):
         asked(0, 40)
 
 

@@ -69,7 +69,10 @@ def ask_questions(
     room = length - size - copies * (len(newline) + PASSAGE)
     if room < PASSAGE:
         count = len(questions) + copies
-        raise LongRopeError(f"length = {length}: too short for {count} questions. Add {PASSAGE - room} tokens.")
+        raise LongRopeError(
+            f"{length} tokens of a document: too short for {count} question{'s' * (count > 1)}. Use a length or window of at "
+            f"least {length + PASSAGE - room}, or needles = 0."
+        )
     for start in rng.integers(0, room - PASSAGE, size=copies, endpoint=True):
         passage = document[start : start + PASSAGE].tolist()
         labels = [ASKED] * (len(newline) + LEAD) + [1 + KINDS.index("copy")] * (PASSAGE - LEAD)
