@@ -70,8 +70,8 @@ def ask_questions(
     if room < PASSAGE:
         count = len(questions) + copies
         raise LongRopeError(
-            f"{length} tokens of a document: too short for {count} question{'s' * (count > 1)}. Use a length or window of at "
-            f"least {length + PASSAGE - room}, or needles = 0."
+            f"{length} tokens of a document: too short for {count} question{'s' * (count > 1)}. "
+            f"Use a length or window of at least {length + PASSAGE - room}, or needles = 0."
         )
     for start in rng.integers(0, room - PASSAGE, size=copies, endpoint=True):
         passage = document[start : start + PASSAGE].tolist()
