@@ -1,6 +1,5 @@
 """The documentation site: generated pages are up to date, links lead to files, guides run."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,9 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from repository_scripts import script
 
 import longrope
 
@@ -19,15 +18,6 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 IN_REPOSITORY = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_cli_reference_is_what_help_says() -> None:

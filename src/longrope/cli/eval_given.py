@@ -29,28 +29,28 @@ def given_options(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def check_given(given: Collection[str]) -> None:
+def check_given(typed: Collection[str]) -> None:
     """Refuse options without effect.
 
     Args:
-        given: Names of the parameters that the command line gives.
+        typed: Names of the parameters that the command line gives.
 
     Raises:
         LongRopeError: An option has no effect without one that is missing or beside one that is given.
     """
-    if unusable := [name for name in LOCAL if name in given and "server" in given]:
+    if unusable := [name for name in LOCAL if name in typed and "server" in typed]:
         raise LongRopeError(
             f"--server: a server runs retrieval tasks alone. Leave out {_options(unusable)}, or --server."
         )
     for remedy, names in DEPENDENT.items():
         needed = remedy.split()[0].removeprefix("--")
-        idle = [name for name in names if name in given]
-        if idle and needed not in given:
+        idle = [name for name in names if name in typed]
+        if idle and needed not in typed:
             raise LongRopeError(
                 f"{needed} is missing: {_options(idle)} would have no effect. Give {remedy}, or leave "
                 f"{'it' if len(idle) == 1 else 'them'} out."
             )
-    if {"quick", "trials"} <= set(given):
+    if {"quick", "trials"} <= set(typed):
         raise LongRopeError("--quick and --trials exclude each other. Give one of them.")
 
 

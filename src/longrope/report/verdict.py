@@ -45,10 +45,10 @@ def sentences(run: LoadedRun) -> list[str]:
     if candidate is None:
         command = f"longrope eval {run.results.model or 'MODEL'} … --factors {run.name}"
         return ["Nothing was measured on test documents yet.", f"Run {command}."]
-    work, cost, gain, *engines = answers(run)
+    success, cost, gain, *engines = answers(run)
     length, original = lengths_of(run)[-1], run.results.rope.original_length
     lines = [
-        f"“{run.label(candidate)}” at {length:,} tokens: {work.clause()}.",
+        f"“{run.label(candidate)}” at {length:,} tokens: {success.clause()}.",
         f"At {original:,} tokens (L0) it {cost.clause()}; at {length:,} it is {gain.clause()}.",
     ]
     if engines:
