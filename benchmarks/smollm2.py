@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 import longrope as lr
-from longrope.data.key_value_lines import make_lines
+from longrope.data.key_value_lines import KeyValueText, interleave, make_lines
 from longrope.data.split import draw_tokens, split_documents
 from longrope.evaluation.statistics import mean_error, wilson_interval
 from longrope.formats.load_factors import load_extension
@@ -72,15 +72,12 @@ class PlantedText:
         quarters = np.arange(len(questions)) % 4  # less a margin, so that half of the lines end before 8,192 - END
         places = quarters * (room // 4) + self.rng.integers(0, room // 4 - END, len(questions))
         order = np.argsort(places)
-        places = places[order]
-        chunks = np.split(document[:room], places)
-        tokens, planted, self.questions = [chunks[0]], [np.zeros(len(chunks[0]), dtype=bool)], []
-        for number, chunk in zip(order, chunks[1:], strict=True):
-            kind, line, ending, answer = questions[number]
-            tokens += [line, chunk]
-            planted += [np.ones(len(line), dtype=bool), np.zeros(len(chunk), dtype=bool)]
-            self.questions.append((sum(map(len, tokens[:-1])), kind, ending, answer))
-        self.tokens, self.planted = np.concatenate(tokens), np.concatenate(planted)
+        questions = [questions[number] for number in order]
+        lines = [KeyValueText(line, np.ones(len(line), dtype=bool)) for _, line, *_ in questions]
+        text = interleave(document[:room], lines, places[order].tolist())
+        self.tokens, self.planted = text.tokens, text.answers
+        ends = places[order] + np.cumsum([len(line) for _, line, *_ in questions])
+        self.questions = [(end, kind, *rest) for end, (kind, _, *rest) in zip(ends.tolist(), questions, strict=True)]
 
     def prompts(self) -> dict[tuple[str, int], list[Prompt]]:
         """Return the prompts by kind and length. Each asks for a line that lies before the question."""

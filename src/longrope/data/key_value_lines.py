@@ -78,7 +78,7 @@ def make_key_value_text(
         starts[0] = round(depth * query_start)
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
     cuts = [*np.sort(starts), *[query_start] * queries]
-    return _interleave(background[:room], planted + repeats, cuts)
+    return interleave(background[:room], planted + repeats, cuts)
 
 
 def plant_key_value_lines(
@@ -107,7 +107,7 @@ def plant_key_value_lines(
     room = _room(background, length, lines, [max(lines, key=lambda line: line.tokens.size)])
     starts = np.array([round(depth * room) for depth in depths])
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
-    return _interleave(background[:room], planted, np.sort(starts).tolist()), lines
+    return interleave(background[:room], planted, np.sort(starts).tolist()), lines
 
 
 def _room(background: np.ndarray, length: int, lines: list[KeyValueText], repeats: list[KeyValueText]) -> int:
@@ -157,7 +157,14 @@ def _line(head: list[int], answer: list[int], end: list[int]) -> KeyValueText:
     return KeyValueText(np.array(head + answer + end, dtype=np.int64), answers)
 
 
-def _interleave(background: np.ndarray, lines: list[KeyValueText], cuts: list[int]) -> KeyValueText:
+def interleave(background: np.ndarray, lines: Sequence[KeyValueText], cuts: Sequence[int]) -> KeyValueText:
+    """Return a background text with a line at each cut.
+
+    Args:
+        background: Token ids of the text, ``(tokens,)``.
+        lines: Lines in the order of their places.
+        cuts: Number of tokens of the background before each line, in ascending order.
+    """
     first, *chunks = np.split(background, cuts)
     tokens = [first]
     answers = [np.zeros(first.size, dtype=bool)]
