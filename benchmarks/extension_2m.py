@@ -1,6 +1,6 @@
 """``tiny`` extended 8,192 times, 256 → 2,097,152 tokens, with the recipe and the text of ``benchmarks/extension.py``.
 
-    python benchmarks/extension_2m.py          # an hour on one core; continues where it stopped
+    make benchmark-extension-2m                # an hour on one core; continues where it stopped
     python benchmarks/extension_2m.py YaRN     # the measurements of some rows: original, trained, ramp, YaRN
 
 The plan is that of 512x but for its length: sparse windows of 2,048 tokens reach over 2.4M tokens of joined documents.

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longrope.cli.extend_by_hours import sentences
 from longrope.cost.device_speed import DeviceSpeed
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
@@ -17,6 +18,7 @@ from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.stages.choose_plan import Choice, choose_plan, more_time
 from longrope.stages.plan import parse_plan
+from longrope.stages.plan_by_hours import Advice
 from longrope.stages.plan_cost import costs, part_costs
 from longrope.stages.plan_goal import MEMORY, OVERHEAD, Goal, Machine, Texts
 from longrope.stages.plan_options import LEAST_FULL_SHARE, LEAST_STEPS, MEASURED
@@ -105,6 +107,24 @@ def test_where_all_weights_have_no_room_an_adapter_trains() -> None:
     full, adapter = choose_plan(goal(1, **many)), choose_plan(goal(1, **many, memory=2 * GIB))
     finetunes = [choice.plan.stages[0].finetune for choice in (full, adapter)]
     assert [finetune and finetune.lora for finetune in finetunes] == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"hours": 2}, True),  # trains all weights on too few tokens
+        ({"hours": 200}, False),
+        ({"hours": 2, "lora": True}, False),
+        ({"hours": 5, "memory": 2 * GIB}, True),  # searches, as all weights have no room
+        ({"hours": 5, "texts": Texts(training_tokens=5_000)}, False),
+    ],
+)
+def test_a_missing_peft_is_named_where_an_adapter_would_train(change: dict[str, Any], wanted: bool) -> None:
+    asked = goal(**{"shape": SMOL, "length": 16384, "speed": 7.8e10, "lora": False, **change})
+    choice = choose_plan(asked)
+    advice = Advice(choice, choice, asked.machine, {})
+    assert advice.wants_lora == wanted
+    assert any("longrope[lora]" in line for line in sentences(advice, change["hours"])) == wanted
 
 
 def test_a_model_without_sparse_windows_trains_on_windows_that_jump() -> None:

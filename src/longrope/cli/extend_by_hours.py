@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXPECTED = {
     "closed form": "the best of the closed forms, not trained; it costs nothing up to L0",
-    "search": "perplexity a few percent below YaRN's, not trained (docs/search.md); it costs nothing up to L0",
+    "search": "perplexity as YaRN's or a few percent below, more recall; not trained; it costs nothing up to L0",
     "fine-tuning": "perplexity about 15% below YaRN's from 60 steps on, about 6% from 10 on (`tiny` at 8x)",
     "search and fine-tuning": "perplexity 15% or more below YaRN's",
 }
@@ -92,12 +92,13 @@ def removing_leftovers(folder: Path) -> Iterator[None]:
 
 def choose(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
     """Choose the plan of a run, and print it with its costs unless quiet."""
-    from longrope.stages.plan_by_hours import plan_by_hours
+    from longrope.stages.plan_by_hours import RANKED, plan_by_hours
     from longrope.stages.run_folder import check_no_other_files
 
     check_no_other_files(run.folder)
     if not quiet:
-        typer.echo("Measuring this machine, and counting the texts …", err=True)
+        most = plan_output.span(3600 * RANKED * hours)
+        typer.echo(f"Measuring this machine, counting the texts, comparing closed forms (at most {most}) …", err=True)
     advice = plan_by_hours(run, run.config, hours)
     if not quiet:
         _show(run, advice, hours)
@@ -130,6 +131,8 @@ def sentences(advice: Advice, hours: float) -> list[str]:
     texts = f"{evaluation.documents} test document{'s' * (evaluation.documents > 1)}"
     trust = "" if evaluation.documents >= TRUSTED else ", too few for a sure verdict"
     lines.append(f"Measured on {texts}{questions} against YaRN{trust}.")
+    if advice.wants_lora:
+        lines.append("LoRA suits so few tokens better and needs the package peft: pip install 'longrope[lora]'.")
     return [*lines, f"One more hour would buy {more_time(choice, advice.hour_more)}."]
 
 

@@ -22,7 +22,7 @@ from longrope.stages.choose_plan import Choice, choose_plan
 from longrope.stages.plan import Plan
 from longrope.stages.plan_advice import check_above_original
 from longrope.stages.plan_goal import Goal, Machine, Texts
-from longrope.stages.plan_options import TASK
+from longrope.stages.plan_options import TASK, is_few
 from longrope.stages.plan_tables import Data, FinalEvaluation, Stage
 from longrope.stages.rank_starts import LEAST_WINDOWS, STARTS, best_start, rank_starts
 from longrope.stages.requirements import check_disk
@@ -49,6 +49,18 @@ class Advice:
     hour_more: Choice
     machine: Machine
     starts: Mapping[str, float]
+
+    @property
+    def wants_lora(self) -> bool:
+        """Whether the plan would train an adapter if the package ``peft`` were there."""
+        plan = self.choice.plan
+        finetune = plan.stages[0].finetune
+        few = (
+            self.choice.limit == "memory"
+            if finetune is None
+            else is_few(finetune.token_count(plan.length), self.machine)
+        )
+        return few and not self.machine.lora
 
 
 def plan_by_hours(

@@ -55,8 +55,8 @@ def trained_plan(goal: Goal) -> tuple[Plan | None, str]:
         tokens = _window(goal) or goal.length
         sequences = min(by_time, int(most // tokens))
         limit = "time" if sequences == by_time else "texts" if most < useful else "enough"
-        trains_few = sequences * tokens < LEAST_FULL_SHARE * goal.machine.shape.parameters
-        if (not lora and goal.machine.lora and trains_few) or sequences < LEAST_STEPS * _batch(sequences):
+        few = is_few(sequences * tokens, goal.machine)
+        if (not lora and goal.machine.lora and few) or sequences < LEAST_STEPS * _batch(sequences):
             continue
         tested = RATE_TEST * _batch(sequences) <= SIDE_STEP * by_time
         if tested:
@@ -73,6 +73,11 @@ def with_search(goal: Goal, trained: Plan) -> Plan | None:
     stage = trained.stages[0].model_copy(update={"factors": "search", "search": searched.stages[0].search})
     both = trained.model_copy(update={"stages": (stage,)})
     return both if goal.cost(both) <= goal.budget else None
+
+
+def is_few(tokens: float, machine: Machine) -> bool:
+    """Return whether so few training tokens suit an adapter better than all weights."""
+    return tokens < LEAST_FULL_SHARE * machine.shape.parameters
 
 
 def evaluated(goal: Goal, plan: Plan) -> Plan:
