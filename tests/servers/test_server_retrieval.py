@@ -81,7 +81,8 @@ def test_the_scores_are_those_of_the_model_behind_the_server(
             )
             for number, score in enumerate(score_prompts(*tiny, prompts)):
                 answer = answers[f"retrieval recall {length}", number]
-                assert (answer["text"], answer["score"]) == (score.text, score.score)
+                assert answer["score"] == score.score
+                assert answer["text"][: len(score.text) if score.score == 1 else None] == score.text
     assert sum(record.score * record.trials for record in results["retrieval"][name]) == sum(
         answer["score"] for answer in answers.values()
     )

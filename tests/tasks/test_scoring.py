@@ -56,13 +56,20 @@ def other_prompts(tokenizer: PreTrainedTokenizerFast, length: int = 300) -> list
     ]
 
 
-def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> str:
-    """Return what transformers generates, without the token that ends it."""
+def generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> list[int]:
+    """Return the tokens that transformers generates, without the one that ends them."""
     ids = torch.from_numpy(prompt.tokens)[None]
     options = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     output = model.generate(ids, do_sample=False, max_new_tokens=prompt.room, **options)
     answer, ends = output[0, len(prompt.tokens) :].tolist(), model.generation_config.eos_token_id
-    return tokenizer.decode(answer[:-1] if answer[-1] in np.atleast_1d(ends) else answer)
+    return answer[:-1] if answer[-1] in np.atleast_1d(ends) else answer
+
+
+def until_answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> str:
+    """Return the text that transformers generates, cut after the first token with which it has all answers."""
+    ids = generated(model, tokenizer, prompt)
+    texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]
+    return next((text for text in texts if string_match(text, prompt.answers) == 1), texts[-1])
 
 
 def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, answer: str) -> float:
@@ -86,13 +93,13 @@ def test_the_text_is_what_transformers_generates(tiny: Tiny, texts: np.ndarray) 
     prompts = [*recall_prompts(tiny, texts, LENGTH, 2), *recall_prompts(tiny, texts, 320, 3), *other_prompts(tokenizer)]
     scores = score_prompts(model, tokenizer, prompts)
     for prompt, score in zip(prompts, scores, strict=True):
-        assert score.text == generated(model, tokenizer, prompt)
-        assert score.score == string_match(score.text, prompt.answers)
+        assert score.text == until_answered(model, tokenizer, prompt)
+        assert score.score == string_match(tokenizer.decode(generated(model, tokenizer, prompt)), prompt.answers)
     assert {score.score for score in scores} >= {0.0, 1.0}
     with patch(model, scheme("yarn", Rope.of(model), 1024)):
         (prompt,) = recall_prompts(tiny, texts, 1024, 1)
         (score,) = score_prompts(model, tokenizer, [prompt])
-        assert score.text == generated(model, tokenizer, prompt)
+        assert score.text == until_answered(model, tokenizer, prompt)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "cohere", "gpt_neox", "mixtral"])
@@ -102,7 +109,7 @@ def test_text_and_losses_of_every_family(family: str, bytes_tokenizer: PreTraine
     model = families.build(family, vocab_size=ROWS, **fields.get(family, {}))
     prompts = make_prompts("passkey", bytes_tokenizer, length=420, trials=2)
     for prompt, score in zip(prompts, score_prompts(model, bytes_tokenizer, prompts, batch=2), strict=True):
-        assert score.text == generated(model, bytes_tokenizer, prompt)
+        assert score.text == until_answered(model, bytes_tokenizer, prompt)
         loss, *wrong = (
             plain_loss(model, bytes_tokenizer, prompt, option) for option in (*prompt.answers, *prompt.wrong)
         )
@@ -255,10 +262,23 @@ def test_a_text_ends_where_the_model_ends_it(tiny: Tiny, texts: np.ndarray, monk
     stops = [tokenizer.eos_token_id, *(ids[0] for ids in tokenizer([" the", "."])["input_ids"])]
     monkeypatch.setattr(model.generation_config, "eos_token_id", stops)
     ended = [score.text for score in score_prompts(model, tokenizer, prompts, batch=4)]
-    assert ended == [generated(model, tokenizer, prompt) for prompt in prompts]
+    assert ended == [until_answered(model, tokenizer, prompt) for prompt in prompts]
     assert len({len(text) for text in ended}) > 1
     assert all(text.startswith(shorter) for text, shorter in zip(free, ended, strict=True))
     assert free != ended
+
+
+def test_no_token_is_generated_after_the_last_answer(tiny: Tiny, texts: np.ndarray) -> None:
+    """In a batch the other rows go on."""
+    model, tokenizer = tiny
+    prompts = [replace(prompt, room=40) for prompt in recall_prompts(tiny, texts, LENGTH, 4)]
+    lost = replace(prompts[0], answers=("lost",), wrong=())
+    for asked, steps in ((prompts[:1], range(1, 10)), ([lost], [40]), ([prompts[0], lost], [40])):
+        with recorded_logits(model) as shapes:
+            scores = score_prompts(model, tokenizer, asked, batch=2)
+        options = max(len((*prompt.answers, *prompt.wrong)) for prompt in asked)
+        assert len(shapes) - options in steps
+        assert [score.score for score in scores] == [float(prompt is not lost) for prompt in asked]
 
 
 def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
@@ -271,14 +291,14 @@ def test_the_choice_is_the_lowest_loss(tiny: Tiny) -> None:
         assert score.choice is not swapped.choice
         assert score.margin is not None
         assert score.margin == pytest.approx(-(swapped.margin or 0), abs=1e-5)
-        assert score.text == swapped.text
+        assert swapped.text.startswith(score.text) or score.text.startswith(swapped.text)
 
 
 def test_an_answer_is_exact_where_greedy_generation_begins_with_it(tiny: Tiny, texts: np.ndarray) -> None:
     """Also in a batch, and where nothing is generated."""
     model, tokenizer = tiny
     prompts = [*recall_prompts(tiny, texts, LENGTH, 6), *recall_prompts(tiny, texts, 2 * LENGTH, 6)]
-    begins = [generated(model, tokenizer, prompt).startswith(f" {prompt.answers[0]}") for prompt in prompts]
+    begins = [until_answered(model, tokenizer, prompt).startswith(f" {prompt.answers[0]}") for prompt in prompts]
     assert {True, False} == set(begins)
     for batch, asked in ((1, prompts), (3, prompts), (1, [replace(prompt, room=0) for prompt in prompts])):
         scores = score_prompts(model, tokenizer, asked, batch=batch)

@@ -29,7 +29,7 @@ class PromptScore:
     Args:
         score: Share of the answers that occur in the generated text, or whether one of them does where one is enough,
             from 0 to 1; NaN where logits are not finite, and the fields after the text are None then.
-        text: Text generated greedily.
+        text: Text generated greedily, up to the last answer if it has all of them.
         loss: Mean loss of the answer's tokens in nats; None for several answers.
         choice: Whether the answer has a lower mean loss than each wrong one; None without wrong ones.
         margin: Nats from the answer's mean loss up to the lowest of the wrong ones; below 0 for a wrong choice.
@@ -168,19 +168,16 @@ def _score(
     if cache.get_seq_length() < tokens.shape[1] - 1:
         _read(model, tokens[:, cache.get_seq_length() : -1], cache)
     losses, exact = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
-    generated, finite = _generate(model, tokens[:, -1:], cache, prompts[0].room, _stop_tokens(model, tokenizer))
+    texts, finite = _generate(model, tokenizer, prompts, tokens[:, -1:], cache)
     scores = []
-    rows = zip(prompts, losses, exact, generated, finite, strict=True)
-    for prompt, options, answer_is_exact, ids, row_is_finite in rows:
-        text = str(tokenizer.decode(ids, skip_special_tokens=True))
-        if not row_is_finite or not all(map(math.isfinite, options)):
+    for prompt, options, answer_is_exact, text, is_finite in zip(prompts, losses, exact, texts, finite, strict=True):
+        if not is_finite or not all(map(math.isfinite, options)):
             scores.append(PromptScore(math.nan, text))
             continue
         loss = options[0] if options else None
         margin = min(options[1:]) - options[0] if len(options) > 1 else None
         choice = None if margin is None else margin > 0
-        score = string_match(text, prompt.answers, any_answer=prompt.any_answer)
-        scores.append(PromptScore(score, text, loss, choice, margin, answer_is_exact))
+        scores.append(PromptScore(_match(prompt, text), text, loss, choice, margin, answer_is_exact))
     return scores
 
 
@@ -225,24 +222,39 @@ def _option_losses(
 
 
 def _generate(
-    model: PreTrainedModel, last: Tensor, cache: DynamicCache, room: int, stops: Sequence[int]
-) -> tuple[list[list[int]], list[bool]]:
-    """Return the greedily chosen tokens after each prompt, up to a stop token, and whether their logits are finite."""
-    step, finite = last, torch.ones(len(last), dtype=torch.bool, device=last.device)
-    steps: list[Tensor] = []
-    ended = torch.zeros(len(last), dtype=torch.bool, device=last.device)
-    ends = torch.tensor(stops, dtype=last.dtype, device=last.device)
-    for _ in range(room):
-        logits = model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
-        finite &= logits.amax(-1).isfinite() | ended  # a model may mask single tokens by -inf
-        step = logits.argmax(-1, keepdim=True)
-        steps.append(step)
-        ended |= torch.isin(step[:, 0], ends)
-        if ended.all():
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    last: Tensor,
+    cache: DynamicCache,
+) -> tuple[list[str], list[bool]]:
+    """Return the texts chosen greedily after each prompt, and whether their logits are finite.
+
+    A text ends at a stop token, or where it has all that the score asks for: more text would not change the score.
+    """
+    stops = _stop_tokens(model, tokenizer)
+    generated: list[list[int]] = [[] for _ in prompts]
+    texts, finite, ended = [""] * len(prompts), [True] * len(prompts), [False] * len(prompts)
+    for _ in range(prompts[0].room):
+        logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
+        row_is_finite = logits.amax(-1).isfinite().tolist()  # a model may mask single tokens by -inf
+        last = logits.argmax(-1, keepdim=True)
+        for row, token in enumerate(last[:, 0].tolist()):
+            if ended[row]:
+                continue
+            finite[row] &= row_is_finite[row]
+            ended[row] = token in stops
+            if not ended[row]:
+                generated[row].append(token)
+                texts[row] = str(tokenizer.decode(generated[row], skip_special_tokens=True))
+                ended[row] = _match(prompts[row], texts[row]) == 1
+        if all(ended):
             break
-    rows = torch.cat(steps, dim=1).tolist() if steps else [[] for _ in last]
-    tokens = [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
-    return tokens, finite.tolist()
+    return texts, finite
+
+
+def _match(prompt: Prompt, text: str) -> float:
+    return string_match(text, prompt.answers, any_answer=prompt.any_answer)
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
