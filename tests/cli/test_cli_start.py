@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gguf_files import plain
 
 from longrope.cli.main import COMMANDS
 from longrope.formats.load_factors import load_factors
@@ -54,6 +55,17 @@ assert not heavy, heavy
 def test_importing_longrope_loads_nothing_heavy() -> None:
     script = "import sys, longrope; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_libraries_draw_no_bars(cli, tmp_path: Path) -> None:
+    """transformers draws one for the tensors of a GGUF."""
+    source, factors = plain(tmp_path / "plain.gguf"), tmp_path / "yarn.json"
+    assert cli("scale", source, "-l", 512, "--scheme", "yarn", "-o", factors).code == 0
+    command = [*LONGROPE, "generate", source, "a", "--factors", factors, "--max-new-tokens", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_an_error_leaves_no_traceback(tmp_path: Path) -> None:

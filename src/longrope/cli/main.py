@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -139,4 +140,5 @@ for name, function in COMMANDS.items():
 
 def main() -> None:
     """Run the command line."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers would run into ours; those of downloads stay
     app()

@@ -93,7 +93,7 @@ def show(report: Report, title: str, *, err: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("part", "length", "search tokens", "train tokens", "FLOP", "peak memory", "time", title=title)
+    table = Table("part", "length", "tokens read", "tokens trained", "FLOP", "peak memory", "time", title=title)
     for step in report.steps:
         table.add_row(step.name, f"{step.length:,}", *_columns([step], report))
     table.add_section()
@@ -104,7 +104,7 @@ def show(report: Report, title: str, *, err: bool) -> None:
         console.print(
             f"Here, in {dtype}: {si(speed.linear, 'FLOP/s')} in layers, {si(speed.attention, 'FLOP/s')} in attention."
         )
-    console.print("One device, one sequence at a time; tensors only: an allocator may hold more.")
+    console.print("For one device and one sequence at a time. Memory is that of tensors; the allocator may hold more.")
     for line in report.advice:
         console.print(f"Advice: {line}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
