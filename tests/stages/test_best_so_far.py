@@ -67,7 +67,6 @@ def test_the_weights_of_the_last_checkpoint(interrupted: Callable[..., StagedRun
     assert best[2].short.is_identity
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 def test_the_adapter_of_the_last_checkpoint_is_merged(interrupted: Callable[..., StagedRun], model: Path) -> None:
     run = interrupted(Stage(length=128, factors="yarn", finetune=LORA), "stage 1: fine-tune", 3)
     best = load_best_so_far(run)

@@ -29,7 +29,6 @@ from longrope.stages.plan_tables import Finetune
 from longrope.stages.trainer_checkpoints import COMPLETE, TrainingGuard, explain_disk_errors, last_complete_checkpoint
 
 # peft 0.21 asks transformers 5.23 by the old name
-LORA = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 STEPS, EVERY = 6, 2
 EXTENSION = Extension.of(running.ROPE, running.FACTORS)
 
@@ -308,7 +307,6 @@ class Poisoned(TrainingWindows):
         return item
 
 
-@LORA
 @pytest.mark.parametrize("lora", [0, 4])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: int) -> None:
@@ -336,7 +334,6 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: 
         assert torch.isfinite(held["model.embed_tokens.weight"]).all(dim=1).sum() == families.VOCABULARY - 1
 
 
-@LORA
 def test_lora_changes_the_linear_layers_alone(tmp_path: Path) -> None:
     running.build().save_pretrained(tmp_path / "before")
     _, losses = train(tmp_path, how(lora=4, rate=3e-2))
@@ -356,7 +353,14 @@ def test_lora_changes_the_linear_layers_alone(tmp_path: Path) -> None:
     assert merged < losses[0] - 0.1  # merged, they still know what they learnt
 
 
-@LORA
+def test_no_warning_names_a_base_model_without_a_config_file(tmp_path: Path) -> None:
+    """A GGUF, or a model of the hub where there is no network."""
+    model = running.build()
+    model.name_or_path = str(tmp_path / "base")
+    train(tmp_path, how(lora=4, steps=2, merge=False), model=model)
+    assert json.loads((tmp_path / "training" / "model" / "adapter_config.json").read_text())["r"] == 4
+
+
 def test_lora_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
     for number in (1, 2):
         torch.manual_seed(number)
@@ -370,7 +374,6 @@ def test_lora_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@LORA
 def test_lora_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     _, losses = train(tmp_path / "whole", how(lora=4))
     with pytest.raises(Stopped):

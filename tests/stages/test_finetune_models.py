@@ -24,10 +24,7 @@ from longrope.stages.plan import parse_plan
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.run_folder import StagedRun, begin_run
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # peft's old name
-    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),  # of experts
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts
 IMAGES = ["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "llama4"]
 LATENT = ["deepseek_v2", "deepseek_v3", "minicpm3"]
 EVERY_TOKEN = {  # no sparse windows

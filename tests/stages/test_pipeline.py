@@ -400,7 +400,6 @@ def test_mixed_windows_are_trained_with_both_sets(begun: Begun, tmp_path: Path) 
         )
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 @pytest.mark.parametrize(
     ("lora", "dtype", "held"),
     [(2, "float32", torch.float32), (2, "bfloat16", torch.bfloat16), (0, "bfloat16", torch.float32)],
@@ -583,7 +582,6 @@ def test_a_model_that_is_long_enough(begun: Begun, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
 def test_lora_leaves_whole_weights(begun: Begun, tmp_path: Path) -> None:
     lora = TRAIN.model_copy(update={"lora": 4, "rate": 1e-1})
     run = begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=lora), **QUICK)

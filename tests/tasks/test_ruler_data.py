@@ -66,12 +66,10 @@ def test_rows_of_the_hub_are_the_same_questions() -> None:
 
 
 def test_one_of_the_answers_is_enough() -> None:
-    from longrope.tasks.scoring import string_match
-
     (prompt,) = prompts("qa_1", Path(ruler_folder()))
     assert prompt.answers == ("100 feet", "100")
-    assert string_match("It is 100 metres high.", prompt.answers, any_answer=prompt.any_answer) == 1
-    assert string_match("It is 10 feet high.", prompt.answers, any_answer=prompt.any_answer) == 0
+    assert prompt.score("It is 100 metres high.") == 1
+    assert prompt.score("It is 10 feet high.") == 0
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

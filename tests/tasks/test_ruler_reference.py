@@ -19,8 +19,8 @@ pytest.importorskip("scipy")
 
 from longrope.models.load import load_tokenizer
 from longrope.tasks.haystack import NOISE
+from longrope.tasks.prompts import string_match
 from longrope.tasks.registry import make_prompts
-from longrope.tasks.scoring import string_match
 
 LENGTH, TRIALS = 3000, 3
 TINY = load_tokenizer("tiny")

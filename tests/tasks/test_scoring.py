@@ -23,9 +23,9 @@ from longrope.rope import Rope
 from longrope.scaling import Extension
 from longrope.schemes import scheme
 from longrope.tasks.encode import encode_within
-from longrope.tasks.prompts import Prompt
+from longrope.tasks.prompts import Prompt, string_match
 from longrope.tasks.registry import make_prompts
-from longrope.tasks.scoring import PromptScore, score_prompts, string_match
+from longrope.tasks.scoring import PromptScore, score_prompts
 
 LENGTH, ROWS = 256, 300
 Tiny = tuple[PreTrainedModel, PreTrainedTokenizerFast]
@@ -69,7 +69,7 @@ def until_answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, p
     """Return the text that transformers generates, cut after the first token with which it has all answers."""
     ids = generated(model, tokenizer, prompt)
     texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]
-    return next((text for text in texts if string_match(text, prompt.answers) == 1), texts[-1])
+    return next((text for text in texts if prompt.score(text) == 1), texts[-1])
 
 
 def plain_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: Prompt, answer: str) -> float:
@@ -94,7 +94,7 @@ def test_the_text_is_what_transformers_generates(tiny: Tiny, texts: np.ndarray) 
     scores = score_prompts(model, tokenizer, prompts)
     for prompt, score in zip(prompts, scores, strict=True):
         assert score.text == until_answered(model, tokenizer, prompt)
-        assert score.score == string_match(tokenizer.decode(generated(model, tokenizer, prompt)), prompt.answers)
+        assert score.score == prompt.score(tokenizer.decode(generated(model, tokenizer, prompt)))
     assert {score.score for score in scores} >= {0.0, 1.0}
     with patch(model, scheme("yarn", Rope.of(model), 1024)):
         (prompt,) = recall_prompts(tiny, texts, 1024, 1)

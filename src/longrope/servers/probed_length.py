@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from longrope.servers.answers import Answer
-from longrope.tasks.scoring import string_match
+from longrope.tasks.prompts import string_match
 
 SAME = 0.05  # nats, or share of the tokens: what rounding explains; other sets differ by tenths
 CLEAR = 0.5  # beyond SAME, a set is the server's if every other one is at least twice as far

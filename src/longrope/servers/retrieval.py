@@ -16,7 +16,7 @@ from longrope.evaluation.results import EvalResults
 from longrope.evaluation.retrieval import RETRIEVAL
 from longrope.servers.client import RefusedRequestError, Server
 from longrope.servers.completion import complete
-from longrope.tasks.scoring import PromptScore, string_match
+from longrope.tasks.scoring import PromptScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,4 +144,4 @@ def _score(server: Server, sent: Sent, prompt: Prompt) -> PromptScore:
             f"server = {server.url}: it read {read} of the {tokens} tokens of a prompt, without an error. "
             "Launch it for longer prompts, or use shorter lengths."
         )
-    return PromptScore(string_match(completion.text, prompt.answers, any_answer=prompt.any_answer), completion.text)
+    return PromptScore(prompt.score(completion.text), completion.text)

@@ -57,6 +57,27 @@ class Prompt:
         """Key that the questions of one document have in common; None for a document with one question."""
         return self.tokens[: self.shared].tobytes() if self.shared else None
 
+    def score(self, text: str) -> float:
+        """Return the share of the answers that occur in a text, or 1 if one does where one is enough."""
+        return string_match(text, self.answers, any_answer=self.any_answer)
+
+
+def string_match(text: str, answers: Sequence[str], *, any_answer: bool = False) -> float:
+    """Return the share of the answers that occur in a text, in any case (RULER's string_match_all, arXiv 2404.06654).
+
+    Args:
+        text: Generated text.
+        answers: All right answers.
+        any_answer: Whether one of them is enough for 1 (RULER's string_match_part).
+
+    >>> string_match("They are KAPPA and 12.", ["kappa", "12", "13", "14"])
+    0.5
+    >>> string_match("They are KAPPA and 12.", ["kappa", "13"], any_answer=True)
+    1.0
+    """
+    matches = [answer.lower() in text.lower() for answer in answers]
+    return float(any(matches)) if any_answer else sum(matches) / len(matches)
+
 
 @dataclass(frozen=True)
 class PromptRequest:

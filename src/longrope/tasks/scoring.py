@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.tasks.encode import encode_within
+from longrope.tasks.greedy import generate_answers
 from longrope.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -43,23 +44,6 @@ class PromptScore:
     choice: bool | None = None
     margin: float | None = None
     exact: bool | None = None
-
-
-def string_match(text: str, answers: Sequence[str], *, any_answer: bool = False) -> float:
-    """Return the share of the answers that occur in a text, in any case (RULER's string_match_all, arXiv 2404.06654).
-
-    Args:
-        text: Generated text.
-        answers: All right answers.
-        any_answer: Whether one of them is enough for 1 (RULER's string_match_part).
-
-    >>> string_match("They are KAPPA and 12.", ["kappa", "12", "13", "14"])
-    0.5
-    >>> string_match("They are KAPPA and 12.", ["kappa", "13"], any_answer=True)
-    1.0
-    """
-    matches = [answer.lower() in text.lower() for answer in answers]
-    return float(any(matches)) if any_answer else sum(matches) / len(matches)
 
 
 def score_prompts(
@@ -168,7 +152,7 @@ def _score(
     if cache.get_seq_length() < tokens.shape[1] - 1:
         _read(model, tokens[:, cache.get_seq_length() : -1], cache)
     losses, exact = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
-    texts, finite = _generate(model, tokenizer, prompts, tokens[:, -1:], cache)
+    texts, finite = generate_answers(model, tokenizer, prompts, tokens[:, -1:], cache)
     scores = []
     for prompt, options, answer_is_exact, text, is_finite in zip(prompts, losses, exact, texts, finite, strict=True):
         if not is_finite or not all(map(math.isfinite, options)):
@@ -177,7 +161,7 @@ def _score(
         loss = options[0] if options else None
         margin = min(options[1:]) - options[0] if len(options) > 1 else None
         choice = None if margin is None else margin > 0
-        scores.append(PromptScore(_match(prompt, text), text, loss, choice, margin, answer_is_exact))
+        scores.append(PromptScore(prompt.score(text), text, loss, choice, margin, answer_is_exact))
     return scores
 
 
@@ -219,47 +203,3 @@ def _option_losses(
                 bool(row[: len(ids)].all()) if len(ids) else None for row, ids in zip(likely, encoded, strict=True)
             ]
     return losses, exact
-
-
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    last: Tensor,
-    cache: DynamicCache,
-) -> tuple[list[str], list[bool]]:
-    """Return the texts chosen greedily after each prompt, and whether their logits are finite.
-
-    A text ends at a stop token, or where it has all that the score asks for: more text would not change the score.
-    """
-    stops = _stop_tokens(model, tokenizer)
-    generated: list[list[int]] = [[] for _ in prompts]
-    texts, finite, ended = [""] * len(prompts), [True] * len(prompts), [False] * len(prompts)
-    for _ in range(prompts[0].room):
-        logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
-        row_is_finite = logits.amax(-1).isfinite().tolist()  # a model may mask single tokens by -inf
-        last = logits.argmax(-1, keepdim=True)
-        for row, token in enumerate(last[:, 0].tolist()):
-            if ended[row]:
-                continue
-            finite[row] &= row_is_finite[row]
-            ended[row] = token in stops
-            if not ended[row]:
-                generated[row].append(token)
-                texts[row] = str(tokenizer.decode(generated[row], skip_special_tokens=True))
-                ended[row] = _match(prompts[row], texts[row]) == 1
-        if all(ended):
-            break
-    return texts, finite
-
-
-def _match(prompt: Prompt, text: str) -> float:
-    return string_match(text, prompt.answers, any_answer=prompt.any_answer)
-
-
-def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that end a text: those of the model's generation config, else the tokenizer's."""
-    config = model.generation_config
-    stops: Any = None if config is None else config.eos_token_id
-    stops = tokenizer.eos_token_id if stops is None else stops
-    return [stops] if isinstance(stops, int) else list(stops or ())
