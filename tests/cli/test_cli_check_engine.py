@@ -90,7 +90,7 @@ def test_what_is_printed(cli, checkpoints: dict[str, Path]) -> None:
     assert result.code == 1
     assert result.out.count("DEPARTS") == 2
     assert (
-        "Warning: model type 'gemma2': sglang uses no factors at all at 64 tokens, where the short ones belong"
+        "Warning: model type 'gemma2': sglang uses no factors at all at 64 tokens, where the checkpoint's belong"
         in result.out
     )
     result = cli("check", checkpoints["llama-dual"], "--engine", "transformers", "--lengths", "64")

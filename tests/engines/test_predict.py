@@ -343,7 +343,7 @@ def test_exllamav2_computes_the_band_of_the_launched_length() -> None:
     assert launched.scaling is not None
     expected = yarn(replace(extension.rope, original_length=LENGTH), LENGTH, factor=8.0)
     assert launched.scaling.factors == expected.factors
-    assert "factors of its own at 512 tokens, where the long ones belong" in launched.departures[0]
+    assert "factors of its own at 512 tokens, where the checkpoint's belong" in launched.departures[0]
 
 
 def test_a_yarn_without_rope_scaling_is_the_plain_rope_elsewhere() -> None:

@@ -300,7 +300,8 @@ ADVICE = {
     "nothing": (plan(GOOD, rest="[recovery]"), []),
     "16x": (plan("length = 4096", rest="[recovery]"), []),
     "above 16x": (plan("length = 4097", rest="[recovery]"), [r"stages\[0\] \(4097\): 16x in one .* put one between"]),
-    "search skipped": (plan("factors = 'yarn'", rest="[recovery]"), [r"skipped for yarn; factors = \"search\""]),
+    "search skipped": (plan("factors = 'yarn'", rest="[recovery]"), [r"yarn needs no search; factors = \"search\""]),
+    "trained without a search": (plan("factors = 'yarn'\n" + GOOD, rest="[recovery]"), []),
     "no short factors": (plan(""), [r"add a table \[recovery\]"]),
     "mixed windows": (plan(GOOD + "\nshort = 0.2"), []),
     "an adapter that is off up to L0": (plan(GOOD + "\nlora = 8\nmerge = false"), []),
@@ -315,7 +316,7 @@ ADVICE = {
     ),
     "everything": (
         plan("length = 8192\nfactors = 'pi'\n" + GOOD, top="original_tokens = 1e9"),
-        ["32x", "skipped", "original tokens", "recovery"],
+        ["32x", "original tokens", "recovery"],
     ),
 }
 

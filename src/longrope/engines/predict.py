@@ -191,11 +191,12 @@ def _read_yarn(row: Engine, rule: Rule, config: Mapping[str, Any], limit: int, l
 def _departures(subject: str, name: str, scaling: Scaling, extension: Extension, length: int) -> Iterable[str]:
     """Yield each difference between a set of factors and the one that a sequence of some length should have."""
     due = extension.at(length)
-    due_name = "long" if due is extension.long else "short"
+    one_set = np.allclose(extension.short.factors, extension.long.factors, rtol=1e-6)
+    due_name = "checkpoint's" if one_set else "long ones" if due is extension.long else "short ones"
     others = {"none": "no factors at all", "other": "factors of its own"}
     factors = others.get(name, f"the {name} factors")
     if not np.allclose(scaling.factors, due.factors, rtol=1e-6):
-        yield f"{subject} uses {factors} at {length:,} tokens, where the {due_name} ones belong"
+        yield f"{subject} uses {factors} at {length:,} tokens, where the {due_name} belong"
     elif not np.isclose(scaling.attention_factor, due.attention_factor, rtol=1e-6):
         yield (
             f"{subject} uses an attention factor of {scaling.attention_factor:.6g} at {length:,} tokens, where "

@@ -28,8 +28,8 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
         largest = SPARSE_STEP if stage.finetune is not None and stage.finetune.windows == "sparse" else LARGEST_STEP
         if step > largest:
             lines.append(f"{name}: {step:.3g}x in one stage, above {largest}x, is hard to learn: put one between")
-        if stage.factors != "search":
-            lines.append(f'{name}: the search is skipped for {stage.factors}; factors = "search" finds better ones')
+        if stage.factors != "search" and stage.finetune is None:
+            lines.append(f'{name}: {stage.factors} needs no search; factors = "search" finds better ones')
         if stage.finetune is None and i < last:
             lines.append(f"{name}: the next stage builds on weights that never saw these factors: add finetune")
         if stage.finetune is not None and plan.original_tokens is not None:
