@@ -29,7 +29,7 @@ ROPE = Rope(dim=16, base=10000.0, original_length=64)
 
 
 def test_inspect_json_holds_the_numbers(cli, model: Path) -> None:
-    record = cli("inspect", model, "-l", "1k", "--json").json
+    record = cli("inspect", model, "-l", "1k", "--schemes", "all", "--json").json
     assert (record["dim"], record["rope_theta"], record["original_length"], record["length"]) == (16, 10000, 64, 1024)
     assert record["critical_pair"] == ROPE.critical_pair == 3
     assert record["wavelengths"] == pytest.approx([2 * math.pi * 10 ** (i / 2) for i in range(8)])
@@ -41,7 +41,8 @@ def test_inspect_json_holds_the_numbers(cli, model: Path) -> None:
 
 
 def test_inspect_prints_a_row_a_pair(cli, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    """With the four schemes that people compare, in the width of a terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
     result = cli("inspect", model)
     assert result.code == 0
     assert not result.err
@@ -49,8 +50,9 @@ def test_inspect_prints_a_row_a_pair(cli, model: Path, monkeypatch: pytest.Monke
     assert "512 tokens (s = 8)" in result.out
     assert result.out.count(" yes ") == 3
     assert result.out.count(" no ") == 5
-    for name in SCHEMES:
-        assert name in result.out
+    assert "pair wavelength turns trained pi    ntk   yarn  heuristic" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert "wavelength turns trained yarn  ramp+cope" in cli("inspect", model, "--schemes", "yarn,ramp+cope").out
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from longrope.cli.eval_inputs import (
 from longrope.cli.eval_request import EvalRequest, check_candidates, claim_results
 from longrope.cli.probe import Timeout
 from longrope.cli.progress import parts_bar
-from longrope.cli.table_names import listed, table_names
+from longrope.cli.table_names import listed
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from longrope.evaluation.runner import EvalContext
     from longrope.evaluation.sample_store import SampleStore
 
-COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
 TASK_NAMES = listed("longrope.tasks.registry", "TASKS")
 QUICK_TRIALS = 10
 
@@ -47,7 +46,7 @@ def run(
     checkpoint: Annotated[
         list[str] | None, typer.Option(help="Another model with its own rope scaling; may be repeated.")
     ] = None,
-    schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = COMPARED_NAMES,
+    schemes: Annotated[str, typer.Option(help="Schemes by commas, or none.")] = options.COMPARED_NAMES,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for results.json and cells.jsonl.")] = (
         None
     ),

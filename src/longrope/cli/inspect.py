@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 def run(
     model: options.Model,
     length: Annotated[str | None, typer.Option("--length", "-l", help="Target length (default: 8 times L0).")] = None,
+    schemes: Annotated[str, typer.Option(help="Schemes by commas, or all.")] = options.COMPARED_NAMES,
     factors: Annotated[str | None, typer.Option(help=f"Show these factors too. {options.FACTORS}")] = None,
     original_length: options.OriginalLength = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a model's rotary pairs: wavelength, whether training completed a turn, and each scheme's factors."""
+    """Show a model's rotary pairs: wavelength, whether training completed a turn, and the factors of schemes."""
     target = None if length is None else parse_length(length)
 
     from longrope.formats.length_source import length_source
@@ -38,7 +39,8 @@ def run(
     source = length_source(config, rope) if original_length is None else "--original-length"
     target = target or 8 * rope.original_length
     layers = check_layers(config, target)
-    scalings = {name: scheme(name, rope, target) for name in SCHEMES}
+    names = [*SCHEMES] if schemes == "all" else options.parse_schemes(schemes)
+    scalings = {name: scheme(name, rope, target) for name in names}
     if factors is not None:
         scaling = options.read_factors(factors)
         check_rope(scaling, rope, factors)

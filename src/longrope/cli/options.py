@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longrope.cli.table_names import listed
+from longrope.cli.table_names import listed, table_names
 from longrope.errors import LongRopeError
 from longrope.units import parse_length
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longrope.scaling import Extension, Scaling
 
 BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
+COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
 DTYPE_NAMES = listed("longrope.models.load", "DTYPES")
 Model = Annotated[
     str,
