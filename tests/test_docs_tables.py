@@ -88,14 +88,16 @@ def refusal(row: dict[str, Any] | None) -> str:
 
 
 def harness_sentence() -> str:
-    """Return how many of the harness's prompts have equal scores and texts, and how far apart the seconds are."""
+    """Return how many of the harness's prompts have equal scores and texts, and the share of its seconds."""
     rows = [row for _, _, row in ruler_rows("harness")]
     trials, scores, texts = (
         sum(row["same_prompts"][name] for row in rows) for name in ("trials", "equal_scores", "equal_texts")
     )
     ratios = [row["same_prompts"]["cpu_seconds"] / row["lm_eval"]["cpu_seconds"] for row in rows]
-    apart = max(abs(ratio - 1) for ratio in ratios)
-    return f"{scores} of {trials} scores and {texts} of {trials} texts are equal, and the seconds within {apart:.0%}."
+    return (
+        f"{scores} of {trials} scores and {texts} of {trials} texts are equal; ours takes {min(ratios):.0%} to "
+        f"{max(ratios):.0%} of the harness's seconds."
+    )
 
 
 TABLES = {
