@@ -44,7 +44,7 @@ def test_scale_writes_its_factors(tmp_path) -> None:
 
 
 def test_inspect_lists_it() -> None:
-    record = json.loads(longrope("inspect", "tiny", "--length", "2k", "--json"))
+    record = json.loads(longrope("inspect", "tiny", "--length", "2k", "--schemes", "all", "--json"))
     assert record["factors"]["step"] == list(step(TINY, 2048).factors)
 
 

@@ -128,7 +128,9 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
         if staged.plan.export == "static" and staged.plan.recovery is not None:
             typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")
         elif staged.plan.export == "static" and staged.leaves_adapter:
-            typer.echo("It is static: adapter and long factors at every length, which longrope turns off up to L0.")
+            typer.echo("It has the adapter and the long factors at every length.")
+            model = staged.stage_folder(len(staged.plan.stages)) / "model"
+            typer.echo(f"longrope chat {model} has them beyond L0 alone, as it was measured.")
 
 
 def write_page(staged: StagedRun) -> Path:

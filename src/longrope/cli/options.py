@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -148,6 +149,7 @@ def choose_device(device: str) -> str:
 
     disable_progress_bar()
     set_verbosity_error()
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)  # its new name is in 5.24 alone
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast in every layer of every pass
     return choose_device(device)
 
