@@ -149,7 +149,8 @@ def choose_device(device: str) -> str:
 
     disable_progress_bar()
     set_verbosity_error()
-    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)  # its new name is in 5.24 alone
+    # transformers before 5.24 knows no other name
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast in every layer of every pass
     return choose_device(device)
 
