@@ -300,7 +300,7 @@ ADVICE = {
     "nothing": (plan(GOOD, rest="[recovery]"), []),
     "16x": (plan("length = 4096", rest="[recovery]"), []),
     "above 16x": (plan("length = 4097", rest="[recovery]"), [r"stages\[0\] \(4097\): 16x in one .* put one between"]),
-    "search skipped": (plan("factors = 'yarn'", rest="[recovery]"), [r"yarn needs no search; factors = \"search\""]),
+    "search skipped": (plan("factors = 'yarn'", rest="[recovery]"), [r"yarn is not searched; factors = \"search\""]),
     "trained without a search": (plan("factors = 'yarn'\n" + GOOD, rest="[recovery]"), []),
     "no short factors": (plan(""), [r"add a table \[recovery\]"]),
     "mixed windows": (plan(GOOD + "\nshort = 0.2"), []),

@@ -98,7 +98,7 @@ def choose(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
     check_no_other_files(run.folder)
     if not quiet:
         most = plan_output.span(3600 * RANKED * hours)
-        typer.echo(f"Measuring this machine, counting the texts, comparing closed forms (at most {most}) …", err=True)
+        typer.echo(f"Measuring this machine, counting the texts, comparing closed forms (about {most}) …", err=True)
     advice = plan_by_hours(run, run.config, hours)
     if not quiet:
         _show(run, advice, hours)

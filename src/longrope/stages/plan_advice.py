@@ -29,7 +29,7 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
         if step > largest:
             lines.append(f"{name}: {step:.3g}x in one stage, above {largest}x, is hard to learn: put one between")
         if stage.factors != "search" and stage.finetune is None:
-            lines.append(f'{name}: {stage.factors} needs no search; factors = "search" finds better ones')
+            lines.append(f'{name}: {stage.factors} is not searched; factors = "search" finds better ones')
         if stage.finetune is None and i < last:
             lines.append(f"{name}: the next stage builds on weights that never saw these factors: add finetune")
         if stage.finetune is not None and plan.original_tokens is not None:
