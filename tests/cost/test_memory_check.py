@@ -13,6 +13,7 @@ from longrope.cost import memory_check, peak_memory
 from longrope.cost.memory_check import Placement
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
+from longrope.models.backbone import cache_argument
 from longrope.models.load import load_config
 
 
@@ -72,8 +73,8 @@ def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
     tokens = torch.randint(3, families.VOCABULARY, (1, length))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(tokens, past_key_values=cache, use_cache=True)
-        model(tokens[:, :1], past_key_values=cache, use_cache=True)
+        model(tokens, use_cache=True, **{cache_argument(model): cache})
+        model(tokens[:, :1], use_cache=True, **{cache_argument(model): cache})
     kept = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
     held = sum(one.nbytes for layer in kept for one in (layer.keys, layer.values) if one is not None)
     shape = ModelShape.of(model.config, "float32")

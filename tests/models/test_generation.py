@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, cast
 
 import families
 import pytest
@@ -16,6 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from longrope.data.stdlib import stdlib_documents
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields
+from longrope.models.backbone import cache_argument
 from longrope.models.generation import POLICIES, fill, generating
 from longrope.models.load import load
 from longrope.models.patch import patch
@@ -217,19 +219,22 @@ def test_a_cache_can_be_kept_from_one_call_to_the_next(family: str, policy: str)
     """Also for Phi-3, whose own code drops the cache at L0."""
     model, x = build(family), tokens(1, L0 - 6)
     cache = DynamicCache(config=model.config)
-    first = run(model, x, policy, max_new_tokens=9, past_key_values=cache)
+    cached = {cache_argument(model): cache}
+    first = run(model, x, policy, max_new_tokens=9, **cached)
     assert cache.get_seq_length() == L0 + 2
     with patch(model, extension_of(model).long):
         torch.testing.assert_close(cache.layers[1].values, fresh(model, first[:, :-1]), rtol=0, atol=5e-4)
     longer = torch.cat([first, tokens(1, 20)], dim=1)
     alone = run(model, longer, policy, max_new_tokens=9)
-    assert torch.equal(run(model, longer, policy, max_new_tokens=9, past_key_values=cache), alone)
+    assert torch.equal(run(model, longer, policy, max_new_tokens=9, **cached), alone)
     assert cache.get_seq_length() == longer.shape[1] + 8
 
 
 def fresh(model: PreTrainedModel, x: Tensor) -> Tensor:
+    cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        return model(input_ids=x, use_cache=True).past_key_values.layers[1].values
+        model(input_ids=x, use_cache=True, **{cache_argument(model): cache})
+    return cast("Tensor", cache.layers[1].values)
 
 
 def test_prompt_lookup_works_where_the_factors_stay(llama: PreTrainedModel) -> None:
@@ -323,8 +328,9 @@ def test_padding_does_not_count(llama: PreTrainedModel) -> None:
 def test_what_switch_cannot_do(llama: PreTrainedModel) -> None:
     with pytest.raises(LongRopeError, match="'switch' cannot do assisted generation or prompt lookup; use pin"):
         run(llama, tokens(1, 10), "switch", prompt_lookup_num_tokens=3)
+    cached: dict[str, Any] = {cache_argument(llama): SimpleNamespace()}
     with pytest.raises(LongRopeError, match="'switch' needs the whole text as input_ids"):
-        run(llama, tokens(1, 10), "switch", attention_mask=torch.ones(1, 20), past_key_values=SimpleNamespace())
+        run(llama, tokens(1, 10), "switch", attention_mask=torch.ones(1, 20), **cached)
 
 
 def test_bad_arguments(llama: PreTrainedModel) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import families
 import pytest
 import torch
 from families import build, from_config, logits, tokens
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from longrope.errors import LongRopeError
+from longrope.models.backbone import cache_argument
 from longrope.models.patch import install_factors, patch
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope
@@ -211,8 +213,9 @@ def test_generation_with_a_cache_equals_one_forward(llama: PreTrainedModel) -> N
     x = tokens(1, 90)
     with patch(llama, yarn(llama)), torch.inference_mode():
         whole = logits(llama, x)
-        first = llama(x[:, :80], use_cache=True)
-        rest = llama(x[:, 80:], past_key_values=first.past_key_values, use_cache=True)
+        cached: Any = {cache_argument(llama): DynamicCache(config=llama.config)}
+        llama(x[:, :80], use_cache=True, **cached)
+        rest = llama(x[:, 80:], use_cache=True, **cached)
     torch.testing.assert_close(rest.logits, whole[:, 80:], rtol=0, atol=2e-5)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from longrope.models.backbone import cache_argument
 from longrope.models.patch import patch
 from longrope.scaling import Extension, Scaling
 
@@ -80,10 +81,10 @@ class ModelServer:
     def generate(self, tokens: list[int], count: int) -> tuple[list[int], list[torch.Tensor]]:
         generated: list[int] = []
         rows: list[torch.Tensor] = []
-        ids, cache = torch.tensor([tokens]), DynamicCache()
+        ids, cached = torch.tensor([tokens]), {cache_argument(self.model): DynamicCache()}
         with patch(self.model, self.scaling):
             while len(generated) < count and self.tokenizer.eos_token_id not in generated[-1:]:
-                logits = self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+                logits = self.model(input_ids=ids, logits_to_keep=1, **cached).logits[0, -1]
                 rows.append(logits.log_softmax(-1))
                 generated.append(int(logits.argmax()))
                 ids = torch.tensor([generated[-1:]])

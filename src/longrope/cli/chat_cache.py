@@ -18,7 +18,7 @@ from longrope.cli.chat_stream import Stream
 from longrope.cli.progress import bar
 from longrope.cost.memory_check import check_cache_memory
 from longrope.errors import LongRopeError
-from longrope.models.backbone import vocabulary_of
+from longrope.models.backbone import cache_argument, vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generation import factors_for, fill
@@ -100,7 +100,7 @@ class ChatCache:
             {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         )
         tokens = torch.tensor([ids], device=model.device)
-        options |= {"attention_mask": torch.ones_like(tokens), "past_key_values": self.cache, "streamer": stream}
+        options |= {"attention_mask": torch.ones_like(tokens), cache_argument(model): self.cache, "streamer": stream}
         options["logits_processor"] = LogitsProcessorList([FiniteLogits(model.dtype)])
         try:
             with self.chat_model.generating():

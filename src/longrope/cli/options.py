@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,8 +148,6 @@ def choose_device(device: str) -> str:
 
     disable_progress_bar()
     set_verbosity_error()
-    # transformers before 5.24 knows no other name
-    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast in every layer of every pass
     return choose_device(device)
 

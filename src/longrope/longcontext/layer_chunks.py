@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longrope.longcontext.cpu_offload import activation_budget
 from longrope.longcontext.recomputed_layer import ChunkCache, Layer, RecomputedLayer, take
-
-CACHES = ("past_key_values", "layer_past")  # names of the cache among the arguments of layers
+from longrope.models.backbone import CACHES
 
 
 def in_chunks(forward: Callable[..., Any], chunk_size: int, device: torch.device, *inputs: Any, **named: Any) -> Any:

@@ -91,4 +91,4 @@ def check_request(request: GenerateRequest, extension: Extension, policy: str) -
     if policy == "switch" and request.assisted:
         raise LongRopeError("policy = 'switch' cannot do assisted generation or prompt lookup; use pin or static")
     if policy == "switch" and request.mask.shape[1] != request.width:
-        raise LongRopeError("policy = 'switch' needs the whole text as input_ids, also what is in past_key_values")
+        raise LongRopeError("policy = 'switch' needs the whole text as input_ids, also what is in the cache")

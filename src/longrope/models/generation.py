@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 
 from longrope.errors import unknown
-from longrope.models.backbone import backbone_of
+from longrope.models.backbone import backbone_of, cache_argument
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generate_request import GenerateRequest, check_request, read_request
 from longrope.models.patch import patch
@@ -35,8 +35,8 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
       L0 tokens.
     - ``static``: always the long factors.
 
-    Greedy search, sampling, beams, streamers, left padding and ``prefill_chunk_size`` work as usual. A cache in
-    ``past_key_values`` must have been computed with the factors that the policy selects.
+    Greedy search, sampling, beams, streamers, left padding and ``prefill_chunk_size`` work as usual. A cache
+    that you pass must have been computed with the factors that the policy selects.
 
     Args:
         model: Causal language model; if its checkpoint carries a rope scaling, the factors multiply it.
@@ -114,8 +114,8 @@ def fill(
             input_ids=ids[:, begin:end],
             attention_mask=None if attention_mask is None else attention_mask[:, :end],
             position_ids=None if position_ids is None else position_ids[..., begin:end],
-            past_key_values=cache,
             use_cache=True,
+            **{cache_argument(model): cache},
         )
         begin = end
         yield begin
@@ -152,7 +152,7 @@ def _switching_factors(
             if scalings != installed:
                 installed = scalings
                 stack.enter_context(patch(model, _rows(scalings)))
-                if (cache := inputs.get("past_key_values")) is not None:
+                if (cache := inputs.get(cache_argument(model))) is not None:
                     _empty(cache, model)
                     layout = {key: inputs.get(key) for key in ("attention_mask", "position_ids")}
                     for _ in fill(model, input_ids[:, :-1], cache, chunk=request.chunk, **layout):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from longrope.models.backbone import cache_argument
 from longrope.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def generate_answers(
     generated: list[list[int]] = [[] for _ in prompts]
     texts, finite, ended = [""] * len(prompts), [True] * len(prompts), [False] * len(prompts)
     for _ in range(prompts[0].room):
-        logits = model(input_ids=last, past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = model(input_ids=last, use_cache=True, **{cache_argument(model): cache}).logits[:, -1]
         row_is_finite = logits.amax(-1).isfinite().tolist()  # a model may mask single tokens by -inf
         last = logits.argmax(-1, keepdim=True)
         for row, token in enumerate(last[:, 0].tolist()):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 
-from longrope.models.backbone import backbone_of
+from longrope.models.backbone import backbone_of, cache_argument
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.tasks.encode import encode_within
 from longrope.tasks.greedy import generate_answers
@@ -167,7 +167,8 @@ def _score(
 
 def _read(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> Tensor:
     """Add the keys and values of some tokens to a cache, and return their last hidden states."""
-    return backbone_of(model)(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
+    cached = {cache_argument(model): cache}
+    return backbone_of(model)(input_ids=tokens, use_cache=True, **cached).last_hidden_state
 
 
 def _option_losses(
@@ -191,7 +192,7 @@ def _option_losses(
         padded = np.stack([np.pad(ids, (0, size - len(ids))) for ids in encoded])  # tokens behind change nothing
         targets = torch.from_numpy(padded).to(last.device)
         inputs = torch.cat([last, targets[:, :-1]], dim=1)
-        logits = model(input_ids=inputs, past_key_values=cache, use_cache=True).logits.float()
+        logits = model(input_ids=inputs, use_cache=True, **{cache_argument(model): cache}).logits.float()
         cache.crop(-size)
         by_token = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(prompts), size)
         for prompt_losses, row, ids in zip(losses, by_token, encoded, strict=True):
