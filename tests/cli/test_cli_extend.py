@@ -145,6 +145,27 @@ def test_without_results(cli, model: Path, plan: Path, tmp_path: Path) -> None:
     assert cli("extend", model, short, "-o", tmp_path / "run", "--resume", "--json").json == {}
 
 
+def test_an_adapter_is_switched_where_the_output_says(cli, model: Path, plan: Path, tmp_path: Path) -> None:
+    source = re.search('source = ".*"', plan.read_text())
+    assert source is not None
+    adapter, run = tmp_path / "adapter.toml", tmp_path / "run"
+    adapter.write_text(
+        "version = 1\n[[stages]]\nlength = 128\nfactors = 'yarn'\n"
+        "[stages.finetune]\nsteps = 2\nbatch = 2\nrate = 1e-2\nlora = 2\nmerge = false\n"
+        f"[data]\n{source[0]}\n[evaluation]\nlengths = []\n"
+    )
+    result = cli("extend", model, adapter, "-o", run)
+    assert result.code == 0, result.err
+    *_, checkpoint, everywhere, switched = result.out.splitlines()
+    assert checkpoint == f"Checkpoint: {run / 'checkpoint'}"
+    assert everywhere == "It has the adapter and the long factors at every length."
+    chat = re.fullmatch("longrope chat (.+) has them beyond L0 alone, as it was measured.", switched)
+    assert chat is not None
+    for prompt, within in (("a line", True), ("a line " * 15, False)):
+        here, there = (cli("generate", one, prompt, "--max-new-tokens", 8) for one in (chat[1], run / "checkpoint"))
+        assert ("short factors (policy pin" in here.err, here.out != there.out) == (within, within)
+
+
 def test_the_folder_by_default(cli, model: Path, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     quick = changed(plan, tmp_path, ('length = 256\nfactors = "yarn"', 'length = 256\nfactors = "pi"'))
