@@ -13,7 +13,7 @@ from longrope.cost import memory_check, peak_memory
 from longrope.cost.memory_check import Placement
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
-from longrope.models.backbone import cache_argument
+from longrope.models.cache import cache_argument
 from longrope.models.load import load_config
 
 

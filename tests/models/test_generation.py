@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from longrope.data.stdlib import stdlib_documents
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields
-from longrope.models.backbone import cache_argument
+from longrope.models.cache import cache_argument
 from longrope.models.generation import POLICIES, fill, generating
 from longrope.models.load import load
 from longrope.models.patch import patch

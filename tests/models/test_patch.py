@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.models.backbone import cache_argument
+from longrope.models.cache import cache_argument
 from longrope.models.patch import install_factors, patch
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.rope import Rope

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from longrope.models.backbone import cache_argument
+from longrope.models.cache import cache_argument
 from longrope.models.patch import patch
 from longrope.scaling import Extension, Scaling
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
 
+import all_types
 import families
 import numpy as np
 import pytest
@@ -203,6 +204,20 @@ def test_questions_of_one_document_in_every_family(family: str, bytes_tokenizer:
     fields = {"sliding_window": 32} if family != "llama" else {}
     model = families.build(family, vocab_size=ROWS, **fields)
     prompts = make_prompts("niah_single_1", bytes_tokenizer, length=900, trials=3, questions=2)
+    single = [score_prompts(model, bytes_tokenizer, [alone(prompt)])[0] for prompt in prompts]
+    assert_equal_scores(score_prompts(model, bytes_tokenizer, prompts), single)
+
+
+@pytest.mark.parametrize("kind", ["lfm2_moe", "granitemoehybrid", "olmo_hybrid", "minimax"])
+def test_models_whose_state_cannot_go_back(kind: str, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Convolutions and recurrences: texts as generated, losses as from one pass, questions as each alone."""
+    model = all_types.build(kind)
+    model.resize_token_embeddings(ROWS, mean_resizing=False)
+    (prompt,) = make_prompts("passkey", bytes_tokenizer, length=420, trials=1)
+    (score,) = score_prompts(model, bytes_tokenizer, [prompt])
+    assert score.text == until_answered(model, bytes_tokenizer, prompt)
+    assert score.loss == pytest.approx(plain_loss(model, bytes_tokenizer, prompt, prompt.answers[0]), abs=1e-4)
+    prompts = make_prompts("niah_single_1", bytes_tokenizer, length=900, trials=2, questions=2)
     single = [score_prompts(model, bytes_tokenizer, [alone(prompt)])[0] for prompt in prompts]
     assert_equal_scores(score_prompts(model, bytes_tokenizer, prompts), single)
 

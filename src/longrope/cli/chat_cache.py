@@ -18,7 +18,8 @@ from longrope.cli.chat_stream import Stream
 from longrope.cli.progress import bar
 from longrope.cost.memory_check import check_cache_memory
 from longrope.errors import LongRopeError
-from longrope.models.backbone import cache_argument, vocabulary_of
+from longrope.models.backbone import vocabulary_of
+from longrope.models.cache import cache_argument, can_forget
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generation import factors_for, fill
@@ -44,10 +45,10 @@ class ChatCache:
     factors: Scaling | None = None
 
     def crop(self, size: int) -> None:
-        """Forget all but the first ``size`` tokens, or all tokens where a sliding window has moved past them."""
+        """Forget all but the first ``size`` tokens, or all where a window or a recurrence has moved past them."""
         layers = [layer for layer in self.cache.layers if isinstance(layer, DynamicLayer)]
-        sliding = any(layer.is_sliding and layer.get_seq_length() != size for layer in layers)
-        if size == 0 or sliding:
+        moved = any(layer.is_sliding and layer.get_seq_length() != size for layer in layers)
+        if size == 0 or moved or (size != len(self.ids) and not can_forget(self.cache)):
             self.ids, self.cache = [], DynamicCache(config=self.chat_model.model.config)
             return
         for layer in layers:  # crop() takes as many from every layer, but an interrupt leaves different lengths
@@ -82,8 +83,13 @@ class ChatCache:
         dtype = str(model.dtype).removeprefix("torch.")
         check_cache_memory(model.config, len(ids) + new, cached=len(self.ids), dtype=dtype, device=str(model.device))
         with explain_out_of_memory(len(ids) + new, f"on {model.device}", "give a shorter text, or --dtype bfloat16"):
-            self._read(ids[:-1])
-            self._generate(ids, new, temperature, stream)
+            try:
+                self._read(ids[:-1])
+                self._generate(ids, new, temperature, stream)
+            except BaseException:
+                if not can_forget(self.cache):  # a recurrence may be anywhere
+                    self.crop(0)
+                raise
 
     def _read(self, ids: list[int]) -> None:
         """Fill the cache chunk by chunk; an interrupt loses only the last chunk."""

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longrope.longcontext.cpu_offload import activation_budget
 from longrope.longcontext.recomputed_layer import ChunkCache, Layer, RecomputedLayer, take
-from longrope.models.backbone import CACHES
+from longrope.models.cache import CACHES
 
 
 def in_chunks(forward: Callable[..., Any], chunk_size: int, device: torch.device, *inputs: Any, **named: Any) -> Any:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-CACHES = ("cache", "past_key_values", "layer_past")  # arguments that take a cache; the first from transformers 5.24 on
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
@@ -29,12 +26,6 @@ def backbone_of(model: PreTrainedModel) -> Any:
     backbone: Any = model.base_model
     children = (child for child in model.children() if isinstance(child, PreTrainedModel))
     return backbone if backbone is not model else next(children, model)
-
-
-def cache_argument(model: PreTrainedModel) -> str:
-    """Return the name of the argument of a model's forward that takes a cache."""
-    arguments = signature(type(backbone_of(model)).forward).parameters
-    return next((name for name in CACHES if name in arguments), "past_key_values")
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 
 from longrope.errors import unknown
-from longrope.models.backbone import backbone_of, cache_argument
+from longrope.models.backbone import backbone_of
+from longrope.models.cache import cache_argument
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generate_request import GenerateRequest, check_request, read_request
 from longrope.models.patch import patch

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from longrope.models.backbone import cache_argument
+from longrope.models.cache import ReadText
 from longrope.tasks.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -16,28 +16,26 @@ if TYPE_CHECKING:
 
 
 def generate_answers(
-    model: PreTrainedModel,
+    prefix: ReadText,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     last: Tensor,
-    cache: DynamicCache,
 ) -> tuple[list[str], list[bool]]:
     """Return the texts chosen greedily after each prompt, and whether their logits are finite.
 
     A text ends at a stop token, or where it has all that the score asks for: more text would not change the score.
 
     Args:
-        model: A causal language model.
+        prefix: The tokens of each prompt but the last; those of the answers are read too.
         tokenizer: Tokenizer of the model.
         prompts: Prompts with the same room for their answers.
         last: Last token of each prompt, ``(prompts, 1)``.
-        cache: Keys and values of the tokens before them; those of the answers are added.
     """
-    stops = _stop_tokens(model, tokenizer)
+    stops = _stop_tokens(prefix.model, tokenizer)
     generated: list[list[int]] = [[] for _ in prompts]
     texts, finite, ended = [""] * len(prompts), [True] * len(prompts), [False] * len(prompts)
     for _ in range(prompts[0].room):
-        logits = model(input_ids=last, use_cache=True, **{cache_argument(model): cache}).logits[:, -1]
+        logits = prefix.logits(last)[:, -1]
         row_is_finite = logits.amax(-1).isfinite().tolist()  # a model may mask single tokens by -inf
         last = logits.argmax(-1, keepdim=True)
         for row, token in enumerate(last[:, 0].tolist()):

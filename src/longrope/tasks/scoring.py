@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from longrope.models.backbone import backbone_of, cache_argument
+from longrope.models.cache import ReadText
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.tasks.encode import encode_within
 from longrope.tasks.greedy import generate_answers
@@ -75,7 +75,7 @@ def score_prompts(
         LongRopeError: If memory runs out.
     """
     scores: dict[int, PromptScore] = {}
-    document = _Document()
+    document = _Document(ReadText(model))
     for members in _groups(prompts, batch):
         group = [prompts[i] for i in members]
         batch_and_device = f"with batch {1 if group[0].shared else len(group)} on {model.device}"
@@ -83,9 +83,9 @@ def score_prompts(
         with explain_out_of_memory(length, batch_and_device, "lower the length or the batch, or use dtype bfloat16"):
             if group[0].shared:
                 document = document.begun(group[0].tokens[: group[0].shared])
-                group_scores = _score_questions(model, tokenizer, group, document, on_document)
+                group_scores = _score_questions(document, tokenizer, group, on_document)
             else:
-                group_scores = _score(model, tokenizer, group, DynamicCache())
+                group_scores = _score(ReadText(model), tokenizer, group)
         scores |= zip(members, group_scores, strict=True)
         if on_progress is not None:
             on_progress(len(scores))
@@ -104,55 +104,52 @@ def _groups(prompts: Sequence[Prompt], batch: int) -> Iterator[list[int]]:
 
 
 class _Document:
-    """The tokens of a document that questions share, and the keys and values of those that are read.
+    """The tokens of a document that questions share, and those of them that are read.
 
     Args:
+        prefix: The first tokens, as the model has read them.
         tokens: Token ids ``(tokens,)``.
-        cache: Keys and values of the first tokens; one that keeps all, so that layers with a window can be cropped too.
     """
 
-    def __init__(self, tokens: np.ndarray | None = None, cache: DynamicCache | None = None) -> None:
+    def __init__(self, prefix: ReadText, tokens: np.ndarray | None = None) -> None:
+        self.prefix = prefix
         self.tokens = np.empty(0, dtype=np.int64) if tokens is None else tokens
-        self.cache = cache or DynamicCache()
 
     def begun(self, tokens: np.ndarray) -> _Document:
         """Return a document of which this one is read if its tokens begin with all of this one's."""
         begins = np.array_equal(tokens[: len(self.tokens)], self.tokens)
-        return _Document(tokens, self.cache if begins else None)
+        return _Document(self.prefix if begins else ReadText(self.prefix.model), tokens)
 
 
 @torch.inference_mode()
 def _score_questions(
-    model: PreTrainedModel,
+    document: _Document,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
-    document: _Document,
     on_document: Callable[[Tensor, Tensor], object] | None,
 ) -> list[PromptScore]:
     """Return the scores of the questions of one document, one by one, so that no question depends on others."""
-    cache = document.cache
-    rest = torch.from_numpy(document.tokens[None, cache.get_seq_length() :]).to(model.device)
-    hidden = _read(model, rest, cache)
+    prefix = document.prefix
+    rest = torch.from_numpy(document.tokens[None, prefix.size :]).to(prefix.model.device)
+    hidden = prefix.read(rest)
     if on_document is not None:
         on_document(rest, hidden)
     del hidden
     scores = []
     for prompt in prompts:
-        scores += _score(model, tokenizer, [prompt], cache)
-        cache.crop(len(document.tokens) - cache.get_seq_length())  # below 0: as many tokens are removed
+        with prefix.continued() as question:
+            scores += _score(question, tokenizer, [prompt])
     return scores
 
 
 @torch.inference_mode()
-def _score(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], cache: DynamicCache
-) -> list[PromptScore]:
-    """Return the scores of a batch of prompts, whose first tokens the cache may already hold."""
-    tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(model.device)
-    if cache.get_seq_length() < tokens.shape[1] - 1:
-        _read(model, tokens[:, cache.get_seq_length() : -1], cache)
-    losses, exact = _option_losses(model, tokenizer, prompts, tokens[:, -1:], cache)
-    texts, finite = generate_answers(model, tokenizer, prompts, tokens[:, -1:], cache)
+def _score(prefix: ReadText, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[PromptScore]:
+    """Return the scores of a batch of prompts, whose first tokens may already be read."""
+    tokens = torch.from_numpy(np.stack([prompt.tokens for prompt in prompts])).to(prefix.model.device)
+    if prefix.size < tokens.shape[1] - 1:
+        prefix.read(tokens[:, prefix.size : -1])
+    losses, exact = _option_losses(prefix, tokenizer, prompts, tokens[:, -1:])
+    texts, finite = generate_answers(prefix, tokenizer, prompts, tokens[:, -1:])
     scores = []
     for prompt, options, answer_is_exact, text, is_finite in zip(prompts, losses, exact, texts, finite, strict=True):
         if not is_finite or not all(map(math.isfinite, options)):
@@ -165,18 +162,8 @@ def _score(
     return scores
 
 
-def _read(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache) -> Tensor:
-    """Add the keys and values of some tokens to a cache, and return their last hidden states."""
-    cached = {cache_argument(model): cache}
-    return backbone_of(model)(input_ids=tokens, use_cache=True, **cached).last_hidden_state
-
-
 def _option_losses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    last: Tensor,
-    cache: DynamicCache,
+    prefix: ReadText, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], last: Tensor
 ) -> tuple[list[list[float]], list[bool | None]]:
     """Return the mean losses of the answer and each wrong one, and whether the answer is the most likely text.
 
@@ -192,8 +179,8 @@ def _option_losses(
         padded = np.stack([np.pad(ids, (0, size - len(ids))) for ids in encoded])  # tokens behind change nothing
         targets = torch.from_numpy(padded).to(last.device)
         inputs = torch.cat([last, targets[:, :-1]], dim=1)
-        logits = model(input_ids=inputs, use_cache=True, **{cache_argument(model): cache}).logits.float()
-        cache.crop(-size)
+        with prefix.continued() as option:
+            logits = option.logits(inputs).float()
         by_token = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(len(prompts), size)
         for prompt_losses, row, ids in zip(losses, by_token, encoded, strict=True):
             if len(ids):
