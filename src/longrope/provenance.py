@@ -16,7 +16,7 @@ from longrope import __version__
 
 
 def provenance(device: str = "cpu") -> dict[str, object]:
-    """Return command line, versions, machine and date as JSON values, without folders or host names.
+    """Return the command as it was typed, versions, machine (without its name) and date as JSON values.
 
     Args:
         device: The torch device that computed the results.

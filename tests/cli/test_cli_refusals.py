@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longrope.cost import memory_check
 from longrope.longcontext import token_losses as loss_module
+from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
@@ -188,8 +189,11 @@ def test_dtypes_and_devices(refused: Refused, model: Path, few, tmp_path: Path, 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(refused: Refused, model: Path, few, tmp_path: Path) -> None:
-    words = commands(model, few, tmp_path / "x", tmp_path)
-    for command in ("search", "eval"):
+    words, factors = commands(model, few, tmp_path / "x", tmp_path), tmp_path / "factors.json"
+    factors.write_text(scheme("yarn", Rope.of(load_config("tiny")), 2048).to_json())
+    words |= {"plan": ("plan", model, "--to", "1k"), "hours": ("extend", model, "--to", "1k", "--hours", 1)}
+    words |= {"generate": ("generate", "tiny", "A question", "--factors", factors)}
+    for command in ("search", "eval", "plan", "hours", "generate"):
         refused("device = 'cuda': .*CUDA.*. Give cpu, or auto", *words[command], "--device", "cuda")
 
 

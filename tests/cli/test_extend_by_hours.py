@@ -28,7 +28,7 @@ from longrope.formats.load_factors import load_extension
 from longrope.report.verdict import verdict_of
 from longrope.stages import plan_by_hours
 from longrope.stages.plan import load_plan
-from longrope.storage.lock import is_abandoned
+from longrope.storage.lock import is_abandoned, locked
 
 Refused = Callable[..., None]
 Options = tuple[object, ...]
@@ -292,6 +292,23 @@ def test_a_watcher_waits_for_the_end(tmp_path: Path) -> None:
     worker.join()
     shown = output.getvalue()
     assert shown.index("no step has begun yet") < shown.index("a: 50%") < shown.index("done in 1 s")
+
+
+def test_a_watcher_waits_where_a_run_goes_on_after_it_was_stopped(tmp_path: Path) -> None:
+    """The log says that it stopped until the first step of the next process, which holds the lock already."""
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "progress.log").write_text("2026-01-01T00:00:00 stopped in a (KeyboardInterrupt)\n")
+    shown = io.StringIO()
+    watcher = threading.Thread(target=watch, args=(tmp_path, Console(file=shown)), kwargs={"every": 0.01})
+    with locked(tmp_path):
+        watcher.start()
+        watcher.join(0.2)
+        assert watcher.is_alive()
+        with (tmp_path / "progress.log").open("a") as file:
+            file.write("2026-01-01T00:00:01 done in 1 s\n")
+    watcher.join(10)
+    assert not watcher.is_alive()
+    assert "done in 1 s" in shown.getvalue()
 
 
 def test_a_damaged_run_is_not_resumed(tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_jsonl_gives_back_any_text(tmp_path: Path, text: str, ascii_only: bool) 
     assert texts(path) == [text + ".", "after"]
 
 
+def test_a_record_with_a_list_of_objects_has_its_own_text(tmp_path: Path) -> None:
+    record = json.dumps({"id": 1, "body": "All of it.", "authors": [{"name": "A"}, {"name": "B"}]})
+    for name in ("x.json", "x.jsonl"):
+        (tmp_path / name).write_text(record)
+        assert [one.text for one in load_documents(str(tmp_path / name), text_key="body")] == ["All of it."]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '"text"', "3", '{"content": "x"}', '{"text": 3}', '{"text": null}'])
 def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "x.jsonl"

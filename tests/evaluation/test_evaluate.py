@@ -52,6 +52,17 @@ def test_it_measures_what_the_parts_measure(
     assert (results.model, results.dtype, results.lengths) == (tiny[0].config.name_or_path, "float32", (256, 512))
 
 
+def test_a_task_without_room_at_a_length_is_named(tiny: tuple[Any, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """And a group stands for its tasks, as on the command line."""
+    request: dict[str, Any] = {"lengths": [64, 1024], "texts": families.tokens(1, 1024).tolist()}
+    with caplog.at_level("WARNING", "longrope"):
+        found = lr.evaluate(*tiny, **request, retrieval=["vt"], options=lr.EvalOptions(trials=1))
+    assert [record.length for record in found["retrieval"]["original"]] == [1024]
+    assert "Left out: length = 64: too short for task vt" in caplog.text
+    with pytest.raises(lr.LongRopeError, match="too short for task niah_single_1"):
+        lr.evaluate(*tiny, lengths=[64], texts=[[1] * 64], retrieval=["ruler"])
+
+
 def test_a_name_is_a_model_and_strings_are_texts(tiny: tuple[Any, Any]) -> None:
     texts = ["def f(x):\n    return x\n" * 40, "for name in names:\n    print(name)\n" * 40]
     loaded = lr.evaluate(*tiny, lengths=[64, 128], texts=texts)

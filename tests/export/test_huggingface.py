@@ -184,6 +184,23 @@ def test_a_failure_half_way_leaves_nothing(llama: PreTrainedModel, tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_old_folder_stays_where_the_new_one_cannot_have_its_name(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.suffix == ".tmp" and target == tmp_path / "made":
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    refused(llama, extension(llama), tmp_path / "made", "cannot write .*Permission denied", overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_overwrite_replaces_the_folder(llama: PreTrainedModel, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "notes.txt").write_text("mine")

@@ -117,6 +117,16 @@ def test_numbers_that_are_not_finite_in_a_gguf_type_are_refused(value: float, ou
 
 
 @pytest.mark.usefixtures("fresh_process")
+def test_the_process_runs_no_code_of_the_working_folder(
+    llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as that of a checkpoint that was fetched, by the name of a module that the program imports."""
+    (tmp_path / "safetensors.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    export_huggingface(llama, TOKENIZER, extension(llama), Path("made"))
+
+
+@pytest.mark.usefixtures("fresh_process")
 def test_a_process_that_is_killed_or_fails(
     llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,10 @@ LIES = {
     "dimensions": (header(tensors=text(b"t") + struct.pack("<I", 2**31)), "2147483648 dimensions"),
     "a shape": (header(tensors=text(b"t") + struct.pack("<IQQIQ", 2, HUGE, HUGE, 0, 0)), "tensor t ends at byte"),
     "an offset": (header(tensors=text(b"t") + struct.pack("<IQIQ", 1, 1, 0, HUGE)), "tensor t ends at byte"),
-    "a tensor's type": (header(tensors=text(b"t") + struct.pack("<IQIQ", 1, 1, 99, 0)), "99 is not a valid"),
+    "a tensor's type": (
+        header(tensors=text(b"t") + struct.pack("<IQIQ", 1, 1, 99, 0)),
+        "type 99, which the installed package gguf",
+    ),
     "an alignment": (header(text(b"general.alignment") + struct.pack("<II", 4, 3)), "alignment = 3"),
     "a version": (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from longrope.longcontext import attention
 from longrope.longcontext.attention import attend
@@ -44,6 +45,23 @@ def test_outputs_and_gradients(
         torch.autograd.grad(out, (q, k, v), by), torch.autograd.grad(right, (q, k, v), by), strict=True
     ):
         assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [16, 100, 1000])
+def test_a_window_bounds_the_mask(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not rows times rows, where a block of many rows sees a short window."""
+    sizes: list[int] = []
+
+    def record(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor, **others: object) -> Tensor:
+        sizes.append(attn_mask.numel() * query.shape[:2].numel())
+        return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, **others)
+
+    monkeypatch.setattr(attention, "SCORES", 2**18)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", record)
+    q, k = drawn(2, 2048, 0), drawn(2, 2048, 1)
+    attend(nn.Identity(), q, k, k, None, sliding_window=window)
+    assert max(sizes) <= 2 * attention.SCORES
+    assert sum(sizes) <= 2 * q.shape[:3].numel() * max(window, attention.LEAST_ROWS)
 
 
 @pytest.mark.parametrize("size", [6, 24])

@@ -214,6 +214,14 @@ def test_what_does_not_belong_to_a_scaled_checkpoint_is_refused(tmp_path: Path) 
     )
 
 
+def test_a_length_that_is_decided_holds_in_the_rope_fields_too() -> None:
+    config = families.config("llama")
+    fields = {"rope_type": "default", "rope_theta": 1e4, "original_max_position_embeddings": 128}
+    config.rope_parameters, config.max_position_embeddings = fields, 256
+    set_original_length(config, 64)
+    assert Rope.of(config).original_length == 64
+
+
 def test_a_short_chat_with_a_checkpoint_of_two_sets_is_its_own() -> None:
     model, ids = scaled("longrope"), tokens(1, 20)
     rope = Rope.of(model)

@@ -9,10 +9,12 @@ import families
 import numpy as np
 import pytest
 from searching import ROPE, quadratic, slope
+from torch import nn
 
 import longrope as lr
 from longrope.models.load import load
 from longrope.objectives import prepare_search
+from longrope.objectives.backend import processes
 from longrope.search.registry import METHODS
 
 FEW = lr.SearchOptions(budget="6k", search_documents=1, held_out_documents=1, needles=0.0)
@@ -147,11 +149,29 @@ def test_a_search_starts_from_schemes_and_factors(tmp_path: Path) -> None:
         ({"schemes": ["yran"]}, "did you mean 'yarn'"),
         ({"budget": "many"}, "budget = 'many'"),
         ({"patience": 0}, "patience = 0"),
+        ({"seeds": 0}, "seeds = 0 must be a whole number, 1 or more"),
+        ({"batch_size": 0}, "batch_size = 0 must be"),
+        ({"search_documents": -1}, "search_documents = -1 must be"),
+        ({"held_out_documents": 0}, "held_out_documents = 0 must be"),
+        ({"needles": 20}, r"needles = 20: not a weight from 0"),
     ],
 )
 def test_options_that_are_not_possible_are_refused(options: dict, message: str) -> None:
     with pytest.raises(lr.LongRopeError, match=message):
         lr.SearchOptions(**options)
+
+
+def test_a_model_that_is_none_is_named() -> None:
+    with pytest.raises(lr.LongRopeError, match=r"model = a Linear: not searched\. Give a model's name"):
+        lr.search(nn.Linear(2, 2), length=2048)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(lr.LongRopeError, match="model = a int: not searched"):
+        lr.search(3, length=2048)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(lr.LongRopeError, match=r"no-such-folder"):
+        lr.search(Path("no-such-folder"), length=2048)
+
+
+def test_numbers_of_workers() -> None:
+    assert processes(lr.SearchOptions(workers=2).workers) == 2  # pyright: ignore[reportArgumentType]
 
 
 def test_a_parametrization_without_effect_is_refused() -> None:

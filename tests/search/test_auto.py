@@ -72,6 +72,7 @@ def test_starts_and_ramps_come_first_and_the_best_of_them_is_gone_on_from(count:
     asked = asks(method, space)
     assert [len(ask.candidates) for ask in asked] == [1, 2 + count] + [1] * 3 + [1] * 5
     assert [ask.gradient_step for ask in asked] == [None] * 5 + [0, 1, 2, 3, None]
+    assert [ask.counts for ask in asked] == [False] * 5 + [True] * 5  # patience begins with the steps
     closed_forms = [*asked[0].candidates, *asked[1].candidates]
     for wanted, found in zip([*STARTS, *ramps(space)[:count]], closed_forms, strict=True):
         np.testing.assert_allclose(found.factors, wanted.factors, rtol=1e-9)

@@ -16,6 +16,7 @@ from longrope.data.weighted_text import WeightedText, mix_texts, perplexity_text
 from longrope.errors import LongRopeError
 from longrope.evaluation.losses import model_losses
 from longrope.formats.load_factors import load_factors
+from longrope.objectives.full_passes import objectives_as_before
 from longrope.objectives.model_loss import ModelObjective
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -67,11 +68,12 @@ def find(
     space: dict[str, object] | None = None,
     make_objective: MakeObjective | None = None,
     items: dict[str, list[WeightedText]] = ITEMS,
+    objectives: SearchObjectives | None = None,
     **fields: object,
 ) -> SearchResult:
     """A search of 14 evaluations, a forward and backward pass being three."""
     searched = space_of(name, **(space or {}))
-    objectives = SearchObjectives.of(
+    objectives = objectives or SearchObjectives.of(
         make_objective or partial(ModelObjective, model), items["search"], items["held_out"]
     )
     starts = [scheme(scheme_name, searched.rope, searched.length) for scheme_name in METHODS[name].schemes]
@@ -214,6 +216,26 @@ def test_a_search_in_contexts_is_not_resumed_without_them(model: PreTrainedModel
     again = find(model, tmp_path, name=name, make_objective=partial(Contexts, model), existing="resume")
     assert (again.held_out, again.outcomes[0].ranked) == (found.held_out, found.outcomes[0].ranked)
     assert again.outcomes[0].tokens == found.outcomes[0].tokens
+
+
+def test_a_resumed_search_has_contexts_as_it_began(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Whatever room there is for them now."""
+    with_contexts, without = partial(Contexts, model), partial(ModelObjective, model)
+    for name, began in (("with", with_contexts), ("without", without)):
+        found = find(model, tmp_path / name, name="auto", make_objective=began)
+        as_before = partial(objectives_as_before, samples=ITEMS, resumed=tmp_path / name)
+        if name == "with":
+            with pytest.raises(LongRopeError, match="began with frozen contexts, and now has no room for them"):
+                as_before(without)
+        objectives = as_before(with_contexts)
+        again = find(model, tmp_path / name, name="auto", objectives=objectives, existing="resume")
+        assert (again.held_out, again.outcomes[0].tokens) == (found.held_out, found.outcomes[0].tokens)
+
+
+def test_a_method_without_contexts_judges_its_starts_by_full_passes(model: PreTrainedModel, tmp_path: Path) -> None:
+    start = Scaling([2.123456] * 8, scheme="start", length=LENGTH)  # which the method rounds
+    found = find(model, tmp_path, make_objective=partial(Contexts, model), starts=[start])
+    assert "start" in found.held_out
 
 
 @pytest.mark.parametrize("name", ["auto", "gradient", "cma"])

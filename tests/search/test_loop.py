@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -120,6 +122,24 @@ def endless() -> Proposals:
     """One new candidate a generation."""
     for i in count():
         yield CandidateBatch([Scaling([1.0 + i])])
+
+
+def test_a_search_keeps_nothing_alive(path: Path) -> None:
+    """Such as the model of its objective, which another one needs the memory of."""
+
+    class Loss:
+        def __call__(self, scaling: Scaling) -> float:
+            return quadratic(scaling)
+
+    loss = Loss()
+    gone = weakref.ref(loss)
+    gc.disable()
+    try:
+        search_with(path, SMALL["paper"], objective=loss, on_progress=lambda _: None)
+        del loss
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("patience", [1, 2, 4])

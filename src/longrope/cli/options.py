@@ -144,12 +144,14 @@ def choose_device(device: str) -> str:
 
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from longrope.models.load import choose_device
+    from longrope.models.load import check_device, choose_device
 
     disable_progress_bar()
     set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast in every layer of every pass
-    return choose_device(device)
+    device = choose_device(device)
+    check_device(device)
+    return device
 
 
 def command_line() -> str:

@@ -162,10 +162,12 @@ def run(
     refuse_staged_run(output)
     claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
 
+    from longrope.objectives.backend import processes
     from longrope.objectives.placement import place_search
 
     check_layers(options.read_config(model, settings.original_length), tokens)
-    settings = replace(settings, device=options.choose_device(device))
+    chosen = options.choose_device(device if processes(settings.workers) else "auto")  # workers on Ray choose theirs
+    settings = replace(settings, device=chosen if processes(settings.workers) else device)
     settings, note = place_search(model, tokens, search_method, settings, output)
     if note:
         distributed.say(f"Note: {note}")
@@ -189,7 +191,7 @@ def _search(
     )
     with locked(output), backend as opened:
         names: dict[str, Any] = {"settings": {"model": model}, "facts": {"command": options.command_line()}}
-        search = prepare_search(opened, length, data=data, method=method, options=settings, **names)
+        search = prepare_search(opened, length, data=data, method=method, options=settings, output=output, **names)
         with search_bar(search.total, quiet=as_json) as on_progress:
             result = search.find(output, on_progress)
         record = search.save(output, result, settings.device)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from longrope.cli.job_progress import LOG
 from longrope.errors import LongRopeError
-from longrope.storage.lock import is_abandoned
+from longrope.storage.lock import is_abandoned, is_held
 
 EVERY = 5.0  # seconds from one drawing to the next
 LINES = 12  # of the log that are shown
@@ -38,7 +38,7 @@ def watch(folder: Path, console: Console, *, every: float = EVERY) -> None:
             for line in lines:
                 console.print(line, markup=False, highlight=False)
             drawn = lines
-        if lines and lines[-1].split(" ", 1)[-1].startswith(("done", "stopped")):
+        if lines and lines[-1].split(" ", 1)[-1].startswith(("done", "stopped")) and not is_held(folder):
             break
         if is_abandoned(folder):
             raise LongRopeError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedConfig
 from longrope.cost import bfloat16_speed
 from longrope.errors import LongRopeError
 from longrope.models.load import DTYPES, check_dtype
+from longrope.storage.jsonl import read_settings
 
 
 def choose_dtype(
@@ -63,9 +63,5 @@ def choose_dtype(
 
 def recorded_dtype(journal: Path) -> str | None:
     """Return the dtype that a journal was begun with; None if it does not exist or does not say."""
-    try:
-        with journal.open(encoding="utf-8") as file:
-            dtype = json.loads(file.readline())["settings"]["dtype"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(dtype).removeprefix("torch.")
+    dtype = read_settings(journal).get("dtype")
+    return None if dtype is None else str(dtype).removeprefix("torch.")

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from longrope.errors import LongRopeError
 
 TEXT_KEY = "text"
 CHAT_KEYS = ("messages", "conversations")
+LONGEST_FIELD = 2**31 - 1  # characters of a cell; the most where a C long has 32 bits
 BLANK = re.compile(r"[ \t\n\r]*")  # JSON's white space
 Numbered = list[tuple[int, Any]]  # line, or place in an array, and a JSON value
 
@@ -40,7 +40,7 @@ def record_texts(text: str, path: object, *, text_key: str | None = None, strict
     if not strict and text.lstrip()[:1] not in ("{", "["):
         return None
     values, broken = _json_values(text)
-    records, unit = _array(values) if len(values) == 1 and broken is None else None, "record"
+    records, unit = _array(values, text_key) if len(values) == 1 and broken is None else None, "record"
     if records is None:
         records, unit = values, "line"
     if not strict and not (records and _is_record(records[0][1], text_key)):
@@ -57,13 +57,13 @@ def has_records_without_text(text: str) -> bool:
     if text.lstrip()[:1] not in ("{", "["):
         return False
     values, broken = _json_values(text)
-    records = (_array(values) if len(values) == 1 else None) or values
+    records = (_array(values, None) if len(values) == 1 else None) or values
     return broken is None and len(records) > 1 and all(isinstance(value, dict) for _, value in records)
 
 
 def table_texts(text: str, delimiter: str, text_key: str | None) -> Numbered | None:
     """Return the texts of a table's column, each with its row; None if the first row does not name the column."""
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_FIELD)
     try:
         rows = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         column = next(rows, []).index(text_key or TEXT_KEY)
@@ -94,10 +94,10 @@ def _skip_blank(text: str, start: int) -> int:
     return match.end() if match else start
 
 
-def _array(values: Numbered) -> Numbered | None:
+def _array(values: Numbered, text_key: str | None) -> Numbered | None:
     """Return the records of one array, bare or as the only array of records in an object, or one chat."""
     value = values[0][1]
-    if isinstance(value, dict) and not _has_text(value):
+    if isinstance(value, dict) and not _has_text(value, text_key):
         arrays = [member for member in value.values() if isinstance(member, list) and member]
         value = arrays[0] if len(arrays) == 1 and all(isinstance(member, dict) for member in arrays[0]) else None
     if not isinstance(value, list) or not value or _chat(value) is not None:
@@ -106,8 +106,8 @@ def _array(values: Numbered) -> Numbered | None:
     return list(enumerate(rows, start=1))
 
 
-def _has_text(record: dict[str, Any]) -> bool:
-    return any(key in record for key in (TEXT_KEY, *CHAT_KEYS))
+def _has_text(record: dict[str, Any], text_key: str | None) -> bool:
+    return any(key in record for key in ((TEXT_KEY, *CHAT_KEYS) if text_key is None else (text_key,)))
 
 
 def _is_record(value: Any, text_key: str | None) -> bool:

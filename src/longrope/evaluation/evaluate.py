@@ -31,6 +31,7 @@ from longrope.scaling import Extension, Scaling
 from longrope.storage.jsonl import JsonlFile
 from longrope.storage.lock import claimed
 from longrope.tasks.prompt_sets import make_prompt_sets
+from longrope.tasks.registry import task_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,8 +161,8 @@ def _spec(
 ) -> EvalSpec:
     task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
     check_lengths(task_lengths, max(lengths))
-    prompts, _ = make_prompt_sets(
-        list(retrieval),
+    prompts, left_out = make_prompt_sets(
+        task_names(list(retrieval)),
         task_lengths,
         tokenizer,
         corpus.tokens,
@@ -172,6 +173,8 @@ def _spec(
         chat=options.chat,
         ruler_data=options.ruler_data,
     )
+    for reason in left_out:
+        logger.warning("Left out: %s", reason)
     return EvalSpec(
         lengths,
         stride=options.stride,

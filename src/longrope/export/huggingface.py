@@ -120,13 +120,20 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     folder = folder.resolve()
     _refuse_other_folder(folder, overwrite=overwrite)
     claim_output(folder, overwrite=overwrite, folder=True)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         yield temporary
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            folder.rename(old)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LongRopeError(f"cannot write {folder}: {reason}. Choose another output.") from None

@@ -155,9 +155,12 @@ def _info(data: HeaderCursor) -> tuple[tuple[int, ...], int, int]:
 
 
 def _place(name: str, shape: tuple[int, ...], kind: int, offset: int, begin: int, data: HeaderCursor) -> TensorPlace:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf import GGML_QUANT_SIZES
 
-    block, bytes_of_block = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    known = {int(one): size for one, size in GGML_QUANT_SIZES.items()}
+    if kind not in known:
+        raise ValueError(f"tensor {name} has type {kind}, which the installed package gguf does not know: upgrade it")
+    block, bytes_of_block = known[kind]
     size = prod(shape) * bytes_of_block // block
     if begin + offset + size > data.size:
         raise ValueError(f"tensor {name} ends at byte {begin + offset + size}, and the file has {data.size}")

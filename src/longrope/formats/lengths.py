@@ -104,6 +104,8 @@ def set_original_length(config: Any, length: int) -> None:
     text.max_position_embeddings = length
     if getattr(text, ORIGINAL, None) is not None:
         setattr(text, ORIGINAL, length)
+    if isinstance(parameters, dict) and parameters.get(ORIGINAL) is not None:
+        parameters[ORIGINAL] = length
 
 
 def _content(source: str, file: str) -> Mapping[str, Any]:

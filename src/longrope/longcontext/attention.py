@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from longrope.longcontext.flash_blocks import attend_in_blocks, can_join_blocks, preferred_kernel
 
 SCORES = 2**24  # scores of a block of rows, where they or a mask must be in memory
+LEAST_ROWS = 128  # of a block, for its speed
 GROUPED_KERNELS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)  # they take heads that share keys
 
 
@@ -29,7 +30,8 @@ def attend(
     """Compute causal attention as transformers' ``AttentionInterface`` does, without dropout.
 
     Heads that share a key are computed together, so no key is copied, and in one call where the kernel can. Fused
-    kernels keep no scores in memory. Soft caps and sliding windows need `SCORES` scores or mask entries at a time.
+    kernels keep no scores in memory. Soft caps and sliding windows need up to twice `SCORES` scores or mask entries at
+    a time.
 
     Args:
         module: The attention layer, for error messages.
@@ -85,6 +87,8 @@ def _by_rows(
     first = key.shape[2] - query.shape[2]
     seen = key.shape[2] if window is None else window
     rows = max(1, SCORES // (query.shape[:2].numel() * seen))
+    if window is not None:  # a block sees as many keys more as it has rows
+        rows = min(rows, max(window, LEAST_ROWS))
     outputs = []
     for start in range(0, query.shape[2], rows):
         end = min(start + rows, query.shape[2])

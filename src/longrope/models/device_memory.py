@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ import torch
 
 from longrope.errors import LongRopeError
 
+MOST = 0.8  # of the free memory, for weights; the rest is for a pass
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -25,6 +27,13 @@ def explain_out_of_memory(length: int, where: str, remedy: str) -> Iterator[None
         raise LongRopeError(f"out of memory at length {length} {where}; {remedy}") from error
 
 
+def release_memory() -> None:
+    """Return the memory of objects that nothing refers to, such as a model, to the system and to the CUDA device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def device_memory(device: str) -> int | None:
     """Return a device's total memory in bytes; None if the device does not report it."""
     if device.startswith("cuda"):
@@ -37,3 +46,9 @@ def free_memory(device: str) -> int | None:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
     return psutil.virtual_memory().available if device == "cpu" else None
+
+
+def device_with_room(device: str, needed: int) -> str:
+    """Return a device, or ``cpu`` if a model of ``needed`` bytes would leave too little of the device's free memory."""
+    free = free_memory(device)
+    return device if free is None or needed <= MOST * free else "cpu"

@@ -41,7 +41,7 @@ def explained(name: str, target: str = "", quantization: str | None = None) -> I
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own, which is never run; give a checkpoint of a model that transformers has"
         folder = Path(name) if Path(name).exists() else _snapshot(name)
-        if folder is None:
+        if folder is None and name not in BUILT_IN:
             check_hub_adapter(name)
             close = suggestion(name)
             hint = f"D{close[3:]}" if close else "Is it a hub id?"
@@ -50,7 +50,7 @@ def explained(name: str, target: str = "", quantization: str | None = None) -> I
                 reason += (
                     f". Run hf download {name} --local-dir FOLDER where the hub can be reached, and give the folder"
                 )
-        else:
+        elif folder is not None:
             check_rope_fields(name, folder, str(error))
             reason = tokenizer_error(folder, str(error)) or reason
         if quantization:

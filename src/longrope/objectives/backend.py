@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.models.backbone import vocabulary_of
-from longrope.models.load import DTYPES, check_dtype, load, load_config, load_tokenizer
+from longrope.models.load import DTYPES, check_dtype, choose_device, load, load_config, load_tokenizer
 from longrope.models.quantized import gradient_barrier
 from longrope.objectives.local_workers import LocalPool, PooledObjective, WorkerPool
 from longrope.objectives.model_loss import ModelObjective
@@ -119,9 +119,15 @@ def _build(
     name: str, dtype: str, device: str, original_length: int | None, count: int, rank: int
 ) -> Callable[[Sequence[WeightedText]], Objective]:
     """Load the model in a worker, and return the function that makes objectives on it."""
+    device = choose_device(device)
     if device == "cuda" and count:
         device = f"cuda:{rank % torch.cuda.device_count()}"
     if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count) if count else 1)
+        torch.set_num_threads(max(1, _cores() // count) if count else 1)
     model, _ = load(name, dtype=dtype, device=device, original_length=original_length)
     return partial(ModelObjective, model)
+
+
+def _cores() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_factors
 from longrope.objectives.backend import EvaluationBackend
+from longrope.objectives.full_passes import objectives_as_before
 from longrope.objectives.keep_short import KeepShort, kept_short, short_texts
 from longrope.provenance import provenance
 from longrope.rope import Rope
@@ -95,6 +96,7 @@ def prepare_search(
     options: SearchOptions,
     settings: Mapping[str, Any],
     facts: Mapping[str, Any] | None = None,
+    output: Path | None = None,
 ) -> PreparedSearch:
     """Return the search of a model that is ready to run.
 
@@ -106,10 +108,12 @@ def prepare_search(
         options: Other settings.
         settings: Name of the model and other settings that decide the losses, for the journals.
         facts: Other facts to keep with the factors, such as the command.
+        output: Folder of the run, which the options may resume.
 
     Raises:
-        LongRopeError: If too few documents are long enough, or hold tokens that the model has no embedding for, or the
-            method needs gradients that the model's quantised weights do not let through.
+        LongRopeError: If too few documents are long enough, or hold tokens that the model has no embedding for, the
+            search to resume has frozen contexts that do not fit into memory now, or the method needs gradients that the
+            model's quantised weights do not let through.
     """
     method = _usable(method, backend.gradient_barrier, options, length)
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
@@ -129,7 +133,8 @@ def prepare_search(
             samples[split] = texts + short[split]
     tokens = (sample.tokens for sample in [*samples["search"], *samples["held_out"]])
     check_vocabulary(tokens, backend.vocabulary, backend.tokenizer)
-    objectives = SearchObjectives.of(backend.make_objective, samples["search"], samples["held_out"])
+    resumed = output if options.existing == "resume" else None
+    objectives = objectives_as_before(backend.make_objective, samples, resumed)
     if options.keep_short is not None:
         objectives = replace(
             objectives,

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.models.layer_survey import require_rotating_layers
 from longrope.models.load import choose_device, load_config
-from longrope.objectives.backend import backend_of, open_backend
+from longrope.objectives.backend import backend_of, open_backend, processes
 from longrope.objectives.placement import place_search
 from longrope.objectives.prepare_search import Function, PreparedSearch, prepare_function, prepare_search
 from longrope.rope import Rope
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def search(
-    model: str | PreTrainedModel | Function | FunctionObjective,
+    model: str | Path | PreTrainedModel | Function | FunctionObjective,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     length: int | str,
@@ -58,7 +59,8 @@ def search(
             finite loss.
     """
     options = options or SearchOptions()
-    options = replace(options, device=_device(model, options.device))
+    model = str(model) if isinstance(model, Path) else model
+    options = replace(options, device=_device(model, options))
     tokens = parse_length(length) if isinstance(length, str) else length
     run = TemporaryDirectory() if output is None else claimed(Path(output), overwrite=options.existing != "refuse")
     with run as name:
@@ -70,11 +72,13 @@ def search(
     return result
 
 
-def _device(model: object, device: str) -> str:
+def _device(model: object, options: SearchOptions) -> str:
     """Return the device of a loaded model, the chosen one for a model's name, and ``cpu`` for a function."""
     if isinstance(model, PreTrainedModel):
         return str(model.device)
-    return choose_device(device) if isinstance(model, str) else "cpu"
+    if not isinstance(model, str):
+        return "cpu"
+    return choose_device(options.device) if processes(options.workers) else options.device  # workers on Ray choose
 
 
 @contextmanager
@@ -94,6 +98,11 @@ def _prepared(
             "Give it to longrope.load or as rope, or give the model's name."
         )
     if not isinstance(model, (str, PreTrainedModel)):
+        if isinstance(model, nn.Module) or not (callable(model) or isinstance(model, FunctionObjective)):
+            raise LongRopeError(
+                f"model = a {type(model).__name__}: not searched. Give a model's name, a PreTrainedModel with its "
+                "tokenizer (of a PeftModel, its base with the adapter merged), or a function from a Scaling to a loss."
+            )
         yield prepare_function(model, rope, length, method, options)
         return
     chosen = options.method(method or "auto", length)
@@ -125,4 +134,6 @@ def _prepared(
     source = default_data(name) if data is None else str(data)
     with opened as backend:
         settings = {"model": name, **fingerprint}
-        yield prepare_search(backend, length, data=source, method=chosen, options=options, settings=settings)
+        yield prepare_search(
+            backend, length, data=source, method=chosen, options=options, settings=settings, output=output
+        )

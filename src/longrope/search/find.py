@@ -91,7 +91,8 @@ def find_factors(
     if compared is None:
         compared = [scheme(name, space.rope, space.length) for name in COMPARED]
     count = 1 if method.uses_contexts and context_tokens(objectives.held_out) else FINALISTS
-    starts = _judged(starts, space, objectives, outcomes)
+    if method.uses_contexts and context_tokens(objectives.search):
+        starts = _fully_evaluated(starts, space, outcomes)
     finalists = list(dict.fromkeys([*_finalists(outcomes, count), *compared, *starts]))
     header = {**settings, "data": objectives.hashes["held_out"]}
     with closing(Journal(folder / "held-out.jsonl", header, resume=resume)) as journal:
@@ -155,12 +156,8 @@ def _judge(finalists: Sequence[Scaling], evaluator: Evaluator, *, in_contexts: b
     return {scaling: evaluator.mean_losses[scaling] for scaling in finalists if scaling in evaluator.mean_losses}
 
 
-def _judged(
-    starts: Sequence[Scaling], space: Space, objectives: SearchObjectives, outcomes: Sequence[SearchOutcome]
-) -> Sequence[Scaling]:
+def _fully_evaluated(starts: Sequence[Scaling], space: Space, outcomes: Sequence[SearchOutcome]) -> Sequence[Scaling]:
     """Return the starts but those that were only ranked in frozen contexts."""
-    if not context_tokens(objectives.search):
-        return starts
     evaluated = {scaling for outcome in outcomes for _, scaling in outcome.ranked}
     return [start for start in starts if space.candidate(space.coordinates(start)) in evaluated]
 

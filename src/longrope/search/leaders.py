@@ -23,15 +23,15 @@ def evaluate_leaders(
         candidates: Candidates; the first one gets a full pass, and then those that are best in its frozen contexts.
     """
     first, *others = dict.fromkeys(candidates)
-    (answer,) = yield CandidateBatch([first], reference=first)
+    (answer,) = yield CandidateBatch([first], reference=first, counts=False)
     losses = {first: answer.loss}
     if others and not math.isfinite(answer.loss):
-        answers = yield CandidateBatch(others)
+        answers = yield CandidateBatch(others, counts=False)
         return losses | {candidate: answer.loss for candidate, answer in zip(others, answers, strict=True)}
     if others:
-        answers = yield CandidateBatch(others, reference=first)
+        answers = yield CandidateBatch(others, reference=first, counts=False)
         ranked = sorted(zip(others, answers, strict=True), key=lambda pair: pair[1].loss)
         for leader, _ in ranked[:LEADERS]:
-            (answer,) = yield CandidateBatch([leader], reference=leader)
+            (answer,) = yield CandidateBatch([leader], reference=leader, counts=False)
             losses[leader] = answer.loss
     return losses

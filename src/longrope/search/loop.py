@@ -110,7 +110,7 @@ def run_search(
             first_of_several = batch.reference is not None and generation == 0
             if compared and not evaluator.improvements and not first_of_several:
                 break  # not even one of the starts has a finite loss
-            stale = 0 if len(evaluator.improvements) > improvements else stale + compared
+            stale = 0 if len(evaluator.improvements) > improvements else stale + (compared and batch.counts)
             if budget.patience is not None and stale >= budget.patience:
                 raise Stop(f"no better candidate in {budget.patience} generations")
             batch = proposals.send(losses)
@@ -118,6 +118,8 @@ def run_search(
         pass
     except Stop as stop:
         stopped = str(stop)
+    finally:
+        evaluator.on_batch = lambda: None  # report() refers to the evaluator, and with it to the model
     if not evaluator.improvements:
         raise LongRopeError(f"no candidate has a finite loss: check the starts and the data. {suspect(journal.dtype)}")
     ranked = [(loss, candidate) for candidate, loss in evaluator.mean_losses.items()]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longrope.checks import whole
 from longrope.data.search_texts import SearchTextSpec
 from longrope.errors import LongRopeError, unknown
 from longrope.scaling import Extension, Scaling
@@ -88,6 +89,12 @@ class SearchOptions:
     existing: str = "refuse"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "workers", str(self.workers))
+        for name in ("seeds", "batch_size", "search_documents", "held_out_documents"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), 1)
+        if not 0 <= self.needles <= 1:
+            raise LongRopeError(f"needles = {self.needles:g}: not a weight from 0 (no answers) to 1 (answers alone).")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise LongRopeError(f"minutes = {self.minutes:g}: allows nothing. Use a number above 0.")
         if self.keep_short is not None and not 0 <= self.keep_short < math.inf:

@@ -44,12 +44,14 @@ class CandidateBatch:
         reference: Candidate in whose frozen contexts the others may be evaluated, where the objective has them: on some
             tokens of each sample, given the keys and values of the reference for all others. The reference itself is
             evaluated on all tokens, and its contexts are kept. None asks for full passes.
+        counts: Whether patience is tried if no candidate is better; not while a method still ranks its starts.
     """
 
     candidates: Sequence[Scaling]
     state: Mapping[str, Any] = field(default_factory=dict)
     gradient_step: int | None = None
     reference: Scaling | None = None
+    counts: bool = True
 
 
 Proposals = Generator[CandidateBatch, list[CandidateLoss], None]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -15,15 +16,16 @@ from transformers import PreTrainedTokenizerBase
 from longrope.formats.load_factors import load_extension
 from longrope.models.adapter import describe_adapter
 from longrope.models.average import mix_weights
+from longrope.models.device_memory import device_with_room, explain_out_of_memory, release_memory
 from longrope.models.load import DTYPES
 from longrope.models.processor_files import copy_processor
 from longrope.objectives.backend import open_backend
+from longrope.objectives.full_passes import objectives_as_before
 from longrope.objectives.prepare_search import prepare_objectives
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.loop import SearchProgress
 from longrope.search.registry import get_method
-from longrope.search.run import SearchObjectives
 from longrope.search.space import Space
 from longrope.stages.average_test import choose_average
 from longrope.stages.finetune import finetune
@@ -56,6 +58,7 @@ def extend(run: StagedRun) -> Extension:
         if not (folder / "extension.json").exists():
             long = _stage_scaling(run, number, stage)
             write_text(folder / "extension.json", Extension.of(run.rope, long).to_json())
+            release_memory()  # of the search, for the training, which may run in other processes
         if stage.finetune is not None and not (folder / "model").exists():
             launch = run.launch or ((sys.executable,) if wants_liger(run.device) else ())
             launch_finetuning(run, number, launch) if launch else finetune_stage(run, number)
@@ -103,6 +106,8 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
         report_to=run.report_to,
         on_progress=lambda step, loss: run.on_progress(step_name, step, steps, note(loss)),
     )
+    del model
+    release_memory()
     if summary is not None:
         with explain_disk_errors(folder):
             if settings.merge:
@@ -133,17 +138,19 @@ def _publish_weights(run: StagedRun, number: int, tokenizer: PreTrainedTokenizer
     trained, unfinished = folder / "training" / "model", folder / "model.new"
     shutil.rmtree(unfinished, ignore_errors=True)
     tokenizer.save_pretrained(trained)
-    name = next(name for name, value in DTYPES.items() if value == dtype)
+    name = next((name for name, value in DTYPES.items() if value == dtype), "float32")
     if average == "auto":
         original, _ = run.load(run.model, dtype="float32")
-        tested, _ = run.load(str(trained), dtype="float32", device=run.device)
+        tested: Any = run.load(str(trained), dtype="float32")[0]
         windows, file = run.data.held_out_windows(stage), folder / "average.json"
-        average = choose_average(tested, original, run.long_scaling(number), windows, file)
+        device = device_with_room(run.device, sum(parameter.nbytes for parameter in tested.parameters()))
+        with explain_out_of_memory(stage.length, f"on {device}", 'give average a number in place of "auto"'):
+            average = choose_average(tested.to(device), original, run.long_scaling(number), windows, file)
         del tested, original
     model, _ = run.load(str(trained), dtype="float32" if average else name)
     if average:
         mix_weights(model, run.load(run.model, dtype="float32")[0], float(average))
-        model.to(dtype)  # pyright: ignore[reportArgumentType]
+    model.to(dtype)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     copy_processor(run.config, unfinished)
@@ -232,7 +239,7 @@ def _search(
     ) as backend:
         prepared = prepare_objectives(
             space,
-            SearchObjectives.of(backend.make_objective, samples["search"], samples["held_out"]),
+            objectives_as_before(backend.make_objective, samples, folder / "search"),
             options.method(search.method, max(lengths)),
             options,
             settings={"model": run.weights_name(number), "dtype": backend.dtype},

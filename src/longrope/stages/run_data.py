@@ -16,7 +16,7 @@ from longrope.checks import check_vocabulary
 from longrope.data.documents import Document, load_documents
 from longrope.data.search_texts import search_texts
 from longrope.data.sparse_windows import REACH
-from longrope.data.split import DocumentTokens, Split, draw_tokens, split_documents, whole_texts
+from longrope.data.split import NO_LIMIT, DocumentTokens, Split, draw_tokens, split_documents, whole_texts
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
 from longrope.data.weighted_text import WeightedText
@@ -28,7 +28,6 @@ from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Search, Stage
 from longrope.tasks.prompt_sets import PromptSets, make_prompt_sets
 
-NO_LIMIT = 2**40  # tokens; more than any document has
 log = logging.getLogger("longrope")
 
 

@@ -14,6 +14,15 @@ from longrope.errors import LongRopeError
 VERSION = 1
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a journal was begun with; empty if it does not exist or does not say."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return dict(json.loads(file.readline())["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 class JsonlFile:
     """A journal of JSON lines; the first line holds a version and the settings that decide the other lines.
 

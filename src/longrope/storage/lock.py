@@ -169,10 +169,11 @@ def is_abandoned(folder: Path) -> bool:
     Args:
         folder: Path of the folder.
     """
-    return (folder / LOCK).exists() and not _is_held(folder)
+    return (folder / LOCK).exists() and not is_held(folder)
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Return whether a process works in a folder, and holds the lock inside it."""
     with contextlib.suppress(OSError):  # without a lock file, or a later step reports why it cannot be opened
         file = os.open(path / LOCK, os.O_RDWR)
         try:
@@ -183,7 +184,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _refuse_held(path: Path) -> None:
-    if _is_held(path):
+    if is_held(path):
         raise _in_use(path, path / LOCK)
 
 
