@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-quantized test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
+.PHONY: help install demo examples notebooks test test-slow test-real test-compat test-newest test-quantized test-gpu test-faults coverage mutation fuzz lint format release-check tiny clean
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-extension-2m benchmark-search-and-train benchmark-finetune benchmark-evaluation benchmark-ruler
@@ -48,6 +48,12 @@ test-compat: $(READY)  ## open exported checkpoints with transformers 4.57, in i
 	.venv-compat/bin/pip install --quiet -c constraints.txt torch
 	.venv-compat/bin/pip install --quiet 'transformers==4.57.6'
 	$(BIN)/python -m pytest -m compat
+
+test-newest: $(READY)  ## run the tests of models and training with the newest transformers, in its own .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet -c constraints.txt torch
+	.venv-newest/bin/pip install --quiet --upgrade . pytest hypothesis gguf peft nltk
+	PYTHONPATH=src .venv-newest/bin/python -m pytest tests/models tests/longcontext tests/tasks tests/stages
 
 # gptqmodel asks for a newer torch, and runs with ours
 test-quantized: $(READY)  ## run quantised checkpoints with the packages that load their weights, in its own .venv-quantized
@@ -222,4 +228,4 @@ benchmark-probes: $(READY)  ## probe the servers that are on the PATH, see docs/
 	$(BIN)/python benchmarks/probes.py
 
 clean:  ## remove .venv and caches
-	rm -rf .venv .venv-compat .venv-quantized .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-compat .venv-newest .venv-quantized .pytest_cache .ruff_cache .hypothesis dist
