@@ -73,6 +73,17 @@ def test_only_a_cpu_is_measured() -> None:
     assert choose("auto", device="cuda") == ("bfloat16", "")
 
 
+def test_a_gpu_without_bfloat16_computes_in_another_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16_speed, "lacks_bfloat16", lambda device: device == "cuda")
+    assert choose("auto", device="cuda") == (
+        "float32", "dtype = auto: float32, as cuda has no instructions for bfloat16"
+    )  # fmt: skip
+    dtype, reason = choose("auto", device="cuda", check=does_not_fit)
+    assert (dtype, reason.endswith("float32 does not fit into memory")) == ("float16", True)
+    assert choose("bfloat16", device="cuda")[0] == "bfloat16"
+    assert choose("auto", device="cuda", checkpoint="float16") == ("float16", "")
+
+
 @pytest.mark.parametrize("requested", ["auto", "bfloat16"])
 def test_nothing_changes_on_a_cpu_that_is_fast_in_bfloat16(monkeypatch: pytest.MonkeyPatch, requested: str) -> None:
     monkeypatch.setattr(bfloat16_speed, "bfloat16_slowdown", lambda: FAST)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -46,6 +47,28 @@ def test_only_missing_samples_are_measured_and_equal_factors_once(tmp_path: Path
     with closing(JsonlFile(path, {}, subject="a test", resume=True)) as journal:
         measure_missing(SampleStore(journal), candidates, [three], open_model)
     assert opened == ["model"]
+
+
+def test_a_model_is_gone_before_the_next_one_is_opened(tmp_path: Path) -> None:
+    """A device need not hold two."""
+
+    class Model:
+        pass
+
+    alive: list[weakref.ref[Model]] = []
+
+    def open_model(_: str) -> Any:
+        assert not any(one() for one in alive)
+        model = Model()
+        model.itself = model  # pyright: ignore[reportAttributeAccessIssue]
+        alive.append(weakref.ref(model))
+        return model, None
+
+    samples = SampleSet("one", 1, 10, lambda _, indices: ((index, 1.0) for index in indices))
+    candidates = {name: Candidate(name) for name in ("a", "b", "c")}
+    with closing(JsonlFile(tmp_path / "cells.jsonl", {}, subject="a test", resume=False)) as journal:
+        measure_missing(SampleStore(journal), candidates, [samples], open_model)
+    assert len(alive) == 3
 
 
 def test_a_journal_of_the_version_before_is_read(tmp_path: Path) -> None:

@@ -201,9 +201,10 @@ def note_slow_finetuning(plan: Plan, device: str) -> None:
     from longrope.cost.bfloat16_speed import is_bfloat16_slow
 
     in_bfloat16 = any(stage.finetune is not None and stage.finetune.dtype == "bfloat16" for stage in plan.stages)
-    if in_bfloat16 and device == "cpu" and is_bfloat16_slow():
+    if in_bfloat16 and is_bfloat16_slow(device):
+        where = "this CPU" if device == "cpu" else device
         typer.echo(
-            "Note: this CPU is slow in bfloat16: finetune.dtype = 'float32' in the plan is faster, in more memory",
+            f"Note: {where} is slow in bfloat16: finetune.dtype = 'float32' in the plan is faster, in more memory",
             err=True,
         )
 

@@ -131,7 +131,7 @@ def new_plan(
         parameters=ModelShape.of(config).parameters,
         original_tokens=original_tokens,
         data=documents,
-        dtype="float32" if device == "cpu" and is_bfloat16_slow() else "bfloat16",
+        dtype="float32" if is_bfloat16_slow(device) else "bfloat16",
         sparse=why_not_sparse(config) is None,
     )
 

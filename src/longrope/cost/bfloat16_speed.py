@@ -1,4 +1,4 @@
-"""The speed of bfloat16 on this CPU, which may have no instructions for it."""
+"""The speed of bfloat16 on this CPU or GPU, which may have no instructions for it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def bfloat16_slowdown() -> float:
     return seconds(torch.bfloat16) / seconds(torch.float32)
 
 
-def is_bfloat16_slow() -> bool:
-    """Return whether float32 is clearly faster on this CPU."""
-    return bfloat16_slowdown() > SLOW
+def is_bfloat16_slow(device: str) -> bool:
+    """Return whether a CPU is clearly faster in float32, or a CUDA device has no bfloat16."""
+    if device == "cpu":
+        return bfloat16_slowdown() > SLOW
+    return lacks_bfloat16(device)
+
+
+def lacks_bfloat16(device: str) -> bool:
+    """Return whether a CUDA device has no instructions for bfloat16, so that no fused attention takes it (T4, V100)."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(device):
+        return not torch.cuda.is_bf16_supported(including_emulation=False)

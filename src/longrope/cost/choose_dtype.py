@@ -1,4 +1,4 @@
-"""The dtype of ``--dtype auto``: the checkpoint's, or float32 on a CPU that is slow in bfloat16."""
+"""The dtype of ``--dtype auto``: the checkpoint's, or another one on a device that is slow in bfloat16."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def choose_dtype(
     """Choose the dtype that a model is loaded in.
 
     ``auto`` becomes the checkpoint's dtype. On a CPU where bfloat16 is slow it becomes float32 instead of bfloat16, if
-    float32 fits into memory. A checkpoint without a dtype in its config keeps ``auto``.
+    float32 fits into memory; on a GPU without bfloat16 it becomes float32, or float16. A checkpoint without a dtype in
+    its config keeps ``auto``.
 
     Args:
         requested: A key of `longrope.models.load.DTYPES`; all but ``auto`` are kept.
@@ -46,6 +47,8 @@ def choose_dtype(
     dtype = requested
     if requested == "auto" and checkpoint in DTYPES:
         dtype = checkpoint
+    if dtype == "bfloat16" and bfloat16_speed.lacks_bfloat16(device):
+        return _without_bfloat16(requested, device, check_memory)
     if dtype != "bfloat16" or device != "cpu":
         return dtype, ""
     slowdown = bfloat16_speed.bfloat16_slowdown()
@@ -59,6 +62,18 @@ def choose_dtype(
     except LongRopeError:
         return dtype, f"dtype = auto: bfloat16, as float32 does not fit into memory; {slow}"
     return "float32", f"dtype = auto: float32, as {slow}"
+
+
+def _without_bfloat16(requested: str, device: str, check_memory: Callable[[str], None]) -> tuple[str, str]:
+    """Return the dtype on a GPU without bfloat16: float32 if it fits, else float16, or what is asked for."""
+    reason = f"{device} has no instructions for bfloat16"
+    if requested != "auto":
+        return requested, f"dtype = {requested}: {reason}; float32 and float16 are faster"
+    try:
+        check_memory("float32")
+    except LongRopeError:
+        return "float16", f"dtype = auto: float16, as {reason} and float32 does not fit into memory"
+    return "float32", f"dtype = auto: float32, as {reason}"
 
 
 def recorded_dtype(journal: Path) -> str | None:

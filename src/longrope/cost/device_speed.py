@@ -89,7 +89,7 @@ def _time_long_enough(step_at: Callable[[int], Callable[[], object]], device: st
             started = time.perf_counter()
             step()
             if device != "cpu":
-                torch.accelerator.synchronize()
+                torch.accelerator.synchronize(device)
             seconds.append(time.perf_counter() - started)
         if min(seconds) >= ENOUGH or length >= LONGEST:
             return length, min(seconds)

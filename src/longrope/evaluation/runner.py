@@ -16,6 +16,7 @@ from longrope.evaluation.registry import check_spec, requested_measurements
 from longrope.evaluation.results import EvalResults
 from longrope.evaluation.sample_store import SampleStore
 from longrope.evaluation.text_samples import text_samples
+from longrope.models.device_memory import release_memory
 from longrope.rope import Rope
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ def measure_missing(
     number = 1 + sum(not store.missing(candidate, samples) for _, candidate, samples in runs)
     for weights in dict.fromkeys(candidate.weights for candidate in candidates.values()):
         unfinished = [run for run in runs if run[1].weights == weights and store.missing(*run[1:])]
+        opened = subject = None
+        release_memory()  # of the model before
         opened = open_model(weights) if unfinished else None
         for name, candidate, samples in unfinished:
             assert opened is not None

@@ -37,7 +37,7 @@ class Layer:
         if kv is not None and self.cache is not None:
             # attention takes jumps between positions for borders between documents: it gets no positions
             named |= {self.cache: kv, "position_ids": None}
-        return self.forward(hidden, **named)
+        return self.forward(hidden, **named).to(hidden.device)  # a layer may be on another GPU
 
 
 class ChunkCache:

@@ -43,7 +43,8 @@ class SwitchedAdapter:
         if isinstance(rows, Tensor):
             on = bool(rows[0]) if (rows == rows[0]).all() else rows[:, None, None]
         for layer, strength in zip(self.layers, self.strengths, strict=True):
-            layer.scaling[NAME] = strength * on
+            here = on.to(layer.weight.device) if isinstance(on, Tensor) else on
+            layer.scaling[NAME] = strength * here
 
 
 def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:

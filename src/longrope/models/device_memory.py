@@ -12,7 +12,7 @@ import torch
 from longrope.errors import LongRopeError
 
 MOST = 0.8  # of the free memory, for weights; the rest is for a pass
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
 
 
 @contextmanager
@@ -42,9 +42,12 @@ def device_memory(device: str) -> int | None:
 
 
 def free_memory(device: str) -> int | None:
-    """Return a device's free memory in bytes; None if the device does not report it."""
+    """Return a device's free memory in bytes, with what torch holds of it unused; None if it does not report it."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
+        if not torch.cuda.is_available():
+            return None
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     return psutil.virtual_memory().available if device == "cpu" else None
 
 

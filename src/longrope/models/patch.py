@@ -97,7 +97,7 @@ def _sparse_logits(model: PreTrainedModel, length: int, rows: int) -> Tensor:
     tokens = torch.arange(1, 10, device=model.device).expand(rows, -1) % model.config.get_text_config().vocab_size
     mask = torch.ones_like(tokens)  # without one, transformers takes gaps for borders between packed documents
     with evaluating(model):
-        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+        return model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits.clone()
 
 
 @contextmanager

@@ -36,5 +36,5 @@ def next_token_logprobs(model: PreTrainedModel, tokens: Sequence[int], count: in
         with tiled_layers(model, shape=(1, len(tokens))):
             hidden = last_hidden(model, ids)
         with head_only(model) as logits_of:
-            logits = logits_of(ids[:, -count:], hidden[:, -count:])
+            logits = logits_of(ids[:, -count:], hidden[:, -count:].to(ids.device))
     return logits.float().log_softmax(-1).cpu()

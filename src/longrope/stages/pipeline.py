@@ -144,6 +144,8 @@ def _publish_weights(run: StagedRun, number: int, tokenizer: PreTrainedTokenizer
         tested: Any = run.load(str(trained), dtype="float32")[0]
         windows, file = run.data.held_out_windows(stage), folder / "average.json"
         device = device_with_room(run.device, sum(parameter.nbytes for parameter in tested.parameters()))
+        if device != run.device and wants_liger(run.device):  # whose kernels run on the GPU alone
+            tested, device = tested.to(torch.bfloat16), run.device
         with explain_out_of_memory(stage.length, f"on {device}", 'give average a number in place of "auto"'):
             average = choose_average(tested.to(device), original, run.long_scaling(number), windows, file)
         del tested, original

@@ -130,7 +130,7 @@ def measure_machine(
 ) -> Machine:
     """Measure the device for a model: its speeds in some seconds, its free memory, and what it can train with."""
     shape = ModelShape.of(config, dtype, device)
-    train_dtype = "float32" if device == "cpu" and is_bfloat16_slow() else "bfloat16"
+    train_dtype = "float32" if is_bfloat16_slow(device) else "bfloat16"
     if speeds is None:
         dtypes = {shape.dtype, train_dtype}
         speeds = {name: measure_device_speed(config, device=device, dtype=name) for name in sorted(dtypes)}

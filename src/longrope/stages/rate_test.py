@@ -93,5 +93,5 @@ def _mean_loss(trainer: Trainer, batches: Sequence[Any]) -> float:
 
 def _loss(trainer: Trainer, batch: dict[str, Tensor]) -> Tensor:
     model: Any = trainer.model
-    with trainer.autocast_smart_context_manager():
+    with trainer.accelerator.autocast():
         return model(**{name: values.to(trainer.args.device) for name, values in batch.items()}).loss
