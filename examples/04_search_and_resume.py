@@ -15,7 +15,7 @@ model, tokenizer = lr.load("tiny", dtype="float32")
 first = lr.SearchOptions(budget=8 * LENGTH, needles=0.0, search_documents=1, held_out_documents=1)
 more = replace(first, budget=20 * LENGTH, existing="resume")
 
-with tempfile.TemporaryDirectory() as folder:
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     lr.search(model, tokenizer, length=LENGTH, method="cma", output=folder, options=first)
     before = (Path(folder) / "search-0.jsonl").read_text()
     found = lr.search(model, tokenizer, length=LENGTH, method="cma", output=folder, options=more)

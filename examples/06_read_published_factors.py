@@ -17,7 +17,7 @@ rope = Rope(dim=128, base=10_000.0, original_length=4096)
 yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
 config = {"head_dim": 128, "rope_theta": 10_000.0, "max_position_embeddings": 131_072, "rope_scaling": yarn}
 
-with tempfile.TemporaryDirectory() as name:
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
     (Path(name) / "config.json").write_text(json.dumps(config))
     extension = load_factors(name)  # a folder, such as a downloaded checkpoint
     layer = ",".join(f"{factor:.2f}" for factor in np.linspace(1, 32, 64))

@@ -16,7 +16,7 @@ model, tokenizer = load("tiny", dtype="float32")
 rope = Rope.of(model)
 extension = Extension.of(rope, scheme("heuristic", rope, 1024))
 
-with tempfile.TemporaryDirectory() as temporary:
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
     folder = Path(temporary) / "tiny-1k"
     export(model, tokenizer, extension, folder)
     print("files:", ", ".join(sorted(path.name for path in folder.iterdir())))

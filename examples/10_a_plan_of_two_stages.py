@@ -44,7 +44,7 @@ lengths = [256, 1024]
 schemes = []
 """
 
-with tempfile.TemporaryDirectory() as name:
+with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
     (Path(name) / "plan.toml").write_text(PLAN)
     run = StagedRun(Path(name) / "run", "tiny", load_plan(str(Path(name) / "plan.toml")), dtype="float32")
     begin_run(run, resume=False)

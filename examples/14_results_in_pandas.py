@@ -1,4 +1,4 @@
-"""Evaluate factors side by side and take the results as a pandas table (pip install 'longrope[pandas]')."""
+"""Evaluate factors side by side and take the results as a pandas table (pip install "longrope[pandas]")."""
 
 import longrope as lr
 

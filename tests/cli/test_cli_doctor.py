@@ -37,7 +37,7 @@ def test_what_is_missing_is_named_with_its_remedy(cli: Cli, monkeypatch: pytest.
     assert result.code == 0, result.err
     (line,) = [line for line in result.out.splitlines() if "fine-tuning with LoRA" in line]
     assert "missing" in line
-    assert "pip install 'longrope[lora]'" in line
+    assert 'pip install "longrope[lora]"' in line
 
 
 def test_a_package_that_is_too_old_or_missing_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_a_package_that_is_too_old_or_missing_fails(cli: Cli, monkeypatch: pytes
     result = cli("doctor", "--json")
     assert result.code == 1
     broken = {one["name"]: one["remedy"] for one in result.json["packages"] if one["broken"]}
-    assert broken == {"numpy": "pip install 'numpy>=999'", "no-such-package": "pip install 'no-such-package>=1'"}
+    assert broken == {"numpy": 'pip install "numpy>=999"', "no-such-package": 'pip install "no-such-package>=1"'}
 
 
 def test_without_torch_it_still_names_what_is_missing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_without_torch_it_still_names_what_is_missing(cli: Cli, monkeypatch: pyt
     assert result.code == 1, result.err
     broken = {line["name"]: line["remedy"] for line in result.json["packages"] if line["broken"]}
     assert list(broken) == ["torch"]
-    assert broken["torch"].startswith("pip install 'torch>=")
+    assert broken["torch"].startswith('pip install "torch>=')
     assert [line["found"] for line in result.json["machine"]] == ["needs torch"]
 
 

@@ -261,7 +261,7 @@ def test_a_package_that_is_missing_is_said_before_any_work(
     path = changed(plan, tmp_path, ("steps = 2", "steps = 2\nlora = 4"))
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "peft", raising=False)
-    said = r"stages\[0\]\.finetune\.lora = 4 needs the package peft: pip install 'longrope\[lora\]'"
+    said = r'stages\[0\]\.finetune\.lora = 4 needs the package peft: pip install "longrope\[lora\]"'
     refused(said, "extend", model, path, "-o", tmp_path / "run")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import get_type_hints
 
@@ -35,8 +38,17 @@ def test_help_shows_every_bracket_of_its_source(cli, name: str, monkeypatch: pyt
 def test_extras_are_shown_as_the_user_types_them(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's lines: longrope search --help, longrope eval --help."""
     monkeypatch.setenv("COLUMNS", "300")
-    assert "pip install 'longrope[ray]'" in cli("search", "--help").out
-    assert "'longrope[lm-eval]'" in cli("eval", "--help").out
+    assert "pip install longrope[ray]" in cli("search", "--help").out
+    assert "longrope[lm-eval]" in cli("eval", "--help").out
+
+
+def test_help_goes_into_a_file_whose_encoding_has_few_characters() -> None:
+    """As on Windows: the Greek letters become question marks."""
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, "-m", "longrope", "compare-factors", "--help"]
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"compare-factors" in result.stdout
 
 
 def test_options_that_commands_share_are_escaped_once() -> None:

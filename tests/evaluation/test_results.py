@@ -59,7 +59,7 @@ def test_frames_have_the_candidates_and_the_keys_of_the_file() -> None:
 def test_without_pandas_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     results = lr.EvalResults.from_json(sample_runs.results())
-    with pytest.raises(LongRopeError, match=r"pandas is not installed. Run pip install 'longrope\[pandas\]'"):
+    with pytest.raises(LongRopeError, match=r'pandas is not installed. Run pip install "longrope\[pandas\]"'):
         results.to_frame()
 
 

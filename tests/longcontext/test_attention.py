@@ -47,6 +47,17 @@ def test_outputs_and_gradients(
         assert torch.allclose(found, wanted, atol=1e-6)
 
 
+def test_a_device_without_fused_kernels_keeps_few_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mps, whose kernel writes all scores down."""
+    q, k, v = drawn(4, 40, 0), drawn(2, 160, 1), drawn(2, 160, 2)
+    fused, _ = attend(nn.Identity(), q, k, v, None)
+    monkeypatch.setattr(attention, "SCORES", 12 * 160)
+    monkeypatch.setattr(attention, "can_join_blocks", lambda *_: False)
+    monkeypatch.setattr(attention, "causal_lower_right", None)
+    out, _ = attend(nn.Identity(), q, k, v, None)
+    assert torch.allclose(out, fused, atol=1e-6)
+
+
 @pytest.mark.parametrize("window", [16, 100, 1000])
 def test_a_window_bounds_the_mask(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not rows times rows, where a block of many rows sees a short window."""

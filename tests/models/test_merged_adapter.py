@@ -203,5 +203,5 @@ def test_a_base_that_is_missing(base: Path, use: Callable[[str], object], name: 
 def test_the_package_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_adapter("adapter")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(LongRopeError, match=r"'adapter' needs the package peft: pip install 'longrope\[lora\]'"):
+    with pytest.raises(LongRopeError, match=r'.adapter. needs the package peft: pip install "longrope\[lora\]"'):
         load("adapter")

@@ -167,7 +167,7 @@ def test_a_missing_package_and_a_missing_base(folder: Path, tmp_path: Path, monk
     with pytest.raises(LongRopeError, match=r"'/nowhere/base'.*no such folder"):
         lr.load(str(lost))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(LongRopeError, match=r"needs the package peft: pip install 'longrope\[lora\]'"):
+    with pytest.raises(LongRopeError, match=r'needs the package peft: pip install "longrope\[lora\]"'):
         lr.load(str(folder))
 
 

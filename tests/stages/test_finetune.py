@@ -385,7 +385,7 @@ def test_lora_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 def test_lora_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
-        LongRopeError, match=r"finetune.lora = 4 needs the package peft: pip install 'longrope\[lora\]'"
+        LongRopeError, match=r'finetune.lora = 4 needs the package peft: pip install "longrope\[lora\]"'
     ):
         train(tmp_path, how(lora=4))
     assert not (tmp_path / "training").exists()

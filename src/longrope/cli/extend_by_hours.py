@@ -132,7 +132,7 @@ def sentences(advice: Advice, hours: float) -> list[str]:
     trust = "" if evaluation.documents >= TRUSTED else ", too few for a sure verdict"
     lines.append(f"Measured on {texts}{questions} against YaRN{trust}.")
     if advice.wants_lora:
-        lines.append("LoRA suits so few tokens better and needs the package peft: pip install 'longrope[lora]'.")
+        lines.append('LoRA suits so few tokens better and needs the package peft: pip install "longrope[lora]".')
     return [*lines, f"One more hour would buy {more_time(choice, advice.hour_more)}."]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from inspect import get_annotations
@@ -140,5 +142,8 @@ for name, function in COMMANDS.items():
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a file or pipe on Windows takes few characters
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers would run into ours; those of downloads stay
     app()

@@ -65,7 +65,7 @@ def choose_dtype(
 
 
 def _without_bfloat16(requested: str, device: str, check_memory: Callable[[str], None]) -> tuple[str, str]:
-    """Return the dtype on a GPU without bfloat16: float32 if it fits, else float16, or what is asked for."""
+    """Return the dtype on a GPU without bfloat16: float32 if it fits, else float16; or the requested one."""
     reason = f"{device} has no instructions for bfloat16"
     if requested != "auto":
         return requested, f"dtype = {requested}: {reason}; float32 and float16 are faster"

@@ -17,7 +17,8 @@ from longrope.cost.model_shape import Flops, ModelShape
 LAYERS = 2  # of the model that is timed
 VOCABULARY = 1024
 SHORTEST = 256  # tokens
-LONGEST = 16384
+LONGEST = {"cpu": 16384, "cuda": 16384}
+LONGEST_ELSEWHERE = 2048  # where attention keeps all scores, as on mps
 ENOUGH = 0.3  # seconds: a sequence that takes this long is not made longer
 
 
@@ -81,7 +82,7 @@ def _small(config: PreTrainedConfig) -> Any:
 @torch.inference_mode()
 def _time_long_enough(step_at: Callable[[int], Callable[[], object]], device: str) -> tuple[int, float]:
     """Return a length at which a step takes long enough to be timed, and its seconds: the least of four runs."""
-    length = SHORTEST
+    length, longest = SHORTEST, LONGEST.get(device.partition(":")[0], LONGEST_ELSEWHERE)
     while True:
         step = step_at(length)
         seconds = []
@@ -91,6 +92,6 @@ def _time_long_enough(step_at: Callable[[int], Callable[[], object]], device: st
             if device != "cpu":
                 torch.accelerator.synchronize(device)
             seconds.append(time.perf_counter() - started)
-        if min(seconds) >= ENOUGH or length >= LONGEST:
+        if min(seconds) >= ENOUGH or length >= longest:
             return length, min(seconds)
         length *= 2

@@ -80,7 +80,7 @@ def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> I
     """Yield the documents of a folder; add a note on the files that are passed over, and one on odd JSON."""
     reasons: Counter[str] = Counter()
     files = without_key = 0
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*"), key=lambda path: path.parts):
         hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
         if not path.is_file() or hidden:
             continue

@@ -25,7 +25,7 @@ def stdlib_documents(*, unseen: bool = False) -> list[tuple[str, str]]:
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     files: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.parts):
         inner = path.relative_to(root)
         name = inner.parts[0].removesuffix(".py")
         if _is_library(inner, name):

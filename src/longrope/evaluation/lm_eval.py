@@ -43,7 +43,7 @@ def harness(
 ) -> SampleSet:
     """Return one sample that holds the metrics of tasks of lm-evaluation-harness, by task.
 
-    It needs ``pip install 'longrope[lm-eval]'``. An `Extension` takes short or long factors by the length of each row.
+    It needs ``pip install "longrope[lm-eval]"``. An `Extension` takes short or long factors by the length of each row.
 
     Args:
         tasks: Names that the harness knows, such as those of RULER and LongBench.
@@ -61,7 +61,7 @@ def harness(
             models, registry = import_module("lm_eval.models.huggingface"), import_module("lm_eval.tasks")
     except ImportError:
         raise LongRopeError(
-            f"tasks = {','.join(tasks)}: lm-evaluation-harness is not installed. Run pip install 'longrope[lm-eval]'."
+            f'tasks = {",".join(tasks)}: lm-evaluation-harness is not installed. Run pip install "longrope[lm-eval]".'
         ) from None
     if folder is not None and not folder.is_dir():
         raise LongRopeError(f"task_folder = {folder}: there is no such folder. Pass a folder of YAML files.")

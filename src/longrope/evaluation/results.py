@@ -108,7 +108,7 @@ class EvalResults:
         try:
             pandas: Any = import_module("pandas")
         except ImportError:
-            raise LongRopeError("to_frame: pandas is not installed. Run pip install 'longrope[pandas]'.") from None
+            raise LongRopeError('to_frame: pandas is not installed. Run pip install "longrope[pandas]".') from None
         rows = [{"candidate": name} | dict(record) for name, rows in records.items() for record in rows]
         return pandas.DataFrame(rows).dropna(axis="columns", how="all")
 

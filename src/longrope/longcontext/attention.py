@@ -30,8 +30,8 @@ def attend(
     """Compute causal attention as transformers' ``AttentionInterface`` does, without dropout.
 
     Heads that share a key are computed together, so no key is copied, and in one call where the kernel can. Fused
-    kernels keep no scores in memory. Soft caps and sliding windows need up to twice `SCORES` scores or mask entries at
-    a time.
+    kernels keep no scores in memory. Soft caps, sliding windows, and devices without such kernels (mps) need up
+    to twice `SCORES` scores or mask entries at a time.
 
     Args:
         module: The attention layer, for error messages.
@@ -76,6 +76,8 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, softmax_scale: float) -> 
         return scaled_dot_product_attention(query, key, value, is_causal=True, **options)
     if can_join_blocks(query, key, value):
         return attend_in_blocks(query, key, value, softmax_scale)
+    if not query.is_cuda:  # no kernel of theirs takes such a mask without writing it down
+        return _by_rows(query, key, value, softmax_scale, None, None)
     bias = causal_lower_right(query.shape[2], key.shape[2])
     return scaled_dot_product_attention(query, key, value, attn_mask=bias, **options)
 

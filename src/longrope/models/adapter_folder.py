@@ -81,4 +81,4 @@ def require_peft(folder: Path) -> None:
     try:
         import peft  # noqa: F401
     except ImportError:
-        raise LongRopeError(f"model = {str(folder)!r} needs the package peft: pip install 'longrope[lora]'") from None
+        raise LongRopeError(f'model = {str(folder)!r} needs the package peft: pip install "longrope[lora]"') from None

@@ -12,6 +12,7 @@ import torch
 from longrope.errors import LongRopeError
 
 MOST = 0.8  # of the free memory, for weights; the rest is for a pass
+MAIN_MEMORY = ("cpu", "mps")  # devices that compute in it
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
 
 
@@ -28,17 +29,19 @@ def explain_out_of_memory(length: int, where: str, remedy: str) -> Iterator[None
 
 
 def release_memory() -> None:
-    """Return the memory of objects that nothing refers to, such as a model, to the system and to the CUDA device."""
+    """Return the memory of objects that nothing refers to, such as a model, to the system and to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def device_memory(device: str) -> int | None:
     """Return a device's total memory in bytes; None if the device does not report it."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total if device == "cpu" else None
+    return psutil.virtual_memory().total if device.startswith(MAIN_MEMORY) else None
 
 
 def free_memory(device: str) -> int | None:
@@ -48,7 +51,7 @@ def free_memory(device: str) -> int | None:
             return None
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return psutil.virtual_memory().available if device == "cpu" else None
+    return psutil.virtual_memory().available if device.startswith(MAIN_MEMORY) else None
 
 
 def device_with_room(device: str, needed: int) -> str:

@@ -135,7 +135,8 @@ class LongRoPE(nn.Module):
                 position + 1).
 
         Raises:
-            IndexError: A position is negative or beyond the tables (2^24, or ``reach``); on CUDA, a device assert.
+            IndexError: A position is negative or beyond the tables (2^24, or ``reach``); on CUDA, a device assert; mps
+                does not check.
             LongRopeError: A position is not a whole number, or the module has factors for another number of rows.
         """
         if position_ids is None:

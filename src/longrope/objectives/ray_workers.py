@@ -27,7 +27,7 @@ class RayPool:
             import ray
         except ImportError:
             raise LongRopeError(
-                f"workers = {address!r}: Ray is not installed. Run pip install 'longrope[ray]'."
+                f'workers = {address!r}: Ray is not installed. Run pip install "longrope[ray]".'
             ) from None
         try:
             ray.init(address=None if address == "ray" else address, logging_level=logging.ERROR, log_to_driver=False)

@@ -161,7 +161,7 @@ def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise LongRopeError(
-            f"finetune.lora = {settings.lora} needs the package peft: pip install 'longrope[lora]'"
+            f'finetune.lora = {settings.lora} needs the package peft: pip install "longrope[lora]"'
         ) from None
     set_seed(settings.seed)  # of the adapters' first weights
     targets: Any = {"target_modules": "all-linear", "exclude_modules": _without_adapter(model) or None}

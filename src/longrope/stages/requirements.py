@@ -61,7 +61,7 @@ def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report
     for i, finetune in stages:
         if finetune.lora and find_spec("peft") is None:
             raise LongRopeError(
-                f"stages[{i}].finetune.lora = {finetune.lora} needs the package peft: pip install 'longrope[lora]'"
+                f'stages[{i}].finetune.lora = {finetune.lora} needs the package peft: pip install "longrope[lora]"'
             )
         if finetune.rate == "auto" and launch:
             raise LongRopeError(

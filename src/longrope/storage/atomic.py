@@ -7,10 +7,12 @@ import errno
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 from longrope.errors import LongRopeError
 
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()  # seconds between tries
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,6 +34,16 @@ def replace_non_finite(data: object) -> object:
     if isinstance(data, dict):
         return {key: replace_non_finite(value) for key, value in data.items()}
     return [replace_non_finite(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file to another's name; Windows refuses it while a virus scanner or an indexer has the other open."""
+    for seconds in WAITS:
+        with contextlib.suppress(PermissionError):
+            temporary.replace(path)
+            return
+        time.sleep(seconds)
+    temporary.replace(path)
 
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:
@@ -60,7 +72,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:

@@ -91,9 +91,12 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
         yield
     finally:
         _own_locks.discard(lock)
-        with contextlib.suppress(OSError):  # Windows removes no file that is open
+        if sys.platform == "win32":  # which removes no file that is open
+            os.close(file)
+        with contextlib.suppress(OSError):  # elsewhere it is held until it is gone
             lock.unlink()
-        os.close(file)
+        if sys.platform != "win32":
+            os.close(file)
         with contextlib.suppress(OSError):
             for parent in created:
                 parent.rmdir()
