@@ -50,7 +50,7 @@ TEXT, LENGTHS = 2**17, (2048, 8192, 32768, 131072)
 AVERAGE, SEEDS = 0.37, (0, 1, 2)
 RECALLED = {256: 100, 512: 100, 1024: 100, 2048: 100, 4096: 100, 8192: 50, 16384: 50}  # questions by length
 QUESTIONS = 5  # on one document
-MANY = {16384: 25, 32768: 25}  # questions on each document of the text
+MANY = ((16384, 5, 200), (16384, 25, 200), (32768, 25, 100))  # length, lines on one document, questions in all
 PLAN = f"""\
 version = 1
 original_tokens = 17000000
@@ -266,12 +266,11 @@ def retrieval(bench: Bench) -> dict[str, Any]:
 
 
 def questions(bench: Bench) -> dict[str, Any]:
-    """Exact recall of planted lines at the longest lengths, many questions on each document."""
+    """Exact recall at the longest lengths, with few and with many planted lines on each document."""
     values: dict[str, Callable[[], Any]] = {}
     for seed in bench.seeds:
-        for length, on_one in MANY.items():
-            sizes = (length, on_one * TEXT // length, on_one)
-            values[f"sparse-{seed} {length}"] = lambda seed=seed, s=sizes: recall(
+        for length, lines, count in MANY:
+            values[f"sparse-{seed} {length}, {lines} lines"] = lambda seed=seed, s=(length, count, lines): recall(
                 bench, bench.model(seed), bench.extension(seed).long, *s
             )
     return measured("sparse-questions", values)
