@@ -49,7 +49,7 @@ class Clock(TrainerCallback):
 
 
 def measure(name: str, words: str, way: str) -> dict[str, float]:
-    """Return the peak bytes above the loaded model and the tokens per second of a way; none if the case is too big or too short for it."""
+    """Return the peak bytes above the loaded model and the tokens per second of a way; none where it has no case."""
     length, steps = int(words), 1 if int(words) > LONG else STEPS
     if (length > LONG and way in WAYS[:2]) or (length < WINDOW and way == "sparse"):
         return {}

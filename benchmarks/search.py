@@ -63,8 +63,8 @@ def first_at(run: dict[str, Any], perplexity: float) -> float:
 
 
 def value_at(curve: list[list[float]], evaluations: float) -> float:
-    """Return a curve's last value at or before a number of evaluations."""
-    return [value for point, value in curve if point <= evaluations + 1e-6][-1]
+    """Return a curve's last value at or before a number of evaluations; NaN if there is none yet."""
+    return next((value for point, value in reversed(curve) if point <= evaluations + 1e-6), math.nan)
 
 
 def compare_auto(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def main(names: list[str], methods: list[str]) -> None:
                 bench.perplexities(f"search-{seed}", bench.search_documents(seed), yarn)[0]
                 for seed in range(max(seeds.values()))
             ],
-            "runs": runs,
+            "runs": {method: runs[method] for method in seeds if method in runs},
             "auto_against": compare_auto(runs) if "auto" in runs else {},
             "provenance": provenance(),
         }

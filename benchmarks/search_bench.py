@@ -107,7 +107,7 @@ class SearchBench:
                 objectives,
                 BUILD / f"{name.replace(' ', '-')}-{seed}",
                 method=fitted,
-                starts=starts or [self.schemes[scheme] for scheme in method.schemes],
+                starts=starts or [lr.scheme(scheme, self.rope, length) for scheme in method.schemes],
                 compared=(),
                 run=SearchRun(seeds=(seed,), budget=lr.Budget(budget), existing="resume"),
                 on_progress=report,
