@@ -122,6 +122,7 @@ def test_each_process_needs_a_device(
     for name, value in (("MASTER_ADDR", "localhost"), ("WORLD_SIZE", "2"), ("RANK", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("longrope.models.load.check_device", lambda _: None)  # it finds none here
     result = cli("eval", model, "--lengths", 160, "--data", texts, "--device", device)
     assert result.code == 2
     assert said in result.err

@@ -236,8 +236,8 @@ def test_tasks_of_lm_evaluation_harness(
 
 
 def test_help_shows_the_extra_as_it_is_typed(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The markup of rich once ate it: pip install 'longrope'."""
+    """The markup of rich once ate it: pip install longrope."""
     monkeypatch.setenv("COLUMNS", "300")
     shown = cli("eval", "--help")
     assert shown.code == 0
-    assert '(pip install "longrope[lm-eval]")' in shown.out
+    assert "(pip install longrope[lm-eval])" in shown.out

@@ -34,7 +34,7 @@ class DeviceSpeed:
         return flops.linear / self.linear + flops.attention / self.attention
 
 
-@torch.random.fork_rng()
+@torch.random.fork_rng(devices=[])
 def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str) -> DeviceSpeed:
     """Time attention alone, and a random model of two layers like this one.
 
