@@ -39,7 +39,7 @@ FILES = {
     "scheme_modifiers.py": "test_resonance test_cope",
     "yarn_fit.py": "test_yarn_fit",
     "checks.py": "test_checks test_rope test_scaling",
-    "models/rotary_embedding.py": "models/test_rotary_embedding",
+    "models/rotary_embedding.py": "models/test_rotary_embedding models/test_rotary_state",
     "search/auto.py": "search/test_auto",
     "search/budget.py": "search/test_budget",
     "search/cma.py": "search/test_cma",

@@ -51,6 +51,17 @@ def test_the_usage_example_without_searched_factors() -> None:
     assert long_rope.long_factors[-1] > 200
 
 
+def test_rows_whose_factors_are_new() -> None:
+    """Up to L0 the model's own, beyond L0 others; with short factors of a search, both are new."""
+    rope, long = Rope(8, 1e4, 64), Scaling(VALUES, length=512)
+    positions = torch.stack([torch.arange(20), torch.arange(50, 70)])
+    module = LongRoPE.of(Extension.of(rope, long))
+    assert module.rescales(positions).tolist() == [False, True]
+    assert module.rescales(positions[:1]).tolist() == [False]
+    searched = LongRoPE.of(Extension(rope, Scaling([1.0, 1.0, 1.0, 1.5]), long, 512))
+    assert searched.rescales(positions).tolist() == [True, True]
+
+
 @pytest.mark.parametrize("name", ["search_factors", "short_factors"])
 @pytest.mark.parametrize(
     "factors",
