@@ -139,16 +139,6 @@ def test_other_floats_are_refused_with_the_value(position: float, dtype: torch.d
         small()(torch.zeros(1, 2, 1), positions)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_float_positions_compile() -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(small(), backend="eager", fullgraph=True)
-    x, positions = torch.zeros(1, 100, 1), torch.arange(100)[None].float()
-    assert torch.equal(compiled(x, positions)[0], small()(x, positions)[0])
-    with pytest.raises(IndexError):
-        compiled(x, positions + 0.5)
-
-
 def test_attributes() -> None:
     module = small(short_factors=[1.0, 1.25, 1.5, 2.0])
     assert (module.dim, module.max_position, module.original_max_position, module.scale) == (8, 512, 64, 8.0)
