@@ -62,6 +62,14 @@ def test_rows_whose_factors_are_new() -> None:
     assert searched.rescales(positions).tolist() == [True, True]
 
 
+def test_rows_of_their_own_have_a_row_of_factors_each() -> None:
+    scalings = [Scaling(VALUES, length=512), Scaling([1.0, 1.0, 1.0, 1.5], length=512)]
+    module = LongRoPE.static(Rope(8, 1e4, 64), scalings)
+    assert module.long_factors.tolist() == module.short_factors.tolist() == [list(one.factors) for one in scalings]
+    assert module.rescales(torch.arange(20).expand(2, -1)).tolist() == [True, True]
+    assert LongRoPE.static(Rope(8, 1e4, 64), scalings[:1]).short_factors.tolist() == VALUES
+
+
 @pytest.mark.parametrize("name", ["search_factors", "short_factors"])
 @pytest.mark.parametrize(
     "factors",
