@@ -240,4 +240,4 @@ def test_help_shows_the_extra_as_it_is_typed(cli, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COLUMNS", "300")
     shown = cli("eval", "--help")
     assert shown.code == 0
-    assert "(pip install longrope[lm-eval])" in shown.out
+    assert '(pip install "longrope[lm-eval]")' in shown.out

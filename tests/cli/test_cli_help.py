@@ -38,8 +38,8 @@ def test_help_shows_every_bracket_of_its_source(cli, name: str, monkeypatch: pyt
 def test_extras_are_shown_as_the_user_types_them(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's lines: longrope search --help, longrope eval --help."""
     monkeypatch.setenv("COLUMNS", "300")
-    assert "pip install longrope[ray]" in cli("search", "--help").out
-    assert "longrope[lm-eval]" in cli("eval", "--help").out
+    assert 'pip install "longrope[ray]"' in cli("search", "--help").out
+    assert '"longrope[lm-eval]"' in cli("eval", "--help").out
 
 
 def test_help_goes_into_a_file_whose_encoding_has_few_characters() -> None:

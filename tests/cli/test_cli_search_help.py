@@ -14,7 +14,7 @@ def rendered() -> str:
 
 
 def test_the_extra_to_install_is_shown_whole() -> None:
-    assert "pip install longrope[ray]" in rendered()
+    assert 'pip install "longrope[ray]"' in rendered()
 
 
 def test_options_for_research_have_a_panel_of_their_own() -> None:

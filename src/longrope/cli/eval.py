@@ -89,7 +89,7 @@ def run(
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help=r"Tasks of lm-evaluation-harness by commas (pip install longrope\[lm-eval])."),
+        typer.Option(help=r'Tasks of lm-evaluation-harness by commas (pip install "longrope\[lm-eval]").'),
     ] = None,
     task_folder: Annotated[Path | None, typer.Option(help="Folder of your own tasks for the harness (YAML).")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of documents of each of --tasks.")] = None,

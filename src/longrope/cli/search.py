@@ -63,7 +63,7 @@ def run(
     data_seed: options.Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Pairs of a candidate and a document in one forward pass.")] = 1,
     workers: Annotated[
-        str, typer.Option(help=r"Processes that evaluate, or ray, or ray://HOST:PORT (pip install longrope\[ray]).")
+        str, typer.Option(help=r'Processes that evaluate, or ray, or ray://HOST:PORT (pip install "longrope\[ray]").')
     ] = "1",
     original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",

@@ -157,7 +157,7 @@ def _info(data: HeaderCursor) -> tuple[tuple[int, ...], int, int]:
 def _place(name: str, shape: tuple[int, ...], kind: int, offset: int, begin: int, data: HeaderCursor) -> TensorPlace:
     from gguf import GGML_QUANT_SIZES
 
-    known = {int(one): size for one, size in GGML_QUANT_SIZES.items()}
+    known = {int(known_type): sizes for known_type, sizes in GGML_QUANT_SIZES.items()}
     if kind not in known:
         raise ValueError(f"tensor {name} has type {kind}, which the installed package gguf does not know: upgrade it")
     block, bytes_of_block = known[kind]

@@ -43,8 +43,7 @@ class SwitchedAdapter:
         if isinstance(rows, Tensor):
             on = bool(rows[0]) if (rows == rows[0]).all() else rows[:, None, None]
         for layer, strength in zip(self.layers, self.strengths, strict=True):
-            here = on.to(layer.weight.device) if isinstance(on, Tensor) else on
-            layer.scaling[NAME] = strength * here
+            layer.scaling[NAME] = strength * (on.to(layer.weight.device) if isinstance(on, Tensor) else on)
 
 
 def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:

@@ -88,7 +88,7 @@ def backend_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
     The fingerprint covers the first numbers of every tensor, so that a run is not resumed with other weights.
     """
     digest = hashlib.sha256()
-    for parameter in (one for one in model.parameters() if not one.is_meta):  # which are offloaded
+    for parameter in filter(lambda weights: not weights.is_meta, model.parameters()):  # those are offloaded
         digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return _backend(model, tokenizer), {"weights": digest.hexdigest()[:16]}
 
