@@ -199,6 +199,10 @@ def test_the_old_folder_stays_where_the_new_one_cannot_have_its_name(
     monkeypatch.setattr(Path, "rename", fail)
     refused(llama, extension(llama), tmp_path / "made", "cannot write .*Permission denied", overwrite=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "made").rename(tmp_path / ".made.old")  # as a process leaves it that is killed there
+    with pytest.raises(LongRopeError, match=r"exists.*overwrite"):
+        export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_overwrite_replaces_the_folder(llama: PreTrainedModel, tmp_path: Path) -> None:

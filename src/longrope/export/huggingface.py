@@ -118,9 +118,11 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         LongRopeError: The folder exists and may not be replaced, or it cannot be written.
     """
     folder = folder.resolve()
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # the process was killed as it replaced it
+        old.rename(folder)
     _refuse_other_folder(folder, overwrite=overwrite)
     claim_output(folder, overwrite=overwrite, folder=True)
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
