@@ -168,6 +168,33 @@ def test_several_corpora(cli, model: Path, texts: Path, tmp_path: Path) -> None:
             assert [cell for cell in both["perplexity"][row] if cell["corpus"] == name] == cells
 
 
+def test_a_search_that_read_the_test_documents_is_named(cli, model: Path, texts: Path, tmp_path: Path) -> None:
+    found = tmp_path / "found"
+    searched = ("--search-documents", 2, "--held-out-documents", 1, "--method", "paper", "--budget", "1k", "--data-seed", 1)
+    assert cli("search", model, "--length", 160, "--data", texts, *searched, "-o", found).code == 0
+    read = json.loads((found / "run.json").read_text())["documents"]
+    options = (*LENGTHS, "--data", texts, "--factors", found)
+    other_seed, same_seed = cli("eval", model, *options), cli("eval", model, *options, "--data-seed", 1)
+    tested = {doc.name for doc in split_documents(load_documents(str(texts)))["test"][:3]}
+    both = tested & {name for names in read.values() for name in names}
+    assert both, "the seeds share documents"
+    assert f"its search has read {len(both)} of the test documents" in " ".join(other_seed.err.split())
+    assert "Use the search's --data and --data-seed 1." in " ".join(other_seed.err.split())
+    assert same_seed.code == 0
+    assert "has read" not in same_seed.err
+
+
+def test_the_first_of_several_corpora_is_kept_when_resumed(cli, refused, model: Path, texts: Path, tmp_path: Path):
+    """The questions are about its documents."""
+    other = Path(shutil.copytree(texts, tmp_path / "other"))
+    for path in other.iterdir():
+        path.write_text(path.read_text()[::-1])
+    options = ("--retrieval", "recall", "--retrieval-lengths", 150, "--trials", 2, "-o", tmp_path / "run")
+    assert cli("eval", model, *LENGTHS, "--data", texts, "--data", other, *options).code == 0
+    swapped = ("--data", other, "--data", texts)
+    refused("prompts_from", "eval", model, *LENGTHS, *swapped, *options, "--resume")
+
+
 def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path: Path) -> None:
     good = ("eval", model, *LENGTHS, "--data", texts)
     refused("key_tokens = 'pi': not a candidate. Choose one of original, yarn", *good, "--key-tokens", "pi")

@@ -11,8 +11,8 @@ from longrope.data.documents import Document, load_documents
 from longrope.errors import CorpusWarning, LongRopeError
 
 
-def texts(source: Path | str) -> list[str]:
-    return [document.text for document in load_documents(str(source))]
+def texts(source: Path | str, **options: str) -> list[str]:
+    return [document.text for document in load_documents(str(source), **options)]
 
 
 def write_parquet(path: Path, **columns: list[object]) -> Path:
@@ -139,3 +139,25 @@ def test_a_file_without_text(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content if name == "x.txt" else json.dumps({"text": content}) + "\n")
     with pytest.raises(LongRopeError, match="holds no text"):
         load_documents(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_table_without_the_column_is_not_read_as_prose(tmp_path: Path, name: str) -> None:
+    path, comma = tmp_path / name, "," if name == "x.csv" else "\t"
+    path.write_text(f"id{comma}Body\n1{comma}one\n2{comma}two\n")
+    assert texts(path, text_key="Body") == ["one", "two"]
+    for key in ("body", None):
+        with pytest.raises(LongRopeError, match=rf"{name}.*column {key or 'text'}\. .*--text-key"):
+            load_documents(str(path), text_key=key)
+    (tmp_path / "y.txt").write_text("A text.")
+    with pytest.warns(CorpusWarning, match="1 of 2 files are records without the key text"):
+        assert len(load_documents(str(tmp_path))) == 2
+    path.write_text("Dear reader,\nthis is prose, with commas, and no table.\n")
+    assert len(texts(path)) == 1
+
+
+def test_a_broken_row_of_a_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('id,text\n1,"one"\n2,"two" and more\n3,three\n')
+    with pytest.raises(LongRopeError, match=r'x\.csv, line 3: not a row of a table with the column "text"'):
+        load_documents(str(path))

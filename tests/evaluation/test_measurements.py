@@ -136,6 +136,27 @@ def test_retrieval_is_compared_prompt_by_prompt() -> None:
     assert (broken.wins, broken.losses, math.isnan(broken.p), broken.finite) == (0, 0, True, False)
 
 
+def test_questions_of_one_text_are_one_toss() -> None:
+    """Seven questions of one text and three others of another: two texts, of which each candidate wins one."""
+    texts = (0,) * 7 + (1,) * 3
+    ours = [scores(*[1.0] * 7 + [0.0] * 3).model_copy(update={"texts": texts})]
+    yarn = [scores(*[0.0] * 7 + [1.0] * 3).model_copy(update={"texts": texts})]
+    pair = paired_retrieval.paired_retrieval(ours, yarn, length=512, against="yarn")
+    assert pair is not None
+    assert (pair.trials, pair.texts, pair.wins, pair.losses, pair.p) == (10, 2, 1, 1, 1.0)
+    assert pair.points == pytest.approx(40.0)
+
+
+def test_a_difference_is_clear_only_on_the_side_of_its_points() -> None:
+    """A tenth better on twenty prompts, all worse on five: fewer points, and more prompts better."""
+    ours = [scores(*[0.6] * 20), scores(*[0.0] * 5, task="vt")]
+    yarn = [scores(*[0.5] * 20), scores(*[1.0] * 5, task="vt")]
+    pair = paired_retrieval.paired_retrieval(ours, yarn, length=512, against="yarn")
+    assert pair is not None
+    assert (pair.points < 0, pair.wins, pair.losses, pair.p < 0.05) == (True, 20, 5, True)
+    assert not pair.clear
+
+
 def test_paired_retrieval_is_against_original_and_yarn_by_length() -> None:
     evaluation = measured(EvalSpec([8]), sample_set("texts", [0.0]), "original", "yarn", "searched")
     evaluation.records["retrieval"] = {
@@ -149,11 +170,11 @@ def test_paired_retrieval_is_against_original_and_yarn_by_length() -> None:
 
 
 def test_drawn_depths_are_summed_up_in_fifths() -> None:
-    """Chosen ones are not, however many they are, as long as each has two trials or more."""
-    drawn = [0.01, 0.19, 0.21, 0.35, 0.39, 0.55, 0.999, 1.0]
-    for depths, expected in ((drawn, {0.1: 2, 0.3: 3, 0.5: 1, 0.9: 2}), (drawn * 2, dict.fromkeys(drawn, 2))):
+    """Chosen ones are not, however many they are."""
+    depths = [0.01, 0.19, 0.21, 0.35, 0.39, 0.55, 0.999, 1.0]
+    for drawn, expected in ((True, {0.1: 2, 0.3: 3, 0.5: 1, 0.9: 2}), (False, dict.fromkeys(depths, 1))):
         trials = [{"depth": depth, "score": 1.0, "choice": None, "choices": 1} for depth in depths]
-        prompt = Prompt(np.zeros(500, dtype=np.int64), ("x",), (), 0.0, 12, chat=True, own_haystack=True)
+        prompt = Prompt(np.zeros(500, dtype=np.int64), ("x",), (), 0.0, 12, chat=True, own_haystack=True, drawn=drawn)
         spec = EvalSpec([512], retrieval={("niah_single_2", 512): [prompt] * len(trials)})
         evaluation = measured(spec, sample_set("retrieval niah_single_2 512", trials))
         records = retrieval.aggregate(evaluation, "original")

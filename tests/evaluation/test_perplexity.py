@@ -134,6 +134,22 @@ def test_a_model_with_two_sets_of_its_own(rope: Rope, tokens: np.ndarray) -> Non
         assert result.perplexity == pytest.approx(alone.perplexity, rel=1e-5)
 
 
+def test_a_dynamic_scaling_has_the_factors_of_each_length(tokens: np.ndarray) -> None:
+    """As transformers computes each length by itself: the factors grow with it, and no pass leaves them grown."""
+    dynamic = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    lengths = [L0 // 2, L0, 96, 128]
+    alone = {}
+    for length in lengths:
+        fresh = families.build("llama", max_position_embeddings=L0, rope_parameters=dynamic)
+        with torch.no_grad():
+            rows = torch.from_numpy(tokens[:, :length])
+            alone[length] = float(fresh(rows, labels=rows).loss)
+    model = families.build("llama", max_position_embeddings=L0, rope_parameters=dynamic)
+    for order in (lengths, lengths[::-1], lengths):
+        found = {result.length: math.log(result.perplexity) for result in perplexity(model, tokens, order)}
+        assert found == pytest.approx(alone, rel=1e-5)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_progress_counts_the_documents_of_the_longest_pass(
     llama: PreTrainedModel, rope: Rope, tokens: np.ndarray, batch: int

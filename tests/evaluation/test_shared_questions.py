@@ -90,3 +90,35 @@ def test_a_task_that_cannot_share_a_text_is_refused(tiny: tuple[Any, Any], texts
 
 def test_records_of_before_had_one_question() -> None:
     assert retrieval.RetrievalScore(task="passkey", length=512, score=1.0).questions == 1
+
+
+def test_scores_say_which_text_they_are_about(tiny: tuple[Any, Any], texts: list[list[int]], tmp_path: Path) -> None:
+    records = evaluated(tiny, texts, tmp_path, depths=[0.5])["retrieval"]["yarn"]
+    assert [record.texts for record in records] == [(0, 0, 0, 0, 1, 1)]
+    assert evaluated(tiny, texts, tmp_path / "alone", questions=1)["retrieval"]["yarn"][0].texts == ()
+
+
+def test_depths_that_were_asked_for_stay_and_drawn_ones_are_summed_up(
+    tiny: tuple[Any, Any], texts: list[list[int]], tmp_path: Path
+) -> None:
+    def depths(name: str, **fields: Any) -> list[float | None]:
+        options = lr.EvalOptions(trials=8, output=tmp_path / name, **fields)
+        results = lr.evaluate(*tiny, lengths=[LENGTH], texts=texts, retrieval=["niah_single_1"], options=options)
+        return sorted(record.depth for record in results["retrieval"]["original"])
+
+    assert depths("asked", depths=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert set(depths("drawn")) <= {0.1, 0.3, 0.5, 0.7, 0.9}
+
+
+def test_groups_of_tasks_leave_out_what_does_not_fit(
+    tiny: tuple[Any, Any], texts: list[list[int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on the command line: without RULER's files its questions of SQuAD are no error."""
+    options = lr.EvalOptions(trials=1, output=tmp_path, original=True)
+    results = lr.evaluate(*tiny, lengths=[LENGTH], texts=texts, retrieval=["ruler"], options=options)
+    asked = {record.task for record in results["retrieval"]["original"]}
+    assert "niah_single_1" in asked
+    assert "qa_1" not in asked
+    assert "Left out: " in caplog.text
+    with pytest.raises(LongRopeError, match="questions of squad"):
+        lr.evaluate(*tiny, lengths=[LENGTH], texts=texts, retrieval=["qa_1"], options=lr.EvalOptions(trials=1))

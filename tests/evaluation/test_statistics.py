@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longrope.evaluation.records import Difference, document_perplexity, paired_difference
-from longrope.evaluation.statistics import sign_test, wilson_interval
+from longrope.evaluation.statistics import Z_95, rate_interval, sign_test, student_t, wilson_interval
 
 
 def paired(losses: Sequence[float], reference: Sequence[float]) -> Difference:
@@ -68,3 +68,36 @@ def test_the_interval_holds_the_rates_that_a_normal_test_does_not_reject(trials:
 
 def test_the_interval_of_a_broken_score_is_not_a_number() -> None:
     assert all(map(math.isnan, wilson_interval(math.nan, 4)))
+
+
+def test_students_t_falls_to_the_normal_distribution() -> None:
+    values = [student_t(freedom) for freedom in range(60)]
+    assert values == sorted(values, reverse=True)
+    assert [student_t(30), student_t(60), student_t(10**6)] == pytest.approx([2.0423, 2.0003, Z_95], abs=3e-4)
+
+
+RATES = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=12)
+
+
+@given(RATES, st.integers(2, 9))
+def test_equal_questions_of_a_text_say_no_more_than_one(scores: list[float], copies: int) -> None:
+    """Repeating every question of a text never makes the interval narrower than that of one question a text."""
+    texts = list(range(len(scores)))
+    alone, low_high = rate_interval(scores), rate_interval(scores * copies, texts * copies)
+    assert rate_interval(scores, texts) == alone == wilson_interval(sum(scores), len(scores))
+    if len(set(scores)) > 1:
+        assert low_high[0] <= alone[0] + 1e-9
+        assert low_high[1] >= alone[1] - 1e-9
+
+
+def test_the_interval_of_questions_that_share_texts_holds_the_true_rate() -> None:
+    """Six texts with ten questions, some texts harder than others: Wilson's interval of 60 trials is too narrow."""
+    rng, held = np.random.default_rng(0), {"shared": 0, "alone": 0}
+    for _ in range(400):
+        rates = 1 / (1 + np.exp(-rng.normal(0, 1.5, size=6)))  # 50% in the mean of all texts
+        scores = (rng.random((10, 6)) < rates).astype(float).ravel().tolist()
+        shared, alone = rate_interval(scores, list(range(6)) * 10), rate_interval(scores)
+        held["shared"] += shared[0] <= 0.5 <= shared[1]
+        held["alone"] += alone[0] <= 0.5 <= alone[1]
+    assert held["shared"] >= 0.93 * 400
+    assert held["alone"] < 0.75 * 400

@@ -305,13 +305,13 @@ def test_a_task_without_depths_and_with_holes(tmp_path):
 
 
 def test_what_each_fine_tuning_cost_and_brought(tmp_path):
-    """The second stage's row has the perplexity of its factors before and after; the first left no candidate."""
+    """The second stage's row has the perplexity of its factors, yarn's, before and after; the first left no row."""
     record = sample_runs.results()
     names = list(record["rows"])
     searched, tuned = names[-2], "2k fine-tuned"
     for part in record.values():
         if isinstance(part, dict) and searched in part:
-            part[tuned] = part["yarn"]
+            part[tuned] = part[searched]
     record["rows"] = {**{name: record["rows"][name] for name in names[:-1]}, tuned: record["rows"]["yarn"]}
     record["rows"][tuned] = record["rows"][tuned] | {"weights": "stage-10/model"}
     record["rows"]["extended"] = sample_runs.results()["rows"]["extended"]
@@ -325,9 +325,9 @@ def test_what_each_fine_tuning_cost_and_brought(tmp_path):
     _, first, second, extended = Reader(page(runs, figures(runs))).tables["trainings"]
     told = ["2.50", "lora 8, merge false, distill (weight 0.5)"]
     assert first == ["stage-2/model", "–", "–", "–", "4,096", "1.50", *told]
-    last = [record["perplexity"][name][-1] for name in (searched, "yarn", "extended")]
+    last = [record["perplexity"][name][-1] for name in ("yarn", searched, "extended")]
     ends = [f"{cell['perplexity']:.2f} ± {cell['standard_error']:.2f}" for cell in last]
-    assert second == [tuned, f"{record['short_context']['yarn']:+.1f}%", *ends[:2], "4,096", "0.50", *told]
+    assert second == [tuned, f"{record['short_context'][searched]:+.1f}%", *ends[:2], "4,096", "0.50", *told]
     assert extended[:4] == ["extended", f"{record['short_context']['extended']:+.1f}%", "–", ends[2]]
     (folder / "stage-2" / "training.json").write_text("{}")
     with pytest.raises(LongRopeError, match=r"training\.json: not the record of a fine-tuning, or damaged"):

@@ -20,7 +20,7 @@ from longrope.engines.registry import ENGINES
 from longrope.errors import LongRopeError
 from longrope.evaluation.records import document_perplexity
 from longrope.export.hf_config import config_fields, for_mode
-from longrope.report.comparison import T_95, long_alone, perplexity_gap
+from longrope.report.comparison import long_alone, perplexity_gap
 from longrope.report.load import LoadedRun, read_runs
 from longrope.report.verdict import answers, sentences, subject, verdict_of
 from longrope.report.verdict_answer import VerdictAnswer
@@ -103,7 +103,6 @@ def test_the_interval_is_students() -> None:
     assert gap.margin == pytest.approx(12.71 * 100 * math.exp(-0.02) * 0.01, rel=1e-3)
     assert gap.above() is None
     assert gap.above(-50) is True
-    assert list(T_95) == sorted(T_95, reverse=True)
 
 
 def test_one_document_tells_no_difference() -> None:
@@ -264,3 +263,66 @@ def test_a_checkpoint_elsewhere_is_given_for_one_run(checkpoint: Path, tmp_path:
         read_runs([results, sample_runs.write_run(tmp_path / "other")], checkpoint=checkpoint)
     with pytest.raises(LongRopeError, match=r"checkpoint = .*: no config\.json. Give a folder that longrope export"):
         read_runs([results], checkpoint=tmp_path)
+
+
+def test_questions_of_few_texts_are_too_few(tmp_path: Path) -> None:
+    """Two hundred right answers about two texts say little about others, and two texts are no difference."""
+
+    def of_texts(count: int) -> Change:
+        def change(record: dict[str, Any]) -> None:
+            for name, right in (("yarn", 4), ("extended", 20)):
+                set_scores(record, name, 2048, right)
+                cells = record["retrieval"][name]
+                record["retrieval"][name] = [cell for cell in cells if cell["task"] == cells[0]["task"]]
+                for cell in record["retrieval"][name]:
+                    cell |= {"texts": [i % count for i in range(20)], "questions": 10}
+
+        return change
+
+    few, many = (answers(run_of(of_texts(count))) for count in (2, 10))
+    assert "with too few trials to tell retrieval" in few[0].verdict
+    assert "retrieval" not in few[2].verdict
+    assert many[0].verdict == "Works"
+    assert "retrieval" in many[2].verdict
+
+
+def test_a_cost_that_few_documents_cannot_tell_is_not_nothing() -> None:
+    def costing(*gaps: float) -> VerdictAnswer:
+        def change(record: dict[str, Any]) -> None:
+            del record["retrieval"], record["paired_retrieval"]
+            for name in NAMES:
+                extra = gaps if name == "extended" else (0.0,) * len(gaps)
+                for length in sample_runs.LENGTHS:
+                    set_losses(record, name, length, [3.0 + gap for gap in extra])
+
+        return answers(run_of(change))[1]
+
+    few = costing(0.30, 0.38)
+    assert few.verdict == "Has a cost that 2 documents cannot tell"
+    assert few.advice == "measure again with more --documents"
+    assert costing(0.34).verdict == "Has a cost that 1 document cannot tell"
+    assert costing(0.0, 0.0).verdict == "Costs nothing that can be measured on these texts"
+    assert costing(*[0.004, -0.004] * 4).verdict == "Costs nothing that can be measured on these texts"
+
+
+def test_pieces_of_one_document_are_said_to_be_that() -> None:
+    def one_book(record: dict[str, Any]) -> None:
+        record["corpora"][sample_runs.CORPUS]["documents"] = ["book"] * 6
+
+    assert "The 6 texts are pieces of 1 document: " in works(run_of(one_book)).why
+    assert "pieces" not in works(run_of()).why
+
+
+def test_the_model_as_it_is_gets_no_advice() -> None:
+    alone = answers(run_of(names=("original",)))
+    assert [answer.advice for answer in alone[1:]] == ["", ""]
+    assert alone[1].verdict == "Is the model as it is"
+
+
+def test_closed_forms_that_are_not_finite_were_measured() -> None:
+    def broken(record: dict[str, Any]) -> None:
+        set_losses(record, "yarn", 2048, [math.nan] * 6)
+
+    better = answers(run_of(broken))[2]
+    assert better.verdict == "Not compared: no closed form has a finite perplexity"
+    assert "Perplexity of yarn at 2,048 tokens is not finite" in better.why

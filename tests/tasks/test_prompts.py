@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from longrope.data.key_value_lines import make_key_value_text
 from longrope.errors import LongRopeError
 from longrope.models.load import load_tokenizer
+from longrope.tasks.conversation import mrcr, random_turn
 from longrope.tasks.encode import encode_within
 from longrope.tasks.graph import random_edge
 from longrope.tasks.haystack import NOISE
 from longrope.tasks.lookups import random_pair
-from longrope.tasks.prompts import Prompt
+from longrope.tasks.prompts import Prompt, PromptRequest
 from longrope.tasks.registry import RULER, TASKS, make_prompts, task_names
 from longrope.tasks.ruler_words import draw_words
 from longrope.tasks.words import all_words, letters, uuids
@@ -175,7 +176,10 @@ UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 def test_depths_take_turns_and_are_random_without(tiny: PreTrainedTokenizerFast) -> None:
     depths = [prompt.depth for prompt in prompts("passkey", tiny, trials=5, depths=[0.0, 0.5, 1.0])]
     assert depths == [0.0, 0.5, 1.0, 0.0, 0.5]
-    drawn = [prompt.depth for prompt in prompts("passkey", tiny, trials=40)]
+    assert not prompts("passkey", tiny, depths=[0.0])[0].drawn
+    at_random = prompts("passkey", tiny, trials=40)
+    assert all(prompt.drawn for prompt in at_random)
+    drawn = [prompt.depth for prompt in at_random]
     assert np.histogram(drawn, bins=2, range=(0, 1))[0].min() > 10
     assert prompts("vt", tiny)[0].depth is None
 
@@ -188,6 +192,16 @@ def test_real_documents_are_the_haystack_in_turn_without_essays(tiny: PreTrained
         document = str(tiny.decode(texts(tiny)[i % 2]))
         assert len(haystack) > 3000
         assert document.startswith(haystack.rstrip("\n"))
+
+
+@pytest.mark.parametrize(("documents", "depths"), [(4, 4), (5, 5), (10, 5), (6, 4), (4, 5), (1, 3)])
+def test_each_depth_meets_all_documents(documents: int, depths: int, tiny: PreTrainedTokenizerFast) -> None:
+    """Each pair equally often, also where the numbers of depths and documents have a divisor in common."""
+    rows = np.arange(documents)[:, None].repeat(8, axis=1)
+    request = PromptRequest("recall", tiny, 8, 2 * documents * depths, rows, [float(d) / 8 for d in range(depths)])
+    met = Counter((request.depth(trial), int(request.text(trial)[0])) for trial in range(request.trials))
+    assert len(met) == documents * depths
+    assert set(met.values()) == {2}
 
 
 def test_essays_are_the_haystack_from_their_beginning(tiny: PreTrainedTokenizerFast) -> None:
@@ -326,6 +340,17 @@ def test_the_text_is_the_nth_of_the_equal_requests(tiny: PreTrainedTokenizerFast
         turns = re.findall(rf"User: Write a {request}\.\nAssistant: (.*)\n", text)
         assert len(turns) == 4
         assert " ".join(prompt.answers) == turns[("first", "second", "third", "fourth").index(ordinal)]
+
+
+def test_no_other_turn_of_a_conversation_may_be_asked_for(tiny: PreTrainedTokenizerFast) -> None:
+    """Another text of the same form and topic would make the third one the fourth."""
+    rng = np.random.default_rng(0)
+    asked = {request for _ in range(200) for request in mrcr(rng, 0.5).keys}
+    others = {
+        turn.splitlines()[0].removeprefix("User: Write a ").rstrip(".") for turn in map(random_turn, [rng] * 9000)
+    }
+    assert len(others) > 7000
+    assert asked.isdisjoint(others)
 
 
 def test_the_words_follow_the_given_ones(tiny: PreTrainedTokenizerFast) -> None:

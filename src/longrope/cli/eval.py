@@ -18,6 +18,7 @@ from longrope.cli.eval_inputs import (
     parse_depths,
     read_corpora,
     read_prompts,
+    tell_searched,
 )
 from longrope.cli.eval_request import EvalRequest, check_candidates, claim_results
 from longrope.cli.probe import Timeout
@@ -149,6 +150,7 @@ def run(
         )
     sources = data or [default_data(model)]
     corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
+    tell_searched(factors or [], corpora, data_seed)
     prompts = read_prompts(
         retrieval,
         retrieval_lengths,

@@ -89,6 +89,37 @@ def read_corpora(
     return corpora
 
 
+def tell_searched(factors: Sequence[str], corpora: Sequence[Corpus], seed: int) -> None:
+    """Say of which runs the search or the training may have read test documents, as with another seed of the split.
+
+    Args:
+        factors: Factors files and run folders.
+        corpora: Test documents.
+        seed: Seed of the split into search, held-out and test documents.
+    """
+    from longrope.evaluation.results import read_json
+    from longrope.stages.run_folder import open_run
+
+    tested = {name for corpus in corpora for name in corpus.documents}
+    for path in map(Path, factors):
+        if (path / "plan.toml").exists():
+            data = open_run(path).plan.data
+            sources = {short_source(source) for source in (data.source, data.train) if source}
+            if data.seed != seed and sources & {corpus.name for corpus in corpora}:
+                distributed.say(
+                    f"{path}: its documents were split with the seed {data.seed}, so it may have read some that it is "
+                    f"tested on here. Use --data-seed {data.seed}."
+                )
+        elif (path / "run.json").exists():
+            run = read_json(path / "run.json")
+            read = {name for names in run.get("documents", {}).values() for name in names} & tested
+            if read:
+                distributed.say(
+                    f"{path}: its search has read {len(read)} of the test documents (such as {min(read)}), so its "
+                    f"numbers are too good. Use the search's --data and --data-seed {run.get('data_seed', 0)}."
+                )
+
+
 def short_source(source: str) -> str:
     """Return the last part of a path.
 

@@ -52,7 +52,8 @@ class EvalRequest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that the journal begins with."""
+        """The settings that the journal begins with. The first source has the documents of the prompts."""
+        first = {"prompts_from": self.corpora[0].name} if len(self.corpora) > 1 and self.spec.retrieval else {}
         return {
             "model": self.model,
             "dtype": self.dtype,
@@ -61,6 +62,7 @@ class EvalRequest:
             "stride": self.spec.stride,
             "key_tokens": self.spec.key_tokens,
             **self.options,
+            **first,
             **({} if self.original_length is None else {"original_length": self.original_length}),
         }
 

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.data.records import RecordError, has_records_without_text, record_texts, table_texts
+from longrope.data.records import (
+    RecordError,
+    has_records_without_text,
+    has_table_without_text,
+    record_texts,
+    table_texts,
+)
 from longrope.data.stdlib import stdlib_documents
 from longrope.data.text_files import UnreadableFileError, decode
 from longrope.errors import CorpusWarning, LongRopeError
@@ -99,7 +105,7 @@ def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> I
             CorpusWarning(f"{folder}: {lost} of {files} files passed over: {counts}", lost > MOST_LOST * files)
         )
     if without_key:
-        records = f"{without_key} of {files} files are JSON records without the key {text_key or 'text'}"
+        records = f"{without_key} of {files} files are records without the key {text_key or 'text'}"
         notes.append(CorpusWarning(f"{folder}: {records}, read as they are; --text-key names another key"))
 
 
@@ -107,14 +113,17 @@ def _single_file(path: Path, text_key: str | None) -> Iterator[Document]:
     documents = list(_file(path, text_key)) if path.stat().st_size else []
     if _lacks_key(documents, path):
         raise RecordError(
-            f"data = {str(path)!r}: JSON records without the key {text_key or 'text'}. "
-            "Name the key of the text with --text-key."
+            f"data = {str(path)!r}: records without the key or column {text_key or 'text'}. "
+            "Name that of the text with --text-key."
         )
     yield from documents
 
 
 def _lacks_key(documents: list[Document], path: Path) -> bool:
-    return len(documents) == 1 and documents[0].name == str(path) and has_records_without_text(documents[0].text)
+    if len(documents) != 1 or documents[0].name != str(path):
+        return False
+    text, delimiter = documents[0].text, DELIMITERS.get(path.suffix.lower())
+    return has_records_without_text(text) or (delimiter is not None and has_table_without_text(text, delimiter))
 
 
 def _file(path: Path, text_key: str | None) -> Iterator[Document]:
@@ -127,7 +136,7 @@ def _file(path: Path, text_key: str | None) -> Iterator[Document]:
         raise UnreadableFileError(path, "empty", "Give files with text: it holds no text.")
     texts = record_texts(text, path, text_key=text_key, strict=suffix in RECORD_SUFFIXES)
     if texts is None and suffix in DELIMITERS:
-        texts = table_texts(text, DELIMITERS[suffix], text_key)
+        texts = table_texts(text, path, DELIMITERS[suffix], text_key)
     if texts is None:
         yield Document(str(path), text)
     else:

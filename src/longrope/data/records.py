@@ -61,15 +61,37 @@ def has_records_without_text(text: str) -> bool:
     return broken is None and len(records) > 1 and all(isinstance(value, dict) for _, value in records)
 
 
-def table_texts(text: str, delimiter: str, text_key: str | None) -> Numbered | None:
-    """Return the texts of a table's column, each with its row; None if the first row does not name the column."""
+def table_texts(text: str, path: object, delimiter: str, text_key: str | None) -> Numbered | None:
+    """Return the texts of a table's column, each with its row; None if the first row does not name the column.
+
+    Raises:
+        RecordError: If the first row names the column, and another one is not a row of a table.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    rows, name = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True), text_key or TEXT_KEY
+    header: list[str] | None = None
+    try:
+        header = next(rows, [])
+        if name not in header:
+            return None
+        column = header.index(name)
+        return [(number, row[column]) for number, row in enumerate(rows, start=1) if len(row) > column]
+    except csv.Error as error:
+        if header is None:
+            return None
+        raise RecordError(
+            f'{path}, line {rows.line_num}: not a row of a table with the column "{name}": {error}. Correct its quotes.'
+        ) from None
+
+
+def has_table_without_text(text: str, delimiter: str) -> bool:
+    """Return whether a text is a table: a row of several names, and rows of as many cells."""
     csv.field_size_limit(LONGEST_FIELD)
     try:
-        rows = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-        column = next(rows, []).index(text_key or TEXT_KEY)
-        return [(number, row[column]) for number, row in enumerate(rows, start=1) if len(row) > column]
-    except (csv.Error, ValueError):
-        return None
+        sizes = {len(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if row}
+    except csv.Error:
+        return False
+    return len(sizes) == 1 and sizes != {1}
 
 
 def _json_values(text: str) -> tuple[Numbered, int | None]:

@@ -80,7 +80,8 @@ def evaluate(
         spec = _spec(tokenizer, lengths, corpus, retrieval, options)
         check_spec(spec, rows)
         source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
-        with _sample_store(options, spec, source | {"data": {corpus.name: corpus.hash}}) as store:
+        decided = {} if options.original_length is None else {"original_length": options.original_length}
+        with _sample_store(options, spec, source | {"data": {corpus.name: corpus.hash}} | decided) as store:
             evaluation = EvalContext(
                 rows, [corpus], spec, Rope.of(model), lambda _: (model, tokenizer), store, options.on_progress
             )
@@ -161,11 +162,13 @@ def _spec(
 ) -> EvalSpec:
     task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
     check_lengths(task_lengths, max(lengths))
+    names = task_names(list(retrieval))
     prompts, left_out = make_prompt_sets(
-        task_names(list(retrieval)),
+        names,
         task_lengths,
         tokenizer,
         corpus.tokens,
+        require_each=names == list(retrieval),
         trials=options.trials,
         questions=options.questions,
         depths=options.depths,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
-from longrope.rope import Rope, full_attention_fields
+from longrope.rope import Rope, rope_type_of
 from longrope.scaling import Extension, Scaling
 
 
@@ -39,7 +39,8 @@ def losses_by_length(
     """Return the losses by token of documents at every length, ``(documents, at least length - 1)``.
 
     One forward pass of the longest length gives all lengths if the factors do not depend on it. An `Extension`, or a
-    checkpoint with two sets of its own, takes a second pass for the lengths up to the original one.
+    checkpoint with two sets of its own, takes a second pass for the lengths up to the original one, and a checkpoint
+    with dynamic NTK takes a pass for each length beyond it.
 
     Args:
         model: A causal language model.
@@ -53,7 +54,7 @@ def losses_by_length(
         LongRopeError: If the documents have fewer tokens than the longest length.
     """
     check_lengths(lengths, tokens.shape[1])
-    borders = _borders(model, scaling)
+    borders = _borders(model, scaling, lengths)
     groups: dict[int, list[int]] = {}
     for length in lengths:
         groups.setdefault(sum(length > border for border in borders), []).append(length)
@@ -86,12 +87,13 @@ def check_lengths(lengths: Sequence[int], tokens: int, *, document: str = "a doc
         )
 
 
-def _borders(model: PreTrainedModel, scaling: Scaling | Extension | None) -> tuple[int, ...]:
+def _borders(model: PreTrainedModel, scaling: Scaling | Extension | None, lengths: Sequence[int]) -> tuple[int, ...]:
     """Return the longest texts in tokens of each set of factors but the last; () with one set for every length."""
     if isinstance(scaling, Extension):
         return scaling.rope.short_length, scaling.rope.original_length
-    parameters = full_attention_fields(getattr(model.config.get_text_config(), "rope_parameters", None))
-    if scaling is not None or parameters.get("rope_type", "default") not in ("longrope", "dynamic"):
+    kind = rope_type_of(model)
+    if scaling is not None or kind not in ("longrope", "dynamic"):
         return ()
     rope = Rope.of(model)
-    return (rope.short_length or rope.original_length,)
+    border = rope.short_length or rope.original_length
+    return (border, *(length for length in lengths if length > border)) if kind == "dynamic" else (border,)

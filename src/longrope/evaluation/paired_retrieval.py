@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 CLEAR = 0.05  # p below which a difference is called one
 SAYS = (
     "How many percentage points more of the hidden answers the row finds than the one it is compared with, over all "
-    "tasks of a length together. Both read the same prompts, so only prompts that one of them answers better count. p "
-    "is the probability of a count at least as one-sided if neither were better (exact McNemar test); below "
-    f"{CLEAR:g} the page calls it a difference."
+    "tasks of a length together. Both read the same prompts, so only texts about which one of them answers better "
+    "count, each once. p is the probability of a count at least as one-sided if neither were better (exact McNemar "
+    f"test); below {CLEAR:g} the page calls it a difference."
 )
 
 
@@ -37,8 +38,9 @@ class RetrievalDifference(Record):
         against: Name of the other candidate.
         points: Mean score minus the other's, in percentage points (above 0: better).
         trials: Number of prompts.
-        wins: Prompts that the candidate answers better.
-        losses: Prompts that the candidate answers worse.
+        texts: Number of texts, where several prompts share one.
+        wins: Texts, or prompts of a text each, that the candidate answers better.
+        losses: Texts that the candidate answers worse.
         p: Probability of a count at least as one-sided if neither were better (exact McNemar test).
     """
 
@@ -46,14 +48,15 @@ class RetrievalDifference(Record):
     against: str
     points: Value
     trials: int
+    texts: int | None = None
     wins: int
     losses: int
     p: Value = math.nan
 
     @property
     def clear(self) -> bool:
-        """Whether chance is an unlikely reason of the difference."""
-        return self.p < CLEAR
+        """Whether chance is an unlikely reason of the difference, and more texts than not are on its side."""
+        return self.p < CLEAR and (self.points > 0) == (self.wins > self.losses)
 
 
 def paired_retrieval(
@@ -75,12 +78,14 @@ def paired_retrieval(
         return None
     gaps = np.concatenate([np.subtract(values, others[key]) for key, values in scores.items()])
     broken = not np.isfinite(gaps).all()
-    wins, losses = (0, 0) if broken else (int((gaps > 0).sum()), int((gaps < 0).sum()))
+    by_text = _by_text(records, length, gaps)
+    wins, losses = (0, 0) if broken else (int((by_text > 0).sum()), int((by_text < 0).sum()))
     return RetrievalDifference(
         length=length,
         against=against,
         points=math.nan if broken else 100 * float(gaps.mean()),
         trials=len(gaps),
+        texts=len(by_text) if len(by_text) < len(gaps) else None,
         wins=wins,
         losses=losses,
         p=math.nan if broken else sign_test(wins, losses),
@@ -90,6 +95,17 @@ def paired_retrieval(
 def _by_prompt(records: Sequence[RetrievalScore], length: int) -> dict[tuple[str, float | None], tuple[float, ...]]:
     rows = [record for record in records if record.length == length and record.scores]
     return {(record.task, record.depth): record.scores for record in rows}
+
+
+def _by_text(records: Sequence[RetrievalScore], length: int, gaps: np.ndarray) -> np.ndarray:
+    """Return the sum of the gaps of each text; each prompt has one where the records do not know better."""
+    rows = [record for record in records if record.length == length and record.scores]
+    if not all(record.texts for record in rows):
+        return gaps
+    sums: dict[tuple[str, int], float] = defaultdict(float)
+    for text, gap in zip(((row.task, text) for row in rows for text in row.texts), gaps.tolist(), strict=True):
+        sums[text] += gap
+    return np.round(list(sums.values()), 9)  # thirds that cancel out may leave a remainder
 
 
 def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalDifference]:
@@ -113,8 +129,8 @@ def figures(runs: Sequence[LabelledResults]) -> list[Figure]:
             run.label(difference.against),
             difference.length,
             Number.of(difference.points),
-            f"{difference.wins} of {difference.trials:,}" if difference.finite else MISSING,
-            f"{difference.losses} of {difference.trials:,}" if difference.finite else MISSING,
+            f"{difference.wins} of {difference.texts or difference.trials:,}" if difference.finite else MISSING,
+            f"{difference.losses} of {difference.texts or difference.trials:,}" if difference.finite else MISSING,
             difference.p if difference.finite else None,
         ]
         for run in runs

@@ -10,7 +10,7 @@ from longrope.evaluation.measurement import Measurement, SampleSet, numbers
 from longrope.evaluation.prompt_samples import prompt_samples
 from longrope.evaluation.retrieval_figures import figures
 from longrope.evaluation.retrieval_score import RetrievalScore
-from longrope.evaluation.statistics import mean_error, wilson_interval
+from longrope.evaluation.statistics import mean_error, rate_interval
 
 if TYPE_CHECKING:
     from longrope.evaluation.runner import EvalContext
@@ -36,8 +36,11 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
     """Return the candidate's scores by task, length and depth."""
     records = []
     for (task, length), samples in _by_task(evaluation).items():
-        trials = _with_few_depths(evaluation.samples(candidate, samples))
-        first = evaluation.spec.retrieval[task, length][0]
+        first, questions = evaluation.spec.retrieval[task, length][0], evaluation.spec.questions
+        trials = [
+            {**trial, "text": number // questions, "depth": _fifth(trial["depth"]) if first.drawn else trial["depth"]}
+            for number, trial in enumerate(evaluation.samples(candidate, samples))
+        ]
         for depth in dict.fromkeys(trial["depth"] for trial in trials):
             at_depth = [trial for trial in trials if trial["depth"] == depth]
             scores = numbers([trial["score"] for trial in at_depth])
@@ -50,9 +53,10 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
                     score=score,
                     standard_error=error,
                     scores=tuple(scores),
+                    texts=tuple(trial["text"] for trial in at_depth) if questions > 1 else (),
                     **_choice(at_depth, score),
                     trials=len(at_depth),
-                    questions=evaluation.spec.questions,
+                    questions=questions,
                     chat=first.chat,
                     own_haystack=first.own_haystack,
                 )
@@ -62,23 +66,20 @@ def aggregate(evaluation: EvalContext, candidate: str) -> list[RetrievalScore]:
 
 def _choice(trials: Sequence[Any], score: float) -> dict[str, Any]:
     """Return the fields of the forced choice, with its interval; empty without wrong answers."""
-    choices = [trial["choice"] for trial in trials if trial["choice"] is not None]
-    if not choices:
+    trials = [trial for trial in trials if trial["choice"] is not None]
+    if not trials:
         return {}
+    choices = [float(trial["choice"]) for trial in trials]
     fields = {"chance": 1 / trials[0]["choices"]}
     if math.isfinite(score):
-        low, high = wilson_interval(sum(choices), len(choices))
+        low, high = rate_interval(choices, [trial["text"] for trial in trials])
         fields |= {"choice": sum(choices) / len(choices), "choice_low": low, "choice_high": high}
     return fields
 
 
-def _with_few_depths(trials: Sequence[Any]) -> Sequence[Any]:
-    """Return the trials with depths that were drawn at random replaced by the middle of their fifth of the text."""
-    drawn = {trial["depth"] for trial in trials}
-    if None in drawn or len(drawn) <= max(FIFTHS, len(trials) / 2):
-        return trials
-    fifths = [min(FIFTHS - 1, int(FIFTHS * trial["depth"])) for trial in trials]
-    return [trial | {"depth": (fifth + 0.5) / FIFTHS} for trial, fifth in zip(trials, fifths, strict=True)]
+def _fifth(depth: float | None) -> float | None:
+    """Return the middle of the fifth of the text in which a depth lies."""
+    return None if depth is None else (min(FIFTHS - 1, int(FIFTHS * depth)) + 0.5) / FIFTHS
 
 
 RETRIEVAL = Measurement(

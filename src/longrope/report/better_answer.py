@@ -10,6 +10,7 @@ from longrope.report.comparison import (
     best_closed_form,
     lengths_of,
     perplexity_gap,
+    perplexity_record,
     retrieval_gap,
     retrieval_rate,
 )
@@ -21,9 +22,16 @@ from longrope.schemes import is_scheme
 def better(run: LoadedRun, candidate: str) -> VerdictAnswer:
     """Return whether a candidate is better than the best closed form at the longest length."""
     question, length = "Is it better than the best closed form here?", lengths_of(run)[-1]
+    if candidate == "original":
+        return VerdictAnswer(question, "The model as it is", "No other row was measured.")
     if is_scheme(candidate):
         return VerdictAnswer(question, "A closed form itself", "No row of searched factors was measured.")
     best = best_closed_form(run, length)
+    schemes = [name for name in run.results.candidates if is_scheme(name) and perplexity_record(run, name, length)]
+    if best is None and schemes:
+        names = ", ".join(map(run.label, schemes))
+        why = f"Perplexity of {names} at {length:,} tokens is not finite. {suspect(run.results.dtype)}"
+        return VerdictAnswer(question, "Not compared: no closed form has a finite perplexity", why)
     if best is None:
         advice = "run longrope eval with --schemes yarn,heuristic"
         return VerdictAnswer(question, "Not compared with a closed form", f"R{advice[1:]}.", advice=advice)

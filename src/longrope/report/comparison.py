@@ -10,11 +10,9 @@ from longrope.evaluation.figure import Number
 from longrope.evaluation.paired_retrieval import RetrievalDifference, paired_retrieval
 from longrope.evaluation.records import Perplexity, paired_difference
 from longrope.evaluation.retrieval_score import pooled_rate
+from longrope.evaluation.statistics import student_t
 from longrope.report.load import LoadedRun
 from longrope.schemes import is_scheme
-
-# Student's t: 95% of its mass lies within, by the number of values less one; the last one serves larger numbers too
-T_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,18 @@ class PerplexityGap:
         """Half of the 95% interval in percent; infinite for one document."""
         if self.percent.error is None:
             return math.inf
-        return T_95[min(self.documents - 2, len(T_95) - 1)] * self.percent.error
+        return student_t(self.documents - 1) * self.percent.error
 
     def above(self, limit: float = 0.0) -> bool | None:
         """Return whether the percent is above a limit; None if its interval includes the limit."""
         if self.percent.value is None or abs(self.percent.value - limit) <= self.margin:
             return None
         return self.percent.value > limit
+
+    def may_exceed(self, limit: float) -> bool:
+        """Return whether the interval reaches beyond a limit; not where all documents have exactly the same loss."""
+        value = self.percent.value
+        return value is not None and value != 0 and value + self.margin > limit
 
 
 def lengths_of(run: LoadedRun) -> list[int]:
@@ -80,6 +83,15 @@ def perplexity_gap(
         return None
     gap = paired_difference(record, other, against=against)
     return PerplexityGap(Number.of(gap.percent, gap.standard_error), len(record.losses), gap.wins)
+
+
+def shared_documents(run: LoadedRun) -> str:
+    """Return a sentence on the first corpus where several of its texts are pieces of one document, else nothing."""
+    names = next((corpus.get("documents", ()) for corpus in run.results.corpora.values()), ())
+    if len(set(names)) == len(names):
+        return ""
+    documents = f"{len(set(names))} document{'s' if len(set(names)) > 1 else ''}"
+    return f" The {len(names)} texts are pieces of {documents}: the intervals hold for these, not for others."
 
 
 def retrieval_rate(run: LoadedRun, candidate: str, length: int) -> Number:

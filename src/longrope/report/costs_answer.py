@@ -6,7 +6,7 @@ from longrope.errors import suspect
 from longrope.evaluation.figure import percent
 from longrope.report.comparison import long_alone, perplexity_gap, retrieval_gap, short_context
 from longrope.report.load import LoadedRun
-from longrope.report.verdict_answer import VerdictAnswer
+from longrope.report.verdict_answer import HOLDS, VerdictAnswer
 from longrope.units import short_length
 
 
@@ -14,6 +14,8 @@ def costs(run: LoadedRun, candidate: str) -> VerdictAnswer:
     """Return what a candidate costs against the original model at L0."""
     original = run.results.rope.original_length
     question = f"What does it cost at {short_length(original)} tokens?"
+    if candidate == "original":
+        return VerdictAnswer(question, "Is the model as it is", "No other row was measured.")
     gap, lost = perplexity_gap(run, candidate, "original", original), short_context(run, candidate)
     if not lost.finite:
         why = f"A perplexity is not finite. {suspect(run.results.dtype)}"
@@ -35,6 +37,9 @@ def costs(run: LoadedRun, candidate: str) -> VerdictAnswer:
         numbers += f"; {form}, {percent(number_alone)}"
     why = f"Against the original model at its own length: {numbers}."
     above, less = None if gap is None else gap.above(), pair is not None and pair.clear and pair.points < 0
+    if gap is not None and above is None and gap.may_exceed(100 * (HOLDS - 1)) and not less:
+        few = f"Has a cost that {gap.documents} document{'s' if gap.documents > 1 else ''} cannot tell"
+        return VerdictAnswer(question, few, why, numbers, "measure again with more --documents")
     if above:
         verdict = f"Costs {number.value or 0:.1f}% perplexity" + (" and retrieval" if less else "")
     elif less:

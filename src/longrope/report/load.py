@@ -121,8 +121,9 @@ def warnings(runs: Sequence[LoadedRun]) -> list[str]:
     if len({run.results.rope for run in runs}) > 1:
         lengths = [f"{run.name}: {run.results.rope.original_length:,}" for run in runs]
         reasons.append(f"Their rotary embeddings or original lengths L0 differ ({'; '.join(lengths)} tokens).")
-    runs = [run for run in runs if run.results.get("perplexity")]  # a search measured nothing on test documents
-    dtypes = {run.results.dtype for run in runs}
+    # a search measured nothing on test documents, and the dtype of a server is not known
+    runs = [run for run in runs if run.results.get("perplexity") or run.results.get("retrieval")]
+    dtypes = {run.results.dtype for run in runs if run.results.dtype}
     if len(dtypes) > 1:
         reasons.append(f"They were measured in different precisions ({', '.join(sorted(dtypes))}).")
     corpora = [{name: corpus.get("hash") for name, corpus in run.results.corpora.items()} for run in runs]

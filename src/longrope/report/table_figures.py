@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.figure import MISSING, Column, Figure, Number, integer, nats, percent, plain, share
 from longrope.report.comparison import lengths_of, perplexity_at, retrieval_rate, short_context
 from longrope.report.factor_figures import search_name
 from longrope.report.load import LoadedRun
+from longrope.scaling import Extension
 
 
 def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
@@ -30,8 +32,7 @@ def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
     )
     says = (
         "Every row at the longest length measured: perplexity (lower is better), the mean share of hidden answers "
-        "found at the longest length that was tried (higher is better), and how much perplexity rose at the original "
-        "length."
+        "found there (higher is better), and how much perplexity rose at the original length."
     )
     return [Figure("glance", "works", "All rows at a glance", says, columns, table)] if table else []
 
@@ -40,8 +41,9 @@ def trainings(runs: Sequence[LoadedRun]) -> list[Figure]:
     """Return a table of the fine-tunings of runs, short context first."""
     says = (
         "Each fine-tuning of the run: how much higher perplexity is at the original length than the original model's, "
-        "with the stage's factors, and what the training did to perplexity at the longest length. The last row is the "
-        "extended model, which has its short factors, or without them the original RoPE, up to the original length."
+        "with the stage's factors, and perplexity at the longest length with these factors before and after the "
+        "training, where both were measured. The last row is the extended model, which has its short factors, or "
+        "without them the original RoPE, up to the original length."
     )
     rows = []
     for run in runs:
@@ -49,7 +51,7 @@ def trainings(runs: Sequence[LoadedRun]) -> list[Figure]:
         longest = max(lengths_of(run), default=0)
         for training in run.trainings:
             after = next((name for name in names if run.results.candidates[name].weights == training.weights), None)
-            before = names[names.index(after) - 1] if after is not None else None
+            before = _untrained(run, after) if after is not None else None
             ends = [perplexity_at(run, name, longest) if name else Number(None) for name in (before, after)]
             lost = short_context(run, after) if after else Number(None)
             minutes = Number(training.seconds / 60)
@@ -63,6 +65,19 @@ def trainings(runs: Sequence[LoadedRun]) -> list[Figure]:
         *(Column("tokens", integer), Column("minutes", plain), Column("training loss", plain), Column("settings")),
     )
     return [Figure("trainings", "cost", "What each fine-tuning cost and brought", says, columns, rows)] if rows else []
+
+
+def _untrained(run: LoadedRun, trained: str) -> str | None:
+    """Return the candidate that has a trained one's long factors and the weights from before the training."""
+    names, candidates = list(run.results.candidates), run.results.candidates
+    factors = _long_factors(candidates[trained])
+    earlier = names[: names.index(trained)][::-1]
+    return next((name for name in earlier if factors is not None and _long_factors(candidates[name]) == factors), None)
+
+
+def _long_factors(candidate: Candidate) -> list[float] | None:
+    scaling = candidate.scaling
+    return None if scaling is None else list((scaling.long if isinstance(scaling, Extension) else scaling).factors)
 
 
 def held_out(runs: Sequence[LoadedRun]) -> list[Figure]:

@@ -13,8 +13,8 @@ from longrope.report.comparison import lengths_of, long_alone, perplexity_at, re
 from longrope.report.costs_answer import costs
 from longrope.report.engine_verdict import engines_verdict
 from longrope.report.load import LoadedRun, read_runs
-from longrope.report.verdict_answer import VerdictAnswer
-from longrope.report.works_answer import FINDS, HOLDS, works
+from longrope.report.verdict_answer import FINDS, HOLDS, VerdictAnswer
+from longrope.report.works_answer import works
 from longrope.schemes import is_scheme
 
 RULE = (

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+HOLDS = 1.05  # times the original model's perplexity at L0 that an extension may have, at L and at L0
+FINDS = 0.8  # share of what is hidden that it should find
+
 
 @dataclass(frozen=True)
 class VerdictAnswer:

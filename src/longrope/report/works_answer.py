@@ -6,12 +6,18 @@ from typing import Literal
 
 from longrope.errors import suspect
 from longrope.evaluation.figure import Number, plain, share
-from longrope.report.comparison import PerplexityGap, lengths_of, perplexity_at, perplexity_gap, retrieval_rate
+from longrope.report.comparison import (
+    PerplexityGap,
+    lengths_of,
+    perplexity_at,
+    perplexity_gap,
+    retrieval_rate,
+    shared_documents,
+)
 from longrope.report.load import LoadedRun
-from longrope.report.verdict_answer import VerdictAnswer
+from longrope.report.verdict_answer import FINDS, HOLDS, VerdictAnswer
 from longrope.units import short_length
 
-HOLDS, FINDS = 1.05, 0.8
 Reached = Literal["yes", "no", "unclear", "unmeasured", "not finite"]
 WORKS: dict[tuple[Reached, Reached], str] = {
     ("yes", "yes"): "Works",
@@ -46,6 +52,7 @@ def works(run: LoadedRun, candidate: str) -> VerdictAnswer:
         why += f" The original model has {plain(beyond)} at {length:,} tokens."
     if rate.value is None:
         why += " Retrieval was not measured there." if rate.finite else " Retrieval is not finite there."
+    why += shared_documents(run)
     if not all(number.finite for number in (value, base, beyond, rate)):
         why += f" {suspect(run.results.dtype)}"
     if length <= original:

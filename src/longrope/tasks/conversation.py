@@ -13,8 +13,8 @@ SENTENCES = 3
 
 
 def random_turn(rng: np.random.Generator) -> str:
-    """Return a request for a short text, and the answer."""
-    return _turn(_request(rng), _sentences(rng))
+    """Return a request for a short text that no trial asks for, and the answer."""
+    return _turn(_request(rng, 0), _sentences(rng))
 
 
 def mrcr(rng: np.random.Generator, depth: float, *, needles: int = 4) -> NeedleDraft:
@@ -27,7 +27,7 @@ def mrcr(rng: np.random.Generator, depth: float, *, needles: int = 4) -> NeedleD
         depth: Depth of the first equal request.
         needles: Number of equal requests.
     """
-    request, texts = _request(rng), [_sentences(rng) for _ in range(needles)]
+    request, texts = _request(rng, 1), [_sentences(rng) for _ in range(needles)]
     which = int(rng.integers(needles))
     depths = sorted([depth, *rng.random(needles - 1)])
     return NeedleDraft(
@@ -41,8 +41,9 @@ def mrcr(rng: np.random.Generator, depth: float, *, needles: int = 4) -> NeedleD
     )
 
 
-def _request(rng: np.random.Generator) -> str:
-    _, nouns, _ = word_lists()
+def _request(rng: np.random.Generator, half: int) -> str:
+    """Return a request about a noun of one half of the list: the haystack has one, the asked requests the other."""
+    nouns = word_lists()[1][half::2]
     return f"{FORMS[rng.integers(len(FORMS))]} about the word {nouns[rng.integers(len(nouns))]}"
 
 

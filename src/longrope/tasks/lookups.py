@@ -28,7 +28,7 @@ def passkey(rng: np.random.Generator, depth: float) -> NeedleDraft:
 
 
 def number_string(rng: np.random.Generator, depth: float) -> NeedleDraft:
-    """Draft a number trial (InfiniteBench, arXiv 2402.13718): ten digits, each repeated at once, in our words."""
+    """Draft a number trial (InfiniteBench, arXiv 2402.13718): five digits, each repeated at once, in our words."""
     number, *wrong = ("".join(str(digit) * 2 for digit in rng.integers(1, 10, size=5)) for _ in range(CHOICES))
     wrong = [*dict.fromkeys(other for other in wrong if other != number)]
     return NeedleDraft(

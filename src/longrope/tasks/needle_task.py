@@ -92,6 +92,7 @@ class NeedleTask:
                     len(context) if request.questions > 1 else 0,
                     chat=request.template is not None,
                     own_haystack=own_haystack,
+                    drawn=not request.depths,
                 )
                 for trial in trials
             ]

@@ -55,7 +55,7 @@ def make_prompt_sets(
         if require_each and not any((task, length) in prompts for length in lengths):
             raise refusals[-1]
     if tasks and not prompts:
-        raise refusals[-1]
+        raise refusals[len(lengths) - 1]  # of the first task at the longest length
     return prompts, refusals
 
 

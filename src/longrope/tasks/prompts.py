@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +26,13 @@ class Prompt:
         tokens: Token ids of the prompt, int64, at most ``(length - room,)``.
         answers: All strings that the model should generate.
         wrong: Wrong answers of the same form, for a forced choice; empty where there are several right ones.
-        depth: Place of the needle in the text, from 0 to 1; None for several needles, or a random place.
+        depth: Place of the needle in the text, from 0 to 1; None for several needles, or a place that is not known.
         room: Tokens reserved for the generated answer; with 0 none is generated.
         shared: Number of leading tokens that all questions of one document share; 0 for a document with one question.
         any_answer: Whether one of the answers is enough.
         chat: Whether the prompt is in the format of a chat template.
         own_haystack: Whether a document of the user is in place of the haystack that the task's definition names.
+        drawn: Whether the depth was drawn at random, not requested.
 
     Raises:
         LongRopeError: If the shared tokens leave no token to the question.
@@ -45,6 +47,7 @@ class Prompt:
     any_answer: bool = False
     chat: bool = False
     own_haystack: bool = False
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.shared < len(self.tokens):
@@ -89,7 +92,8 @@ class PromptRequest:
         length: Length of a prompt with its room, in tokens.
         trials: Number of prompts.
         texts: Token ids of real documents, for tasks that hide needles in them, ``(documents, at least length)``.
-        depths: Depths of the needle, from 0 to 1, in turn; random ones if None. Tasks with several needles ignore them.
+        depths: Depths of the needle, from 0 to 1, in turn; random ones if None. Tasks with several needles have the
+            first one there.
         seed: Seed of all random choices.
         questions: Number of prompts that share a document; the last document may have fewer. Above 1, a document holds
             the needles of that many prompts, and `longrope.tasks.scoring.score_prompts` reads it once for all of them.
@@ -176,7 +180,10 @@ class PromptRequest:
                 f"texts = {shape}: task {self.task} at length {self.length} hides its needles in real documents. "
                 f"Give token ids of the shape (documents, at least {self.length})."
             )
-        text, size = self.texts[number % len(self.texts)], len(self.start)
+        count, depths = len(self.texts), len(self.depths or (None,))
+        if self.questions == 1 and math.gcd(count, depths) > 1:  # else a depth would always meet the same documents
+            number += number // math.lcm(count, depths)
+        text, size = self.texts[number % count], len(self.start)
         return text[size:] if np.array_equal(text[:size], self.start) else text
 
     def generators(self) -> list[np.random.Generator]:
