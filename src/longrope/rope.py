@@ -36,6 +36,12 @@ def full_attention_fields(parameters: Mapping[str, Any] | None) -> Mapping[str, 
     return layer_fields if isinstance(layer_fields, Mapping) else fields
 
 
+def rope_type_of(model: Any) -> str:
+    """Return the ``rope_type`` of the full-attention layers of a transformers model; ``default`` without one."""
+    parameters = getattr(model.config.get_text_config(), "rope_parameters", None)
+    return str(full_attention_fields(parameters).get("rope_type", "default"))
+
+
 def text_fields(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of a config's text model: the config itself, or its ``text_config`` if it reads images too.
 
@@ -114,6 +120,11 @@ class Rope:
         """Angular frequencies base^(-2i/dim) in radians per token, float64 ``(dim // 2,)`` (LongRoPE eq. 1)."""
         plain = 1.0 / self.base ** (np.arange(0, self.dim, 2) / self.dim)
         return plain / np.array(self.factors) if self.factors else plain
+
+    @property
+    def has_two_sets(self) -> bool:
+        """Whether the checkpoint has other factors for texts of up to ``short_length`` tokens."""
+        return self.short_factors not in ((), self.factors)
 
     @property
     def plain(self) -> Rope:

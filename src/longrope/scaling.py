@@ -163,7 +163,7 @@ class Extension:
         rope = self.rope
         if not rope.factors:
             return self
-        border = rope.original_length if rope.short_factors in ((), rope.factors) else rope.short_length
+        border = rope.short_length if rope.has_two_sets else rope.original_length
         short = replace(self.at(border), length=border)
         sets = [
             replace(scaling.times(rope.factors), attention_factor=scaling.attention_factor * rope.attention_factor)

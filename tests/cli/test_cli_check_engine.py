@@ -115,6 +115,7 @@ def test_refusals(refused: Refused, checkpoints: dict[str, Path], tmp_path: Path
     refused("engine = 'vlm' is unknown; choose one of all", "check", folder, "--engine", "vlm")
     refused("either MODEL.* or --engine", "check", folder)
     refused("either MODEL.* or --engine", "check", folder, "tiny", "--engine", "vllm")
+    refused("device = 'cpu': --engine runs nothing", "check", folder, "--engine", "vllm", "--device", "cpu")
     refused("max_length = '64' is for --engine", "check", folder, "tiny", "--max-length", "64")
     refused("max_length = '6q' is not a number of tokens", "check", folder, "--engine", "vllm", "--max-length", "6q")
     refused("no config.json", "check", tmp_path / "nothing", "--engine", "vllm")

@@ -53,6 +53,8 @@ def test_what_is_refused(cli, refused, model: Path, files: tuple[Path, Path], tm
     (tmp_path / "other.json").write_text(Scaling([2.0] * 8, length=256).to_json())
     refused("Name the model", "compare-factors", table, tmp_path / "other.json")
     assert cli("compare-factors", table, tmp_path / "other.json", "--model", model, "--json").json["length"] == 256
+    refused("original_length = 128: .*Name the model", "compare-factors", *files, "--original-length", 128)
+    refused("original_length = 'banana'", "compare-factors", *files, "--original-length", "banana")
     refused("a file is given twice", "compare-factors", yarn, yarn)
     refused("not a page or a picture", "compare-factors", *files, "-o", tmp_path / "a.pdf")
     refused("cannot read the factors file", "compare-factors", yarn, tmp_path / "nowhere.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 import families
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 import longrope as lr
 from longrope.rope import Rope
@@ -43,6 +43,28 @@ def test_the_config_beside_the_weights_is_a_whole_export(folder: Path, tmp_path:
     assert AutoTokenizer.from_pretrained(tmp_path / "made").model_max_length >= LENGTH
     expected = families.logits(AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval(), ids)
     assert torch.equal(families.logits(restored(tmp_path / "made", folder), ids), expected)
+
+
+def test_the_generation_config_is_there_and_reaches_as_far(folder: Path, tmp_path: Path) -> None:
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_length": 50, "eos_token_id": [2, 5]}))
+    model = families.build("llama")
+    model.generation_config = GenerationConfig.from_pretrained(folder)
+    scaling = scheme("yarn", Rope.of(model), LENGTH)
+    lr.export(str(folder), None, scaling, tmp_path / "by-name", to="config")
+    lr.export(model, families.tokenizer(), scaling, tmp_path / "loaded", to="config")
+    for made in ("by-name", "loaded"):
+        fields = json.loads((tmp_path / made / "generation_config.json").read_text())
+        assert (fields["max_length"], fields["eos_token_id"]) == (LENGTH, [2, 5])
+
+
+def test_a_config_alone_has_no_dtype_and_is_not_compared(
+    model: Path, cli: Callable, refused: Callable, tmp_path: Path
+) -> None:
+    assert cli("scale", model, "-l", LENGTH, "--scheme", "yarn", "-o", tmp_path / "f.json").code == 0
+    words = ("export", model, "--factors", tmp_path / "f.json", "-o", tmp_path / "made", "--config-only")
+    refused("dtype = 'float32': a config alone has no weights. Leave dtype out", *words, "--dtype", "float32")
+    refused("to = 'config' with --no-check: .*Leave --no-check out", *words, "--no-check")
 
 
 def test_quantised_weights_need_no_kernels(folder: Path, tmp_path: Path, cli: Callable, refused: Callable) -> None:

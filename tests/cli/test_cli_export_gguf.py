@@ -93,6 +93,9 @@ def test_bad_input(refused: Refused, model: Path, searched, exported: Path, made
         "--outtype",
         "q8_0",
     )
+    words = ("export", tmp_path / "plain.gguf", "--factors", searched[0], "--to", "gguf", "-o", output)
+    refused("dtype = 'float16': plain.gguf keeps its weights. Leave dtype out", *words, "--dtype", "float16")
+    refused("to = 'gguf' with --no-check: .*Leave --no-check out", *words, "--no-check")
     (tmp_path / "half.gguf").write_bytes(made.read_bytes()[:5000])
     refused(
         "half.gguf is not a complete GGUF",

@@ -59,6 +59,8 @@ def test_a_table_without_geometry_takes_that_of_a_model(cli, tmp_path: Path) -> 
         (Scaling([2.0] * 32, length=2048), None, (), "without a model's geometry. Name the model with --model."),
         (Scaling([2.0] * 32), None, ("--model", "tiny"), "Give the target length with -l"),
         (Scaling([2.0] * 8, length=2048), None, ("--model", "tiny"), "belong to another model"),
+        (Scaling([2.0] * 32, length=2048), TINY, ("--original-length", "128"), "Name the model with --model."),
+        (Scaling([2.0] * 32, length=2048), TINY, ("--original-length", "banana"), "original_length = 'banana'"),
         (Scaling([2.0] * 32, length=2048), TINY, ("-l", "128"), "length = 128 is below"),
         (Scaling([2.0] * 32, length=2048), TINY, ("-l", "none"), "none"),
         (Scaling([2.0] * 32, length=2048, start_tokens=4), TINY, (), "a YaRN has none"),

@@ -354,9 +354,36 @@ def test_an_exported_checkpoint_needs_no_extension(
         assert theirs.code == 0, theirs.err
         assert theirs.out == ours.out
         assert "long factors" in theirs.err
+    for policy in ("pin", "switch"):
+        said = f"policy = '{policy}': .*one set of factors, for every length. Leave it out"
+        refused(said, "generate", tmp_path / "static", "x", "--policy", policy)
     said = "holds two sets of factors, which transformers mixes in its cache; give the model that it was made from, and"
     refused(said, "generate", exported, "x")
     refused("its checkpoint carries a rope scaling", "generate", tmp_path / "static", "x", "--factors", small)
+
+
+def test_an_exported_checkpoint_of_the_hub_needs_no_option(
+    cli: Cli, model: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, commit = tmp_path / "models--org--long", "0" * 40
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    assert cli("export", model, "--factors", small, "-o", cache / "snapshots" / commit).code == 0
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub, local = (
+        cli("generate", name, "if x", "--max-new-tokens", 9) for name in ("org/long", cache / "snapshots" / commit)
+    )
+    assert hub.code == 0, hub.err
+    assert hub.out == local.out
+
+
+def test_factors_are_not_advised_for_a_model_that_carries_some(
+    cli: Cli, model: Path, small: Path, tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    assert cli("export", model, "--factors", small, "-o", tmp_path / "static").code == 0
+    (tmp_path / "static" / "extension.json").unlink()
+    said = "--factors is missing: .*carries a rope scaling for 512 tokens, which transformers runs by itself"
+    refused(said, "generate", tmp_path / "static", "x")
 
 
 def test_a_plain_model_beside_its_extension_needs_no_option(cli: Cli, templated: Path, small: Path) -> None:

@@ -19,12 +19,17 @@ import longrope as lr
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields
 from longrope.formats.load_factors import load_factors
+from longrope.models.load import load, load_config
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
+from longrope.schemes import scheme
 
 LENGTHS = [40, 63, 64, 65, 200]
 HERE = Path(__file__).parent
+SETS = {"short_factor": [1.0] * 6 + [1.1, 1.2], "long_factor": [1.0, 1.0, 1.1, 1.5, 2.0, 3.0, 4.0, 4.5]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, **SETS}
+TWO_SETS = {"rope_parameters": LONGROPE, "max_position_embeddings": 256}  # a checkpoint that carries them
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -113,6 +118,37 @@ def test_detach_undoes_it_bit_for_bit(family: str) -> None:
     assert torch.equal(after[0], before[0])
     assert after[1:] == before[1:]
     assert vars(model.config).keys() == vars(build(family).config).keys()
+
+
+def test_a_copy_of_an_applied_model_is_detached_and_saved(tmp_path: Path) -> None:
+    model = build("llama")
+    plain = set(vars(model.config))
+    copied = lr.detach(copy.deepcopy(lr.apply(model, extension(model))))
+    assert set(vars(copied.config)) == plain
+    copied.save_pretrained(tmp_path / "saved")
+    assert max(differences(build("llama"), tmp_path / "saved")) == 0
+
+
+def test_a_decided_length_ends_with_the_scaling_that_it_was_for(tmp_path: Path) -> None:
+    build("llama", **TWO_SETS).save_pretrained(tmp_path / "two")
+    TOKENIZER.save_pretrained(tmp_path / "two")
+    model, _ = load(str(tmp_path / "two"), original_length=128)
+    rope, config = Rope.of(model), model.config.to_dict()
+    assert rope.original_length == 128
+    lr.apply(model, scheme("ntk", rope, 1024))
+    model.save_pretrained(tmp_path / "saved")
+    assert Rope.of(load_config(str(tmp_path / "saved"))).original_length == 1024
+    assert lr.detach(model).config.to_dict() == config
+    assert Rope.of(model) == rope
+
+
+@pytest.mark.parametrize("mode", ["static", "dual"])
+def test_a_model_of_two_sets_reloads_with_the_same_logits(mode: str, tmp_path: Path) -> None:
+    """Also between its L0 and the length that it came with, where a config of two sets has the new long one."""
+    model = build("llama", **TWO_SETS)
+    lr.apply(model, scheme("ntk", Rope.of(model), 1024), mode=mode)
+    model.save_pretrained(tmp_path / "saved")
+    assert max(differences(model, tmp_path / "saved")) < 1e-5
 
 
 def test_a_patch_of_an_applied_model_ends_where_it_began() -> None:

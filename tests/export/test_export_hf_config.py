@@ -63,6 +63,15 @@ def test_exact_fields_of_a_phi3() -> None:
     }
 
 
+def test_a_softmax_scale_of_yarn_needs_a_factor_above_1() -> None:
+    """DeepSeek's attention derives the scale from mscale_all_dim and the factor."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale_all_dim": 0.7}
+    made = config_fields({**LLAMA, "rope_parameters": yarn}, extension())
+    assert made["rope_parameters"]["mscale_all_dim"] == pytest.approx(0.7 * 2 / 3)
+    with pytest.raises(LongRopeError, match=r"length = 64: .*mscale_all_dim = 0\.7.*Use factors for a longer"):
+        config_fields({**LLAMA, "rope_parameters": yarn}, extension(length=64))
+
+
 @pytest.mark.parametrize("family", sorted(set(families.FAMILIES) - set(families.BY_LAYER) - {"phi3"}))
 def test_fields_that_every_other_reader_needs(family: str) -> None:
     config = families.config(family)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import families
@@ -106,6 +107,18 @@ def test_a_copy_keeps_every_bit_but_the_factors(tmp_path: Path) -> None:
         "llama.rope.scaling.attn_factor": 1.25,
     }
     assert had.keys() <= said.keys()
+
+
+def test_a_copy_leaves_out_empty_arrays(tmp_path: Path) -> None:
+    """They are legal, and gguf-py reads them but refuses to write them."""
+    source = plain(tmp_path / "source.gguf")
+    data, name = source.read_bytes(), b"my.empty"
+    count = struct.unpack_from("<Q", data, 16)[0]
+    empty = struct.pack("<Q8sIIQ", len(name), name, 9, 8, 0)  # 32 bytes, which keeps the alignment of the tensors
+    source.write_bytes(data[:16] + struct.pack("<Q", count + 1) + empty + data[24:])
+    assert "my.empty" in GGUFReader(source).fields
+    extend_gguf(source, extension(model()), tmp_path / "x.gguf")
+    assert keys(source).keys() - keys(tmp_path / "x.gguf").keys() == {"my.empty"}
 
 
 def test_a_copy_gives_what_a_conversion_gives(tmp_path: Path) -> None:

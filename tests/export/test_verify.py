@@ -12,6 +12,7 @@ import gguf_files
 import pytest
 import torch
 from families import build, logits, tokens
+from test_apply import TWO_SETS
 from test_huggingface import TOKENIZER, extension
 from transformers import PreTrainedModel
 
@@ -23,6 +24,8 @@ from longrope.export.gguf import convert
 from longrope.export.huggingface import export_huggingface
 from longrope.formats.load_factors import load_factors
 from longrope.models.load import load
+from longrope.rope import Rope
+from longrope.schemes import scheme
 
 
 @pytest.fixture
@@ -174,3 +177,15 @@ def test_a_gguf_file_with_another_scaling_is_refused(
 
     monkeypatch.setattr(convert, name, wrong)
     gguf_refused(rf"x\.gguf: the file, reopened, {message}", gguf_files.model(), tmp_path)
+
+
+def test_a_model_of_two_sets_is_compared_between_its_lengths_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config of two sets has the new long one there, so the model is compared with it."""
+    model = build("llama", **TWO_SETS)
+    right, extended = verify._spread_text, scheme("ntk", Rope.of(model), 1024)
+    lengths = []
+    monkeypatch.setattr(verify, "_spread_text", lambda model, length: lengths.append(length) or right(model, length))
+    lr.export(model, TOKENIZER, extended, tmp_path / "made", mode="dual")
+    assert lengths == [64, 256, 1024]

@@ -154,3 +154,20 @@ def test_gguf_names_llama_cpps_options_for_architectures_that_factors_cannot_rea
     other = for_mode(Extension.of(ROPE, scheme("ntk", ROPE, LENGTH)), "static")
     with pytest.raises(LongRopeError, match=r"'qwen3'.*or search with the parametrization yarn"):
         refuse_model(families.config("qwen3").to_dict(), other)
+
+
+def test_factors_on_a_yarn_leave_no_attention_factor_of_the_yarn_behind(tmp_path: Path) -> None:
+    """vLLM and SGLang multiply their formula by attn_factor, which the new scaling may not have."""
+    model = build("llama")
+    rope = Rope.of(model)
+    usual = scheme("yarn", rope, LENGTH)
+    lr.apply(model, replace(usual, attention_factor=1.0))
+    assert model.config.rope_parameters["attn_factor"] < 1
+    model.save_pretrained(tmp_path / "first")
+    lr.apply(model, usual)
+    assert "attn_factor" not in model.config.rope_parameters
+
+    carrying = AutoModelForCausalLM.from_pretrained(tmp_path / "first").eval()
+    lr.apply(carrying, scheme("yarn", Rope.of(carrying), 2048))
+    carrying.save_pretrained(tmp_path / "second")
+    assert load_extension(tmp_path / "second").length == 2048

@@ -42,6 +42,23 @@ def test_identity_leaves_the_logits_bit_equal(family: str) -> None:
     assert torch.equal(patched(model, Scaling.identity(Rope.of(model)), x), logits(model, x))
 
 
+def test_identity_leaves_a_dynamic_scaling_as_it_was() -> None:
+    """The probe's passes of 2·L0 tokens grow its frequencies, which transformers keeps for a text of L0 tokens."""
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = build("llama", rope_parameters=dynamic)
+    x = tokens(1, families.L0)
+    before = logits(model, x)
+    assert torch.equal(patched(model, Scaling.identity(Rope.of(model)), x), before)
+    assert torch.equal(logits(model, x), before)
+
+
+def test_frequencies_in_float16_are_those_of_the_config() -> None:
+    """The lowest ones lie near its smallest numbers, 6e-8 apart."""
+    model = build("llama", head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 1e7}).half()
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float16
+    assert find_rotary_slot(model).rope.base == 1e7
+
+
 @each_family
 def test_factors_of_almost_1_leave_the_logits_almost_equal(family: str) -> None:
     model, x = build(family), tokens(2, 100)

@@ -237,7 +237,7 @@ def test_output_has_the_dtype_of_x_and_is_rounded_once(dtype: torch.dtype) -> No
 def test_cos_and_sin_are_on_the_device_of_x(name: str) -> None:
     """Also where the module is on another one, as where a model's layers are on several."""
     x = torch.zeros(2, 5, 1, device="meta")
-    for positions in (None, torch.zeros(2, 5, dtype=torch.long, device="meta")):
+    for positions in (None, *(torch.zeros(2, 5, dtype=torch.long, device=device) for device in ("meta", "cpu"))):
         for seq_len in (None, 64):
             cos, sin = SETS[name](x, positions, seq_len)
             assert (cos.device.type, sin.device.type) == ("meta", "meta")

@@ -21,7 +21,7 @@ def run(
     factors: generate.Factors = None,
     file: generate.File = None,
     new: generate.New = 256,
-    policy: generate.Policy = "pin",
+    policy: generate.Policy = None,
     temperature: generate.Temperature = 0.0,
     seed: generate.Seed = 0,
     original_length: options.OriginalLength = None,

@@ -14,7 +14,9 @@ from longrope.cli import options
 from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.errors import LongRopeError, unknown
 from longrope.export.carried_factors import holds
+from longrope.formats.checkpoint_file import find_file
 from longrope.models.generation import POLICIES, factors_for, generating
+from longrope.models.load_errors import BUILT_IN
 from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, as_extension
@@ -120,14 +122,14 @@ def join_prompt(file: str, question: str) -> str:
 
 
 def open_chat_model(
-    name: str, factors: str | None, policy: str, *, original_length: int | None, dtype: str, device: str
+    name: str, factors: str | None, policy: str | None, *, original_length: int | None, dtype: str, device: str
 ) -> ChatModel:
     """Load a model and its extension.
 
     Args:
         name: Name of the model, as for `longrope.models.load.load`.
         factors: Factors file or run folder (default: the model folder's ``extension.json``).
-        policy: One of `longrope.models.generation.POLICIES`.
+        policy: One of `longrope.models.generation.POLICIES`; None is ``pin``; of one set, ``static``.
         original_length: L0 in tokens, as for `longrope.models.load.load`.
         dtype: Key of `longrope.models.load.DTYPES`.
         device: Torch device, or ``auto``.
@@ -135,26 +137,23 @@ def open_chat_model(
     Raises:
         LongRopeError: The model or its factors are missing, or they do not belong together.
     """
-    if policy not in POLICIES:
+    if policy not in (None, *POLICIES):
         raise unknown("policy", policy, POLICIES)
     config = options.read_config(name, original_length)
-    extension_file = Path(name) / "extension.json"
-    if factors is None and not extension_file.is_file():
-        raise LongRopeError(
-            f"--factors is missing: a run folder or a factors file; for one without a search: "
-            f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
-        )
+    source = factors or _own_factors(name, Rope.of(config))
     if factors is None and original_length is not None:
         raise LongRopeError(f"original_length = {original_length}: {name} is extended already. Leave it out.")
-    extension = options.read_factors(factors or str(extension_file))
+    extension = options.read_factors(source)
     exported = None
     if factors is None and isinstance(extension, Extension) and holds(config.to_dict(), extension):
         exported = extension
     if exported is not None and exported.short != exported.long:
         raise LongRopeError(
             f"{name} holds two sets of factors, which transformers mixes in its cache; give the model that it was "
-            f"made from, and --factors {name}"
+            f"made from, and --factors {source}"
         )
+    if exported is not None and policy not in (None, "static"):
+        raise LongRopeError(f"policy = {policy!r}: {name} has one set of factors, for every length. Leave it out.")
     device = options.choose_device(device)
     length = extension.length or Rope.of(config).original_length
 
@@ -164,7 +163,33 @@ def open_chat_model(
     dtype = options.choose_dtype(dtype, name, device, check_memory)
     model, tokenizer = options.open_model(name, dtype, device, original_length)
     extension = exported or as_extension(extension, Rope.of(model))
-    policy = "static" if exported else policy
+    policy = "static" if exported else policy or "pin"
     chat_model = ChatModel(model, tokenizer, extension, policy, exported is not None)
     with chat_model.generating():  # refuses another model's extension
         return chat_model
+
+
+def _own_factors(name: str, rope: Rope) -> str:
+    """Return the folder of the ``extension.json`` that longrope wrote beside a model.
+
+    Args:
+        name: Name of the model, which may be a hub id.
+        rope: Rope of the model.
+
+    Raises:
+        LongRopeError: There is no such file.
+    """
+    path = Path(name) / "extension.json"
+    if not Path(name).exists() and name not in BUILT_IN:
+        path = find_file(name, path.name) or path
+    if path.is_file():
+        return str(path.parent)
+    if rope.factors:
+        raise LongRopeError(
+            f"--factors is missing: {name} carries a rope scaling for {rope.original_length:,} tokens, which "
+            "transformers runs by itself. For longer texts give factors that were made for this checkpoint."
+        )
+    raise LongRopeError(
+        "--factors is missing: a run folder or a factors file; for one without a search: "
+        f"longrope scale {name} --scheme heuristic --length 32k -o factors.json"
+    )

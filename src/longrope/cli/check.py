@@ -51,6 +51,8 @@ def run(
     decided = options.decided_length(original_length)
     if model is not None:
         ok = _compare_logits(folder, model, tokens, device, original_length=decided, as_json=as_json)
+    elif device != "auto":
+        raise LongRopeError(f"device = {device!r}: --engine runs nothing. Leave --device out.")
     elif decided is not None:
         raise LongRopeError(f"original_length = {decided}: an engine reads the checkpoint's own. Leave it out.")
     else:

@@ -53,11 +53,7 @@ def run(
 
     from longrope.report.compare_factors import compared
 
-    rope = None
-    if model is not None:
-        from longrope.rope import Rope
-
-        rope = Rope.of(options.read_config(model, options.decided_length(original_length)))
+    rope = options.rope_of_model(model, original_length)
     comparison = compared({path: options.read_factors(path) for path in factors}, rope=rope, length=tokens)
     if output is not None:
         write(comparison, output)

@@ -23,7 +23,8 @@ def run(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder or file to write.")],
     after_model: Annotated[str | None, typer.Argument(hidden=True, metavar="FACTORS")] = None,  # habit: MODEL FACTORS
     factors: Annotated[
-        str | None, typer.Option("--factors", help=f"{options.FACTORS} Not for a MODEL that longrope extended.")
+        str | None,
+        typer.Option("--factors", help=f"{options.FACTORS} For a MODEL that longrope extended already, only its own."),
     ] = None,
     to: Annotated[str, typer.Option(help=f"Format. {FORMATS}.")] = "huggingface",
     config_only: Annotated[bool, typer.Option("--config-only", help="Write no weights: --to config.")] = False,
@@ -31,7 +32,12 @@ def run(
         str | None,
         typer.Option(help="static: long factors always (default with --factors). dual: both; needs --attention none."),
     ] = None,
-    dtype: options.Dtype = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help=f"Dtype of the weights: {options.DTYPE_NAMES}, the checkpoint's. Not with --config-only or of a .gguf."
+        ),
+    ] = "auto",
     outtype: Annotated[
         str, typer.Option(help="Type of a GGUF's matrices: auto (as --dtype), f32, f16, q8_0 …")
     ] = "auto",
@@ -61,6 +67,8 @@ def run(
         raise LongRopeError(f"to = {to!r} with --config-only: only a folder can be without weights. Leave one out.")
     to = "config" if config_only else to
     exporter = find_exporter(to, outtype)
+    if no_check and not exporter.compared:
+        raise LongRopeError(f"to = {to!r} with --no-check: this format is not compared anyway. Leave --no-check out.")
     if mode not in (None, *MODES):
         raise unknown("mode", mode, MODES)
     if factors is not None and after_model is not None:

@@ -77,12 +77,10 @@ def read(path: str, model: str | None, length: int | None, original_length: str 
     """
     from dataclasses import replace
 
-    from longrope.rope import Rope
     from longrope.scaling import Extension, check_rope
 
-    scaling = options.read_factors(path)
-    if model is not None:
-        rope = Rope.of(options.read_config(model, options.decided_length(original_length)))
+    rope, scaling = options.rope_of_model(model, original_length), options.read_factors(path)
+    if rope is not None:
         check_rope(scaling, rope, path)
     elif isinstance(scaling, Extension):
         rope = scaling.rope

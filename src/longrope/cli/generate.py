@@ -18,7 +18,12 @@ File = Annotated[
     Path | None, typer.Option(help="Text file to put before the prompt; its end is cut if it does not fit.")
 ]
 New = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Largest number of tokens to generate.")]
-Policy = Annotated[str, typer.Option(help="When to use the short factors: pin, switch or static.")]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        help="When to use the short factors: pin, switch or static (default: pin; static if MODEL has one set)."
+    ),
+]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above 0, tokens are sampled.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling.")]
 
@@ -29,7 +34,7 @@ def run(
     factors: Factors = None,
     file: File = None,
     new: New = 256,
-    policy: Policy = "pin",
+    policy: Policy = None,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     original_length: options.OriginalLength = None,

@@ -17,6 +17,7 @@ from longrope.units import parse_length
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from longrope.rope import Rope
     from longrope.scaling import Extension, Scaling
 
 BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
@@ -91,6 +92,22 @@ def read_config(model: str, original_length: int | None) -> PreTrainedConfig:
         if warning:
             distributed.say(f"Warning: {warning}.")
     return config
+
+
+def rope_of_model(model: str | None, original_length: str | None) -> Rope | None:
+    """Return the rope of --model, with another L0 if one is given; None without --model.
+
+    Raises:
+        LongRopeError: --original-length is not a number of tokens, or comes without a model.
+    """
+    from longrope.rope import Rope
+
+    decided = decided_length(original_length)
+    if model is not None:
+        return Rope.of(read_config(model, decided))
+    if decided is not None:
+        raise LongRopeError(f"original_length = {decided}: it is a model's. Name the model with --model.")
+    return None
 
 
 def parse_schemes(text: str) -> list[str]:

@@ -7,14 +7,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
-from longrope.export.hf_config import config_fields, for_mode
+from longrope.export.hf_config import config_fields, factors_in_mode, for_mode
+from longrope.formats.lengths import DECIDED
 from longrope.models.adapter import switched_adapter
 from longrope.models.dequantized import forget_conversions
 from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import RescaledRotary, find_rotary_slot
 from longrope.scaling import Extension, Scaling, as_extension
 
-ABSENT = object()  # stands for a field that the plain config does not have
+
+class Absent:
+    """Mark of a field that the plain config does not have; the class itself, which copies and pickles keep."""
 
 
 def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "static") -> PreTrainedModel:
@@ -48,12 +51,13 @@ def apply(model: PreTrainedModel, scaling: Scaling | Extension, *, mode: str = "
         "rope_scaling", None
     )  # the same for other readers; transformers' Trainer cannot resume from a config with it
     attributes = vars(model.config.get_text_config())
-    plain = {name: attributes.get(name, ABSENT) for name in fields} | _plain_fields(slot.module)
+    plain = {name: attributes.get(name, Absent) for name in (*fields, DECIDED)} | _plain_fields(slot.module)
     forget_conversions(model)
-    install_factors(model, extension if mode == "dual" else extension.long)
+    install_factors(model, factors_in_mode(extension, mode))
     rotary = find_rotary_slot(model).module
     assert isinstance(rotary, RescaledRotary)
     rotary.plain_fields = plain
+    attributes.pop(DECIDED, None)  # it was L0 of the scaling that the config had
     attributes.update(fields)  # setattr checks each field by itself, and some are right only together
     return model
 
@@ -74,7 +78,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         raise LongRopeError("model: no factors are applied to it. Apply some with longrope.apply first.")
     attributes = vars(model.config.get_text_config())
     for name, value in plain.items():
-        if value is ABSENT:
+        if value is Absent:
             attributes.pop(name, None)
         else:
             attributes[name] = value

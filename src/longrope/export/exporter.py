@@ -85,6 +85,7 @@ class Exporter:
         write: Function that writes a request's output and returns the extension as the output holds it.
         summary: Readers of the format, for the command's help.
         folder: Whether the output is a folder; otherwise it is one file.
+        compared: Whether ``check`` decides that the output is reopened and compared with the model.
         packages: Packages that the format needs beyond longrope's own dependencies.
         quantizes: Whether the format takes an ``outtype``.
         next_steps: Function from a request and its written extension to the lines that the command prints.
@@ -93,6 +94,7 @@ class Exporter:
     write: Callable[[ExportRequest], Extension]
     summary: str
     folder: bool = False
+    compared: bool = False
     packages: tuple[str, ...] = ()
     quantizes: bool = False
     next_steps: Callable[[ExportRequest, Extension], list[str]] = lambda request, extension: [f"Wrote {request.output}"]

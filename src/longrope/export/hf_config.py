@@ -11,9 +11,9 @@ from transformers import CONFIG_MAPPING
 
 from longrope.errors import LongRopeError, unknown
 from longrope.formats.lengths import DECIDED, raised
-from longrope.formats.rope_fields import GEOMETRY, READ
+from longrope.formats.rope_fields import GEOMETRY, NEUTRAL, READ
 from longrope.rope import FULL, full_attention_fields, full_attention_name, text_fields
-from longrope.scaling import Extension
+from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor
 from longrope.yarn_fit import yarn_of
 
@@ -46,6 +46,16 @@ def for_mode(extension: Extension, mode: str) -> Extension:
             "transformers applies one factor to both sets. Use mode static, or factors searched with attention none."
         )
     return Extension(rope=extension.rope, short=short, long=extension.long, length=extension.length)
+
+
+def factors_in_mode(extension: Extension, mode: str) -> Scaling | Extension:
+    """Return the factors with which a model computes what its checkpoint of a mode computes.
+
+    A config has two sets. Where the model came with a short set of its own, ``dual`` keeps it beside the new long one.
+    """
+    if mode != "dual":
+        return extension.long
+    return replace(extension, short=extension.long) if extension.rope.has_two_sets else extension
 
 
 def on_formula(extension: Extension) -> bool:
@@ -108,7 +118,7 @@ def config_fields(config: Mapping[str, Any], extension: Extension) -> dict[str, 
     _refuse_model(config)
     parameters, rope, attention = config["rope_parameters"], extension.rope, extension.long.attention_factor
     read_by_others = full_attention_name(parameters) in (None, FULL)  # transformers 5 alone has ropes of other names
-    softmax_scale = _softmax_scale(parameters, extension.scale)
+    softmax_scale = _softmax_scale(parameters, extension)
     as_longrope = config["model_type"] in THREE_KEYS or softmax_scale or not read_by_others
     sets = {"short_factor": list(extension.short.factors), "long_factor": list(extension.long.factors)}
     yarn = None if as_longrope else yarn_fields(extension)
@@ -174,20 +184,28 @@ def _fields_of_other_readers(
 
 def _other_fields(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a rope that belong to the model, not to a scaling, as Ministral's scale of the queries."""
-    names = GEOMETRY.union(*READ.values())
+    names = GEOMETRY.union(*READ.values(), NEUTRAL)
     return {name: value for name, value in full_attention_fields(parameters).items() if name not in names}
 
 
-def _softmax_scale(parameters: Mapping[str, Any], factor: float) -> dict[str, float]:
+def _softmax_scale(parameters: Mapping[str, Any], extension: Extension) -> dict[str, float]:
     """Return the field that keeps a model's own scale of its softmax, which DeepSeek's YaRN derives from the factor.
 
     The scale is the square of 0.1·mscale_all_dim·ln(factor) + 1.
+
+    Raises:
+        LongRopeError: The factor would be 1, which gives the scale 1 with any ``mscale_all_dim``.
     """
     fields = full_attention_fields(parameters)
     weight, kind = fields.get("mscale_all_dim"), fields.get("rope_type", "default")
     if not weight or kind == "default":
         return {}
-    return {"mscale_all_dim": weight * math.log(fields["factor"]) / math.log(factor)}
+    if extension.scale == 1:
+        raise LongRopeError(
+            f"length = {extension.length}: the model derives its softmax scale from mscale_all_dim = {weight:g} and "
+            "the factor L / L0, which is 1 at this length. Use factors for a longer sequence."
+        )
+    return {"mscale_all_dim": weight * math.log(fields["factor"]) / math.log(extension.scale)}
 
 
 def _takes_head_dim(model_type: str) -> bool:

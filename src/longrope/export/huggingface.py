@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.engines.guide import serving_guide
 from longrope.errors import LongRopeError
@@ -18,6 +18,7 @@ from longrope.export.hf_config import config_fields, for_mode, refuse_quantized
 from longrope.export.model_card import model_card
 from longrope.export.tokenizer import save_tokenizer
 from longrope.export.verify import ExpectedLogits
+from longrope.formats.checkpoint_file import find_file
 from longrope.formats.lengths import raised
 from longrope.models.dequantized import forget_conversions
 from longrope.models.processor_files import copy_processor
@@ -25,6 +26,7 @@ from longrope.scaling import Extension
 from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
 
+GENERATION = "generation_config.json"
 RUN_FILES = ("plan.toml", "search-0.jsonl")  # a run has an extension.json too, but is not a checkpoint
 
 
@@ -79,6 +81,7 @@ def export_config(
     extension: Extension,
     folder: Path,
     *,
+    generation_config: GenerationConfig | None = None,
     mode: str = "static",
     name: str = "model",
     overwrite: bool = False,
@@ -90,6 +93,7 @@ def export_config(
         tokenizer: Tokenizer of the model.
         extension: Factors to write, for the model's rope.
         folder: Folder to write; it appears whole or not at all.
+        generation_config: Generation config of a loaded model; None copies that of the config's folder or hub id.
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
         name: Name of the model, for the card.
         overwrite: Whether an existing export is replaced.
@@ -105,6 +109,10 @@ def export_config(
         config_fields(config.to_dict(), written)
         save_tokenizer(tokenizer, temporary, written.length)
         config.save_pretrained(temporary)
+        if generation_config is not None:
+            generation_config.save_pretrained(temporary)
+        elif config.name_or_path and (path := find_file(config.name_or_path, GENERATION)):
+            shutil.copyfile(path, temporary / GENERATION)
         copy_processor(config, temporary)
         _write_fields(temporary, written, mode, name, folder)
     return written
@@ -145,7 +153,7 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _write_fields(temporary: Path, written: Extension, mode: str, name: str, folder: Path) -> None:
     """Write the factors into the config of a folder, and the files that describe them."""
-    _raise_generation_length(temporary / "generation_config.json", written.length)
+    _raise_generation_length(temporary / GENERATION, written.length)
     config = config_fields(json.loads((temporary / "config.json").read_text(encoding="utf-8")), written)
     write_json(temporary / "config.json", config)
     write_text(temporary / "extension.json", written.to_json())

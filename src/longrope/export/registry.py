@@ -118,7 +118,9 @@ def _write_config(request: ExportRequest) -> Extension:
     from longrope.models.adapter_folder import base_of
     from longrope.models.load import load_config, load_tokenizer
 
-    length = request.options.original_length
+    length, generation_config = request.options.original_length, None
+    if request.dtype != "auto":
+        raise LongRopeError(f"dtype = {request.dtype!r}: a config alone has no weights. Leave dtype out.")
     if isinstance(request.model, str):
         if (base := base_of(request.model)) is not None:
             raise LongRopeError(
@@ -128,6 +130,7 @@ def _write_config(request: ExportRequest) -> Extension:
         config, tokenizer = load_config(request.model, original_length=length), load_tokenizer(request.model)
     else:
         config, tokenizer = request.model.config, request.tokenizer
+        generation_config = request.model.generation_config
     if tokenizer is None:
         raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Give it, or the model's name.")
     return export_config(
@@ -135,6 +138,7 @@ def _write_config(request: ExportRequest) -> Extension:
         tokenizer,
         request.extension,
         request.output,
+        generation_config=generation_config,
         mode=request.mode,
         name=request.name,
         overwrite=request.options.overwrite,
@@ -177,6 +181,8 @@ def _write_gguf(request: ExportRequest) -> Extension:
     if source is not None:
         if outtype != "auto":
             raise LongRopeError(f"outtype = {outtype!r}: {source.name} keeps its quantisation. Leave outtype out.")
+        if request.dtype != "auto":
+            raise LongRopeError(f"dtype = {request.dtype!r}: {source.name} keeps its weights. Leave dtype out.")
         if request.options.original_length is not None:
             raise LongRopeError(
                 f"original_length = {request.options.original_length}: {source.name} keeps its context_length. "
@@ -208,6 +214,7 @@ EXPORTERS: dict[str, Exporter] = {
         _write_huggingface,
         "a folder for transformers, vLLM, SGLang and others",
         folder=True,
+        compared=True,
         next_steps=_serve_huggingface,
     ),
     "config": Exporter(

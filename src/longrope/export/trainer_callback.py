@@ -10,7 +10,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from longrope.export.apply import apply
 from longrope.export.carried_factors import extension_to_write, has_applied_factors, holds
-from longrope.export.hf_config import for_mode
+from longrope.export.hf_config import factors_in_mode, for_mode
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.storage.atomic import write_text
@@ -23,6 +23,11 @@ class LongRopeCallback(TrainerCallback):
     model that has these factors already stays as it is. Each checkpoint then has the factors in its config, and an
     ``extension.json``. So does the output folder, once ``trainer.save_model()`` has written the final weights there.
 
+    A Trainer of a PEFT model saves the adapter without a config. The folder then gets a ``factors.json`` with the
+    factors that the base model lacks. `longrope.load` of the folder merges the adapter, and the factors are for the
+    model that it returns: `longrope.patch` it with them, or write both by
+    ``longrope export FOLDER --factors FOLDER/factors.json``.
+
     Args:
         scaling: Extension of the model, or a scaling of some length.
         mode: ``static`` (the long factors at every length) or ``dual`` (the short ones up to L0).
@@ -30,7 +35,7 @@ class LongRopeCallback(TrainerCallback):
 
     def __init__(self, scaling: Scaling | Extension, *, mode: str = "static") -> None:
         self.scaling, self.mode = scaling, mode
-        self.extension: Extension | None = None
+        self.file: tuple[str, Scaling | Extension] | None = None  # name and content, for each checkpoint
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Apply the factors to the Trainer's model."""
@@ -43,24 +48,29 @@ class LongRopeCallback(TrainerCallback):
         self._apply(kwargs["model"])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write ``extension.json`` into this step's checkpoint; the Trainer has written the applied config there."""
+        """Write the factors' file into this step's checkpoint; the Trainer has written the applied config there."""
         if state.is_world_process_zero:
             self._write(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write ``extension.json`` into the output folder, where ``trainer.save_model()`` writes the final weights."""
+        """Write the factors' file into the output folder, where ``trainer.save_model()`` writes the final weights."""
         if state.is_world_process_zero:
             self._write(Path(str(args.output_dir)))
 
     def _apply(self, model: PreTrainedModel) -> None:
         config, applied = model.config.to_dict(), has_applied_factors(model)
         extension = extension_to_write(config, self.scaling, Rope.of(model), self.mode, applied=applied)
-        self.extension = for_mode(extension, self.mode)
-        if not holds(config, self.extension):
+        written = for_mode(extension, self.mode)
+        if not holds(config, written):
             apply(model, self.scaling, mode=self.mode)
+        if not getattr(model, "peft_config", None):
+            self.file = "extension.json", written
+        elif has_applied_factors(model):  # else the folder of the base model has them
+            self.file = "factors.json", factors_in_mode(extension, self.mode)
 
     def _write(self, folder: Path) -> None:
-        if self.extension is not None and folder.is_dir():
-            write_text(folder / "extension.json", self.extension.to_json())
+        if self.file is not None and folder.is_dir():
+            name, factors = self.file
+            write_text(folder / name, factors.to_json())

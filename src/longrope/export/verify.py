@@ -19,7 +19,7 @@ from longrope.engines.predict import extension_in_config
 from longrope.errors import LongRopeError
 from longrope.export import plain_logits
 from longrope.export.carried_factors import same_factors
-from longrope.export.hf_config import for_mode
+from longrope.export.hf_config import factors_in_mode, for_mode
 from longrope.export.parity import TOLERANCE, Parity, in_float32, random_text
 from longrope.models.device_memory import explain_out_of_memory, free_memory
 from longrope.models.patch import evaluating, patch
@@ -50,6 +50,8 @@ class ExpectedLogits:
     def of(cls, model: PreTrainedModel, extension: Extension, mode: str, *, carried: bool) -> ExpectedLogits:
         """Compute the logits of a model with factors, in float32, for one text of L0 tokens and one beyond.
 
+        A text of the length that a model of two sets came with lies between them.
+
         Args:
             model: Model that the factors are for, or one that was loaded with these factors.
             extension: Factors of the checkpoint.
@@ -66,10 +68,10 @@ class ExpectedLogits:
             )
         written = for_mode(extension, mode)
         beyond = min(written.length, extension.rope.original_length + BEYOND)
-        lengths = sorted({written.rope.original_length, beyond})
+        lengths = sorted({written.rope.original_length, extension.rope.original_length, beyond})
         if carried and not same_factors(extension_in_config(model.config.to_dict()).short, written.short):
             lengths = lengths[1:]  # its own short factors are not the ones that are written
-        factors = extension if mode == "dual" else extension.long
+        factors = factors_in_mode(extension, mode)
         texts = [_spread_text(model, length) for length in lengths]
         with (
             explain_out_of_memory(max(lengths), f"on {model.device}, in float32", REMEDY),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.checks import whole
+from longrope.formats.checkpoint_file import find_file
 from longrope.formats.rope_fields import ORIGINAL
 from longrope.rope import full_attention_fields
 
@@ -110,14 +111,11 @@ def set_original_length(config: Any, length: int) -> None:
 
 def _content(source: str, file: str) -> Mapping[str, Any]:
     """Return the content of a JSON file of a checkpoint; empty if there is none that can be read."""
-    from transformers.utils.hub import cached_file
-
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return {}  # a folder of GGUF files
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
+    path = find_file(source, file)
     try:
-        path = cached_file(source, file, **{f"_raise_exceptions_for_{name}": False for name in quiet})
-        fields = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        fields = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}
     return fields if isinstance(fields, Mapping) else {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.errors import LongRopeError, did_you_mean
+from longrope.formats.checkpoint_file import find_file
 from longrope.formats.hf_config import extension_of_config
 from longrope.models.adapter_folder import CONFIG as ADAPTER
 from longrope.models.adapter_folder import MERGEABLE
@@ -187,19 +188,6 @@ def _snapshot(name: str) -> Path | None:
     """Return the folder of a hub model that has been fetched; None if there is none."""
     path = find_file(name, CONFIG, local_files_only=True)
     return None if path is None else path.parent
-
-
-def find_file(name: str, file: str, **options: Any) -> Path | None:
-    """Return a file of a folder or a hub model; None if it does not exist or cannot be fetched."""
-    from transformers.utils.hub import cached_file
-
-    quiet = ("gated_repo", "missing_entries", "connection_errors")
-    options |= {f"_raise_exceptions_for_{kind}": False for kind in quiet}
-    try:
-        path = cached_file(name, file, **options)
-    except (OSError, ValueError):
-        return None
-    return None if path is None else Path(path)
 
 
 def suggestion(name: str) -> str:

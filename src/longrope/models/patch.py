@@ -13,7 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.models.adapter import switched_adapter
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import find_rotary_slot
-from longrope.rope import Rope
+from longrope.rope import Rope, rope_type_of
 from longrope.scaling import Extension, Scaling, check_rope
 
 
@@ -24,12 +24,15 @@ def patch(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scalin
     Args:
         model: Causal language model. If its checkpoint carries a rope scaling, the factors multiply it.
         scaling: A `Scaling` for every sequence length, an `Extension` (short or long by each row's length), or one
-            `Scaling` for each row of a batch; None leaves any model unchanged.
+            `Scaling` for each row of a batch; None leaves any model unchanged, but a dynamic scaling of the checkpoint
+            begins as if no text had been read before.
 
     Raises:
         LongRopeError: The factors do not describe or fit the model's rotary embedding, or its logits did not change.
     """
     if scaling is None:
+        if rope_type_of(model) == "dynamic":
+            find_rotary_slot(model).forget_lengths()
         yield model
         return
     rotary = find_rotary_slot(model)
@@ -63,6 +66,8 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
             rotary.rescale(doubled)
             unchanged = torch.equal(before, _sparse_logits(model, length, rows))
             rotary.rescale(embedding, switched_adapter(model))
+        if embedding is None:
+            rotary.forget_lengths()
         if before.isfinite().all():  # else no two logits are equal
             _check_effect(model, unchanged=unchanged, is_identity=embedding is None)
     except BaseException:
@@ -85,8 +90,7 @@ def _embedding(rope: Rope, scaling: Scaling | Extension | Sequence[Scaling], dev
         for row in scalings:
             check_rope(row, rope)
         embedding = LongRoPE.static(rope, scalings)
-    two_sets = rope.short_factors not in ((), rope.factors)
-    unchanged = all(scaling.is_identity for scaling in scalings) and not two_sets
+    unchanged = all(scaling.is_identity for scaling in scalings) and not rope.has_two_sets
     return None if unchanged else embedding.to(device)
 
 

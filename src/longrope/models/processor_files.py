@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from longrope.models.load_errors import find_file
+from longrope.formats.checkpoint_file import find_file
 
 FILES = (
     "processor_config.json",

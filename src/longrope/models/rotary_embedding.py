@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 class LongRoPE(nn.Module):
     """Rotary embedding with rescale factors per pair: short ones up to the original length, long ones beyond.
 
-    A float32 product position·inv_freq is off by 0.06 rad at 2M tokens. This module splits a position p = BLOCK·a + b
-    and looks up a and b in two tables made in float64. The angle-sum identities then give cos(A + B) and sin(A + B) in
+    At 2M tokens transformers' float32 cos and sin are off by 0.15. This module splits a position p = BLOCK·a + b and
+    looks up a and b in two tables made in float64. The angle-sum identities then give cos(A + B) and sin(A + B) in
     float32: right to 1e-6 at position 2^21, without a trigonometric function in the forward pass.
 
     ``state_dict()`` holds one entry, ``_extra_state``: geometry, factors and attention factors as JSON in bytes, which
@@ -77,7 +77,7 @@ class LongRoPE(nn.Module):
         """
         module, rope = cls._empty(), extension.rope
         long = replace(extension.long, length=extension.length)
-        carried = [extension.at(rope.short_length)] if rope.short_factors not in ((), rope.factors) else []
+        carried = [extension.at(rope.short_length)] if rope.has_two_sets else []
         module._build(rope, [*carried, extension.short, long], by_length=True)
         return module
 
@@ -142,7 +142,7 @@ class LongRoPE(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
             seq_len = x.shape[1] if seq_len is None else seq_len
-        position_ids = integer_positions(position_ids)
+        position_ids = integer_positions(position_ids).to(x.device)
         rows = len(self.scalings)
         if not self.by_length and rows > 1 and x.shape[0] != rows:
             raise LongRopeError(

@@ -71,6 +71,11 @@ class RotarySlot:
         """Put the model's own rotary modules at their sites."""
         self._install(self.originals)
 
+    def forget_lengths(self) -> None:
+        """Reset the frequencies that a dynamic scaling has grown, by one token at the first position."""
+        for original in self.originals:
+            RotaryLayout.of(original, self.rope.dim // 2)
+
     def restore(self) -> None:
         """Put back the rotary modules that the sites had when they were found."""
         self._install([site.module for site in self.sites])
@@ -179,7 +184,8 @@ def _has_frequencies(original: nn.Module, rope: Rope) -> bool:
     expected = torch.from_numpy(first.inv_freq).float()
     if inv_freq is None or inv_freq.shape != expected.shape:
         return False
-    return torch.allclose(inv_freq.float().cpu(), expected, rtol=1e-2)
+    step = 6e-8 if inv_freq.dtype == torch.float16 else 1e-8  # of the smallest numbers in float16
+    return torch.allclose(inv_freq.float().cpu(), expected, rtol=1e-2, atol=step)
 
 
 def _check_reach(axes: Tensor, embedding: nn.Module) -> None:

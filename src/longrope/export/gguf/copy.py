@@ -33,6 +33,8 @@ def extend_gguf(
         LongRopeError: llama.cpp cannot run this architecture with factors, or the source is broken, is for another rope
             or carries a scaling that longrope does not read, or the file cannot be written.
     """
+    from gguf import GGUFValueType
+
     written = for_mode(extension, mode)
     refuse_split(source)
     reader = open_gguf(source)
@@ -45,7 +47,10 @@ def extend_gguf(
         if "general.alignment" in reader.fields:
             writer.data_alignment = reader.alignment
         for name, field in reader.fields.items():
-            if name not in keys and not name.startswith(replaced):
+            is_empty = (
+                field.types[:1] == [GGUFValueType.ARRAY] and not field.data
+            )  # which gguf-py reads, but not writes
+            if name not in keys and not name.startswith(replaced) and not is_empty:
                 element_type = field.types[-1] if field.types[1:] else None
                 writer.add_key_value(name, field.contents(), field.types[0], element_type)
         add_keys(writer, keys)
