@@ -94,8 +94,9 @@ docs: $(READY)  ## build the documentation site in build/site (a broken link is 
 docs-serve: $(READY)  ## serve the site at http://127.0.0.1:8000 and rebuild it when a page changes
 	$(BIN)/mkdocs serve
 
-docs-made: $(READY)  ## generate the CLI reference, the schema of results and the figures of the site
+docs-made: $(READY)  ## generate the CLI reference, the keys of a plan, the schema of results and the figures of the site
 	$(BIN)/python scripts/docs_cli.py
+	$(BIN)/python scripts/docs_plan.py
 	$(BIN)/python scripts/results_schema.py
 	$(BIN)/python scripts/docs_figures.py
 

@@ -51,6 +51,11 @@ def test_the_schema_of_results_is_what_the_types_give() -> None:
     assert json.loads(written) == script("results_schema").schema(), "run scripts/results_schema.py"
 
 
+def test_the_reference_of_plans_is_what_the_types_give() -> None:
+    written = (DOCS / "reference" / "plan.md").read_text(encoding="utf-8")
+    assert written == script("docs_plan").page(), "run scripts/docs_plan.py"
+
+
 def test_the_python_reference_has_every_name_once() -> None:
     text = (DOCS / "reference" / "api.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^::: longrope\.(\w+)$", text, re.MULTILINE)) == longrope.__all__

@@ -4,5 +4,6 @@
 set -euo pipefail
 checkpoint=$1
 longrope export "$checkpoint" --factors extended -o "$checkpoint-extended"
-longrope check "$checkpoint-extended" --engine all
 longrope eval "$checkpoint-extended" --lengths 8k,32k --data my-texts/ --retrieval passkey -o "$checkpoint-eval"
+# The last command, as its exit code is 1 if any engine departs from the factors: look at the one that you serve with.
+longrope check "$checkpoint-extended" --engine all

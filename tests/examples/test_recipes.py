@@ -225,13 +225,16 @@ def test_mergekit_averages_weights_and_keeps_the_factors(
     model, tokenizer = lr.load("tiny", dtype="float32")
     with torch.no_grad():
         model.model.norm.weight.mul_(2)
-    model.save_pretrained(tmp_path / "original")
-    tokenizer.save_pretrained(tmp_path / "original")
+        model.model.layers[0].self_attn.q_proj.weight.mul_(2)
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
     monkeypatch.chdir(tmp_path)
     config = tool("mergekit.config").MergeConfiguration.model_validate(
         yaml.safe_load((FOLDER / "mergekit.yml").read_text(encoding="utf-8"))
     )
     merging.run_merge(config, "merged", options(write_model_card=False))  # a card asks the hub
     merged, before = (AutoModelForCausalLM.from_pretrained(path, dtype="float32") for path in ("merged", "extended"))
-    torch.testing.assert_close(merged.model.norm.weight, 1.25 * before.model.norm.weight, atol=0, rtol=1e-2)
+    torch.testing.assert_close(merged.model.norm.weight, 1.75 * before.model.norm.weight, atol=0, rtol=1e-2)
+    queries, unscaled = (each.model.layers[0].self_attn.q_proj.weight for each in (merged, before))
+    torch.testing.assert_close(queries, 2 * unscaled, atol=0, rtol=1e-2)
     assert torch.equal(merged.model.rotary_emb.inv_freq, before.model.rotary_emb.inv_freq)
