@@ -23,9 +23,10 @@ from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
 from longrope.formats.load_factors import load_extension
 from longrope.provenance import provenance
+from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import parse_plan
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_json
 
 BUILD, RESULTS = Path("build/composed-run"), Path(__file__).parent / "results" / "composed-run.json"

@@ -21,12 +21,13 @@ from typing import Any
 
 from longrope.evaluation.results import EvalResults
 from longrope.provenance import provenance
+from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import parse_plan
 from longrope.stages.plan_by_hours import bare_plan
 from longrope.stages.plan_tables import Data, Finetune
 from longrope.stages.rank_starts import rank_starts
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_json
 
 BUILD, RESULTS = Path("build/extend-by-hours"), Path(__file__).parent / "results" / "extend-by-hours.json"

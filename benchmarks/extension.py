@@ -35,10 +35,11 @@ from longrope.models.average import mix_weights
 from longrope.models.load import load_config
 from longrope.provenance import provenance
 from longrope.stages.average_test import choose_average
+from longrope.stages.begin_run import begin_run
 from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan, parse_plan
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts

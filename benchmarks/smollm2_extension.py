@@ -34,9 +34,10 @@ from longrope.evaluation.statistics import mean_error
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.adapter import merge_adapter
 from longrope.provenance import provenance
+from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import parse_plan
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import score_prompts

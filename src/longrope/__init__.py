@@ -54,13 +54,13 @@ if TYPE_CHECKING:
     from longrope.search.registry import METHODS as METHODS
     from longrope.search.run import SearchResult as SearchResult
     from longrope.search.space import Space as Space
+    from longrope.stages.begin_run import begin_run as begin_run
     from longrope.stages.finetune import finetune as finetune
     from longrope.stages.pipeline import extend as extend
     from longrope.stages.plan import Plan as Plan
     from longrope.stages.plan import load_plan as load_plan
     from longrope.stages.plan_tables import Finetune as Finetune
     from longrope.stages.run_folder import StagedRun as StagedRun
-    from longrope.stages.run_folder import begin_run as begin_run
 
 _HOMES = {
     "data.documents": ("Document", "load_documents"),
@@ -87,7 +87,8 @@ _HOMES = {
     "stages.finetune": ("finetune",),
     "stages.pipeline": ("extend",),
     "stages.plan": ("Plan", "load_plan"),
-    "stages.run_folder": ("StagedRun", "begin_run"),
+    "stages.begin_run": ("begin_run",),
+    "stages.run_folder": ("StagedRun",),
     "stages.plan_tables": ("Finetune",),
     "models.generation": ("generating",),
     "models.load": ("load",),

@@ -154,7 +154,19 @@ def test_overwrite_begins_anew(cli, model: Path, few, run: Path) -> None:
 def test_several_seeds_and_start_tokens(cli, model: Path, few, tmp_path: Path) -> None:
     more = ("--seeds", 2, "--start-tokens", "--attention", 1.1, "--budget", 2880, "--batch", 2, "--dtype", "bfloat16")
     record = cli(
-        "search", model, "-l", 160, *few, *more, "-o", tmp_path / "r", "--cache", tmp_path / "c", "--json"
+        "search",
+        model,
+        "-l",
+        160,
+        *few,
+        *more,
+        "--method",
+        "cma",
+        "-o",
+        tmp_path / "r",
+        "--cache",
+        tmp_path / "c",
+        "--json",
     ).json
     assert record["seeds"] == [0, 1]
     assert record["evaluations"] == 18

@@ -16,6 +16,7 @@ from longrope.scaling import Extension
 from longrope.search.auto import Auto
 from longrope.search.gradient import Gradient
 from longrope.search.registry import METHODS
+from longrope.stages.plan import load_plan
 
 PLAN = """
 version = 1
@@ -92,8 +93,20 @@ def test_it_leaves_a_folder_of_others_alone(cli, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     result = cli("demo", "-o", tmp_path)
     assert result.code == 2
-    assert "exists" in result.err
+    assert result.err == f"error: {tmp_path} exists and holds no demo; choose another output with -o"
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_it_replaces_a_demo_that_was_killed_as_it_began(tmp_path: Path) -> None:
+    """Before it had marked its folder. A run of another plan stays."""
+    (tmp_path / "tokens").mkdir()
+    for name, text in ((".lock", ""), ("plan.toml", load_plan("demo").to_toml()), (".run.json.7.tmp", "{")):
+        (tmp_path / name).write_text(text)
+        assert module.is_demo(tmp_path)
+    (tmp_path / "run.json").touch()
+    assert module.is_demo(tmp_path)
+    (tmp_path / "plan.toml").write_text("version = 1")
+    assert not module.is_demo(tmp_path)
 
 
 @pytest.mark.slow

@@ -170,7 +170,8 @@ def test_several_corpora(cli, model: Path, texts: Path, tmp_path: Path) -> None:
 
 def test_a_search_that_read_the_test_documents_is_named(cli, model: Path, texts: Path, tmp_path: Path) -> None:
     found = tmp_path / "found"
-    searched = ("--search-documents", 2, "--held-out-documents", 1, "--method", "paper", "--budget", "1k", "--data-seed", 1)
+    documents = ("--search-documents", 2, "--held-out-documents", 1, "--data-seed", 1)
+    searched = ("--method", "paper", "--budget", "1k", *documents)
     assert cli("search", model, "--length", 160, "--data", texts, *searched, "-o", found).code == 0
     read = json.loads((found / "run.json").read_text())["documents"]
     options = (*LENGTHS, "--data", texts, "--factors", found)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+from longrope.errors import LongRopeError
+from longrope.export import huggingface, verify
 from longrope.formats.load_factors import load_factors
 from longrope.scaling import Scaling
 from longrope.stages import plan_cost
@@ -152,6 +154,7 @@ def test_an_adapter_is_switched_where_the_output_says(cli, model: Path, plan: Pa
     adapter.write_text(
         "version = 1\n[[stages]]\nlength = 128\nfactors = 'yarn'\n"
         "[stages.finetune]\nsteps = 2\nbatch = 2\nrate = 1e-2\nlora = 2\nmerge = false\n"
+        "[[stages]]\nlength = 160\nfactors = 'yarn'\n"  # has no weights of its own
         f"[data]\n{source[0]}\n[evaluation]\nlengths = []\n"
     )
     result = cli("extend", model, adapter, "-o", run)
@@ -162,7 +165,9 @@ def test_an_adapter_is_switched_where_the_output_says(cli, model: Path, plan: Pa
     chat = re.fullmatch("longrope chat (.+) has them beyond L0 alone, as it was measured.", switched)
     assert chat is not None
     for prompt, within in (("a line", True), ("a line " * 15, False)):
-        here, there = (cli("generate", one, prompt, "--max-new-tokens", 8) for one in (chat[1], run / "checkpoint"))
+        words, more = chat[1].split(), ("--max-new-tokens", 8)
+        here = cli("generate", words[0], prompt, *words[1:], *more)
+        there = cli("generate", run / "checkpoint", prompt, *more)
         assert ("short factors (policy pin" in here.err, here.out != there.out) == (within, within)
 
 
@@ -211,6 +216,55 @@ def test_plans_that_are_refused(name: str, cli, model: Path, plan: Path, tmp_pat
     assert (result.code, result.out) == (2, ""), result
     assert re.search(f"error: .*{said}", result.err), result.err
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_an_export_that_cannot_be_compared(
+    cli, model: Path, plan: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is there, and the error names the command that does not compare, after which the run goes on."""
+    shutil.rmtree(run / "checkpoint")
+    (run / "report.html").unlink()
+
+    def fail(*_: object, **__: object) -> None:
+        raise LongRopeError(f"no memory. {verify.REMEDY}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(huggingface, "export_huggingface", fail)
+        result = cli("extend", model, plan, "-o", run, "--resume")
+    assert result.code == 2
+    assert (run / "report.html").exists()
+    command = re.search("Export without the comparison: longrope (.+); then continue with --resume", result.err)
+    assert command is not None
+    assert cli(*command[1].split()).code == 0
+    assert cli("extend", model, plan, "-o", run, "--resume").code == 0
+
+
+def test_an_export_that_is_not_compared_names_the_command(
+    cli, model: Path, plan: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(run / "checkpoint")
+    monkeypatch.setattr(verify, "fits_copy", lambda _: False)
+    result = cli("extend", model, plan, "-o", run, "--resume")
+    command = re.search("Run longrope (.+) elsewhere", result.err)
+    assert command is not None
+    monkeypatch.undo()
+    assert cli(*command[1].split()).code == 0
+
+
+def test_a_full_disk_does_not_hide_an_interrupt(
+    cli, model: Path, plan: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def fill(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("longrope.cli.extend_output.export", interrupt)
+    monkeypatch.setattr("longrope.cli.extend_output.export_so_far", fill)
+    result = cli("extend", model, plan, "-o", run, "--resume", "--export-on-interrupt")
+    assert result.code == 130
+    assert "Note: the best so far is not exported: [Errno 28] No space left on device" in result.err
 
 
 def test_an_export_that_no_config_can_hold_is_refused_in_time(
@@ -311,11 +365,17 @@ def test_a_stage_before_the_first(cli, run: Path) -> None:
     assert "greater than or equal to 1" in result.err
 
 
-def test_fine_tuning_one_stage(cli, run: Path, extended: tuple[Path, object]) -> None:
+def test_fine_tuning_one_stage(cli, run: Path, extended: tuple[Path, object], tmp_path: Path) -> None:
+    """Its progress is in the log of the run, as for the run's other steps."""
     shutil.rmtree(run / "stage-1" / "model")
-    result = cli("finetune", run, 1)
+    before = len((run / "progress.log").read_text().splitlines())
+    result = cli("finetune", run, 1, "--log", tmp_path / "log")
     assert result.code == 0, result.err
-    assert "stage 1: fine-tune at 128" in result.err
+    assert "part 2 of 5, stage 1: fine-tune at 128" in result.err
+    lines = (run / "progress.log").read_text().splitlines()[before:]
+    assert [line.split(" ", 1)[1].split(":")[0] for line in lines[:1]] == ["part 2 of 5, stage 1"]
+    assert "done with stage 1: fine-tune at 128 in" in lines[-1]
+    assert (tmp_path / "log").read_text().splitlines() == lines
     name = "stage-1/model/model.safetensors"
     assert (run / name).read_bytes() == (extended[0] / name).read_bytes()
 
@@ -337,7 +397,7 @@ def stopped(run: Path) -> Path:
             "launch = 'false': fine-tuning stage 1 ended with code 1; its messages are above; then continue",
         ),
         ("true", "launch = 'true': fine-tuning stage 1 ended with code 0; its messages are above"),
-        ("no-such-program -x", "launch = 'no-such-program' cannot be run: No such file or directory"),
+        ("no-such-program -x", "launch = 'no-such-program': there is no such program"),
         ("python 'x", 'launch = "python \'x": no closing quotation'),
     ],
 )
@@ -346,6 +406,30 @@ def test_a_launch_that_fails(cli, model: Path, plan: Path, run: Path, launch: st
     assert (result.code, result.out) == (2, "")
     assert f"error: {said}" in result.err
     assert not (run / "stage-1" / "model").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_launch_logs_as_this_process_does(
+    options: tuple[str, ...], cli, model: Path, plan: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def note(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr("longrope.stages.launch.subprocess.run", note)
+    words = ("--resume", "--launch", "python", "--log", run / "more.log", *options)
+    assert cli("extend", model, plan, "-o", stopped(run), *words).code == 2
+    quiet = ["--quiet"] if options else []
+    assert commands[0][-4 - len(quiet) :] == ["--report-to", "none", "--log", str(run / "more.log"), *quiet]
+    last = (run / "more.log").read_text().splitlines()[-1]
+    assert last.split(" ", 1)[1] == "stopped in stage 1: fine-tune at 128 (LongRopeError)"
+
+
+def test_no_line_of_a_quiet_training(cli, run: Path) -> None:
+    shutil.rmtree(run / "stage-1" / "model")
+    assert cli("finetune", run, 1, "--quiet").err == ""
 
 
 def test_after_a_launch_that_failed(cli, extended, model: Path, plan: Path, run: Path) -> None:
@@ -370,7 +454,8 @@ def test_a_launch_in_two_processes(extended: tuple[Path, object], model: Path, p
     )
     assert done.returncode == 0, done.stderr
     found, wanted = json.loads(done.stdout), json.loads((extended[0] / "results.json").read_text())
-    assert "fine-tune at 128" in done.stderr
+    assert "fine-tune at 128" not in done.stderr
+    assert "done with stage 1: fine-tune at 128 in" in (run / "progress.log").read_text()
     for name, cells in wanted["perplexity"].items():
         values = [cell["perplexity"] for cell in found["perplexity"][name]]
         assert values == pytest.approx([cell["perplexity"] for cell in cells], rel=1e-3)

@@ -63,6 +63,7 @@ def test_killed_and_resumed_equals_uninterrupted(cli, tmp_path: Path, name: str)
 @pytest.mark.parametrize("lines", [1, 4, 14])
 def test_with_all_that_is_searched_and_several_lengths(cli, tmp_path: Path, lines: int) -> None:
     more = ("--attention", "search", "--start-tokens", "--also", 400, "--needles", 0.2, "--tail", 100, "--seeds", 2)
+    more += ("--method", "cma")
     budget = ("--budget", 24 * 4 * 512)
     assert_resumed_is_whole(cli, tmp_path, lines, "search", "tiny", "-l", 512, *SHORT, *more, *budget)
 

@@ -28,6 +28,9 @@ from longrope.formats.load_factors import load_extension
 from longrope.report.verdict import verdict_of
 from longrope.stages import plan_by_hours
 from longrope.stages.plan import load_plan
+from longrope.stages.plan_by_hours import Advice, bare_plan
+from longrope.stages.plan_tables import Data
+from longrope.stages.run_folder import StagedRun
 from longrope.storage.lock import is_abandoned, locked
 
 Refused = Callable[..., None]
@@ -44,7 +47,7 @@ def hours(texts: Path) -> Options:
 def extended(cli, model: Path, hours: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     """A finished run on a measured machine; not to be changed."""
     output = tmp_path_factory.mktemp("by-hours") / "run"
-    log = output.parent / "logs" / "run.log"
+    log = output / "logs" / "run.log"
     return output, cli("extend", model, *hours, "-o", output, "--yes", "--log", log)
 
 
@@ -87,7 +90,7 @@ def test_the_plan_is_in_the_folder_with_its_reasons(cli, extended: tuple[Path, o
 
 def test_both_logs_have_the_lines_of_the_progress(extended: tuple[Path, object]) -> None:
     own = (extended[0] / "progress.log").read_text().splitlines()
-    assert own == (extended[0].parent / "logs" / "run.log").read_text().splitlines()
+    assert own == (extended[0] / "logs" / "run.log").read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d (part \d of 4, |done in )", line) for line in own)
     assert len(own) >= 5
 
@@ -99,8 +102,12 @@ def test_a_second_run_into_the_folder(cli, refused: Refused, extended, model: Pa
     refused(f"{output} exists; continue it with --resume", "extend", model, *hours, "-o", output)
     refused(f"to = 512: {output} is a run to 256 tokens", "extend", model, "--to", 512, "-o", output, "--resume")
     refused(f"{output} is a run of model {model}", "extend", "tiny", "-o", output, "--resume")
-    resumed = cli("extend", model, "-o", output, "--resume")
+    command = ("extend", model, "-o", output, "--resume")
+    refused(f"data = 'stdlib': {output} is a run on {hours[5]}; choose another output", *command, "--data", "stdlib")
+    refused(f"text_key = 'body': {output} is a run on the key text", *command, "--text-key", "body")
+    resumed = cli(*command, "--data", f"{hours[5]}/", "--text-key", "text", "--hours", 3)
     assert (resumed.code, resumed.out) == (0, first.out)
+    assert f"hours = 3 changes nothing, as {output} keeps the plan that it began with" in resumed.err
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
 
@@ -145,6 +152,8 @@ def interrupt_at(training: Path, seconds: float = 60.0) -> None:
         (("--to", 256, "--hours", "inf"), "hours = inf: not a time"),
         (("--to", 64, "--hours", 1), "to = 64 is not above the model's original length 64"),
         (("--to", "9z", "--hours", 1), "to = '9z'"),
+        (("--to", 256, "--hours", 1, "--launch", "torchrun"), "launch = 'torchrun': hours choose a plan for one proc"),
+        (("--to", 256, "--hours", 1, "--report-to", "nobody"), "report_to = 'nobody': the service is unknown"),
         (("demo", "--hours", 1, "--to", "2k"), "plan = 'demo' says all itself: drop --to, --hours, or edit the file"),
         (("demo", "--data", "stdlib"), "plan = 'demo' says all itself: drop --data"),
     ],
@@ -161,6 +170,31 @@ def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, t
         "They give the factors of yarn, not trained, measured on one text"
     )
     refused(said, *command, "--hours", 0.001)
+
+
+def advice_on(model: Path, data: Path, output: Path, length: int = 256, **fields: object) -> Advice:
+    """The choice for a quarter of an hour on a machine of known speed."""
+    plan = bare_plan(length, Data(source=str(data))).model_copy(update=fields)
+    run = StagedRun(output, str(model), plan)
+    speeds = dict.fromkeys(("float32", "bfloat16"), DeviceSpeed(1e9, 1e9))
+    return plan_by_hours.plan_by_hours(run, run.config, 0.25, speeds)
+
+
+@pytest.mark.filterwarnings("ignore::longrope.errors.CorpusWarning")
+def test_the_plan_has_the_l0_of_the_command(model: Path, texts: Path, tmp_path: Path) -> None:
+    plan = advice_on(model, texts, tmp_path, original_length=128).choice.plan
+    assert (plan.original_length, plan.stages[0].finetune is not None) == (128, True)
+
+
+@pytest.mark.filterwarnings("ignore::longrope.errors.CorpusWarning")
+def test_one_book_is_trained_on(model: Path, texts: Path, tmp_path: Path) -> None:
+    """A search for short factors would take it whole, and its windows are too few for the first choice's batch."""
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(path.read_text() for path in sorted(texts.iterdir())), encoding="utf-8")
+    advice = advice_on(model, book, tmp_path / "run")
+    plan = advice.choice.plan
+    assert (advice.choice.kind, plan.recovery) == ("fine-tuning", None)
+    assert list(advice.starts) == ["yarn", "ramp", "heuristic"]
 
 
 def test_texts_that_are_too_short(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:
@@ -193,6 +227,13 @@ def test_a_log_that_cannot_be_written(refused: Refused, extended: tuple[Path, ob
     (tmp_path / "file").touch()
     log = tmp_path / "file" / "log"
     refused(f"cannot write {log}", "extend", model, "-o", extended[0], "--resume", "--log", log)
+
+
+def test_the_log_of_the_folder_gets_each_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "progress.log"
+    assert job_progress.log_files(tmp_path, Path("progress.log")) == job_progress.log_files(tmp_path, None) == [own]
+    assert job_progress.log_files(tmp_path, Path("other")) == [own, Path("other")]
 
 
 def test_a_person_is_asked_once(
@@ -314,4 +355,4 @@ def test_a_watcher_waits_where_a_run_goes_on_after_it_was_stopped(tmp_path: Path
 def test_a_damaged_run_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(LongRopeError, match=r"its run\.json is missing or damaged"):
-        extend_by_hours.plan_of_run(tmp_path, None, resume=True)
+        extend_by_hours.plan_of_run(tmp_path, resume=True)

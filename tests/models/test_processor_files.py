@@ -14,10 +14,11 @@ import longrope as lr
 from longrope.models.processor_files import FILES
 from longrope.rope import Rope
 from longrope.schemes import scheme
+from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Stage
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 
 LENGTH = 2 * all_types.L0
 CONTENTS = {

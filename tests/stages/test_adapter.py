@@ -27,9 +27,10 @@ from longrope.models.adapter_folder import base_of
 from longrope.models.load import find_gguf, load_config
 from longrope.objectives.model_loss import ModelObjective
 from longrope.scaling import Extension
+from longrope.stages.begin_run import begin_run
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Stage
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 EXTENSION = Extension.of(running.ROPE, running.FACTORS)

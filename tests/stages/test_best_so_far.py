@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.load import load
+from longrope.stages.begin_run import begin_run
 from longrope.stages.best_so_far import load_best_so_far
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Search, Stage
 from longrope.stages.requirements import check_disk
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 
 FULL = Finetune(steps=4, batch=1, rate=1e-2, save_every=1)
 LORA = FULL.model_copy(update={"lora": 2, "merge": False})
@@ -98,11 +99,34 @@ def test_nothing_before_the_first_candidate(model: Path, tmp_path: Path) -> None
     assert load_best_so_far(run) is None
 
 
-def test_a_disk_without_room_for_the_weights(small_disk: Callable[[int], Path]) -> None:
-    """All weights: two checkpoints with two moments, and two copies; an adapter takes little."""
-    shape = ModelShape.of(running.build().config)
-    full, lora = (Plan(stages=(Stage(length=128, finetune=finetune),)) for finetune in (FULL, LORA))
-    disk = small_disk(16 * shape.parameters)
-    check_disk(lora, shape, disk / "run")
+SHAPE = ModelShape.of(running.build().config)
+MERGED = LORA.model_copy(update={"merge": True})
+
+
+@pytest.mark.parametrize(
+    ("tunings", "numbers"),
+    [
+        ((FULL,), 9 * SHAPE.parameters),  # three checkpoints with two moments
+        ((FULL, FULL), 10 * SHAPE.parameters),  # the first stage leaves its weights alone
+        ((MERGED,), 2 * SHAPE.parameters + 6 * SHAPE.trained(2)),  # two whole models beside two checkpoints
+        ((LORA,), SHAPE.parameters + SHAPE.trained(2)),  # the export has whole weights
+    ],
+    ids=["all", "twice", "merged", "adapter"],
+)
+def test_a_disk_without_room_for_the_weights(
+    tunings: tuple[Finetune, ...], numbers: int, small_disk: Callable[[int], Path]
+) -> None:
+    plan = Plan(stages=tuple(Stage(length=128 * (i + 1), finetune=tuning) for i, tuning in enumerate(tunings)))
+    enough, too_small = small_disk(round(4.4 * numbers)), small_disk(round(3.6 * numbers))
+    check_disk(plan, SHAPE, enough / "run")
     with pytest.raises(LongRopeError, match=r"output = '.*run': the run writes up to .* GiB are free\. Make room"):
-        check_disk(full, shape, disk / "deep" / "run")
+        check_disk(plan, SHAPE, too_small / "deep" / "run")
+
+
+def test_a_plan_without_room_is_refused_before_any_work(
+    model: Path, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    plan = Plan(stages=(Stage(length=128, finetune=FULL),), data=Data(source=str(running.text_folder(tmp_path / "t"))))
+    disk = small_disk(8 * SHAPE.parameters)
+    with pytest.raises(LongRopeError, match="the run writes up to"):
+        begin_run(StagedRun(disk / "run", str(model), plan), resume=False)

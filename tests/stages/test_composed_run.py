@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 import longrope as lr
 from longrope.formats.load_factors import load_extension
 from longrope.models.patch import patch
+from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import parse_plan
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 
 PLAN = """\
 version = 1

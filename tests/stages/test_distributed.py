@@ -17,11 +17,12 @@ import torch
 
 from longrope.errors import LongRopeError
 from longrope.scaling import Extension
+from longrope.stages.begin_run import begin_run
 from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import finetune_stage
 from longrope.stages.plan import parse_plan
 from longrope.stages.plan_tables import Finetune
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_text
 
 STEPS = 4

@@ -24,8 +24,9 @@ from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import install_factors, patch
 from longrope.scaling import Extension
+from longrope.stages import finetune as module
 from longrope.stages.finetune import TrainingSummary, finetune
-from longrope.stages.plan_tables import Finetune
+from longrope.stages.plan_tables import Distill, Finetune
 from longrope.stages.trainer_checkpoints import COMPLETE, TrainingGuard, explain_disk_errors, last_complete_checkpoint
 
 # peft 0.21 asks transformers 5.23 by the old name
@@ -503,6 +504,18 @@ def test_a_full_disk(
     _, losses = train(tmp_path / "roomy", how())
     assert losses == whole[2][2:]
     running.assert_equal(tmp_path / "roomy" / "training" / "model", whole[0] / "training" / "model")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_the_teacher_has_the_original_rope_exactly(named: bool, tmp_path: Path) -> None:
+    """Its weights are in the dtype of training, its frequencies in float32."""
+    name = str(running.save(tmp_path / "teacher")) if named else None
+    settings = how(short=0.5, distill=Distill(teacher=name), dtype="bfloat16")
+    distillation = module._distillation(running.build(), settings)
+    assert distillation is not None
+    teacher = distillation.teacher
+    assert {parameter.dtype for parameter in teacher.parameters()} == {torch.bfloat16}
+    assert torch.equal(teacher.model.rotary_emb.inv_freq, running.build().model.rotary_emb.inv_freq)
 
 
 def test_sparse_windows_of_layers_that_need_every_token_are_refused(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from longrope.longcontext.sparse_attention import WEIGHTED
 from longrope.models.backbone import auto_class, backbone_of
 from longrope.rope import Rope
 from longrope.schemes import scheme
+from longrope.stages.begin_run import begin_run
 from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import parse_plan
 from longrope.stages.plan_tables import Finetune
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning")  # of experts
 IMAGES = ["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "llama4"]

@@ -31,10 +31,11 @@ from longrope.models.patch import patch
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
 from longrope.stages import average_test, pipeline
+from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend, finetune_stage
 from longrope.stages.plan import Plan, parse_plan
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
-from longrope.stages.run_folder import StagedRun, begin_run, open_run
+from longrope.stages.run_folder import StagedRun, open_run
 
 SEARCH = Search(documents=1, population=4)
 TRAIN = Finetune(steps=3, batch=2, rate=1e-2, save_every=1)
@@ -248,6 +249,51 @@ def test_runs_of_others_are_refused(finished: tuple[StagedRun, Extension], model
         with pytest.raises(LongRopeError, match="taken exists and holds no run; choose another output with -o"):
             begin_run(replace(run, folder=tmp_path / "taken"), resume=resume)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["notes.txt"]
+
+
+def copied(run: StagedRun, folder: Path, *missing: str) -> StagedRun:
+    """A copy of a run on a copy of its documents, without some of its files."""
+    texts = Path(shutil.copytree(run.plan.data.source or "", folder / "texts"))
+    plan = run.plan.model_copy(update={"data": run.plan.data.model_copy(update={"source": str(texts)})})
+    begin_run(replace(run, folder=folder / "run", plan=plan), resume=False)
+    for path in run.folder.iterdir():
+        if path.name not in ("run.json", "plan.toml", "tokens", *missing):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / "run" / path.name)
+    return open_run(folder / "run")
+
+
+@pytest.mark.parametrize("change", ["added", "edited", "removed", "renamed"])
+def test_other_documents_are_not_mixed_in(change: str, finished: tuple[StagedRun, Extension], tmp_path: Path) -> None:
+    """Once all is measured, no document is read."""
+    run = copied(finished[0], tmp_path, "results.json")
+    texts = Path(run.plan.data.source or "")
+    begin_run(run, resume=True)
+    first = texts / "00.txt"
+    {
+        "added": lambda: (texts / "new.txt").write_text("t1 t2 t3"),
+        "edited": lambda: first.write_text(first.read_text() + " t3"),
+        "removed": first.unlink,
+        "renamed": lambda: first.rename(texts / "zz.txt"),
+    }[change]()
+    with pytest.raises(LongRopeError, match=r"data = '.*texts': the documents are not those that .*run was begun with"):
+        begin_run(open_run(run.folder), resume=True)
+    record = json.loads((run.folder / "run.json").read_text())
+    (run.folder / "run.json").write_text(json.dumps({**record, "documents": None}))  # as earlier versions did
+    begin_run(open_run(run.folder), resume=True)
+    (run.folder / "run.json").write_text(json.dumps(record))
+    (run.folder / "results.json").write_text("{}")
+    begin_run(open_run(run.folder), resume=True)
+
+
+def test_what_a_resumed_training_needs_is_checked(finished: tuple[StagedRun, Extension], tmp_path: Path) -> None:
+    """Not once all stages are trained."""
+    run = replace(copied(finished[0], tmp_path, "results.json"), device="cuda:1", report_to="nobody")
+    begin_run(run, resume=True)
+    shutil.rmtree(run.stage_folder(2) / "model")
+    with pytest.raises(LongRopeError, match=r"device = 'cuda:1': fine-tuning takes the first device"):
+        begin_run(run, resume=True)
+    with pytest.raises(LongRopeError, match="report_to = 'nobody': the service is unknown"):
+        begin_run(replace(run, device="cpu"), resume=True)
 
 
 DAMAGED = {
@@ -735,10 +781,13 @@ def test_killed_at_many_moments_and_resumed_equals_uninterrupted(
 def test_a_disk_that_is_full_again_and_again(
     finished: tuple[StagedRun, Extension], uninterrupted: StagedRun, small_disk: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    """It grows until the run is done; every time before, the error says what cannot be written."""
-    disk, said = small_disk(20_000), []
-    for size in (20, 100, 250, 500, 750, 1000, 1250, 1500, 2000, 3000, 8000):
-        subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+    """It had room at the beginning, and gets it back; every time before, the error says what cannot be written."""
+    disk, said = small_disk(20_000_000), []
+    dtype = open_run(uninterrupted.folder).dtype
+    begin_run(replace(finished[0], folder=disk / "run", dtype=dtype), resume=False)
+    used = shutil.disk_usage(disk).used // 1024
+    for room in (20, 100, 250, 500, 750, 1000, 1250, 1500, 2000, 3000, 8000):
+        subprocess.run(["mount", "-o", f"remount,size={used + room}k", str(disk)], check=True)
         run = [*command(finished[0], tmp_path / "run")[:-3], "-o", str(disk / "run"), "--json", "--resume"]
         done = subprocess.run(run, capture_output=True, text=True, env=ONE_THREAD)
         if done.returncode == 0:

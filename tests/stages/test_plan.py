@@ -127,8 +127,9 @@ BAD = {
     "average of an adapter": (plan(ADAPTER + "\naverage = 0.2"), r"average = 0\.2 needs merged weights; leave out ave"),
     "adapter under a stage": (
         plan(ADAPTER, "length = 4096\n" + GOOD),
-        r"merge = false in a stage that others build on",
+        r"merge = false beside another fine-tuning: up to L0 the model would not be .*Leave merge out, or",
     ),
+    "adapter on a stage": (plan(GOOD, "length = 4096\n" + ADAPTER), r"merge = false beside another fine-tuning"),
     "adapter and recovery": (
         plan(ADAPTER, rest="[recovery]"),
         r"recovery with merge = false: .* Leave \[recovery\] out",

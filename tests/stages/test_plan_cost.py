@@ -203,6 +203,33 @@ def test_what_makes_training_cheaper() -> None:
     taught, alone = tuned(short=0.5, distill=Distill()), tuned(short=0.5)
     assert taught.total_flops > alone.total_flops
     assert taught.memory == alone.memory + 2 * TINY.parameters
+    assert tuned(short=0.5, distill=Distill(weight=0)) == alone  # no teacher is loaded
+
+
+@pytest.mark.parametrize("lora", [0, 8])
+def test_a_test_of_rates_keeps_the_weights_in_main_memory(lora: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: 2**40)
+    saved = 4 * (8 * TINY.lora_features if lora else TINY.parameters)
+    for device, on_device in (("cpu", saved), ("mps", saved), ("cuda", 0)):
+        stages = [
+            Stage(length=2048, factors="yarn", finetune=TUNE.model_copy(update={"rate": rate, "lora": lora}))
+            for rate in ("auto", 1e-4)
+        ]
+        shape = replace(TINY, device=device)
+        tested, given = (
+            costs(Plan(stages=(stage,), evaluation=FinalEvaluation(lengths=())), shape, ROPE)[0] for stage in stages
+        )
+        assert tested.memory - given.memory == on_device
+        assert tested.main_memory - given.main_memory == saved - on_device
+
+
+def test_autocast_keeps_copies_of_trained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, until the forward pass ends, even where layers are recomputed."""
+    monkeypatch.setattr(peak_memory, "SAVED", 0)
+    widened = replace(TINY, parameters=TINY.parameters + 1000)
+    for mixed, bytes_ in ((True, 18), (False, 16)):
+        one, more = (peak_memory.of_training(shape, 512, lora=0, mixed=mixed) for shape in (TINY, widened))
+        assert more - one == 1000 * bytes_
 
 
 def test_what_makes_a_search_cheaper() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import running
@@ -49,6 +50,16 @@ def test_training_that_diverges_at_every_rate_is_refused(tmp_path: Path, monkeyp
     with pytest.raises(LongRopeError, match=r'rate = "auto": training diverges at once\. .*after 6 steps at 30 it is'):
         train(tmp_path)
     assert not (tmp_path / "training" / "rate.json").exists()
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cuda", True), ("cpu", False)])
+def test_its_optimizer_updates_in_place(device: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all parameters at once, which takes a copy of all of them on CUDA."""
+    options: dict[str, object] = {}
+    monkeypatch.setattr(torch.optim, "AdamW", lambda _, **given: options.update(given))
+    arguments = SimpleNamespace(adam_beta2=0.95, device=torch.device(device))
+    rate_test._take_steps(SimpleNamespace(args=arguments), [], [], 1, 1e-4)
+    assert (options["foreach"], options["fused"]) == (False, fused)
 
 
 @pytest.mark.parametrize("value", ["0", "-1e-5", '"fast"', "true"])

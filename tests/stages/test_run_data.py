@@ -15,10 +15,11 @@ import running
 
 from longrope.data.training_windows import IGNORED
 from longrope.errors import LongRopeError
+from longrope.stages.begin_run import begin_run
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.run_data import RunData
-from longrope.stages.run_folder import StagedRun, begin_run
+from longrope.stages.run_folder import StagedRun
 
 SMALL = Search(documents=2, needles=0.0)
 TRAIN = Finetune(steps=2, batch=4)

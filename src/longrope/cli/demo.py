@@ -30,17 +30,20 @@ def run(
     """
     from rich.console import Console
 
+    from longrope.errors import LongRopeError
     from longrope.export.parity import check_parity
     from longrope.provenance import provenance
+    from longrope.stages.begin_run import begin_run
     from longrope.stages.pipeline import extend as carry_out
     from longrope.stages.plan import load_plan
-    from longrope.stages.run_folder import StagedRun, begin_run
+    from longrope.stages.run_folder import StagedRun
     from longrope.storage.atomic import write_json
     from longrope.storage.lock import LOCK, claim_output, locked
 
     console = Console(stderr=True, soft_wrap=True)
-    unfinished = output.is_dir() and {path.name for path in output.iterdir()} <= {"tokens", LOCK}  # was killed
-    claim_output(output, overwrite=unfinished or (output / "demo.json").exists(), folder=True)
+    if output.is_dir() and not is_demo(output):
+        raise LongRopeError(f"{output} exists and holds no demo; choose another output with -o")
+    claim_output(output, overwrite=True, folder=True)
     options.choose_device("cpu")  # quietens transformers
     with locked(output):
         for old in output.iterdir():
@@ -71,6 +74,20 @@ def run(
     options.tell(record, as_json=as_json, text=show)
     if not all(row.ok for row in parity):
         raise typer.Exit(1)
+
+
+def is_demo(folder: Path) -> bool:
+    """Return whether a folder is empty, or holds a demo, even one that was killed as it began."""
+    from longrope.stages.plan import load_plan
+    from longrope.storage.lock import LOCK
+
+    plan = folder / "plan.toml"
+    if (folder / "demo.json").exists():
+        return True
+    if plan.exists() and plan.read_text(encoding="utf-8", errors="replace") != load_plan(PLAN).to_toml():
+        return False
+    started = {LOCK, "tokens", "plan.toml", "run.json"}
+    return all(path.name in started or path.match(".*.tmp") for path in folder.iterdir())
 
 
 def write_report(staged: StagedRun) -> Path:

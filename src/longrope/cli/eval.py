@@ -148,8 +148,7 @@ def run(
         dtype = check_candidates(
             candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
         )
-    sources = data or [default_data(model)]
-    corpora = read_corpora(sources, tokenizer, tokens[-1], documents, data_seed, cache, text_key)
+    corpora = read_corpora(data or [default_data(model)], tokenizer, tokens[-1], documents, data_seed, cache, text_key)
     tell_searched(factors or [], corpora, data_seed)
     prompts = read_prompts(
         retrieval,

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import distributed, extend_by_hours, extend_output, options
-from longrope.cli.job_progress import LOG, check_log, job_progress
+from longrope.cli.job_progress import check_log, job_progress, log_files
 from longrope.cli.layer_notes import check_layers
-from longrope.cli.progress import parts_bar
 from longrope.data.stdlib import default_data
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from longrope.stages.run_folder import StagedRun
 
 ReportTo = Annotated[str, typer.Option(help="Service that fine-tuning reports to: tensorboard, wandb, trackio …")]
+Log = Annotated[Path | None, typer.Option(help="File that gets a line of progress each minute.")]
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
         bool,
         typer.Option("--export-on-interrupt", help="After Ctrl-C, export the best so far (OUTPUT/checkpoint-so-far)."),
     ] = False,
-    log: Annotated[Path | None, typer.Option(help="File that gets a line of progress each minute.")] = None,
+    log: Log = None,
     as_json: options.Json = False,
 ) -> None:
     """Extend a model by the hours that you have, or carry out a plan.
@@ -65,6 +65,7 @@ def run(
     length = None if to is None else parse_length(to, "to")
     decided = options.decided_length(original_length)
 
+    from longrope.stages.begin_run import begin_run
     from longrope.stages.plan import load_plan
     from longrope.stages.plan_by_hours import bare_plan
     from longrope.stages.plan_cost import check_plan_memory
@@ -76,12 +77,13 @@ def run(
     output = output or default_output(model, length if named_plan is None else named_plan.length)
     exists = (output / "run.json").exists()
     tables = {"--to": to, "--hours": hours, "--data": data, "--text-key": text_key}
-    extend_by_hours.check_options(tables, plan, exists=exists)
+    extend_by_hours.check_options(tables, plan, exists=exists, launch=launch)
     by_hours = named_plan is None and not exists
     if named_plan is not None:
         loaded = with_default_data(named_plan, model)
     elif exists:
-        loaded = extend_by_hours.plan_of_run(output, length, resume=resume)
+        loaded = extend_by_hours.plan_of_run(output, resume=resume, length=length, data=data, text_key=text_key)
+        extend_by_hours.note_hours(output, hours)
     else:
         assert length is not None
         loaded = bare_plan(length, Data(source=data or default_data(model), text_key=text_key))
@@ -96,7 +98,17 @@ def run(
 
     recorded = open_run(output).dtype if exists and resume else None
     dtype = options.choose_dtype(dtype, model, device, check_memory, recorded=recorded)
-    staged = StagedRun(output, model, loaded, device=device, dtype=dtype, report_to=report_to, launch=words(launch))
+    more = [*([] if log is None else ["--log", str(log)]), *(["--quiet"] if as_json else [])]
+    staged = StagedRun(
+        output,
+        model,
+        loaded,
+        device=device,
+        dtype=dtype,
+        report_to=report_to,
+        launch=words(launch),
+        launch_options=more,
+    )
     heading = ""
     if by_hours:
         assert hours is not None
@@ -107,17 +119,18 @@ def run(
         loaded, heading = advice.choice.plan, extend_by_hours.heading(advice, hours)
         staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)
-    if log is not None:
-        check_log(log)
-    logs = [output / LOG, *([] if log is None else [log])]
-    with job_progress(extend_by_hours.steps_of(loaded, config, dtype), quiet=as_json, logs=logs) as on_progress:
+    steps, logs = extend_by_hours.steps_of(loaded, config, dtype), log_files(output, log)
+    with job_progress(steps, quiet=as_json, logs=logs, live=not staged.training_command) as on_progress:
         staged = replace(staged, on_progress=on_progress)
         with locked(output):
             if not exists:
                 extend_output.check_export(staged)
                 if not launch:
                     check_memory(dtype)
-            record, checkpoint = carry_out(staged, heading, resume=resume, exports_so_far=export_on_interrupt)
+            begin_run(staged, resume=resume, heading=heading)
+            if log is not None:  # which may be in the run's folder
+                check_log(log)
+            record, checkpoint = carry_out(staged, exports_so_far=export_on_interrupt)
     options.tell(record, as_json=as_json, text=lambda: extend_output.describe(staged, record, checkpoint))
 
 
@@ -134,35 +147,28 @@ def default_output(model: str, length: int | None) -> Path:
     return Path(f"{options.short_name(model)}-{short_length(length)}")
 
 
-def carry_out(
-    staged: StagedRun, heading: str, *, resume: bool, exports_so_far: bool
-) -> tuple[dict[str, Any], Path | None]:
-    """Carry out a run's plan, export the result, and write its page.
+def carry_out(staged: StagedRun, *, exports_so_far: bool) -> tuple[dict[str, Any], Path | None]:
+    """Carry out a run's plan, write its page, and export the result.
 
     Args:
-        staged: The run.
-        heading: Comment at the top of the plan in the folder.
-        resume: Whether the folder may hold the run already.
+        staged: The run, which has begun.
         exports_so_far: Whether to export the best so far after an interrupt.
 
     Returns:
         The results, and the folder of the checkpoint.
     """
     from longrope.stages.pipeline import extend
-    from longrope.stages.run_folder import begin_run
 
-    begin_run(staged, resume=resume, heading=heading)
     try:
         extend(staged)
-        checkpoint = extend_output.export(staged)
+        record = extend_output.results(staged)
+        if record:
+            extend_output.write_page(staged)
+        return record, extend_output.export(staged)
     except KeyboardInterrupt:
         if exports_so_far:
             extend_output.tell_so_far(staged)
         raise
-    record = extend_output.results(staged)
-    if record:
-        extend_output.write_page(staged)
-    return record, checkpoint
 
 
 def finetune(
@@ -170,23 +176,31 @@ def finetune(
     stage: Annotated[int, typer.Argument(min=1, help="Number of the stage: 1, 2 …")],
     device: options.Device = "auto",
     report_to: ReportTo = "none",
+    log: Log = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress.")] = False,
 ) -> None:
     """Fine-tune one stage of a run: longrope extend --launch starts this command in every process."""
     from longrope.errors import LongRopeError
+    from longrope.stages.begin_run import check_documents
     from longrope.stages.pipeline import finetune_stage
     from longrope.stages.run_folder import open_run
 
-    with parts_bar(quiet=False) as on_progress:
-        staged = open_run(folder, device=options.choose_device(device), report_to=report_to, on_progress=on_progress)
-        stages = staged.plan.stages
-        if stage > len(stages) or stages[stage - 1].finetune is None:
-            raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")
-        if not (staged.stage_folder(stage) / "extension.json").exists():
-            raise LongRopeError(f"stage = {stage}: {folder} has no factors for it yet; run longrope extend --resume")
-        weights = staged.stage_folder(stage) / "model"
-        if weights.exists():
-            raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {weights} first")
-        finetune_stage(staged, stage)
+    staged = open_run(folder, device=options.choose_device(device), report_to=report_to)
+    stages = staged.plan.stages
+    if stage > len(stages) or stages[stage - 1].finetune is None:
+        raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")
+    if not (staged.stage_folder(stage) / "extension.json").exists():
+        raise LongRopeError(f"stage = {stage}: {folder} has no factors for it yet; run longrope extend --resume")
+    weights = staged.stage_folder(stage) / "model"
+    if weights.exists():
+        raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {weights} first")
+    check_documents(staged)
+    if log is not None:
+        check_log(log)
+    steps = extend_by_hours.steps_of(staged.plan, staged.config, staged.dtype)
+    quiet = quiet or not distributed.first()
+    with job_progress(steps, quiet=quiet, logs=log_files(folder, log)) as on_progress:
+        finetune_stage(replace(staged, on_progress=on_progress), stage)
 
 
 def with_default_data(plan: Plan, model: str) -> Plan:

@@ -45,7 +45,13 @@ def check_export(staged: StagedRun) -> None:
 
 
 def export(staged: StagedRun) -> Path | None:
-    """Write the checkpoint that the plan asks for, if it does not exist yet, and return its folder."""
+    """Write the checkpoint that the plan asks for, if it does not exist yet, and return its folder.
+
+    Raises:
+        LongRopeError: If it cannot be written, or not be compared; then the message has the command that does not.
+    """
+    from longrope.errors import LongRopeError
+    from longrope.export.verify import REMEDY
     from longrope.formats.load_factors import load_extension
     from longrope.stages.trainer_checkpoints import explain_disk_errors
 
@@ -55,8 +61,14 @@ def export(staged: StagedRun) -> Path | None:
     if not folder.exists():
         staged.on_progress("export", 0, 1, "")
         extension = load_extension(staged.folder / "extension.json")
-        with explain_disk_errors(folder):
-            _write(staged, *staged.load(staged.final_weights, dtype="auto"), extension, folder)
+        try:
+            with explain_disk_errors(folder):
+                _write(staged, *staged.load(staged.final_weights, dtype="auto"), extension, folder)
+        except LongRopeError as error:
+            model = _model_words(staged)
+            command = f"longrope export {model} --factors {staged.folder} -o {folder} --mode {staged.plan.export}"
+            remedy = f"Export without the comparison: {command} --no-check; then continue with --resume."
+            raise LongRopeError(str(error).replace(REMEDY, remedy)) from error
         staged.on_progress("export", 1, 1, "")
     return folder
 
@@ -64,6 +76,7 @@ def export(staged: StagedRun) -> Path | None:
 def export_so_far(staged: StagedRun) -> Path | None:
     """Write the checkpoint of the best weights and factors so far, for a run that was interrupted; None without any."""
     from longrope.stages.best_so_far import load_best_so_far
+    from longrope.stages.trainer_checkpoints import explain_disk_errors
 
     if (staged.folder / "checkpoint").exists():
         return staged.folder / "checkpoint"
@@ -72,8 +85,15 @@ def export_so_far(staged: StagedRun) -> Path | None:
         return None
     folder = staged.folder / SO_FAR
     shutil.rmtree(folder, ignore_errors=True)
-    _write(staged, *best, folder)
+    with explain_disk_errors(folder):
+        _write(staged, *best, folder)
     return folder
+
+
+def _model_words(staged: StagedRun) -> str:
+    """Return the final weights as words of a command line, with the plan's L0."""
+    original = staged.plan.original_length
+    return staged.final_weights + ("" if original is None else f" --original-length {original}")
 
 
 def _write(
@@ -90,11 +110,9 @@ def _write(
     merge_adapter(model)
     check = fits_copy(model)
     if not check:
-        typer.echo(
-            "Note: the checkpoint is not reopened and compared, because a copy in float32 does not fit in memory. "
-            f"Run longrope check {folder} MODEL elsewhere.",
-            err=True,
-        )
+        reason = "because a copy in float32 does not fit in memory"
+        remedy = "" if folder.name == SO_FAR else f" Run longrope check {folder} {_model_words(staged)} elsewhere."
+        typer.echo(f"Note: the checkpoint is not reopened and compared, {reason}.{remedy}", err=True)
     mode = "static" if staged.plan.export == "none" else staged.plan.export
     export_huggingface(
         model, tokenizer, extension, folder, mode=mode, name=options.short_name(staged.model), check=check
@@ -129,8 +147,8 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
             typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")
         elif staged.plan.export == "static" and staged.leaves_adapter:
             typer.echo("It has the adapter and the long factors at every length.")
-            model = staged.stage_folder(len(staged.plan.stages)) / "model"
-            typer.echo(f"longrope chat {model} has them beyond L0 alone, as it was measured.")
+            command = f"longrope chat {_model_words(staged)} --factors {staged.folder}"
+            typer.echo(f"{command} has them beyond L0 alone, as it was measured.")
 
 
 def write_page(staged: StagedRun) -> Path:
@@ -149,7 +167,7 @@ def tell_so_far(staged: StagedRun) -> None:
 
     try:
         folder = export_so_far(staged)
-    except LongRopeError as error:
+    except (LongRopeError, OSError) as error:
         typer.echo(f"Note: the best so far is not exported: {error}", err=True)
         return
     typer.echo(f"Best so far: {folder or 'nothing yet, as the run has no factors'}", err=True)

@@ -76,7 +76,12 @@ class JobProgress:
 
 @contextmanager
 def job_progress(
-    steps: Sequence[tuple[str, float]], *, quiet: bool, logs: Sequence[Path] = (), every: float = EVERY
+    steps: Sequence[tuple[str, float]],
+    *,
+    quiet: bool,
+    logs: Sequence[Path] = (),
+    every: float = EVERY,
+    live: bool = True,
 ) -> Iterator[OnProgress]:
     """Show a run's progress on standard error and in log files; yield the function that takes it.
 
@@ -85,10 +90,11 @@ def job_progress(
         quiet: Whether to print nothing on standard error.
         logs: Files in existing folders that get a line each minute, after the ones that they hold.
         every: Seconds from one line to the next.
+        live: Whether a terminal shows a bar in place of lines; not where another process shows one meanwhile.
     """
     job, printed = JobProgress(steps), {"step": "", "time": float("-inf")}
     with ExitStack() as stack:
-        bar = stack.enter_context(_bar()) if sys.stderr.isatty() and not quiet else None
+        bar = stack.enter_context(_bar()) if live and sys.stderr.isatty() and not quiet else None
 
         def write(text: str) -> None:
             for path in logs:
@@ -112,7 +118,8 @@ def job_progress(
                 write(f"stopped in {job.step} ({type(error).__name__})")
             raise
         if job.step:
-            write(f"done in {span(time.monotonic() - job.started)}")
+            last = job.number in (0, len(job.steps))
+            write(f"done {'' if last else f'with {job.step} '}in {span(time.monotonic() - job.started)}")
 
 
 @contextmanager
@@ -122,6 +129,12 @@ def _bar() -> Iterator[Callable[[JobProgress], None]]:
 
     with bar("extend", 1000, quiet=False) as update:
         yield lambda job: update(round(1000 * job.share), job.line())
+
+
+def log_files(folder: Path, log: Path | None) -> list[Path]:
+    """Return the log of a run's folder, and the one that the command names if that is another file."""
+    own = folder / LOG
+    return [own] if log is None or log.absolute() == own.absolute() else [own, log]
 
 
 def check_log(path: Path) -> None:

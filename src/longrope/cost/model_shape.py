@@ -111,6 +111,10 @@ class ModelShape:
         """Bytes of one weight."""
         return getattr(torch, self.dtype).itemsize
 
+    def trained(self, lora: int) -> int:
+        """Return the number of trained parameters: those of a LoRA of that rank, or all for rank 0."""
+        return lora * self.lora_features if lora else self.parameters
+
     def forward(self, length: int) -> Flops:
         """Return the FLOPs of one forward pass over a sequence of ``length`` tokens under causal attention."""
         pairs = sum(_attended_pairs(length, window) for window in self.windows)

@@ -11,6 +11,7 @@ from longrope.longcontext.tiling import LONG
 from longrope.longcontext.token_losses import LOGITS_AT_ONCE, LOGITS_IN_CACHE, logits_on
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
+CAST = 2  # bytes a trained parameter: the copy in bfloat16 that autocast keeps until the forward pass ends
 # Features per token that live at once, measured on tiny and SmolLM2. Of a chunk of the sequence: of the MLP's width, of
 # keys and values, of the hidden size. Of the whole length, beside the hidden states (with a gradient: beside every
 # layer's): of the hidden size, of keys and values.
@@ -69,9 +70,9 @@ def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> in
         lora: Rank of LoRA; 0 trains all weights, which are then float32.
         mixed: Whether products are computed in bfloat16.
     """
-    weights = ADAM * shape.parameters
+    weights = (ADAM + CAST * mixed) * shape.trained(lora)
     if lora:
-        weights = (shape.bytes if mixed else 4) * shape.parameters + ADAM * lora * shape.lora_features
+        weights += (shape.bytes if mixed else 4) * shape.parameters
     inputs = _layer_inputs(shape, length, lora=lora, mixed=mixed)
     inputs -= moved_in_training(shape, length, lora=lora, mixed=mixed)
     saved = 0 if recomputes_layers(shape, length, mixed=mixed) else _activations(shape, length, mixed=mixed)
@@ -101,6 +102,19 @@ def _activations(shape: ModelShape, length: int, *, mixed: bool) -> float:
 def moved_in_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
     """Return the bytes of fine-tuning that wait in main memory; arguments as for `of_training`."""
     return round(max(0, _layer_inputs(shape, length, lora=lora, mixed=mixed) - activation_budget(shape.device)))
+
+
+def of_rate_test(shape: ModelShape, *, lora: int) -> tuple[int, int]:
+    """Return the bytes on the device and in main memory that a test of rates adds to the training.
+
+    They are a copy of the trained weights in main memory, which a CPU and Apple's devices train in.
+
+    Args:
+        shape: The model's sizes.
+        lora: Rank of LoRA; 0 trains all weights.
+    """
+    saved = 4 * shape.trained(lora)
+    return (saved, 0) if _device_type(shape) in ("cpu", "mps") else (0, saved)
 
 
 def _device_type(shape: ModelShape) -> str:

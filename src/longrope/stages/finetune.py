@@ -150,7 +150,8 @@ def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | 
         return None
     name, rope = settings.distill.teacher, find_rotary_slot(model).rope
     teacher = copy.deepcopy(model) if name is None else load(name, dtype=settings.dtype)[0]
-    teacher.to(getattr(torch, settings.dtype))  # pyright: ignore[reportArgumentType]
+    for parameter in teacher.parameters():  # not the frequencies of its RoPE, which would be rounded
+        parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     if name is not None and settings.windows == "sparse":
         use_weighted_attention(teacher)
     return Distillation(teacher.eval().requires_grad_(False), settings.distill.weight, rope.original_length)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.utils import get_int_from_env
@@ -13,14 +12,16 @@ from longrope.errors import LongRopeError
 from longrope.stages.run_folder import StagedRun
 
 
-def launch_finetuning(run: StagedRun, number: int, launch: Sequence[str]) -> None:
+def launch_finetuning(run: StagedRun, number: int) -> None:
     """Fine-tune a stage in processes that a program starts: ``longrope finetune`` in each.
 
     Raises:
         LongRopeError: If the program cannot be run, or ends without the stage's weights.
     """
+    launch = run.training_command
+    run.on_progress(run.training_step(number), 0, 1, "")  # the processes report the rest
     command = [*launch, "-m", "longrope", "finetune", str(run.folder), str(number), "--device", run.device]
-    command += ["--report-to", run.report_to]
+    command += ["--report-to", run.report_to, *run.launch_options]
     try:
         code = subprocess.run(command, stdout=2, check=False).returncode  # standard error, as the output may be JSON
     except OSError as error:

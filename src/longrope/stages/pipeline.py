@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -60,8 +59,7 @@ def extend(run: StagedRun) -> Extension:
             write_text(folder / "extension.json", Extension.of(run.rope, long).to_json())
             release_memory()  # of the search, for the training, which may run in other processes
         if stage.finetune is not None and not (folder / "model").exists():
-            launch = run.launch or ((sys.executable,) if wants_liger(run.device) else ())
-            launch_finetuning(run, number, launch) if launch else finetune_stage(run, number)
+            launch_finetuning(run, number) if run.training_command else finetune_stage(run, number)
         for leftover in (*(folder / "training").glob("checkpoint-*"), folder / "training" / "model"):
             shutil.rmtree(leftover, ignore_errors=True)
         (folder / LOCK).unlink(missing_ok=True)  # of a training that was killed as it ended
@@ -90,7 +88,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     stage, folder = run.plan.stages[number - 1], run.stage_folder(number)
     settings, long = stage.finetune, run.long_scaling(number)
     assert settings is not None
-    steps, step_name = settings.step_count(stage.length), f"stage {number}: fine-tune at {stage.length:,}"
+    steps, step_name = settings.step_count(stage.length), run.training_step(number)
     if settings.distill is not None and settings.distill.teacher is None and run.weights(number) != run.model:
         settings = settings.model_copy(update={"distill": settings.distill.model_copy(update={"teacher": run.model})})
     note = training_note()

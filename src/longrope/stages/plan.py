@@ -72,8 +72,11 @@ class Plan(PlanTable):
                 )
         trained = [stage.finetune for stage in self.stages if stage.finetune is not None]
         adapters = [finetune for finetune in trained if not finetune.merge]
-        if adapters and adapters != trained[-1:]:
-            raise ValueError("merge = false in a stage that others build on; only the last fine-tuning can leave it so")
+        if adapters and len(trained) > 1:
+            raise ValueError(
+                "merge = false beside another fine-tuning: up to L0 the model would not be the original one. "
+                "Leave merge out, or fine-tune one stage alone"
+            )
         if adapters and self.recovery is not None:
             raise ValueError(
                 "recovery with merge = false: up to L0 the model is the original one. Leave [recovery] out"

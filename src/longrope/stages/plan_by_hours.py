@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from longrope.stages.plan import Plan
 from longrope.stages.plan_advice import check_above_original
 from longrope.stages.plan_goal import Goal, Machine, Texts
 from longrope.stages.plan_options import TASK, is_few
-from longrope.stages.plan_tables import Data, FinalEvaluation, Stage
+from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Stage
 from longrope.stages.rank_starts import LEAST_WINDOWS, STARTS, best_start, rank_starts
 from longrope.stages.requirements import check_disk
 from longrope.stages.run_folder import StagedRun
@@ -32,6 +32,7 @@ from longrope.tasks.registry import make_prompts
 QUESTIONS = (20, 10, 5, 1)  # on a text
 RANKED = 0.05  # of the time that the ranking of starts may take
 FEWER = 0.85  # of the training tokens, where the ends of documents leave too few windows
+CUTS_FOR_RECOVERY, MOST_CUTS = 4, 40  # numbers of tries, the first one without a cut
 
 
 @dataclass(frozen=True)
@@ -78,45 +79,63 @@ def plan_by_hours(
         LongRopeError: If hours, documents, memory or disk are too small for any plan, or the model cannot be extended.
     """
     started, rope, length, data = time.monotonic(), Rope.of(config), run.plan.length, run.plan.data
+    original = run.plan.original_length
     check_above_original(length, rope)
     texts = _long_texts(run)
     machine = measure_machine(config, run.dtype, run.device, speeds)
 
     def choose(extra: float, start: str, texts: Texts) -> Choice:
         seconds, spent = 3600 * (hours + extra), time.monotonic() - started
-        return choose_plan(Goal(rope, length, seconds, machine, start, texts, data, spent))
+        return choose_plan(Goal(rope, length, seconds, machine, start, texts, data, spent, original))
 
     first = choose(1, STARTS[0], texts)
     texts = replace(texts, training_tokens=_training_tokens(run, first))
-    start, starts = STARTS[0], {}
-    choose(0, start, texts)  # raises if the hours are too few
-    finetune = first.plan.stages[0].finetune
-    if finetune is not None:
-        window = machine.speeds[machine.shape.dtype].seconds(machine.shape.forward(finetune.window or length))
-        windows = int(RANKED * 3600 * hours / (window * len(STARTS)))
-        if windows >= LEAST_WINDOWS:
-            losses = rank_starts(run, finetune, windows)
-            start, starts = best_start(losses), {name: fmean(values) for name, values in losses.items()}
+    choose(0, STARTS[0], texts)  # raises if the hours are too few
+    losses = _losses_of_starts(run, first.plan.stages[0].finetune, machine, hours)
+    start = best_start(losses) if losses else STARTS[0]
     choice, texts = _with_documents(run, texts, lambda texts: choose(0, start, texts))
     check_disk(choice.plan, machine.shape, run.folder)
+    starts = {name: fmean(values) for name, values in losses.items()}
     return Advice(choice, choose(1, choice.start, texts), machine, starts)
 
 
+def _losses_of_starts(
+    run: StagedRun, finetune: Finetune | None, machine: Machine, hours: float
+) -> Mapping[str, Sequence[float]]:
+    """Return the losses of the closed forms as starts of a training; empty without time or texts to compare them."""
+    if finetune is None:
+        return {}
+    forward = machine.shape.forward(finetune.window or run.plan.length)
+    seconds = machine.speeds[machine.shape.dtype].seconds(forward)
+    windows = int(RANKED * 3600 * hours / (seconds * len(STARTS)))
+    if windows >= LEAST_WINDOWS:
+        with suppress(LongRopeError):
+            return rank_starts(run, finetune, windows)
+    return {}
+
+
 def _with_documents(run: StagedRun, texts: Texts, choose: Callable[[Texts], Choice]) -> tuple[Choice, Texts]:
-    """Return a choice for which the documents are enough, with fewer training tokens until they are.
+    """Return a choice for which the documents are enough.
+
+    Where they are too few, it has fewer training tokens, or no short factors if these would cost too much training.
 
     Raises:
-        LongRopeError: If they are not even then.
+        LongRopeError: If they are too few without training.
     """
-    while True:
-        choice = choose(texts)
-        try:
-            replace(run, plan=choice.plan).data.check()
-            return choice, texts
-        except LongRopeError:
-            if choice.plan.stages[0].finetune is None:
-                raise
-        texts = replace(texts, training_tokens=FEWER * min(texts.training_tokens, _trained_tokens(choice)))
+    choice = choose(texts)
+    if choice.plan.stages[0].finetune is None:
+        replace(run, plan=choice.plan).data.check()
+        return choice, texts
+    tokens, trained = texts.training_tokens, min(texts.training_tokens, _trained_tokens(choice))
+    cuts = [(True, cut) for cut in range(CUTS_FOR_RECOVERY)] if choice.plan.recovery is not None else []
+    for recovery, cut in [*cuts, *((False, cut) for cut in range(MOST_CUTS))]:
+        fewer = replace(texts, training_tokens=FEWER**cut * trained if cut else tokens, recovery=recovery)
+        choice = choose(fewer)
+        if choice.plan.stages[0].finetune is not None:
+            with suppress(LongRopeError):
+                replace(run, plan=choice.plan).data.check()
+                return choice, fewer
+    return _with_documents(run, replace(texts, training_tokens=0.0), choose)
 
 
 def _trained_tokens(choice: Choice) -> float:

@@ -187,9 +187,11 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
     long_pass, short_pass = (
         shape.backward(size, trained=not finetune.lora, recomputed=recomputed) for size in (tokens, short_tokens)
     )
-    if finetune.distill is not None:
+    taught = finetune.distill is not None and finetune.distill.weight > 0
+    if taught:
         short_pass = short_pass + shape.forward(short_tokens)
-    teacher = 0 if finetune.distill is None else shape.parameters * (2 if mixed else 4)
+    teacher = shape.parameters * (2 if mixed else 4) if taught else 0
+    tested = peak_memory.of_rate_test(shape, lora=finetune.lora) if finetune.rate == "auto" else (0, 0)
     sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
     return Cost(
         "finetune",
@@ -197,8 +199,8 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
         0,
         finetune.token_count(length),
         {finetune.dtype: sequence.times(finetune.step_count(length) * finetune.batch)},
-        peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher,
-        peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed),
+        peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher + tested[0],
+        peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed) + tested[1],
     )
 
 

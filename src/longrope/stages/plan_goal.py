@@ -50,12 +50,14 @@ class Texts:
         search: Number of documents of the target length to search on, and of as many others that choose.
         questions: Most questions of retrieval that one text of the target length has room for.
         training_tokens: Tokens of the training documents.
+        recovery: Whether there are documents for the search for short factors, beside those of the training.
     """
 
     test: int = 8
     search: int = 4
     questions: int = 20
     training_tokens: float = float("inf")
+    recovery: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Goal:
         texts: Numbers of documents.
         data: Table of the documents.
         spent: Seconds of that time which have passed.
+        original_length: L0 in tokens that the plan names; None if it is the checkpoint's own.
     """
 
     rope: Rope
@@ -81,6 +84,7 @@ class Goal:
     texts: Texts = field(default_factory=Texts)
     data: Data = field(default_factory=Data)
     spent: float = 0.0
+    original_length: int | None = None
 
     @property
     def budget(self) -> float:

@@ -6,7 +6,7 @@ from longrope.data.sparse_windows import SHORTEST_CHUNK
 from longrope.stages.plan import Plan
 from longrope.stages.plan_advice import LARGEST_BATCH, NEEDLES, SHARE, STEPS, WINDOW
 from longrope.stages.plan_goal import Goal, Machine
-from longrope.stages.plan_tables import Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
+from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 
 MEASURED = 0.4  # of the time that the evaluation may take
 SIDE_STEP = 0.1  # of the time that a search for short factors, or the test of rates, may take
@@ -19,20 +19,20 @@ RATE_TEST = 50  # passes over training sequences that the test of rates takes, f
 SMALL = 10_000_000  # parameters of a model that takes a high learning rate
 AVERAGED = 400  # sequences from which the share of the original weights is tested
 # documents, then questions in all and on a text, at each length: from the best verdict to the least
-EVALUATIONS = ((8, 50, 5), (6, 40, 10), (4, 40, 20), (3, 20, 20), (2, 20, 20), (2, 0, 1), (1, 0, 1))
+EVALUATIONS = ((8, 50, 5), (6, 40, 5), (5, 20, 4), (3, 20, 10), (2, 20, 20), (2, 0, 1), (1, 0, 1))
 SEARCHES = tuple((documents, population) for documents in (4, 2, 1) for population in (None, 20, 10, 4))
 
 
 def closed_form_plan(goal: Goal) -> Plan:
     """Return the plan that trains and searches nothing."""
-    return evaluated(goal, Plan(stages=(Stage(length=goal.length, factors=goal.start),), data=goal.data))
+    return evaluated(goal, _plan_of(goal, Stage(length=goal.length, factors=goal.start)))
 
 
 def searched_plan(goal: Goal) -> Plan | None:
     """Return the plan of the largest search that fits; None if not one does."""
     for documents, population in SEARCHES:
         search = Search(documents=documents, population=population)
-        plan = evaluated(goal, Plan(stages=(Stage(length=goal.length, search=search),), data=goal.data))
+        plan = evaluated(goal, _plan_of(goal, Stage(length=goal.length, search=search)))
         if documents <= goal.texts.search and goal.has_memory(plan) and goal.cost(plan) <= goal.budget:
             return plan
     return None
@@ -59,6 +59,7 @@ def trained_plan(goal: Goal) -> tuple[Plan | None, str]:
         if (not lora and goal.machine.lora and few) or sequences < LEAST_STEPS * _batch(sequences):
             continue
         tested = RATE_TEST * _batch(sequences) <= SIDE_STEP * by_time
+        tested = tested and goal.has_memory(_plan_with(goal, _finetune(goal, sequences, lora, tested=True)))
         if tested:
             sequences = min(sequences, by_time - RATE_TEST * _batch(sequences))
         return _plan_with(goal, _finetune(goal, sequences, lora, tested=tested)), limit
@@ -93,6 +94,11 @@ def evaluated(goal: Goal, plan: Plan) -> Plan:
     return plan
 
 
+def _plan_of(goal: Goal, stage: Stage, data: Data | None = None) -> Plan:
+    """Return the plan of one stage on the documents of the goal, or on others."""
+    return Plan(stages=(stage,), data=data or goal.data, original_length=goal.original_length)
+
+
 def _window(goal: Goal) -> int | None:
     """Return the tokens of a training window; None for whole sequences, where half of the length is too short."""
     window = min(WINDOW, goal.length // 2)
@@ -107,9 +113,12 @@ def _batch(sequences: int) -> int:
 def _plan_with(goal: Goal, finetune: Finetune) -> Plan:
     """Return the plan of a fine-tuning; with short factors where all weights are trained and the time is enough."""
     data = goal.data.model_copy(update={"needles": goal.data.needles or NEEDLES, "repeats": REPEATS})
-    plan = Plan(stages=(Stage(length=goal.length, factors=goal.start, finetune=finetune),), data=data)
-    if not finetune.lora:
-        recovered = plan.model_copy(update={"recovery": Recovery(search=Search(population=10, documents=2))})
+    plan = _plan_of(goal, Stage(length=goal.length, factors=goal.start, finetune=finetune), data)
+    if not finetune.lora and goal.texts.recovery:
+        original = goal.rope.original_length
+        lengths = () if goal.length >= 2 * original else (original,)
+        recovery = Recovery(lengths=lengths, search=Search(population=10, documents=2))
+        recovered = plan.model_copy(update={"recovery": recovery})
         plan = recovered if goal.cost(recovered, "recovery") <= SIDE_STEP * goal.budget else plan
     return evaluated(goal, plan)
 

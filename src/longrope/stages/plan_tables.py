@@ -77,7 +77,7 @@ class Finetune(PlanTable):
             the lowest loss on held-out documents, of short rows and long windows.
         lora: Rank of LoRA on all linear layers; 0 trains all weights.
         merge: Whether LoRA's adapter becomes part of the weights. If not, it is switched with the factors: up to L0
-            the model is the original one. Only the last fine-tuning can leave an adapter.
+            the model is the original one. Only the one fine-tuning of a plan can leave an adapter.
         dtype: Dtype of products, ``bfloat16`` (mixed precision) or ``float32``. Weights that are trained are float32;
             under LoRA the others keep the run's dtype with ``bfloat16``.
         seed: Seed of the order of the data.

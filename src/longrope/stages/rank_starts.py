@@ -36,8 +36,12 @@ def rank_starts(
         finetune: Settings of the windows.
         count: Number of windows, at most 16.
         starts: Names of schemes.
+
+    Raises:
+        LongRopeError: If the documents are too short for a window.
     """
-    stage = Stage(length=run.plan.length, finetune=finetune.model_copy(update={"steps": 1, "tokens": None}))
+    least = finetune.model_copy(update={"steps": 1, "batch": 1, "tokens": None})  # the training is not drawn here
+    stage = Stage(length=run.plan.length, finetune=least)
     windows = replace(
         run.data.held_out_windows(stage),
         short=0.0,

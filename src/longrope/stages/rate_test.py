@@ -23,9 +23,10 @@ CLIP = 1.0  # largest norm of a gradient, as in the Trainer
 
 
 def choose_rate(trainer: Trainer, sequences_a_step: int, file: Path) -> float:
-    """Return the rate whose few steps lower the loss most, on training sequences that these steps do not see.
+    """Return the rate whose few steps lower the loss most, on the training sequences after those of the steps.
 
-    The weights are as before afterwards. The losses go to ``file``; where it exists, its rate is taken.
+    A training with fewer sequences begins again with the first one, which the steps have seen. The weights are as
+    before afterwards. The losses go to ``file``; where it exists, its rate is taken.
 
     Args:
         trainer: Trainer of the model, with its training sequences.
@@ -77,7 +78,10 @@ def choose_rate(trainer: Trainer, sequences_a_step: int, file: Path) -> float:
 def _take_steps(
     trainer: Trainer, trained: Sequence[Tensor], batches: Sequence[Any], sequences_a_step: int, rate: float
 ) -> None:
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, trainer.args.adam_beta2), weight_decay=0.0)
+    betas = (0.9, trainer.args.adam_beta2)
+    # by default CUDA updates all parameters at once, in a copy of all of them
+    fused = trainer.args.device.type == "cuda"
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=betas, weight_decay=0.0, foreach=False, fused=fused)
     for start in range(0, len(batches), sequences_a_step):
         for batch in batches[start : start + sequences_a_step]:
             (_loss(trainer, batch) / sequences_a_step).backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from longrope.models.load import load_config
 from longrope.stages.plan import Plan
 
 CHECKPOINT_COPIES = 3  # of the trained weights, in a checkpoint of a training: with both moments of AdamW
+CHECKPOINTS = 2  # that a training keeps; it writes another one before it removes the oldest
 
 
 def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
@@ -45,7 +46,9 @@ def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
                 )
 
 
-def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report_to: str) -> None:
+def check_requirements(
+    plan: Plan, *, device: str, launch: Sequence[str], report_to: str, trained: Container[int] = ()
+) -> None:
     """Check, before hours of work, that the fine-tuning of a plan will find everything that it needs.
 
     Args:
@@ -53,11 +56,16 @@ def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report
         device: A torch device.
         launch: Command that starts several processes; empty for this process.
         report_to: Service that fine-tuning reports to, as transformers' Trainer names it.
+        trained: Numbers of the stages, from 1, that are fine-tuned already.
 
     Raises:
         LongRopeError: If a package, a program or a device is missing.
     """
-    stages = [(i, stage.finetune) for i, stage in enumerate(plan.stages) if stage.finetune is not None]
+    stages = [
+        (i, stage.finetune)
+        for i, stage in enumerate(plan.stages)
+        if stage.finetune is not None and i + 1 not in trained
+    ]
     for i, finetune in stages:
         if finetune.lora and find_spec("peft") is None:
             raise LongRopeError(
@@ -68,15 +76,21 @@ def check_requirements(plan: Plan, *, device: str, launch: Sequence[str], report
                 f'stages[{i}].finetune.rate = "auto": the test of rates runs in one process, not with launch. '
                 "Give the rate as a number, such as 2e-5."
             )
-    if stages and launch and shutil.which(launch[0]) is None:
+    if stages:
+        check_training(device=device, launch=launch, report_to=report_to)
+
+
+def check_training(*, device: str, launch: Sequence[str], report_to: str) -> None:
+    """Check what every fine-tuning needs; arguments and errors as for `check_requirements`."""
+    if launch and shutil.which(launch[0]) is None:
         raise LongRopeError(f"launch = {launch[0]!r}: there is no such program")
-    if stages and ":" in device:
+    if ":" in device:
         raise LongRopeError(
             f"device = {device!r}: fine-tuning takes the first device that it sees. "
             "Use device cuda, and choose the card with the variable CUDA_VISIBLE_DEVICES."
         )
     known = (*get_available_reporting_integrations(), "none", "all")
-    if stages and report_to not in known:
+    if report_to not in known:
         raise LongRopeError(
             f"report_to = {report_to!r}: the service is unknown or not installed. Choose one of {', '.join(known)}."
         )
@@ -93,10 +107,15 @@ def check_disk(plan: Plan, shape: ModelShape, folder: Path) -> None:
     Raises:
         LongRopeError: If the disk has too little room.
     """
-    needed = 4 * shape.parameters  # of the checkpoint
+    kept = most = 0  # float32 numbers
     for finetune in (stage.finetune for stage in plan.stages if stage.finetune is not None):
-        trained = finetune.lora * shape.lora_features if finetune.lora else shape.parameters
-        needed += 4 * trained * (2 * CHECKPOINT_COPIES + 2)  # two checkpoints, the trained weights, the stage's
+        checkpoint = CHECKPOINT_COPIES * shape.trained(finetune.lora)
+        left = shape.parameters if finetune.merge else shape.trained(finetune.lora)
+        # the training's last checkpoint, or the trained weights and those of the stage beside older ones
+        most = max(most, kept + CHECKPOINTS * checkpoint + max(checkpoint, 2 * left))
+        kept += left
+    exported = 0 if plan.export == "none" else shape.parameters
+    needed = 4 * max(most, kept + exported)
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

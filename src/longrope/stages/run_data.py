@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -75,6 +77,16 @@ class RunData:
     tokenizer: PreTrainedTokenizerBase
     cache: Path
     vocabulary: int
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the names, texts and splits of all documents."""
+        hashed = hashlib.sha256()
+        sets = {**self._splits, "train": self._train_documents}
+        for name, documents in sets.items():
+            for document in documents:
+                hashed.update(json.dumps([name, document.name, document.text]).encode())
+        return hashed.hexdigest()
 
     def check(self) -> None:
         """Draw all documents once.
@@ -228,7 +240,7 @@ class RunData:
         excluded |= {document.text for document in splits["search"] if document.name in searched}
         cut = {document.part_of for split in splits.values() for document in split} - {""}
         excluded |= {text for name, text in whole_texts(splits).items() if name in cut}
-        source = splits["search"] if self.plan.data.train is None else self._load(self.plan.data.train)
+        source = splits["search"] if self.plan.data.train is None else self._train_documents
         documents = [document for document in source if document.text not in excluded]
         order = np.random.default_rng(self.plan.data.seed).permutation(len(documents))
         return [documents[i] for i in order]
@@ -248,6 +260,11 @@ class RunData:
 
     def _load(self, source: str) -> list[Document]:
         return load_documents(source, text_key=self.plan.data.text_key)
+
+    @cached_property
+    def _train_documents(self) -> list[Document]:
+        """The documents of ``data.train``; empty if it is not given."""
+        return [] if self.plan.data.train is None else self._load(self.plan.data.train)
 
     @cached_property
     def _splits(self) -> dict[str, Split]:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension, load_factors
-from longrope.models.adapter_folder import base_of, is_switched
 from longrope.models.load import load, load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 from longrope.schemes import attention_factor, is_scheme
 from longrope.stages.plan import Plan, parse_plan
-from longrope.stages.requirements import check_model_fits, check_requirements
 from longrope.stages.run_data import RunData
-from longrope.storage.atomic import write_json, write_text
-from longrope.storage.lock import LOCK, claim_output
+from longrope.stages.trainer_arguments import wants_liger
 
 OnProgress = Callable[[str, int, int, str], None]  # the step's name, units done, units in all, a note such as the loss
 VERSION = 1
-# files of a run that `begin_run` refused, or that was killed within it
-UNFINISHED_START = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.", "progress.log")
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class StagedRun:
         dtype: Dtype of searches and evaluations, a key of `DTYPES`.
         report_to: Service that fine-tuning reports to, as transformers' Trainer names it.
         launch: Command that starts several processes for fine-tuning, such as accelerate launch …; empty for this one.
+        launch_options: Options of ``longrope finetune`` in these processes, beside those that the run decides.
         on_progress: Function that is called with the progress of each step.
     """
 
@@ -52,6 +49,7 @@ class StagedRun:
     dtype: str = "auto"
     report_to: str = "none"
     launch: Sequence[str] = ()
+    launch_options: Sequence[str] = ()
     on_progress: OnProgress = lambda *_: None
 
     @cached_property
@@ -70,9 +68,21 @@ class StagedRun:
         vocabulary = self.config.get_text_config().vocab_size
         return RunData(self.plan, self.rope, load_tokenizer(self.model), self.folder / "tokens", vocabulary)
 
+    @property
+    def training_command(self) -> Sequence[str]:
+        """Command that starts the processes of a fine-tuning; empty for this process.
+
+        Liger's kernels, which cannot be removed again, get a process of their own.
+        """
+        return self.launch or ((sys.executable,) if wants_liger(self.device) else ())
+
     def stage_folder(self, number: int) -> Path:
         """Return the folder of a stage, counted from 1."""
         return self.folder / f"stage-{number}"
+
+    def training_step(self, number: int) -> str:
+        """Return the name of a stage's fine-tuning in reports of progress."""
+        return f"stage {number}: fine-tune at {self.plan.stages[number - 1].length:,}"
 
     def last_finetuned_before(self, number: int) -> int:
         """Return the number of the last stage before this one that fine-tunes; 0 if none does."""
@@ -92,6 +102,12 @@ class StagedRun:
         """Whether the last fine-tuning leaves an adapter that is switched with the factors."""
         tuned = [stage.finetune for stage in self.plan.stages if stage.finetune is not None]
         return bool(tuned) and not tuned[-1].merge
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether all is done that needs the documents."""
+        measures = self.plan.evaluation.lengths != ()
+        return (self.folder / "extension.json").exists() and (not measures or (self.folder / "results.json").exists())
 
     def weights_name(self, number: int) -> str:
         """Return the model that a stage begins with, relative to the run's folder, which may move."""
@@ -139,79 +155,37 @@ class StagedRun:
         return 1.0 if finetune is None or finetune.short else self.attention_factor(last)
 
 
-def begin_run(run: StagedRun, *, resume: bool, heading: str = "") -> None:
-    """Make a run's folder, or check that the folder holds this run.
-
-    Args:
-        run: The run.
-        resume: Whether the folder may hold it already.
-        heading: Comment at the top of the folder's ``plan.toml``.
-
-    Raises:
-        LongRopeError: If the folder holds a run and ``resume`` is False, or holds a run of another plan, model or
-            dtype; if the plan does not fit the model or its documents are too few.
-    """
-    path = run.folder / "run.json"
-    if path.exists():
-        _check_same_run(run, path)
-        if not resume:
-            raise LongRopeError(f"{run.folder} exists; continue it with --resume or choose another output with -o")
-        return
-    check_no_other_files(run.folder)
-    claim_output(run.folder, overwrite=True, folder=True)
-    if is_switched(run.model):
-        raise LongRopeError(
-            f"model = {run.model!r}: an adapter that is switched with its factors is not extended further. "
-            f"Begin with its base model, {base_of(run.model)}."
-        )
-    run.plan.check_fits(run.rope)
-    check_model_fits(run.plan, run.config)
-    check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to)
-    for number in range(1, len(run.plan.stages) + 1):
-        run.scaling_from_file(number)
-    run.data.check()
-    write_text(run.folder / "plan.toml", heading + run.plan.to_toml())
-    write_json(path, {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()})
-
-
-def check_no_other_files(folder: Path) -> None:
-    """Refuse a folder that holds files which no run left there.
-
-    Raises:
-        LongRopeError: If it does.
-    """
-    if folder.is_dir() and not all(path.name.startswith(UNFINISHED_START) for path in folder.iterdir()):
-        raise LongRopeError(f"{folder} exists and holds no run; choose another output with -o")
-
-
 def open_run(folder: Path, **fields: Any) -> StagedRun:
     """Return the run that a folder holds; ``fields`` are the fields of `StagedRun` that it does not record.
 
     Raises:
         LongRopeError: If the folder does not hold a run.
     """
-    model, plan, dtype = _read(folder / "run.json")
-    return StagedRun(folder, model, plan, dtype=dtype, **fields)
+    record = read_record(folder)
+    return StagedRun(folder, record.model, record.plan, dtype=record.dtype, **fields)
 
 
-def _check_same_run(run: StagedRun, path: Path) -> None:
-    model, plan, dtype = _read(path)
-    if model != run.model:
-        raise LongRopeError(f"{run.folder} is a run of model {model}; choose another output with -o")
-    if plan != run.plan:
-        raise LongRopeError(
-            f"{run.folder} is the run of another plan, {path.parent / 'plan.toml'}; "
-            "resume with that one, or choose another output with -o"
-        )
-    if dtype != run.dtype:
-        raise LongRopeError(f"{run.folder} was begun with dtype {dtype}, now {run.dtype}; resume with the same one")
+class RunRecord(NamedTuple):
+    """The contents of ``run.json``; the digest of the documents is None in a run of an earlier version."""
+
+    model: str
+    plan: Plan
+    dtype: str
+    documents: str | None
 
 
-def _read(path: Path) -> tuple[str, Plan, str]:
+def read_record(folder: Path) -> RunRecord:
+    """Return what the ``run.json`` of a run's folder records.
+
+    Raises:
+        LongRopeError: If the folder holds no run, or one of another version.
+    """
+    path = folder / "run.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["version"] == VERSION:
-            return record["model"], parse_plan(record["plan"], str(path)), record["dtype"]
+            plan = parse_plan(record["plan"], str(path))
+            return RunRecord(record["model"], plan, record["dtype"], record.get("documents"))
     except (OSError, ValueError, KeyError, TypeError):
         raise LongRopeError(
             f"{path.parent} holds no run of longrope extend: its run.json is missing or damaged"
