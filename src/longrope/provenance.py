@@ -33,7 +33,13 @@ def provenance(device: str = "cpu") -> dict[str, object]:
             "system": f"{platform.system()} {platform.machine()}",
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "device": _device_name(device),
         },
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def _device_name(device: str) -> str:
+    """Return the name of a GPU; of one in other machines, such as those of a Ray cluster, its torch device."""
+    is_here = device.startswith("cuda") and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if is_here else device

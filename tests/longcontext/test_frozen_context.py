@@ -71,6 +71,16 @@ def test_contexts_rotate_anew(variant: str) -> None:
     assert not torch.allclose(before, selected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["llama", "olmo2", "olmo3"])
+@torch.no_grad()
+def test_contexts_of_bfloat16_models_whose_cos_and_sin_may_be_float32(family: str) -> None:
+    model, x = build(family).to(torch.bfloat16), tokens(1, LENGTH)
+    contexts, whole = capture_context(model, x, positions(x))
+    assert {layer.keys.dtype for layer in contexts} == {torch.bfloat16}
+    selected = in_context(model, x, contexts).float()
+    assert (selected - whole[:, SELECTED]).norm() < 0.05 * whole[:, SELECTED].norm()
+
+
 @torch.no_grad()
 def test_all_tokens_selected_are_a_full_pass_in_any_context() -> None:
     model, x = build("llama"), tokens(1, LENGTH)

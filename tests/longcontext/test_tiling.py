@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import families
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.longcontext import tiling as tiled_module
+from longrope.longcontext.chunk_check import reason_for_whole_layers
 from longrope.longcontext.tiling import tile_mlps, tiled_layers
 
 WINDOWS = {
@@ -116,6 +121,23 @@ def test_other_attention_sees_whole_sequences() -> None:
         with tiled_layers(model, 14):
             assert torch.allclose(hidden(model, x), whole, rtol=1e-4, atol=1e-4)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("broken", [[], [3], list(range(48))])
+def test_chunks_that_give_no_numbers_mean_whole_layers(broken: list[int]) -> None:
+    """More than a few tokens of them; the plain pass is finite."""
+    model = build("llama", num_hidden_layers=1)
+
+    @contextmanager
+    def tiled(_: int) -> Iterator[None]:
+        def breaks(_module: nn.Module, _inputs: object, states: Tensor) -> None:
+            states[:, broken] = math.nan
+
+        with model.model.norm.register_forward_hook(breaks):
+            yield
+
+    reason = reason_for_whole_layers(model, tiled)
+    assert (reason is not None) == (len(broken) > 1)
 
 
 def test_an_error_inside_restores_the_model() -> None:

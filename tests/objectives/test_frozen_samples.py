@@ -153,3 +153,5 @@ def test_only_the_latest_contexts_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
         frozen.capture(scaling(largest), 0)
     frozen.capture(scaling(3.0), 1)
     assert [frozen.has(scaling(largest), 0) for largest in (2.0, 3.0)] == [False, True]
+    frozen.release()
+    assert not frozen.has(scaling(3.0), 0)

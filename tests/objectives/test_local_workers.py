@@ -136,7 +136,7 @@ def test_a_search_outlives_a_killed_worker(engine: Callable[..., LocalPool], tmp
 
 @pytest.mark.slow
 def test_workers_that_always_die_are_an_error_after_some_retries(engine: Callable[..., LocalPool]) -> None:
-    with pytest.raises(LongRopeError, match=rf"one died {RETRIES + 1} times in a row.*fewer --workers.*--resume"):
+    with pytest.raises(LongRopeError, match=rf"a worker died {RETRIES + 1} times in a row.* use fewer workers"):
         answers(engine(build_dying, 1))
 
 

@@ -67,6 +67,14 @@ def test_rows_with_their_own_factors_in_other_families(family: str) -> None:
     assert np.abs(expected[0] - expected[1]).max() > 1e-3
 
 
+def test_the_first_batch_of_a_model_may_mix_candidates() -> None:
+    """The check of its layers has one row, so it runs before the factors of several rows are in the model."""
+    model = families.build("llama", num_hidden_layers=1)
+    answers = evaluate(ModelObjective(model, perplexity_texts(TOKENS)), [(one, 0) for one in CANDIDATES])
+    expected = [model_losses(model, one, TOKENS[:1]).mean() for one in CANDIDATES]
+    assert [answer.loss for answer in answers] == pytest.approx(expected, abs=1e-5)
+
+
 def test_any_weights_are_those_of_the_tokens(llama: PreTrainedModel) -> None:
     """Also with different numbers of losses at the beginning that do not count."""
     rng = np.random.default_rng(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import families
 import pytest
@@ -12,7 +13,10 @@ import torch
 import longrope as lr
 from longrope.cost import bfloat16_speed
 from longrope.evaluation.options import EvalOptions
+from longrope.objectives import placement
+from longrope.objectives.placement import place_search
 from longrope.search.options import SearchOptions
+from longrope.search.registry import METHODS
 
 
 @pytest.fixture
@@ -21,6 +25,37 @@ def checkpoint(tmp_path: Path) -> str:
     families.build("llama").to(torch.bfloat16).save_pretrained(tmp_path / "model")
     families.tokenizer().save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("method", "length", "options", "passes"),
+    [
+        ("paper", 2048, {"batch_size": 3}, [("forward", 2048, 3)]),
+        ("auto", 2048, {"batch_size": 3}, [("forward", 2048, 1), ("gradient", 2048, 1)]),  # in frozen contexts
+        ("auto", 256, {"batch_size": 3}, [("forward", 256, 3), ("gradient", 256, 1)]),  # too short for them
+        ("cma", 2048, {"batch_size": 3, "workers": "2"}, [("forward", 2048, 3)]),
+        ("paper", 2048, {"window": 512}, [("forward", 512, 1)]),
+        ("paper", 2048, {"window": 4096}, [("forward", 2048, 1)]),
+        ("paper", 2048, {"window": 32, "keep_short": 0.01}, [("forward", 64, 1)]),
+        ("paper", 2048, {"window": 32, "keep_short": 0.01, "original_length": 96}, [("forward", 96, 1)]),
+    ],
+)
+def test_memory_is_checked_for_the_passes_that_run(
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    length: int,
+    options: dict[str, Any],
+    passes: list[tuple[str, int, int]],
+) -> None:
+    checked = []
+
+    def check(_: object, tokens: int, __: object, *, batch: int = 1, kind: str = "forward") -> None:
+        checked.append((kind, tokens, batch))
+
+    monkeypatch.setattr(placement, "check_pass_memory", check)
+    place_search(checkpoint, length, METHODS[method], SearchOptions(device="cpu", dtype="float32", **options))
+    assert checked == passes
 
 
 @pytest.mark.parametrize(("slowdown", "dtype"), [(5.0, "float32"), (0.5, "bfloat16")])

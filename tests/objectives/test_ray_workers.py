@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from searching import SMALL, Documents, build, build_dying, build_marking, build_refusing, search_with, timeless
+from searching import (
+    SMALL,
+    Documents,
+    build,
+    build_dying,
+    build_marking,
+    build_refused,
+    build_refusing,
+    search_with,
+    timeless,
+)
 from test_local_workers import kill_one
 
 from longrope.errors import LongRopeError
@@ -30,7 +40,7 @@ BATCHES: list[Batch] = [[(Scaling([1.0 + i / 7] * 8), item)] for i in range(5) f
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Actors find the builds of `searching`."""
-    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
 
 
@@ -71,13 +81,19 @@ def test_a_killed_actor_is_replaced(closing: list[RayPool], tmp_path: Path) -> N
 
 def test_actors_that_always_die_are_an_error(closing: list[RayPool]) -> None:
     closing.append(RayPool(build_dying, "ray"))
-    with pytest.raises(LongRopeError, match="a Ray worker died and did not come back"):
+    with pytest.raises(LongRopeError, match="a Ray worker died and was not restarted"):
         dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES[:1], gradient=False))
 
 
 def test_a_refusal_of_an_actor_arrives_with_its_message(closing: list[RayPool]) -> None:
     closing.append(RayPool(build_refusing, "ray"))
     with pytest.raises(LongRopeError, match="out of memory at length 2048; use a shorter one"):
+        dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
+
+
+def test_a_model_that_an_actor_cannot_load_is_the_error(closing: list[RayPool]) -> None:
+    closing.append(RayPool(build_refused, "ray"))
+    with pytest.raises(LongRopeError, match=r"^there is no such model; look for it$"):
         dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
 
 
@@ -91,5 +107,5 @@ def test_after_close_no_actor_is_left(tmp_path: Path) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(LongRopeError, match=r"workers = 'ray://127.0.0.1:1': no Ray cluster can be reached there"):
+    with pytest.raises(LongRopeError, match=r"workers = 'ray://127.0.0.1:1': the Ray cluster cannot be reached \("):
         RayPool(build, "ray://127.0.0.1:1")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import families
 import numpy as np
 import pytest
+import torch
 from searching import ROPE, quadratic, slope
 from torch import nn
 
 import longrope as lr
 from longrope.models.load import load
-from longrope.objectives import prepare_search
+from longrope.objectives import prepare_search, search_model
 from longrope.objectives.backend import processes
+from longrope.provenance import provenance
 from longrope.search.registry import METHODS
 
 FEW = lr.SearchOptions(budget="6k", search_documents=1, held_out_documents=1, needles=0.0)
@@ -83,7 +86,7 @@ def test_a_run_goes_on_only_with_the_same_weights(tmp_path: Path) -> None:
 
 
 def not_called(*_: object, **__: object) -> None:
-    raise AssertionError("texts were read before the output was claimed")
+    raise AssertionError("work before all checks")
 
 
 def test_an_output_is_claimed_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,6 +103,23 @@ def test_an_output_is_claimed_before_any_work(monkeypatch: pytest.MonkeyPatch, t
     ):
         with pytest.raises(lr.LongRopeError, match=message):
             lr.search(model, tokenizer, length=512, output=output, options=options)
+
+
+@pytest.mark.parametrize(
+    ("length", "options", "message"),
+    [
+        (128, {}, "length = 128 is below the model's original length 256"),
+        (512, {"attention": "yrn"}, "'yrn'"),
+        (512, {"factors": [lr.Scaling([2.0] * 3)]}, "a start of the search has 3 factors"),
+        (512, {"factors": ["nowhere.json"]}, "nowhere.json"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, length: int, options: dict, message: str
+) -> None:
+    monkeypatch.setattr(search_model, "open_backend", not_called)
+    with pytest.raises(lr.LongRopeError, match=message):
+        lr.search("tiny", length=length, options=replace(FEW, dtype="float32", **options))
 
 
 def test_a_search_that_fails_leaves_no_folder(tmp_path: Path) -> None:
@@ -139,6 +159,28 @@ def test_a_search_starts_from_schemes_and_factors(tmp_path: Path) -> None:
         assert {"yarn", "mine"} <= set(lr.search(quadratic, rope=ROPE, length=2048, options=options).held_out)
     with pytest.raises(lr.LongRopeError, match="the search has no start"):
         lr.SearchOptions(schemes=[])
+
+
+@pytest.mark.parametrize("length", [None, 4096])
+def test_a_start_that_wins_gets_the_length_of_the_search(length: int | None) -> None:
+    mine = lr.Scaling(np.linspace(1, 8, 8).tolist(), scheme="mine", length=length)
+    options = lr.SearchOptions(budget=20, factors=[mine])
+    extension = lr.search(lambda scaling: 9.0 - (scaling.scheme == "mine"), rope=ROPE, length=2048, options=options)
+    assert (extension.extension.long, extension.extension.length) == (replace(mine, length=2048), 2048)
+
+
+def test_seeds_without_effect_are_refused() -> None:
+    options = lr.SearchOptions(seeds=3)
+    assert options.method("cma", 2048) is METHODS["cma"]
+    for name in ("auto", "gradient"):
+        said = rf"^seeds = 3: the method {name} draws nothing, .* Use 1, or .* \(cma, paper, simple\)\.$"
+        with pytest.raises(lr.LongRopeError, match=said):
+            options.method(name, 2048)
+
+
+def test_a_gpu_of_another_machine_has_no_name_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert provenance("cuda")["machine"]["device"] == "cuda"  # pyright: ignore[reportIndexIssue]
 
 
 @pytest.mark.parametrize(

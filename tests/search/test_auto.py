@@ -17,6 +17,7 @@ from longrope.schemes import scheme
 from longrope.search.auto import RAMPS, Auto, ramps
 from longrope.search.gradient import Gradient
 from longrope.search.protocol import CandidateLoss
+from longrope.search.registry import fit_to_budget
 
 
 def own_starts(method: Auto) -> list[Scaling]:
@@ -156,13 +157,17 @@ def test_within_a_budget_it_costs_no_more(passes: int, items: int) -> None:
 
 
 @pytest.mark.parametrize("passes", [43, 57, 90, 300])
-@pytest.mark.parametrize("items", [2, 5])
-def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, items: int) -> None:
-    method, documents = Auto().within(passes, items), Documents((7,) * items, apart=0.1)
-    outcome = search_with(tmp_path / "j", method, objective=documents, starts=own_starts(method))
+@pytest.mark.parametrize(("items", "starts"), [(2, 6), (5, 6), (2, 1), (2, 8)])
+def test_what_it_says_it_costs_is_what_it_costs(tmp_path: Path, passes: int, items: int, starts: int) -> None:
+    """With its own six starts, and with fewer and more of them."""
+    tokens, factors = (7,) * items, [*own_starts(Auto()), *STARTS]
+    method, total = fit_to_budget(Auto(), tokens, passes * 7, starts=starts)
+    outcome = search_with(tmp_path / "j", method, objective=Documents(tokens, apart=0.1), starts=factors[:starts])
     assert outcome.stopped == "the method is done"
     repeated = method.gradient.steps - sum("gradient" in line for line in evaluations(tmp_path / "j"))
-    assert outcome.tokens + 3 * repeated * 7 == method.passes(items) * 7 <= passes * 7
+    assert outcome.tokens + 3 * repeated * 7 == total <= passes * 7
+    more_steps = method.with_population(max(4, method.gradient.steps + 1))
+    assert total + 7 * (more_steps.passes(items) - method.passes(items)) > passes * 7
     assert repeated <= 1
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cmaes import CMA
 from searching import STARTS, TARGET, asks, generations, quadratic, search_with, space_of
 
 from longrope.errors import LongRopeError
@@ -16,7 +15,7 @@ from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search import cma as cma_module
-from longrope.search.cma import Cma, _state
+from longrope.search.cma import Cma
 from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.protocol import CandidateLoss
 
@@ -120,18 +119,6 @@ def test_the_state_is_that_of_a_fresh_run(tmp_path: Path) -> None:
     assert states == [json.loads(json.dumps(ask.state)) for ask in asks(METHOD, space_of(METHOD), seed=7)]
     assert states[1::2] == states[2::2]
     assert len({json.dumps(state) for state in states[::2]}) == len(states[::2]) == 7
-
-
-def test_the_state_tells_the_points_of_two_generations_apart() -> None:
-    """One coordinate moved by the smallest step, or another generation, is another state."""
-    cma = CMA(mean=np.zeros(4), sigma=0.5, seed=1, population_size=6)
-    points = [cma.ask() for _ in range(6)]
-    state = _state(cma, points)
-    assert state == _state(cma, [point.copy() for point in points])
-    moved = [*points[:5], np.nextafter(points[5], 1)]
-    assert _state(cma, moved)["points"] != state["points"]
-    cma.tell([(point, float(i)) for i, point in enumerate(points)])
-    assert _state(cma, points) == {**state, "generation": 1}
 
 
 def test_only_public_members_of_cmaes_are_read() -> None:

@@ -269,10 +269,11 @@ def test_seconds_are_written_to_a_millionth(opened: Opened, clock: list[float]) 
     assert {line["seconds"] for line in evaluations(opened[1])} == {0.123457}
 
 
-@pytest.mark.parametrize(("seconds", "count", "said"), [(1.5, 3, "1.5"), (2.0, 4, "2"), (0.1, 1, "0.1")])
+@pytest.mark.parametrize(("seconds", "count", "said"), [(3.5, 7, "3.5"), (4.0, 8, "4"), (0.1, 5, "0.1")])
 def test_the_time_budget_ends_after_the_batch_that_spends_it(
     opened: Opened, clock: list[float], seconds: float, count: int, said: str
 ) -> None:
+    """But not before the first candidate has all its samples: a search must have a best one."""
     one = Evaluator(taking(clock, 0.5), opened[0], budget=Budget(seconds=seconds))
     with pytest.raises(Stop, match=f"^the time budget of {said} s is spent$"):
         one.evaluate(CandidateBatch([A, B]))
@@ -485,6 +486,9 @@ class Contexts(Documents):
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         self.full.extend(pair for batch in batches for pair in batch)
         return super().evaluate(batches, gradient=gradient)
+
+    def release_contexts(self) -> None:
+        pass
 
     def evaluate_in_context(
         self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling

@@ -10,6 +10,7 @@ from pathlib import Path
 import families
 import numpy as np
 import pytest
+from searching import Documents
 from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText, mix_texts, perplexity_texts
@@ -18,6 +19,7 @@ from longrope.evaluation.losses import model_losses
 from longrope.formats.load_factors import load_factors
 from longrope.objectives.full_passes import objectives_as_before
 from longrope.objectives.model_loss import ModelObjective
+from longrope.objectives.prepare_search import prepare_objectives
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import attention_factor, scheme
@@ -31,6 +33,7 @@ from longrope.search.find import FINALISTS, find_factors
 from longrope.search.gradient import Gradient
 from longrope.search.loop import SearchOutcome, SearchProgress
 from longrope.search.method import Method
+from longrope.search.options import SearchOptions
 from longrope.search.protocol import Batch, CandidateLoss, Objective
 from longrope.search.registry import METHODS as ALL
 from longrope.search.run import SearchObjectives, SearchResult, SearchRun, data_hash
@@ -196,6 +199,10 @@ class Contexts:
     def __init__(self, model: PreTrainedModel, items: Sequence[WeightedText]) -> None:
         self.model = ModelObjective(model, items)
         self.tokens, self.context_tokens = self.model.tokens, (1,) * len(items)
+        self.keeps_contexts = False
+
+    def release_contexts(self) -> None:
+        self.keeps_contexts = False
 
     def evaluate(self, batches: Sequence[Batch], *, gradient: bool) -> Iterator[tuple[int, list[CandidateLoss]]]:
         return self.model.evaluate(batches, gradient=gradient)
@@ -203,6 +210,7 @@ class Contexts:
     def evaluate_in_context(
         self, batches: Sequence[Batch], *, gradient: bool, reference: Scaling
     ) -> Iterator[tuple[int, list[CandidateLoss]]]:
+        self.keeps_contexts = True
         return self.model.evaluate(batches, gradient=gradient)
 
 
@@ -230,6 +238,59 @@ def test_a_resumed_search_has_contexts_as_it_began(model: PreTrainedModel, tmp_p
         objectives = as_before(with_contexts)
         again = find(model, tmp_path / name, name="auto", objectives=objectives, existing="resume")
         assert (again.held_out, again.outcomes[0].tokens) == (found.held_out, found.outcomes[0].tokens)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_held_out_contexts_are_decided_before_the_search_and_written(
+    model: PreTrainedModel, tmp_path: Path, has_room: bool
+) -> None:
+    """A resumed search decides the same, whatever room there is by then."""
+    search = Contexts(model, ITEMS["search"])
+
+    class HeldOut(Contexts):
+        """Contexts for which there is no room while the search keeps its own."""
+
+        @property
+        def context_tokens(self) -> Sequence[int]:
+            return (1,) * 3 if has_room and not search.keeps_contexts else ()
+
+        @context_tokens.setter
+        def context_tokens(self, _: Sequence[int]) -> None:
+            pass
+
+    objectives = SearchObjectives(search, HeldOut(model, ITEMS["held_out"]), {"search": "a", "held_out": "b"})
+    found = find(model, tmp_path, name="auto", objectives=objectives)
+    assert search.keeps_contexts is False
+    header = json.loads((tmp_path / "held-out.jsonl").read_text().splitlines()[0])["settings"]
+    assert header["held_out_contexts"] is has_room
+    assert any("context" in line for line in lines_of(tmp_path / "held-out.jsonl")) == has_room
+    as_before = replace(objectives_as_before(partial(Contexts, model), ITEMS, tmp_path), hashes=objectives.hashes)
+    assert find(model, tmp_path, name="auto", objectives=as_before, existing="resume").held_out == found.held_out
+
+
+def test_an_older_file_that_does_not_say_how_it_judges_is_resumed(model: PreTrainedModel, tmp_path: Path) -> None:
+    found = find(model, tmp_path, name="auto", make_objective=partial(Contexts, model))
+    path = tmp_path / "held-out.jsonl"
+    path.write_text(path.read_text().replace(', "held_out_contexts": true', ""))
+    assert "held_out_contexts" not in path.read_text()
+    objectives = objectives_as_before(partial(Contexts, model), ITEMS, tmp_path)
+    assert find(model, tmp_path, name="auto", objectives=objectives, existing="resume").held_out == found.held_out
+
+
+def test_workers_do_not_resume_a_search_in_contexts(model: PreTrainedModel, tmp_path: Path) -> None:
+    find(model, tmp_path, name="auto", make_objective=partial(Contexts, model))
+    with pytest.raises(LongRopeError, match=r"which workers do not have\. Resume it with workers = 1 or begin again"):
+        objectives_as_before(lambda _: Documents(), ITEMS, tmp_path)
+
+
+def test_batch_and_racing_have_no_effect_in_contexts(model: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
+    options = SearchOptions(batch_size=4, racing=True)
+    for make_objective, batch_size in ((Contexts, 1), (ModelObjective, 4)):
+        caplog.clear()
+        objectives = SearchObjectives.of(partial(make_objective, model), ITEMS["search"], ITEMS["held_out"])
+        prepared = prepare_objectives(space_of("auto"), objectives, METHODS["auto"], options, settings={})
+        assert prepared.run.batch_size == batch_size
+        assert ("batch and racing have no effect" in caplog.text) == (batch_size == 1)
 
 
 def test_a_method_without_contexts_judges_its_starts_by_full_passes(model: PreTrainedModel, tmp_path: Path) -> None:

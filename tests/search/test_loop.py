@@ -112,6 +112,12 @@ def test_records_are_the_steps_of_the_best(path: Path, name: str) -> None:
     assert spent_then[-1] <= outcome.tokens
 
 
+def test_less_time_than_a_start_takes_still_finds_it(path: Path) -> None:
+    outcome = search_with(path, SMALL["auto"], objective=Documents(), seconds=1e-9)
+    assert outcome.stopped == "the time budget of 1e-09 s is spent"
+    assert [one.factors for _, one in outcome.ranked] == [pytest.approx(STARTS[0].factors)]
+
+
 def scripted(losses: dict[int, float]) -> Callable[[Scaling], float]:
     """Losses by the number of the call, 9 otherwise."""
     numbers = count()

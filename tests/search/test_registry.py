@@ -137,6 +137,15 @@ def test_contexts_are_counted_only_where_a_method_uses_them(name: str, budget: i
     assert (found, total) == (own, cost if budget is None else min(budget, cost))
 
 
+@pytest.mark.parametrize(("name", "each"), [("auto", 0.25), ("gradient", 1.0), ("cma", 0.0), ("paper", 0.0)])
+def test_more_starts_than_a_methods_own_are_paid_for(name: str, each: float) -> None:
+    method, items = METHODS[name], (2048,) * 8
+    (_, plain), (_, more) = (
+        fit_to_budget(method, items, None, 0.25, starts=len(method.schemes) + count) for count in (0, 4)
+    )
+    assert more - plain == 4 * each * sum(items)
+
+
 @pytest.mark.parametrize("name", ["auto", "gradient"])
 def test_a_budget_pays_for_more_steps_in_contexts(name: str) -> None:
     items = (2048,) * 8

@@ -49,7 +49,9 @@ def run(
     factors: Annotated[
         list[str] | None, typer.Option(help="Factors file or run folder to start from; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of searches, with seeds 0, 1, …; the best wins. For methods that draw.")
+    ] = 1,
     needles: Annotated[
         float,
         typer.Option(min=0, max=1, help="Weight of the answers to questions at the end of the documents (0: none)."),
@@ -61,7 +63,12 @@ def run(
         int | None, typer.Option(min=1, help="Other documents, which choose the winner (default: as many).")
     ] = None,
     data_seed: options.Seed = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs of a candidate and a document in one forward pass.")] = 1,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Pairs of a candidate and a document in one forward pass; no effect in frozen contexts."
+        ),
+    ] = 1,
     workers: Annotated[
         str, typer.Option(help=r'Processes that evaluate, or ray, or ray://HOST:PORT (pip install "longrope\[ray]").')
     ] = "1",
@@ -119,7 +126,11 @@ def run(
     ] = None,
     racing: Annotated[
         bool,
-        typer.Option("--racing", help="Drop candidates early that are clearly worse.", rich_help_panel=RESEARCH),
+        typer.Option(
+            "--racing",
+            help="Drop candidates early that are clearly worse; no effect in frozen contexts.",
+            rich_help_panel=RESEARCH,
+        ),
     ] = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
@@ -164,8 +175,12 @@ def run(
 
     from longrope.objectives.backend import processes
     from longrope.objectives.placement import place_search
+    from longrope.objectives.prepare_search import check_starts
+    from longrope.rope import Rope
 
-    check_layers(options.read_config(model, settings.original_length), tokens)
+    config = options.read_config(model, settings.original_length)
+    check_layers(config, tokens)
+    check_starts(Rope.of(config), tokens, search_method, settings)
     chosen = options.choose_device(device if processes(settings.workers) else "auto")  # workers on Ray choose theirs
     settings = replace(settings, device=chosen if processes(settings.workers) else device)
     settings, note = place_search(model, tokens, search_method, settings, output)

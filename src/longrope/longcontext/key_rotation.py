@@ -54,7 +54,7 @@ class KeyRotation:
         angles = torch.linspace(0, 3, cos.numel(), device=cos.device).view_as(cos).to(cos.dtype)
         expected = keys_of(angles.cos(), angles.sin())
         error = (rotation.rotate(key, angles.cos(), angles.sin()) - expected).abs().max() / expected.abs().max()
-        if not error <= (1e-4 if cos.dtype == torch.float32 else 3e-2):  # NaN included
+        if not error <= (1e-4 if key.dtype == torch.float32 else 3e-2):  # NaN included
             raise LongRopeError(f"its keys are not rotated in pairs of dimensions (difference {float(error):.2g})")
         return rotation
 
@@ -68,7 +68,8 @@ class KeyRotation:
         """
         rotates = self.sign != 0
         by_dim = torch.where(rotates, cos[:, None, :, self.index], 1)
-        return key * by_dim + key[..., self.partner] * (sin[:, None, :, self.index] * self.sign)
+        rotated = key * by_dim + key[..., self.partner] * (sin[:, None, :, self.index] * self.sign)
+        return rotated.to(key.dtype)  # some families keep cos and sin in float32
 
     def undo(self, key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Return keys as they were before a rotation; arguments as for `rotate`."""

@@ -176,6 +176,10 @@ class FrozenSamples:
         with hidden_in_context(self.model, sample.tokens, sample.positions, sample.selected, contexts) as hidden:
             yield hidden
 
+    def release(self) -> None:
+        """Free the memory of all contexts."""
+        self._kept.clear()
+
     @torch.no_grad()
     def _checked_bytes_per_token(self) -> float:
         """Return the bytes of a context for each token, after a check that it gives the hidden states of a full pass.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
-from longrope.search.protocol import Batch, CandidateLoss, Objective, context_tokens
+from longrope.search.protocol import Batch, CandidateLoss, ContextObjective, Objective, context_tokens
 from longrope.search.run import SearchObjectives
 from longrope.storage.jsonl import read_settings
 
@@ -46,16 +46,29 @@ def objectives_as_before(
         resumed: Folder of the search that may be resumed; None for a new one.
 
     Raises:
-        LongRopeError: If the resumed search has frozen contexts, and now there is no room for them.
+        LongRopeError: If the resumed search has frozen contexts, and now there is no room for them, or workers run it.
     """
     objectives = SearchObjectives.of(make_objective, samples["search"], samples["held_out"])
-    settings = {} if resumed is None else read_settings(resumed / "search-0.jsonl")
-    began_with_contexts = settings.get("frozen_contexts")
-    if began_with_contexts and not context_tokens(objectives.search):
+    if resumed is None:
+        return objectives
+    in_contexts = read_settings(resumed / "search-0.jsonl").get("frozen_contexts")
+    search = _as_before(objectives.search, resumed, in_contexts=in_contexts)
+    in_contexts = in_contexts and read_settings(resumed / "held-out.jsonl").get("held_out_contexts")
+    return replace(
+        objectives, search=search, held_out=_as_before(objectives.held_out, resumed, in_contexts=in_contexts)
+    )
+
+
+def _as_before(objective: Objective, resumed: Path, *, in_contexts: bool | None) -> Objective:
+    """Return an objective of a search that began with or without frozen contexts; None if it did not say."""
+    if in_contexts and not isinstance(objective, ContextObjective):
+        raise LongRopeError(
+            f"{resumed}: this search began with frozen contexts, which workers do not have. Resume it with workers = 1 "
+            "or begin again in another folder."
+        )
+    if in_contexts and not context_tokens(objective):
         raise LongRopeError(
             f"{resumed}: this search began with frozen contexts, and now has no room for them (the line above says how "
             "much they take). Free memory and resume it, or begin again in another folder."
         )
-    if began_with_contexts is False:
-        return SearchObjectives(FullPasses(objectives.search), FullPasses(objectives.held_out), objectives.hashes)
-    return objectives
+    return FullPasses(objective) if in_contexts is False else objective

@@ -17,7 +17,14 @@ from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.search.protocol import Batch, CandidateLoss, ContextObjective, Objective, context_tokens
+from longrope.search.protocol import (
+    Batch,
+    CandidateLoss,
+    ContextObjective,
+    Objective,
+    context_tokens,
+    release_contexts,
+)
 from longrope.search.run import SearchObjectives
 
 if TYPE_CHECKING:
@@ -84,6 +91,10 @@ class KeepShort:
         assert isinstance(self.objective, ContextObjective)
         answers = self.objective.evaluate_in_context(batches, gradient=gradient, reference=reference)
         return self._penalised(batches, answers)
+
+    def release_contexts(self) -> None:
+        """Free the memory of the frozen contexts that are kept."""
+        release_contexts(self.objective)
 
     def _penalised(
         self, batches: Sequence[Batch], answers: Iterator[tuple[int, list[CandidateLoss]]]

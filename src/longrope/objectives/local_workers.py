@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
+from functools import cached_property
 from typing import Any, Protocol
 
 from longrope.errors import LongRopeError
@@ -26,13 +26,20 @@ Task = tuple[str, Any, Batch, bool]
 class Worker:
     """The state of a worker process: a model, and the objectives made on it so far.
 
+    The first task loads the model, so that an error in loading it is the error of a task.
+
     Args:
         build: Function from the worker's number to the function that makes an objective of samples; loads the model.
         rank: Number of the worker.
     """
 
     def __init__(self, build: Callable[[int], MakeObjective], rank: int) -> None:
-        self.make_objective, self.objectives = build(rank), {}
+        self.build, self.rank, self.objectives = build, rank, {}
+
+    @cached_property
+    def make_objective(self) -> MakeObjective:
+        """Function that makes an objective of samples on the model."""
+        return self.build(self.rank)
 
     def evaluate(self, key: str, samples: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
         """Return the losses of one batch on pickled samples, which are unpacked the first time only."""
@@ -128,18 +135,18 @@ class LocalPool:
         return ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self.build, started))
 
 
-_worker: Callable[[], Worker] | None = None
+_worker: Worker | None = None
 
 
 def _start_worker(build: Callable[[int], MakeObjective], started: Any) -> None:
-    """Give a new local process its number; its first task loads the model and so reports loading errors."""
+    """Give a new local process its number."""
     global _worker
     with started.get_lock():
         rank = started.value
         started.value += 1
-    _worker = cache(partial(Worker, build, rank))
+    _worker = Worker(build, rank)
 
 
 def _evaluate(key: str, samples: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:
     assert _worker is not None
-    return _worker().evaluate(key, samples, batch, gradient)
+    return _worker.evaluate(key, samples, batch, gradient)

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText
-from longrope.longcontext.chunk_check import TOKENS as CHECK_TOKENS
 from longrope.longcontext.cpu_offload import offload_activations
-from longrope.longcontext.tiling import tiled_layers
+from longrope.longcontext.tiling import tiled_layers, why_whole_layers
 from longrope.longcontext.token_losses import head_losses, last_hidden, token_losses
 from longrope.models.adapter import switched_adapter
 from longrope.models.device_memory import explain_out_of_memory
@@ -52,6 +51,7 @@ class ModelObjective:
         self.frozen = FrozenSamples(model, samples)
         with patch(model, Scaling([2.0] * (self.rotary.rope.dim // 2))):  # refuses a model that factors do not reach
             pass
+        why_whole_layers(model, length=min(self.tokens))  # its check has one row, and a batch may have factors by row
 
     @cached_property
     def context_tokens(self) -> Sequence[int]:
@@ -79,6 +79,10 @@ class ModelObjective:
         loss = self._gradient_in_context if gradient else self._loss_in_context
         for index, batch in enumerate(batches):
             yield index, [loss(*pair, reference) for pair in batch]
+
+    def release_contexts(self) -> None:
+        """Free the memory of the frozen contexts that are kept."""
+        self.frozen.release()
 
     def _losses(self, batch: Batch) -> list[CandidateLoss]:
         samples = [self.samples[index] for _, index in batch]
@@ -160,7 +164,7 @@ class ModelObjective:
     ) -> CandidateLoss:
         """Return the weighted loss of last hidden states and its gradient, with the head in chunks."""
         total, leaf = 0.0, hidden.detach().requires_grad_()
-        by_token = torch.from_numpy(weights).float().to(hidden.device)
+        by_token = torch.from_numpy(weights).float().to(tokens.device)  # where the losses are
         for start, end, losses in head_losses(self.model, tokens, leaf, skip, divisor=4):
             chunk = (losses[0] * by_token[start:end]).sum()
             chunk.backward()
@@ -171,8 +175,7 @@ class ModelObjective:
         return CandidateLoss(total, tuple(gradient.tolist()))
 
     def _embedding(self, scalings: Sequence[Scaling], length: int) -> LongRoPE:
-        reach = max(length, CHECK_TOKENS)  # the check of the layers runs under the same module
-        return LongRoPE.static(self.rotary.rope, scalings, reach=reach).to(self.model.device)
+        return LongRoPE.static(self.rotary.rope, scalings, reach=length).to(self.model.device)
 
     @contextmanager
     def _installed(self, module: nn.Module) -> Iterator[None]:

@@ -9,6 +9,8 @@ from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
 from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.models.load import check_device, load_config
 from longrope.objectives.backend import processes
+from longrope.objectives.frozen_samples import LARGEST_COST, expected_cost
+from longrope.rope import Rope
 from longrope.search.method import Method
 from longrope.search.options import SearchOptions
 
@@ -37,13 +39,18 @@ def place_search(
     if not workers:
         return options, ""
     check_device(options.device)
-    config, window = load_config(model), options.text_spec(length).window or length
+    config = load_config(model, original_length=options.original_length)
+    tokens = min(length, options.text_spec(length).window or length)
+    if options.keep_short is not None:
+        tokens = max(tokens, Rope.of(config).original_length)  # of a short text
+    in_contexts = method.uses_contexts and workers == 1
+    in_contexts = in_contexts and expected_cost(tokens, options.needles) <= LARGEST_COST * tokens
 
     def check_memory(dtype: str) -> None:
         placement = Placement(dtype, options.device, workers=workers)
-        check_pass_memory(config, window, placement, batch=options.batch_size)
+        check_pass_memory(config, tokens, placement, batch=1 if in_contexts else options.batch_size)
         if method.uses_gradient:
-            check_pass_memory(config, window, placement, kind="gradient")
+            check_pass_memory(config, tokens, placement, kind="gradient")
 
     resumes = output is not None and options.existing == "resume"
     recorded = recorded_dtype(output / "search-0.jsonl") if resumes and output is not None else None

@@ -203,11 +203,14 @@ def prepare_objectives(
     budget = limits.tokens if options.population is None else None
     tokens = objectives.search.tokens
     context_cost = sum(context_tokens(objectives.search)) / sum(tokens) if method.uses_contexts else 0.0
-    fitted, total = fit_to_budget(method, tokens, budget, context_cost)
+    if context_cost and (options.batch_size > 1 or options.racing):
+        log.warning("Note: batch and racing have no effect, as the search runs in frozen contexts: one pair at a time.")
+    starts = _starts(space, method, options) if starts is None else starts
+    fitted, total = fit_to_budget(method, tokens, budget, context_cost, starts=len(starts))
     run = SearchRun(
         seeds=range(options.seeds),
         budget=limits,
-        batch_size=options.batch_size,
+        batch_size=1 if context_cost else options.batch_size,
         racing=options.racing,
         existing=options.existing,
         settings=settings,
@@ -217,11 +220,29 @@ def prepare_objectives(
         space=space,
         objectives=objectives,
         method=fitted,
-        starts=_starts(space, method, options) if starts is None else starts,
+        starts=starts,
         compared=compared,
         run=run,
         total=total,
     )
+
+
+def check_starts(rope: Rope, length: int, method: Method, options: SearchOptions) -> None:
+    """Refuse a space or starts that cannot be searched, before a model is loaded.
+
+    Args:
+        rope: Geometry of the model.
+        length: Target length in tokens.
+        method: Search method.
+        options: Other settings.
+
+    Raises:
+        LongRopeError: If the length, the attention factor or the parametrization does not suit the rope, or a start
+            cannot be read or belongs to another rope.
+    """
+    space = _space(rope, length, method, options)
+    for start in _starts(space, method, options):
+        space.clip(start)
 
 
 def _usable(method: Method, barrier: str | None, options: SearchOptions, length: int) -> Method:
@@ -258,5 +279,6 @@ def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scalin
         starts.append(replace(Scaling.identity(space.rope), length=space.length))
     for value in options.factors:
         factors = load_factors(value) if isinstance(value, (str, Path)) else value
-        starts.append(factors.long if isinstance(factors, Extension) else factors)
+        long_factors = factors.long if isinstance(factors, Extension) else factors
+        starts.append(replace(long_factors, length=space.length))
     return starts

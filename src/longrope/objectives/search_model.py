@@ -18,7 +18,13 @@ from longrope.models.layer_survey import require_rotating_layers
 from longrope.models.load import choose_device, load_config
 from longrope.objectives.backend import backend_of, open_backend, processes
 from longrope.objectives.placement import place_search
-from longrope.objectives.prepare_search import Function, PreparedSearch, prepare_function, prepare_search
+from longrope.objectives.prepare_search import (
+    Function,
+    PreparedSearch,
+    check_starts,
+    prepare_function,
+    prepare_search,
+)
 from longrope.rope import Rope
 from longrope.search.method import Method
 from longrope.search.options import SearchOptions
@@ -106,11 +112,7 @@ def _prepared(
         yield prepare_function(model, rope, length, method, options)
         return
     chosen = options.method(method or "auto", length)
-    options.text_spec(length)
-    config = load_config(model, original_length=options.original_length) if isinstance(model, str) else model.config
-    warning = require_rotating_layers(config).warning(length)
-    if warning is not None:
-        logger.warning(warning)
+    _check_before_loading(model, length, chosen, options)
     if isinstance(model, str):
         name, fingerprint = model, {}
         options, reason = place_search(model, length, chosen, options, output)
@@ -137,3 +139,13 @@ def _prepared(
         yield prepare_search(
             backend, length, data=source, method=chosen, options=options, settings=settings, output=output
         )
+
+
+def _check_before_loading(model: str | PreTrainedModel, length: int, method: Method, options: SearchOptions) -> None:
+    """Refuse what the model's config and the options alone show to be impossible."""
+    options.text_spec(length)
+    config = load_config(model, original_length=options.original_length) if isinstance(model, str) else model.config
+    warning = require_rotating_layers(config).warning(length)
+    if warning is not None:
+        logger.warning(warning)
+    check_starts(Rope.of(config if isinstance(model, str) else model), length, method, options)

@@ -35,6 +35,7 @@ class Auto(Method):
     schemes: ClassVar[tuple[str, ...]] = ("yarn", "heuristic", "mrrope_pro", "mrrope_uni", "bm", "tailspline")
     uses_gradient: ClassVar[bool] = True
     uses_contexts: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
     without_gradient: ClassVar[str | None] = "cma"
 
     def with_population(self, population: int) -> Auto:
@@ -51,6 +52,10 @@ class Auto(Method):
     def passes(self, samples: int, context_cost: float = 0.0) -> int:
         """Estimate the cost in forward passes over one sample."""
         return self._closed_form_passes(samples, context_cost) + self.gradient.passes(samples, context_cost)
+
+    def start_cost(self, context_cost: float = 0.0) -> float:
+        """Return the cost of one more start, which is ranked in frozen contexts where there are any."""
+        return context_cost or 1.0
 
     def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
         """Return the number of forward and backward passes over one sample."""

@@ -14,7 +14,7 @@ class Budget:
 
     Args:
         tokens: Most token-evaluations: 1 for every token of a forward pass, 3 with the backward pass.
-        seconds: Most seconds of evaluation.
+        seconds: Most seconds of evaluation. The first candidate is evaluated on all samples in any case.
         patience: Most comparisons on all samples (generations) in a row without a better candidate.
 
     Raises:

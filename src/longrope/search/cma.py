@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from cmaes import CMA
@@ -81,7 +80,7 @@ class Cma(Method):
         best = (loss, space.candidate(x))
         for _ in range(self.generations):
             points = [cma.ask() for _ in range(cma.population_size)]
-            candidates, state = [space.candidate(point * unit) for point in points], _state(cma, points)
+            candidates, state = [space.candidate(point * unit) for point in points], {"generation": cma.generation}
             answers = yield CandidateBatch(candidates, state, reference=best[1])
             leader = candidates[min(range(len(answers)), key=lambda i: answers[i].loss)]
             (answer,) = yield CandidateBatch([leader], state, reference=leader)
@@ -91,8 +90,3 @@ class Cma(Method):
             cma.tell([(point, min(loss, worst + 1)) for point, loss in zip(points, losses, strict=True)])
             if cma.should_stop():
                 return
-
-
-def _state(cma: CMA, points: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Return the generation and a digest of its points, which depend on all that CMA-ES has learnt and drawn."""
-    return {"generation": cma.generation, "points": hashlib.sha256(np.stack(points).tobytes()).hexdigest()[:16]}

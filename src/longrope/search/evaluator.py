@@ -201,7 +201,7 @@ class Evaluator:
                 if mean < (self.best[0] if self.best else math.inf):
                     self.best = (mean, candidate)
         self.on_batch()
-        if self.budget.seconds is not None and self.seconds >= self.budget.seconds:
+        if self.budget.seconds is not None and self.seconds >= self.budget.seconds and self.best is not None:
             raise Stop(f"the time budget of {self.budget.seconds:g} s is spent")
 
     def _record_improvements(self, candidates: Iterable[Scaling]) -> None:

@@ -17,14 +17,15 @@ from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, scheme
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
-from longrope.search.journal import Journal
+from longrope.search.journal import ROUNDING, Journal
 from longrope.search.leaders import evaluate_leaders
 from longrope.search.loop import SearchOutcome, SearchProgress, run_search
 from longrope.search.method import Method
-from longrope.search.protocol import CandidateBatch, context_tokens
+from longrope.search.protocol import CandidateBatch, context_tokens, release_contexts
 from longrope.search.run import SearchObjectives, SearchResult, SearchRun, digest
 from longrope.search.space import Space
 from longrope.storage.atomic import write_text
+from longrope.storage.jsonl import read_settings
 
 OUTPUTS = ("search-*.jsonl", "held-out.jsonl", "best.json", "extension.json", "run.json")
 FINALISTS = 3  # one where frozen contexts rank the others
@@ -45,8 +46,9 @@ def find_factors(
 
     The finalists, the closed-form schemes and the starts are compared on the held-out objective, and the best of them
     wins. Where it has frozen contexts, the best finalist gets a full pass, and the three that are best in its contexts.
-    Starts that were only ranked in frozen contexts are left out. Finalists are the best candidates of all seeds,
-    and the best of each search's first half, in case the second half only memorised the search documents.
+    Starts that were only ranked in frozen contexts are left out. Finalists are the best candidate of all seeds together
+    (without frozen contexts the best `FINALISTS`), and the best of each search's first half, in case the second half
+    only memorised the search documents.
 
     The folder gets one journal for each seed, ``best.json`` (the best candidate so far, at any time), and in the end
     ``extension.json``.
@@ -70,6 +72,7 @@ def find_factors(
     settings = _settings(space, method, starts, run)
     if method.uses_contexts:  # a resumed search must have them, or not, as the one that began it
         settings["frozen_contexts"] = bool(context_tokens(objectives.search))
+    judges_in_contexts = settings.get("frozen_contexts", False) and bool(context_tokens(objectives.held_out))
     resume = run.existing == "resume"
     if run.existing == "overwrite":
         for path in (path for pattern in OUTPUTS for path in folder.glob(pattern)):
@@ -90,14 +93,19 @@ def find_factors(
         outcomes.append(outcome)
     if compared is None:
         compared = [scheme(name, space.rope, space.length) for name in COMPARED]
-    count = 1 if method.uses_contexts and context_tokens(objectives.held_out) else FINALISTS
-    if method.uses_contexts and context_tokens(objectives.search):
+    release_contexts(objectives.search)  # the held-out objective decided when none were kept, and needs their memory
+    if settings.get("frozen_contexts"):
         starts = _fully_evaluated(starts, space, outcomes)
-    finalists = list(dict.fromkeys([*_finalists(outcomes, count), *compared, *starts]))
+    best = _finalists(outcomes, 1 if judges_in_contexts else FINALISTS)
+    finalists = list(dict.fromkeys([*best, *compared, *starts]))
+    path = folder / "held-out.jsonl"
     header = {**settings, "data": objectives.hashes["held_out"]}
-    with closing(Journal(folder / "held-out.jsonl", header, resume=resume)) as journal:
+    written = read_settings(path)
+    if method.uses_contexts and (not written or "held_out_contexts" in written):  # an older file does not say
+        header["held_out_contexts"] = judges_in_contexts
+    with closing(Journal(path, header, resume=resume)) as journal:
         evaluator = Evaluator(objectives.held_out, journal, budget=Budget(), batch_size=run.batch_size)
-        losses = _judge(finalists, evaluator, in_contexts=method.uses_contexts)
+        losses = _judge(finalists, evaluator, in_contexts=judges_in_contexts)
     provenance = {**run.settings, **run.provenance, "method": settings["method"], "seeds": list(run.seeds)}
     provenance["data_hash"] = dict(objectives.hashes)
     result = _choose_winner(space.rope, losses, outcomes, provenance)
@@ -158,8 +166,13 @@ def _judge(finalists: Sequence[Scaling], evaluator: Evaluator, *, in_contexts: b
 
 def _fully_evaluated(starts: Sequence[Scaling], space: Space, outcomes: Sequence[SearchOutcome]) -> Sequence[Scaling]:
     """Return the starts but those that were only ranked in frozen contexts."""
-    evaluated = {scaling for outcome in outcomes for _, scaling in outcome.ranked}
-    return [start for start in starts if space.candidate(space.coordinates(start)) in evaluated]
+    evaluated = np.array([scaling.factors for outcome in outcomes for _, scaling in outcome.ranked])
+
+    def is_evaluated(start: Scaling) -> bool:
+        factors = space.candidate(space.coordinates(start)).factors
+        return bool(np.isclose(evaluated, factors, rtol=ROUNDING, atol=0).all(axis=1).any())
+
+    return [start for start in starts if is_evaluated(start)]
 
 
 def _choose_winner(

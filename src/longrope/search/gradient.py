@@ -48,6 +48,7 @@ class Gradient(Method):
     frozen: float | None = None
     uses_gradient: ClassVar[bool] = True
     uses_contexts: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
 
     def with_population(self, population: int) -> Gradient:
         """Return the method with another number of steps."""
@@ -64,6 +65,10 @@ class Gradient(Method):
         """Estimate the cost in forward passes over one sample."""
         steps = self.steps * _step_cost(samples, context_cost)
         return STARTS * samples + math.ceil(round(steps, 6)) + math.ceil(self.steps / EVERY) * samples
+
+    def start_cost(self, context_cost: float = 0.0) -> float:
+        """Return 1: each start gets a full pass."""
+        return 1.0
 
     def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
         """Return the number of forward and backward passes over one sample, those in contexts as parts of one."""

@@ -6,15 +6,19 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
-from longrope.search.protocol import CandidateLoss, Pair
+from longrope.search.protocol import CandidateBatch, CandidateLoss, Pair
 from longrope.storage.jsonl import JsonlFile
 
 Key = tuple[tuple[float, ...], int, float, int, bool, str]
+ROUNDING = 1e-10  # relative difference below which numbers differ by the rounding of another processor
 
 
 class Journal:
@@ -22,7 +26,8 @@ class Journal:
 
     A search is a function of its seed and of the losses that it receives. So a resumed search runs again from the
     start, receives the losses that the journal holds, and continues where it stopped. The state of the method is
-    written with every generation and compared on the way.
+    written with every generation and compared on the way. Another processor may round exp and log in another way, so
+    numbers are compared up to `ROUNDING`.
 
     Args:
         path: Path of the file.
@@ -47,6 +52,7 @@ class Journal:
         except (ValueError, KeyError, TypeError):
             self.close()
             raise self._lines.damaged() from None
+        self._candidates = {key[:3] for key in self.known}  # of the file
 
     def get(self, pair: Pair, *, gradient: bool, context: str = "") -> tuple[CandidateLoss, float] | None:
         """Return the loss of a candidate on a sample and the seconds it took; None if it was not evaluated.
@@ -76,6 +82,18 @@ class Journal:
         self._lines.append(line)
         self._add_line(line)
 
+    def replayed(self, generation: int, batch: CandidateBatch) -> CandidateBatch:
+        """Return the batch of a generation, one whose state the file holds with the candidates as they are written.
+
+        Raises:
+            LongRopeError: If the file holds the state, but not the candidates.
+        """
+        if generation not in self.states:
+            return batch
+        candidates = [self._as_written(candidate, generation) for candidate in batch.candidates]
+        reference = None if batch.reference is None else self._as_written(batch.reference, generation)
+        return replace(batch, candidates=candidates, reference=reference)
+
     def state(self, generation: int, state: Mapping[str, Any]) -> None:
         """Write the method's state after a generation, or compare it with the state written before.
 
@@ -86,15 +104,35 @@ class Journal:
         if generation not in self.states:
             self._lines.append({"generation": generation, "state": state})
             self.states[generation] = state
-        elif self.states[generation] != state:
-            raise LongRopeError(
-                f"{self._lines.path}: generation {generation} comes out differently than it was written. Resume with "
-                "the versions of longrope and numpy that began the search, or overwrite it."
-            )
+        elif not _equal_up_to_rounding(self.states[generation], state):
+            raise self._different(generation)
 
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
+
+    def _as_written(self, candidate: Scaling, generation: int) -> Scaling:
+        """Return the nearest candidate of the file, which differs by rounding at most, with the name of this one."""
+        factors, start_tokens, attention_factor = key = _key((candidate, 0), gradient=False, context="")[:3]
+        if key in self._candidates:
+            return candidate
+
+        def distance(other: tuple[tuple[float, ...], int, float]) -> float:
+            if len(other[0]) != len(factors) or other[1] != start_tokens:
+                return math.inf
+            ratios = np.array([*other[0], other[2]]) / np.array([*factors, attention_factor])
+            return float(np.abs(ratios - 1).max())
+
+        nearest = min(self._candidates, key=distance, default=key)
+        if not self._candidates or distance(nearest) > ROUNDING:
+            raise self._different(generation)
+        return replace(candidate, factors=nearest[0], attention_factor=nearest[2])
+
+    def _different(self, generation: int) -> LongRopeError:
+        return LongRopeError(
+            f"{self._lines.path}: generation {generation} comes out differently than it was written. Resume with the "
+            "versions of longrope and numpy, and on the kind of processor, that began the search, or overwrite it."
+        )
 
     def _add_line(self, line: Mapping[str, Any]) -> None:
         scaling = tuple(map(float, line["factors"])), int(line["start_tokens"]), float(line["attention_factor"])
@@ -114,6 +152,20 @@ def context_name(reference: Scaling | None) -> str:
 def _key(pair: Pair, gradient: bool, context: str) -> Key:
     scaling, sample = pair
     return tuple(scaling.factors), scaling.start_tokens, scaling.attention_factor, sample, gradient, context
+
+
+def _equal_up_to_rounding(written: Any, state: Any) -> bool:
+    """Return whether JSON values are equal, floats up to `ROUNDING`; older files may have more keys."""
+    match written, state:
+        case dict(), dict():
+            return state.keys() <= written.keys() and all(
+                _equal_up_to_rounding(written[key], value) for key, value in state.items()
+            )
+        case list(), list():
+            return len(written) == len(state) and all(map(_equal_up_to_rounding, written, state))
+        case float(), float():
+            return math.isclose(written, state, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    return written == state
 
 
 def _to_json(value: float) -> float | None:

@@ -102,6 +102,7 @@ def run_search(
             improvements = len(evaluator.improvements)
             closed_form = batch.state.get("closed_form", closed_form)
             spent = evaluator.tokens
+            batch = journal.replayed(generation, batch)
             losses = evaluator.evaluate(batch)
             journal.state(generation, batch.state)
             full = batch.reference in (None, *batch.candidates) or not context_tokens(objective)

@@ -21,6 +21,7 @@ class Method(ABC):
     Attributes:
         uses_gradient: Whether the method asks for gradients. Costs and memory checks then count backward passes.
         uses_contexts: Whether the method asks for losses in frozen contexts.
+        draws: Whether the search depends on its seed.
         uses_parametrization: Whether the method moves through the coordinates of the space's parametrization.
         ceiling: Largest factor by default, in units of the scale s.
         parametrization: Parametrization by default, a key of `longrope.search.parametrizations.PARAMETRIZATIONS`.
@@ -31,6 +32,7 @@ class Method(ABC):
 
     uses_gradient: ClassVar[bool] = False
     uses_contexts: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
     uses_parametrization: ClassVar[bool] = True
     ceiling: ClassVar[float] = 2.0
     parametrization: ClassVar[str] = "free"
@@ -71,6 +73,14 @@ class Method(ABC):
         By default the method stays as it is, and a smaller budget only ends it earlier.
         """
         return self
+
+    def start_cost(self, context_cost: float = 0.0) -> float:
+        """Return what each start adds to the passes over a sample; 0 where the starts are part of the population.
+
+        Args:
+            context_cost: Cost of a pass in a frozen context as a part of that of a full pass; 0 without such contexts.
+        """
+        return 0.0
 
     def for_length(self, length: int) -> Method:
         """Return the method with its default settings for a target length in tokens."""

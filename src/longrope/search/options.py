@@ -34,7 +34,7 @@ class SearchOptions:
         parametrization: A key of `PARAMETRIZATIONS`; None for the method's own.
         schemes: Names of the schemes to start from; None for the method's own.
         factors: Other factors to start from: scalings, extensions, or paths of factors files and run folders.
-        seeds: Number of searches, with seeds 0, 1, …; the best wins.
+        seeds: Number of searches, with seeds 0, 1, …; the best wins. More than one needs a method that draws.
         attention: Attention factor: ``su``, ``yarn``, ``none``, a number, or ``search``.
         start_tokens: Whether to search the number of start tokens n̂ too.
         needles: Weight of the answers to questions at the end of the documents, from 0 (none) to 1 (answers alone).
@@ -46,8 +46,8 @@ class SearchOptions:
         search_documents: Number of documents whose loss is minimised; None for 4, or 2 above `LONG` tokens.
         held_out_documents: Number of other documents, which choose the winner; None for as many.
         data_seed: Seed of the split into search, held-out and test documents.
-        batch_size: Most (candidate, document) pairs in one forward pass.
-        racing: Whether to drop candidates early that are clearly worse.
+        batch_size: Most (candidate, document) pairs in one forward pass. In frozen contexts it is 1.
+        racing: Whether to drop candidates early that are clearly worse. No effect in frozen contexts.
         workers: Number of processes, ``ray`` or ``ray://HOST:PORT``. A loaded model is evaluated in this process.
         dtype: Dtype to load a model in, a key of `longrope.models.load.DTYPES`.
         device: Device to load a model on; ``auto`` for the accelerator if there is one.
@@ -137,7 +137,8 @@ class SearchOptions:
             length: Target length in tokens.
 
         Raises:
-            LongRopeError: If the name is unknown, the population is too small, or the parametrization has no effect.
+            LongRopeError: If the name is unknown, the population is too small, or the parametrization or more than one
+                seed has no effect.
         """
         if isinstance(method, str):
             chosen, name = get_method(method, self.population, length), method
@@ -149,6 +150,12 @@ class SearchOptions:
             raise LongRopeError(
                 f"parametrization = {self.parametrization!r}: has no effect on the method {name}. "
                 f"Leave it out, or use {', '.join(others)}."
+            )
+        if self.seeds > 1 and not chosen.draws:
+            others = [name for name, other in METHODS.items() if other.draws]
+            raise LongRopeError(
+                f"seeds = {self.seeds}: the method {name} draws nothing, so all seeds would find the same factors. "
+                f"Use 1, or a method that draws ({', '.join(others)})."
             )
         return chosen
 

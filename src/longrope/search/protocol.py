@@ -95,10 +95,20 @@ class ContextObjective(Objective, Protocol):
         """
         ...
 
+    def release_contexts(self) -> None:
+        """Free the memory of the contexts that are kept."""
+        ...
+
 
 def context_tokens(objective: Objective) -> Sequence[int]:
     """Return the cost of one forward pass over each sample in a frozen context; empty if the objective has none."""
     return objective.context_tokens if isinstance(objective, ContextObjective) else ()
+
+
+def release_contexts(objective: Objective) -> None:
+    """Free the memory of the frozen contexts that an objective keeps, if it has any."""
+    if isinstance(objective, ContextObjective):
+        objective.release_contexts()
 
 
 @dataclass(frozen=True)

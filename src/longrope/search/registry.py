@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,12 @@ def without_gradient() -> list[str]:
 
 
 def fit_to_budget(
-    method: Method, tokens: Sequence[int], budget: int | None, context_cost: float = 0.0
+    method: Method,
+    tokens: Sequence[int],
+    budget: int | None,
+    context_cost: float = 0.0,
+    *,
+    starts: int | None = None,
 ) -> tuple[Method, int]:
     """Return a method fitted to a budget, and its estimated cost in token-evaluations.
 
@@ -53,9 +59,12 @@ def fit_to_budget(
         tokens: Length of each sample in tokens.
         budget: Most token-evaluations; None for the method's own cost.
         context_cost: Cost of a pass in a frozen context as a part of that of a full pass; 0 without such contexts.
+        starts: Number of starts; None for the method's own.
     """
     samples, total = len(tokens), sum(tokens)
     sizes: tuple[Any, ...] = (samples, context_cost) if method.uses_contexts else (samples,)
-    fitted = method if budget is None else method.within(budget * samples // total, *sizes)
-    cost = fitted.passes(*sizes) * total // samples
+    more_starts = 0 if starts is None else starts - len(method.schemes)
+    start_passes = math.ceil(round(more_starts * samples * method.start_cost(context_cost), 6))
+    fitted = method if budget is None else method.within(budget * samples // total - start_passes, *sizes)
+    cost = (fitted.passes(*sizes) + start_passes) * total // samples
     return fitted, cost if budget is None else min(budget, cost)
