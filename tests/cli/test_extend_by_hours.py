@@ -70,7 +70,9 @@ def test_a_model_is_extended(extended: tuple[Path, object]) -> None:
     sentences = verdict_of(output)
     assert len(sentences) >= 2
     assert all(sentence in result.out for sentence in sentences)
-    assert (output / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "Which engines run it as made?" in page
     exported, extension = load_extension(output / "checkpoint"), load_extension(output / "extension.json")
     assert AutoModelForCausalLM.from_pretrained(output / "checkpoint").config.max_position_embeddings == 256
     assert exported.long.factors == pytest.approx(extension.long.factors)

@@ -81,7 +81,10 @@ RATES = st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=12)
 
 @given(RATES, st.integers(2, 9))
 def test_equal_questions_of_a_text_say_no_more_than_one(scores: list[float], copies: int) -> None:
-    """Repeating every question of a text never makes the interval narrower than that of one question a text."""
+    """Repeating every question of a text never makes the interval narrower than that of one question a text.
+
+    Equal scores do not show how alike the questions of a text are, so only some of that is taken into account.
+    """
     texts = list(range(len(scores)))
     alone, low_high = rate_interval(scores), rate_interval(scores * copies, texts * copies)
     assert rate_interval(scores, texts) == alone == wilson_interval(sum(scores), len(scores))
@@ -101,3 +104,10 @@ def test_the_interval_of_questions_that_share_texts_holds_the_true_rate() -> Non
         held["alone"] += alone[0] <= 0.5 <= alone[1]
     assert held["shared"] >= 0.93 * 400
     assert held["alone"] < 0.75 * 400
+
+
+def test_a_few_texts_with_all_answers_right_are_no_proof() -> None:
+    """Of 80%: three texts with fifty questions each are not enough, ten with five are."""
+    assert rate_interval([1.0] * 150, [0, 1, 2] * 50)[0] < 0.6
+    assert rate_interval([1.0] * 40, [0, 1, 2, 3] * 10)[0] < 0.75
+    assert rate_interval([1.0] * 50, list(range(10)) * 5)[0] > 0.85

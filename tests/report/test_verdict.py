@@ -298,9 +298,9 @@ def test_a_cost_that_few_documents_cannot_tell_is_not_nothing() -> None:
         return answers(run_of(change))[1]
 
     few = costing(0.30, 0.38)
-    assert few.verdict == "Has a cost that 2 documents cannot tell"
+    assert few.verdict == "Differs by an amount that 2 documents cannot tell"
     assert few.advice == "measure again with more --documents"
-    assert costing(0.34).verdict == "Has a cost that 1 document cannot tell"
+    assert costing(0.34).verdict == "Differs by an amount that 1 document cannot tell"
     assert costing(0.0, 0.0).verdict == "Costs nothing that can be measured on these texts"
     assert costing(*[0.004, -0.004] * 4).verdict == "Costs nothing that can be measured on these texts"
 

@@ -119,6 +119,7 @@ def test_a_disk_without_room_for_the_weights(
     plan = Plan(stages=tuple(Stage(length=128 * (i + 1), finetune=tuning) for i, tuning in enumerate(tunings)))
     enough, too_small = small_disk(round(4.4 * numbers)), small_disk(round(3.6 * numbers))
     check_disk(plan, SHAPE, enough / "run")
+    check_disk(plan, SHAPE, enough / "run", dtype=torch.bfloat16)
     with pytest.raises(LongRopeError, match=r"output = '.*run': the run writes up to .* GiB are free\. Make room"):
         check_disk(plan, SHAPE, too_small / "deep" / "run")
 

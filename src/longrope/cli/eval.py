@@ -237,7 +237,7 @@ def open_samples(output: Path | None, settings: dict[str, Any], *, resume: bool)
     Of processes that evaluate together, all get the samples of the first one.
     """
     from longrope.evaluation.sample_store import JOURNAL, SampleStore
-    from longrope.storage.jsonl import JsonlFile
+    from longrope.storage.jsonl import JsonlFile, read_settings
     from longrope.storage.lock import locked
 
     if output is None:
@@ -251,6 +251,8 @@ def open_samples(output: Path | None, settings: dict[str, Any], *, resume: bool)
             stack.enter_context(locked(output))
             for name in () if resume else (JOURNAL, "results.json"):
                 (output / name).unlink(missing_ok=True)
+            if "prompts_from" not in read_settings(output / JOURNAL):  # of an earlier version
+                settings = {key: value for key, value in settings.items() if key != "prompts_from" or not resume}
             journal = JsonlFile(output / JOURNAL, settings, subject="an evaluation", resume=resume)
             stack.enter_context(closing(journal))
             store = SampleStore(journal)

@@ -112,7 +112,8 @@ def tell_searched(factors: Sequence[str], corpora: Sequence[Corpus], seed: int) 
                 )
         elif (path / "run.json").exists():
             run = read_json(path / "run.json")
-            read = {name for names in run.get("documents", {}).values() for name in names} & tested
+            sets = run.get("documents")
+            read = {name for names in sets.values() for name in names} & tested if isinstance(sets, dict) else set()
             if read:
                 distributed.say(
                     f"{path}: its search has read {len(read)} of the test documents (such as {min(read)}), so its "

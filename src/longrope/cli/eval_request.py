@@ -53,7 +53,7 @@ class EvalRequest:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that the journal begins with. The first source has the documents of the prompts."""
-        first = {"prompts_from": self.corpora[0].name} if len(self.corpora) > 1 and self.spec.retrieval else {}
+        first = {"prompts_from": self.corpora[0].name} if len(self.corpora) > 1 else {}
         return {
             "model": self.model,
             "dtype": self.dtype,

@@ -127,8 +127,10 @@ def run(
                 extend_output.check_export(staged)
                 if not launch:
                     check_memory(dtype)
+            if log is not None and not log.absolute().is_relative_to(output.absolute()):
+                check_log(log)
             begin_run(staged, resume=resume, heading=heading)
-            if log is not None:  # which may be in the run's folder
+            if log is not None:  # also in the run's folder
                 check_log(log)
             record, checkpoint = carry_out(staged, exports_so_far=export_on_interrupt)
     options.tell(record, as_json=as_json, text=lambda: extend_output.describe(staged, record, checkpoint))
@@ -162,9 +164,12 @@ def carry_out(staged: StagedRun, *, exports_so_far: bool) -> tuple[dict[str, Any
     try:
         extend(staged)
         record = extend_output.results(staged)
-        if record:
-            extend_output.write_page(staged)
-        return record, extend_output.export(staged)
+        try:
+            checkpoint = extend_output.export(staged)
+        finally:  # with the engines that run the checkpoint, or without
+            if record:
+                extend_output.write_page(staged)
+        return record, checkpoint
     except KeyboardInterrupt:
         if exports_so_far:
             extend_output.tell_so_far(staged)
@@ -194,13 +199,14 @@ def finetune(
     weights = staged.stage_folder(stage) / "model"
     if weights.exists():
         raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {weights} first")
-    check_documents(staged)
     if log is not None:
         check_log(log)
     steps = extend_by_hours.steps_of(staged.plan, staged.config, staged.dtype)
     quiet = quiet or not distributed.first()
     with job_progress(steps, quiet=quiet, logs=log_files(folder, log)) as on_progress:
-        finetune_stage(replace(staged, on_progress=on_progress), stage)
+        staged = replace(staged, on_progress=on_progress)
+        check_documents(staged)
+        finetune_stage(staged, stage)
 
 
 def with_default_data(plan: Plan, model: str) -> Plan:

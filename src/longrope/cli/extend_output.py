@@ -152,11 +152,11 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
 
 
 def write_page(staged: StagedRun) -> Path:
-    """Write the page of ``longrope report`` into the run's folder, if it is not there yet."""
+    """Write the page of ``longrope report`` into the run's folder, unless it is newer than the checkpoint."""
     from longrope.report.report import report
 
-    path = staged.folder / "report.html"
-    if not path.exists():
+    path, checkpoint = staged.folder / "report.html", staged.folder / "checkpoint"
+    if not path.exists() or (checkpoint.exists() and checkpoint.stat().st_mtime > path.stat().st_mtime):
         report(staged.folder, path)
     return path
 

@@ -38,7 +38,7 @@ def costs(run: LoadedRun, candidate: str) -> VerdictAnswer:
     why = f"Against the original model at its own length: {numbers}."
     above, less = None if gap is None else gap.above(), pair is not None and pair.clear and pair.points < 0
     if gap is not None and above is None and gap.may_exceed(100 * (HOLDS - 1)) and not less:
-        few = f"Has a cost that {gap.documents} document{'s' if gap.documents > 1 else ''} cannot tell"
+        few = f"Differs by an amount that {gap.documents} document{'s' if gap.documents > 1 else ''} cannot tell"
         return VerdictAnswer(question, few, why, numbers, "measure again with more --documents")
     if above:
         verdict = f"Costs {number.value or 0:.1f}% perplexity" + (" and retrieval" if less else "")

@@ -20,7 +20,8 @@ from longrope.schemes import is_scheme
 RULE = (
     f"“Works” means that perplexity at the longest length is at most {HOLDS:g} times the original model's at L0, and "
     f"that {100 * FINDS:.0f}% or more of what is hidden there is found. Where the 95% interval of a number includes "
-    "its limit, the page says that it cannot be told. A difference of perplexity counts if its 95% interval over "
+    "its limit, the page says that it cannot be told. So it does at L0 where the interval of a cost reaches beyond "
+    f"{100 * (HOLDS - 1):.0f}%. A difference of perplexity counts if its 95% interval over "
     f"documents (Student's t) excludes 0, and one of retrieval if p is below {CLEAR:g} on the same prompts."
 )
 

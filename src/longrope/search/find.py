@@ -120,7 +120,10 @@ def _settings(space: Space, method: Method, starts: Sequence[Scaling], run: Sear
     """
     settings = {**run.settings, "method": {type(method).__name__: asdict(method)}}  # pyright: ignore[reportArgumentType]
     settings |= {"space": asdict(space), "racing": run.racing}
-    settings["starts"] = [f"{start.scheme} {digest(np.array(start.factors))[:8]}" for start in starts]
+    # rounded, as another processor may compute the last digits of a scheme in another way
+    settings["starts"] = [
+        f"{start.scheme} {digest(np.array([f'{factor:.9g}' for factor in start.factors]))[:8]}" for start in starts
+    ]
     return settings
 
 

@@ -47,7 +47,7 @@ def begin_run(run: StagedRun, *, resume: bool, heading: str = "") -> None:
         )
     run.plan.check_fits(run.rope)
     check_model_fits(run.plan, run.config)
-    check_disk(run.plan, ModelShape.of(run.config, run.dtype), run.folder)
+    check_disk(run.plan, ModelShape.of(run.config, run.dtype), run.folder, dtype=run.config.dtype)
     _check_requirements(run)
     for number in range(1, len(run.plan.stages) + 1):
         run.scaling_from_file(number)

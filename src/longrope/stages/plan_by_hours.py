@@ -94,7 +94,7 @@ def plan_by_hours(
     losses = _losses_of_starts(run, first.plan.stages[0].finetune, machine, hours)
     start = best_start(losses) if losses else STARTS[0]
     choice, texts = _with_documents(run, texts, lambda texts: choose(0, start, texts))
-    check_disk(choice.plan, machine.shape, run.folder)
+    check_disk(choice.plan, machine.shape, run.folder, dtype=run.config.dtype)
     starts = {name: fmean(values) for name, values in losses.items()}
     return Advice(choice, choose(1, choice.start, texts), machine, starts)
 

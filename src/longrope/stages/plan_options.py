@@ -19,7 +19,7 @@ RATE_TEST = 50  # passes over training sequences that the test of rates takes, f
 SMALL = 10_000_000  # parameters of a model that takes a high learning rate
 AVERAGED = 400  # sequences from which the share of the original weights is tested
 # documents, then questions in all and on a text, at each length: from the best verdict to the least
-EVALUATIONS = ((8, 50, 5), (6, 40, 5), (5, 20, 4), (3, 20, 10), (2, 20, 20), (2, 0, 1), (1, 0, 1))
+EVALUATIONS = ((8, 50, 5), (6, 40, 5), (4, 24, 4), (2, 24, 4), (2, 20, 20), (2, 0, 1), (1, 0, 1))
 SEARCHES = tuple((documents, population) for documents in (4, 2, 1) for population in (None, 20, 10, 4))
 
 

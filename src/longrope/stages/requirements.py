@@ -7,6 +7,7 @@ from collections.abc import Container, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -96,26 +97,28 @@ def check_training(*, device: str, launch: Sequence[str], report_to: str) -> Non
         )
 
 
-def check_disk(plan: Plan, shape: ModelShape, folder: Path) -> None:
+def check_disk(plan: Plan, shape: ModelShape, folder: Path, *, dtype: torch.dtype | str | None = None) -> None:
     """Refuse, before hours of work, a run whose weights do not fit on the disk.
 
     Args:
         plan: The plan.
         shape: Sizes of the model.
         folder: Folder of the run, or a folder that will be in an existing one.
+        dtype: Dtype of the checkpoint, in which a stage's weights and the export are written; float32 if None.
 
     Raises:
         LongRopeError: If the disk has too little room.
     """
-    kept = most = 0  # float32 numbers
+    size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
+    kept = most = 0  # bytes
     for finetune in (stage.finetune for stage in plan.stages if stage.finetune is not None):
-        checkpoint = CHECKPOINT_COPIES * shape.trained(finetune.lora)
+        checkpoint = 4 * CHECKPOINT_COPIES * shape.trained(finetune.lora)
         left = shape.parameters if finetune.merge else shape.trained(finetune.lora)
-        # the training's last checkpoint, or the trained weights and those of the stage beside older ones
-        most = max(most, kept + CHECKPOINTS * checkpoint + max(checkpoint, 2 * left))
-        kept += left
-    exported = 0 if plan.export == "none" else shape.parameters
-    needed = 4 * max(most, kept + exported)
+        # the training's last checkpoint, or the trained weights in float32 and those of the stage, beside older ones
+        most = max(most, kept + CHECKPOINTS * checkpoint + max(checkpoint, (4 + size) * left))
+        kept += size * left
+    exported = 0 if plan.export == "none" else size * shape.parameters
+    needed = max(most, kept + exported)
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:

@@ -82,7 +82,7 @@ class RunData:
     def digest(self) -> str:
         """SHA-256 of the names, texts and splits of all documents."""
         hashed = hashlib.sha256()
-        sets = {**self._splits, "train": self._train_documents}
+        sets = {**self._splits, "train": self._load_train()}
         for name, documents in sets.items():
             for document in documents:
                 hashed.update(json.dumps([name, document.name, document.text]).encode())
@@ -240,7 +240,7 @@ class RunData:
         excluded |= {document.text for document in splits["search"] if document.name in searched}
         cut = {document.part_of for split in splits.values() for document in split} - {""}
         excluded |= {text for name, text in whole_texts(splits).items() if name in cut}
-        source = splits["search"] if self.plan.data.train is None else self._train_documents
+        source = splits["search"] if self.plan.data.train is None else self._load_train()
         documents = [document for document in source if document.text not in excluded]
         order = np.random.default_rng(self.plan.data.seed).permutation(len(documents))
         return [documents[i] for i in order]
@@ -261,9 +261,8 @@ class RunData:
     def _load(self, source: str) -> list[Document]:
         return load_documents(source, text_key=self.plan.data.text_key)
 
-    @cached_property
-    def _train_documents(self) -> list[Document]:
-        """The documents of ``data.train``; empty if it is not given."""
+    def _load_train(self) -> list[Document]:
+        """Return the documents of ``data.train``; none if it is not given."""
         return [] if self.plan.data.train is None else self._load(self.plan.data.train)
 
     @cached_property
