@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext import training_loss as module
 from longrope.longcontext.sparse_attention import sparse_masks
-from longrope.longcontext.training_loss import COPIES, Distillation, use_chunked_loss
+from longrope.longcontext.training_loss import Distillation, use_chunked_loss
 
 # and with the heads' own soft cap and scales
 MODELS: dict[str, tuple[str, dict[str, float]]] = {name: (name, {}) for name in families.FAMILIES}
@@ -32,7 +32,7 @@ def build(name: str) -> PreTrainedModel:
 @pytest.fixture(autouse=True)
 def chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks for one sequence."""
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", COPIES * ROWS * families.VOCABULARY * POSITIONS)
+    monkeypatch.setattr(module, "logits_on", lambda _: ROWS * families.VOCABULARY * POSITIONS)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_the_size_of_the_chunks_does_not_matter(
     positions: int, ids: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = gradients(build("llama"), input_ids=ids, labels=labels)
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", COPIES * ROWS * families.VOCABULARY * positions)
+    monkeypatch.setattr(module, "logits_on", lambda _: ROWS * families.VOCABULARY * positions)
     assert_same(gradients(use_chunked_loss(build("llama")), input_ids=ids, labels=labels), wanted)
 
 

@@ -8,7 +8,7 @@ from longrope.cost.model_shape import ModelShape
 from longrope.longcontext.cpu_offload import activation_budget
 from longrope.longcontext.layer_chunks import chunk_size_on
 from longrope.longcontext.tiling import LONG
-from longrope.longcontext.token_losses import LOGITS_AT_ONCE, LOGITS_IN_CACHE, logits_on
+from longrope.longcontext.token_losses import LOGITS_IN_CACHE, logits_on
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 CAST = 2  # bytes a trained parameter: the copy in bfloat16 that autocast keeps until the forward pass ends
@@ -141,7 +141,8 @@ def _layer_inputs(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> 
 def _trained_layer(shape: ModelShape, length: int, *, bytes_within: int) -> float:
     """Return the peak of the backward pass of one layer, or of the head, whichever is larger."""
     mlp, kv, hidden = TRAINED
-    head = 16 * min(LOGITS_AT_ONCE // 4, length * shape.vocabulary)  # four float32 copies of a quarter chunk
+    logits = min(logits_on(_device_type(shape)), length * shape.vocabulary)
+    head = 16 * logits  # four float32 copies of a chunk
     chunk = chunk_size_on(_device_type(shape))  # tokens of a long sequence that an MLP takes at once
     mlp_tokens = chunk if shape.tiled and length >= LONG * chunk else length
     layer = (mlp * shape.mlp_features * mlp_tokens + kv * shape.kv_features * length) * bytes_within

@@ -17,10 +17,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from longrope.data.training_windows import IGNORED
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.sparse_attention import sparse_inputs
-from longrope.longcontext.token_losses import LOGITS_AT_ONCE, head_only
+from longrope.longcontext.token_losses import head_only, logits_on
 from longrope.models.backbone import backbone_of
-
-COPIES = 4  # float32 copies of a chunk of logits in its backward pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +98,7 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
             hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
         weights = of_windows.get("weights")
         shift_weights = (shift_labels != IGNORED).float() if weights is None else pad(weights[:, 1:], (0, 1))
-        size = max(1, LOGITS_AT_ONCE // (COPIES * len(input_ids) * model.config.get_text_config().vocab_size))
+        size = max(1, logits_on(hidden.device.type) // (len(input_ids) * model.config.get_text_config().vocab_size))
         total = torch.zeros((), device=hidden.device)
         for start in range(0, input_ids.shape[1], size):
             chunk = slice(start, start + size)
