@@ -49,7 +49,7 @@ def other_bpe() -> PreTrainedTokenizerFast:
     return byte_bpe(270)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def reopened_here() -> Iterator[Callable[..., object]]:
     """Exports are reopened in this process, which saves seconds; the value is the function of a fresh process."""
     from longrope.export import verify

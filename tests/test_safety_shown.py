@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import sample_runs
+import typer
 from markdown_it import MarkdownIt
 from rich.console import Console
 
@@ -128,9 +129,12 @@ def test_an_error_prints_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise LongRopeError("a file named \x1b]0;title\x07\x1b[2J")
 
-    with pytest.raises(Exception, match="2"):
+    with pytest.raises(typer.Exit) as ended:
         guarded(command)()
-    assert "\x1b" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ended.value.exit_code == 2
+    assert "error: a file named" in said
+    assert "\x1b" not in said
 
 
 MARKDOWN = (

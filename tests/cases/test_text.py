@@ -86,7 +86,7 @@ def test_records_without_text_name_their_keys_and_the_option(tmp_path: Path) -> 
     (tmp_path / "a.json").write_text('[{"content": "x"}, {"content": "y"}]')
     with pytest.raises(LongRopeError, match="--text-key"):
         load_documents(str(tmp_path / "a.json"))
-    with pytest.warns(CorpusWarning, match="1 of 1 files are JSON records without the key text"):
+    with pytest.warns(CorpusWarning, match="1 of 1 files are records without the key text"):
         assert texts(tmp_path) == ['[{"content": "x"}, {"content": "y"}]']
 
 

@@ -169,8 +169,3 @@ def refused(cli, below, tmp_path: Path) -> Callable[..., None]:
         assert below(tmp_path) == before
 
     return check
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _reopened_here(reopened_here: object) -> None:
-    """Exports are reopened in this process."""

@@ -70,9 +70,6 @@ def test_two_processes_evaluate_what_one_does_and_resume(wanted: Any, model: Pat
     assert (out / "cells.jsonl").read_text().splitlines(keepends=True)[:5] == lines[:5]
     assert_same(json.loads(again.stdout), record, 1e-6)
 
-    refused = together(model, "--data", texts, "-o", out)
-    assert refused.returncode != 0
-    assert f"{out} exists; continue it with --resume" in refused.stderr
     refused = together(model, "--data", texts, "-o", out, "--resume", "--data-seed", 1)
     assert refused.stderr.count("error: ") == 1  # the first process says why
     assert "was written with other settings" in refused.stderr
@@ -89,10 +86,17 @@ def test_processes_that_read_other_texts_are_refused(model: Path, texts: Path, t
     assert "error: process 1 of 2 has other data than the first one; put model, factors and data where" in done.stderr
 
 
-def test_tasks_are_refused(model: Path, texts: Path) -> None:
-    done = together(model, "--data", texts, "--tasks", "lambada")
-    assert done.returncode != 0
-    assert "tasks: lm-evaluation-harness runs in one process; leave --tasks out" in done.stderr
+def test_tasks_and_a_folder_of_results_are_refused(
+    cli, monkeypatch: pytest.MonkeyPatch, model: Path, texts: Path, tmp_path: Path
+) -> None:
+    for name, value in (("MASTER_ADDR", "localhost"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "cells.jsonl").write_text("{}")
+    options = ("eval", model, "--lengths", 160, "--data", texts)
+    tasks, exists = cli(*options, "--tasks", "lambada"), cli(*options, "-o", tmp_path)
+    assert (tasks.code, exists.code) == (2, 2)
+    assert "tasks: lm-evaluation-harness runs in one process; leave --tasks out" in tasks.err
+    assert f"{tmp_path} exists; continue it with --resume" in exists.err
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.measurement import Corpus, EvalSpec, SampleSet
 from longrope.evaluation.runner import EvalContext, measure_missing
 from longrope.evaluation.sample_store import SampleStore
-from longrope.scaling import Scaling
+from longrope.scaling import Extension, Scaling
 from longrope.storage.jsonl import JsonlFile
 
 
@@ -47,6 +47,35 @@ def test_only_missing_samples_are_measured_and_equal_factors_once(tmp_path: Path
     with closing(JsonlFile(path, {}, subject="a test", resume=True)) as journal:
         measure_missing(SampleStore(journal), candidates, [three], open_model)
     assert opened == ["model"]
+
+
+def test_texts_of_one_length_are_measured_once_for_equal_factors_there(tmp_path: Path) -> None:
+    """An extension beyond L0 is what its long factors alone are; texts of several lengths need both."""
+    extension = Extension.of(ROPE, Scaling([2.0] * (ROPE.dim // 2), length=2 * ROPE.original_length))
+    candidates = {"extended": Candidate("model", extension), "long alone": Candidate("model", extension.long)}
+    measured: list[tuple[str, Any]] = []
+
+    def samples_of(name: str, length: int | None) -> SampleSet:
+        def measure(subject: Any, indices: Sequence[int]) -> Any:
+            measured.append((name, subject.scaling))
+            return ((index, float(len(measured))) for index in indices)
+
+        return SampleSet(name, 1, 10, measure, length)
+
+    long, short = samples_of("long", 2 * ROPE.original_length), samples_of("short", ROPE.original_length)
+    several, path = samples_of("several", None), tmp_path / "cells.jsonl"
+    with closing(JsonlFile(path, {}, subject="a test")) as journal:
+        store = SampleStore(journal)
+        measure_missing(store, candidates, [long, short, several], lambda _: (None, None))
+    assert [name for name, _ in measured] == ["long", "short", "several", "short", "several"]
+    assert store.samples(candidates["long alone"], long) == store.samples(candidates["extended"], long) == [1.0]
+    with closing(JsonlFile(path, {}, subject="a test", resume=True)) as journal:
+        measure_missing(SampleStore(journal), candidates, [long, short, several], lambda _: (None, None))
+    assert len(measured) == 5
+    line = f'{{"row": "{candidates["extended"].key}", "part": "long", "cell": 0, "value": 7.5}}'
+    path.write_text('{"version": 1, "settings": {}}\n' + line + "\n")
+    with closing(JsonlFile(path, {}, subject="a test", resume=True)) as journal:
+        assert SampleStore(journal).samples(candidates["extended"], long) == [7.5], "an earlier version wrote it"
 
 
 def test_a_model_is_gone_before_the_next_one_is_opened(tmp_path: Path) -> None:

@@ -34,8 +34,3 @@ def files_of(size: int) -> Iterator[None]:
 @pytest.fixture
 def at_most() -> Callable[[int], AbstractContextManager[None]]:
     return files_of
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _reopened_here(reopened_here: object) -> None:
-    """Exports are reopened in this process."""

@@ -89,8 +89,3 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 def below() -> Callable[[Path], dict[str, bytes | None]]:
     """All that lies below a folder."""
     return snapshot
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _reopened_here(reopened_here: object) -> None:
-    """Exports are reopened in this process."""

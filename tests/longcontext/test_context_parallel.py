@@ -40,7 +40,7 @@ def test_waiting_for_the_last_piece_costs_little() -> None:
     assert sizes == {4096}
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_give_what_one_gives(count: int) -> None:
     script = Path(__file__).parent / "context_parallel_processes.py"
     paths = os.pathsep.join([str(script.parent.parent), os.environ.get("PYTHONPATH", "")])

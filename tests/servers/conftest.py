@@ -39,7 +39,7 @@ def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tiny, tmp_path_factory, reopened_here) -> Callable[[str], Path]:
+def checkpoint(tiny, tmp_path_factory) -> Callable[[str], Path]:
     """Function of ``static``, ``dual``, ``yarn`` or ``dropped`` that returns the folder of a checkpoint."""
     folder, made = tmp_path_factory.mktemp("checkpoints"), {}
 

@@ -26,8 +26,3 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _reopened_here(reopened_here: object) -> None:
-    """Exports are reopened in this process."""

@@ -193,4 +193,4 @@ def test_what_processes_that_share_a_sequence_cannot_do(
     windows, how = running.windows(2, **options), Finetune(steps=1, batch=2, dtype="float32", **options)
     with pytest.raises(LongRopeError, match=said):
         finetune(running.build(), running.FACTORS, windows, how, folder=tmp_path / "t")
-    assert not (tmp_path / "m").exists()
+    assert not (tmp_path / "t").exists()

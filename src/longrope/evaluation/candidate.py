@@ -49,6 +49,12 @@ class Candidate:
         values = [s and (list(s.factors), s.attention_factor, s.start_tokens) for s in scalings]
         return hashlib.sha256(json.dumps([self.weights, *values]).encode()).hexdigest()[:12]
 
+    def at(self, length: int | None) -> Candidate:
+        """Return the candidate with the one set of factors that it has at a length in tokens; None changes nothing."""
+        if length is None or not isinstance(self.scaling, Extension):
+            return self
+        return Candidate(self.weights, self.scaling.at(length))
+
     @property
     def long_alone(self) -> Candidate | None:
         """The candidate that has the long factors at every length, as a static export; None with one set of factors."""

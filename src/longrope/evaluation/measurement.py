@@ -70,12 +70,14 @@ class SampleSet:
         count: Number of samples.
         tokens: Tokens that one sample passes through the model, for the progress.
         measure: Function (subject, indices of samples) that yields (index, JSON value) of each sample.
+        length: Tokens of every text, if they are the same; candidates with equal factors at it share the samples.
     """
 
     name: str
     count: int
     tokens: int
     measure: Callable[[Subject, Sequence[int]], Values]
+    length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def prompt_samples(
                     yield trial, {"depth": prompt.depth, "choices": 1 + len(prompt.wrong), **asdict(score)}
 
     name = f"retrieval {task} {length}" + (f" {questions} questions" if questions > 1 else "")
-    return SampleSet(name, len(prompts), _mean_passed(prompts), measure)
+    return SampleSet(name, len(prompts), _mean_passed(prompts), measure, length)
 
 
 def _passes(prompts: Sequence[Prompt], samples: Sequence[int], batch: int) -> Iterator[list[int]]:

@@ -113,15 +113,16 @@ def measure_missing(
 
     Args:
         store: Samples measured before; it gets the others.
-        candidates: Candidates by name. Candidates with equal keys are measured once.
+        candidates: Candidates by name. Those with equal factors at the length of the samples are measured once.
         sample_sets: Samples to measure of every candidate.
         open_model: Function (name) that loads a model and its tokenizer.
         on_progress: Called with the tokens done, the tokens in all, and what is measured.
     """
-    distinct: dict[str, tuple[str, Candidate]] = {}
+    distinct: dict[tuple[str, str], tuple[str, Candidate, SampleSet]] = {}
     for name, candidate in candidates.items():
-        distinct.setdefault(candidate.key, (name, candidate))
-    runs = [(*named, samples) for named in distinct.values() for samples in sample_sets]
+        for samples in sample_sets:
+            distinct.setdefault((candidate.at(samples.length).key, samples.name), (name, candidate, samples))
+    runs = list(distinct.values())
     total = sum(samples.count * samples.tokens for _, _, samples in runs)
     done = total - sum(len(store.missing(candidate, samples)) * samples.tokens for _, candidate, samples in runs)
     number = 1 + sum(not store.missing(candidate, samples) for _, candidate, samples in runs)

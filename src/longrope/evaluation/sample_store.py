@@ -36,18 +36,23 @@ class SampleStore:
 
     def samples(self, candidate: Candidate, samples: SampleSet) -> list[Any]:
         """Return a candidate's values in order, once none is missing."""
-        values = self._values[candidate.key, samples.name]
+        values = self._found(candidate, samples)
         return [values[index] for index in range(samples.count)]
 
     def missing(self, candidate: Candidate, samples: SampleSet) -> list[int]:
         """Return the indices of the samples that are not measured yet."""
-        values = self._values.get((candidate.key, samples.name), {})
+        values = self._found(candidate, samples)
         return [index for index in range(samples.count) if index not in values]
 
     def add(self, candidate: Candidate, samples: SampleSet, index: int, value: Any) -> None:
         """Keep a value; numbers that are not finite become None."""
-        value = replace_non_finite(value)
-        self._values.setdefault((candidate.key, samples.name), {})[index] = value
+        value, key = replace_non_finite(value), candidate.at(samples.length).key
+        self._values.setdefault((key, samples.name), {})[index] = value
         if self._journal is not None:
-            line = {"row": candidate.key, "part": samples.name, "cell": index, "value": value}
+            line = {"row": key, "part": samples.name, "cell": index, "value": value}
             self._journal.append(line)
+
+    def _found(self, candidate: Candidate, samples: SampleSet) -> dict[int, Any]:
+        """Return the values by index, also those that an earlier version kept under the candidate's own key."""
+        keys = (candidate.key, candidate.at(samples.length).key)
+        return {index: value for key in keys for index, value in self._values.get((key, samples.name), {}).items()}

@@ -85,7 +85,7 @@ def sliding_samples(corpus: Corpus, length: int, stride: int, *, batch: int = 1)
             yield document, float(losses.mean(dtype=float))
 
     windows = 1 + -(-(corpus.tokens.shape[1] - length) // stride)
-    return SampleSet(f"sliding {corpus.name} {length}", len(corpus.tokens), length * windows, measure)
+    return SampleSet(f"sliding {corpus.name} {length}", len(corpus.tokens), length * windows, measure, length)
 
 
 def _by_window(evaluation: EvalContext) -> dict[tuple[str, int, int], SampleSet]:
