@@ -55,6 +55,21 @@ def test_selected_tokens_are_those_of_a_full_pass_in_their_own_context(variant: 
     assert not any("forward" in vars(part) for part in model.modules())
 
 
+@pytest.mark.parametrize("variant", ["llama", "gemma2, capped"])
+@torch.no_grad()
+def test_rotations_that_were_found_serve_other_texts_and_factors(variant: str) -> None:
+    family, fields = VARIANTS[variant]
+    model, x = build(family, **fields), tokens(1, LENGTH)
+    found = [layer.rotation for layer in capture_context(model, x.flip(1), positions(x))[0]]
+    with patch(model, factors(model, 4.0)):
+        contexts, last = capture_context(model, x, positions(x))
+        again, same = capture_context(model, x, positions(x), rotations=found)
+    assert torch.equal(last, same)
+    for layer, other in zip(contexts, again, strict=True):
+        assert torch.equal(layer.keys, other.keys)
+        assert torch.equal(layer.values, other.values)
+
+
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in families.BY_LAYER])
 @torch.no_grad()
 def test_contexts_rotate_anew(variant: str) -> None:

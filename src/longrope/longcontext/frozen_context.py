@@ -43,7 +43,12 @@ class FrozenLayer:
 
 @torch.no_grad()
 def capture_context(
-    model: PreTrainedModel, tokens: Tensor, positions: Tensor, *, keep_on: torch.device | None = None
+    model: PreTrainedModel,
+    tokens: Tensor,
+    positions: Tensor,
+    *,
+    keep_on: torch.device | None = None,
+    rotations: Sequence[KeyRotation] = (),
 ) -> tuple[list[FrozenLayer], Tensor]:
     """Run a model on a text, and return the context of every layer and the last hidden states ``(1, tokens, hidden)``.
 
@@ -52,6 +57,7 @@ def capture_context(
         tokens: Token ids, ``(1, tokens)``.
         positions: Position ids, ``(1, tokens)``.
         keep_on: Device of the context, to which each layer's keys and values move at once; the model's if None.
+        rotations: Rotation of every layer, as an earlier call found it; none to find it here by twelve short runs.
 
     Raises:
         LongRopeError: If a layer does not keep keys and values, or rotates them in another way than in pairs.
@@ -69,7 +75,7 @@ def capture_context(
                 layer.run([hidden[:, :PROBE].to(device), cos, sin], kv)
             return kv.keys
 
-        rotation = KeyRotation.of(keys_of, cos[:, :PROBE])
+        rotation = rotations[len(contexts)] if rotations else KeyRotation.of(keys_of, cos[:, :PROBE])
         kv = ChunkCache(hidden.shape[1])
         hidden = run_in_place(layer, (hidden, cos, sin), chunk_slices(hidden.shape[1], chunk_size), kv, device)
         keys = rotation.undo(kv.keys, cos, sin)

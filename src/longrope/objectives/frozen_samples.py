@@ -16,6 +16,7 @@ from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.longcontext.chunk_check import HALF_TOLERANCE, TOLERANCES
 from longrope.longcontext.frozen_context import FrozenLayer, capture_context, hidden_in_context
+from longrope.longcontext.key_rotation import KeyRotation
 from longrope.longcontext.tiling import why_whole_layers
 from longrope.longcontext.token_losses import last_hidden
 from longrope.models.device_memory import free_memory
@@ -109,6 +110,7 @@ class FrozenSamples:
         self.model, self.samples, self.device = model, samples, model.device
         self._kept: OrderedDict[tuple[Scaling, int], tuple[FrozenSample, list[FrozenLayer]]] = OrderedDict()
         self._most = len(samples)
+        self._rotations: list[KeyRotation] = []  # of the layers, which are the same in every context
 
     @property
     def costs(self) -> tuple[int, ...]:
@@ -161,7 +163,10 @@ class FrozenSamples:
         sample = FrozenSample.of(self.samples[index], seed, self.model.device)
         while len(self._kept) >= self._most:
             self._kept.popitem(last=False)
-        contexts, hidden = capture_context(self.model, sample.tokens, sample.positions, keep_on=self.device)
+        contexts, hidden = capture_context(
+            self.model, sample.tokens, sample.positions, keep_on=self.device, rotations=self._rotations
+        )
+        self._rotations = [context.rotation for context in contexts]
         self._kept[reference, index] = (sample, contexts)
         return hidden
 
