@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +142,20 @@ def load_config(name: str, *, original_length: int | None = None) -> PreTrainedC
     path = Path(folder) / options["gguf_file"] if options else None
     extension = None if path is None else gguf_extension(path)
     with explained(name):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **options)
-        config = _with_text(config, folder) if path is None else completed(config, path, extension)
+        if path is None:
+            config = _with_text(AutoConfig.from_pretrained(folder, trust_remote_code=False), folder)
+        else:
+            config = completed(copy.deepcopy(_config_of_gguf(path, path.stat().st_mtime_ns)), path, extension)
         _check_rope_fields(config, name)
         if original_length is not None:
             set_original_length(config, original_length)
         return config
+
+
+@lru_cache(maxsize=4)
+def _config_of_gguf(path: Path, _changed: int) -> PreTrainedConfig:
+    """Return the config in a GGUF file that was changed at some time; reading one takes seconds."""
+    return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
