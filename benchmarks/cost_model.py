@@ -26,7 +26,7 @@ from longrope.stages.plan_cost import costs
 from longrope.storage.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results" / "cost-model.json"
-RATE, LENGTH, WINDOW = 156e12, 2**21, 2**15
+RATE, LENGTH, WINDOW, TRAINED = 156e12, 2**21, 2**15, 2048
 DEVICES = (1, 8, 64)
 FIELDS = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
 SHAPES = {
@@ -58,8 +58,26 @@ def main() -> None:
             passes = cost.search_tokens / cost.length
             rows[search] = {**_row(sum(cost.flops.values(), Flops())), "passes": passes, "memory_bytes": cost.memory}
         models[name] = rows
-    write_json(RESULTS, {"models": models, "flops_per_second": RATE, "length": LENGTH, "provenance": provenance()})
-    print(json.dumps(models, indent=1))
+    memory = {name: _training_memory(name) for name in ("1B", "8B")}
+    write_json(
+        RESULTS,
+        {
+            "models": models,
+            "training_memory_bytes": memory,
+            "flops_per_second": RATE,
+            "length": LENGTH,
+            "provenance": provenance(),
+        },
+    )
+    print(json.dumps(models | {"training memory": memory}, indent=1))
+
+
+def _training_memory(name: str) -> dict[str, int]:
+    """Return the bytes that a fine-tuning on windows of 2,048 tokens takes; Llama 3.2 1B shares its embeddings."""
+    fields: dict[str, Any] = dict(zip(FIELDS, SHAPES[name], strict=True))
+    shape = ModelShape.of(LlamaConfig(**fields, tie_word_embeddings=name == "1B"), "bfloat16")
+    lora, weights = (peak_memory.of_training(shape, TRAINED, lora=rank, mixed=True) for rank in (8, 0))
+    return {"LoRA of rank 8": lora, "all weights": weights, "with a teacher": weights + shape.bytes * shape.parameters}
 
 
 def _row(flops: Flops) -> dict[str, Any]:

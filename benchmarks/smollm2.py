@@ -30,7 +30,7 @@ from torch import Tensor
 import longrope as lr
 from longrope.data.key_value_lines import KeyValueText, interleave, make_lines
 from longrope.data.split import draw_tokens, split_documents
-from longrope.evaluation.statistics import mean_error, wilson_interval
+from longrope.evaluation.statistics import mean_error, rate_interval
 from longrope.formats.load_factors import load_extension
 from longrope.longcontext.token_losses import head_losses
 from longrope.provenance import provenance
@@ -190,13 +190,37 @@ def measure(*words: str) -> None:
                     ]
                     record.setdefault("measured", {})[key] = value
                     write_json(RECORD, record | {"provenance": provenance()})
+    summarize()
+
+
+def summarize() -> None:
+    """Write the summary of what is measured so far into the results file."""
     record = read_record()
-    write_json(RECORD, {"rows": summary(record["measured"])} | record)
+    measured = record["measured"]
+    write_json(RECORD, {"rows": summary(measured), "correlation": correlation(measured)} | record)
 
 
 def read_record() -> dict[str, Any]:
     """Return what the results file holds, without the summary."""
-    return {k: v for k, v in json.loads(RECORD.read_text()).items() if k != "rows"} if RECORD.exists() else {}
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    return {name: value for name, value in record.items() if name not in ("rows", "correlation")}
+
+
+def correlation(measured: Mapping[str, Any]) -> float:
+    """Return how alike exact answers to questions about one document are: the mean intraclass correlation.
+
+    It is Fisher's estimate by analysis of variance, of each row, kind and length with three documents or more.
+    """
+    found: list[float] = []
+    for corpus, row in {(key.split()[0], key.split()[2]) for key in measured}:
+        documents = [value["answers"] for key, value in measured.items() if key.split()[::2] == [corpus, row]]
+        for key in documents[0] if len(documents) > 2 else ():
+            right = np.array([[exact for exact, _ in answers[key]] for answers in documents], dtype=float)
+            between = QUESTIONS * right.mean(axis=1).var(ddof=1)
+            within = right.var(axis=1, ddof=1).mean()
+            if between + within > 0:
+                found.append((between - within) / (between + (QUESTIONS - 1) * within))
+    return float(np.mean(found))
 
 
 def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +252,7 @@ def summary(measured: Mapping[str, Any]) -> dict[str, Any]:
                 right, losses = zip(
                     *(answer for document in documents for answer in document["answers"][key]), strict=True
                 )
-                low, high = wilson_interval(sum(right), len(right))
+                low, high = rate_interval(right, np.repeat(range(len(documents)), QUESTIONS).tolist())
                 rate = {"rate": sum(right) / len(right), "low": low, "high": high, "trials": len(right)}
                 found[key] = rate | {"loss": float(np.mean(losses))}
             rows[f"{corpus} {row}"] = found
@@ -253,6 +277,7 @@ def perplexity(losses: list[float]) -> float:
 
 def table() -> None:
     """Print the summary as the table of the README: perplexity, then loss and rate of exact answers by length."""
+    summarize()
     for name, row in json.loads(RECORD.read_text())["rows"].items():
         values = [f"{row['perplexity'][str(length)]:.3f}" for length in (8192, 16384)]
         values.append(f"{row['last_quarter']:.3f}")
@@ -263,6 +288,7 @@ def table() -> None:
         print(f"| {name} | {' | '.join(values)} |")
         for key in (key for key in row if "against" in key and row["documents"] > 1):
             print(f"    {key}: {row[key]['nats']:+.4f} ± {row[key]['standard_error']:.4f} nats")
+    print(f"correlation of the answers about one document: {json.loads(RECORD.read_text())['correlation']:.3f}")
 
 
 def export() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import typer
+from generated import write_or_check
 from typer.core import TyperArgument, TyperGroup, TyperOption
 
 from longrope.cli.main import COMMANDS, app
@@ -27,14 +28,7 @@ and `2m` is 2,097,152. Invalid input prints one line that names the remedy and e
 
 def main() -> int:
     """Write the page, or with ``--check`` only compare it."""
-    text = page()
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{PAGE.name} is out of date. Run scripts/docs_cli.py", file=sys.stderr)
-    return 1
+    return write_or_check(PAGE, page(), "docs_cli.py")
 
 
 def page() -> str:

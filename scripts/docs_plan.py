@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from generated import write_or_check
 from pydantic.fields import FieldInfo
 
 from longrope.stages.plan import Plan
@@ -45,14 +46,7 @@ text with a unit: `"32k"` is 32,768 and `"2m"` is 2,097,152. Every key that is n
 
 def main() -> int:
     """Write the page, or with ``--check`` only compare it."""
-    text = page()
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{PAGE.name} is out of date. Run scripts/docs_plan.py", file=sys.stderr)
-    return 1
+    return write_or_check(PAGE, page(), "docs_plan.py")
 
 
 def page() -> str:

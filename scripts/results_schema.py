@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from generated import write_or_check
 from pydantic import TypeAdapter
 
 from longrope.evaluation.measurement import Measurement
@@ -23,14 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "results.schema.json"
 
 def main() -> int:
     """Write the schema, or with ``--check`` only compare it."""
-    text = json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{PAGE.name} is out of date. Run scripts/results_schema.py", file=sys.stderr)
-    return 1
+    return write_or_check(PAGE, json.dumps(schema(), indent=1, ensure_ascii=False) + "\n", "results_schema.py")
 
 
 def schema() -> dict[str, Any]:

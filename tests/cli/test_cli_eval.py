@@ -185,13 +185,24 @@ def test_a_search_that_read_the_test_documents_is_named(cli, model: Path, texts:
     assert "has read" not in same_seed.err
 
 
+def test_a_run_on_another_split_of_the_same_documents_is_named(cli, model: Path, texts: Path, tmp_path: Path) -> None:
+    plan, run = tmp_path / "plan.toml", tmp_path / "run"
+    data = f'[data]\nsource = "{texts}"\nseed = 1\n[evaluation]\nlengths = []\n'
+    plan.write_text(f'version = 1\nexport = "none"\n[[stages]]\nlength = 160\nfactors = "yarn"\n{data}')
+    assert cli("extend", model, plan, "-o", run).code == 0
+    options = ("eval", model, *LENGTHS, "--data", texts, "--factors", run)
+    said = f"{run}: its documents were split with the seed 1, so it may have read some that it is tested on here."
+    assert said in " ".join(cli(*options).err.split())
+    assert "were split" not in cli(*options, "--data-seed", 1).err
+
+
 def test_the_first_of_several_corpora_is_kept_when_resumed(cli, refused, model: Path, texts: Path, tmp_path: Path):
     """The questions are about its documents."""
     other = Path(shutil.copytree(texts, tmp_path / "other"))
     for path in other.iterdir():
         path.write_text(path.read_text()[::-1])
     options = ("--retrieval", "recall", "--retrieval-lengths", 150, "--trials", 2, "-o", tmp_path / "run")
-    assert cli("eval", model, *LENGTHS, "--data", texts, "--data", other, *options).code == 0
+    assert cli("eval", model, *LENGTHS, "--data", texts, "--data", other, *options, "--resume").code == 0
     swapped = ("--data", other, "--data", texts)
     refused("prompts_from", "eval", model, *LENGTHS, *swapped, *options, "--resume")
 

@@ -152,8 +152,9 @@ def test_a_table_without_the_column_is_not_read_as_prose(tmp_path: Path, name: s
     (tmp_path / "y.txt").write_text("A text.")
     with pytest.warns(CorpusWarning, match="1 of 2 files are records without the key text"):
         assert len(load_documents(str(tmp_path))) == 2
-    path.write_text("Dear reader,\nthis is prose, with commas, and no table.\n")
-    assert len(texts(path)) == 1
+    for prose in ("Dear reader,\nthis is prose, with commas, and no table.\n", f"One line{comma} and no more.\n"):
+        path.write_text(prose)
+        assert texts(path) == [prose]
 
 
 def test_a_broken_row_of_a_table_is_named(tmp_path: Path) -> None:

@@ -251,8 +251,9 @@ def open_samples(output: Path | None, settings: dict[str, Any], *, resume: bool)
             stack.enter_context(locked(output))
             for name in () if resume else (JOURNAL, "results.json"):
                 (output / name).unlink(missing_ok=True)
-            if "prompts_from" not in read_settings(output / JOURNAL):  # of an earlier version
-                settings = {key: value for key, value in settings.items() if key != "prompts_from" or not resume}
+            written = read_settings(output / JOURNAL)
+            if written and "prompts_from" not in written:  # of an earlier version
+                settings = {key: value for key, value in settings.items() if key != "prompts_from"}
             journal = JsonlFile(output / JOURNAL, settings, subject="an evaluation", resume=resume)
             stack.enter_context(closing(journal))
             store = SampleStore(journal)

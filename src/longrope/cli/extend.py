@@ -127,11 +127,9 @@ def run(
                 extend_output.check_export(staged)
                 if not launch:
                     check_memory(dtype)
-            if log is not None and not log.absolute().is_relative_to(output.absolute()):
+            if log is not None and not log.absolute().is_relative_to(output.absolute()):  # begin_run checks the folder
                 check_log(log)
             begin_run(staged, resume=resume, heading=heading)
-            if log is not None:  # also in the run's folder
-                check_log(log)
             record, checkpoint = carry_out(staged, exports_so_far=export_on_interrupt)
     options.tell(record, as_json=as_json, text=lambda: extend_output.describe(staged, record, checkpoint))
 

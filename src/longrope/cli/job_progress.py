@@ -133,8 +133,8 @@ def _bar() -> Iterator[Callable[[JobProgress], None]]:
 
 def log_files(folder: Path, log: Path | None) -> list[Path]:
     """Return the log of a run's folder, and the one that the command names if that is another file."""
-    own = folder / LOG
-    return [own] if log is None or log.absolute() == own.absolute() else [own, log]
+    run_log = folder / LOG
+    return [run_log] if log is None or log.absolute() == run_log.absolute() else [run_log, log]
 
 
 def check_log(path: Path) -> None:
@@ -148,5 +148,7 @@ def check_log(path: Path) -> None:
 
 def _append(path: Path, text: str) -> None:
     """Append a line to a log. A run does not end because there is no room for its log."""
-    with suppress(OSError), path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)

@@ -85,13 +85,13 @@ def table_texts(text: str, path: object, delimiter: str, text_key: str | None) -
 
 
 def has_table_without_text(text: str, delimiter: str) -> bool:
-    """Return whether a text is a table: a row of several names, and rows of as many cells."""
+    """Return whether a text is a table: a row of several names, and at least one row of as many cells."""
     csv.field_size_limit(LONGEST_FIELD)
     try:
-        sizes = {len(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if row}
+        sizes = [len(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if row]
     except csv.Error:
         return False
-    return len(sizes) == 1 and sizes != {1}
+    return len(sizes) > 1 and sizes[0] > 1 and len(set(sizes)) == 1
 
 
 def _json_values(text: str) -> tuple[Numbered, int | None]:

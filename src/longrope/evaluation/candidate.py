@@ -51,9 +51,7 @@ class Candidate:
 
     def at(self, length: int | None) -> Candidate:
         """Return the candidate with the one set of factors that it has at a length in tokens; None changes nothing."""
-        if length is None or not isinstance(self.scaling, Extension):
-            return self
-        return Candidate(self.weights, self.scaling.at(length))
+        return self if length is None else Candidate(self.weights, scaling_at(self.scaling, length))
 
     @property
     def long_alone(self) -> Candidate | None:
@@ -69,3 +67,8 @@ class Candidate:
             own_short = self.scaling.has_two_sets and not self.scaling.short.is_identity
             return {"": self.scaling.long} | ({" (short)": self.scaling.short} if own_short else {})
         return {} if self.scaling is None else {"": self.scaling}
+
+
+def scaling_at(scaling: Scaling | Extension | None, length: int) -> Scaling | None:
+    """Return the set of factors for a sequence of some tokens; None is the model as it is."""
+    return scaling.at(length) if isinstance(scaling, Extension) else scaling

@@ -8,8 +8,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.candidate import scaling_at
 from longrope.evaluation.measurement import SampleSet, Subject, Values, batches
-from longrope.evaluation.sliding_window import scaling_at
 
 if TYPE_CHECKING:
     from longrope.tasks.prompts import Prompt

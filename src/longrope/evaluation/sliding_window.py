@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.errors import LongRopeError
+from longrope.evaluation.candidate import scaling_at
 from longrope.evaluation.figure import Column, Figure, Number, integer, plain
 from longrope.evaluation.labelled import LabelledResults, corpus_table
 from longrope.evaluation.measurement import Corpus, Measurement, SampleSet, Subject, Values, numbers
@@ -68,11 +69,6 @@ def sliding_losses(
         losses[scored : start + length - 1] = window[scored - start :]
         scored = start + length - 1
     return losses
-
-
-def scaling_at(scaling: Scaling | Extension | None, length: int) -> Scaling | None:
-    """Return the set of factors for a sequence of some tokens; None is the model as it is."""
-    return scaling.at(length) if isinstance(scaling, Extension) else scaling
 
 
 def sliding_samples(corpus: Corpus, length: int, stride: int, *, batch: int = 1) -> SampleSet:

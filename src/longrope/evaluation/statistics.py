@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 Z_95 = 1.959963984540054  # the normal distribution has 95% of its mass within this many standard deviations
-ALIKE = 0.1  # least correlation of the answers to questions of one text; SmolLM2's was 0.04 in benchmarks/smollm2.py
+ALIKE = 0.1  # least correlation of the answers to questions of one text; benchmarks/smollm2.py table measures it
 # standard errors within which 95% of Student's t lies, by the degrees of freedom
 T_95 = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.figure import MISSING, Column, Figure, Number, integer, nats, percent, plain, share
 from longrope.report.comparison import lengths_of, perplexity_at, retrieval_rate, short_context
 from longrope.report.factor_figures import search_name
 from longrope.report.load import LoadedRun
-from longrope.scaling import Extension
 
 
 def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
@@ -69,15 +67,10 @@ def trainings(runs: Sequence[LoadedRun]) -> list[Figure]:
 
 def _untrained(run: LoadedRun, trained: str) -> str | None:
     """Return the candidate that has a trained one's long factors and the weights from before the training."""
-    names, candidates = list(run.results.candidates), run.results.candidates
-    factors = _long_factors(candidates[trained])
-    earlier = names[: names.index(trained)][::-1]
-    return next((name for name in earlier if factors is not None and _long_factors(candidates[name]) == factors), None)
-
-
-def _long_factors(candidate: Candidate) -> list[float] | None:
-    scaling = candidate.scaling
-    return None if scaling is None else list((scaling.long if isinstance(scaling, Extension) else scaling).factors)
+    scalings = {name: candidate.scalings.get("") for name, candidate in run.results.candidates.items()}
+    factors = {name: list(scaling.factors) for name, scaling in scalings.items() if scaling is not None}
+    earlier = list(scalings)[: list(scalings).index(trained)][::-1]
+    return next((name for name in earlier if name in factors and factors[name] == factors.get(trained)), None)
 
 
 def held_out(runs: Sequence[LoadedRun]) -> list[Figure]:

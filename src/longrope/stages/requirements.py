@@ -110,15 +110,15 @@ def check_disk(plan: Plan, shape: ModelShape, folder: Path, *, dtype: torch.dtyp
         LongRopeError: If the disk has too little room.
     """
     size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
-    kept = most = 0  # bytes
+    finished = most = 0  # bytes: of the weights of finished stages, and of the largest moment
     for finetune in (stage.finetune for stage in plan.stages if stage.finetune is not None):
         checkpoint = 4 * CHECKPOINT_COPIES * shape.trained(finetune.lora)
         left = shape.parameters if finetune.merge else shape.trained(finetune.lora)
         # the training's last checkpoint, or the trained weights in float32 and those of the stage, beside older ones
-        most = max(most, kept + CHECKPOINTS * checkpoint + max(checkpoint, (4 + size) * left))
-        kept += size * left
+        most = max(most, finished + CHECKPOINTS * checkpoint + max(checkpoint, (4 + size) * left))
+        finished += size * left
     exported = 0 if plan.export == "none" else size * shape.parameters
-    needed = max(most, kept + exported)
+    needed = max(most, finished + exported)
     existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
