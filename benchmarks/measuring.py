@@ -94,9 +94,9 @@ def medians(measurements: Mapping[str, dict[str, float]], name: str) -> dict[str
     return {field: median(row[field] for row in rows) for field in rows[0]} if rows else {}
 
 
-def long_text(tokenizer: Any, length: int) -> np.ndarray:
-    """Return token ids ``(1, length)``: the longest test documents of this Python's library, repeated if necessary."""
-    documents = split_documents(load_documents("stdlib"))["test"]
+def long_text(tokenizer: Any, length: int, source: str = "stdlib") -> np.ndarray:
+    """Return token ids ``(1, length)``: the longest test documents of a source of texts, repeated if necessary."""
+    documents = split_documents(load_documents(source))["test"]
     longest_first = cycle(sorted(documents, key=lambda document: -len(document.text)))
     chunks: list[np.ndarray] = []
     while sum(map(len, chunks)) < length:
