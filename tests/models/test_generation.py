@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields
 from longrope.models.cache import cache_argument
 from longrope.models.generation import POLICIES, fill, generating
+from longrope.models.growing_cache import growing_cache
 from longrope.models.load import load
 from longrope.models.patch import patch
 from longrope.rope import Rope
@@ -214,11 +216,15 @@ def test_pin_follows_max_length_and_the_generation_config(llama: PreTrainedModel
 
 
 @each_policy
+@pytest.mark.parametrize("make_cache", [DynamicCache, growing_cache])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-def test_a_cache_can_be_kept_from_one_call_to_the_next(family: str, policy: str) -> None:
+def test_a_cache_can_be_kept_from_one_call_to_the_next(
+    family: str, policy: str, make_cache: Callable[..., DynamicCache]
+) -> None:
     """Also for Phi-3, whose own code drops the cache at L0."""
     model, x = build(family), tokens(1, L0 - 6)
-    cache = DynamicCache(config=model.config)
+    cache = make_cache(config=model.config)
+    layer_types = [type(layer) for layer in cache.layers]
     cached = {cache_argument(model): cache}
     first = run(model, x, policy, max_new_tokens=9, **cached)
     assert cache.get_seq_length() == L0 + 2
@@ -228,6 +234,7 @@ def test_a_cache_can_be_kept_from_one_call_to_the_next(family: str, policy: str)
     alone = run(model, longer, policy, max_new_tokens=9)
     assert torch.equal(run(model, longer, policy, max_new_tokens=9, **cached), alone)
     assert cache.get_seq_length() == longer.shape[1] + 8
+    assert [type(layer) for layer in cache.layers] == layer_types
 
 
 def fresh(model: PreTrainedModel, x: Tensor) -> Tensor:

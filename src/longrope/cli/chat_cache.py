@@ -23,6 +23,7 @@ from longrope.models.cache import cache_argument, can_forget
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generation import factors_for, fill
+from longrope.models.growing_cache import growing_cache
 from longrope.scaling import Scaling
 
 CHUNK = 1024  # tokens of a prompt in one forward pass
@@ -49,7 +50,7 @@ class ChatCache:
         layers = [layer for layer in self.cache.layers if isinstance(layer, DynamicLayer)]
         moved = any(layer.is_sliding and layer.get_seq_length() != size for layer in layers)
         if size == 0 or moved or (size != len(self.ids) and not can_forget(self.cache)):
-            self.ids, self.cache = [], DynamicCache(config=self.chat_model.model.config)
+            self.ids, self.cache = [], growing_cache(self.chat_model.model.config)
             return
         for layer in layers:  # crop() takes as many from every layer, but an interrupt leaves different lengths
             if not layer.is_sliding and layer.keys is not None and layer.values is not None:

@@ -15,6 +15,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from longrope.errors import LongRopeError
 from longrope.models.backbone import backbone_of
+from longrope.models.grouped_attention import grouped_attention
+from longrope.models.growing_cache import GrowingLayer, growing_cache
 
 CACHES = ("cache", "past_key_values", "layer_past")  # arguments that take a cache; the first from transformers 5.24 on
 
@@ -27,7 +29,7 @@ def cache_argument(model: PreTrainedModel) -> str:
 
 def can_forget(cache: Cache) -> bool:
     """Return whether a cache's last tokens can be removed: it holds keys and values alone, no state of a recurrence."""
-    plain = (type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    plain = (type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, GrowingLayer) for layer in cache.layers)
     return type(cache) is DynamicCache and all(plain)
 
 
@@ -66,7 +68,8 @@ class ReadText:
     def _pass(self, module: Any, tokens: Tensor) -> Any:
         name = cache_argument(self.model)
         cache = _new_cache(self.model) if self.cache is None else self.cache
-        output = module(input_ids=tokens, use_cache=True, **{name: cache})
+        with grouped_attention(tokens.device):
+            output = module(input_ids=tokens, use_cache=True, **{name: cache})
         self.cache = output.get(name)
         if self.cache is None:
             raise LongRopeError(f"model type {self.model.config.model_type!r} keeps no cache to continue a text from")
@@ -76,4 +79,4 @@ class ReadText:
 
 def _new_cache(model: PreTrainedModel) -> DynamicCache | None:
     """Return an empty cache that keeps all tokens, also outside of a window; None where the model must make it."""
-    return DynamicCache() if can_forget(DynamicCache(config=model.config)) else None
+    return growing_cache() if can_forget(DynamicCache(config=model.config)) else None

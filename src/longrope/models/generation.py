@@ -16,6 +16,8 @@ from longrope.models.backbone import backbone_of
 from longrope.models.cache import cache_argument
 from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generate_request import GenerateRequest, check_request, read_request
+from longrope.models.grouped_attention import grouped_attention
+from longrope.models.growing_cache import GrowingLayer, growing_cache
 from longrope.models.patch import patch
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling, as_extension
@@ -111,13 +113,14 @@ def fill(
     begin, size = cache.get_seq_length(), ids.shape[1]
     while begin < size:
         end = min(begin + (chunk or size), size)
-        backbone_of(model)(
-            input_ids=ids[:, begin:end],
-            attention_mask=None if attention_mask is None else attention_mask[:, :end],
-            position_ids=None if position_ids is None else position_ids[..., begin:end],
-            use_cache=True,
-            **{cache_argument(model): cache},
-        )
+        with grouped_attention(ids.device):
+            backbone_of(model)(
+                input_ids=ids[:, begin:end],
+                attention_mask=None if attention_mask is None else attention_mask[:, :end],
+                position_ids=None if position_ids is None else position_ids[..., begin:end],
+                use_cache=True,
+                **{cache_argument(model): cache},
+            )
         begin = end
         yield begin
 
@@ -166,7 +169,8 @@ def _switching_factors(
 
 def _empty(cache: Cache, model: PreTrainedModel) -> None:
     if isinstance(cache, DynamicCache):  # its reset() leaves zeros in transformers below 5.18
-        cache.layers = DynamicCache(config=model.config).layers
+        has_room = any(isinstance(layer, GrowingLayer) for layer in cache.layers)
+        cache.layers = (growing_cache if has_room else DynamicCache)(config=model.config).layers
     else:
         cache.reset()
 
