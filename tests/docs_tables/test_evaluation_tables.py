@@ -1,17 +1,15 @@
-"""Tables of the docs that show benchmarks/results: every row is what its file says."""
+"""Tables of memory and of RULER's tasks in docs/evaluation.md, and of probed servers in docs/serving.md."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from published import assert_says, assert_table, record
 
-ROOT = Path(__file__).parents[1]
-RULER = json.loads((ROOT / "benchmarks" / "results" / "ruler.json").read_text(encoding="utf-8"))["rows"]
-PROBES = json.loads((ROOT / "benchmarks" / "results" / "probes.json").read_text(encoding="utf-8"))["probes"]
+RULER = record("ruler.json")["rows"]
+PROBES = record("probes.json")["probes"]
 
 
 def rate(row: dict[str, Any]) -> str:
@@ -100,7 +98,19 @@ def harness_sentence() -> str:
     )
 
 
+def memory_table() -> list[str]:
+    """Return the rows of memory, speed and loss beside other ways to compute perplexity."""
+    lines = []
+    for name, values in record("evaluation.json")["summary"].items():
+        length, _, way = name.partition(" ")
+        difference = f"{values['relative difference of the mean loss']:.0e}"
+        memory, speed = f"{values['memory over ours']:.1f}x ours", f"{values['our speed over theirs']:.2f}x theirs"
+        lines.append(f"| {way}, {int(length):,} tokens | {memory} | {speed} | {difference} |")
+    return lines
+
+
 TABLES = {
+    "memory": ("evaluation.md", memory_table()),
     "harness": ("evaluation.md", harness_table()),
     "shared": ("evaluation.md", shared_table()),
     "ours": ("evaluation.md", own_table()),
@@ -111,15 +121,9 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_has_the_rows_of_its_file(name: str) -> None:
     page, rows = TABLES[name]
-    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
-    missing = [row for row in rows if row not in lines]
-    assert not missing, "write these rows:\n" + "\n".join(rows)
-    if rows:  # and no other one
-        start = lines.index(rows[0])
-        assert lines[start : start + len(rows)] == rows
-        assert not lines[start + len(rows)].startswith("|")
+    if rows:
+        assert_table(f"docs/{page}", rows)
 
 
 def test_the_sentence_about_the_harness_is_that_of_its_file() -> None:
-    page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
-    assert harness_sentence() in page, harness_sentence()
+    assert_says("docs/evaluation.md", harness_sentence())

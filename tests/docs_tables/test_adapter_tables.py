@@ -1,0 +1,163 @@
+"""Tables of SmolLM2's adapters: docs/results.md, docs/extension.md and the README."""
+
+from __future__ import annotations
+
+from math import exp
+from statistics import fmean
+from typing import Any
+
+from published import assert_says, assert_table, exact, perplexity_at, record, row
+
+RESULTS, EXTENDING, README = "docs/results.md", "docs/extension.md", "README.md"
+ADAPTERS = record("smollm2-extension.json")
+HOURS = record("smollm2-16k-by-hours/results.json")
+TINY = record("extend-by-hours.json")
+ROWS = {
+    "original": "original",
+    "YaRN for 32,768, not trained": "yarn",
+    "YaRN's factors and adapter": "adapter",
+    "adapter merged, original RoPE": "merged",
+    "YaRN for 2,097,152, not trained": "2m yarn",
+    "heuristic for 2,097,152, not trained": "2m heuristic",
+    "heuristic and adapter, for 2,097,152": "2m adapter",
+}
+LENGTHS = (2048, 4096, 8192, 16384, 32768)
+
+
+def three_figures(value: float) -> str:
+    """Return a perplexity with three significant figures."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def perplexity(name: str, length: int) -> Any:
+    """Return the perplexity of a row at a length; None where it was not measured."""
+    return ADAPTERS["perplexity"].get(f"{name} {length}")
+
+
+def test_perplexity_by_length() -> None:
+    rows = []
+    for label, name in ROWS.items():
+        values = [perplexity(name, length) for length in LENGTHS]
+        show = three_figures if name.startswith("2m") else "{:.2f}".format
+        rows.append(row(label, *(show(value["perplexity"]) if value else "" for value in values)))
+    assert_table(RESULTS, rows)
+
+
+def test_what_the_pages_say_of_the_adapter() -> None:
+    adapter, yarn = perplexity("adapter", 32768), perplexity("yarn", 32768)
+    near, far = (
+        f"{-perplexity('adapter', length)['nats']:.3f} ± {perplexity('adapter', length)['standard_error']:.3f}"
+        for length in (16384, 32768)
+    )
+    merged = 1 - perplexity("merged", 4096)["perplexity"] / perplexity("original", 4096)["perplexity"]
+    cost = perplexity("2m adapter", 8192)["perplexity"] / perplexity("original", 8192)["perplexity"] - 1
+    minutes, minutes_2m = (ADAPTERS["training"][name]["seconds"] / 60 for name in ("32k", "2m"))
+    says = f"is {adapter['perplexity']:.2f}, where YaRN has {yarn['perplexity']:.2f}."
+    assert_says(README, f"{minutes:.0f} minutes of LoRA on one CPU core", says)
+    assert_says(EXTENDING, f"perplexity {adapter['perplexity']:.2f}, YaRN {yarn['perplexity']:.2f}")
+    assert_says(
+        RESULTS,
+        f"is {far} nats a token better than YaRN, at 16,384 {near} (",
+        f"{minutes:.0f} minutes on one core with bfloat16 instructions for 32,768 tokens, {minutes_2m:.0f} beside",
+        f"the merged adapter is {merged:.0%} better",
+        f"It is {cost:.0%} above the original at 8,192 tokens",
+    )
+
+
+def test_earlier_trainings() -> None:
+    first = ADAPTERS["earlier"]["2m, first training"]["losses"].values()
+    values = [exp(fmean(losses[str(length)] for losses in first)) for length in LENGTHS]
+    ramp, trained, yarn, heuristic = (
+        f"{exp(losses['32768']):.2f}"
+        for losses in (
+            ADAPTERS["earlier"]["ramp 0"],
+            ADAPTERS["earlier"]["adapter 0"],
+            ADAPTERS["losses"]["yarn 0"],
+            ADAPTERS["losses"]["heuristic 0"],
+        )
+    )
+    assert_says(
+        RESULTS,
+        f"2 to 3% lower ({', '.join(three_figures(value) for value in values)};",
+        f"On one document {ramp} at 32,768 tokens became {trained}, where YaRN without training has {yarn} (",
+        f"({yarn}; heuristic {heuristic} on the same document)",
+    )
+
+
+def rate(name: str) -> str:
+    """Return a rate of exact answers with its standard error; nothing where it was not measured."""
+    value = ADAPTERS["retrieval"].get(name)
+    return f"{100 * value['rate']:.0f} ± {100 * value['standard_error']:.0f}%" if value else ""
+
+
+def test_exact_answers() -> None:
+    labels = [label for label, name in ROWS.items() if name in ("yarn", "adapter", "2m adapter")]
+    rows = [
+        row(label, *(rate(f"{task} 16384 {ROWS[label]}") for task in ("niah_single_1", "recall"))) for label in labels
+    ]
+    assert_table(RESULTS, rows)
+    needles, lines, needles_32k, lines_32k = (
+        f"{ADAPTERS['retrieval'][name]['rate']:.0%}"
+        for name in (
+            "niah_single_1 8192 yarn",
+            "recall 8192 yarn",
+            "niah_single_1 32768 adapter",
+            "recall 32768 adapter",
+        )
+    )
+    assert_says(
+        RESULTS,
+        f"YaRN answers {needles} and {lines}; at 32,768 the adapter answers {needles_32k} and {lines_32k} (",
+    )
+    equal = rate("niah_single_1 16384 adapter")
+    assert equal == rate("niah_single_1 16384 yarn")
+    assert_says(README, f"was equal to YaRN ({equal} each)")
+    assert_says(EXTENDING, f"was equal to YaRN ({equal} each)")
+
+
+def test_two_hours_for_16384_tokens() -> None:
+    rows = []
+    for label, name in {"original": "original", "YaRN": "yarn", "extended": "extended"}.items():
+        values = [f"{perplexity_at(HOURS, name, length)['perplexity']:.2f}" for length in (8192, 16384)]
+        rows.append(row(label, *values, "{} of {}".format(*exact(HOURS, name, 16384))))
+    assert_table(EXTENDING, rows)
+    ours, yarn = (perplexity_at(HOURS, name, 16384)["perplexity"] for name in ("extended", "yarn"))
+    assert_says(README, f"perplexity is {ours:.2f}, where YaRN has {yarn:.2f}")
+    right, trials = exact(HOURS, "extended", 16384)
+    assert_says(
+        README,
+        f"of {trials} lines planted in one text {right} are recalled, with YaRN {exact(HOURS, 'yarn', 16384)[0]} (",
+    )
+    difference = next(
+        found for found in HOURS["differences"]["extended"] if found["length"] == 16384 and found["against"] == "yarn"
+    )
+    assert_says(
+        EXTENDING,
+        f"is {-difference['percent']:.1f} ± {difference['standard_error']:.1f}% below YaRN's on both documents",
+    )
+
+
+def test_six_minutes_for_tiny() -> None:
+    run = TINY["hours"]["0.1"]
+    ours, yarn = run["results"]["extended"], run["results"]["yarn"]
+    starts = [f"{loss:.3f}" for loss in TINY["starts"]["tiny 2048"].values()]
+    ten, twenty = (TINY["rules"][f"yarn, {steps} steps"]["results"] for steps in (10, 20))
+    ramp = TINY["rules"]["ramp, 0 steps"]["results"]
+    earlier = TINY["earlier"]["0.1"]["results"]
+    assert_says(
+        EXTENDING,
+        f"took {run['seconds'] / 60:.1f} of its six minutes",
+        f"tokens is {ours['perplexity']:.2f}, YaRN's {yarn['perplexity']:.2f} (8 documents).",
+        f"Recall is {ours['recall']:.0%} of {ours['questions']} questions, YaRN's {yarn['recall']:.0%}.",
+        f"perplexity is {-ours['percent_at_l0']:.1f}% below that of the original model",
+        f"perplexity {ours['perplexity']:.1f}, YaRN {yarn['perplexity']:.1f}; recall {ours['recall']:.0%}, YaRN "
+        f"{yarn['recall']:.0%}",
+        f"(loss {', '.join(starts[:2])} and {starts[2]})",
+        f"take perplexity from {yarn['perplexity']:.2f} to {ten['perplexity']:.2f} and recall from "
+        f"{yarn['recall']:.0%} to {ten['recall']:.0%} of {ten['questions']} questions. Twenty steps take them to "
+        f"{twenty['perplexity']:.2f} and {twenty['recall']:.0%}.",
+        f"({ramp['perplexity']:.2f}, YaRN {yarn['perplexity']:.2f}), yet it recalls {ramp['recall']:.0%} where YaRN "
+        f"recalls {yarn['recall']:.0%}.",
+        f"({earlier['extended']['recall']:.0%}, YaRN {earlier['yarn']['recall']:.0%} on the same "
+        f"{earlier['yarn']['questions']} questions",
+    )

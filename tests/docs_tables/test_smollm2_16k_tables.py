@@ -1,0 +1,173 @@
+"""Tables and figures of SmolLM2 at 16,384 tokens, in the README and in docs/search.md."""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+from typing import Any
+
+import pytest
+from published import RESULTS, assert_says, assert_table, record, row
+
+README, SEARCH = "README.md", "docs/search.md"
+ROWS = record("smollm2-16k-tests.json")["rows"]
+KINDS, LENGTHS = ("recall", "niah_single_1"), (8192, 12288, 16384)
+LABELS = dict.fromkeys(("original", "heuristic", "ramp", "searched")) | {
+    "pi": "PI", "ntk": "NTK-aware", "yarn": "YaRN", "tailspline": "TailSpline"
+}  # fmt: skip
+ORDER = ("original", "pi", "ntk", "heuristic", "ramp", "yarn", "tailspline", "searched")
+
+
+def last_quarter(values: Any, digits: int) -> str:
+    """Return the perplexity of the last quarter; without digits where it is in the hundreds."""
+    value = values["last_quarter"]
+    return f"{value:.{digits if value < 100 else 0}f}"
+
+
+def test_the_table_of_the_readme() -> None:
+    rows = []
+    for name in ORDER:
+        values = ROWS[f"code {name}"]
+        fields = [f"{values['perplexity'][str(length)]:.2f}" for length in (8192, 16384)]
+        fields.append(last_quarter(values, 2))
+        for length in LENGTHS:
+            both = [values[f"{kind} {length}"] for kind in KINDS]
+            fields.append(f"{fmean(x['loss'] for x in both):.2f} ({fmean(x['rate'] for x in both):.0%})")
+        rows.append(row(name, *fields))
+    assert_table(README, rows)
+
+
+@pytest.mark.parametrize(("corpus", "names"), [("code", ORDER), ("prose", ORDER[-3:])])
+def test_the_table_of_each_kind_of_question(corpus: str, names: tuple[str, ...]) -> None:
+    rows = []
+    for name in names:
+        values = ROWS[f"{corpus} {name}"]
+        fields = [f"{values['perplexity']['16384']:.3f}", last_quarter(values, 3)]
+        for kind in KINDS:
+            answers = [values[f"{kind} {length}"] for length in LENGTHS]
+            fields.append(" / ".join(f"{answer['loss']:.2f}" for answer in answers))
+            fields.append(" / ".join(f"{100 * answer['rate']:.0f}" for answer in answers) + "%")
+        rows.append(row(LABELS[name] or name, *fields))
+    assert_table(SEARCH, rows)
+
+
+def exact_beyond_l0(name: str) -> tuple[int, int]:
+    """Return the exact answers of a row beyond L0, and the number of questions."""
+    answers = [ROWS[name][f"{kind} {length}"] for kind in KINDS for length in LENGTHS[1:]]
+    return round(sum(x["rate"] * x["trials"] for x in answers)), sum(x["trials"] for x in answers)
+
+
+def below(corpus: str, other: str) -> str:
+    """Return by how much the answers' loss with the searched factors is below that of another row."""
+    difference = ROWS[f"{corpus} searched"][f"answers beyond L0 against {other}"]
+    return f"{-difference['nats']:.2f} ± {difference['standard_error']:.2f}"
+
+
+def test_the_answers_beyond_l0() -> None:
+    yarn, tailspline = below("code", "yarn"), below("code", "tailspline")
+    says = f"{yarn} nats below YaRN's and {tailspline} below TailSpline's"
+    counts = {name: exact_beyond_l0(f"code {name}") for name in ORDER[-3:]}
+    exact, trials = counts["searched"]
+    assert counts["yarn"] == counts["tailspline"]
+    assert_says(
+        README, says, f"Of {trials} answers {exact} are exact, with YaRN and TailSpline {counts['yarn'][0]} each."
+    )
+    assert_says(SEARCH, says)
+    assert_says("docs/extension.md", f"{exact} exact answers of {trials} beyond L0, YaRN {counts['yarn'][0]}")
+
+
+def test_what_the_search_page_says_of_perplexity_and_of_prose() -> None:
+    code, prose = (ROWS[f"{corpus} searched"] for corpus in ("code", "prose"))
+    yarn, tailspline = (code[f"beyond L0 against {other}"] for other in ("yarn", "tailspline"))
+    counts = [exact_beyond_l0(f"prose {name}") for name in ("searched", "yarn", "tailspline")]
+    loss = prose["beyond L0 against yarn"]
+    assert_says(
+        SEARCH,
+        f"the difference beyond L0 is {yarn['nats']:+.3f} ± {yarn['standard_error']:.3f} nats to YaRN, and "
+        f"{tailspline['nats']:+.3f} ± {tailspline['standard_error']:.3f} to TailSpline",
+        f"{below('prose', 'yarn')} nats below YaRN's, and {below('prose', 'tailspline')} below TailSpline's",
+        f"Of {counts[0][1]} answers beyond L0 {counts[0][0]} are exact, with YaRN {counts[1][0]} and with TailSpline "
+        f"{counts[2][0]}.",
+        f"Perplexity is {100 * loss['nats']:.1f} ± {100 * loss['standard_error']:.1f}% above YaRN's",
+    )
+
+
+def answers(name: str) -> list[int]:
+    """Return whether each answer beyond L0 of a row is exact, on code."""
+    measured = record("smollm2-16k-tests.json")["measured"]
+    documents = (measured[f"code {number} {name}"]["answers"] for number in range(6))
+    keys = [f"{kind} {length}" for kind in KINDS for length in LENGTHS[1:]]
+    return [exact for document in documents for key in keys for exact, _ in document[key]]
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ("yarn", "the searched factors alone give the exact answer {} times, and YaRN alone {} times"),
+        ("tailspline", "the searched factors alone give it {} times, and TailSpline alone {} times"),
+    ],
+)
+def test_exact_answers_of_one_row_alone(other: str, says: str) -> None:
+    pairs = list(zip(answers("searched"), answers(other), strict=True))
+    assert_says(SEARCH, says.format(pairs.count((1, 0)), pairs.count((0, 1))))
+
+
+def test_the_search() -> None:
+    run = record("smollm2-16k-search/run.json")
+    loss = {name: f"{value:.3f}" for name, value in run["held_out_loss"].items()}
+    assert run["closed_form"] == "tailspline"
+    cost = f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations"
+    assert_says(
+        README,
+        cost,
+        f"its loss is {loss['searched']}; the best closed forms have {loss['mrrope_uni']} (MrRoPE-Uni) and "
+        f"{loss['tailspline']} (TailSpline)",
+    )
+    assert_says(
+        SEARCH,
+        cost,
+        f"The search took it to {run['search_loss']:.3f}",
+        f"loss of the winner is {loss['searched']}; MrRoPE-Uni has {loss['mrrope_uni']}, and TailSpline "
+        f"{loss['tailspline']}.",
+    )
+
+
+def passes(journal: str) -> dict[str, list[Any]]:
+    """Return the full passes, rankings and steps of a journal of the search."""
+    text = (RESULTS / "smollm2-16k-search" / journal).read_text(encoding="utf-8")
+    lines: dict[str, list[Any]] = {"full": [], "ranking": [], "step": []}
+    for line in (json.loads(line) for line in text.splitlines()):
+        if "item" in line:
+            lines["step" if "gradient" in line else "ranking" if "context" in line else "full"].append(line)
+    return lines
+
+
+def test_the_passes_of_the_search() -> None:
+    searched, chosen = passes("search-0.jsonl"), passes("held-out.jsonl")
+    full, rankings, steps = (len(searched[kind]) for kind in ("full", "ranking", "step"))
+    choice = f"took {len(chosen['full'])} full passes and {len(chosen['ranking'])} rankings more."
+    both = {kind: [line["seconds"] for line in searched[kind] + chosen[kind]] for kind in searched}
+    minutes = sum(len(seconds) * min(seconds) for seconds in both.values()) / 60
+    time = f"add up to {round(minutes, -1):.0f} minutes"
+    losses = [fmean(line["loss"] for line in searched["full"][start : start + 2]) for start in range(0, 8, 2)]
+    assert_says(README, f"{full} full passes, {rankings} rankings and {steps} steps", choice, time)
+    assert_says(
+        SEARCH,
+        f"{full} full passes, {rankings} rankings in contexts and {steps} steps in contexts.",
+        choice,
+        time,
+        f"Their loss is {losses[0]:.3f} with YaRN and {min(losses):.3f} with TailSpline.",
+    )
+
+
+def test_an_export_gives_the_same_model() -> None:
+    reloaded = record("smollm2-16k-reloaded.json")
+    differences = {check["length"]: check["difference"] for check in reloaded["check"]}
+    near = max(differences[length] for length in (8191, 8192, 8193))
+    assert_says(
+        README,
+        f"has perplexity {reloaded['from_pretrained']:.3f} on the first document, and the patched model has "
+        f"{reloaded['patched']:.3f}",
+        f"by {differences[16383]:.0e} of their size at 16,383 tokens".replace("e-0", "e-"),
+        f"by at most {near:.0e} at L0 - 1, L0 and L0 + 1".replace("e-0", "e-"),
+    )
