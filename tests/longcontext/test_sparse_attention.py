@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import all_types
 import families
 import pytest
 import torch
@@ -88,3 +89,23 @@ def test_layers_that_are_no_attention_are_refused() -> None:
     model = families.build("lfm2", layer_types=["conv", "full_attention"])
     with pytest.raises(LongRopeError, match=r"layers of the type conv need every token in between"):
         check_sparse_windows(model.config)
+
+
+def test_a_layer_that_fails_with_more_dimensions_keeps_the_masks() -> None:
+    model = all_types.build("jetmoe")
+    assert not use_weighted_attention(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_error_of_the_model_leaves_its_attention_as_it_was() -> None:
+    model, passes = families.build("llama"), iter(range(2))
+
+    def interrupt(*_: object) -> None:
+        if next(passes):
+            raise KeyboardInterrupt
+
+    hook = model.model.norm.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        use_weighted_attention(model)
+    hook.remove()
+    assert model.config._attn_implementation == "sdpa"

@@ -147,3 +147,19 @@ def test_an_error_inside_restores_the_model() -> None:
     assert not any("forward" in vars(part) for part in model.modules())
     assert all(part.training for part in model.modules())
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_window_that_only_the_mask_knows(caplog: pytest.LogCaptureFixture) -> None:
+    """The check's few tokens lie within the window; PhiMoE does not pass it to its attention."""
+    fields = {"sliding_window": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = build("phimoe", **fields)
+    for length in (60, 150):
+        x = tokens(1, length)
+        with torch.no_grad():
+            plain = model(input_ids=x, use_cache=False).logits
+            with tiled_layers(model, 16, shape=(1, length)):
+                chunked = model(input_ids=x, use_cache=False).logits
+        torch.testing.assert_close(chunked, plain, atol=1e-3, rtol=1e-3)
+    assert "sliding_window = 64 limits what a token sees by a mask" in caplog.text
+    with tiled_layers(model, 16, shape=(1, 60)):
+        assert model.config._attn_implementation == "longrope"  # chunks where the window does not matter

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import all_types
 import families
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.longcontext import token_losses as module
 from longrope.longcontext.token_losses import token_losses
+from longrope.models.patch import patch
+from longrope.scaling import Scaling
 
 # final soft cap, logit scale, logits scaling; gpt_neox calls its head another name
 HEADS = {"llama": {}, "gemma2": {"final_logit_softcapping": 5.0}, "cohere": {"logit_scale": 0.3}, "gpt_neox": {}}
@@ -277,3 +280,28 @@ def test_token_ids_that_the_model_does_not_have_are_refused(
 ) -> None:
     with pytest.raises(LongRopeError, match=message):
         token_losses(llama, sequences)
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "gemma4_unified_text"])
+def test_a_head_that_reads_more_of_the_backbone_than_hidden_states(kind: str, tokens: np.ndarray) -> None:
+    model, ids = all_types.build(kind), torch.from_numpy(tokens[:2])
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(2, -1)
+    np.testing.assert_allclose(token_losses(model, ids, batch=2), losses, atol=1e-4)
+
+
+def test_rows_with_factors_of_their_own_from_the_first_pass_on(tokens: np.ndarray) -> None:
+    model, scalings = families.build("llama"), [Scaling([2.0] * 8), Scaling([3.0] * 8)]
+    with patch(model, scalings):
+        together = token_losses(model, tokens[:2], batch=2)
+    for row, scaling in enumerate(scalings):
+        with patch(model, scaling):
+            np.testing.assert_allclose(token_losses(model, tokens[row : row + 1])[0], together[row], atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"skip": -1}, {"skip": 1.5}])
+def test_a_batch_or_skip_out_of_range_is_named(wrong: dict[str, float], tokens: np.ndarray) -> None:
+    (name,) = wrong
+    with pytest.raises(LongRopeError, match=f"{name} = .* must be a whole number"):
+        token_losses(families.build("llama"), tokens, **wrong)  # type: ignore[call-overload]

@@ -287,3 +287,11 @@ def test_a_config_with_a_bad_value(folder: Path, fields: dict[str, object], tmp_
     (other / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(LongRopeError):
         Rope.of(load_config(str(other)))
+
+
+def test_arguments_of_other_types(folder: Path) -> None:
+    assert torch.equal(load(folder)[0].lm_head.weight, load(str(folder))[0].lm_head.weight)
+    with pytest.raises(LongRopeError, match=r"no such folder; did you mean '.*llama'"):
+        load(folder.with_name("lama"))
+    with pytest.raises(LongRopeError, match=r"dtype = 'torch.float16' is unknown.*; did you mean 'float16'"):
+        load("tiny", dtype=torch.float16)  # type: ignore[arg-type]

@@ -319,3 +319,11 @@ def test_factors_that_rounding_hides_are_no_error() -> None:
         patch(model, Scaling([2.0] * pairs, start_tokens=1024)),
     ):
         pass
+
+
+def test_a_length_whose_double_lies_beyond_the_tables() -> None:
+    """Llama 4 Scout has 10,485,760 positions, and the tables end at 16,777,216."""
+    model, x = build("llama", max_position_embeddings=10_485_760), tokens(1, 20)
+    before = logits(model, x)
+    assert not torch.equal(patched(model, Scaling([1.5] * 8, length=2**24), x), before)
+    assert torch.equal(logits(model, x), before)

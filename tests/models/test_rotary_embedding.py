@@ -332,3 +332,8 @@ def test_positions_beyond_reach_raise(reach: int, start_tokens: int) -> None:
     for beyond in (reach, reach + 1, reach + 5000, 2**24, -1):
         with pytest.raises(IndexError):
             embedding(torch.zeros(2, 2, 1), torch.tensor([[0, beyond]]))
+
+
+def test_integers_cannot_hold_cos_and_sin() -> None:
+    with pytest.raises(LongRopeError, match=r"x.dtype = int64: cos and sin .*\. Pass a tensor of floats"):
+        LongRoPE(dim=8, max_position=512, original_max_position=64)(torch.zeros(1, 10, dtype=torch.long))

@@ -27,10 +27,12 @@ TINY, TINY_ROPE = ModelShape.of(load_config("tiny"), "float32"), Rope.of(load_co
 # SmolLM2-135M, of which the package is not installed everywhere
 SMOL = ModelShape(
     parameters=134_515_008,
+    weight_bytes=4 * 134_515_008,
     matmul_parameters=134_515_008,
     windows=(None,) * 30,
     query_features=576,
     kv_features=384,
+    cached_features=(384,) * 30,
     hidden_size=576,
     mlp_features=1536,
     vocabulary=49152,

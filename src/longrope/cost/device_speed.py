@@ -75,7 +75,9 @@ def _small(config: PreTrainedConfig) -> Any:
         if isinstance(value, list) and len(value) == layers:  # one entry per layer, such as its kind of attention
             setattr(small, name, value[-LAYERS:])
     small.num_hidden_layers = min(layers, LAYERS)
-    small.vocab_size, small.pad_token_id = VOCABULARY, None
+    small.vocab_size, small.pad_token_id = VOCABULARY, 0  # some configs refuse None
+    if getattr(small, "num_kv_shared_layers", None):  # a count of the whole model's last layers
+        small.num_kv_shared_layers = 0
     return small
 
 

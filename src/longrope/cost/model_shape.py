@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from longrope.cost.attention_sizes import layer_sizes, windows
 from longrope.errors import LongRopeError
-from longrope.models.backbone import auto_class
+from longrope.models.backbone import auto_class, backbone_of, text_model_of
 from longrope.models.load import check_dtype
+from longrope.models.quantized import QuantizedBits, bits_of_weights
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,14 @@ class ModelShape:
 
     Args:
         parameters: All parameters, tied ones once.
-        matmul_parameters: Parameters that multiply a token: active experts only, with the head, without embeddings.
-        windows: Largest number of tokens that one token attends to, for each layer; None means all.
-        query_features: Features of all query heads together.
-        kv_features: Features of keys and values together.
+        weight_bytes: Bytes of all weights on the device, quantised or not.
+        matmul_parameters: Parameters that multiply a token of text: active experts only, with the head, without
+            embeddings.
+        windows: Largest number of tokens that one token attends to, for each layer; None means all, 0 that the layer
+            has no attention.
+        query_features: Mean of the features of a token's queries and of its attention's output, in the largest layer.
+        kv_features: Features of keys and values together, as attention reads them, in the largest layer.
+        cached_features: Features of keys and values together that a cache holds, for each layer.
         hidden_size: Features of a token between layers.
         mlp_features: Features of a token within the MLP, in active experts.
         vocabulary: Logits of a token.
@@ -55,10 +65,12 @@ class ModelShape:
     """
 
     parameters: int
+    weight_bytes: int
     matmul_parameters: int
     windows: tuple[int | None, ...]
     query_features: int
     kv_features: int
+    cached_features: tuple[int, ...]
     hidden_size: int
     mlp_features: int
     vocabulary: int
@@ -73,7 +85,7 @@ class ModelShape:
         """Count a model's sizes on a model without memory, built from its config; ``auto`` is the checkpoint's dtype.
 
         Raises:
-            LongRopeError: If the dtype is unknown, or the model is not a text-only causal language model.
+            LongRopeError: If the dtype is unknown, or the model is not a causal language model.
         """
         check_dtype(dtype)
         try:
@@ -85,24 +97,26 @@ class ModelShape:
             ) from None
         text: Any = config.get_text_config()
         head = model.get_output_embeddings()
-        layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
-        head_dim = _head_dim(text)
-        kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        layers = [module for module in backbone_of(model).modules() if isinstance(module, nn.Linear)]
+        sizes = layer_sizes(text, keeps_latents=any(hasattr(module, "expand_kv") for module in model.modules()))
         experts, active_experts = _experts(text)
+        name = str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype
         return cls(
             parameters=model.num_parameters(),
+            weight_bytes=_weight_bytes(model, getattr(torch, name).itemsize, bits_of_weights(config, device)),
             matmul_parameters=_matmul_parameters(model, active_experts / experts),
-            windows=_windows(text),
-            query_features=head_dim * text.num_attention_heads,
-            kv_features=2 * head_dim * kv_heads,
+            windows=windows(text),
+            query_features=max(size.query_features for size in sizes),
+            kv_features=max(size.kv_features for size in sizes),
+            cached_features=tuple(size.cached_features for size in sizes),
             hidden_size=text.hidden_size,
             mlp_features=active_experts * _mlp_features(text)
             + (getattr(text, "shared_expert_intermediate_size", None) or 0),
             vocabulary=len(head.weight),
             lora_features=sum(layer.in_features + layer.out_features for layer in layers),
-            dtype=str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype,
+            dtype=name,
             device=device,
-            phase_features=2 * head_dim,
+            phase_features=2 * max(size.head_dim for size in sizes),
             tiled=experts == 1,
         )
 
@@ -135,49 +149,46 @@ class ModelShape:
         return self.forward(length).times((3 if trained else 2) + recomputed, 3.5 + recomputed)
 
 
-def _head_dim(text: Any) -> int:
-    """Return the dimensions of a head.
-
-    Raises:
-        LongRopeError: The layers of the model have heads of several sizes.
-    """
-    try:
-        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    except Exception as error:  # transformers' config of such a model refuses to name one for all layers
-        raise LongRopeError(
-            f"model type {text.model_type!r}: head_dim differs by layer. longrope does not support this model type."
-        ) from error
-
-
 def _experts(text: Any) -> tuple[int, int]:
     """Return the number of experts of a layer, and how many of them see a token."""
-    experts = getattr(text, "num_local_experts", None) or getattr(text, "num_experts", None) or 1
-    return experts, getattr(text, "num_experts_per_tok", None) or 1
+    return _first(text, EXPERTS) or 1, _first(text, ACTIVE_EXPERTS) or 1
+
+
+def _first(text: Any, names: tuple[str, ...]) -> Any:
+    """Return the first field of a config that is set; None without one."""
+    return next((value for name in names if (value := getattr(text, name, None))), None)
 
 
 def _matmul_parameters(model: Any, active_share: float) -> int:
     """Return the number of parameters that multiply a token; ``active_share`` of the experts' parameters count."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
-    count = float(head.weight.numel())
-    for name, weight in model.named_parameters():
-        if weight.dim() > 1 and weight is not embeddings and weight is not head.weight:
+    head, text_model = model.get_output_embeddings().weight, text_model_of(model)
+    embeddings = [module.weight for module in text_model.modules() if isinstance(module, nn.Embedding)]
+    others = {id(weight) for weight in [*embeddings, head]}
+    count = float(head.numel())
+    for name, weight in text_model.named_parameters():
+        if weight.dim() > 1 and id(weight) not in others:
             count += weight.numel() * (active_share if ".experts." in name else 1)
     return round(count)
 
 
+def _weight_bytes(model: Any, size: int, bits: QuantizedBits) -> int:
+    """Return the bytes of a model's weights of ``size`` bytes each, where some are quantised."""
+    text_model = text_model_of(model)
+    linear = [module.weight for module in backbone_of(model).modules() if isinstance(module, nn.Linear)]
+    quantized = sum(weight.numel() for weight in linear) if bits.of_layers else 0
+    saved = quantized * (size - (bits.of_layers or 0) / 8)
+    if bits.of_experts:
+        experts = [weight for name, weight in text_model.named_parameters() if ".experts." in name and weight.dim() > 2]
+        saved += sum(weight.numel() for weight in experts) * (size - bits.of_experts / 8)
+    return round(model.num_parameters() * size - saved)
+
+
 def _mlp_features(text: Any) -> int:
-    names = ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")
-    return next((size for name in names if (size := getattr(text, name, None))), 4 * text.hidden_size)
-
-
-def _windows(text: Any) -> tuple[int | None, ...]:
-    window, kinds = getattr(text, "sliding_window", None) or None, getattr(text, "layer_types", None)
-    if kinds is None:
-        return (window,) * text.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    size = _first(text, ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")) or 4 * text.hidden_size
+    return max(size) if isinstance(size, Sequence) else size
 
 
 def _attended_pairs(length: int, window: int | None) -> float:
     """Return the number of pairs of a token and one that it attends to."""
-    reach = min(length, window or length)
+    reach = length if window is None else min(length, window)
     return reach * (reach + 1) / 2 + (length - reach) * reach

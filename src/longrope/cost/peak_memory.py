@@ -45,7 +45,7 @@ def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
     stream = (hidden * shape.hidden_size + shape.phase_features) * length * bytes_
     stream += _waiting(shape, length, gradient=gradient) - moved
     embeddings = 0 if gradient else moved  # they are whole on the device before they move
-    return round(shape.parameters * bytes_ + stream + max(layer, head, embeddings))
+    return round(shape.weight_bytes + stream + max(layer, head, embeddings))
 
 
 def moved_in_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
@@ -58,7 +58,9 @@ def moved_in_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
 
 def of_cache(shape: ModelShape, length: int) -> int:
     """Return the bytes of keys and values of ``length`` tokens in all layers, which generation keeps."""
-    return sum(min(length, window or length) for window in shape.windows) * shape.kv_features * shape.bytes
+    reaches = [length if window is None else min(length, window) for window in shape.windows]
+    features = sum(reach * kept for reach, kept in zip(reaches, shape.cached_features, strict=True))
+    return features * shape.bytes
 
 
 def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> int:

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from longrope.models.backbone import backbone_of
 from longrope.models.patch import evaluating
+from longrope.models.rotary_embedding import LongRoPE
 
 TOKENS, CHUNKS = 48, 6  # of the check's sequence
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}  # relative, by dtype
 HALF_TOLERANCE = 0.1
 OUTLIERS = 0.1  # share of tokens that may differ: rounding changes the experts of a token now and then
 log = logging.getLogger("longrope")
-_reasons: WeakKeyDictionary[nn.Module, dict[str, str | None]] = WeakKeyDictionary()  # by model and attention
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What two passes over a few tokens have shown.
+
+    Args:
+        difference: How a pass in chunks differs from a plain one; None if it does not.
+        mask: Field of the config that limits what a token sees by a mask alone; empty without one.
+    """
+
+    difference: str | None
+    mask: str
+
+
+_checks: WeakKeyDictionary[nn.Module, dict[str, _Check]] = WeakKeyDictionary()  # by model and attention
 _logged: WeakSet[nn.Module] = WeakSet()
 
 
@@ -42,15 +59,15 @@ def reason_for_whole_layers(
         is_long: Whether to log one line, as the pass would take less memory in chunks.
     """
     config = model.config.get_text_config()
-    mask_size = getattr(config, "attention_chunk_size", None)
+    checks = _checks.setdefault(model, {})
+    key = str(config._attn_implementation)
+    if key not in checks:
+        checks[key] = _check(model, tiled)
+    check = checks[key]
+    mask_size = getattr(config, check.mask, None) if check.mask else None
+    reason = check.difference
     if mask_size and (length is None or length > mask_size):
-        reason = f"attention_chunk_size = {mask_size} limits what a token sees by a mask"
-    else:
-        reasons = _reasons.setdefault(model, {})
-        key = str(config._attn_implementation)
-        if key not in reasons:
-            reasons[key] = _difference(model, tiled)
-        reason = reasons[key]
+        reason = f"{check.mask} = {mask_size} limits what a token sees by a mask"
     if reason and is_long and model not in _logged:
         _logged.add(model)
         log.warning(
@@ -62,26 +79,69 @@ def reason_for_whole_layers(
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, tiled: Callable[[int], AbstractContextManager[None]]) -> str | None:
-    """Return how a pass in chunks differs from a plain one on the same few tokens; None if it does not."""
-    vocabulary = model.config.get_text_config().vocab_size
-    tokens = (torch.arange(1, TOKENS + 1, device=model.device) * 7919 % vocabulary)[None]
+def _check(model: PreTrainedModel, tiled: Callable[[int], AbstractContextManager[None]]) -> _Check:
+    """Compare a pass in chunks with a plain one on the same few tokens."""
+    config = model.config.get_text_config()
+    mask = "attention_chunk_size" if getattr(config, "attention_chunk_size", None) else ""
+    tokens = (torch.arange(1, TOKENS + 1, device=model.device) * 7919 % config.vocab_size).expand(_rows(model), -1)
     with evaluating(model):
         plain = _hidden(model, tokens)
         try:
-            with tiled(TOKENS // CHUNKS):
+            with tiled(TOKENS // CHUNKS), _recorded_windows(model) as windows:
                 chunked = _hidden(model, tokens)
         except Exception as error:  # each layer of an unknown kind fails in its own way
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            return f"its layers need more than keys and values of the tokens before: {type(error).__name__}"
-    sizes = plain.norm(dim=-1).clamp_min(1e-6)
-    errors = (chunked.to(plain.device) - plain).norm(dim=-1) / sizes
-    equal = errors <= TOLERANCES.get(model.dtype, HALF_TOLERANCE)  # NaN differs, unless the plain pass has it too
+            return _Check(
+                f"its layers need more than keys and values of the tokens before: {type(error).__name__}", mask
+            )
+    if not mask and windows == {None} and _has_window(config):
+        mask = "sliding_window"
+    return _Check(_difference(plain, chunked.to(plain.device), model.dtype), mask)
+
+
+def _difference(plain: Tensor, chunked: Tensor, dtype: torch.dtype) -> str | None:
+    """Return how hidden states of chunks differ from plain ones, each ``(tokens, hidden)``; None if they do not."""
+    errors = (chunked - plain).norm(dim=-1) / plain.norm(dim=-1).clamp_min(1e-6)
+    equal = errors <= TOLERANCES.get(dtype, HALF_TOLERANCE)  # NaN differs, unless the plain pass has it too
     different = ~equal & plain.isfinite().all(dim=-1)
     if different.float().mean() > OUTLIERS:
-        return f"on chunks its hidden states differ by {float(errors.median()):.2g}"
+        return f"on chunks its hidden states differ by {float(errors.max()):.2g}"
     return None
+
+
+def _rows(model: PreTrainedModel) -> int:
+    """Return the rows of a batch for which a model has factors: 1 for any number of rows."""
+    return max((module.rows for module in model.modules() if isinstance(module, LongRoPE)), default=1)
+
+
+def _has_window(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return bool(getattr(config, "sliding_window", None)) and (kinds is None or "sliding_attention" in kinds)
+
+
+@contextmanager
+def _recorded_windows(model: PreTrainedModel) -> Iterator[set[int | None]]:
+    """Yield the sliding windows that layers pass to a registered attention in this block.
+
+    PhiMoE and Qwen2-MoE pass none: their window is in transformers' mask alone, which `attend` does without.
+    """
+    name = str(model.config.get_text_config()._attn_implementation)
+    windows: set[int | None] = set()
+    attention: Any = AttentionInterface().get(name)
+    if attention is None:  # eager
+        yield windows
+        return
+
+    def record(*inputs: Any, sliding_window: int | None = None, **options: Any) -> Any:
+        windows.add(sliding_window)
+        return attention(*inputs, sliding_window=sliding_window, **options)
+
+    AttentionInterface.register(name, record)
+    try:
+        yield windows
+    finally:
+        AttentionInterface.register(name, attention)
 
 
 def _hidden(model: PreTrainedModel, tokens: Tensor) -> Tensor:

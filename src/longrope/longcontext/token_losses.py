@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from longrope.checks import whole
 from longrope.data.token_sequences import TokenSequences, as_sequences, same_length
 from longrope.errors import LongRopeError
 from longrope.longcontext.context_parallel import context_parallel_of
@@ -72,9 +73,10 @@ def token_losses(
         float32 ``(sequences, tokens - 1)``, or for sequences of several lengths a list of arrays ``(tokens - 1,)``.
 
     Raises:
-        LongRopeError: If an id is not in the model's vocabulary, a sequence has fewer than two tokens, or memory runs
-            out.
+        LongRopeError: If an id is not in the model's vocabulary, a sequence has fewer than two tokens, ``batch`` or
+            ``skip`` is out of range, or memory runs out.
     """
+    batch, skip = whole("batch", batch, 1), whole("skip", skip, 0)
     documents = as_sequences(sequences, vocabulary=vocabulary_of(model))
     unpack_weights(model)
     places = None if positions is None else _same_shape(as_sequences(positions, field="positions"), documents)
@@ -173,6 +175,15 @@ def losses_of(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([cross_entropy(block.float(), ids, reduction="none") for block, ids in blocks])
 
 
+class _BackboneOutput(MoeModelOutputWithPast):
+    """The output of any backbone, of which only the hidden states are set."""
+
+    def __getattr__(self, name: str) -> None:
+        """Return None for a field of another backbone's output, such as Gemma 4's ``shared_kv_states``."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 @contextmanager
 def head_only(
     model: PreTrainedModel, forward_of_model: Callable[..., Any] | None = None
@@ -189,8 +200,8 @@ def head_only(
     backbone = backbone_of(model)
     last_states: list[Tensor] = []
 
-    def forward(*_: object, **__: object) -> MoeModelOutputWithPast:  # has the fields of all backbones' outputs
-        return MoeModelOutputWithPast(last_hidden_state=last_states[0])  # pyright: ignore[reportArgumentType]
+    def forward(*_: object, **__: object) -> _BackboneOutput:
+        return _BackboneOutput(last_hidden_state=last_states[0])  # pyright: ignore[reportArgumentType]
 
     def logits_of(tokens: Tensor, hidden: Tensor) -> Tensor:
         last_states[:] = [hidden.flatten(0, 1)[None]]

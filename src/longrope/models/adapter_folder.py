@@ -13,7 +13,7 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # of a whole model
 MERGEABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA")  # peft_type of adapters in the weights
 
 
-def split_adapters(name: str) -> tuple[str, list[Path]]:
+def split_adapters(name: str | Path) -> tuple[str, list[Path]]:
     """Return the name of a whole model, and the folders of the adapters that belong on it, the first to add first.
 
     Args:
@@ -23,6 +23,7 @@ def split_adapters(name: str) -> tuple[str, list[Path]]:
         LongRopeError: The config of an adapter is damaged, names no base model, or names the adapter itself.
     """
     adapters: list[Path] = []
+    name = str(name)
     while (base := base_of(name)) is not None:
         adapters.insert(0, Path(name))
         if Path(base) in adapters:

@@ -36,7 +36,7 @@ SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load(
-    name: str, *, dtype: str = "auto", device: str = "cpu", original_length: int | None = None
+    name: str | Path, *, dtype: str = "auto", device: str = "cpu", original_length: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model in evaluation mode, and its tokenizer.
 
@@ -101,7 +101,7 @@ def check_dtype(dtype: str) -> None:
         LongRopeError: The dtype is unknown.
     """
     if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+        raise unknown("dtype", str(dtype), DTYPES)  # a torch.dtype too
 
 
 def choose_device(device: str) -> str:
@@ -126,7 +126,7 @@ def check_device(device: str) -> None:
         raise LongRopeError(f"device = {device!r}: {reason}. Give cpu, or auto.") from None
 
 
-def load_config(name: str, *, original_length: int | None = None) -> PreTrainedConfig:
+def load_config(name: str | Path, *, original_length: int | None = None) -> PreTrainedConfig:
     """Load a model's config without its weights.
 
     Args:
@@ -158,7 +158,7 @@ def _config_of_gguf(path: Path, _changed: int) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer without its weights; an adapter may bring one of its own.
 
     Args:

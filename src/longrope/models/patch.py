@@ -13,6 +13,7 @@ from longrope.errors import LongRopeError
 from longrope.models.adapter import switched_adapter
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import find_rotary_slot
+from longrope.models.rotary_tables import BLOCK
 from longrope.rope import Rope, rope_type_of
 from longrope.scaling import Extension, Scaling, check_rope
 
@@ -55,7 +56,7 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
     embedding = _embedding(rotary.rope, scaling, model.device)
     rows = 1 if isinstance(scaling, (Scaling, Extension)) else len(scaling)
     only_short = isinstance(scaling, Extension) and scaling.long.is_identity
-    length = rotary.rope.original_length if only_short else 2 * rotary.rope.original_length
+    length = min(BLOCK**2, rotary.rope.original_length if only_short else 2 * rotary.rope.original_length)
     try:
         rotary.use_originals()
         before = _sparse_logits(model, length, rows)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from longrope.errors import LongRopeError
 
 TOKENS = 8
+SCALE_BITS = 0.5  # of a weight's share of its scales, at most
 PACKAGES = {  # quant_method: packages that transformers loads its weights with, as module and as pip calls it
     "aqlm": {"aqlm": "'aqlm[gpu,cpu]'"},
     "auto-round": {"auto_round": "auto-round"},
@@ -43,6 +45,40 @@ def method_of(config: Any) -> str | None:
     if "quant_method" not in fields and (fields.get("load_in_4bit") or fields.get("load_in_8bit")):
         return "bitsandbytes"
     return str(getattr(fields.get("quant_method"), "value", fields.get("quant_method") or "some method"))
+
+
+@dataclass(frozen=True)
+class QuantizedBits:
+    """Bits of a weight on the device, with its share of the scales; None where weights are not quantised there.
+
+    Args:
+        of_layers: Bits in linear layers but the head.
+        of_experts: Bits in experts that are one tensor.
+    """
+
+    of_layers: float | None = None
+    of_experts: float | None = None
+
+
+def bits_of_weights(config: Any, device: str) -> QuantizedBits:
+    """Return the bits of a model's weights on a device, where they surely stay quantised.
+
+    compressed-tensors unpacks them there, and fp8 and mxfp4 need the kernels of a GPU.
+
+    Args:
+        config: The model's config.
+        device: A torch device.
+    """
+    method, fields = method_of(config), getattr(config, "quantization_config", None)
+    fields = fields if isinstance(fields, dict) else {} if fields is None else fields.to_dict()
+    bits = fields.get("bits") if method in ("gptq", "awq", "auto-round") else None
+    if method == "bitsandbytes":
+        bits = 4 if fields.get("load_in_4bit") else 8
+    if device.startswith("cuda") and method in ("fp8", "fbgemm_fp8"):
+        bits = 8
+    if device.startswith("cuda") and method == "mxfp4" and _is_installed("kernels"):
+        return QuantizedBits(of_experts=4 + SCALE_BITS)
+    return QuantizedBits() if not isinstance(bits, int) else QuantizedBits(bits + SCALE_BITS, bits + SCALE_BITS)
 
 
 def check_method(name: str, method: str | None) -> None:

@@ -137,22 +137,25 @@ class LongRoPE(nn.Module):
         Raises:
             IndexError: A position is negative or beyond the tables (2^24, or ``reach``); on CUDA, a device assert; mps
                 does not check.
-            LongRopeError: A position is not a whole number, or the module has factors for another number of rows.
+            LongRopeError: ``x`` holds integers, which cannot hold cos and sin, a position is not a whole number, or the
+                module has factors for another number of rows.
         """
+        if not x.is_floating_point():
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise LongRopeError(f"x.dtype = {dtype}: cos and sin would be cut to 0 and 1. Pass a tensor of floats.")
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
             seq_len = x.shape[1] if seq_len is None else seq_len
         position_ids = integer_positions(position_ids).to(x.device)
-        rows = len(self.scalings)
-        if not self.by_length and rows > 1 and x.shape[0] != rows:
+        if self.rows > 1 and x.shape[0] != self.rows:
             raise LongRopeError(
-                f"x has {x.shape[0]} rows: the module has factors for {rows}. Give one scaling per row."
+                f"x has {x.shape[0]} rows: the module has factors for {self.rows}. Give one scaling per row."
             )
         coarse, fine, first_rescaled = self._tables_on(position_ids.device)
         sets = self._select_sets(position_ids, seq_len)
         if self.any_start_tokens:
             rescaled = position_ids >= first_rescaled[sets]
-            sets = torch.where(rescaled, sets, sets + rows)
+            sets = torch.where(rescaled, sets, sets + len(self.scalings))
         position_ids = torch.where(position_ids < self.reach, position_ids, -1)  # the tables hold whole blocks
         cos_a, sin_a = look_up(coarse, sets, position_ids // BLOCK)
         cos_b, sin_b = look_up(fine, sets, position_ids % BLOCK)
@@ -190,6 +193,11 @@ class LongRoPE(nn.Module):
         new = [not scaling.is_identity and scaling.scheme != ORIGINAL for scaling in self.scalings]
         rescaled = torch.tensor(new, device=position_ids.device)
         return rescaled[self._select_sets(position_ids, None)[:, 0]]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that the module has factors for; 1 if all rows have the same."""
+        return 1 if self.by_length else len(self.scalings)
 
     @property
     def device(self) -> torch.device:
