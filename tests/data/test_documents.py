@@ -100,7 +100,8 @@ def test_a_parquet_that_cannot_be_used(tmp_path: Path, folder: bool, broken: str
         write_parquet(path, content=["one"])
     else:
         path.write_bytes(b"PAR1 not really")
-    with pytest.raises(LongRopeError, match=r'x\.parquet.*column "text"'):
+    message = r'x\.parquet.*column "text"\. It has content\. Name' if broken == "column" else "not a parquet file: "
+    with pytest.raises(LongRopeError, match=message):
         load_documents(str(tmp_path if folder else path))
 
 
@@ -124,6 +125,51 @@ def test_nothing_to_read_in_a_folder(tmp_path: Path, content: bytes | None) -> N
         (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(LongRopeError, match=r"data = .*: holds no text"):
         load_documents(str(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["messages", "text"])
+def test_chats_and_bytes_in_a_parquet_are_text(tmp_path: Path, column: str) -> None:
+    """As in a JSON record, and not Python's notation of lists and bytes."""
+    chat = [{"role": "user", "content": "Hi é"}, {"role": "assistant", "content": "Yes"}]
+    path = write_parquet(tmp_path / "x.parquet", messages=[chat], text=["Hi é\n\nYes".encode()], number=[3])
+    assert texts(path, text_key=column) == texts(path) == ["Hi é\n\nYes"]
+    assert texts(write_parquet(tmp_path / "z.parquet", conversations=[chat])) == ["Hi é\n\nYes"]
+    write_parquet(tmp_path / "y.parquet", text=["fine".encode("utf-16")])
+    for source, key, kind in ((path, "number", "int"), (tmp_path / "y.parquet", "text", "bytes")):
+        with pytest.raises(LongRopeError, match=rf'row 1: "{key}" holds a value of type {kind}.*--text-key'):
+            load_documents(str(source), text_key=key)
+
+
+def test_linked_folders_are_searched_once_and_loops_end(tmp_path: Path) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for folder in (corpus / "b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "x.txt").write_text(f"in {folder.name}")
+    (corpus / "a").symlink_to(elsewhere)
+    (corpus / "b" / "up").symlink_to(corpus)
+    (corpus / "self").symlink_to("self")
+    (corpus / "c").symlink_to(elsewhere)
+    (corpus / "b.txt").write_text("after folder b")
+    documents = load_documents(str(corpus))
+    assert [document.text for document in documents] == ["in elsewhere", "in b", "after folder b"]
+    assert documents[0].name == str(corpus / "a" / "x.txt")
+
+
+def test_texts_that_differ_in_blanks_at_their_ends_are_one_document(tmp_path: Path) -> None:
+    """Else a split could search on the one and test on the other."""
+    (tmp_path / "a.txt").write_text("The same.\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "The same."}) + "\n")
+    (tmp_path / "c.txt").write_text("Another.\n")
+    assert [text.strip() for text in texts(tmp_path)] == ["The same.", "Another."]
+
+
+def test_a_table_with_semicolons(tmp_path: Path) -> None:
+    """As spreadsheets write it where the comma is for decimals."""
+    path = tmp_path / "x.csv"
+    path.write_text('id;text\n1;"one; and, more"\n2;two\n')
+    assert texts(path) == ["one; and, more", "two"]
+    with pytest.raises(LongRopeError, match="column body"):
+        load_documents(str(path), text_key="body")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfb\x00\x01", b"nul\0"])

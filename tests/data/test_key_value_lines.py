@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import re
+import string
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data.key_value_lines import KeyValueText, make_key_value_text
+from longrope.data.key_value_lines import KeyValueText, make_key_value_text, plant_key_value_lines
+from longrope.data.questions import TEXT, ask_questions
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
 
 LINE = re.compile(r"^([a-z]{6}) = (\w+ \w+)$", re.MULTILINE)
@@ -20,6 +23,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(["x = apple pearl\n"] * 9, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
     return PreTrainedTokenizerFast(tokenizer_object=bpe)
+
+
+@pytest.fixture(scope="module")
+def blank_first() -> PreTrainedTokenizerFast:
+    """A tokenizer of characters that puts ``<s>`` and a blank before every text, as SentencePiece in Llama 2."""
+    vocabulary = {token: number for number, token in enumerate(["<s>", *string.printable, "▁"])}
+    characters = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    characters.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    characters.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    characters.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=characters, bos_token="<s>")
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +130,29 @@ def test_wrong_arguments_name_themselves(
 ) -> None:
     with pytest.raises(LongRopeError, match=message):
         make_key_value_text(background, tokenizer, **({"rng": np.random.default_rng(0), "length": 400} | wrong))
+
+
+def test_lines_have_no_blank_that_a_tokenizer_puts_before_a_text(blank_first: PreTrainedTokenizerFast) -> None:
+    document = np.array(blank_first("A" * 900)["input_ids"])
+    text = make_key_value_text(document, blank_first, rng=np.random.default_rng(0), length=600, needles=3, queries=3)
+    lines = LINE.findall(blank_first.decode(text.tokens))
+    assert len(lines) == 6
+    for run, (_, words) in zip(runs(text), lines[3:], strict=True):
+        assert np.array_equal(run, encode_within(blank_first, [f" {words}"])[0])
+    tokens, labels = ask_questions(document, blank_first, np.random.default_rng(0))
+    lines = LINE.findall(blank_first.decode(tokens))
+    assert len(lines) == 2 * len({key for key, _ in lines}) == 14
+    assert not re.search(" [ \\n]", blank_first.decode(tokens[labels != TEXT]))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_beginning_of_text_token_stays_the_first_one(blank_first: PreTrainedTokenizerFast, seed: int) -> None:
+    """A model has never seen it after a line, and many rely on it as the first token."""
+    document, rng = np.array(blank_first("A" * 300)["input_ids"]), np.random.default_rng(seed)
+    texts = [
+        make_key_value_text(document, blank_first, rng=rng, length=70, needles=2).tokens,
+        make_key_value_text(document, blank_first, rng=rng, length=200, depth=0.0, query_depth=0.0).tokens,
+        plant_key_value_lines(document, blank_first, rng=rng, length=200, depths=[0.0, 0.5])[0].tokens,
+        ask_questions(document[:110], blank_first, rng, ["value"])[0],
+    ]
+    assert [np.flatnonzero(text == blank_first.bos_token_id).tolist() for text in texts] == [[0]] * 4

@@ -19,6 +19,7 @@ from longrope.engines.registry import ENGINES, FAMILIES, IMAGES, LATENT
 from longrope.engines.rules import Rule, unscaled
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import config_fields, for_mode
+from longrope.formats.hf_config import extension_of_config
 from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -353,3 +354,27 @@ def test_a_yarn_without_rope_scaling_is_the_plain_rope_elsewhere() -> None:
     prediction = predict("mlx-lm", saved, extension, limit=LENGTH, length=LENGTH)
     assert prediction.factors == "none"
     assert "reads rope_scaling alone" in prediction.departures[1]
+
+
+def test_a_published_phimoe_runs_as_made() -> None:
+    """Its config names an attention factor for each set, off the formula, and no common one (Phi-3.5-MoE)."""
+    config = {
+        "model_type": "phimoe",
+        "head_dim": 128,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {
+            "type": "longrope",
+            "short_factor": [1.0] * 64,
+            "long_factor": [2.0] * 64,
+            "short_mscale": 1.25,
+            "long_mscale": 1.243163121016122,
+        },
+    }
+    extension = extension_in_config(config)
+    expected = extension_of_config({**config, "rope_scaling": {**config["rope_scaling"], "rope_type": "longrope"}})
+    assert extension.short.attention_factor == expected.short.attention_factor == 1.25
+    assert extension.long.attention_factor == expected.long.attention_factor == 1.243163121016122
+    for length in (4096, 131072):
+        assert predict("sglang", config, extension, limit=131072, length=length).departures == ()

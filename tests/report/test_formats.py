@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ def test_names_do_not_break_a_table_of_markdown(tmp_path: Path) -> None:
     rows = markdown_tables(formatted(runs, "markdown"))["Perplexity by length"]
     assert [len(row) for row in rows] == [1 + len(sample_runs.LENGTHS)] * 4
     assert rows[-1][0] == name.replace("\n", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_names_of_results_in_memory_are_made_printable_too(tmp_path: Path) -> None:
+    """Those of a file are when it is read; half a character cannot be written at all."""
+    name = "\ud800"
+    results = lr.EvalResults.from_json(sample_runs.results(("original", "yarn")))
+    rows = {name if row == "yarn" else row: candidate for row, candidate in results.candidates.items()}
+    records = {
+        measurement: {name if row == "yarn" else row: cells for row, cells in by_row.items()}
+        for measurement, by_row in results.records.items()
+    }
+    for path in (tmp_path / "a.md", tmp_path / "a.html"):
+        lr.report(replace(results, candidates=rows, records=records), path)
+        assert "\N{REPLACEMENT CHARACTER}" in path.read_text(encoding="utf-8")
+
+
+def test_results_of_a_model_beside_a_folder_of_its_name_are_two_runs(tmp_path: Path) -> None:
+    folder = sample_runs.write_run(tmp_path / "tiny")
+    lr.report([lr.EvalResults.load(folder), folder], tmp_path / "a.json")
+    assert [*json.loads((tmp_path / "a.json").read_text())["verdicts"]] == ["tiny", "results 1"]
 
 
 def test_csv_has_every_value_once(runs: tuple[LoadedRun, ...]) -> None:

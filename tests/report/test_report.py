@@ -317,7 +317,7 @@ def test_what_each_fine_tuning_cost_and_brought(tmp_path):
     record["rows"]["extended"] = sample_runs.results()["rows"]["extended"]
     folder = sample_runs.write_run(tmp_path / "run", record)
     settings = {"steps": 9, "lora": 8, "merge": False, "distill": {"weight": 0.5}}
-    for stage, seconds in ((2, 90.0), (10, 30.0)):
+    for stage, seconds in ((2, 90.0), (10, 30.0), ("2-kept", 1.0)):  # the last is a copy that a person made
         training = {"tokens": 4096, "seconds": seconds, "loss": 2.5, "settings": settings}
         (folder / f"stage-{stage}").mkdir()
         (folder / f"stage-{stage}" / "training.json").write_text(json.dumps(training))

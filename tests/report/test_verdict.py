@@ -119,6 +119,21 @@ def test_one_document_tells_no_difference() -> None:
     assert "Costs" in costs.verdict
 
 
+def test_nothing_is_concluded_without_the_losses_of_each_document() -> None:
+    def bare(record: dict[str, Any]) -> None:
+        del record["retrieval"], record["paired_retrieval"]
+        record["short_context"]["extended"] = 30.0
+        for cells in record["perplexity"].values():
+            for cell in cells:
+                del cell["losses"]
+
+    _, costs, better = answers(run_of(bare))
+    assert costs.verdict == "Differs by an amount that cannot be told without the losses of each document"
+    assert "perplexity +30.0%" in costs.numbers
+    assert better.verdict == "Not compared with the best closed form, yarn"
+    assert better.why == "These results do not hold the losses of the same documents."
+
+
 def test_a_difference_inside_the_interval_is_none() -> None:
     def same(record: dict[str, Any]) -> None:
         theirs = record["perplexity"]["yarn"][-1]["losses"]

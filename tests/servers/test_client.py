@@ -83,6 +83,14 @@ def test_a_refusal_has_the_servers_words_and_is_not_repeated() -> None:
     assert asked == ["/v1/completions"]
 
 
+@pytest.mark.parametrize(
+    "answer", [{"error": None, "message": "too long"}, {"error": ["too long"]}, {"detail": "too long"}]
+)
+def test_a_refusal_in_any_form_is_shown(answer: Any) -> None:
+    with serving(lambda path, body: (400, answer)) as url, pytest.raises(RefusedRequestError, match="too long"):
+        complete(Server(f"{url}/v1", "a"), "x", tokens=1)
+
+
 def test_a_slow_server_ends_in_an_error() -> None:
     def reply(path: str, body: Any) -> Any:
         time.sleep(0.5)

@@ -89,6 +89,18 @@ def test_what_is_refused(tmp_path: Path) -> None:
         prompts("qa_2", tmp_path)
 
 
+def test_essays_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "essay.txt").write_bytes("Café. ".encode("cp1252") * 99)
+    with pytest.raises(LongRopeError, match=r"essay\.txt': not UTF-8 text\. Convert it"):
+        prompts("niah_single_2", tmp_path)
+    for number, content in enumerate(([{"text": "It was short."}], {"essays": "It was short."}, {"text": None})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "PaulGrahamEssays.json").write_text(json.dumps(content))
+        with pytest.raises(LongRopeError, match=r'PaulGrahamEssays\.json has no string "text"'):
+            prompts("niah_single_2", folder)
+
+
 def test_a_haystack_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "essay.txt").write_text("It was short. " * 30)
     with pytest.raises(LongRopeError, match=r"its essays have \d+ tokens, too short a haystack for length 1,000"):

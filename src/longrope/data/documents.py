@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longrope.data.records import (
+    CHAT_KEYS,
+    TEXT_KEY,
     RecordError,
+    column_text,
     has_records_without_text,
     has_table_without_text,
     record_texts,
@@ -20,7 +24,7 @@ from longrope.data.text_files import UnreadableFileError, decode
 from longrope.errors import CorpusWarning, LongRopeError
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",;", ".tsv": "\t"}
 MOST_LOST = 0.1  # share of a corpus above which its loss is shown in red
 
 
@@ -46,10 +50,10 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     of any ending; all other text is one document a file. A warning counts the files that are passed over.
 
     Args:
-        source: A file of text, JSON records (key ``text``, or chats under ``messages`` or ``conversations``),
-            ``.csv`` or ``.parquet`` (column ``text``), or a folder that is searched for such files, without hidden
-            ones. ``stdlib`` is the library of the running Python, one document a package, and ``stdlib:unseen`` the
-            part of it that the model ``tiny`` was not trained on.
+        source: A file of text, JSON records or ``.parquet`` (key or column ``text``, or chats under ``messages`` or
+            ``conversations``), ``.csv`` (column ``text``), or a folder that is searched for such files, also in linked
+            folders, without hidden ones. ``stdlib`` is the library of the running Python, one document a package, and
+            ``stdlib:unseen`` the part of it that the model ``tiny`` was not trained on.
         text_key: Key or column of the text, if it is not ``text``.
 
     Raises:
@@ -60,7 +64,7 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     except OSError as error:
         path = str(error.filename or source)
         raise LongRopeError(f"data = {path!r}: cannot be read: {error.strerror}. Give another source.") from None
-    distinct = {document.text: document for document in documents if document.text.strip()}
+    distinct = {_digest(document.text): document for document in documents if document.text.strip()}
     if not distinct:
         passed_over = f" ({'; '.join(map(str, notes))})" if notes else ""
         raise LongRopeError(
@@ -69,6 +73,11 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return list(distinct.values())
+
+
+def _digest(text: str) -> bytes:
+    """Return a key that texts share which differ in the blanks at their ends only."""
+    return hashlib.sha256(text.strip().encode()).digest()
 
 
 def _documents(source: str, text_key: str | None, notes: list[CorpusWarning]) -> Iterator[Document]:
@@ -86,10 +95,7 @@ def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> I
     """Yield the documents of a folder; add a note on the files that are passed over, and one on odd JSON."""
     reasons: Counter[str] = Counter()
     files = without_key = 0
-    for path in sorted(folder.rglob("*"), key=lambda path: path.parts):
-        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
-        if not path.is_file() or hidden:
-            continue
+    for path in _files(folder, set()):
         files += 1
         try:
             documents = list(_file(path, text_key))
@@ -109,6 +115,22 @@ def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> I
         notes.append(CorpusWarning(f"{folder}: {records}, read as they are; --text-key names another key"))
 
 
+def _files(folder: Path, read: set[Path]) -> Iterator[Path]:
+    """Yield the files of a folder, hidden ones left out, in the order of their paths; each folder is read once."""
+    read.add(folder.resolve())
+    try:
+        paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    except PermissionError:
+        return
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in read:
+            yield from _files(path, read)
+
+
 def _single_file(path: Path, text_key: str | None) -> Iterator[Document]:
     documents = list(_file(path, text_key)) if path.stat().st_size else []
     if _lacks_key(documents, path):
@@ -122,37 +144,43 @@ def _single_file(path: Path, text_key: str | None) -> Iterator[Document]:
 def _lacks_key(documents: list[Document], path: Path) -> bool:
     if len(documents) != 1 or documents[0].name != str(path):
         return False
-    text, delimiter = documents[0].text, DELIMITERS.get(path.suffix.lower())
-    return has_records_without_text(text) or (delimiter is not None and has_table_without_text(text, delimiter))
+    text, delimiters = documents[0].text, DELIMITERS.get(path.suffix.lower(), "")
+    return has_records_without_text(text) or any(has_table_without_text(text, delimiter) for delimiter in delimiters)
 
 
 def _file(path: Path, text_key: str | None) -> Iterator[Document]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        yield from _parquet(path, text_key or "text")
+        yield from _parquet(path, text_key)
         return
     text = decode(path.read_bytes(), path)
     if not text.strip():
         raise UnreadableFileError(path, "empty", "Give files with text: it holds no text.")
     texts = record_texts(text, path, text_key=text_key, strict=suffix in RECORD_SUFFIXES)
-    if texts is None and suffix in DELIMITERS:
-        texts = table_texts(text, path, DELIMITERS[suffix], text_key)
+    for delimiter in DELIMITERS.get(suffix, ""):
+        texts = table_texts(text, path, delimiter, text_key) if texts is None else texts
     if texts is None:
         yield Document(str(path), text)
     else:
         yield from (Document(f"{path}:{number}", content) for number, content in texts)
 
 
-def _parquet(path: Path, column_name: str) -> Iterator[Document]:
+def _parquet(path: Path, text_key: str | None) -> Iterator[Document]:
     try:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise LongRopeError(f"data = {str(path)!r}: needs pyarrow. Install it: pip install pyarrow") from None
     try:
-        column = pyarrow.parquet.read_table(path, columns=[column_name]).column(column_name).to_pylist()
+        names = pyarrow.parquet.read_schema(path).names
+        name = text_key or next((key for key in CHAT_KEYS if key in names and TEXT_KEY not in names), TEXT_KEY)
+        column = pyarrow.parquet.read_table(path, columns=[name]).column(name).to_pylist() if name in names else None
     except (OSError, KeyError, IndexError, pyarrow.ArrowException) as error:
+        raise LongRopeError(f"data = {str(path)!r}: not a parquet file: {error}. Give one that is whole.") from None
+    if column is None:
         raise LongRopeError(
-            f'data = {str(path)!r}: not a parquet file with a column "{column_name}": {error}. '
-            "Name the column with --text-key, or give one that has it."
-        ) from None
-    yield from (Document(f"{path}:{row}", str(text)) for row, text in enumerate(column, start=1) if text)
+            f'data = {str(path)!r}: a parquet file without a column "{name}". It has {", ".join(names)[:200]}. '
+            "Name the column with --text-key, or give a file that has it."
+        )
+    for row, value in enumerate(column, start=1):
+        if value is not None:
+            yield Document(f"{path}:{row}", column_text(value, f"{path}, row {row}", name))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -72,10 +73,12 @@ def make_key_value_text(
     lines = make_lines(tokenizer, rng, needles)
     repeats = [lines[i] for i in rng.permutation(queries)]
     room = _room(background, length, lines, repeats)
-    query_start = round(query_depth * room)
+    first = start_size(background[:room], tokenizer)
+    query_start = max(first, round(query_depth * room))
     starts = rng.integers(0, query_start, size=needles, endpoint=True)
     if depth is not None:
         starts[0] = round(depth * query_start)
+    starts = np.maximum(starts, first)
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
     cuts = [*np.sort(starts), *[query_start] * queries]
     return interleave(background[:room], planted + repeats, cuts)
@@ -105,7 +108,8 @@ def plant_key_value_lines(
     """
     lines = make_lines(tokenizer, rng, len(depths))
     room = _room(background, length, lines, [max(lines, key=lambda line: line.tokens.size)])
-    starts = np.array([round(depth * room) for depth in depths])
+    first = start_size(background[:room], tokenizer)
+    starts = np.array([max(first, round(depth * room)) for depth in depths])
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
     return interleave(background[:room], planted, np.sort(starts).tolist()), lines
 
@@ -136,7 +140,7 @@ def make_lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, cou
     """Return lines with different keys, whose words are marked as answers."""
     heads = [f"\n{key} =" for key in make_keys(rng, count)]
     tails = [f" {first} {second}" for first, second in rng.choice(WORDS.split(), size=(count, 2))]
-    ids = tokenizer([*heads, *tails, "\n"], add_special_tokens=False)["input_ids"]
+    ids = encode_within(tokenizer, [*heads, *tails, "\n"])
     return [_line(ids[i], ids[count + i], ids[-1]) for i in range(count)]
 
 
@@ -152,9 +156,14 @@ def _key(rng: np.random.Generator) -> str:
     return "".join(letters[rng.integers(len(letters))] for letters in (ONSETS, VOWELS, CODAS) * 2)
 
 
-def _line(head: list[int], answer: list[int], end: list[int]) -> KeyValueText:
+def _line(head: np.ndarray, answer: np.ndarray, end: np.ndarray) -> KeyValueText:
     answers = np.repeat([False, True, False], [len(head), len(answer), len(end)])
-    return KeyValueText(np.array(head + answer + end, dtype=np.int64), answers)
+    return KeyValueText(np.concatenate([head, answer, end]), answers)
+
+
+def start_size(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return 1 if a text begins with the tokenizer's beginning-of-text token, which stays its first one, else 0."""
+    return int(len(tokens) > 0 and tokens[0] == tokenizer.bos_token_id)
 
 
 def interleave(background: np.ndarray, lines: Sequence[KeyValueText], cuts: Sequence[int]) -> KeyValueText:

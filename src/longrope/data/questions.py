@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import WORDS, make_keys
+from longrope.data.key_value_lines import WORDS, make_keys, start_size
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def ask_questions(
         labels = [ASKED] * (len(newline) + LEAD) + [1 + KINDS.index("copy")] * (PASSAGE - LEAD)
         questions.append(_Question((), newline + passage, labels))
     places = np.concatenate([np.sort(rng.integers(0, room, len(question.lines))) for question in questions])
+    places = np.maximum(places, start_size(document, tokenizer))
     order = np.argsort(places, kind="stable")
     tokens, labels = [], []
     for chunk, index in zip(np.split(document[:room], places[order]), [*order, None], strict=True):
@@ -115,4 +117,4 @@ def _key_questions(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+    return [ids.tolist() for ids in encode_within(tokenizer, texts)]

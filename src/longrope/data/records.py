@@ -84,6 +84,30 @@ def table_texts(text: str, path: object, delimiter: str, text_key: str | None) -
         ) from None
 
 
+def column_text(value: Any, where: str, name: str) -> str:
+    """Return the text of a value in a table's column: a string, its bytes in UTF-8, or a chat.
+
+    Args:
+        value: Value of the column.
+        where: File and row, for the error.
+        name: Name of the column.
+
+    Raises:
+        RecordError: If the value is none of them.
+    """
+    try:
+        content = value.decode() if isinstance(value, bytes) else _plain(value)
+    except UnicodeDecodeError:
+        content = None
+    if content is None:
+        kind = type(value).__name__
+        raise RecordError(
+            f'{where}: "{name}" holds a value of type {kind}, not text, UTF-8 bytes or a chat. '
+            "Name the column of the text with --text-key."
+        )
+    return content
+
+
 def has_table_without_text(text: str, delimiter: str) -> bool:
     """Return whether a text is a table: a row of several names, and at least one row of as many cells."""
     csv.field_size_limit(LONGEST_FIELD)

@@ -1,10 +1,11 @@
-"""Text to token ids, with a cache on disk."""
+"""Text to token ids: documents, with a cache on disk, and strings that are joined to a longer text."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from longrope.storage.atomic import write_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ANCHOR = "."
 SAMPLE = "The 3 tokenizers, été\n\tdef f(x): return {x}"
 
 
@@ -37,6 +39,18 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, *, length: int, cache:
         if len(head) > length:
             return head[:length]
     return _cached(text, tokenizer, cache)[:length]
+
+
+def encode_within(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[np.ndarray]:
+    """Return the tokens that each text has within a longer one, int64, without special tokens.
+
+    SentencePiece puts a blank before the first word of a text, which is not part of these tokens.
+    """
+    plain = tokenizer([*texts], add_special_tokens=False)["input_ids"]
+    anchor, *joined = tokenizer([ANCHOR, *(ANCHOR + text for text in texts)], add_special_tokens=False)["input_ids"]
+    size = len(anchor)
+    tokens = [long[size:] if long[:size] == anchor else alone for long, alone in zip(joined, plain, strict=True)]
+    return [np.array(ids, dtype=np.int64) for ids in tokens]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -101,7 +101,11 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
             short = long = yarn_as_written(yarn, rope, length, length)
         else:
             factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
-            short, long = (Scaling(scaling[f"{name}_factor"], attention_factor=factor) for name in ("short", "long"))
+            own = scaling if config.get("model_type") == "phimoe" else {}  # which alone has one for each set
+            short, long = (
+                Scaling(scaling[f"{name}_factor"], attention_factor=own.get(f"{name}_mscale") or factor)
+                for name in ("short", "long")
+            )
     except (KeyError, TypeError) as error:
         raise LongRopeError(f"config.json: a field is missing or bad ({error}). Export the model again.") from None
     return Extension(rope=rope, short=short, long=long, length=length)

@@ -37,6 +37,9 @@ def costs(run: LoadedRun, candidate: str) -> VerdictAnswer:
         numbers += f"; {form}, {percent(number_alone)}"
     why = f"Against the original model at its own length: {numbers}."
     above, less = None if gap is None else gap.above(), pair is not None and pair.clear and pair.points < 0
+    if gap is None and not less:
+        unknown = "Differs by an amount that cannot be told without the losses of each document"
+        return VerdictAnswer(question, unknown, why, numbers, "measure again")
     if gap is not None and above is None and gap.may_exceed(100 * (HOLDS - 1)) and not less:
         few = f"Differs by an amount that {gap.documents} document{'s' if gap.documents > 1 else ''} cannot tell"
         return VerdictAnswer(question, few, why, numbers, "measure again with more --documents")

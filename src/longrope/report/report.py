@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from longrope.report.charts import draw
 from longrope.report.formats import format_of, formatted
 from longrope.report.load import NO_HISTORIES, LoadedRun, as_runs, read_runs
 from longrope.report.svg import save
-from longrope.storage.atomic import write_text
+from longrope.storage.atomic import dumps, write_text
 
 Runs = EvalResults | str | Path | Sequence["EvalResults | str | Path"]
 
@@ -33,7 +34,9 @@ def report(runs: Runs, path: str | Path) -> None:
 def _loaded(runs: Sequence[EvalResults | str | Path]) -> tuple[LoadedRun, ...]:
     folders = read_runs([Path(run) for run in runs if isinstance(run, (str, Path))])
     named = [(f"results {number}", run) for number, run in enumerate(runs, 1) if isinstance(run, EvalResults)]
-    named = [(run.model or name, run) for name, run in named] if len(named) == 1 else named
+    if len(named) == 1 and named[0][1].model not in ("", *(run.name for run in folders)):
+        named = [(run.model, run) for _, run in named]
+    named = [(name, EvalResults.from_json(json.loads(dumps(run.to_json())))) for name, run in named]  # as from a file
     contents = [(run.name, run.results, (run.searches, run.trainings, run.checkpoint)) for run in folders]
     return as_runs([*contents, *((name, results, NO_HISTORIES) for name, results in named)])
 

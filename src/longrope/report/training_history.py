@@ -43,11 +43,15 @@ def read_trainings(folder: Path) -> tuple[TrainingHistory, ...]:
     Raises:
         LongRopeError: A file is damaged.
     """
-    return tuple(_read(path) for path in sorted(folder.glob("stage-*/training.json"), key=_number))
+    numbered = ((_number(path), path) for path in folder.glob("stage-*/training.json"))
+    paths = {number: path for number, path in numbered if number is not None}
+    return tuple(_read(paths[number]) for number in sorted(paths))
 
 
-def _number(path: Path) -> int:
-    return int(path.parent.name.rpartition("-")[2])
+def _number(path: Path) -> int | None:
+    """Return the number of a stage's folder; None for another folder, such as a copy of one."""
+    number = path.parent.name.removeprefix("stage-")
+    return int(number) if number.isdecimal() else None
 
 
 def _read(path: Path) -> TrainingHistory:

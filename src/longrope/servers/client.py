@@ -211,6 +211,6 @@ def _reason(text: bytes) -> str:
     except ValueError:
         content = {}
     if isinstance(content, dict):
-        error = content.get("error", content)
-        content = error if isinstance(error, str) else (error.get("message") or error.get("detail") or "")
+        error = content.get("error") or content
+        content = (error.get("message") or error.get("detail")) if isinstance(error, dict) else error
     return " ".join(str(content or "").split())[:300].rstrip(".")

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from longrope.data.text_files import decode
 from longrope.errors import LongRopeError
 
 HUB = "hub"
@@ -66,9 +67,12 @@ def essays_of(source: str | None) -> str | None:
     if source == HUB:
         texts = [row["text"] for row in _from_hub("essays")]
     elif (path := _path(source, "essays")) is not None:
-        texts = [_json(path)["text"]]
+        data = _json(path)
+        if not isinstance(data, dict) or not isinstance(data.get("text"), str):
+            raise LongRopeError(f'ruler_data: {path} has no string "text". Download it again with RULER\'s script.')
+        texts = [data["text"]]
     else:
-        texts = [file.read_text(encoding="utf-8") for file in sorted(Path(source).rglob("*.txt"))]
+        texts = [decode(file.read_bytes(), file) for file in sorted(Path(source).rglob("*.txt"))]
     return re.sub(r"\s+", " ", " ".join(texts)).strip() or None
 
 
@@ -104,7 +108,7 @@ def _path(source: str, name: str) -> Path | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise LongRopeError(f"ruler_data: cannot read {path}: {error}. Download it again.") from None
 
