@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -35,7 +36,7 @@ def page() -> str:
     """Return the whole page: a table of commands, then one section per command."""
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    help_texts = {name: inspect.cleandoc(group.commands[name].help or "").replace("``", "`") for name in COMMANDS}
+    help_texts = {name: paragraphs(group.commands[name].help or "") for name in COMMANDS}
     rows = [f"| [`{name}`](#{name}) | {_line(text.partition(PARAGRAPH)[0])} |" for name, text in help_texts.items()]
     table = "\n".join(["| command | what it does |", "|---|---|", *rows])
     shown = {
@@ -46,10 +47,16 @@ def page() -> str:
     return HEAD + PARAGRAPH.join([table, *sections]) + "\n"
 
 
+def paragraphs(help_text: str) -> str:
+    """Return a help text with the lines of the page, not of a terminal."""
+    text = inspect.cleandoc(help_text).replace("``", "`")
+    return PARAGRAPH.join(textwrap.fill(part, 120, break_on_hyphens=False) for part in text.split(PARAGRAPH))
+
+
 def section(name: str, help_text: str, parameters: Sequence[Any]) -> str:
     """Return the section of one command: usage, help, arguments and options."""
     types = get_type_hints(COMMANDS[name])
-    arguments = {arg.metavar or str(arg.name).upper(): arg for arg in parameters if isinstance(arg, TyperArgument)}
+    arguments = {argument_word(arg): arg for arg in parameters if isinstance(arg, TyperArgument)}
     options = [option for option in parameters if isinstance(option, TyperOption)]
     words = [word if argument.required else f"[{word}]" for word, argument in arguments.items()]
     usage = " ".join(["longrope", name, "[OPTIONS]", *words])
@@ -63,6 +70,11 @@ def section(name: str, help_text: str, parameters: Sequence[Any]) -> str:
     ]
     blocks.append("\n".join(["| option | | default |", "|---|---|---|", *rows]))
     return PARAGRAPH.join(blocks)
+
+
+def argument_word(argument: TyperArgument) -> str:
+    """Return the word for an argument in the usage."""
+    return (argument.metavar or str(argument.name).upper()) + ("..." if argument.nargs < 0 else "")
 
 
 def option_names(option: TyperOption, type_: Any) -> str:

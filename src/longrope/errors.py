@@ -51,6 +51,11 @@ def unknown(field: str, value: str, known: Iterable[str], more: str = "") -> Lon
 
 
 def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'NAME'?`` with the most similar known name, or an empty string."""
-    close = get_close_matches(value, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """Return ``; did you mean 'NAME'?`` with the most similar known name, or an empty string.
+
+    >>> did_you_mean("YaRN", ["pi", "ntk", "yarn"])
+    "; did you mean 'yarn'?"
+    """
+    names = {name.lower(): name for name in known}
+    close = get_close_matches(value.lower(), names, n=1)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from longrope.errors import LongRopeError
+
+UNITS = {"g": 2**30, "m": 2**20, "k": 2**10, "": 1}
 
 
 def parse_length(text: str, name: str = "length") -> int:
@@ -14,11 +15,12 @@ def parse_length(text: str, name: str = "length") -> int:
     >>> parse_length("16k"), parse_length("2m"), parse_length("1.5K"), parse_length("16384")
     (16384, 2097152, 1536, 16384)
     """
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kmg]?)", text.strip().lower())
-    tokens = Fraction(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else Fraction(0)
-    if tokens < 2 or tokens.denominator != 1:
+    match = re.fullmatch(r"(\d{1,12})(?:\.(\d{1,6}))?([kmg]?)", text.strip().lower())
+    digits, decimals, unit = match.groups("") if match else ("0", "", "")
+    tokens, rest = divmod(int(digits + decimals) * UNITS[unit], 10 ** len(decimals))
+    if tokens < 2 or rest:
         raise LongRopeError(f"{name} = {text!r} is not a number of tokens; write 16384, 16k or 2m")
-    return int(tokens)
+    return tokens
 
 
 def parse_percent(text: str, name: str) -> float:
@@ -54,7 +56,5 @@ def short_length(tokens: int) -> str:
     >>> short_length(16384), short_length(2097152), short_length(1000)
     ('16k', '2m', '1000')
     """
-    for unit, size in (("g", 2**30), ("m", 2**20), ("k", 2**10)):
-        if tokens % size == 0:
-            return f"{tokens // size}{unit}"
-    return str(tokens)
+    unit = next(unit for unit, size in UNITS.items() if tokens % size == 0)
+    return f"{tokens // UNITS[unit]}{unit}"

@@ -81,3 +81,15 @@ def test_quantised_weights_need_no_kernels(folder: Path, tmp_path: Path, cli: Ca
     config = json.loads((tmp_path / "made" / "config.json").read_text())
     assert config["quantization_config"].items() >= quantization.items()
     assert config["rope_scaling"]["rope_type"] == "yarn"
+
+
+def test_weights_beside_a_config_are_not_replaced(
+    model: Path, cli: Callable, refused: Callable, tmp_path: Path
+) -> None:
+    """The command itself says to copy them there."""
+    factors, output = tmp_path / "f.json", tmp_path / "made"
+    assert cli("scale", model, "-l", LENGTH, "--scheme", "yarn", "-o", factors).code == 0
+    words = ("export", model, "--factors", factors, "-o", output, "--config-only", "--overwrite")
+    assert cli(*words).code == cli(*words).code == 0
+    shutil.copy(model / "model.safetensors", output)
+    refused("it holds weights .model.safetensors.*, and copy its files over these", *words)

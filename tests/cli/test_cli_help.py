@@ -35,6 +35,14 @@ def test_help_shows_every_bracket_of_its_source(cli, name: str, monkeypatch: pyt
             assert bracketed in rendered, text
 
 
+def test_a_terminal_breaks_paragraphs_at_its_own_width(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    lines = [line.strip() for line in cli("report", "--help").out.splitlines()]
+    paragraphs = [" ".join(text.split()) for text in (COMMANDS["report"].__doc__ or "").split("\n\n")]
+    assert len(paragraphs) == 2
+    assert set(paragraphs) <= set(lines)
+
+
 def test_extras_are_shown_as_the_user_types_them(cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's lines: longrope search --help, longrope eval --help."""
     monkeypatch.setenv("COLUMNS", "300")

@@ -50,6 +50,7 @@ WRITING = pytest.mark.parametrize("command", ["scale", "search", "eval", "export
 def test_unknown_schemes(refused: Refused, model: Path, few, lengths: str, tmp_path: Path) -> None:
     said = "scheme = 'bogus' is unknown; choose one of pi, ntk"
     refused(said, "scale", model, "-l", 128, "--scheme", "bogus", "-o", tmp_path / "x.json")
+    refused("scheme = '' is unknown", "scale", model, "-l", 128, "--scheme", "", "-o", tmp_path / "x.json")
     refused(said, "eval", model, "--lengths", lengths, *few[:2], "--schemes", "pi,bogus")
 
 
@@ -95,6 +96,7 @@ BAD_FACTORS = {
     "no list": (broken(factors=3), "factors = 3 must be a list"),
     "no factors": (broken(factors=[]), "0 values"),
     "attention": (broken(attention_factor=0), "attention_factor = 0"),
+    "provenance": (broken(provenance=[1]), r"provenance = \[1\] must be an object"),
     "start tokens": (broken(start_tokens=-1), "start_tokens = -1"),
     "unknown field": (broken(beta=3), "field missing or unknown: .*beta"),
     "newer": (broken(top_version=2), "version = 2, but this longrope reads up to 1: upgrade"),
@@ -300,6 +302,19 @@ def test_wrong_attention_of_scale(refused: Refused, model: Path, tmp_path: Path,
     refused(
         f"attention = '{attention}'", "scale", model, "-l", 128, "--attention", attention, "-o", tmp_path / "x.json"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--seed", ("generate", "tiny", "hello", "--seed", 10**20)),
+        ("--timeout", ("probe", "http://localhost:1", "--checkpoint", "tiny", "--timeout", "inf")),
+    ],
+)
+def test_numbers_above_what_torch_and_sockets_take(cli, option: str, words: tuple[object, ...]) -> None:
+    result = cli(*words)
+    assert (result.code, result.out) == (2, "")
+    assert f"Invalid value for '{option}'" in result.err
 
 
 @WRITING

@@ -14,6 +14,7 @@ WORDS = {
     "option": (("search", "tiny", "--lenght", "2k"), "(Possible options: --length)"),
     "command": (("serch", "tiny"), "Did you mean 'search'?"),
     "scheme": (("scale", "tiny", "--scheme", "yran", "-l", "2k"), "did you mean 'yarn'?"),
+    "scheme in capitals": (("scale", "tiny", "--scheme", "YaRN", "-l", "2k"), "did you mean 'yarn'?"),
     "scheme original": (("scale", "tiny", "--scheme", "orginal", "-l", "2k"), "did you mean 'original'?"),
     "method": (("search", "tiny", "-l", "2k", "--method", "gradiant"), "did you mean 'gradient'?"),
     "parametrization": (("search", "tiny", "-l", "2k", "--parametrization", "spine"), "did you mean 'spline'?"),

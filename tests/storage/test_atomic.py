@@ -63,6 +63,16 @@ def test_write_text_over_a_folder_leaves_no_temporary_file(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target" / "text")
+    for text in ("new", "newer"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "target" / "text").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["text"]
+
+
 def test_write_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
     write_json(tmp_path / "some.json", {"a": [1, 0.1, (math.nan, -math.inf)], "b": {"c": math.inf}})
     assert json.loads((tmp_path / "some.json").read_text()) == {"a": [1, 0.1, [None, None]], "b": {"c": None}}

@@ -18,7 +18,7 @@ PICTURES, PAGES = (".svg", ".png"), (".html", ".htm")
 
 
 def run(
-    factors: Annotated[list[str], typer.Argument(help=options.FACTORS, metavar="FACTORS...")],
+    factors: Annotated[list[str], typer.Argument(help=options.FACTORS, metavar="FACTORS")],
     model: Annotated[
         str | None, typer.Option(help="Model that the factors are for, where no file holds its geometry.")
     ] = None,

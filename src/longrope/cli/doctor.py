@@ -96,7 +96,7 @@ def machine() -> list[Finding]:
         lines.append(Finding("accelerator", accelerator.type))
     lines.append(Finding("disk here", f"{size(shutil.disk_usage(Path.cwd()).free)} free"))
     cache = Path(constants.HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    existing = next(folder for folder in (cache, *cache.parents) if os.access(folder, os.F_OK))
     writable = os.access(existing, os.W_OK)
     remedy = "" if writable else "downloads will fail; set HF_HOME to a folder that can be written"
     return [*lines, Finding("models are kept in", str(cache), remedy)]

@@ -14,6 +14,7 @@ from longrope.cli import distributed, eval_output, eval_server, options
 from longrope.cli.eval_given import check_given, given_options
 from longrope.cli.eval_inputs import (
     compared_candidates,
+    corpus_sources,
     harness_tasks,
     parse_depths,
     read_corpora,
@@ -24,7 +25,6 @@ from longrope.cli.eval_request import EvalRequest, check_candidates, claim_resul
 from longrope.cli.probe import Timeout
 from longrope.cli.progress import parts_bar
 from longrope.cli.table_names import listed
-from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.units import parse_length, parse_lengths
 
@@ -148,7 +148,7 @@ def run(
         dtype = check_candidates(
             candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
         )
-    corpora = read_corpora(data or [default_data(model)], tokenizer, tokens[-1], documents, data_seed, cache, text_key)
+    corpora = read_corpora(corpus_sources(model, data), tokenizer, tokens[-1], documents, data_seed, cache, text_key)
     tell_searched(factors or [], corpora, data_seed)
     prompts = read_prompts(
         retrieval,

@@ -65,6 +65,13 @@ def _new(name: str, candidates: Mapping[str, Candidate]) -> str:
     return name
 
 
+def corpus_sources(model: str, data: Sequence[str] | None) -> Sequence[str]:
+    """Return the sources of test documents; without any, the default one of a model."""
+    from longrope.data.stdlib import default_data
+
+    return data or [default_data(model)]
+
+
 def read_corpora(
     sources: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,

@@ -13,7 +13,6 @@ import typer
 from longrope.cli import distributed, extend_by_hours, extend_output, options
 from longrope.cli.job_progress import check_log, job_progress, log_files
 from longrope.cli.layer_notes import check_layers
-from longrope.data.stdlib import default_data
 
 if TYPE_CHECKING:
     from longrope.stages.plan import Plan
@@ -78,7 +77,6 @@ def run(
     exists = (output / "run.json").exists()
     tables = {"--to": to, "--hours": hours, "--data": data, "--text-key": text_key}
     extend_by_hours.check_options(tables, plan, exists=exists, launch=launch)
-    by_hours = named_plan is None and not exists
     if named_plan is not None:
         loaded = with_default_data(named_plan, model)
     elif exists:
@@ -86,7 +84,7 @@ def run(
         extend_by_hours.note_hours(output, hours)
     else:
         assert length is not None
-        loaded = bare_plan(length, Data(source=data or default_data(model), text_key=text_key))
+        loaded = with_default_data(bare_plan(length, Data(source=data, text_key=text_key)), model)
     if decided is not None:
         loaded = loaded.model_copy(update={"original_length": decided})
     config = options.read_config(model, loaded.original_length)
@@ -110,13 +108,9 @@ def run(
         launch_options=more,
     )
     heading = ""
-    if by_hours:
+    if named_plan is None and not exists:
         assert hours is not None
-        with extend_by_hours.removing_leftovers(output), locked(output):
-            advice = extend_by_hours.choose(staged, hours, quiet=as_json)
-            if not extend_by_hours.agreed(yes=yes or as_json):
-                raise typer.Exit
-        loaded, heading = advice.choice.plan, extend_by_hours.heading(advice, hours)
+        loaded, heading = extend_by_hours.choose(staged, hours, quiet=as_json, yes=yes or as_json)
         staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)
     steps, logs = extend_by_hours.steps_of(loaded, config, dtype), log_files(output, log)
@@ -209,6 +203,8 @@ def finetune(
 
 def with_default_data(plan: Plan, model: str) -> Plan:
     """Return a plan with documents to search, hold out and test on, as the other commands choose them by default."""
+    from longrope.data.stdlib import default_data
+
     if plan.data.source is not None:
         return plan
     data = plan.data.model_copy(update={"source": default_data(model)})

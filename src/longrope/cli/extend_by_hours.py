@@ -117,8 +117,26 @@ def removing_leftovers(folder: Path) -> Iterator[None]:
         raise
 
 
-def choose(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
-    """Choose the plan of a run, and print it with its costs unless quiet."""
+def choose(run: StagedRun, hours: float, *, quiet: bool, yes: bool) -> tuple[Plan, str]:
+    """Choose the plan of a run, print it with its costs unless quiet, and ask on a terminal unless ``yes``.
+
+    Returns:
+        The plan, and the comment at the top of its file.
+
+    Raises:
+        typer.Exit: The answer is no.
+    """
+    from longrope.storage.lock import locked
+
+    with removing_leftovers(run.folder), locked(run.folder):
+        advice = _advise(run, hours, quiet=quiet)
+        if not yes and sys.stdin.isatty() and not typer.confirm("Go on?", default=True, err=True):
+            raise typer.Exit
+    lines = [options.command_line(), *sentences(advice, hours)]
+    return advice.choice.plan, "".join(f"# {line}\n" for line in lines)
+
+
+def _advise(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
     from longrope.stages.begin_run import check_no_other_files
     from longrope.stages.plan_by_hours import RANKED, plan_by_hours
     from longrope.stages.requirements import check_training
@@ -174,16 +192,6 @@ def describe_kind(plan: Plan, kind: str, start: str) -> str:
     factors = "searched factors" if plan.stages[0].factors == "search" else f"the factors of {start}"
     windows = f"{finetune.batch} windows of {finetune.window:,} tokens"
     return f"{kind} of {weights} with {factors}, {finetune.steps} steps of {windows}"
-
-
-def agreed(*, yes: bool) -> bool:
-    """Return whether to carry out the plan: ask on a terminal, unless ``yes``."""
-    return yes or not sys.stdin.isatty() or typer.confirm("Go on?", default=True, err=True)
-
-
-def heading(advice: Advice, hours: float) -> str:
-    """Return the comment at the top of the plan's file."""
-    return "".join(f"# {line}\n" for line in [options.command_line(), *sentences(advice, hours)])
 
 
 def steps_of(plan: Plan, config: PreTrainedConfig, dtype: str) -> Sequence[tuple[str, float]]:

@@ -25,7 +25,7 @@ Policy = Annotated[
     ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above 0, tokens are sampled.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed for sampling.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed for sampling.")]
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -40,6 +41,7 @@ from longrope.errors import CorpusWarning, LongRopeError
 
 # control characters, which a file's name may hold and a terminal would obey
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+LINE_BREAK = re.compile(r"(?<!\n)\n *(?=\S)")  # inside a paragraph
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -81,6 +83,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             message = CONTROLS.sub("?", f"error: {error}")
             console.print(message, style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
+        except OSError as error:  # a path that cannot be looked up, such as another user's, or a full disk
+            if error.strerror is None or error.errno == errno.EPIPE:
+                raise
+            path = "" if error.filename is None else f"cannot use {error.filename}: "
+            message = CONTROLS.sub("?", f"error: {path}{error.strerror}")
+            console.print(message, style="bold red", markup=False, highlight=False)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             remedy = "; with -o, it continues with --resume" if "resume" in kwargs else ""
             console.print(f"interrupted{remedy}")
@@ -106,8 +115,11 @@ def _printed(show: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_escaped_brackets(command: Callable[..., None]) -> Callable[..., None]:
-    """Escape the brackets in a command's help, such as longrope[ray], which rich would read as markup and drop."""
-    command.__doc__ = _escaped(command.__doc__ or "")
+    """Escape the brackets in a command's help, such as longrope[ray], which rich would read as markup and drop.
+
+    The lines of each paragraph are joined, as a terminal breaks them at its own width.
+    """
+    command.__doc__ = _escaped(LINE_BREAK.sub(" ", command.__doc__ or ""))
     # typer would evaluate annotations that are text once more, and make other options of them
     command.__annotations__ = get_annotations(command, eval_str=True)
     for annotation in command.__annotations__.values():

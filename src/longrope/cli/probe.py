@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import options
-from longrope.data.stdlib import default_data
 from longrope.units import parse_lengths
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ Url = Annotated[str, typer.Argument(metavar="URL", help="Address of the server, 
 ServedModel = Annotated[
     str | None, typer.Option("--model", help="Name of the model on the server (default: its only one).")
 ]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer of the server.")]
+Timeout = Annotated[float, typer.Option(min=0.1, max=1e6, help="Seconds to wait for an answer of the server.")]
 Retries = Annotated[int, typer.Option(min=0, help="Repetitions of a request that a busy server does not answer.")]
 
 
@@ -60,6 +59,7 @@ def run(
 
     from longrope.cli.eval_inputs import read_corpora
     from longrope.cli.progress import parts_bar
+    from longrope.data.stdlib import default_data
     from longrope.models.load import load_tokenizer
     from longrope.servers.probe import probe_server
     from longrope.servers.probe_prompts import check_lengths, probe_lengths

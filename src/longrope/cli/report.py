@@ -20,7 +20,7 @@ FORMAT_NAMES = listed("longrope.report.formats", "FORMATS")
 def run(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Folders of longrope eval, extend or search, or files of results.", metavar="RUN..."),
+        typer.Argument(help="Folders of longrope eval, extend or search, or files of results.", metavar="RUN"),
     ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File (default: print instead).")] = None,
     format_name: Annotated[

@@ -70,7 +70,7 @@ def run(
         raise LongRopeError("length is missing; give the target length with -l")
     else:
         identity = replace(Scaling.identity(rope), length=tokens)
-        name = scheme or "heuristic"
+        name = "heuristic" if scheme is None else scheme
         chosen = identity if name == ORIGINAL else choose(canonical(name, (ORIGINAL,)), rope, tokens)
         extension = Extension.of(rope, chosen)
     if attention is not None:

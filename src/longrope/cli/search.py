@@ -14,7 +14,6 @@ from longrope.cli import distributed, options
 from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import search_bar
 from longrope.cli.table_names import listed
-from longrope.data.stdlib import default_data
 from longrope.errors import suspect
 from longrope.search import NEEDLE_WEIGHT
 from longrope.units import parse_length, parse_percent
@@ -134,6 +133,7 @@ def run(
     ] = False,
 ) -> None:
     """Find the factors of a length; they are in OUTPUT/extension.json."""
+    from longrope.data.stdlib import default_data
     from longrope.search.options import SearchOptions
     from longrope.storage.lock import claim_output, refuse_staged_run
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+STATEMENT = r"^{}\b.*=.*\n(?:[ )}}\]].*\n)*"  # lines of one statement; parsing whole modules takes 9 ms
 
 
 def table_names(module: str, table: str) -> tuple[str, ...]:
@@ -27,15 +30,12 @@ def table_names(module: str, table: str) -> tuple[str, ...]:
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        match node:
-            case (
-                ast.AnnAssign(target=ast.Name(id=name), value=value)
-                | ast.Assign(targets=[ast.Name(id=name)], value=value)
-            ):
-                if name == table and isinstance(value, (ast.Dict, ast.Tuple)):
-                    elements = value.keys if isinstance(value, ast.Dict) else value.elts
-                    return tuple(ast.literal_eval(element) for element in elements if element is not None)
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    for statement in re.findall(STATEMENT.format(table), source, re.MULTILINE):
+        match ast.parse(statement).body:
+            case [ast.Assign(value=value) | ast.AnnAssign(value=value)] if isinstance(value, (ast.Dict, ast.Tuple)):
+                elements = value.keys if isinstance(value, ast.Dict) else value.elts
+                return tuple(ast.literal_eval(element) for element in elements if element is not None)
     raise AssertionError(f"{module} has no table {table}")
 
 

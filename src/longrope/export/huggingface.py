@@ -27,6 +27,7 @@ from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
 
 GENERATION = "generation_config.json"
+WEIGHTS = ("safetensors", "bin", "gguf")  # endings of files
 RUN_FILES = ("plan.toml", "search-0.jsonl")  # a run has an extension.json too, but is not a checkpoint
 
 
@@ -102,9 +103,10 @@ def export_config(
         The extension as the config holds it.
 
     Raises:
-        LongRopeError: A config cannot express the extension, or the folder cannot be written.
+        LongRopeError: A config cannot express the extension, or the folder cannot be written or holds weights.
     """
     written = for_mode(extension, mode)
+    _refuse_weights(folder)
     with _new_folder(folder, overwrite=overwrite) as temporary:
         config_fields(config.to_dict(), written)
         save_tokenizer(tokenizer, temporary, written.length)
@@ -126,7 +128,7 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         LongRopeError: The folder exists and may not be replaced, or it cannot be written.
     """
     folder = folder.resolve()
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    temporary, old = folder.parent / f".{folder.name}.tmp", folder.parent / f".{folder.name}.old"
     if old.exists() and not folder.exists():  # the process was killed as it replaced it
         old.rename(folder)
     _refuse_other_folder(folder, overwrite=overwrite)
@@ -165,6 +167,16 @@ def _raise_generation_length(path: Path, length: int) -> None:
     """Let the longest sequence of a generation config be at least ``length`` tokens."""
     if path.is_file():
         write_json(path, raised(json.loads(path.read_text(encoding="utf-8")), path.name, length))
+
+
+def _refuse_weights(folder: Path) -> None:
+    """Raise if a folder holds weights, which a person copies into an export without weights."""
+    weights = sorted(path.name for ending in WEIGHTS for path in folder.glob(f"*.{ending}"))
+    if weights:
+        raise LongRopeError(
+            f"output = {folder}: it holds weights ({weights[0]}), which a config alone would replace. Choose another "
+            "output, and copy its files over these."
+        )
 
 
 def _refuse_other_folder(folder: Path, *, overwrite: bool) -> None:

@@ -64,17 +64,17 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         LongRopeError: The file cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))  # a link stays one
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _replace(temporary, path)
+        _replace(temporary, target)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise cannot_write(Path(path), error) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

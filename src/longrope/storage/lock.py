@@ -45,6 +45,8 @@ def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str
     try:
         if path.exists() and path.is_dir() != folder:
             raise LongRopeError(f"{path} is {'not a' if folder else 'a'} folder; choose another output with -o")
+        if path.exists() and not (folder or path.is_file()):  # the new file would take the place of /dev/stdout
+            raise LongRopeError(f"{path} is a device or a pipe; choose another output with -o")
         empty = folder and path.exists() and all(entry.name == LOCK for entry in path.iterdir())
         if path.exists() and not overwrite and not empty:
             raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
@@ -80,7 +82,7 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     """
     if folder and path.exists() and not path.is_dir():
         raise LongRopeError(f"{path} is not a folder; choose another output with -o")
-    lock = path / LOCK if folder else path.with_name(f".{path.name}{LOCK}")
+    lock = path / LOCK if folder else path.parent / f".{path.name}{LOCK}"
     created = [parent for parent in lock.parents if not parent.exists()]
     file = _take(path, lock)
     _own_locks.add(lock)
