@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -222,18 +223,24 @@ def build(_: int) -> Callable[[Sequence[Any]], Objective]:
     return _documents
 
 
-def build_marking(folder: Path, delay: float, _: int) -> Callable[[Sequence[Any]], Objective]:
-    """The same, slowly, with a file for every process, named by its id, and one line in it for every pair."""
+def build_marking(folder: Path, _: int) -> Callable[[Sequence[Any]], Objective]:
+    """The same, with a file for every process, named by its id, and one line in it for every pair."""
     (folder / str(os.getpid())).touch()
-    return partial(_marking, folder, delay)
+    return partial(_marking, folder)
 
 
-def build_marking_together(folder: Path, delay: float, count: int, rank: int) -> Callable[[Sequence[Any]], Objective]:
+def build_marking_together(folder: Path, count: int, rank: int) -> Callable[[Sequence[Any]], Objective]:
     """The same, and nobody answers before there are `count` processes."""
-    connect, deadline = build_marking(folder, delay, rank), time.monotonic() + 120
+    connect, deadline = build_marking(folder, rank), time.monotonic() + 120
     while len(list(folder.iterdir())) < count and time.monotonic() < deadline:
         time.sleep(0.005)
     return connect
+
+
+def build_dying_once(folder: Path, answers: int, rank: int) -> Callable[[Sequence[Any]], Objective]:
+    """The same as `build_marking`; one process kills itself after so many answers, and leaves its id in ``killed``."""
+    build_marking(folder, rank)
+    return partial(_dying_once, folder, answers)
 
 
 def build_dying(_: int) -> Callable[[Sequence[Any]], Objective]:
@@ -253,14 +260,26 @@ def _documents(items: Sequence[tuple[int, float]]) -> Documents:
     return Documents(tuple(tokens for tokens, _ in items), lambda _, item: items[item][1])
 
 
-def _marking(folder: Path, delay: float, items: Sequence[tuple[int, float]]) -> Documents:
+def _marking(folder: Path, items: Sequence[tuple[int, float]]) -> Documents:
     def added(_: Scaling, item: int) -> float:
-        time.sleep(delay)
         with (folder / str(os.getpid())).open("a") as file:
             file.write(f"{item}\n")
         return items[item][1]
 
     return Documents(tuple(tokens for tokens, _ in items), added)
+
+
+def _dying_once(folder: Path, answers: int, items: Sequence[tuple[int, float]]) -> Documents:
+    marking = _marking(folder, items)
+
+    def added(scaling: Scaling, item: int) -> float:
+        if (folder / str(os.getpid())).read_text().count("\n") == answers:
+            with suppress(FileExistsError), (folder / "killed").open("x") as file:
+                print(os.getpid(), file=file, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return marking.noise(scaling, item)
+
+    return Documents(marking.tokens, added)
 
 
 def _refusing(_: Sequence[Any]) -> FunctionObjective:

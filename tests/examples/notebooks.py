@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -12,9 +13,17 @@ FOLDER = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = (FOLDER / "see_rope_break_and_mend_it.ipynb", FOLDER / "search_factors_three_ways.ipynb")
 
 
-def run_notebook(path: Path) -> NotebookNode:
-    """Run a notebook from top to bottom, and return it with its outputs except those on standard error."""
+def run_notebook(path: Path, changes: Mapping[str, str] | None = None) -> NotebookNode:
+    """Run a notebook from top to bottom, and return it with its outputs except those on standard error.
+
+    Args:
+        path: Notebook file.
+        changes: Texts by the text that they replace in the code, which must be there.
+    """
     notebook = nbformat.read(path, as_version=4)
+    for old, new in (changes or {}).items():
+        (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and old in cell.source]
+        cell.source = cell.source.replace(old, new)
     options = {"record_timing": False, "coalesce_streams": True, "timeout": 600}
     NotebookClient(notebook, resources={"metadata": {"path": str(path.parent)}}, **options).execute()
     for cell in notebook.cells:

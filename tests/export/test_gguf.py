@@ -164,8 +164,9 @@ SCALINGS: dict[str, tuple[dict[str, object], int]] = {
 }
 
 
-@pytest.mark.parametrize("mode", ["static", "dual"])
-@pytest.mark.parametrize("name", SCALINGS)
+@pytest.mark.parametrize(
+    ("name", "mode"), [*((name, "static") for name in SCALINGS), ("yarn", "dual"), ("two sets", "dual")]
+)
 def test_a_source_with_a_scaling_gets_the_products_of_both_factors(name: str, mode: str, tmp_path: Path) -> None:
     change, original = SCALINGS[name]
     source = plain(tmp_path / "source.gguf", change)

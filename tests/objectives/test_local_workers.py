@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +12,7 @@ from searching import (
     Documents,
     build,
     build_dying,
+    build_dying_once,
     build_marking,
     build_marking_together,
     build_refused,
@@ -51,6 +49,14 @@ def engine() -> Iterator[Callable[..., LocalPool]]:
         one.close()
 
 
+@pytest.fixture(scope="module")
+def two_workers() -> Iterator[LocalPool]:
+    """Two processes for several tests."""
+    pool = LocalPool(build, 2)
+    yield pool
+    pool.close()
+
+
 def answers(engine: LocalPool, *, gradient: bool = False) -> dict[int, list[CandidateLoss]]:
     return dict(PooledObjective(engine, ITEMS, TOKENS).evaluate(BATCHES, gradient=gradient))
 
@@ -69,16 +75,15 @@ def test_a_worker_unpacks_items_once_and_keeps_several_sets() -> None:
     assert made == [[(5, 1.0)], [(5, 2.0)]]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_answers_are_those_of_this_process(engine: Callable[..., LocalPool], count: int) -> None:
-    workers = engine(build, count)
+def test_answers_are_those_of_this_process(engine: Callable[..., LocalPool]) -> None:
+    workers = engine(build, 3)
     for gradient in (False, True):
         assert answers(workers, gradient=gradient) == dict(HERE.evaluate(BATCHES, gradient=gradient))
     assert answers(workers, gradient=True)[3][0].gradient == tuple(slope(BATCHES[3][0][0]))
 
 
-def test_searches_are_those_of_this_process(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
-    shared = PooledObjective(engine(build, 2), ITEMS, TOKENS)
+def test_searches_are_those_of_this_process(two_workers: LocalPool, tmp_path: Path) -> None:
+    shared = PooledObjective(two_workers, ITEMS, TOKENS)
     for name in SMALL:
         fields = {"batch_size": 2, "racing": True, "seed": 3}
         here = search_with(tmp_path / f"{name}.here", SMALL[name], objective=HERE, **fields)
@@ -88,49 +93,37 @@ def test_searches_are_those_of_this_process(engine: Callable[..., LocalPool], tm
 
 
 def test_all_workers_work(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
-    answers(engine(partial(build_marking_together, tmp_path, 0.05, 2), 2))
+    answers(engine(partial(build_marking_together, tmp_path, 2), 2))
     lines = [path.read_text().count("\n") for path in tmp_path.iterdir()]
     assert len(lines) == 2
     assert sum(lines) == len(BATCHES)
     assert min(lines) > 0
 
 
-def kill_one(folder: Path, killed: list[int]) -> None:
-    """End a worker that has answered something."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        busy = [path for path in folder.iterdir() if path.stat().st_size]
-        if busy:
-            killed.append(int(busy[0].name))
-            os.kill(killed[0], signal.SIGKILL)
-            return
-        time.sleep(0.005)
+def lines_by_process(folder: Path) -> tuple[int, dict[int, int]]:
+    """The process that was killed, and how many answers each process gave."""
+    killed = int((folder / "killed").read_text())
+    counts = {int(path.name): path.read_text().count("\n") for path in folder.iterdir() if path.name != "killed"}
+    return killed, counts
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_killed_worker_is_replaced(engine: Callable[..., LocalPool], tmp_path: Path, count: int) -> None:
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_one, args=(tmp_path, killed))
-    killer.start()
-    found = answers(engine(partial(build_marking_together, tmp_path, 0.02, count), count))
-    killer.join()
+    found = answers(engine(partial(build_dying_once, tmp_path, 2), count))
     assert found == dict(HERE.evaluate(BATCHES, gradient=False))
-    processes = {int(path.name) for path in tmp_path.iterdir()}
-    assert set(killed) < processes
-    assert len(killed) == 1
-    assert len(processes) > count
+    killed, counts = lines_by_process(tmp_path)
+    assert counts.pop(killed) == 2
+    assert sum(counts.values()) >= len(BATCHES) - 2  # by the others; what was ready at the kill may be computed again
 
 
 def test_a_search_outlives_a_killed_worker(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
-    (tmp_path / "processes").mkdir()
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_one, args=(tmp_path / "processes", killed))
-    killer.start()
-    shared = PooledObjective(engine(partial(build_marking, tmp_path / "processes", 0.002), 2), ITEMS, TOKENS)
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    shared = PooledObjective(engine(partial(build_dying_once, folder, 20), 2), ITEMS, TOKENS)
     there = search_with(tmp_path / "there", SMALL["cma"], objective=shared)
-    killer.join()
     here = search_with(tmp_path / "here", SMALL["cma"], objective=HERE)
-    assert killed
+    killed, counts = lines_by_process(folder)
+    assert counts[killed] == 20
     assert (there.ranked, there.improvements, there.tokens) == (here.ranked, here.improvements, here.tokens)
 
 
@@ -152,13 +145,12 @@ def test_a_refusal_to_load_arrives_with_its_message(engine: Callable[..., LocalP
         answers(engine(build_refused, 1))
 
 
-def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalPool], tmp_path: Path) -> None:
+def test_who_stops_listening_can_ask_again(two_workers: LocalPool, tmp_path: Path) -> None:
     """As a search does whose time is spent: answers nobody waits for are not given to the next question."""
-    workers = engine(build, 2)
-    shared = PooledObjective(workers, ITEMS, TOKENS)
+    shared = PooledObjective(two_workers, ITEMS, TOKENS)
     for _ in range(3):
         next(iter(shared.evaluate(BATCHES, gradient=False)))
-    assert answers(workers) == dict(HERE.evaluate(BATCHES, gradient=False))
+    assert answers(two_workers) == dict(HERE.evaluate(BATCHES, gradient=False))
     journal = Journal(tmp_path / "j", {})
     candidates = [batch[0][0] for batch in BATCHES[::3]]
     found = Evaluator(shared, journal, budget=Budget()).evaluate(CandidateBatch(candidates))
@@ -169,7 +161,7 @@ def test_who_stops_listening_can_ask_again(engine: Callable[..., LocalPool], tmp
 
 
 def test_after_close_no_process_is_left_and_it_can_begin_again(tmp_path: Path) -> None:
-    workers = LocalPool(partial(build_marking, tmp_path, 0.0), 2)
+    workers = LocalPool(partial(build_marking, tmp_path), 2)
     first = answers(workers)
     workers.close()
     for path in tmp_path.iterdir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,13 +13,13 @@ from searching import (
     Documents,
     build,
     build_dying,
+    build_dying_once,
     build_marking,
     build_refused,
     build_refusing,
     search_with,
     timeless,
 )
-from test_local_workers import kill_one
 
 from longrope.errors import LongRopeError
 from longrope.objectives.local_workers import PooledObjective
@@ -68,15 +67,14 @@ def test_answers_and_searches_are_those_of_this_process(closing: list[RayPool], 
 
 
 def test_a_killed_actor_is_replaced(closing: list[RayPool], tmp_path: Path) -> None:
-    closing.append(RayPool(partial(build_marking, tmp_path, 0.1), "ray"))
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_one, args=(tmp_path, killed))
-    killer.start()
+    closing.append(RayPool(partial(build_dying_once, tmp_path, 0), "ray"))
     found = dict(PooledObjective(closing[0], ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
-    killer.join()
     assert found == dict(HERE.evaluate(BATCHES, gradient=False))
-    assert set(killed) < {int(path.name) for path in tmp_path.iterdir()}
-    assert len(killed) == 1
+    counts = {path.name: path.read_text().count("\n") for path in tmp_path.iterdir()}
+    killed = (tmp_path / "killed").read_text().strip()
+    assert counts.pop("killed") == 1
+    assert counts.pop(killed) == 0
+    assert sum(counts.values()) == len(BATCHES)
 
 
 def test_actors_that_always_die_are_an_error(closing: list[RayPool]) -> None:
@@ -98,7 +96,7 @@ def test_a_model_that_an_actor_cannot_load_is_the_error(closing: list[RayPool]) 
 
 
 def test_after_close_no_actor_is_left(tmp_path: Path) -> None:
-    engine = RayPool(partial(build_marking, tmp_path, 0.0), "ray")
+    engine = RayPool(partial(build_marking, tmp_path), "ray")
     dict(PooledObjective(engine, ITEMS, TOKENS).evaluate(BATCHES, gradient=False))
     engine.close()
     for path in tmp_path.iterdir():

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import families
@@ -51,6 +52,8 @@ METHODS: dict[str, Method] = {
 TOKENS = {"search": families.tokens(5, LENGTH)[:2].numpy(), "held_out": families.tokens(5, LENGTH)[2:].numpy()}
 ITEMS = {part: perplexity_texts(tokens) for part, tokens in TOKENS.items()}
 ONCE = TOKENS["search"].size  # token-evaluations of one candidate
+SETTINGS = {"model": "llama", "dtype": "torch.float32"}
+Searched = tuple[SearchResult, Path]
 MakeObjective = Callable[[Sequence[WeightedText]], Objective]
 
 
@@ -85,6 +88,34 @@ def find(
     return find_factors(
         searched, objectives, run, method=METHODS[name], **{"starts": starts, "run": SearchRun(**how), **fields}
     )
+
+
+def documents(items: Sequence[WeightedText]) -> Documents:
+    """An objective in microseconds, for what does not depend on the model."""
+    return Documents((LENGTH,) * len(items))
+
+
+@pytest.fixture(scope="module")
+def searched(model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Searched]:
+    """The result of a search with a method and its folder, which is not to be changed."""
+
+    @cache
+    def search(name: str) -> Searched:
+        folder = tmp_path_factory.mktemp(name) / "new" / "run"
+        return find(model, folder, name=name, settings=SETTINGS), folder
+
+    return search
+
+
+@pytest.fixture
+def copied(searched: Callable[[str], Searched], tmp_path: Path) -> Callable[[str], Searched]:
+    """The same in a folder of the test's own."""
+
+    def copy(name: str) -> Searched:
+        found, folder = searched(name)
+        return found, Path(shutil.copytree(folder, tmp_path / "copied"))
+
+    return copy
 
 
 def loss_of(model: PreTrainedModel, part: str, scaling: Scaling) -> float:
@@ -131,13 +162,15 @@ def test_the_methods_are_all_there() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_winner_has_the_lowest_held_out_loss(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    found = find(model, tmp_path, name=name)
-    ranked, early = replayed(tmp_path / "search-0.jsonl")
+def test_the_winner_has_the_lowest_held_out_loss(
+    model: PreTrainedModel, searched: Callable[[str], Searched], name: str
+) -> None:
+    found, folder = searched(name)
+    ranked, early = replayed(folder / "search-0.jsonl")
     finalists = {*list(dict.fromkeys(name for _, name in ranked))[:FINALISTS], *early}
     names = dict.fromkeys([*SCHEMES, *METHODS[name].schemes])
     schemes = {one: scheme(one, ROPE, LENGTH) for one in names}
-    compared = {key(scaling_of(line)) for line in lines_of(tmp_path / "held-out.jsonl") if "loss" in line}
+    compared = {key(scaling_of(line)) for line in lines_of(folder / "held-out.jsonl") if "loss" in line}
     assert compared == finalists | {key(one) for one in schemes.values()}
     losses = {one: loss_of(model, "held_out", Scaling(one[0], attention_factor=one[1])) for one in compared}
     assert key(found.extension.long) == min(losses, key=losses.__getitem__)
@@ -149,9 +182,8 @@ def test_the_winner_has_the_lowest_held_out_loss(model: PreTrainedModel, tmp_pat
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_the_folder_holds(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    found = find(model, tmp_path / "new" / "run", name=name)
-    folder = tmp_path / "new" / "run"
+def test_what_the_folder_holds(model: PreTrainedModel, searched: Callable[[str], Searched], name: str) -> None:
+    found, folder = searched(name)
     names = {"search-0.jsonl", "held-out.jsonl", "best.json", "extension.json"}
     assert {path.name for path in folder.iterdir()} == names
     extension = load_factors(folder / "extension.json")
@@ -164,13 +196,13 @@ def test_what_the_folder_holds(model: PreTrainedModel, tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", ["auto", "paper"])
-def test_provenance_can_be_recomputed(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    found = find(model, tmp_path, name=name, settings={"model": "llama", "dtype": "torch.float32"})
-    provenance = json.loads((tmp_path / "extension.json").read_text())["long"]["provenance"]
+def test_provenance_can_be_recomputed(model: PreTrainedModel, searched: Callable[[str], Searched], name: str) -> None:
+    found, folder = searched(name)
+    provenance = json.loads((folder / "extension.json").read_text())["long"]["provenance"]
     assert provenance == json.loads(json.dumps(found.extension.long.provenance))
     assert (provenance["model"], provenance["dtype"], provenance["seeds"]) == ("llama", "torch.float32", [0])
     assert list(provenance["method"]) == [type(METHODS[name]).__name__]
-    lines = [line for line in lines_of(tmp_path / "search-0.jsonl") if "loss" in line]
+    lines = [line for line in lines_of(folder / "search-0.jsonl") if "loss" in line]
     assert provenance["token_evaluations"] == LENGTH * sum(3 if "gradient" in line else 1 for line in lines)
     pairs = {(key(scaling_of(line)), line["item"]) for line in lines}
     assert provenance["evaluations"] == sum((name, 1) in pairs for name, item in pairs if item == 0)
@@ -184,12 +216,11 @@ def test_provenance_can_be_recomputed(model: PreTrainedModel, tmp_path: Path, na
 
 @pytest.mark.parametrize(("name", "written"), [("auto", False), ("gradient", False), ("cma", False), ("paper", None)])
 def test_the_journal_says_whether_contexts_are_used(
-    model: PreTrainedModel, tmp_path: Path, name: str, written: bool | None
+    searched: Callable[[str], Searched], name: str, written: bool | None
 ) -> None:
     """Not on short items; other methods never ask for any."""
-    find(model, tmp_path, name=name)
     for file in ("search-0.jsonl", "held-out.jsonl"):
-        settings = json.loads((tmp_path / file).read_text().splitlines()[0])["settings"]
+        settings = json.loads((searched(name)[1] / file).read_text().splitlines()[0])["settings"]
         assert settings.get("frozen_contexts") == written
 
 
@@ -319,7 +350,7 @@ def test_in_contexts_the_best_and_three_leaders_are_judged_by_full_passes(
 @pytest.mark.parametrize("name", METHODS)
 def test_the_budget_is_not_exceeded(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
     for i, tokens in enumerate((4 * ONCE, 6 * ONCE + 100, 9 * ONCE - 1)):
-        (outcome,) = find(model, tmp_path / str(i), name=name, budget=Budget(tokens)).outcomes
+        (outcome,) = find(model, tmp_path / str(i), name=name, budget=Budget(tokens), make_objective=documents).outcomes
         assert tokens - 3 * LENGTH < outcome.tokens <= tokens
         assert outcome.stopped == f"the budget of {tokens:,} token-evaluations is spent"
 
@@ -390,13 +421,10 @@ def test_the_best_of_each_searchs_first_half_is_a_finalist(records: list[tuple[i
     assert module._finalists([outcome(ranked, records), other]) == [*expected, OURS[4]]
 
 
-@pytest.mark.parametrize("policy", ["none", "su", "yarn", 1.05])
 @pytest.mark.parametrize("name", METHODS)
-def test_the_attention_factor_of_all_candidates(
-    model: PreTrainedModel, tmp_path: Path, policy: str | float, name: str
-) -> None:
-    expected = attention_factor(policy, ROPE, LENGTH)
-    found = find(model, tmp_path, name=name, space={"attention_factor": expected}, budget=Budget(7 * ONCE))
+def test_the_attention_factor_of_all_candidates(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
+    expected = attention_factor("su", ROPE, LENGTH)
+    found = find(model, tmp_path, name=name, space={"attention_factor": expected}, make_objective=documents)
     assert {scaling.attention_factor for _, scaling in found.outcomes[0].ranked} == {expected}
 
 
@@ -418,8 +446,8 @@ def test_start_tokens_are_searched_when_offered(model: PreTrainedModel, tmp_path
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_candidates_keep_the_bounds(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    found = find(model, tmp_path, name=name)
+def test_candidates_keep_the_bounds(searched: Callable[[str], Searched], name: str) -> None:
+    found, _ = searched(name)
     factors = np.array([scaling.factors for _, scaling in found.outcomes[0].ranked])
     assert factors.min() >= 1
     assert factors.max() <= METHODS[name].ceiling * LENGTH / 64 * (1 + 1e-9)
@@ -469,42 +497,50 @@ def journals(run: Path) -> dict[str, list[dict]]:
     return {name: [{k: v for k, v in line.items() if k != "seconds"} for line in lines[name]] for name in sorted(lines)}
 
 
-@pytest.mark.parametrize("after", [0, 3, 9, 20, 35])
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_and_resumed_gives_the_identical_extension(
-    model: PreTrainedModel, tmp_path: Path, after: int, name: str
+    model: PreTrainedModel, tmp_path: Path, name: str
 ) -> None:
+    """In the first candidate, in the first search, in the second one and in the comparison on held-out documents."""
     space = {"start_tokens": (0, 8), "search_attention": True, "attention_factor": 1.1}
     fields = {"seeds": (0, 1), "name": name, "space": space, "budget": Budget(17 * ONCE)}
     whole = find(model, tmp_path / "whole", **fields)
-    left = [after]
-    with pytest.raises(KeyboardInterrupt):
-        find(
-            model,
-            tmp_path / "cut",
-            make_objective=lambda items: Interrupted(ModelObjective(model, items), left),
-            **fields,
-        )
     tried = [scaling for outcome in whole.outcomes for _, scaling in outcome.ranked]
-    assert (tmp_path / "cut" / "best.json").exists() == (after > 1)
-    if after > 1:
-        assert load_factors(tmp_path / "cut" / "best.json") in tried  # the best so far survives
-    assert not (tmp_path / "cut" / "extension.json").exists()
-    resumed = find(model, tmp_path / "cut", existing="resume", **fields)
-    assert [outcome.ranked for outcome in resumed.outcomes] == [outcome.ranked for outcome in whole.outcomes]
-    for file in ("extension.json", "best.json"):
-        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    assert journals(tmp_path / "cut") == journals(tmp_path / "whole")
+    first, second = (
+        sum("loss" in line for line in lines_of(tmp_path / "whole" / f"search-{seed}.jsonl")) for seed in (0, 1)
+    )
+    for after in (1, first - 2, first + 3, first + second + 1):
+        cut, left = tmp_path / f"cut-{after}", [after]
+        with pytest.raises(KeyboardInterrupt):
+            find(
+                model,
+                cut,
+                make_objective=lambda items, left=left: Interrupted(ModelObjective(model, items), left),
+                **fields,
+            )
+        assert sum("loss" in line for path in cut.glob("*.jsonl") for line in lines_of(path)) == after
+        assert (cut / "best.json").exists() == (after > 1)
+        if after > 1:
+            assert load_factors(cut / "best.json") in tried  # the best so far survives
+        assert not (cut / "extension.json").exists()
+        resumed = find(model, cut, existing="resume", **fields)
+        assert [outcome.ranked for outcome in resumed.outcomes] == [outcome.ranked for outcome in whole.outcomes]
+        for file in ("extension.json", "best.json"):
+            assert (cut / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+        assert journals(cut) == journals(tmp_path / "whole")
 
 
-def test_a_finished_run_is_resumed_without_an_evaluation(model: PreTrainedModel, tmp_path: Path) -> None:
-    before = find(model, tmp_path, name="auto")
+def test_a_finished_run_is_resumed_without_an_evaluation(
+    model: PreTrainedModel, copied: Callable[[str], Searched]
+) -> None:
+    before, folder = copied("auto")
     left = [0]
     again = find(
         model,
-        tmp_path,
+        folder,
         name="auto",
         existing="resume",
+        settings=SETTINGS,
         make_objective=lambda items: Interrupted(ModelObjective(model, items), left),
     )
     assert (again.extension, again.held_out) == (before.extension, before.held_out)
@@ -526,7 +562,12 @@ def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None
 def test_watch_is_told_the_seed_and_how_it_stands(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
     told: dict[int, list[SearchProgress]] = {3: [], 4: []}
     found = find(
-        model, tmp_path, name=name, seeds=(3, 4), on_progress=lambda seed, progress: told[seed].append(progress)
+        model,
+        tmp_path,
+        name=name,
+        seeds=(3, 4),
+        make_objective=documents,
+        on_progress=lambda seed, progress: told[seed].append(progress),
     )
     for outcome, standings in zip(found.outcomes, told.values(), strict=True):
         spent = [one.tokens for one in standings]
@@ -537,21 +578,25 @@ def test_watch_is_told_the_seed_and_how_it_stands(model: PreTrainedModel, tmp_pa
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_larger_budget_continues_a_smaller_one(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    find(model, tmp_path / "parts", name=name, budget=Budget(6 * ONCE))
-    parts, whole = (find(model, tmp_path / one, name=name, existing="resume") for one in ("parts", "whole"))
+def test_a_larger_budget_continues_a_smaller_one(
+    model: PreTrainedModel, tmp_path: Path, searched: Callable[[str], Searched], name: str
+) -> None:
+    find(model, tmp_path / "parts", name=name, budget=Budget(6 * ONCE), settings=SETTINGS)
+    parts, (whole, folder) = (
+        find(model, tmp_path / "parts", name=name, existing="resume", settings=SETTINGS),
+        searched(name),
+    )
     assert parts.extension == whole.extension
     assert parts.outcomes[0].ranked == whole.outcomes[0].ranked
-    files = [(tmp_path / one / "extension.json").read_bytes() for one in ("parts", "whole")]
-    assert files[0] == files[1]
+    assert (tmp_path / "parts" / "extension.json").read_bytes() == (folder / "extension.json").read_bytes()
 
 
-def test_a_second_run_in_the_same_folder_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
-    find(model, tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+def test_a_second_run_in_the_same_folder_is_refused(model: PreTrainedModel, copied: Callable[[str], Searched]) -> None:
+    _, folder = copied("paper")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(LongRopeError, match=r"search-0.jsonl exists.*--resume"):
-        find(model, tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        find(model, folder, settings=SETTINGS)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_overwrite_begins_anew(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -572,28 +617,27 @@ def test_overwrite_begins_anew(model: PreTrainedModel, tmp_path: Path) -> None:
         ({"space": {"parametrization": "monotone"}}, "space was .*'free'.*now .*'monotone'"),
         ({"starts": [Scaling([2.0] * 8, scheme="mine")]}, r"starts was \['pi \w{8}', .*now \['mine \w{8}'\]"),
         ({"racing": True}, "racing was False, now True"),
+        ({"settings": {**SETTINGS, "model": "b"}}, "model was 'llama', now 'b'"),
         *(({"name": name}, f"method was .*Paper.*now .*{name.title()}") for name in METHODS if name != "paper"),
     ],
 )
 def test_a_resume_with_other_settings_is_refused(
-    model: PreTrainedModel, tmp_path: Path, fields: dict[str, object], said: str
+    model: PreTrainedModel, copied: Callable[[str], Searched], fields: dict[str, object], said: str
 ) -> None:
-    find(model, tmp_path, settings={"model": "a"})
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    _, folder = copied("paper")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(LongRopeError, match=f"other settings: .*{said}.*--overwrite"):
-        find(model, tmp_path, settings={"model": "a"}, existing="resume", **fields)
-    with pytest.raises(LongRopeError, match="model was 'a', now 'b'"):
-        find(model, tmp_path, settings={"model": "b"}, existing="resume")
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+        find(model, folder, existing="resume", **{"settings": SETTINGS, **fields})
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, tmp_path: Path) -> None:
-    find(model, tmp_path)
+def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, copied: Callable[[str], Searched]) -> None:
+    _, folder = copied("paper")
     swapped = {"search": ITEMS["held_out"], "held_out": ITEMS["search"]}
     tails = {part: perplexity_texts(tokens, tail=50) for part, tokens in TOKENS.items()}
     for items in (swapped, tails):
         with pytest.raises(LongRopeError, match="data was"):
-            find(model, tmp_path, items=items, existing="resume")
+            find(model, folder, items=items, existing="resume", settings=SETTINGS)
 
 
 def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -607,9 +651,11 @@ def test_factors_of_another_rope_are_no_start(model: PreTrainedModel, tmp_path: 
         find(model, tmp_path / "run", starts=[Scaling([1.0, 2.0, 3.0])])
 
 
-def test_a_search_goes_on_from_the_factors_of_another(model: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_search_goes_on_from_the_factors_of_another(
+    model: PreTrainedModel, tmp_path: Path, searched: Callable[[str], Searched]
+) -> None:
     """And gives nothing worse than them: they are compared with what it finds."""
-    first = find(model, tmp_path / "first", name="auto").extension.long
+    first = searched("auto")[0].extension.long
     found = find(model, tmp_path / "second", name="gradient", starts=[first])
     assert found.outcomes[0].improvements[0].scaling.factors == pytest.approx(first.factors, rel=1e-9)
     assert min(found.held_out.values()) <= loss_of(model, "held_out", first) + 1e-6
@@ -662,12 +708,13 @@ class WithoutNumber:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_start_without_a_number_is_the_worst_candidate(model: PreTrainedModel, tmp_path: Path, name: str) -> None:
-    find(model, tmp_path / "plain", name=name)
-    first = scaling_of(lines_of(tmp_path / "plain" / "search-0.jsonl")[0])
+def test_a_start_without_a_number_is_the_worst_candidate(
+    model: PreTrainedModel, tmp_path: Path, searched: Callable[[str], Searched], name: str
+) -> None:
+    first = scaling_of(lines_of(searched(name)[1] / "search-0.jsonl")[0])
 
     def broken(items: Sequence[WeightedText]) -> Objective:
-        return WithoutNumber(ModelObjective(model, items), first)
+        return WithoutNumber(documents(items), first)
 
     found = find(model, tmp_path / "whole", name=name, make_objective=broken)
     losses = [loss for loss, _ in found.outcomes[0].ranked]
@@ -711,7 +758,7 @@ def test_only_what_is_compared_may_win(
     for best in ("heuristic", "mine", "start", "searched"):
 
         def make_objective(items: Sequence[WeightedText], best: str = best) -> Objective:
-            return Favouring(ModelObjective(model, items), best)
+            return Favouring(documents(items), best)
 
         found = find(model, tmp_path / best, make_objective=make_objective, **fields)
         assert set(found.held_out) == {*judged, "start", "searched"}

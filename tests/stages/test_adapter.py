@@ -35,6 +35,8 @@ from longrope.stages.run_folder import StagedRun
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
 EXTENSION = Extension.of(running.ROPE, running.FACTORS)
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
+BATCH, MASK = tokens(2, 100), torch.ones(2, 100, dtype=torch.long)
+MASK[0, :70] = 0  # the first row has 30 tokens
 
 
 @pytest.fixture(scope="module")
@@ -132,15 +134,17 @@ def test_generation_switches_at_l0_as_the_uncached_model_does(adapted: PreTraine
 
 
 def test_each_row_of_a_batch_has_its_own_weights(adapted: PreTrainedModel, original: PreTrainedModel) -> None:
-    """The first row has 30 tokens, the second 100."""
-    batch, mask = tokens(2, 100), torch.ones(2, 100, dtype=torch.long)
-    mask[0, :70] = 0
+    check_rows(adapted, original, EXTENSION)
+
+
+def check_rows(adapted: PreTrainedModel, original: PreTrainedModel, extension: Extension) -> None:
+    """Check that each row of `BATCH` generates as it does alone."""
     options = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 8}
-    with lr.generating(adapted, EXTENSION):
-        both = adapted.generate(batch, attention_mask=mask, **options)
-        long = adapted.generate(batch[1:], **options)
+    with lr.generating(adapted, extension):
+        both = adapted.generate(BATCH, attention_mask=MASK, **options)
+        long = adapted.generate(BATCH[1:], **options)
     assert torch.equal(both[1:], long)
-    assert torch.equal(both[:1, 70:], original.generate(batch[:1, 70:], **options))
+    assert torch.equal(both[:1, 70:], original.generate(BATCH[:1, 70:], **options))
 
 
 def test_it_is_no_gguf_and_has_its_base_s_config(folder: Path, base: Path) -> None:
@@ -209,8 +213,8 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
 
 
 def test_all_families_keep_their_logits_up_to_l0(tmp_path: Path) -> None:
-    """Also those whose layers of sliding windows keep the original rope."""
-    for name in ("gemma3_text", "qwen2_moe", "gpt_neox"):
+    """Also those whose layers of sliding windows keep the original rope, and those with an adapter of experts."""
+    for name in ("gemma3_text", "qwen2_moe", "mixtral", "gpt_neox"):
         base = tmp_path / name
         families.build(name).save_pretrained(base)
         families.tokenizer().save_pretrained(base)
@@ -225,6 +229,11 @@ def test_all_families_keep_their_logits_up_to_l0(tmp_path: Path) -> None:
             assert torch.equal(logits(adapted, tokens(1, 64)), logits(plain, tokens(1, 64)))
             long = logits(adapted, tokens(1, 200))
             assert not torch.allclose(long, logits(plain, tokens(1, 200)), atol=0.05)
+        if name == "mixtral":
+            with lr.generating(adapted, extension), pytest.raises(LongRopeError, match=r"2 rows.* weights of the exp"):
+                adapted.generate(BATCH, attention_mask=MASK, max_new_tokens=1)
+        if name == "qwen2_moe":  # its shared expert sees the tokens of all rows in one axis
+            check_rows(adapted, plain, extension)
         merge_adapter(adapted)
         with lr.patch(adapted, extension):
             torch.testing.assert_close(logits(adapted, tokens(1, 200)), long, atol=1e-3, rtol=1e-3)

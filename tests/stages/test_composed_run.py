@@ -43,7 +43,7 @@ length = 1024
 factors = "FACTORS"
 [stages.search]
 method = "cma"
-budget = 30000
+budget = 12000
 documents = 1
 needles = 0
 """
@@ -56,22 +56,29 @@ def extended(folder: Path, model: Path, plan: str, texts: Path) -> StagedRun:
     return run
 
 
-@pytest.mark.parametrize("factors", ["ramp", "search"])
-def test_one_run_of_two_stages_is_two_runs(factors: str, tmp_path: Path) -> None:
-    texts, model = tmp_path / "texts", running.save(tmp_path / "model")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, texts, and the export of a first run."""
+    folder = tmp_path_factory.mktemp("composed")
+    model, texts = running.save(folder / "model"), folder / "texts"
     running.text_folder(texts / "search", tokens=1100)
     running.text_folder(texts / "train")
-    later = NEXT.replace("FACTORS", factors)
-    staged = extended(tmp_path / "staged", model, FINETUNED + later, texts)
-    first = extended(tmp_path / "first", model, FINETUNED, texts)
+    first = extended(folder / "first", model, FINETUNED, texts)
     trained, tokenizer = lr.load(first.final_weights)
-    lr.export(trained, tokenizer, load_extension(first.folder / "extension.json"), tmp_path / "exported")
-    second = extended(tmp_path / "second", tmp_path / "exported", later, texts)
+    lr.export(trained, tokenizer, load_extension(first.folder / "extension.json"), folder / "exported")
+    return folder
+
+
+@pytest.mark.parametrize("factors", ["ramp", "search"])
+def test_one_run_of_two_stages_is_two_runs(factors: str, folder: Path, tmp_path: Path) -> None:
+    texts, later = folder / "texts", NEXT.replace("FACTORS", factors)
+    staged = extended(tmp_path / "staged", folder / "model", FINETUNED + later, texts)
+    second = extended(tmp_path / "second", folder / "exported", later, texts)
     once, twice = (load_extension(run.folder / "extension.json") for run in (staged, second))
     assert (second.rope.original_length, twice.length) == (256, 1024)
     np.testing.assert_allclose(twice.total.long.factors, once.long.factors, rtol=1e-9)
     assert twice.total.long.attention_factor == pytest.approx(once.long.attention_factor)
-    lr.export(str(tmp_path / "exported"), None, twice, tmp_path / "again")
+    lr.export(str(folder / "exported"), None, twice, tmp_path / "again")
     ids, weights = tokens(1, 600), AutoModelForCausalLM.from_pretrained(staged.final_weights).eval()
     with patch(weights, once.long):
         expected = logits(weights, ids)

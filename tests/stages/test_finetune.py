@@ -236,7 +236,7 @@ def test_bfloat16_is_mixed_precision(whole: tuple[Path, TrainingSummary, list[fl
     assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in found.values())
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5])
+@pytest.mark.parametrize("step", [2, 3])
 def test_stopped_and_resumed_equals_uninterrupted(
     whole: tuple[Path, TrainingSummary, list[float]], step: int, tmp_path: Path
 ) -> None:
@@ -308,8 +308,7 @@ class Poisoned(TrainingWindows):
         return item
 
 
-@pytest.mark.parametrize("lora", [0, 4])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("value", "lora"), [(math.nan, 0), (math.inf, 4)])
 def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: int) -> None:
     model = running.build()
     model.get_input_embeddings().weight.data[1] = value

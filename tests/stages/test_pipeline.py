@@ -39,6 +39,7 @@ from longrope.stages.run_folder import StagedRun, open_run
 
 SEARCH = Search(documents=1, population=4)
 TRAIN = Finetune(steps=3, batch=2, rate=1e-2, save_every=1)
+STEP = TRAIN.model_copy(update={"steps": 1})
 TWO = (Stage(length=128, search=SEARCH, finetune=TRAIN), Stage(length=256, search=SEARCH, finetune=TRAIN))
 Begun = Callable[..., StagedRun]
 
@@ -69,13 +70,25 @@ def begun(model: Path, texts: Path) -> Begun:
 
 
 @pytest.fixture(scope="module")
-def finished(begun: Begun, tmp_path_factory: pytest.TempPathFactory) -> tuple[StagedRun, Extension]:
+def moments() -> list[tuple[str, int]]:
+    """Every report of progress of the finished run."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(
+    begun: Begun, moments: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[StagedRun, Extension]:
     """A whole run; not to be changed."""
     run = begun(tmp_path_factory.mktemp("finished") / "run")
-    return run, extend(run)
+    return run, extend(replace(run, on_progress=lambda part, done, *_: moments.append((part, done))))
 
 
 QUICK: dict[str, Any] = {"recovery": None, "evaluation": FinalEvaluation(lengths=())}
+
+
+class Died(Exception):  # noqa: N818
+    pass
 
 
 def journal(folder: Path, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -337,7 +350,7 @@ def test_a_run_can_be_reopened(finished: tuple[StagedRun, Extension]) -> None:
 def test_a_stage_without_fine_tuning(begun: Begun, tmp_path: Path) -> None:
     """The next one goes on from the weights and the factors that were fine-tuned last."""
     stages = (
-        Stage(length=128, factors="pi", finetune=TRAIN),
+        Stage(length=128, factors="pi", finetune=STEP),
         Stage(length=192, factors="ntk"),
         Stage(length=256, search=SEARCH),
     )
@@ -354,7 +367,7 @@ def test_a_stage_without_fine_tuning(begun: Begun, tmp_path: Path) -> None:
 
 
 def test_factors_of_a_scheme(begun: Begun, tmp_path: Path) -> None:
-    stages = (Stage(length=128, factors="yarn", finetune=TRAIN), Stage(length=256, factors="linear"))
+    stages = (Stage(length=128, factors="yarn", finetune=STEP), Stage(length=256, factors="linear"))
     run = begun(tmp_path / "run", *stages, attention="yarn", **QUICK)
     extension, yarn = extend(run), scheme("yarn", running.ROPE, 128)
     assert run.long_scaling(1).factors == yarn.factors
@@ -363,18 +376,20 @@ def test_factors_of_a_scheme(begun: Begun, tmp_path: Path) -> None:
     assert not (run.stage_folder(1) / "search").exists()
 
 
-@pytest.mark.parametrize("kind", ["scaling", "extension"])
-def test_factors_of_a_file(begun: Begun, tmp_path: Path, kind: str) -> None:
+def test_factors_of_a_file(begun: Begun, tmp_path: Path) -> None:
     """They are taken as they are, whole, whatever was fine-tuned before and whatever length they were made for."""
     given = Scaling([1.0, 1.5, 1.25, 2, 3, 3, 4, 5], attention_factor=1.25, scheme="mine", length=128)
-    written = given if kind == "scaling" else Extension.of(running.ROPE, given)
-    (tmp_path / "mine.json").write_text(written.to_json())
-    stages = (Stage(length=128, factors="pi", finetune=TRAIN), Stage(length=256, factors=str(tmp_path / "mine.json")))
-    run = begun(tmp_path / "run", *stages, **QUICK)
+    other = Scaling([1.0, 1.5, 1.25, 2, 3, 3, 4, 6], attention_factor=1.5, scheme="mine", length=128)
+    (tmp_path / "scaling.json").write_text(given.to_json())
+    (tmp_path / "extension.json").write_text(Extension.of(running.ROPE, other).to_json())
+    files = [str(tmp_path / f"{kind}.json") for kind in ("extension", "scaling")]
+    first, last = (Stage(length=192 + 64 * i, factors=file) for i, file in enumerate(files))
+    run = begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=STEP), first, last, **QUICK)
     extension = extend(run)
+    assert (run.long_scaling(2).factors, run.attention_factor(2)) == (other.factors, 1.5)
     assert (extension.long.factors, extension.long.attention_factor) == (given.factors, 1.25)
-    assert extension.long.length == extension.length == 256
-    assert run.attention_factor(2) == 1.25
+    assert (run.long_scaling(2).length, extension.long.length, extension.length) == (192, 256, 256)
+    assert run.attention_factor(3) == 1.25
 
 
 @pytest.mark.parametrize(
@@ -394,19 +409,18 @@ def test_factors_of_another_model(begun: Begun, tmp_path: Path, written: Scaling
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-MIXED = TRAIN.model_copy(update={"short": 0.5})
+MIXED = STEP.model_copy(update={"short": 0.5})
 SU_64, SU_128, SU_256 = (attention_factor("su", running.ROPE, length) for length in (64, 128, 256))
 ATTENTION = {  # how the stages are trained, the policy, the factor of short sequences; whether it is searched
-    "trained": ([TRAIN], "su", SU_128, False),
+    "trained": ([STEP], "su", SU_128, False),
     "with mixed windows": ([MIXED], "su", SU_64, True),
-    "with mixed windows in the end": ([TRAIN, MIXED], "su", SU_64, True),
-    "with mixed windows in the beginning": ([MIXED, TRAIN], "su", SU_256, False),
-    "without": ([TRAIN, TRAIN], "none", SU_64, False),
+    "with mixed windows in the end": ([STEP, MIXED], "su", SU_64, True),
+    "with mixed windows in the beginning": ([MIXED, STEP], "su", SU_256, False),
+    "without": ([STEP, STEP], "none", SU_64, False),
 }
 
 
-@pytest.mark.parametrize("export", ["none", "dual"])
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize(("name", "export"), [*((name, "none") for name in ATTENTION), ("with mixed windows", "dual")])
 def test_the_attention_factor_of_short_factors(name: str, export: str, begun: Begun, tmp_path: Path) -> None:
     """That of the training, or between it and the long factors' where they differ and a checkpoint can tell both."""
     hows, policy, trained, searched = ATTENTION[name]
@@ -454,15 +468,16 @@ def test_what_weights_are_held_in(
     lora: int, dtype: str, held: torch.dtype, begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LoRA's frozen ones in the checkpoint's dtype, unless float32 is asked for; trained ones in float32."""
-    given, real = set(), pipeline.finetune
+    given: set[torch.dtype] = set()
 
-    def finetune(model: PreTrainedModel, *rest: Any, **named: Any) -> object:
+    def finetune(model: PreTrainedModel, *_: Any, **__: Any) -> None:
         given.update(weight.dtype for weight in model.parameters())
-        return real(model, *rest, **named)
+        raise Died
 
     monkeypatch.setattr(pipeline, "finetune", finetune)
     how = Finetune(steps=1, batch=1, rate=1e-3, lora=lora, dtype=dtype)
-    extend(begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=how), **QUICK))
+    with pytest.raises(Died):
+        extend(begun(tmp_path / "run", Stage(length=128, factors="pi", finetune=how), **QUICK))
     assert given == {held}
 
 
@@ -563,12 +578,15 @@ def test_the_teacher_of_a_later_stage_is_the_original_model(
 
     def finetune(model: PreTrainedModel, scaling: Extension, windows: Any, settings: Finetune, **options: Any) -> Any:
         teachers.append(settings.distill.teacher if settings.distill else "none")
+        if len(teachers) == 2:
+            raise Died
         return real(model, scaling, windows, settings, **options)
 
     monkeypatch.setattr(pipeline, "finetune", finetune)
-    stage = with_finetune(FAR, distill=Distill())
+    stage = with_finetune(FAR, distill=Distill(), steps=1)
     run = begun(tmp_path / "run", stage.model_copy(update={"length": 128}), stage, **QUICK)
-    extend(run)
+    with pytest.raises(Died):
+        extend(run)
     assert teachers == [None, run.model]  # in the first stage it is the model itself
 
 
@@ -637,10 +655,6 @@ def test_lora_leaves_whole_weights(begun: Begun, tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) != ("_proj" in name) for name in before)
 
 
-class Died(Exception):  # noqa: N818
-    pass
-
-
 def signature(run: StagedRun) -> dict[str, Any]:
     """All that a run leaves, without times."""
     found: dict[str, Any] = {}
@@ -662,20 +676,14 @@ def signature(run: StagedRun) -> dict[str, Any]:
 
 
 def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
-    finished: tuple[StagedRun, Extension], tmp_path: Path
+    finished: tuple[StagedRun, Extension], moments: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    """An exception out of every report of progress: each search, each fine-tuning step, the recovery, each result."""
+    """An exception out of the first, the middle and the last report of each search, fine-tuning and measurement."""
     whole, _ = finished
-    moments: list[tuple[str, int]] = []
-
-    def count(part: str, done: int, *_: Any) -> None:
-        moments.append((part, done))
-
-    counted = replace(whole, folder=tmp_path / "counted", on_progress=count)
-    begin_run(counted, resume=False)
-    extend(counted)
-    assert len({part for part, _ in moments}) == 6
-    left = list(dict.fromkeys(moments))
+    parts = {part: list(dict.fromkeys(moment for moment in moments if moment[0] == part)) for part, _ in moments}
+    assert len(parts) == 6
+    left = [part[place] for part in parts.values() for place in sorted({0, len(part) // 2, len(part) - 1})]
+    assert len(left) > 14
     cut = tmp_path / "cut"
 
     def die(part: str, done: int, *_: Any) -> None:
@@ -683,16 +691,11 @@ def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
             left.pop(0)
             raise Died
 
-    deaths = 0
     begin_run(replace(whole, folder=cut), resume=False)
-    while True:
-        try:
+    while left:
+        with pytest.raises(Died):
             extend(replace(whole, folder=cut, on_progress=die))
-            break
-        except Died:
-            deaths += 1
-            del left[:2]  # some are passed over, so that there is progress between two deaths
-    assert deaths > 10
+    extend(replace(whole, folder=cut))
     assert signature(replace(whole, folder=cut)) == signature(whole)
 
 
