@@ -7,6 +7,8 @@ from typing import Any
 import families
 import numpy as np
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 import longrope as lr
@@ -131,6 +133,12 @@ def test_lengths_that_the_texts_do_not_have_are_refused(llama: PreTrainedModel, 
         ({"lengths": [64], "texts": [[1] * 64], "candidates": {"x": lr.Scaling([1.0, 2.0])}}, "2 "),
         ({"lengths": [64], "texts": [[1] * 64], "options": lr.EvalOptions(key_tokens="pi")}, "key_tokens = 'pi'"),
         ({"lengths": [64], "texts": [[1] * 64], "options": lr.EvalOptions(original=False)}, "nothing to compare"),
+        ({"lengths": 64, "texts": [[1] * 64]}, "lengths = 64: not a list"),
+        ({"lengths": ["8k"], "texts": [[1] * 64]}, r"lengths\[0\] = '8k' must be a whole number"),
+        ({"lengths": [64], "texts": {"input_ids": [[1] * 64]}}, "texts: a mapping with the keys input_ids"),
+        ({"lengths": [64], "texts": [[1] * 64], "retrieval": "passkey"}, r"Pass \['passkey'\]"),
+        ({"lengths": [64], "texts": [[1] * 64], "candidates": ["yarn"]}, "candidates = a list: not scalings by name"),
+        ({"lengths": [64], "texts": [[1] * 64], "candidates": {"x": "yarn"}}, r"candidates\['x'\] = a str"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(tiny: tuple[Any, Any], arguments: Any, message: str) -> None:
@@ -147,3 +155,56 @@ def test_arrays_are_texts_too(tiny: tuple[Any, Any]) -> None:
     tokens = families.tokens(2, 64).numpy()
     as_lists = lr.evaluate(*tiny, lengths=[64], texts=tokens.tolist())
     assert lr.evaluate(*tiny, lengths=[64], texts=tokens.astype(np.int32))["perplexity"] == as_lists["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("stride", 0), ("stride", 2.5), ("batch", 0), ("documents", 0), ("seed", None)),
+        *(("depths", 0.5), ("measurements", "perplexity")),
+    ],
+)
+def test_options_that_are_no_numbers_or_lists_are_refused(name: str, value: object) -> None:
+    with pytest.raises(LongRopeError, match=f"{name} = "):
+        lr.EvalOptions(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("as_given", [np.array, torch.tensor])
+def test_lengths_and_depths_are_arrays_too(as_given: Any, tiny: tuple[Any, Any], tmp_path: Path) -> None:
+    """The journal and results.json hold them as plain numbers."""
+    options = lr.EvalOptions(output=tmp_path, trials=1, depths=as_given([0.5]), retrieval_lengths=as_given([128]))
+    texts = families.tokens(1, 128).tolist()
+    results = lr.evaluate(*tiny, lengths=as_given([128, 64, 64]), texts=texts, retrieval=["recall"], options=options)
+    assert lr.EvalResults.load(tmp_path).lengths == results.lengths == (64, 128)
+    assert [record.length for record in lr.perplexity(tiny[0], texts, as_given([128, 64]))] == [128, 64]
+
+
+def test_an_output_folder_is_not_resumed_with_other_weights_or_factors(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """A model that was trained since once got the numbers of before."""
+    request: dict[str, Any] = {"lengths": [64], "texts": families.tokens(1, 64).numpy()}
+    options = lr.EvalOptions(output=tmp_path)
+    first = lr.evaluate(llama, families.tokenizer(), **request, options=options)
+    assert lr.evaluate(llama, families.tokenizer(), **request, options=options)["perplexity"] == first["perplexity"]
+    lr.apply(llama, lr.scheme("pi", lr.Rope.of(llama), 256))
+    with pytest.raises(LongRopeError, match="weights was"):
+        lr.evaluate(llama, families.tokenizer(), **request, options=options)
+    lr.detach(llama)
+    assert lr.evaluate(llama, families.tokenizer(), **request, options=options)["perplexity"] == first["perplexity"]
+    llama.model.norm.weight.data.mul_(2)
+    with pytest.raises(LongRopeError, match="weights was"):
+        lr.evaluate(llama, families.tokenizer(), **request, options=options)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_peft_model_is_evaluated_by_the_model_within_it(llama: PreTrainedModel) -> None:
+    texts = families.tokens(1, 64).tolist()
+    before = lr.perplexity(llama, texts, [64])
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted: Any = get_peft_model(llama, lora)
+    for measure in (
+        lambda: lr.perplexity(adapted, texts, [64]),
+        lambda: lr.evaluate(adapted, families.tokenizer(), lengths=[64], texts=texts),
+    ):
+        with pytest.raises(LongRopeError, match=r"PeftModelForCausalLM: a wrapper of peft.*get_base_model"):
+            measure()
+    assert lr.perplexity(adapted.get_base_model(), texts, [64]) != before

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from families import build
+from peft import LoraConfig, get_peft_model
 from test_huggingface import TOKENIZER, extension
 from typer.testing import CliRunner
 
@@ -88,3 +89,31 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     refused("mode = 'both'", tmp_path, mode="both")
     monkeypatch.setitem(EXPORTERS, "far", Exporter(write_text, "far", packages=("no_such_package",)))
     refused("to = 'far': it needs packages .*pip install no_such_package", tmp_path, to="far")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("to", ["huggingface", "config"])
+def test_an_adapter_that_is_not_in_the_weights_is_refused(to: str, tmp_path: Path) -> None:
+    """Such an export once stopped at a file that peft does not write, and a config alone left the adapter out."""
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted, added = get_peft_model(build("llama"), lora), build("llama")
+    added.add_adapter(lora)
+    made = extension(build("llama"))
+    for model, message in (
+        (adapted, "PeftModelForCausalLM: a wrapper of peft.*merge_and_unload"),
+        (adapted.get_base_model(), "has an adapter of peft that is not in its weights"),
+        (added, "has an adapter of peft that is not in its weights"),
+    ):
+        with pytest.raises(LongRopeError, match=message):
+            lr.export(model, TOKENIZER, made, tmp_path / "made", to=to)  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.iterdir())
+    lr.export(adapted.merge_and_unload(), TOKENIZER, made, tmp_path / "made", to=to)  # pyright: ignore
+
+
+def test_a_model_in_the_working_folder_has_the_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    model.save_pretrained(tmp_path / "my-model")
+    TOKENIZER.save_pretrained(tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path / "my-model")
+    lr.export(".", None, extension(model), tmp_path / "made", to="config")
+    assert "# my-model, extended from 64 to 512 tokens" in (tmp_path / "made" / "README.md").read_text()

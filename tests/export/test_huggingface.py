@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import families
+import numpy as np
 import pytest
 import torch
 from families import build, logits, tokens
@@ -252,6 +253,17 @@ def test_check_parity_notices_other_weights(llama: PreTrainedModel, tmp_path: Pa
     export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
     llama.model.layers[0].mlp.down_proj.weight.data.mul_(1.2)
     assert not any(parity.ok for parity in check_parity(tmp_path / "made", llama, [10, 100]))
+
+
+def test_check_parity_takes_arrays_of_lengths_and_a_loaded_model(llama: PreTrainedModel, tmp_path: Path) -> None:
+    export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made", check=False)
+    for lengths in (np.array([10, 70]), torch.tensor([10, 70])):
+        parities = check_parity(tmp_path / "made", llama, lengths)  # pyright: ignore[reportArgumentType]
+        assert [(parity.length, parity.ok) for parity in parities] == [(10, True), (70, True)]
+    with pytest.raises(LongRopeError, match=r"lengths\[0\] = 0 must be a whole number, 1 or more"):
+        check_parity(tmp_path / "made", llama, [0])
+    with pytest.raises(LongRopeError, match=r"model = 'tiny': a name. Give the loaded model"):
+        check_parity(tmp_path / "made", "tiny")  # pyright: ignore[reportArgumentType]
 
 
 def test_check_parity_of_no_checkpoint(llama: PreTrainedModel, tmp_path: Path) -> None:

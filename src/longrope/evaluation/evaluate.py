@@ -9,22 +9,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
 from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
 from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
-from longrope.evaluation.losses import check_lengths
-from longrope.evaluation.measurement import Corpus, EvalSpec
+from longrope.evaluation.losses import check_lengths, whole_lengths
+from longrope.evaluation.measurement import Corpus, EvalSpec, digest
 from longrope.evaluation.options import EvalOptions
 from longrope.evaluation.registry import check_spec
 from longrope.evaluation.results import EvalResults
 from longrope.evaluation.runner import EvalContext, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
-from longrope.evaluation.sequences import encode_texts
+from longrope.evaluation.sequences import WITH_ADAPTER, encode_texts
 from longrope.models.load import choose_device, load, load_config
 from longrope.models.patch import patch
+from longrope.models.peft_model import refuse_peft_model
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -70,9 +73,12 @@ def evaluate(
     """
     options = options or EvalOptions()
     options = replace(options, device=choose_device(options.device))
-    lengths = sorted(set(lengths))
+    if isinstance(retrieval, str):
+        raise LongRopeError(f"retrieval = {retrieval!r}: not a list. Pass [{retrieval!r}].")
+    lengths = sorted(set(whole_lengths(lengths)))
     check_lengths(lengths, max(lengths, default=0))
     name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
+    weights = {} if isinstance(model, str) or options.output is None else {"weights": _fingerprint(model)}
     with nullcontext() if options.output is None else claimed(Path(options.output), overwrite=True):
         model, tokenizer = _opened(model, tokenizer, max(lengths), options)
         rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
@@ -81,7 +87,8 @@ def evaluate(
         check_spec(spec, rows)
         source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
         decided = {} if options.original_length is None else {"original_length": options.original_length}
-        with _sample_store(options, spec, source | {"data": {corpus.name: corpus.hash}} | decided) as store:
+        settings = source | {"data": {corpus.name: corpus.hash}} | decided | weights
+        with _sample_store(options, spec, settings) as store:
             evaluation = EvalContext(
                 rows, [corpus], spec, Rope.of(model), lambda _: (model, tokenizer), store, options.on_progress
             )
@@ -98,6 +105,7 @@ def _opened(
         dtype = _dtype(model, length, options)
         opened, own_tokenizer = load(model, dtype=dtype, device=options.device, original_length=options.original_length)
         return opened, tokenizer or own_tokenizer
+    refuse_peft_model(model, WITH_ADAPTER)
     if tokenizer is None:
         raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Pass it, or the model's name.")
     if options.original_length is not None:
@@ -106,6 +114,17 @@ def _opened(
             "Give it to longrope.load, or the model's name."
         )
     return model, tokenizer
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Return a fingerprint of a loaded model, whose name alone does not say which weights and factors it has.
+
+    It covers the first numbers of every tensor, and the rope of the config, which `longrope.apply` changes.
+    """
+    plain = [weights.data for weights in model.parameters() if type(weights.data) is Tensor and not weights.is_meta]
+    numbers = [weights.flatten()[:64].float().cpu().numpy().tobytes() for weights in plain]
+    rope = repr(getattr(model.config.get_text_config(), "rope_parameters", None))
+    return digest(b"".join([*numbers, rope.encode()]))
 
 
 def _dtype(model: str, length: int, options: EvalOptions) -> str:
@@ -127,6 +146,16 @@ def _scalings(
     model: PreTrainedModel, candidates: Mapping[str, Scaling | Extension | None], options: EvalOptions
 ) -> dict[str, Scaling | Extension | None]:
     """Return the scalings by name; refuse one that does not fit before the first long pass."""
+    if not isinstance(candidates, Mapping):
+        raise LongRopeError(
+            f"candidates = a {type(candidates).__name__}: not scalings by name. Pass a dict like {{'mine': scaling}}."
+        )
+    for name, scaling in candidates.items():
+        if not isinstance(scaling, (Scaling, Extension, type(None))):
+            raise LongRopeError(
+                f"candidates[{name!r}] = a {type(scaling).__name__}: not a Scaling or an Extension. Make one with "
+                "longrope.scheme, or read one with longrope.load_factors."
+            )
     scalings = ({ORIGINAL: None} if options.original else {}) | dict(candidates)
     if not scalings:
         raise LongRopeError("candidates = {}: there is nothing to compare. Pass a scaling, or original=True.")
@@ -160,7 +189,9 @@ def _spec(
     retrieval: Sequence[str],
     options: EvalOptions,
 ) -> EvalSpec:
-    task_lengths = sorted(lengths if options.retrieval_lengths is None else options.retrieval_lengths)
+    task_lengths = lengths
+    if options.retrieval_lengths is not None:
+        task_lengths = sorted(whole_lengths(options.retrieval_lengths, field="retrieval_lengths"))
     check_lengths(task_lengths, max(lengths))
     names = task_names(list(retrieval))
     prompts, left_out = make_prompt_sets(

@@ -18,6 +18,8 @@ from longrope.evaluation.figure import Column, Figure, Number, nats
 from longrope.evaluation.labelled import LabelledResults, labelled_records
 from longrope.evaluation.measurement import Measurement, SampleSet, Subject, Values
 from longrope.evaluation.records import Record
+from longrope.rope import Rope, rope_type_of
+from longrope.scaling import Extension
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +45,8 @@ def harness(
 ) -> SampleSet:
     """Return one sample that holds the metrics of tasks of lm-evaluation-harness, by task.
 
-    It needs ``pip install "longrope[lm-eval]"``. An `Extension` takes short or long factors by the length of each row.
+    It needs ``pip install "longrope[lm-eval]"``. An `Extension` takes short or long factors by the length of each row,
+    so its rows pass one at a time: the harness pads the rows of a batch to one length.
 
     Args:
         tasks: Names that the harness knows, such as those of RULER and LongBench.
@@ -78,8 +81,9 @@ def harness(
         from longrope.models.patch import patch
 
         with _quiet(), patch(subject.model, subject.scaling):
+            size = 1 if chooses_by_length(subject) else batch
             model = models.HFLM(
-                pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=batch, max_length=length
+                pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=size, max_length=length
             )
             with _watched(subject.model) as finite:
                 results = _simple_evaluate(model, options)["results"]
@@ -87,6 +91,14 @@ def harness(
         yield 0, metrics if all(finite) else {name: dict.fromkeys(values) for name, values in metrics.items()}
 
     return SampleSet(f"tasks {','.join(tasks)}", 1, 0, measure)
+
+
+def chooses_by_length(subject: Subject) -> bool:
+    """Return whether a model's factors depend on the length of a row."""
+    scaling, rope = subject.scaling, Rope.of(subject.model)
+    if isinstance(scaling, Extension):
+        return scaling.has_two_sets or rope.has_two_sets
+    return scaling is None and (rope.has_two_sets or rope_type_of(subject.model) == "dynamic")
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longrope.checks import to_python, whole
+from longrope.errors import LongRopeError
 from longrope.evaluation.runner import OnProgress, ignore_progress
 
 
@@ -56,3 +58,13 @@ class EvalOptions:
     device: str = "auto"
     output: str | Path | None = None
     on_progress: OnProgress = ignore_progress
+
+    def __post_init__(self) -> None:
+        for name, least in {"documents": 1, "seed": 0, "batch": 1, "stride": 1}.items():
+            if name != "stride" or self.stride is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        object.__setattr__(self, "depths", to_python(self.depths))
+        for name in ("depths", "measurements"):
+            values = getattr(self, name)
+            if isinstance(values, (str, int, float)):
+                raise LongRopeError(f"{name} = {values!r}: not a list. Pass [{values!r}].")

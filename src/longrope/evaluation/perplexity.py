@@ -8,10 +8,11 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from longrope.data.token_sequences import TokenSequences
-from longrope.evaluation.losses import check_lengths, losses_by_length
+from longrope.evaluation.losses import check_lengths, losses_by_length, whole_lengths
 from longrope.evaluation.records import Perplexity, document_perplexity
-from longrope.evaluation.sequences import token_rows
+from longrope.evaluation.sequences import WITH_ADAPTER, token_rows
 from longrope.models.load import load
+from longrope.models.peft_model import refuse_peft_model
 from longrope.scaling import Extension, Scaling
 
 
@@ -37,7 +38,9 @@ def perplexity(
     Raises:
         LongRopeError: If a sequence has fewer tokens than a length, or the factors do not fit the model.
     """
+    lengths = whole_lengths(lengths)
     model = load(model)[0] if isinstance(model, str) else model
+    refuse_peft_model(model, WITH_ADAPTER)
     tokens = token_rows(sequences, lengths)
     losses = losses_by_length(model, scaling, tokens, lengths, batch=batch, on_progress=on_progress)
     return [perplexity_of_losses(losses[length], length) for length in lengths]

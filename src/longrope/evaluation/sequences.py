@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from longrope.evaluation.losses import check_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+WITH_ADAPTER = "Give its get_base_model(), which computes with the adapter"  # remedy for a PeftModel
 
 
 def token_rows(sequences: TokenSequences, lengths: Sequence[int], *, field: str = "sequences") -> np.ndarray:
@@ -48,6 +50,8 @@ def encode_texts(
     """
     if isinstance(texts, str):
         raise LongRopeError("texts: a single string. Pass a list of texts.")
+    if isinstance(texts, Mapping):
+        raise LongRopeError(f"texts: a mapping with the keys {', '.join(texts)}. Pass the tokenizer's input_ids.")
     longest = max(lengths, default=0)
     rows = [encode(text, tokenizer, length=longest) if isinstance(text, str) else text for text in texts]
     return token_rows(rows, lengths, field="texts")

@@ -27,7 +27,7 @@ from longrope.storage.atomic import write_json, write_text
 from longrope.storage.lock import claim_output
 
 GENERATION = "generation_config.json"
-WEIGHTS = ("safetensors", "bin", "gguf")  # endings of files
+WEIGHT_SUFFIXES = ("safetensors", "bin", "gguf")
 RUN_FILES = ("plan.toml", "search-0.jsonl")  # a run has an extension.json too, but is not a checkpoint
 
 
@@ -171,7 +171,7 @@ def _raise_generation_length(path: Path, length: int) -> None:
 
 def _refuse_weights(folder: Path) -> None:
     """Raise if a folder holds weights, which a person copies into an export without weights."""
-    weights = sorted(path.name for ending in WEIGHTS for path in folder.glob(f"*.{ending}"))
+    weights = sorted(path.name for ending in WEIGHT_SUFFIXES for path in folder.glob(f"*.{ending}"))
     if weights:
         raise LongRopeError(
             f"output = {folder}: it holds weights ({weights[0]}), which a config alone would replace. Choose another "

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longrope.checks import to_python, whole
 from longrope.errors import LongRopeError
 from longrope.export.plain_logits import open_checkpoint, text_logits
 from longrope.formats.load_factors import load_extension
@@ -65,9 +66,12 @@ def check_parity(
     Raises:
         LongRopeError: The folder is not a checkpoint that longrope wrote, or was made from another model.
     """
+    if isinstance(model, str):
+        raise LongRopeError(f"model = {model!r}: a name. Give the loaded model, which longrope.load returns first.")
     extension = load_extension(Path(folder) / "extension.json")
     original = extension.rope.original_length
-    lengths = lengths or (original - 1, original, original + 1, extension.length - 1)
+    chosen = [] if lengths is None else [whole(f"lengths[{i}]", n, 1) for i, n in enumerate(to_python(lengths))]
+    lengths = chosen or (original - 1, original, original + 1, extension.length - 1)
     try:
         exported = open_checkpoint(str(folder), str(model.device))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -47,6 +47,7 @@ def export(
     """
     from longrope.export.carried_factors import extension_to_write, has_applied_factors
     from longrope.models.load import load_config
+    from longrope.models.peft_model import refuse_adapter
     from longrope.rope import Rope
 
     options = options or ExportOptions()
@@ -60,6 +61,7 @@ def export(
             "Give it to longrope.load, or the model's name."
         )
     else:
+        refuse_adapter(model)
         config, name = model.config, getattr(model.config, "_name_or_path", "") or "model"
         rope, applied = Rope.of(model), has_applied_factors(model)
     request = ExportRequest(
@@ -67,7 +69,7 @@ def export(
         tokenizer,
         extension_to_write(config.to_dict(), scaling, rope, mode, applied=applied),
         Path(output),
-        name=Path(name).name.removesuffix(".gguf"),
+        name=Path(name).resolve().name.removesuffix(".gguf"),
         mode=mode,
         options=options,
     )

@@ -1,0 +1,37 @@
+"""Models wrapped by ``peft``, which longrope does not open."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from longrope.errors import LongRopeError
+from longrope.models.adapter import switched_adapter
+
+
+def refuse_peft_model(model: object, remedy: str) -> None:
+    """Raise if a model is a ``PeftModel``, which wraps the model that transformers loads.
+
+    Args:
+        model: Loaded model.
+        remedy: What to give instead, a sentence without its full stop.
+
+    Raises:
+        LongRopeError: The model is a ``PeftModel``.
+    """
+    if getattr(model, "peft_config", None) and not isinstance(model, PreTrainedModel):
+        raise LongRopeError(f"model = a {type(model).__name__}: a wrapper of peft around the model. {remedy}.")
+
+
+def refuse_adapter(model: PreTrainedModel) -> None:
+    """Raise if a model has an adapter of ``peft`` that is not in its weights, except one switched with the factors.
+
+    Raises:
+        LongRopeError: The model is a ``PeftModel``, the model within one, or one that got an adapter by
+            ``load_adapter``.
+    """
+    refuse_peft_model(model, "Give its merge_and_unload(), whose weights have the adapter")
+    if switched_adapter(model) is None and any(hasattr(module, "base_layer") for module in model.modules()):
+        raise LongRopeError(
+            "model: it has an adapter of peft that is not in its weights. Save the adapter, and give longrope.load its "
+            "folder, which merges it; or give merge_and_unload() of the PeftModel."
+        )
