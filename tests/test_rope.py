@@ -117,6 +117,12 @@ def test_a_pair_that_turns_exactly_once_within_the_original_length_is_not_critic
     assert rope.critical_pair == 1
 
 
+def test_the_critical_pair_of_carried_factors_that_let_wavelengths_fall() -> None:
+    rope = Rope(dim=8, base=1e4, original_length=500, factors=(1.0, 20.0, 0.5, 1.0))
+    assert [wavelength > 500 for wavelength in rope.wavelengths] == [False, True, False, True]
+    assert rope.critical_pair == 1
+
+
 def config(**fields: object) -> LlamaConfig:
     return LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=512, **fields)
 
@@ -194,6 +200,11 @@ def test_rope_of_any_config_with_the_fields() -> None:
         ({"head_dim": "16"}, "head_dim = '16' must be a finite number above 0"),
         ({"head_dim": -16}, "head_dim = -16 must be a finite number above 0"),
         ({"partial": "half"}, "partial_rotary_factor = 'half' must be a finite number above 0"),
+        ({"partial": 0.0}, "partial_rotary_factor = 0.0 must be a finite number above 0"),
+        (
+            {"partial": 1.5},
+            "partial_rotary_factor = 1.5: more than the whole of each head would rotate. Write 1 or less.",
+        ),
         ({"theta": None}, "rope_theta = None must be a finite number above 0"),
         ({"theta": "1e4"}, "rope_theta = '1e4' must be a finite number above 0"),
         ({"max_position_embeddings": None}, "max_position_embeddings = None must be a whole number, 2 or more"),

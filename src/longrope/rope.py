@@ -139,7 +139,8 @@ class Rope:
     @property
     def critical_pair(self) -> int:
         """The first pair that does not complete a turn within L0 (LongRoPE2 section 3.1); ``dim // 2`` if all do."""
-        return int(np.searchsorted(self.wavelengths, self.original_length, side="right"))
+        rising = np.maximum.accumulate(self.wavelengths)  # a carried scaling may let them fall
+        return int(np.searchsorted(rising, self.original_length, side="right"))
 
     def pair_of(self, turns: float) -> float:
         """Return the fractional index of the pair that would complete a number of turns within L0 (YaRN eq. 19)."""

@@ -37,6 +37,23 @@ def test_a_function_is_minimised_without_naming_a_method() -> None:
     assert found.extension.length == 2048
 
 
+@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize(("attention", "expected"), [("none", 1.0), (1.5, 1.5), ("su", None), ("search", None)])
+def test_a_winner_has_the_attention_factor_that_the_options_decide(
+    attention: str | float, expected: float | None, factors: bool
+) -> None:
+    best = lr.scheme("yarn", ROPE, 2048)  # with its own attention factor
+
+    def loss(scaling: lr.Scaling) -> float:
+        ratios = np.array([*scaling.factors, scaling.attention_factor]) / [*best.factors, best.attention_factor]
+        return float((np.log(ratios) ** 2).sum())
+
+    options = lr.SearchOptions(attention=attention, budget=20, factors=[best] if factors else [])
+    found = lr.search(loss, rope=ROPE, length=2048, options=options).extension.long
+    assert found.scheme == "yarn"
+    assert found.attention_factor == (expected or best.attention_factor)
+
+
 @pytest.mark.parametrize("method", ["auto", "gradient"])
 def test_a_function_without_gradient_names_the_methods_that_fit(method: str) -> None:
     with pytest.raises(lr.LongRopeError, match=r"^objective: it has no gradient.* \(cma, paper, simple\)"):

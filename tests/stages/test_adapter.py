@@ -32,7 +32,10 @@ from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Stage
 from longrope.stages.run_folder import StagedRun
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # peft asks transformers for it
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),  # peft asks transformers for it
+    pytest.mark.filterwarnings("ignore:.*keys did not match any targeted module"),  # but a parameter of experts
+]
 EXTENSION = Extension.of(running.ROPE, running.FACTORS)
 TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
 BATCH, MASK = tokens(2, 100), torch.ones(2, 100, dtype=torch.long)

@@ -20,8 +20,9 @@ from longrope.stages.plan_tables import Finetune
 AUTO = Finetune(steps=4, batch=2, rate="auto", dtype="float32", save_every=4)
 
 
-def train(folder: Path, settings: Finetune = AUTO) -> dict[str, torch.Tensor]:
-    finetune(running.build(), running.FACTORS, running.windows(8), settings, folder=folder / "training")
+def train(folder: Path, settings: Finetune = AUTO, **fields: object) -> dict[str, torch.Tensor]:
+    windows = running.windows(settings.batch * settings.step_count(running.LENGTH))
+    finetune(running.build(**fields), running.FACTORS, windows, settings, folder=folder / "training")
     return running.weights(folder / "training" / "model")
 
 
@@ -43,6 +44,20 @@ def test_a_resumed_training_takes_the_rate_that_was_found(tmp_path: Path) -> Non
     train(tmp_path)
     state = TrainerState.load_from_json(str(tmp_path / "training" / "checkpoint-4" / "trainer_state.json"))
     assert max(row["learning_rate"] for row in state.log_history if "learning_rate" in row) == pytest.approx(2e-4)
+
+
+def test_with_dropout_a_training_stopped_after_the_test_and_resumed_equals_uninterrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RATES", (1e-3,)), ("STEPS", 1), ("JUDGED", 1)):
+        monkeypatch.setattr(rate_test, name, value)
+    settings = AUTO.model_copy(update={"steps": 2})
+    whole = train(tmp_path / "whole", settings, attention_dropout=0.3)
+    (tmp_path / "stopped" / "training").mkdir(parents=True)
+    record = (tmp_path / "whole" / "training" / "rate.json").read_text()
+    (tmp_path / "stopped" / "training" / "rate.json").write_text(record)
+    resumed = train(tmp_path / "stopped", settings, attention_dropout=0.3)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_training_that_diverges_at_every_rate_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

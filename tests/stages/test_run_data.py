@@ -24,6 +24,7 @@ from longrope.stages.run_folder import StagedRun
 SMALL = Search(documents=2, needles=0.0)
 TRAIN = Finetune(steps=2, batch=4)
 DOCUMENTS = 30
+ALL = Stage(length=512, search=SMALL, finetune=Finetune(steps=20, batch=4))  # trains on all documents
 
 
 @pytest.fixture(scope="module")
@@ -107,22 +108,24 @@ def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callabl
 
 def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Callable[..., RunData]) -> None:
     data = material(data={"train": str(texts), "repeats": 100})
-    stage = Stage(length=512, search=SMALL, finetune=Finetune(steps=20, batch=4))
-    windows = data.windows(stage)
+    windows = data.windows(ALL)
     found, searched = parts(data), documents(windows[i]["input_ids"] for i in range(len(windows)))
     kept = set().union(*({int(one.name[-6:-4]) for one in data._splits[part]} for part in ("held_out", "test")))
     assert searched == set(range(DOCUMENTS)) - kept - found["search"]
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
 def test_a_document_is_known_by_its_text_not_its_name(
-    texts: Path, material: Callable[..., RunData], tmp_path: Path
+    end: str, texts: Path, material: Callable[..., RunData], tmp_path: Path
 ) -> None:
     """Training texts under other names, in one file of many."""
-    lines = [json.dumps({"text": path.read_text()}) for path in sorted(texts.iterdir())]
+    lines = [json.dumps({"text": path.read_text() + end}) for path in sorted(texts.iterdir())]
     (tmp_path / "all.jsonl").write_text("\n".join(lines))
-    found = parts(material(data={"train": str(tmp_path / "all.jsonl")}))
-    assert found["training"]
-    assert not found["training"] & (found["search"] | found["held_out"] | found["test"])
+    data = material(data={"train": str(tmp_path / "all.jsonl"), "repeats": 100})
+    windows, found = data.windows(ALL), parts(data)
+    trained = documents(windows[i]["input_ids"] for i in range(len(windows)))
+    assert len(trained) > 5
+    assert not trained & (found["search"] | found["held_out"] | found["test"])
 
 
 def test_training_texts_of_their_own_are_read_as_well(

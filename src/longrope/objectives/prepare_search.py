@@ -22,7 +22,7 @@ from longrope.objectives.keep_short import KeepShort, kept_short, short_texts
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import attention_factor, scheme
+from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.evaluator import no_gradient
 from longrope.search.find import find_factors
 from longrope.search.loop import SearchProgress
@@ -206,6 +206,8 @@ def prepare_objectives(
     if context_cost and (options.batch_size > 1 or options.racing):
         log.warning("Note: batch and racing have no effect, as the search runs in frozen contexts: one pair at a time.")
     starts = _starts(space, method, options) if starts is None else starts
+    if compared is None and options.decides_attention:
+        compared = [_with_attention(scheme(name, space.rope, space.length), space, options) for name in COMPARED]
     fitted, total = fit_to_budget(method, tokens, budget, context_cost, starts=len(starts))
     run = SearchRun(
         seeds=range(options.seeds),
@@ -274,11 +276,16 @@ def _space(rope: Rope, length: int, method: Method, options: SearchOptions) -> S
 def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scaling]:
     """Return the schemes and factors to start from; of an extension, its long factors."""
     names = method.schemes if options.schemes is None else options.schemes
-    starts = [scheme(name, space.rope, space.length) for name in names]
+    starts = [_with_attention(scheme(name, space.rope, space.length), space, options) for name in names]
     if options.keep_short is not None:  # where the attention factor is 1, these keep every limit
         starts.append(replace(Scaling.identity(space.rope), length=space.length))
     for value in options.factors:
         factors = load_factors(value) if isinstance(value, (str, Path)) else value
         long_factors = factors.long if isinstance(factors, Extension) else factors
-        starts.append(replace(long_factors, length=space.length))
+        starts.append(_with_attention(replace(long_factors, length=space.length), space, options))
     return starts
+
+
+def _with_attention(scaling: Scaling, space: Space, options: SearchOptions) -> Scaling:
+    """Return a scaling that may win, with the attention factor that the options decide; else with its own one."""
+    return replace(scaling, attention_factor=space.attention_factor) if options.decides_attention else scaling

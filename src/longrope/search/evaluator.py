@@ -79,7 +79,7 @@ class Evaluator:
         known = {**self.mean_losses, **self.race_estimates}
         new = [candidate for candidate in candidates if candidate not in known]
         if self.racing and self.improvements:
-            self._race(new, range(count))
+            self._race(new, [step * stride(count) % count for step in range(count)])
         else:
             self._evaluate(self._missing(new, range(count)), gradient=False)
         losses = {**self.race_estimates, **self.mean_losses}
@@ -116,7 +116,11 @@ class Evaluator:
         return [pair for pair in pairs if pair[1] not in self.sample_losses.get(pair[0], {})]
 
     def _race(self, candidates: Sequence[Scaling], samples: Sequence[int]) -> None:
-        """Evaluate one sample after another, and drop candidates that are clearly worse than the best so far."""
+        """Evaluate one sample after another, and drop candidates that are clearly worse than the best so far.
+
+        The samples come in a spread order: those of one length or kind differ in the same direction, which says nothing
+        about the others.
+        """
         for sample in samples:
             self._evaluate(self._missing(candidates, [sample]), gradient=False)
             for candidate in [candidate for candidate in candidates if candidate not in self.mean_losses]:
@@ -245,7 +249,7 @@ def samples_per_step(count: int) -> int:
 
 
 def stride(count: int) -> int:
-    """Return the step in which gradients go through all samples.
+    """Return the step in which gradients and races go through all samples.
 
     Samples of one length or kind lie together, and this step spreads them.
 

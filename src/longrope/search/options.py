@@ -35,7 +35,8 @@ class SearchOptions:
         schemes: Names of the schemes to start from; None for the method's own.
         factors: Other factors to start from: scalings, extensions, or paths of factors files and run folders.
         seeds: Number of searches, with seeds 0, 1, …; the best wins. More than one needs a method that draws.
-        attention: Attention factor: ``su``, ``yarn``, ``none``, a number, or ``search``.
+        attention: Attention factor: ``su``, ``yarn``, ``none``, a number, or ``search``. Schemes and factors that the
+            winner is compared with have it too, but with ``su`` and ``search`` their own one.
         start_tokens: Whether to search the number of start tokens n̂ too.
         needles: Weight of the answers to questions at the end of the documents, from 0 (none) to 1 (answers alone).
         also: Shorter lengths in tokens that count as much as the target length.
@@ -114,6 +115,11 @@ class SearchOptions:
         """Limits of each search."""
         seconds = None if self.minutes is None else 60 * self.minutes
         return Budget(None if self.budget is None else _tokens("budget", self.budget), seconds, self.patience)
+
+    @property
+    def decides_attention(self) -> bool:
+        """Whether the winner must have the attention factor of these options, such as 1 for a ``dual`` export."""
+        return self.attention not in ("su", "search")
 
     def text_spec(self, length: int) -> SearchTextSpec:
         """Return the texts to search on, for a target length in tokens.

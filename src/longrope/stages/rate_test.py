@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from longrope.errors import LongRopeError
+from longrope.models.patch import evaluating
 from longrope.stages.trainer_arguments import CHECKPOINTING
 from longrope.storage.atomic import write_json
 
@@ -56,7 +58,8 @@ def choose_rate(trainer: Trainer, sequences_a_step: int, file: Path) -> float:
     before = _mean_loss(trainer, judged)
     losses: dict[float, float] = {}
     for rate in RATES:
-        _take_steps(trainer, trained, steps, sequences_a_step, rate)
+        with _same_dropout(trainer.args):
+            _take_steps(trainer, trained, steps, sequences_a_step, rate)
         losses[rate] = _mean_loss(trainer, judged)
         with torch.no_grad():
             for parameter, values in zip(trained, saved, strict=True):
@@ -75,6 +78,15 @@ def choose_rate(trainer: Trainer, sequences_a_step: int, file: Path) -> float:
     return rate
 
 
+@contextmanager
+def _same_dropout(arguments: Any) -> Iterator[None]:
+    """Draw the same random numbers in every such block, and none of those that the training draws afterwards."""
+    device: torch.device = arguments.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(arguments.seed)
+        yield
+
+
 def _take_steps(
     trainer: Trainer, trained: Sequence[Tensor], batches: Sequence[Any], sequences_a_step: int, rate: float
 ) -> None:
@@ -91,7 +103,7 @@ def _take_steps(
 
 
 def _mean_loss(trainer: Trainer, batches: Sequence[Any]) -> float:
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(trainer.model):  # pyright: ignore[reportArgumentType]
         return sum(float(_loss(trainer, batch)) for batch in batches) / len(batches)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from longrope.checks import check_vocabulary
-from longrope.data.documents import Document, load_documents
+from longrope.data.documents import Document, load_documents, text_digest
 from longrope.data.search_texts import search_texts
 from longrope.data.sparse_windows import REACH
 from longrope.data.split import NO_LIMIT, DocumentTokens, Split, draw_tokens, split_documents, whole_texts
@@ -233,15 +233,15 @@ class RunData:
     def _training_documents(self) -> list[Document]:
         """Return the training documents in a seeded random order."""
         splits = self._splits
-        excluded = {document.text for split in ("held_out", "test") for document in splits[split]}
+        excluded = {text_digest(document.text) for split in ("held_out", "test") for document in splits[split]}
         searched: set[str] = set()
         for search, lengths in self._searches:
             searched.update(self._draw("search", search, lengths)[1])
-        excluded |= {document.text for document in splits["search"] if document.name in searched}
+        excluded |= {text_digest(document.text) for document in splits["search"] if document.name in searched}
         cut = {document.part_of for split in splits.values() for document in split} - {""}
-        excluded |= {text for name, text in whole_texts(splits).items() if name in cut}
+        excluded |= {text_digest(text) for name, text in whole_texts(splits).items() if name in cut}
         source = splits["search"] if self.plan.data.train is None else self._load_train()
-        documents = [document for document in source if document.text not in excluded]
+        documents = [document for document in source if text_digest(document.text) not in excluded]
         order = np.random.default_rng(self.plan.data.seed).permutation(len(documents))
         return [documents[i] for i in order]
 
