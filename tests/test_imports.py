@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "cost": BASE | {"schemes", "models", "longcontext"},
     "engines": BASE | {"schemes"},
     "export": BASE | {"schemes", "yarn_fit", "formats", "models", "engines"},
-    "servers": BASE | {"schemes", "formats", "models", "longcontext", "tasks", "evaluation"},
+    "servers": BASE | {"schemes", "formats", "models", "longcontext", "data", "tasks", "evaluation"},
     "report": BASE | {"schemes", "yarn_fit", "formats", "search", "evaluation", "engines"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

@@ -210,7 +210,7 @@ def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> No
         source: File or field that the factors came from, to begin the message with.
 
     Raises:
-        LongRopeError: The factors are for another rope.
+        LongRopeError: The factors are for another rope, or of another type.
     """
     prefix = f"{source}: " if source else ""
     if isinstance(scaling, Extension):
@@ -221,6 +221,11 @@ def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> No
                 remedy += ", or load the checkpoint that they were made for"
             raise LongRopeError(f"{prefix}extension.rope = {scaling.rope}: the model has {rope}{reason}. {remedy}.")
         return
+    if not isinstance(scaling, Scaling):
+        raise LongRopeError(
+            f"{prefix}scaling = {scaling!r:.60}: not a Scaling or an Extension. Make one with longrope.scheme, "
+            "longrope.load_factors or longrope.Scaling(factors)."
+        )
     try:
         scaling.inv_freq(rope)
     except LongRopeError as error:
@@ -252,7 +257,9 @@ def _dumps(kind: str, fields: Mapping[str, Any]) -> str:
 
 
 def _finite(scaling: Scaling) -> Scaling:
-    """Return the scaling if its provenance is finite: Python's JSON reader accepts NaN and 1e999, JSON does not."""
+    """Return the scaling if its provenance is an object without NaN and 1e999, which Python's JSON reader accepts."""
+    if not isinstance(scaling.provenance, Mapping):
+        raise LongRopeError(f"provenance = {scaling.provenance!r} must be an object. Write {{}}.")
     try:
         json.dumps(scaling.provenance, allow_nan=False)
     except ValueError:

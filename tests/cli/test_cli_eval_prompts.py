@@ -79,6 +79,7 @@ def test_what_is_refused(refused, chatty: Path) -> None:
                 *(("--depths", "0.5"), ("--chat", "auto"), ("--ruler-data", "x")),
             ],
         ),
+        ("output", [("--overwrite",)]),
         ("tasks", [("--task-folder", "x"), ("--limit", 3)]),
         ("server", [("--server-model", "x"), ("--concurrency", 4), ("--timeout", 9)]),
     ],

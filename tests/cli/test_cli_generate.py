@@ -121,6 +121,10 @@ def test_generate_is_what_the_model_generates(cli: Cli, tiny, heuristic: Path, p
     assert "20 new tokens in " in result.err
 
 
+def test_the_note_on_a_prompt_of_one_token(cli: Cli, heuristic: Path) -> None:
+    assert "1 token, at most 1 new: " in cli("generate", "tiny", "x", "--factors", heuristic, "--max-new-tokens", 1).err
+
+
 def test_json_and_sampling(cli: Cli, tiny, heuristic: Path) -> None:
     model, tokenizer = tiny
     options = ("--factors", heuristic, "--max-new-tokens", 12, "--temperature", 0.7, "--seed", 5)

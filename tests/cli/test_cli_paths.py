@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,47 @@ def test_an_output_that_is_a_device_or_a_pipe(
     os.mkfifo(tmp_path / "pipe")
     refused("pipe is a device or a pipe", "scale", model, "-l", 128, "-o", tmp_path / "pipe", *overwrite)
     assert (tmp_path / "pipe").is_fifo()
+
+
+WITHOUT_OUTPUT = {
+    "scale": ("MODEL", "-l", 128),
+    "fit": ("FACTORS",),
+    "compare-factors": ("FACTORS",),
+    "plan": ("MODEL", "--to", 128),
+    "report": ("RUN",),
+}
+
+
+@pytest.mark.parametrize("command", WITHOUT_OUTPUT)
+def test_to_overwrite_no_output_is_refused(
+    refused: Callable[..., None], searched: tuple[Path, object], model: Path, command: str
+) -> None:
+    names = {"MODEL": model, "FACTORS": searched[0] / "extension.json", "RUN": searched[0]}
+    words = [names.get(str(word), word) for word in WITHOUT_OUTPUT[command]]
+    refused("output is missing: --overwrite would have no effect. Give -o FILE", command, *words, "--overwrite")
+
+
+def test_a_plan_has_no_output_and_a_watched_run_neither(refused: Callable[..., None], model: Path) -> None:
+    refused("plan = 'demo' says all itself: drop --overwrite", "plan", model, "--plan", "demo", "--overwrite")
+    refused("watch: it shows one run", "report", model, "--watch", "--overwrite")
+
+
+def test_a_folder_of_pictures_is_an_output(
+    refused: Callable[..., None], searched: tuple[Path, object], tmp_path: Path
+) -> None:
+    (tmp_path / "figures").touch()
+    refused("is not a folder", "report", searched[0], "--figures", tmp_path / "figures", "--overwrite")
+
+
+def test_a_terminal_obeys_nothing_in_a_file_of_factors(
+    cli, searched: tuple[Path, object], model: Path, tmp_path: Path
+) -> None:
+    fields = json.loads((searched[0] / "extension.json").read_text())
+    fields["long"]["provenance"]["note"] = "\x1b[2Jgone"
+    (tmp_path / "factors.json").write_text(json.dumps(fields))
+    result = cli("scale", model, "--factors", tmp_path / "factors.json")
+    assert result.code == 0, result.err
+    assert result.err.endswith("factors.json: ?[2Jgone.")
 
 
 def test_the_root_is_not_a_checkpoint(refused: Callable[..., None], model: Path, tmp_path: Path, cli) -> None:

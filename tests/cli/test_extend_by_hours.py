@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,24 +37,28 @@ Refused = Callable[..., None]
 Options = tuple[object, ...]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def slow() -> Iterator[None]:
+    """A machine of ten million FLOPs a second, whose measurement takes no time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plan_by_hours, "measure_device_speed", lambda *_, **__: DeviceSpeed(1e7, 1e7))
+        yield
+
+
 @pytest.fixture(scope="module")
 def hours(texts: Path) -> Options:
-    """Options of a run that takes seconds, as its texts are few."""
-    return ("--to", 256, "--hours", 0.05, "--data", texts)
+    """Options of a run that takes seconds, as its texts are few and this machine is faster than the slow one."""
+    return ("--to", 256, "--hours", 2, "--data", texts)
 
 
 @pytest.fixture(scope="module")
-def extended(cli, model: Path, hours: Options, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
-    """A finished run on a measured machine; not to be changed."""
+def extended(
+    cli, model: Path, hours: Options, slow: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, object]:
+    """A finished run; not to be changed."""
     output = tmp_path_factory.mktemp("by-hours") / "run"
     log = output / "logs" / "run.log"
     return output, cli("extend", model, *hours, "-o", output, "--yes", "--log", log)
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of a million FLOPs a second, whose measurement takes no time."""
-    monkeypatch.setattr(plan_by_hours, "measure_device_speed", lambda *_, **__: DeviceSpeed(1e7, 1e7))
 
 
 def test_a_model_is_extended(extended: tuple[Path, object]) -> None:
@@ -114,13 +118,12 @@ def test_a_second_run_into_the_folder(cli, refused: Refused, extended, model: Pa
 
 
 def test_an_interrupt_exports_the_best_so_far_and_the_run_resumes(
-    cli, model: Path, hours: Options, tmp_path: Path, slow: None, extended: tuple[Path, object]
+    cli, model: Path, hours: Options, tmp_path: Path, extended: tuple[Path, object]
 ) -> None:
     output = tmp_path / "run"
     interrupter = threading.Thread(target=interrupt_at, args=(output / "stage-1" / "training",))
     interrupter.start()
-    # hours that make the plan of the finished run on the slow machine
-    result = cli("extend", model, *hours[:2], "--hours", 2, *hours[4:], "-o", output, "--export-on-interrupt")
+    result = cli("extend", model, *hours, "-o", output, "--export-on-interrupt")
     interrupter.join()
     assert result.code == 130, result
     assert f"Best so far: {output / 'checkpoint-so-far'}" in result.err
@@ -164,7 +167,7 @@ def test_options_that_do_not_fit(refused: Refused, options: Options, said: str, 
     refused(said, "extend", model, *options, "-o", tmp_path / "run")
 
 
-def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, tmp_path: Path, slow: None) -> None:
+def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:
     """The error says the least, and what it would give."""
     command = ("extend", model, "--to", 256, "--data", hours[5], "-o", tmp_path / "run")
     said = (
@@ -239,7 +242,7 @@ def test_the_log_of_the_folder_gets_each_line_once(tmp_path: Path, monkeypatch: 
 
 
 def test_a_person_is_asked_once(
-    cli, model: Path, hours: Options, tmp_path: Path, slow: None, monkeypatch: pytest.MonkeyPatch
+    cli, model: Path, hours: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A no leaves no run behind, so that other hours can be tried at once."""
     questions: list[str] = []
@@ -250,7 +253,7 @@ def test_a_person_is_asked_once(
 
     monkeypatch.setattr(extend_by_hours.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(extend_by_hours.typer, "confirm", refuse)
-    result = cli("extend", model, *hours[:2], "--hours", 2, *hours[4:], "-o", tmp_path / "run")
+    result = cli("extend", model, *hours, "-o", tmp_path / "run")
     assert (result.code, result.out, questions) == (0, "", ["Go on?"])
     assert "One more hour would buy" in result.err
     assert not (tmp_path / "run").exists()
@@ -320,21 +323,19 @@ def test_a_watcher_says_that_a_run_was_killed(tmp_path: Path) -> None:
 
 
 def test_a_watcher_waits_for_the_end(tmp_path: Path) -> None:
-    log = tmp_path / "progress.log"
     (tmp_path / "run.json").write_text("{}")
-
-    def work() -> None:
-        for line in ("part 1 of 1, a: 50%", "done in 1 s"):
-            time.sleep(0.05)
-            with log.open("a") as file:
-                file.write(f"2026-01-01T00:00:00 {line}\n")
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    watch(tmp_path, Console(file=(output := io.StringIO()), width=100), every=0.01)
-    worker.join()
-    shown = output.getvalue()
-    assert shown.index("no step has begun yet") < shown.index("a: 50%") < shown.index("done in 1 s")
+    log, shown = tmp_path / "progress.log", io.StringIO()
+    watcher = threading.Thread(target=watch, args=(tmp_path, Console(file=shown, width=100)), kwargs={"every": 0.01})
+    watcher.start()
+    for text, next_line in (("no step has begun yet", "part 1 of 1, a: 50%"), ("a: 50%", "done in 1 s")):
+        end = time.monotonic() + 60
+        while text not in shown.getvalue():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        with log.open("a") as file:
+            file.write(f"2026-01-01T00:00:00 {next_line}\n")
+    watcher.join(60)
+    assert shown.getvalue().endswith("done in 1 s\n")
 
 
 def test_a_watcher_waits_where_a_run_goes_on_after_it_was_stopped(tmp_path: Path) -> None:

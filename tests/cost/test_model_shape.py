@@ -85,6 +85,15 @@ def test_active_experts_under_other_names(kind: str, field: str) -> None:
     assert products(8) - products(1) == 7 * step
 
 
+def test_active_experts_of_each_layer() -> None:
+    """As the config of Hunyuan-A13B has them."""
+    config: Any = all_types.small_config("hunyuan_v1_moe")
+    one_number, layers = ModelShape.of(config), config.num_hidden_layers
+    config.moe_topk = [config.moe_topk] * layers
+    config.moe_intermediate_size = [config.intermediate_size] * layers
+    assert ModelShape.of(config) == one_number
+
+
 @pytest.mark.parametrize(
     ("fields", "device", "bits"),
     [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -140,3 +140,19 @@ def test_a_few_tokens_read_shared_keys_in_place(family: str, count: int) -> None
     assert set(record.heads[-2:]) == {2}
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
     torch.testing.assert_close(logits, families.logits(model, tokens)[:, -count:], rtol=1e-4, atol=1e-3)
+
+
+def test_an_attention_that_is_registered_afterwards_is_used() -> None:
+    model, tokens, calls = families.build("llama"), families.tokens(1, 40), []
+
+    def record(*inputs: Any, **options: Any) -> Any:
+        calls.append(len(inputs))
+        return sdpa_attention_forward(*inputs, **options)
+
+    continued_logits(model, tokens, 3)
+    AttentionInterface.register("sdpa", record)
+    try:
+        continued_logits(model, tokens, 3)
+    finally:
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
+    assert len(calls) == 2 * model.config.num_hidden_layers

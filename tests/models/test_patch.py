@@ -242,6 +242,12 @@ def test_families_without_such_a_rope_are_refused(family: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("scaling", ["yarn", 2.0, [2.0, 2.0], torch.ones(8), {"factors": [1.0]}], ids=str)
+def test_what_is_no_scaling_is_refused_with_the_remedy(llama: PreTrainedModel, scaling: Any) -> None:
+    with pytest.raises(LongRopeError, match=r"^scaling = .*longrope\.scheme"), patch(llama, scaling):
+        pass
+
+
 def test_factors_of_another_model_are_refused(llama: PreTrainedModel) -> None:
     x = tokens(1, 100)
     before = logits(llama, x)

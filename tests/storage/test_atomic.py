@@ -73,6 +73,13 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["text"]
 
 
+def test_a_link_whose_target_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file" / "text")
+    with pytest.raises(LongRopeError, match=r"cannot write .*link"):
+        claim_output(tmp_path / "link", overwrite=False)
+
+
 def test_write_json_has_null_for_what_is_not_finite(tmp_path: Path) -> None:
     write_json(tmp_path / "some.json", {"a": [1, 0.1, (math.nan, -math.inf)], "b": {"c": math.inf}})
     assert json.loads((tmp_path / "some.json").read_text()) == {"a": [1, 0.1, [None, None]], "b": {"c": None}}

@@ -14,12 +14,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.key_value_lines import make_key_value_text
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
 from longrope.models.load import load_tokenizer
 from longrope.tasks.conversation import mrcr, random_turn
-from longrope.tasks.encode import encode_within
 from longrope.tasks.graph import random_edge
-from longrope.tasks.haystack import NOISE
+from longrope.tasks.haystack import LEAST_BORDERS, NOISE, sentence_borders
 from longrope.tasks.lookups import random_pair
 from longrope.tasks.prompts import Prompt, PromptRequest
 from longrope.tasks.registry import RULER, TASKS, make_prompts, task_names
@@ -410,6 +410,13 @@ def test_wrong_requests_are_refused(tiny: PreTrainedTokenizerFast) -> None:
             prompts(task, tiny, texts=None, ruler_data=None)
         with pytest.raises(LongRopeError, match=r"texts = \(2, 3999\): task"):
             prompts(task, tiny, texts=texts(tiny)[:, :3999], ruler_data=None)
+
+
+def test_ids_that_no_token_has_may_lie_below_a_token() -> None:
+    vocabulary = Tokenizer(models.WordLevel({"a": 0, "b.": 1, " c": 500}, unk_token="a"))
+    tokens = np.array([0, 1, 500, 0] * LEAST_BORDERS)
+    borders = sentence_borders(PreTrainedTokenizerFast(tokenizer_object=vocabulary), tokens)
+    assert borders == [0, *range(2, len(tokens), 4)]
 
 
 def test_random_strings(tiny: PreTrainedTokenizerFast) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.key_value_lines import make_key_value_text
 from longrope.data.stdlib import stdlib_documents
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import head_losses, token_losses
 from longrope.models.load import load
@@ -23,7 +24,6 @@ from longrope.models.patch import patch
 from longrope.rope import Rope
 from longrope.scaling import Extension
 from longrope.schemes import scheme
-from longrope.tasks.encode import encode_within
 from longrope.tasks.prompts import Prompt, string_match
 from longrope.tasks.registry import make_prompts
 from longrope.tasks.scoring import PromptScore, score_prompts

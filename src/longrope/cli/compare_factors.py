@@ -44,12 +44,9 @@ def run(
     tokens = None if length is None else parse_length(length)
     if len(set(factors)) < len(factors):
         raise LongRopeError(f"factors = {', '.join(factors)}: a file is given twice. Give it once.")
-    if output is not None:
-        from longrope.storage.lock import claim_output
-
-        if output.suffix not in PICTURES + PAGES:
-            raise LongRopeError(f"output = {str(output)!r}: not a page or a picture. Write .html, .svg or .png.")
-        claim_output(output, overwrite=overwrite)
+    if output is not None and output.suffix not in PICTURES + PAGES:
+        raise LongRopeError(f"output = {str(output)!r}: not a page or a picture. Write .html, .svg or .png.")
+    options.claim_file(output, overwrite=overwrite)
 
     from longrope.report.compare_factors import compared
 

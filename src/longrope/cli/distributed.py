@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 T = TypeVar("T")
+# control characters, which a file or its name may hold and a terminal would obey
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def count() -> int:
@@ -61,7 +64,7 @@ def provenance() -> dict[str, int]:
 def say(text: str) -> None:
     """Print a line on standard error, in the first process only."""
     if first():
-        typer.echo(text, err=True)
+        typer.echo(CONTROLS.sub("?", text), err=True)
 
 
 def take_device(device: str) -> None:

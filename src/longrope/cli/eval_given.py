@@ -11,6 +11,7 @@ from longrope.errors import LongRopeError
 DEPENDENT = {  # by the option that they need, and how to give it
     "--retrieval passkey": ("retrieval_lengths", "trials", "quick", "questions", "depths", "chat", "ruler_data"),
     "--tasks hellaswag": ("task_folder", "limit"),
+    "--output RUN": ("overwrite",),
     "--server http://localhost:8000": ("server_model", "concurrency", "timeout"),
 }
 LOCAL = (  # they need a model in this process

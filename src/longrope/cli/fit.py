@@ -43,10 +43,7 @@ def run(
     most 1. The attention factor stays that of FACTORS. How much the YaRN loses is a matter for longrope eval.
     """
     tokens = None if length is None else parse_length(length)
-    if output is not None:
-        from longrope.storage.lock import claim_output
-
-        claim_output(output, overwrite=overwrite)
+    options.claim_file(output, overwrite=overwrite)
 
     from longrope.scaling import Extension
     from longrope.schemes import yarn

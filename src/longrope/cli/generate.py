@@ -63,7 +63,8 @@ def run(
     ids = chat_model.encode([(chat_session.join_prompt(text, prompt), "")])
     rope = chat_model.extension.rope
     chat_session.note(
-        f"{len(ids):,} tokens, at most {new:,} new: {chat_model.factor_sets(ids, new)} factors "
+        f"{len(ids):,} token{'' if len(ids) == 1 else 's'}, at most {new:,} new: "
+        f"{chat_model.factor_sets(ids, new)} factors "
         f"(policy {chat_model.policy}, L0 = {rope.original_length:,}, L = {chat_model.extension.length:,})"
     )
     stream = Stream(chat_model.tokenizer, quiet=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import io
 import os
@@ -37,10 +36,10 @@ from longrope.cli import (
     scale,
     search,
 )
+from longrope.cli.distributed import CONTROLS
 from longrope.errors import CorpusWarning, LongRopeError
+from longrope.storage.atomic import DISK_FULL
 
-# control characters, which a file's name may hold and a terminal would obey
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?=\S)")  # inside a paragraph
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,15 +78,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 warnings.simplefilter("always", CorpusWarning)
                 warnings.showwarning = _printed(warnings.showwarning)
                 command(*args, **kwargs)
-        except LongRopeError as error:
-            message = CONTROLS.sub("?", f"error: {error}")
-            console.print(message, style="bold red", markup=False, highlight=False)
-            raise typer.Exit(2) from None
-        except OSError as error:  # a path that cannot be looked up, such as another user's, or a full disk
-            if error.strerror is None or error.errno == errno.EPIPE:
-                raise
-            path = "" if error.filename is None else f"cannot use {error.filename}: "
-            message = CONTROLS.sub("?", f"error: {path}{error.strerror}")
+        except (LongRopeError, OSError) as error:
+            message = CONTROLS.sub("?", f"error: {_reason(error)}")
             console.print(message, style="bold red", markup=False, highlight=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
@@ -96,6 +88,20 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _reason(error: LongRopeError | OSError) -> str:
+    """Return the message of a path that cannot be looked up, such as another user's, of a full disk, or of our error.
+
+    Raises:
+        OSError: The error is about neither.
+    """
+    if isinstance(error, LongRopeError):
+        return str(error)
+    if error.filename is None and error.errno not in DISK_FULL:
+        raise error
+    path = "" if error.filename is None else f"cannot use {error.filename}: "
+    return f"{path}{error.strerror}"
 
 
 def _printed(show: Callable[..., None]) -> Callable[..., None]:

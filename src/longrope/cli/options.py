@@ -66,6 +66,20 @@ def short_name(model: str) -> str:
     return Path(model).name.removesuffix(".gguf")
 
 
+def claim_file(output: Path | None, *, overwrite: bool) -> None:
+    """Make sure that a command may write its output, if it has one.
+
+    Raises:
+        LongRopeError: The output exists and may not be replaced, or is missing with --overwrite.
+    """
+    from longrope.storage.lock import claim_output
+
+    if output is not None:
+        claim_output(output, overwrite=overwrite)
+    elif overwrite:
+        raise LongRopeError("output is missing: --overwrite would have no effect. Give -o FILE, or leave it out.")
+
+
 def decided_length(original_length: str | None) -> int | None:
     """Return the tokens of --original-length; None without the option.
 

@@ -50,7 +50,6 @@ def run(
     The plan is for you to edit. It goes to standard output unless -o is given; the costs go to standard error then.
     """
     from longrope.storage.atomic import write_text
-    from longrope.storage.lock import claim_output
 
     length = None if to is None else parse_length(to, "to")
     tokens = None if original_tokens is None else parse_count(original_tokens)
@@ -58,6 +57,7 @@ def run(
     new = {
         "--to": to,
         "-o": output,
+        "--overwrite": overwrite or None,
         "--data": data,
         "--text-key": text_key,
         "--train": train,
@@ -65,8 +65,7 @@ def run(
         "--original-tokens": original_tokens,
     }
     check_options([name for name, value in new.items() if value is not None], plan)
-    if output is not None:
-        claim_output(output, overwrite=overwrite)
+    options.claim_file(output, overwrite=overwrite)
 
     from longrope.rope import Rope
     from longrope.stages.plan import load_plan

@@ -48,7 +48,7 @@ def run(
     record, the other formats have a table for every figure.
     """
     if watch:
-        watch_run(runs, output or figures or checkpoint or format_name)
+        watch_run(runs, output or figures or checkpoint or format_name or overwrite or None)
         return
 
     from longrope.report.load import read_runs
@@ -56,10 +56,10 @@ def run(
     from longrope.storage.lock import claim_output
 
     loaded = read_runs(runs, checkpoint=checkpoint)
-    if output is not None:
-        claim_output(output, overwrite=overwrite)
     if figures is not None:
         claim_output(figures, overwrite=overwrite, folder=True)
+    if output is not None or figures is None:
+        options.claim_file(output, overwrite=overwrite)
 
     from longrope.report.formats import format_of, formatted
 

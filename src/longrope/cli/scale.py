@@ -48,13 +48,11 @@ def run(
     from dataclasses import replace
 
     from longrope.storage.atomic import write_text
-    from longrope.storage.lock import claim_output
 
     tokens = None if length is None else parse_length(length)
     if scheme is not None and factors is not None:
         raise LongRopeError("--scheme and --factors exclude each other. Give one of them.")
-    if output is not None:
-        claim_output(output, overwrite=overwrite)
+    options.claim_file(output, overwrite=overwrite)
 
     from longrope.rope import Rope
     from longrope.scaling import ORIGINAL, Extension, Scaling

@@ -155,8 +155,9 @@ def _experts(text: Any) -> tuple[int, int]:
 
 
 def _first(text: Any, names: tuple[str, ...]) -> Any:
-    """Return the first field of a config that is set; None without one."""
-    return next((value for name in names if (value := getattr(text, name, None))), None)
+    """Return the first field of a config that is set, the largest value if it has one a layer; None without one."""
+    field = next((value for name in names if (value := getattr(text, name, None))), None)
+    return max(field) if isinstance(field, Sequence) else field
 
 
 def _matmul_parameters(model: Any, active_share: float) -> int:
@@ -184,8 +185,7 @@ def _weight_bytes(model: Any, size: int, bits: QuantizedBits) -> int:
 
 
 def _mlp_features(text: Any) -> int:
-    size = _first(text, ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")) or 4 * text.hidden_size
-    return max(size) if isinstance(size, Sequence) else size
+    return _first(text, ("moe_intermediate_size", "intermediate_size", "ffn_hidden_size")) or 4 * text.hidden_size
 
 
 def _attended_pairs(length: int, window: int | None) -> float:

@@ -64,7 +64,7 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     except OSError as error:
         path = str(error.filename or source)
         raise LongRopeError(f"data = {path!r}: cannot be read: {error.strerror}. Give another source.") from None
-    distinct = {_digest(document.text): document for document in documents if document.text.strip()}
+    distinct = {text_digest(document.text): document for document in documents if document.text.strip()}
     if not distinct:
         passed_over = f" ({'; '.join(map(str, notes))})" if notes else ""
         raise LongRopeError(
@@ -75,7 +75,7 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     return list(distinct.values())
 
 
-def _digest(text: str) -> bytes:
+def text_digest(text: str) -> bytes:
     """Return a key that texts share which differ in the blanks at their ends only."""
     return hashlib.sha256(text.strip().encode()).digest()
 

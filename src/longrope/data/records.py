@@ -85,7 +85,7 @@ def table_texts(text: str, path: object, delimiter: str, text_key: str | None) -
 
 
 def column_text(value: Any, where: str, name: str) -> str:
-    """Return the text of a value in a table's column: a string, its bytes in UTF-8, or a chat.
+    """Return the text of a value in a table's column: a string, its bytes in UTF-8, or a chat, which may be empty.
 
     Args:
         value: Value of the column.
@@ -96,7 +96,7 @@ def column_text(value: Any, where: str, name: str) -> str:
         RecordError: If the value is none of them.
     """
     try:
-        content = value.decode() if isinstance(value, bytes) else _plain(value)
+        content = value.decode() if isinstance(value, bytes) else "" if value == [] else _plain(value)
     except UnicodeDecodeError:
         content = None
     if content is None:

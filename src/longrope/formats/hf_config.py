@@ -14,6 +14,7 @@ from longrope.formats.rope_fields import (
     ORIGINAL,
     READ,
     check_outside,
+    check_share,
     unread_fields,
     with_layer_base,
 )
@@ -172,7 +173,7 @@ def _complete(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _rope(config: Mapping[str, Any], parameters: Mapping[str, Any], kind: str, original: int) -> Rope:
     fields = {name: parameters.get(name, config.get(name)) for name in ("partial_rotary_factor", "rope_theta")}
-    share = 1.0 if kind == "proportional" else number(fields, "partial_rotary_factor", 1.0)
+    share = 1.0 if kind == "proportional" else check_share(fields["partial_rotary_factor"])
     return geometry(_head_dim(config) * share, number(fields, "rope_theta"), original)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from longrope.errors import LongRopeError
 from longrope.formats.gguf import extension_of_gguf
@@ -63,14 +61,6 @@ def load_extension(path: str | os.PathLike[str]) -> Extension:
     return scaling
 
 
-def _check_provenance(data: Mapping[str, Any]) -> None:
-    """Raise unless the provenance of every set of a scaling or an extension is an object."""
-    for fields in (data, data.get("short"), data.get("long")):
-        provenance = fields.get("provenance", {}) if isinstance(fields, Mapping) else {}
-        if not isinstance(provenance, Mapping):
-            raise LongRopeError(f"provenance = {provenance!r} must be an object. Write {{}}.")
-
-
 def _of_json(path: Path) -> Scaling | Extension:
     unknown = LongRopeError(f"{path} is not a factors file; longrope reads {FORMATS}")
     try:
@@ -82,7 +72,6 @@ def _of_json(path: Path) -> Scaling | Extension:
         raise unknown
     try:
         if data.get("kind") in ("scaling", "extension"):
-            _check_provenance(data)
             return (Extension if data["kind"] == "extension" else Scaling).from_json(text)
         if any(mark in data for mark in MARKS):
             return extension_of_config(data)

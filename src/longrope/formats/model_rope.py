@@ -9,7 +9,7 @@ from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
 from longrope.formats.hf_config import extension_of_config
 from longrope.formats.lengths import DECIDED
-from longrope.formats.rope_fields import ORIGINAL, with_layer_base
+from longrope.formats.rope_fields import ORIGINAL, check_share, with_layer_base
 from longrope.rope import FULL, Rope, full_attention_fields
 
 
@@ -64,7 +64,7 @@ def _plain_rope(config: Any, parameters: Any) -> Rope:
     if not head_dim:
         hidden_size = whole("hidden_size", getattr(config, "hidden_size", None), 1)
         head_dim = hidden_size // whole("num_attention_heads", getattr(config, "num_attention_heads", None), 1)
-    rotary_share = positive("partial_rotary_factor", parameters.get("partial_rotary_factor") or 1.0)
+    rotary_share = check_share(parameters.get("partial_rotary_factor"))
     original_length = getattr(config, ORIGINAL, None) or parameters.get(ORIGINAL)
     max_position = getattr(config, "max_position_embeddings", None)
     _check_reach(config, original_length or max_position)

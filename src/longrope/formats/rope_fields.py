@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from longrope.checks import positive
 from longrope.errors import LongRopeError
 from longrope.formats.fields import number
 from longrope.rope import FULL
@@ -90,6 +91,19 @@ def with_layer_base(
             "longrope extends models with one."
         )
     return {**parameters, "rope_theta": max(full)}
+
+
+def check_share(share: Any) -> float:
+    """Return the share of each head that rotates, ``partial_rotary_factor``; 1 if it is missing.
+
+    Raises:
+        LongRopeError: It is not a number above 0, or above 1.
+    """
+    name = "partial_rotary_factor"
+    number_above_0 = 1.0 if share is None else positive(name, share)
+    if number_above_0 > 1:
+        raise LongRopeError(f"{name} = {share!r}: more than the whole of each head would rotate. Write 1 or less.")
+    return number_above_0
 
 
 def check_outside(config: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from longrope.errors import LongRopeError
 from longrope.models.adapter_folder import CONFIG, FACTORS, require_peft
 from longrope.storage.atomic import write_json, write_text
 
@@ -38,12 +39,37 @@ class SwitchedAdapter:
         self.use(False)
 
     def use(self, rows: Tensor | bool) -> None:
-        """Turn the adapter on or off, for all rows or for each, bool ``(rows,)``."""
-        on: Any = rows
-        if isinstance(rows, Tensor):
-            on = bool(rows[0]) if (rows == rows[0]).all() else rows[:, None, None]
+        """Turn the adapter on or off, for all rows or for each, bool ``(rows,)``.
+
+        Raises:
+            LongRopeError: Rows differ, and the adapter changes weights of experts.
+        """
+        if isinstance(rows, Tensor) and (rows == rows[0]).all():
+            rows = bool(rows[0])
+        # peft wraps a weight of several experts in a layer with the parameter's name
+        if isinstance(rows, Tensor) and any(hasattr(layer, "parameter_name") for layer in self.layers):
+            raise LongRopeError(
+                f"input_ids has {len(rows)} rows, and the factors rescale only some of them: the adapter changes the "
+                "weights of the experts, which all rows share. Run short and long rows in batches of their own."
+            )
         for layer, strength in zip(self.layers, self.strengths, strict=True):
-            layer.scaling[NAME] = strength * (on.to(layer.weight.device) if isinstance(on, Tensor) else on)
+            layer.scaling[NAME] = RowStrength(strength, rows) if isinstance(rows, Tensor) else strength * rows
+
+
+class RowStrength:
+    """The strength of a LoRA layer in some rows of a batch.
+
+    Args:
+        strength: Factor of the layer's output there.
+        rows: Whether each row has it, bool ``(rows,)``.
+    """
+
+    def __init__(self, strength: float, rows: Tensor) -> None:
+        self.strength, self.rows = strength, rows
+
+    def __rmul__(self, output: Tensor) -> Tensor:
+        by_row = output.reshape(len(self.rows), -1, output.shape[-1])  # experts get (rows * tokens, hidden)
+        return (by_row * (self.strength * self.rows.to(output.device))[:, None, None]).view_as(output)
 
 
 def switched_adapter(model: nn.Module) -> SwitchedAdapter | None:
@@ -83,7 +109,7 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
         hook.remove()
     adapter.use(True)
     names = {module: name for name, module in model.named_modules()}
-    for layer in adapter.layers:
+    for layer in reversed(adapter.layers):  # a wrapper of an expert's weight may hold another one
         layer.merge(adapter_names=[NAME])
         model.set_submodule(names[layer], layer.get_base_layer())
     delattr(model, ATTRIBUTE)

@@ -9,8 +9,11 @@ from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 
-# projections and norms of queries and keys, and projections to queries, keys and values at once
-QUERIES_AND_KEYS = re.compile(r"\b(q|k|qk|qkv)_(proj|norm|layernorm)\b|\bquery_key_value\b")
+# projections and norms of queries and keys, of low rank too, and projections to queries, keys and values at once
+QUERIES_AND_KEYS = re.compile(
+    r"\b(q|k|qk|kv|qkv)(_a|_b|_gate)?_(proj|proj_with_mqa|norm|layernorm)\b|\b(query|key|k_rope_only)_layernorm\b"
+    r"|\bquery_key_value\b|\bWqkv\b|\bwq_b\b|\bwk\b"
+)
 
 
 @torch.no_grad()

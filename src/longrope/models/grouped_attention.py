@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -24,11 +25,11 @@ def grouped_attention(device: torch.device) -> Iterator[None]:
     if device.type != "cpu" or ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
         yield
         return
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = _attend
+    AttentionInterface.register("sdpa", _attend)  # an item of ALL_ATTENTION_FUNCTIONS would hide later registrations
     try:
         yield
     finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_attention_forward
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
 
 
 def _attend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def install_factors(model: PreTrainedModel, scaling: Scaling | Extension | Seque
     """
     rotary = find_rotary_slot(model)
     embedding = _embedding(rotary.rope, scaling, model.device)
-    rows = 1 if isinstance(scaling, (Scaling, Extension)) else len(scaling)
+    rows = len(scaling) if isinstance(scaling, (list, tuple)) else 1
     only_short = isinstance(scaling, Extension) and scaling.long.is_identity
     length = min(BLOCK**2, rotary.rope.original_length if only_short else 2 * rotary.rope.original_length)
     try:
@@ -87,7 +88,8 @@ def _embedding(rope: Rope, scaling: Scaling | Extension | Sequence[Scaling], dev
         scalings = [scaling.short, scaling.long]
         embedding = LongRoPE.of(scaling)
     else:
-        scalings = [scaling] if isinstance(scaling, Scaling) else scaling
+        rows = scaling if isinstance(scaling, (list, tuple)) else [scaling]
+        scalings = cast("Sequence[Scaling]", rows)  # check_rope refuses the others
         for row in scalings:
             check_rope(row, rope)
         embedding = LongRoPE.static(rope, scalings)

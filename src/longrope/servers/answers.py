@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
 from longrope.servers.client import RefusedRequestError, Server
 from longrope.servers.completion import Completion, complete
 from longrope.servers.probe_prompts import STEPS, ProbePrompt
 from longrope.servers.token_texts import TokenTexts
-from longrope.tasks.encode import encode_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

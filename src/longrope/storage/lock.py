@@ -50,8 +50,9 @@ def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str
         empty = folder and path.exists() and all(entry.name == LOCK for entry in path.iterdir())
         if path.exists() and not overwrite and not empty:
             raise LongRopeError(f"{path} exists; {also}replace it with --overwrite or choose another output with -o")
-        existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
-        tempfile.TemporaryFile(dir=path.parent if existing == path and not folder else existing).close()
+        target = Path(os.path.realpath(path))  # a link stays one, and its target is written
+        existing = next(ancestor for ancestor in (target, *target.parents) if ancestor.exists())
+        tempfile.TemporaryFile(dir=target.parent if existing == target and not folder else existing).close()
     except OSError as error:
         raise cannot_write(path, error) from None
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
-from longrope.tasks.encode import encode_within
 from longrope.tasks.prompts import PromptRequest
 from longrope.tasks.ruler_data import essays_of
 
@@ -100,9 +100,11 @@ def sentence_borders(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> 
 @lru_cache(maxsize=2)
 def _token_classes(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
     """Return which tokens begin with a blank, and which end a sentence, by token id."""
-    tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]
-    starts = [token.startswith(("Ġ", "▁", " ")) for token in tokens]
-    return np.array(starts), np.array([token.endswith((".", "!", "?")) for token in tokens])
+    vocabulary = tokenizer.get_vocab()
+    starts, ends = np.zeros((2, max(vocabulary.values()) + 1), dtype=bool)  # no token may have some ids
+    for token, index in vocabulary.items():
+        starts[index], ends[index] = token.startswith(("Ġ", "▁", " ")), token.endswith((".", "!", "?"))
+    return starts, ends
 
 
 def plant(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError
-from longrope.tasks.encode import encode_within
 from longrope.tasks.haystack import REPEATED, Haystack, essays, plant
 from longrope.tasks.prompts import Prompt, PromptRequest
 from longrope.tasks.ruler_data import essays_of

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from longrope.data.tokenize import encode_within
 from longrope.errors import LongRopeError, unknown
 from longrope.tasks.chat import CHAT, ChatFormat, chat_format
-from longrope.tasks.encode import encode_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

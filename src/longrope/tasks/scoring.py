@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from longrope.data.tokenize import encode_within
 from longrope.models.cache import ReadText
 from longrope.models.device_memory import explain_out_of_memory
-from longrope.tasks.encode import encode_within
 from longrope.tasks.greedy import generate_answers
 from longrope.tasks.prompts import Prompt
 

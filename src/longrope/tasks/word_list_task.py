@@ -9,7 +9,7 @@ from itertools import chain
 
 import numpy as np
 
-from longrope.tasks.encode import encode_within
+from longrope.data.tokenize import encode_within
 from longrope.tasks.prompts import Prompt, PromptRequest
 
 
