@@ -278,7 +278,7 @@ def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scalin
     names = method.schemes if options.schemes is None else options.schemes
     starts = [_with_attention(scheme(name, space.rope, space.length), space, options) for name in names]
     if options.keep_short is not None:  # where the attention factor is 1, these keep every limit
-        starts.append(replace(Scaling.identity(space.rope), length=space.length))
+        starts.append(_with_attention(replace(Scaling.identity(space.rope), length=space.length), space, options))
     for value in options.factors:
         factors = load_factors(value) if isinstance(value, (str, Path)) else value
         long_factors = factors.long if isinstance(factors, Extension) else factors
