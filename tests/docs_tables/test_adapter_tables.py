@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp
+from math import exp, log
 from statistics import fmean
 from typing import Any
 
@@ -10,6 +10,7 @@ from published import assert_says, assert_table, exact, perplexity_at, record, r
 
 RESULTS, EXTENDING, README = "docs/results.md", "docs/extension.md", "README.md"
 ADAPTERS = record("smollm2-extension.json")
+(FAR,) = record("smollm2-128k.json").values()
 HOURS = record("smollm2-16k-by-hours/results.json")
 TINY = record("extend-by-hours.json")
 ROWS = {
@@ -41,6 +42,14 @@ def test_perplexity_by_length() -> None:
         show = three_figures if name.startswith("2m") else "{:.2f}".format
         rows.append(row(label, *(show(value["perplexity"]) if value else "" for value in values)))
     assert_table(RESULTS, rows)
+
+
+def test_perplexity_by_position_of_131072_tokens() -> None:
+    nats = [log(value) for value in FAR["perplexity_by_position"]]
+    quarters = [exp(fmean(nats[first : first + 4])) for first in range(0, 16, 4)]
+    assert_table(RESULTS, [row("perplexity", *(f"{value:.1f}" for value in [*quarters, FAR["perplexity"]]))])
+    assert FAR["recall"] == 0.0
+    assert_says(RESULTS, f"none of {FAR['questions']} questions on planted lines was answered")
 
 
 def test_what_the_pages_say_of_the_adapter() -> None:
