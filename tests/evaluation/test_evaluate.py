@@ -138,7 +138,7 @@ def test_lengths_that_the_texts_do_not_have_are_refused(llama: PreTrainedModel, 
         ({"lengths": [64], "texts": {"input_ids": [[1] * 64]}}, "texts: a mapping with the keys input_ids"),
         ({"lengths": [64], "texts": [[1] * 64], "retrieval": "passkey"}, r"Pass \['passkey'\]"),
         ({"lengths": [64], "texts": [[1] * 64], "candidates": ["yarn"]}, "candidates = a list: not scalings by name"),
-        ({"lengths": [64], "texts": [[1] * 64], "candidates": {"x": "yarn"}}, r"candidates\['x'\] = a str"),
+        ({"lengths": [64], "texts": [[1] * 64], "candidates": {"x": "yarn"}}, r"candidates\['x'\]: scaling = 'yarn'"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(tiny: tuple[Any, Any], arguments: Any, message: str) -> None:

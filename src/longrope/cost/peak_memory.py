@@ -59,7 +59,7 @@ def moved_in_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
 def of_cache(shape: ModelShape, length: int) -> int:
     """Return the bytes of keys and values of ``length`` tokens in all layers, which generation keeps."""
     reaches = [length if window is None else min(length, window) for window in shape.windows]
-    features = sum(reach * kept for reach, kept in zip(reaches, shape.cached_features, strict=True))
+    features = sum(reach * cached for reach, cached in zip(reaches, shape.cached_features, strict=True))
     return features * shape.bytes
 
 

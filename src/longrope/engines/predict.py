@@ -101,9 +101,9 @@ def extension_in_config(config: Mapping[str, Any]) -> Extension:
             short = long = yarn_as_written(yarn, rope, length, length)
         else:
             factor = scaling.get("attention_factor") or attention_factor("su", rope, length)
-            own = scaling if config.get("model_type") == "phimoe" else {}  # which alone has one for each set
+            attention = scaling if config.get("model_type") == "phimoe" else {}  # which alone has one for each set
             short, long = (
-                Scaling(scaling[f"{name}_factor"], attention_factor=own.get(f"{name}_mscale") or factor)
+                Scaling(scaling[f"{name}_factor"], attention_factor=attention.get(f"{name}_mscale") or factor)
                 for name in ("short", "long")
             )
     except (KeyError, TypeError) as error:

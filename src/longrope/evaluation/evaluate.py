@@ -30,7 +30,7 @@ from longrope.models.patch import patch
 from longrope.models.peft_model import refuse_peft_model
 from longrope.provenance import provenance
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
+from longrope.scaling import Extension, Scaling, check_rope
 from longrope.storage.jsonl import JsonlFile
 from longrope.storage.lock import claimed
 from longrope.tasks.prompt_sets import make_prompt_sets
@@ -151,11 +151,8 @@ def _scalings(
             f"candidates = a {type(candidates).__name__}: not scalings by name. Pass a dict like {{'mine': scaling}}."
         )
     for name, scaling in candidates.items():
-        if not isinstance(scaling, (Scaling, Extension, type(None))):
-            raise LongRopeError(
-                f"candidates[{name!r}] = a {type(scaling).__name__}: not a Scaling or an Extension. Make one with "
-                "longrope.scheme, or read one with longrope.load_factors."
-            )
+        if scaling is not None:
+            check_rope(scaling, Rope.of(model), f"candidates[{name!r}]")
     scalings = ({ORIGINAL: None} if options.original else {}) | dict(candidates)
     if not scalings:
         raise LongRopeError("candidates = {}: there is nothing to compare. Pass a scaling, or original=True.")

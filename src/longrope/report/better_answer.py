@@ -37,8 +37,8 @@ def better(run: LoadedRun, candidate: str) -> VerdictAnswer:
         return VerdictAnswer(question, "Not compared with a closed form", f"R{advice[1:]}.", advice=advice)
     label, gap = run.label(best), perplexity_gap(run, candidate, best, length)
     if gap is None or gap.percent.value is None:
-        why = "These results do not hold the losses of the same documents."
-        why = why if gap is None else f"A perplexity is not finite. {suspect(run.results.dtype)}"
+        infinite = f"A perplexity is not finite. {suspect(run.results.dtype)}"
+        why = "These results do not hold the losses of the same documents." if gap is None else infinite
         return VerdictAnswer(question, f"Not compared with the best closed form, {label}", why)
     pair = retrieval_gap(run, candidate, best, length)
     numbers = f"perplexity {percent(gap.percent)}"
