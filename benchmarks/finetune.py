@@ -64,7 +64,7 @@ def measure(name: str, words: str, way: str) -> dict[str, float]:
         if way == "sparse":
             use_weighted_attention(model)
         use_chunked_loss(model)
-        checkpointing = recomputes_layers(ModelShape.of(model.config, "float32"), windows.size, mixed=False)
+        checkpointing = recomputes_layers(ModelShape.of(model.config, "float32"), windows.size, lora=0, mixed=False)
     clock = Clock()
     with TemporaryDirectory() as folder:
         arguments = TrainingArguments(

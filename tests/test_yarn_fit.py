@@ -92,12 +92,56 @@ def test_the_nearest_yarn_is_the_nearest_of_all(name: str) -> None:
     assert best - 1e-5 <= distance(first, last, np.array([math.log(factor)])) <= best + 1e-12
 
 
+@pytest.mark.parametrize("dim", [4, 8])
+def test_every_yarn_is_nearest_to_itself(dim: int) -> None:
+    """With equal weights, also beyond the last pair, and below a factor of 2."""
+    rope = Rope(dim=dim, base=1e4, original_length=256)
+    for first in range(dim // 2 - 1):
+        for last in range(first + 1, dim):
+            for factor in (1.5, 3.0):
+                log_factors = np.log(yarn(rope, 2048, factor=factor, **betas(rope, first, last)).factors)
+                band = nearest_yarn(rope, log_factors)
+                nearest = yarn(rope, 2048, factor=band[2], **betas(rope, *band[:2]))
+                np.testing.assert_allclose(np.log(nearest.factors), log_factors, atol=1e-8)
+
+
+@pytest.mark.parametrize(("bounds", "nearest"), [({"most": 4.0}, 4.0), ({"least": 10.0}, 10.0), ({}, 8.0)])
+def test_the_nearest_factor_has_bounds(bounds: dict[str, float], nearest: float) -> None:
+    log_factors = np.log(scheme("yarn", TINY, 2048).factors)
+    assert nearest_yarn(TINY, log_factors, **bounds)[2] == pytest.approx(nearest, rel=1e-9)
+
+
+@pytest.mark.parametrize("original_length", range(200, 440, 40))
+def test_betas_are_the_usual_ones_if_they_give_the_band(original_length: int) -> None:
+    """32 turns may lie in the last third of a pair, beyond the other end of a narrow band."""
+    rope = Rope(dim=16, base=1e4, original_length=original_length)
+    for first in range(7):
+        for last in range(first + 1, 15):
+            fast, slow = betas(rope, first, last).values()
+            assert rope.band(fast, slow) == (first, last)
+            assert fast > slow
+            assert (fast == 32) == (first == rope.band()[0] and slow < 32)
+            assert (slow == 1) == (last == rope.band()[1] and fast > 1)
+
+
 def test_a_yarn_is_its_own_nearest() -> None:
     scaling = replace(scheme("yarn", LLAMA3, 65_536), attention_factor=1.1)
     fitted, parameters = fit_yarn(LLAMA3, scaling)
     assert parameters == {"factor": pytest.approx(8, rel=1e-9), "beta_fast": 32, "beta_slow": 1}
     assert max(distances(LLAMA3, scaling, fitted).values()) < 1e-6
     assert (fitted.attention_factor, fitted.length, fitted.scheme) == (1.1, 65_536, "yarn")
+
+
+@pytest.mark.parametrize("name", ["ramp", "ntk", "heuristic"])
+def test_pairs_count_by_their_turns_within_the_length(name: str) -> None:
+    """The distance of a pair is weighed by the square of the part of a turn that it makes, at most 1."""
+    scaling = scheme(name, TINY, 2048)
+    lam = np.asarray(scaling.factors)
+    wavelengths = 2 * math.pi * lam * 1e4 ** (np.arange(32) / 32)
+    weights = np.where(wavelengths < 2048, 1.0, 2048 / wavelengths) ** 2
+    first, last, factor = nearest_yarn(TINY, np.log(lam), weights=weights, least=8.0)
+    _, parameters = fit_yarn(TINY, scaling)
+    assert parameters == {"factor": pytest.approx(factor, rel=1e-9), **betas(TINY, first, last)}
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -122,9 +166,17 @@ def test_distances() -> None:
 @pytest.mark.parametrize(
     ("rope", "scaling", "message"),
     [
-        (scheme("pi", TINY, 512).rope_after(TINY), Scaling([2.0] * 32, length=2048), "cannot express products"),
+        (
+            scheme("pi", TINY, 512).rope_after(TINY),
+            Scaling([2.0] * 32, length=2048),
+            "^rope.factors: the checkpoint .* A YaRN cannot express products. Fit the factors of a plain",
+        ),
         (TINY, Scaling([2.0] * 32, length=2048, start_tokens=4), "start_tokens = 4: a YaRN has none"),
-        (TINY, Scaling([2.0] * 32), "length = None"),
+        (
+            TINY,
+            Scaling([2.0] * 32),
+            "^length = None: a YaRN is for a target length in tokens. Set the scaling's length.$",
+        ),
         (TINY, Scaling([2.0], length=2048), "belong to another model"),
         (TINY, Scaling([2.0] * 32, length=128), "below the model's original length"),
     ],

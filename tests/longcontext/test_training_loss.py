@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import families
 import pytest
 import torch
@@ -146,26 +148,48 @@ def test_the_size_of_the_chunks_does_not_matter(
 
 @EVERY
 def test_no_more_logits_at_once_than_said(name: str, ids: Tensor) -> None:
-    """Neither forwards nor backwards; twice each, as the backward pass computes them anew."""
+    """Each is computed once, as its backward pass follows at once."""
     model, sizes = use_chunked_loss(build(name)), []
     with model.get_output_embeddings().register_forward_hook(lambda *made: sizes.append(made[2].shape[:2].numel())):
         gradients(model, input_ids=ids, labels=ids)
     assert max(sizes) == len(ids) * POSITIONS
-    assert sum(sizes) == 2 * len(ids) * LENGTH
+    assert sum(sizes) == len(ids) * LENGTH
 
 
 def test_no_logits_are_kept_for_the_backward_pass(ids: Tensor) -> None:
     model, kept = use_chunked_loss(build("llama")), []
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.append(tuple(tensor.shape))
+        kept.append((tensor.shape, weakref.ref(tensor)))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        assert model(input_ids=ids, labels=ids).loss.requires_grad
-    made = [shape for shape in kept if shape[-1:] == (families.VOCABULARY,)]
-    assert kept
-    assert not made
+        loss = model(input_ids=ids, labels=ids).loss
+    assert loss.requires_grad
+    made = [one for shape, one in kept if shape[-1:] == (families.VOCABULARY,)]
+    assert made
+    assert not [one for one in made if one() is not None]
+    assert [one for _, one in kept if one() is not None]  # of the backbone
+
+
+def test_without_gradients(ids: Tensor, labels: Tensor) -> None:
+    """As a trainer evaluates."""
+    model = use_chunked_loss(build("llama"))
+    with torch.no_grad():
+        loss = model(input_ids=ids, labels=labels).loss
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(gradients(model, input_ids=ids, labels=labels)[0], rel=1e-6)
+
+
+def test_frozen_weights_get_no_gradient(ids: Tensor, labels: Tensor) -> None:
+    """As with LoRA: the head is frozen, the hidden states carry a gradient."""
+    wanted = gradients(build("llama"), input_ids=ids, labels=labels)
+    model = use_chunked_loss(build("llama"))
+    model.get_output_embeddings().requires_grad_(False)
+    found = gradients(model, input_ids=ids, labels=labels)
+    assert found[1].pop("lm_head.weight") is None
+    del wanted[1]["lm_head.weight"]
+    assert_same(found, wanted)
 
 
 def test_the_backbone_runs_once_and_is_what_it_was(ids: Tensor) -> None:
@@ -210,6 +234,7 @@ def test_weights_multiply_the_losses_of_their_tokens(ids: Tensor, labels: Tensor
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_distillation_adds_the_cross_entropy_to_the_teacher(ids: Tensor, labels: Tensor, weight: float) -> None:
     model, teacher = build("llama"), build("mistral")
+    teacher.get_output_embeddings().weight.data *= -2  # else both distributions are nearly equal
     logits, losses = by_token(model, ids, labels)
     expected = teacher(input_ids=ids).logits[:, :-1].softmax(-1)
     soft = -(expected * logits.log_softmax(-1)).sum(-1)

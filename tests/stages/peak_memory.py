@@ -35,7 +35,7 @@ def main(mode: str, dtype: str, length: str) -> None:
     model, _ = load("tiny", dtype="float32" if mode == "train" else dtype)
     if mode == "train":
         model.train()
-        if recomputes_layers(ModelShape.of(model.config), int(length), mixed=dtype == "bfloat16"):
+        if recomputes_layers(ModelShape.of(model.config), int(length), lora=0, mixed=dtype == "bfloat16"):
             model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(tile_mlps(use_chunked_loss(model)).parameters())
 

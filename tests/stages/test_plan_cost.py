@@ -75,8 +75,8 @@ def test_parameters_and_flops_of_a_forward_pass(name: str) -> None:
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_flops_of_training(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checkpointed, as fine-tuning long sequences is: all is computed twice and then backwards."""
-    monkeypatch.setattr(training_loss, "logits_on", lambda _: 25)  # so that the head's chunks are recomputed too
+    """Checkpointed, as fine-tuning long sequences is: layers are computed twice and then backwards."""
+    monkeypatch.setattr(training_loss, "logits_on", lambda _: 25)  # so that the head runs in chunks
     model = families.from_config(config("llama")).train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     if not trained:  # as with LoRA: only what flows through
@@ -226,10 +226,28 @@ def test_a_test_of_rates_keeps_the_weights_in_main_memory(lora: int, monkeypatch
 def test_autocast_keeps_copies_of_trained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, until the forward pass ends, even where layers are recomputed."""
     monkeypatch.setattr(peak_memory, "SAVED", 0)
+    monkeypatch.setattr(peak_memory, "ROOM", 0.0)
     widened = replace(TINY, parameters=TINY.parameters + 1000)
     for mixed, bytes_ in ((True, 18), (False, 16)):
         one, more = (peak_memory.of_training(shape, 512, lora=0, mixed=mixed) for shape in (TINY, widened))
         assert more - one == 1000 * bytes_
+
+
+def test_layers_are_kept_where_memory_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU in a quarter of what weights and optimizer leave, on CUDA in the budget of activations."""
+    length = 2**17
+    kept = peak_memory._activations(TINY, length, mixed=False)
+    assert kept > peak_memory.SAVED
+    weights = 16 * TINY.parameters
+    for bytes_, recomputed in ((4 * kept + weights, False), (4 * kept + weights - 4, True)):
+        monkeypatch.setattr(peak_memory, "device_memory", lambda _, total=bytes_: total)
+        assert peak_memory.recomputes_layers(TINY, length, lora=0, mixed=False) == recomputed
+        assert not peak_memory.recomputes_layers(TINY, length, lora=8, mixed=False)  # smaller optimizer
+    for budget, recomputed in ((kept, False), (kept - 1, True)):
+        monkeypatch.setattr(peak_memory, "activation_budget", lambda _, budget=budget: budget)
+        assert peak_memory.recomputes_layers(TINY, length, lora=0, mixed=False) == recomputed
+    monkeypatch.setattr(peak_memory, "activation_budget", lambda _: 0)
+    assert not peak_memory.recomputes_layers(TINY, 1024, lora=0, mixed=False)
 
 
 def test_what_makes_a_search_cheaper() -> None:

@@ -135,7 +135,7 @@ class ModelShape:
         return Flops(2 * self.matmul_parameters * length, 4 * self.query_features * pairs)
 
     def backward(self, length: int, *, trained: bool, recomputed: bool = True) -> Flops:
-        """Return the FLOPs of a forward pass, a second one for what was not kept, and the backward pass.
+        """Return the FLOPs of a forward pass, a second one for layers that were not kept, and the backward pass.
 
         With the second pass it is up to 7% too high, since that pass may leave out a layer's last product. A third pass
         over MLPs of long sequences, which run chunk by chunk, is not counted.
@@ -143,10 +143,12 @@ class ModelShape:
         Args:
             length: Tokens of the sequence.
             trained: Whether weights get gradients; else only their inputs do.
-            recomputed: Whether there is a second forward pass.
+            recomputed: Whether there is a second forward pass, of all layers without the head.
         """
+        forward, head = self.forward(length), 2 * self.vocabulary * self.hidden_size * length
         # attention kernels keep no scores: backwards, five products where forwards there are two (Dao 2023)
-        return self.forward(length).times((3 if trained else 2) + recomputed, 3.5 + recomputed)
+        kept_and_backward = forward.times(3 if trained else 2, 3.5)
+        return kept_and_backward + Flops(forward.linear - head, forward.attention).times(recomputed)
 
 
 def _experts(text: Any) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from longrope.cost.model_shape import ModelShape
@@ -9,6 +11,7 @@ from longrope.longcontext.cpu_offload import activation_budget
 from longrope.longcontext.layer_chunks import chunk_size_on
 from longrope.longcontext.tiling import LONG
 from longrope.longcontext.token_losses import LOGITS_IN_CACHE, logits_on
+from longrope.models.device_memory import device_memory
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 CAST = 2  # bytes a trained parameter: the copy in bfloat16 that autocast keeps until the forward pass ends
@@ -19,7 +22,8 @@ FORWARD_CHUNK, FORWARD_SEQUENCE = (3.0, 0.0, 6.0), (0.0, 1.0)
 GRADIENT_CHUNK, GRADIENT_SEQUENCE = (6.0, 1.0, 10.5), (4.0, 5.0)
 # In training, of a layer that is recomputed: of the MLP's width, of keys and values; in float32: of the hidden size.
 TRAINED = (6.0, 1.0, 10.5)
-SAVED = 2**30  # bytes of activations up to which training saves all of them instead of recomputing layers
+SAVED = 2**30  # bytes of activations that training saves on every device instead of recomputing layers
+ROOM = 0.25  # of main memory beside weights and optimizer: what a CPU saves, where that is more
 
 
 def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
@@ -72,24 +76,38 @@ def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> in
         lora: Rank of LoRA; 0 trains all weights, which are then float32.
         mixed: Whether products are computed in bfloat16.
     """
-    weights = (ADAM + CAST * mixed) * shape.trained(lora)
-    if lora:
-        weights += (shape.bytes if mixed else 4) * shape.parameters
     inputs = _layer_inputs(shape, length, lora=lora, mixed=mixed)
     inputs -= moved_in_training(shape, length, lora=lora, mixed=mixed)
-    saved = 0 if recomputes_layers(shape, length, mixed=mixed) else _activations(shape, length, mixed=mixed)
-    return round(weights + inputs + max(saved, _trained_layer(shape, length, bytes_within=2 if mixed else 4)))
+    saved = 0 if recomputes_layers(shape, length, lora=lora, mixed=mixed) else _activations(shape, length, mixed=mixed)
+    layer = _trained_layer(shape, length, bytes_within=2 if mixed else 4)
+    return round(_trained_weights(shape, lora=lora, mixed=mixed) + inputs + max(saved, layer))
 
 
-def recomputes_layers(shape: ModelShape, length: int, *, mixed: bool) -> bool:
+def recomputes_layers(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> bool:
     """Return whether fine-tuning recomputes each layer in the backward pass, as its activations take too much memory.
+
+    It saves up to 1 GiB of them on every device; where that is more, a CPU a quarter of its memory beside weights and
+    optimizer, and CUDA what may stay there (`longrope.longcontext.cpu_offload.activation_budget`).
 
     Args:
         shape: The model's sizes.
         length: Tokens of a sequence.
+        lora: Rank of LoRA; 0 trains all weights.
         mixed: Whether products are computed in bfloat16.
     """
-    return _activations(shape, length, mixed=mixed) > SAVED
+    limit = activation_budget(shape.device)
+    if limit == math.inf:
+        weights = _trained_weights(shape, lora=lora, mixed=mixed)
+        limit = ROOM * ((device_memory(shape.device) or 0) - weights)
+    return _activations(shape, length, mixed=mixed) > max(SAVED, limit)
+
+
+def _trained_weights(shape: ModelShape, *, lora: int, mixed: bool) -> int:
+    """Return the bytes of weights, gradients and the optimizer in fine-tuning."""
+    weights = (ADAM + CAST * mixed) * shape.trained(lora)
+    if lora:
+        weights += (shape.bytes if mixed else 4) * shape.parameters
+    return weights
 
 
 def _activations(shape: ModelShape, length: int, *, mixed: bool) -> float:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.training_windows import IGNORED
+from longrope.longcontext.chunked_sum import sum_over_chunks
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.sparse_attention import sparse_inputs
 from longrope.longcontext.token_losses import head_only, logits_on
@@ -58,7 +58,7 @@ class Distillation:
 def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None = None) -> PreTrainedModel:
     """Replace a model's forward by one that returns only the loss, for training, and return the model.
 
-    The head runs on chunks of the sequence, which the backward pass recomputes. It is the model's own head with soft
+    The head runs on chunks of the sequence, whose gradients are computed at once. It is the model's own head with soft
     caps and scales, so the loss equals that of the model's own forward. `offload_activations` limits what layers save
     on a GPU. The change is permanent.
 
@@ -99,15 +99,8 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
         weights = of_windows.get("weights")
         shift_weights = (shift_labels != IGNORED).float() if weights is None else pad(weights[:, 1:], (0, 1))
         size = max(1, logits_on(hidden.device.type) // (len(input_ids) * model.config.get_text_config().vocab_size))
-        total = torch.zeros((), device=hidden.device)
-        for start in range(0, input_ids.shape[1], size):
-            chunk = slice(start, start + size)
-            arrays = (input_ids, hidden, shift_labels, shift_weights, teacher_hidden)
-            chunks: Any = (None if array is None else array[:, chunk] for array in arrays)
-            if size >= input_ids.shape[1]:  # one chunk saves what it would recompute
-                total = sum_of_losses(*chunks)
-            else:
-                total = total + checkpoint(sum_of_losses, *chunks, use_reentrant=False)
+        arrays = (input_ids, shift_labels, shift_weights, teacher_hidden)
+        total = sum_over_chunks(sum_of_losses, hidden, arrays, _head_weights(model), size)
         count = (shift_labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType]
 
@@ -119,12 +112,19 @@ def _only_mask(attention_mask: Any, _: PreTrainedModel) -> dict[str, Any]:
     return {"attention_mask": attention_mask}
 
 
+def _head_weights(model: PreTrainedModel) -> list[Tensor]:
+    """Return the trained weights of the modules outside of the backbone, among them the head's, tied or not."""
+    within = set(backbone_of(model).modules())
+    modules = (module for module in model.modules() if module not in within)
+    return [weight for module in modules for weight in module.parameters(recurse=False) if weight.requires_grad]
+
+
 def _sum_of_losses(
     model: PreTrainedModel,
     plain: Any,
     distillation: Distillation | None,
-    tokens: Tensor,
     hidden: Tensor,
+    tokens: Tensor,
     targets: Tensor,
     weights: Tensor,
     teacher_hidden: Tensor | None,

@@ -97,7 +97,7 @@ def finetune(
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
     shape = ModelShape.of(model.config, settings.dtype, device)
-    recompute = recomputes_layers(shape, windows.size, mixed=settings.dtype == "bfloat16")
+    recompute = recomputes_layers(shape, windows.size, lora=settings.lora, mixed=settings.dtype == "bfloat16")
     arguments = training_arguments(settings, steps, folder, device, report_to, recompute=recompute)
     trainer = Trainer(
         model=_with_lora(model, settings) if settings.lora else model,

@@ -183,7 +183,7 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
     tokens = finetune.sequence_length(length)
     short_tokens = min(rope.original_length, tokens)
     mixed = finetune.dtype == "bfloat16"
-    recomputed = peak_memory.recomputes_layers(shape, tokens, mixed=mixed)
+    recomputed = peak_memory.recomputes_layers(shape, tokens, lora=finetune.lora, mixed=mixed)
     long_pass, short_pass = (
         shape.backward(size, trained=not finetune.lora, recomputed=recomputed) for size in (tokens, short_tokens)
     )
