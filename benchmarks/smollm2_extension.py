@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ length = "LENGTH"
 factors = "FACTORS"
 
 [stages.finetune]
-steps = 60           # 245,760 tokens
+steps = STEPS        # of 4,096 tokens
 batch = 2
 rate = 1e-3
 warmup = 0.06
@@ -78,7 +78,30 @@ needles = 0.5
 [evaluation]
 lengths = []
 """
-RUNS = {"32k": ("yarn", "yarn"), "2m": ("heuristic", "su")}  # length: factors and attention factor of the plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training.
+
+    Args:
+        length: Target length.
+        factors: Scheme of the factors.
+        attention: Attention factor.
+        steps: Steps of two windows.
+    """
+
+    length: str
+    factors: str
+    attention: str
+    steps: int = 60
+
+
+RUNS = {
+    "32k": Run("32k", "yarn", "yarn"),
+    "2m": Run("2m", "heuristic", "su"),
+    "2m-180": Run("2m", "heuristic", "su", steps=180),
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class Row:
     Args:
         scheme: Scheme of the factors; None for plain RoPE.
         target: Length that the factors are for, in tokens.
-        run: Length of the run whose adapter is on, a key of `RUNS`; None for the original weights.
+        run: Training whose adapter is on, a key of `RUNS`; None for the original weights.
         merged: Whether the adapter is part of the weights, and the factors are not used.
         longest: Longest measured length in tokens.
         against: Row that the differences are to.
@@ -109,6 +132,7 @@ ROWS = {
     "original": Row(longest=L0),
     "merged": Row(run="32k", merged=True, longest=L0, against="original"),
     "2m adapter": Row("heuristic", 2**21, "2m", against="2m yarn"),
+    "2m adapter, 180 steps": Row("heuristic", 2**21, "2m-180", against="2m yarn"),
     "2m heuristic": Row("heuristic", 2**21, against="2m yarn"),
     "2m yarn": Row("yarn", 2**21),
     "2m ramp": Row("ramp", 2**21, longest=L0),
@@ -145,26 +169,28 @@ def texts() -> None:
     folder.rename(TEXTS)
 
 
-def plan(length: str) -> str:
+def plan(name: str) -> str:
     """Return the plan of a run as TOML."""
-    factors, attention = RUNS[length]
-    return PLAN.replace("LENGTH", length).replace("FACTORS", factors).replace("ATTENTION", attention)
+    filled = PLAN
+    for field, value in asdict(RUNS[name]).items():
+        filled = filled.replace(field.upper(), str(value))
+    return filled
 
 
-def run(length: str) -> None:
-    """Carry out the plan for a length."""
-    bar = tqdm(desc=length)
+def run(name: str) -> None:
+    """Carry out the plan of a run."""
+    bar = tqdm(desc=name)
 
     def on_progress(_: str, done: int, total: int, note: str) -> None:
-        bar.set_description(f"{length}, {note}")
+        bar.set_description(f"{name}, {note}")
         bar.total, bar.n = total, done
         bar.refresh()
 
-    staged = StagedRun(BUILD / length, "smollm2", parse_plan(plan(length)), dtype=DTYPE, on_progress=on_progress)
+    staged = StagedRun(BUILD / name, "smollm2", parse_plan(plan(name)), dtype=DTYPE, on_progress=on_progress)
     begin_run(staged, resume=True)
     extend(staged)
     training = staged.stage_folder(1) / "training.json"
-    measured("training", length, lambda: {key: json.loads(training.read_text())[key] for key in ("seconds", "loss")})
+    measured("training", name, lambda: {key: json.loads(training.read_text())[key] for key in ("seconds", "loss")})
 
 
 class Bench:
@@ -217,7 +243,7 @@ def measured(part: str, name: str, measure: Callable[[], Any]) -> Any:
         done = {name: measure()}
         record = read()  # another process may have measured meanwhile
         record.setdefault(part, {}).update(done)
-        write_json(RESULTS, record | {"plans": [plan(length) for length in RUNS], "provenance": provenance()})
+        write_json(RESULTS, record | {"plans": [plan(name) for name in RUNS], "provenance": provenance()})
     return done[name]
 
 
@@ -282,8 +308,8 @@ def main() -> None:
     if not part or part == ["texts"]:
         texts()
     if not part or part == ["run"]:
-        for length in names or RUNS:
-            run(length)
+        for name in names or RUNS:
+            run(name)
     for name, measure in parts.items():
         if not part or part == [name]:
             measure(*(names or ROWS))

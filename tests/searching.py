@@ -75,6 +75,7 @@ class Documents:
         noise: from a candidate and an item to what is added.
         apart: how far the target of an item lies from that of the one before; the middle one's is `TARGET`.
         calls: takes every evaluated pair.
+        sizes: takes the number of pairs of every pass.
         backwards: whether the batches come in reverse order.
     """
 
@@ -82,6 +83,7 @@ class Documents:
     noise: Callable[[Scaling, int], float] = lambda _, item: 0.01 * item
     apart: float = 0.0
     calls: list[tuple[Scaling, int]] | None = None
+    sizes: list[int] | None = None
     backwards: bool = False
 
     def shift(self, item: int) -> float:
@@ -100,6 +102,8 @@ class Documents:
             assert len({self.tokens[item] for _, item in batch}) == 1, "a batch of unequal lengths"
             if self.calls is not None:
                 self.calls.extend(batch)
+            if self.sizes is not None:
+                self.sizes.append(len(batch))
             slopes = [self.slope(*pair) if gradient else None for pair in batch]
             yield index, [CandidateLoss(self.loss(*pair), by) for pair, by in zip(batch, slopes, strict=True)]
 
@@ -215,7 +219,12 @@ def evaluations(path: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()) if "loss" in line]
 
 
-# What runs in workers: `build` of an engine, made picklable by `partial`.
+# What runs in workers: `build` of a pool, made picklable by `partial`; what they evaluate, and the same in this one.
+
+ITEMS = [(5, 0.0), (5, 0.01), (9, 0.02)]
+TOKENS = [tokens for tokens, _ in ITEMS]
+HERE = Documents(tuple(TOKENS), lambda _, item: ITEMS[item][1])
+BATCHES: list[Batch] = [[(Scaling([1.0 + i / 7] * 8), item)] for i in range(5) for item in range(3)]
 
 
 def build(_: int) -> Callable[[Sequence[Any]], Objective]:

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from repository_scripts import script
+from typer.testing import CliRunner
 
 import longrope
+from longrope.cli.main import app
+from longrope.stages.plan import parse_plan
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -113,7 +116,12 @@ def test_the_site_builds_without_a_warning(tmp_path) -> None:
     assert (tmp_path / "site" / "files" / "benchmarks" / "results" / "demo.json").exists()
 
 
-GUIDES = [ROOT / "README.md", *sorted(DOCS.glob("guides/add-*.md")), DOCS / "guides/without-fine-tuning.md"]
+GUIDES = [
+    ROOT / "README.md",
+    *sorted(DOCS.glob("guides/add-*.md")),
+    DOCS / "guides/without-fine-tuning.md",
+    DOCS / "reading.md",
+]
 PLACEHOLDERS = {"MODEL", "my-texts/"}
 
 
@@ -162,3 +170,37 @@ def test_a_guide_runs_and_prints_what_it_says(page: Path, tmp_path: Path) -> Non
     printed = set(re.findall("[a-z_]+", run_guide(page, tmp_path)))
     outputs = "".join(block for language, block in blocks(page) if not language)
     assert not set(re.findall("[a-z_]+", outputs)) - printed
+
+
+def sessions(page: Path) -> list[str]:
+    """Return the blocks of a page with commands after ``$`` and their output, without those that need a server."""
+    contents = [content for language, content in blocks(page) if not language]
+    return [content for content in contents if content.startswith("$ longrope ") and "http" not in content]
+
+
+def shapes(text: str) -> list[str]:
+    """Return the lines of a text without blanks at their ends, and with one sign for every number."""
+    return [re.sub(r"[\d.,]*\d", "#", line).strip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if sessions(page)], ids=lambda page: page.stem)
+def test_a_session_prints_what_the_page_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare all but numbers, whose last digits differ from one processor to the next."""
+    monkeypatch.chdir(tmp_path)
+    for session in sessions(page):
+        lines = session.splitlines()
+        commands = [shlex.split(line)[2:] for line in lines if line.startswith("$ ")]
+        printed = "".join(CliRunner(env={"COLUMNS": "130"}).invoke(app, command).output for command in commands)
+        missing = {*shapes("\n".join(line for line in lines if not line.startswith("$ ")))} - {*shapes(printed)}
+        assert not missing, printed
+
+
+def plans(page: Path) -> list[str]:
+    """Return the blocks of a page that are whole plans."""
+    return [content for language, content in blocks(page) if language == "toml" and content.startswith("version")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if plans(page)], ids=lambda page: page.stem)
+def test_a_plan_in_a_page_is_one(page: Path) -> None:
+    for text in plans(page):
+        assert parse_plan(text).stages

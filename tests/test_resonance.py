@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
-from longrope.schemes import SCHEMES, canonical, is_scheme, resonance, scheme
+from longrope.scheme_modifiers import resonance
+from longrope.schemes import SCHEMES, canonical, is_scheme, scheme
 
 ROPE = Rope(dim=64, base=1e4, original_length=256)
 

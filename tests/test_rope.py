@@ -329,6 +329,14 @@ def test_rope_refuses_bad_factors(value: object) -> None:
     assert str(error.value).startswith(f"rope factors[3] = {value!r} must be ")
 
 
+@pytest.mark.parametrize("name", ["factors", "short_factors"])
+@pytest.mark.parametrize("value", [5, "1234", None])
+def test_rope_refuses_factors_that_are_not_a_list(name: str, value: object) -> None:
+    with pytest.raises(LongRopeError) as error:
+        replace(ROPE, **{name: value})
+    assert str(error.value) == f"rope {name} = {value!r} must be a list of numbers"
+
+
 @pytest.mark.parametrize("kind", [list, np.array, iter])
 def test_factors_of_any_kind_are_kept_as_a_tuple_of_numbers(kind: Callable) -> None:
     rope = replace(ROPE, factors=kind([1, 2, 3, 4]))
@@ -364,6 +372,12 @@ def test_short_factors_are_for_texts_of_at_most_the_original_length() -> None:
         "rope original_length = 64: the checkpoint's short factors are for texts of up to 65 tokens. "
         "Give at least that length."
     )
+
+
+@pytest.mark.parametrize("value", [4.5, "4", None, -1])
+def test_the_length_of_short_factors_is_a_whole_number(value: object) -> None:
+    with pytest.raises(LongRopeError, match=r"^rope short_length = .* must be a whole number, 0 or more$"):
+        replace(ROPE, **SHORT | {"short_length": value})
 
 
 def test_a_rope_is_shown_with_its_first_and_last_factor() -> None:

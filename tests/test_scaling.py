@@ -140,8 +140,9 @@ def test_extension_of_leaves_short_sequences_alone() -> None:
     extension = Extension.of(ROPE, Scaling([2.0] * 4, attention_factor=1.2, length=512))
     assert extension.short.is_identity
     assert (extension.length, extension.scale) == (512, 8.0)
-    with pytest.raises(LongRopeError, match=r"^length = None: .* Set the scaling's length.$"):
-        Extension.of(ROPE, Scaling([2.0] * 4))
+    for make in (Extension.of, lambda rope, long: as_extension(long, rope, "mine.json")):
+        with pytest.raises(LongRopeError, match=r"^length = None: .* Set the scaling's length.$"):
+            make(ROPE, Scaling([2.0] * 4))
     with pytest.raises(LongRopeError, match="length = 32 is below"):
         Extension.of(ROPE, Scaling([2.0] * 4, length=32))
 
@@ -160,6 +161,21 @@ def test_an_extension_refuses_a_bad_length(value: object) -> None:
     with pytest.raises(LongRopeError) as error:
         Extension(rope=ROPE, short=one, long=one, length=value)
     assert str(error.value) == f"length = {value!r} must be a whole number, 1 or more"
+
+
+@pytest.mark.parametrize("name", ["short", "long"])
+@pytest.mark.parametrize("value", [None, [1.0, 2.0, 3.0, 4.0]])
+def test_an_extension_has_scalings(name: str, value: object) -> None:
+    fields = {"short": Scaling.identity(ROPE), "long": Scaling.identity(ROPE), name: value}
+    with pytest.raises(LongRopeError) as error:
+        Extension(rope=ROPE, length=512, **fields)
+    assert str(error.value) == f"{name} = {value!r}: not a Scaling. Write Scaling(factors)."
+
+
+@pytest.mark.parametrize("value", [None, [], "searched"])
+def test_provenance_is_an_object(value: object) -> None:
+    with pytest.raises(LongRopeError, match=r"^provenance = .* must be an object. Write {}\.$"):
+        Scaling([1.0], provenance=value)
 
 
 def test_lengths_of_numpy_become_whole_numbers() -> None:
@@ -252,9 +268,9 @@ def test_from_json_refuses_bad_parts(part: str, value: object) -> None:
         Extension.from_json(json.dumps(fields))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"scaling"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"scaling"', {"kind": "scaling"}, None])
 @pytest.mark.parametrize("noun", [Scaling, Extension])
-def test_from_json_refuses_other_texts(noun: type, text: str) -> None:
+def test_from_json_refuses_other_texts(noun: type, text: object) -> None:
     with pytest.raises(LongRopeError, match=r"not JSON|not a longrope"):
         noun.from_json(text)
 
@@ -341,22 +357,6 @@ def test_a_scaling_becomes_the_long_set_of_an_extension() -> None:
     extension = as_extension(scaling, ROPE)
     assert (extension.short, extension.long, extension.length) == (Scaling.identity(ROPE), scaling, 512)
     assert as_extension(extension, ROPE) is extension
-
-
-@pytest.mark.parametrize(
-    ("scaling", "message"),
-    [
-        (Scaling([1.0] * 4), "^length = None: .* Set the scaling's length.$"),
-        (Scaling([1.0] * 3, length=512), "^mine.json: factors: 3 values for a rope of dim 8"),
-        (
-            Extension.of(replace(ROPE, base=5e5), Scaling([1.0] * 4, length=512)),
-            r"^mine.json: extension.rope = .*500000.*: the model has .*10000.*. Use factors made for this model.$",
-        ),
-    ],
-)
-def test_factors_that_cannot_become_an_extension_of_this_rope(scaling: Scaling | Extension, message: str) -> None:
-    with pytest.raises(LongRopeError, match=message):
-        as_extension(scaling, ROPE, "mine.json")
 
 
 @pytest.mark.parametrize("scheme", [3, None, b"yarn", chr(0xD800), chr(0xDFFF), "a" + chr(0xDC00)])

@@ -13,6 +13,7 @@ from longrope import schemes
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
+from longrope.scheme_modifiers import resonance
 from longrope.schemes import SCHEMES, attention_factor, canonical, scheme
 
 # head_dim, partial rotary, rope_theta, L0, s
@@ -195,6 +196,12 @@ def test_a_length_below_the_original_is_refused(name: str) -> None:
         scheme(name, ROPE, 255)
 
 
+@pytest.mark.parametrize("length", ["32k", 512.5, None])
+def test_a_length_that_is_not_a_whole_number_is_refused(length: object) -> None:
+    with pytest.raises(LongRopeError, match=f"^length = {length!r} must be a whole number, 1 or more$"):
+        scheme("yarn", ROPE, length)
+
+
 def test_linear_is_another_name_for_pi() -> None:
     assert scheme("linear", ROPE, 1024) == scheme("pi", ROPE, 1024)
 
@@ -241,7 +248,7 @@ def test_a_scheme_carries_its_canonical_name(name: str) -> None:
 
 
 def test_a_resonant_pair_turns_at_most_half_a_turn_a_token() -> None:
-    scaling = schemes.resonance(ROPE, Scaling([0.01] * 32))
+    scaling = resonance(ROPE, Scaling([0.01] * 32))
     assert (2 * math.pi / scaling.inv_freq(ROPE)).min() == pytest.approx(2)
 
 
@@ -259,7 +266,7 @@ def test_su_is_the_attention_factor_of_transformers_longrope(setup: tuple) -> No
     assert attention_factor("su", rope, length) == pytest.approx(attention, rel=1e-12)
 
 
-@pytest.mark.parametrize("policy", ["sue", "", "nan", "inf", "0", -1, 0.0, math.nan])
+@pytest.mark.parametrize("policy", ["sue", "", "nan", "inf", "0", -1, 0.0, math.nan, None])
 def test_a_bad_attention_policy_is_refused(policy: object) -> None:
     with pytest.raises(LongRopeError, match=r"attention = .*su, yarn, none or a number"):
         attention_factor(policy, ROPE, 2048)

@@ -48,6 +48,22 @@ def positive(name: str, value: Any) -> float:
     return number
 
 
+def positives(name: str, values: Any) -> tuple[float, ...]:
+    """Return the numbers of a list, an array or a tensor as floats if each is finite and above 0.
+
+    Args:
+        name: Field name, for the error message.
+        values: The numbers.
+
+    Raises:
+        LongRopeError: The value is not a list, or a number is something else.
+    """
+    numbers = to_python(values)
+    if isinstance(numbers, str) or not isinstance(numbers, Iterable):
+        raise LongRopeError(f"{name} = {values!r} must be a list of numbers")
+    return tuple(positive(f"{name}[{i}]", number) for i, number in enumerate(numbers))
+
+
 def whole(name: str, value: Any, least: int) -> int:
     """Return an integer if it is at least ``least``.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from longrope.checks import positive, to_python, whole
+from longrope.checks import positive, positives, whole
 from longrope.errors import LongRopeError
 
 FULL = "full_attention"  # transformers' name of the layers that are extended, where a model has other types too
@@ -87,13 +87,13 @@ class Rope:
         if self.base <= 1:
             raise LongRopeError(f"rope base = {self.base} must be above 1")
         for name in ("factors", "short_factors"):
-            values = to_python(getattr(self, name))
-            factors = tuple(positive(f"rope {name}[{i}]", value) for i, value in enumerate(values))
+            factors = positives(f"rope {name}", getattr(self, name))
             object.__setattr__(self, name, factors)
             if len(factors) not in (0, self.dim // 2):
                 raise LongRopeError(f"rope {name}: {len(factors)} values for a rope of {self.dim // 2} pairs")
         attention = positive("rope attention_factor", self.attention_factor)
         object.__setattr__(self, "attention_factor", attention)
+        object.__setattr__(self, "short_length", whole("rope short_length", self.short_length, 0))
         if bool(self.short_factors) != bool(self.short_length) or (self.short_factors and not self.factors):
             raise LongRopeError("rope short_factors: they come with short_length and factors. Give all three or none.")
         if self.short_length > self.original_length:
@@ -112,8 +112,7 @@ class Rope:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that make this rope, as JSON values; those of plain RoPE are left out."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
     @cached_property
     def inv_freq(self) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from longrope.checks import positive, to_python, whole
+from longrope.checks import positive, positives, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 
@@ -44,17 +44,15 @@ class Scaling:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        values = to_python(self.factors)
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise LongRopeError(f"factors = {self.factors!r} must be a list of numbers")
-        factors = tuple(positive(f"factors[{i}]", value) for i, value in enumerate(values))
-        object.__setattr__(self, "factors", factors)
+        object.__setattr__(self, "factors", positives("factors", self.factors))
         object.__setattr__(self, "attention_factor", positive("attention_factor", self.attention_factor))
         if not isinstance(self.scheme, str) or any("\ud800" <= letter <= "\udfff" for letter in self.scheme):
             raise LongRopeError(f"scheme = {self.scheme!r} must be text, without half characters")
         object.__setattr__(self, "start_tokens", whole("start_tokens", self.start_tokens, 0))
         if self.length is not None:
             object.__setattr__(self, "length", whole("length", self.length, 1))
+        if not isinstance(self.provenance, Mapping):
+            raise LongRopeError(f"provenance = {self.provenance!r} must be an object. Write {{}}.")
 
     @property
     def is_identity(self) -> bool:
@@ -133,8 +131,11 @@ class Extension:
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", whole("length", self.length, 1))
         self.rope.scale(self.length)
-        self.short.inv_freq(self.rope)
-        self.long.inv_freq(self.rope)
+        for name in ("short", "long"):
+            scaling = getattr(self, name)
+            if not isinstance(scaling, Scaling):
+                raise LongRopeError(f"{name} = {scaling!r:.60}: not a Scaling. Write Scaling(factors).")
+            scaling.inv_freq(self.rope)
 
     @property
     def scale(self) -> float:
@@ -257,9 +258,7 @@ def _dumps(kind: str, fields: Mapping[str, Any]) -> str:
 
 
 def _finite(scaling: Scaling) -> Scaling:
-    """Return the scaling if its provenance is an object without NaN and 1e999, which Python's JSON reader accepts."""
-    if not isinstance(scaling.provenance, Mapping):
-        raise LongRopeError(f"provenance = {scaling.provenance!r} must be an object. Write {{}}.")
+    """Return the scaling if its provenance has neither NaN nor 1e999, which Python's JSON reader accepts."""
     try:
         json.dumps(scaling.provenance, allow_nan=False)
     except ValueError:
@@ -274,7 +273,7 @@ def _plain(scaling: Scaling) -> dict[str, Any]:
 def _loads(text: str, kind: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise LongRopeError(f"not JSON: {error}") from None
     if not isinstance(data, dict) or data.pop("kind", None) != kind:
         raise LongRopeError(f'not a longrope {kind}: its "kind" field must say so')

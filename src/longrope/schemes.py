@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from longrope.checks import positive, whole
 from longrope.errors import LongRopeError, unknown
 from longrope.mixed_radix import bm, mrrope_pro, mrrope_uni, tailspline
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.scheme_modifiers import MODIFIERS
-from longrope.scheme_modifiers import resonance as resonance
 
 
 def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
@@ -38,8 +38,8 @@ def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
     if policy == "none":
         return 1.0
     try:
-        return Scaling([1.0], attention_factor=float(policy)).attention_factor
-    except (ValueError, LongRopeError):
+        return positive("attention", float(policy))
+    except (TypeError, ValueError, LongRopeError):
         raise LongRopeError(f"attention = {policy!r}: choose su, yarn, none or a number above 0") from None
 
 
@@ -216,10 +216,10 @@ def scheme(name: str, rope: Rope, length: int) -> Scaling:
     """Return the scaling of a scheme of `SCHEMES`; modifiers after the name change it in their order.
 
     Raises:
-        LongRopeError: The name is unknown, or ``length`` is below L0.
+        LongRopeError: The name is unknown, or ``length`` is not a whole number or below L0.
     """
     base, *modifiers = canonical(name).split("+")
-    scaling = SCHEMES[base](rope, length)
+    scaling = SCHEMES[base](rope, whole("length", length, 1))
     for modifier in modifiers:
         scaling = MODIFIERS[modifier](rope, scaling)
     return scaling

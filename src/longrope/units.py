@@ -6,7 +6,7 @@ import re
 
 from longrope.errors import LongRopeError
 
-UNITS = {"g": 2**30, "m": 2**20, "k": 2**10, "": 1}
+LENGTH_UNITS = {"g": 2**30, "m": 2**20, "k": 2**10, "": 1}
 
 
 def parse_length(text: str, name: str = "length") -> int:
@@ -17,7 +17,7 @@ def parse_length(text: str, name: str = "length") -> int:
     """
     match = re.fullmatch(r"(\d{1,12})(?:\.(\d{1,6}))?([kmg]?)", text.strip().lower())
     digits, decimals, unit = match.groups("") if match else ("0", "", "")
-    tokens, rest = divmod(int(digits + decimals) * UNITS[unit], 10 ** len(decimals))
+    tokens, rest = divmod(int(digits + decimals) * LENGTH_UNITS[unit], 10 ** len(decimals))
     if tokens < 2 or rest:
         raise LongRopeError(f"{name} = {text!r} is not a number of tokens; write 16384, 16k or 2m")
     return tokens
@@ -56,5 +56,5 @@ def short_length(tokens: int) -> str:
     >>> short_length(16384), short_length(2097152), short_length(1000)
     ('16k', '2m', '1000')
     """
-    unit = next(unit for unit, size in UNITS.items() if tokens % size == 0)
-    return f"{tokens // UNITS[unit]}{unit}"
+    unit = next(unit for unit, size in LENGTH_UNITS.items() if tokens % size == 0)
+    return f"{tokens // LENGTH_UNITS[unit]}{unit}"

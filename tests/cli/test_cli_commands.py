@@ -121,6 +121,15 @@ def test_search_tells_what_its_files_hold(searched, model: Path, texts: Path) ->
     assert lowest == record["winner"]
 
 
+def test_minutes_end_a_search_after_the_first_candidate(cli, model: Path, few, tmp_path: Path) -> None:
+    """Of 1e-6 minutes; a limit in another unit, or of the whole search, would leave it another time."""
+    result = cli("search", model, "-l", 160, *few, "--minutes", 1e-6, "-o", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    assert result.json["stopped"] == ["the time budget of 6e-05 s is spent"]
+    assert 1 <= result.json["evaluations"] < 10
+    assert json.loads((tmp_path / "run" / "extension.json").read_text())["long"]["factors"] == result.json["factors"]
+
+
 def test_search_prints_the_comparison(cli, model: Path, few, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")

@@ -211,6 +211,7 @@ def test_what_it_refuses(refused, cli, model: Path, texts: Path, whole, tmp_path
     good = ("eval", model, *LENGTHS, "--data", texts)
     refused("key_tokens = 'pi': not a candidate. Choose one of original, yarn", *good, "--key-tokens", "pi")
     refused("task = 'bogus' is unknown; choose one of niah_single_1", *good, "--retrieval", "recall,bogus")
+    refused("stride = 2048: above the longest of lengths, 160", *good, "--stride", "2k")
     refused(
         r"length = 160: too short for task niah_multiquery .* Use at least \d+",
         *good,

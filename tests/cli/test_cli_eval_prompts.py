@@ -102,4 +102,4 @@ def test_an_option_is_refused_before_the_output(refused, tmp_path: Path) -> None
     words = ("eval", "tiny", "--lengths", 300, "-o", tmp_path)
     refused("retrieval is missing: --quick", *words, "--quick")
     refused("depths = 'x'", *words, "--retrieval", "passkey", "--depths", "x")
-    refused("exists; ", *words, "--retrieval", "passkey", "--depths", "0")
+    refused("does not hold an evaluation", *words, "--retrieval", "passkey", "--depths", "0")

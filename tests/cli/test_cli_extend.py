@@ -192,12 +192,13 @@ BAD_PLANS = {
     "no method": (("population = 4", 'method = "x"'), r"stages\[0\]\.search\.method = 'x' is unknown; choose one of"),
     "no TOML": (("[data]", "[data"), "is not a TOML file"),
     "another version": (("version = 1", "version = 2"), "version = 2, but this longrope reads 1: upgrade"),
+    "too long a window": (("population = 4", "population = 4\nwindow = 2048"), "window = 2048: above length = 128"),
     "too many tokens": (
         ("steps = 2", "tokens = 100000000"),
         r"data: .* sequences of 128 tokens are to be trained on, .*Give more documents \(data.train\), fewer finetune",
     ),
     "too many documents": (("documents = 1", "documents = 99"), "data: 99 texts of 128 tokens are needed"),
-    "too long": (("length = 256", "length = 100000"), "data: 1 texts of 100000 tokens are needed"),
+    "too long": (("length = 256", "length = 100000"), "data: 1 text of 100000 tokens is needed"),
     "too short": (("length = 128", "length = 64"), r"stages\[0\]\.length = 64 is not above the model's original"),
     "too small": (("population = 4", "population = 3"), "population = 3: too small. Use at least 4."),
     "too little": (("population = 4", "budget = 100"), "budget = 100: one step of this search takes"),
@@ -280,6 +281,7 @@ def test_an_export_that_no_config_can_hold_is_refused_in_time(
 def test_plans_and_models_that_are_not_there(refused: Refused, model: Path, plan: Path, tmp_path: Path) -> None:
     said = r"plan = '.*x.toml' cannot be read: No such file or directory; give a file, or one of .*tiny"
     refused(said, "extend", model, tmp_path / "x.toml", "-o", tmp_path / "run")
+    refused("plan = '2K': a length, not a plan. Give it with --to 2K, and --hours H", "extend", model, "2K")
     refused(
         "model = '.*nowhere': there is no such folder", "extend", tmp_path / "nowhere", plan, "-o", tmp_path / "run"
     )

@@ -426,8 +426,8 @@ def test_bad_input(
 
 def test_bad_input_of_generate(refused: Callable[..., None], model: Path, small: Path) -> None:
     good = ("--factors", small)
-    refused("prompt is empty; give one, or --file", "generate", model, *good)
-    refused("prompt is empty; give one, or --file", "generate", model, "", *good)
+    refused("prompt is empty, and .* is the model. Give MODEL and PROMPT, or --file", "generate", model, *good)
+    refused("prompt is empty, and .* is the model. Give MODEL and PROMPT, or --file", "generate", model, "", *good)
     said = "1 tokens of prompt and --max-new-tokens 512 make 513, above the extension's length = 512; shorten"
     refused(said, "generate", model, "x", *good, "--max-new-tokens", 512)
 

@@ -10,7 +10,7 @@ def test_the_command_says_so_and_fails_where_nothing_keeps_the_limit(cli, tmp_pa
     assert "the limit is 900.0%" in " ".join(kept.out.split())
     broken = cli("search", "tiny", "-l", 512, *small, "--keep-short", "0", "--attention", 2, "-o", tmp_path / "broken")
     assert broken.code == 1
-    assert "Nothing keeps the limit" in broken.out
+    assert "Nothing that keeps the limit is as good" in broken.out
     assert (tmp_path / "broken" / "extension.json").exists()
     wrong = cli("search", "tiny", "-l", 512, *small, "--keep-short", "little", "-o", tmp_path / "wrong")
     assert wrong.code == 2

@@ -27,6 +27,7 @@ def test_a_plan_on_standard_output(cli, model: Path, monkeypatch: pytest.MonkeyP
     assert plan.stages[1].finetune.windows == "sparse"
     assert plan.recovery is not None
     assert result.out.startswith("# longrope plan ")
+    assert f"# longrope extend {model} THIS_FILE\n" in result.out
     for said in ("stage 1", "stage 2", "recovery", "evaluation", "8,192", "peak memory", "64 to 8,192 tokens on cpu"):
         assert said in result.err
     assert "Advice" not in result.err
@@ -38,6 +39,7 @@ def test_a_plan_in_a_file(cli, model: Path, tmp_path: Path) -> None:
     assert result.code == 0, result.err
     assert "stage 1" in result.out
     plan = load_plan(str(path))
+    assert f"# longrope extend {model} {path}\n" in path.read_text()
     assert [stage.length for stage in plan.stages] == [512]
     assert plan.stages[0].finetune is not None
     assert cli("plan", model, "--to", "1k", *QUICK, "-o", path).code == 2
@@ -112,6 +114,20 @@ def test_a_device_that_is_too_small(cli, monkeypatch: pytest.MonkeyPatch) -> Non
     small = [line for line in advice if "where cpu has 1.05 MB" in line]
     assert len(small) == 4
     assert "stage 1: needs about" in small[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "train"),
+    [
+        ((), None, "stdlib"),  # `tiny` was trained on the rest of it, and is tested on the unseen part
+        (("--train", "more"), None, "more"),
+        (("--data", "texts"), "texts", None),
+        (("--data", "texts", "--train", "more"), "texts", "more"),
+    ],
+)
+def test_the_documents_to_train_on(cli, options: tuple[str, ...], source: str | None, train: str | None) -> None:
+    data = parse_plan(cli("plan", "tiny", "--to", "512", *QUICK, *options).out).data
+    assert (data.source, data.train) == (source, train)
 
 
 BAD = {

@@ -278,6 +278,7 @@ def test_overwrite_loses_nothing_before_the_data_are_known_good(
         (("--also", "some"), "also = 'some' is not a number of tokens"),
         (("--also", ""), "also = '' is not a number of tokens"),
         (("--also", "100,300"), "also = 300: above length = 160. Give the longest as the length"),
+        (("--window", "4k"), "window = 4096: above length = 160. Give a shorter window, or none"),
         (("--workers", "0"), "workers = '0': not known. Use a number of processes"),
         (("--workers", "many"), "workers = 'many': not known"),
         (("--workers", "1.5"), "workers = '1.5': not known"),
@@ -357,6 +358,16 @@ def test_outputs_that_exist(
     refused("x exists; .*--resume" if command in ("search", "eval") else "x exists; .*--overwrite", *good)
     result = cli(*good, "--overwrite")
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",), ("--resume",)])
+def test_an_evaluation_is_not_written_among_other_files(
+    refused: Refused, model: Path, few, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    """Without --overwrite the message must not advise it, as it is refused too."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("mine")
+    refused("x does not hold an evaluation", *commands(model, few, tmp_path / "x", tmp_path)["eval"], *more)
 
 
 @WRITING

@@ -45,7 +45,7 @@ for arguments in (["--help"], *([name, "--help"] for name in COMMANDS)):
         main()
     except SystemExit as stop:
         assert not stop.code
-heavy = {"torch", "transformers", "numpy", "pyarrow", "altair", "cmaes", "ray"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "pydantic", "pyarrow", "altair", "cmaes", "ray"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -203,7 +203,7 @@ def test_one_book_is_trained_on(model: Path, texts: Path, tmp_path: Path) -> Non
 
 
 def test_texts_that_are_too_short(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:
-    said = "data: 1 texts of 100000 tokens are needed"
+    said = "data: 1 text of 100000 tokens is needed"
     refused(said, "extend", model, "--to", 100000, *hours[2:], "-o", tmp_path / "run")
 
 

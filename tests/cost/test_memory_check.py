@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import families
 import pytest
@@ -14,6 +15,7 @@ from longrope.cost.memory_check import Placement
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.cache import cache_argument
+from longrope.models.growing_cache import growing_cache
 from longrope.models.load import load_config
 
 
@@ -85,13 +87,37 @@ def test_the_bytes_of_a_cache_are_those_of_transformers(family: str) -> None:
 
 def test_a_cache_that_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config("tiny")
-    free = peak_memory.of_cache(ModelShape.of(config, "float32"), 3 * 1024)
+    free = peak_memory.of_cache(ModelShape.of(config, "float32"), 3 * 1024 * 17 // 16)  # with room to grow
     monkeypatch.setattr(memory_check, "free_memory", lambda _: free)
     check = partial(memory_check.check_cache_memory, config, dtype="float32", device="cpu")
     check(3 * 1024, cached=0)
-    check(4 * 1024, cached=1024)  # what is held is not asked for again
+    check(4 * 1024, cached=1088)  # what is held is not asked for again
     with pytest.raises(LongRopeError, match=r"3073 tokens of prompt and answer need 0.0 GiB .* about 3k fit"):
         check(3 * 1024 + 1, cached=0)
+    monkeypatch.setattr(memory_check, "free_memory", lambda _: 0)
+    with pytest.raises(LongRopeError, match="not one fits"):
+        check(1, cached=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@torch.inference_mode()
+def test_less_memory_than_a_growing_cache_takes_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = families.build(family)
+    check = partial(memory_check.check_cache_memory, model.config, cached=0, dtype="float32", device="cpu")
+    cache, read, held = growing_cache(model.config), 0, 0
+    for tokens in (40, 30, 1, 1200):
+        model(families.tokens(1, tokens), past_key_values=cache, use_cache=True)
+        read += tokens
+        layers: list[Any] = cache.layers
+        pairs = [
+            (layer.keys, layer.values) if layer.is_sliding else (layer.key_room, layer.value_room) for layer in layers
+        ]
+        held = sum(tensor.nbytes for pair in pairs for tensor in pair)
+        monkeypatch.setattr(memory_check, "free_memory", lambda _, free=held - 1: free)
+        with pytest.raises(LongRopeError, match=f"{read} tokens of prompt and answer need"):
+            check(read)
+    monkeypatch.setattr(memory_check, "free_memory", lambda _: held * 1.01)
+    check(read)
 
 
 @pytest.mark.parametrize(("kind", "fields"), [("falcon", {"alibi": False}), ("gpt_neox_japanese", {})])

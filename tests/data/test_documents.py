@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +42,37 @@ def test_a_folder_is_searched_through_in_a_fixed_order(tmp_path: Path) -> None:
     names = [document.name for document in documents]
     assert len(set(names)) == 6
     assert all(str(tmp_path) in name for name in names)
+
+
+@contextmanager
+def as_somebody() -> Iterator[None]:
+    """Work as a user whom permissions stop, unlike root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no permissions to list folders")
+def test_a_folder_that_may_not_be_listed_is_passed_over_with_a_note() -> None:
+    with TemporaryDirectory() as path:  # the folders of pytest are closed to others
+        corpus, closed = Path(path), Path(path) / "b" / "closed"
+        closed.mkdir(parents=True)
+        (closed / "x.txt").write_text("not to be read")
+        (corpus / "a.txt").write_text("to be read")
+        corpus.chmod(0o755)
+        closed.chmod(0)
+        note = f"passed over, no permission to list {closed}"
+        with as_somebody(), pytest.warns(CorpusWarning, match=note) as warned:
+            assert texts(corpus) == ["to be read"]
+        assert [str(warning.message) for warning in warned] == [f"{corpus}: {note}"]
+        with as_somebody(), pytest.raises(LongRopeError, match=f"holds no text .*{note}"):
+            load_documents(str(closed))
+        closed.chmod(0o755)
+        assert len(texts(corpus)) == 2
 
 
 def test_a_hidden_folder_itself_may_be_given(tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ from math import exp, log
 from statistics import fmean
 from typing import Any
 
-from published import assert_says, assert_table, exact, perplexity_at, record, row
+from published import ROOT, assert_says, assert_table, exact, perplexity_at, record, row
+
+from longrope.cost.peak_memory import ADAM
+from longrope.stages import choose_plan, plan_by_hours, plan_goal, plan_options, rank_starts
 
 RESULTS, EXTENDING, README = "docs/results.md", "docs/extension.md", "README.md"
 ADAPTERS = record("smollm2-extension.json")
 (FAR,) = record("smollm2-128k.json").values()
 HOURS = record("smollm2-16k-by-hours/results.json")
+PLAN = "benchmarks/results/smollm2-16k-by-hours/plan.toml"
 TINY = record("extend-by-hours.json")
 ROWS = {
     "original": "original",
@@ -146,6 +150,44 @@ def test_two_hours_for_16384_tokens() -> None:
     )
 
 
+def test_why_fine_tuning_comes_before_a_search() -> None:
+    training = record("smollm2-16k-by-hours/training.json")
+    settings, seconds = training["settings"], training["seconds"]
+    ours, yarn = (perplexity_at(HOURS, name, 16384)["perplexity"] for name in ("extended", "yarn"))
+    adapter = perplexity("adapter", 32768)["perplexity"] / perplexity("yarn", 32768)["perplexity"]
+    assert f"steps = {settings['steps']}\nbatch = 2" in (ROOT / PLAN).read_text(encoding="utf-8")
+    assert "steps = 60 " in ADAPTERS["plans"][0]
+    assert "batch = 2\n" in ADAPTERS["plans"][0]
+    assert_says(
+        EXTENDING,
+        f"The {settings['steps']} steps of LoRA took {seconds / 60:.0f} minutes, "
+        f"{seconds / (settings['steps'] * settings['batch']):.0f} s a window, and perplexity fell to "
+        f"{1 - ours / yarn:.0%} below YaRN's (",
+        f"at 2x, {settings['steps']} steps: {ours:.2f}, YaRN {yarn:.2f} |",
+        f"60 steps from YaRN's factors are {1 - adapter:.0%} better than YaRN",
+    )
+
+
+def test_the_rules_of_a_plan_by_hours() -> None:
+    assert plan_options.SHARE * 20 == 1, "tokens that help, for each parameter"
+    assert rank_starts.STARTS == ("yarn", "ramp", "heuristic")
+    assert choose_plan.TRUSTED == 4
+    assert plan_options.EVALUATIONS[0][:2] == (8, 50)
+    assert plan_options.EVALUATIONS[-1][0] == 1
+    assert plan_options.LEAST_STEPS == 10
+    assert plan_options.SIDE_STEP == 0.1
+    assert_says(
+        EXTENDING,
+        f"at least one token for every {1 / plan_options.LEAST_FULL_SHARE:.0f} parameters, and Adam's {ADAM} bytes a",
+        f"LoRA of rank {plan_options.RANK} on sparse windows",
+        f"on {rank_starts.LEAST_WINDOWS} to {rank_starts.MOST_WINDOWS} sparse windows of held-out text with planted "
+        f"lines, in at most {plan_by_hours.RANKED:.0%} of the time",
+        f"The evaluation gets up to {plan_options.MEASURED:.0%} of the time.",
+        f"The estimated times fill {plan_goal.USED:.0%} of the hours.",
+        f"of a model below {plan_options.SMALL / 1e6:.0f}M parameters",
+    )
+
+
 def test_six_minutes_for_tiny() -> None:
     run = TINY["hours"]["0.1"]
     ours, yarn = run["results"]["extended"], run["results"]["yarn"]
@@ -153,8 +195,12 @@ def test_six_minutes_for_tiny() -> None:
     ten, twenty = (TINY["rules"][f"yarn, {steps} steps"]["results"] for steps in (10, 20))
     ramp = TINY["rules"]["ramp, 0 steps"]["results"]
     earlier = TINY["earlier"]["0.1"]["results"]
+    assert "steps = 217\nbatch = 4" in run["plan"]
+    assert "steps = 17\n" in TINY["earlier"]["0.1"]["plan"]
     assert_says(
         EXTENDING,
+        "`tiny` at 8x, 217 steps of four windows:",
+        "Training for 17 steps from the ramp",
         f"took {run['seconds'] / 60:.1f} of its six minutes",
         f"tokens is {ours['perplexity']:.2f}, YaRN's {yarn['perplexity']:.2f} (8 documents).",
         f"Recall is {ours['recall']:.0%} of {ours['questions']} questions, YaRN's {yarn['recall']:.0%}.",

@@ -7,6 +7,8 @@ from typing import Any
 
 from published import assert_says, assert_table, record, row
 
+from longrope.search.auto import Auto
+
 SCALE = "docs/scale.md"
 LAPTOP, GPU, MODELS = record("scale.json"), record("gpu-scale.json")["cells"], record("cost-model.json")
 CASES = ("smollm2 8192", "smollm2 16384", "smollm2 32768", "tiny 16384", "tiny 65536", "tiny 131072")
@@ -152,4 +154,39 @@ def test_processes_positions_and_the_loss() -> None:
         f"their error is {far['ours error']:.0e}".replace("e-0", "e-"),
         f"float32 phases is {far['transformers error']:.2f}; ours take {far['our time over theirs']:.2f} times as long",
         f"the speed was 1 to {record('losses.json')['times faster']:.1f} times as high",
+    )
+
+
+def test_what_the_scale_page_says_of_its_tables() -> None:
+    summary, cells = LAPTOP["summary"], LAPTOP["cells"]
+    losses = [value["difference of the mean loss"] for value in summary.values() if isinstance(value, dict)]
+    assert max(losses) < 0.0015
+    slower = [summary[f"gradient smollm2 {length}"]["our time over theirs"] - 1 for length in (8192, 4096)]
+    less = [1 / summary[f"gradient smollm2 {length}"]["memory over ours"] for length in (8192, 4096)]
+    assert round(max(less), 1) == round(min(less), 1) == 0.1
+    quick = [cells[f"candidate {name}"] for name in ("smollm2 8192", "tiny 2048")]
+    slow = record("overhead.json")["cells"]["smollm2 8192"]["backbone"]
+    assert round(slow / quick[0]["backbone"]) == 8
+    assert_says(
+        SCALE,
+        "Losses in the table below differ by less than 0.0015 nats.",
+        f"takes {100 * slower[0]:.0f} to {slower[1]:.0%} more time and a tenth of the memory",
+        "these parts took {:.0%} and {:.0%} of its time".format(*(cell["rest over backbone"] for cell in quick)),
+    )
+
+
+def test_a_gradient_and_a_search_of_8b_at_2m() -> None:
+    layers, hidden, cached, length = 32, 4096, 2 * 8 * 128, 2**21
+    values = MODELS["models"]["8B"]
+    minutes = 60 * MODELS["models"]["LLaMA2-7B"]["one forward pass"]["hours on 8"]
+    assert f"{50 / minutes:.0f}" == "3"  # a third of the paper's 50 minutes
+    searching = Auto().passes(2, context_cost=1e-6)  # of two documents; rankings in contexts cost next to nothing
+    assert_says(
+        SCALE,
+        f"A gradient at 2M takes {values['ours']['memory_bytes'] / 1e9:.0f} GB, of which "
+        f"{2 * length * hidden * layers / 1e9:.0f} are the inputs of layers.",
+        f"take {2 * length * cached * layers / 1e9:.0f} GB a document for 8B",
+        f"one pass takes {minutes:.0f} minutes there",
+        f"For `auto` it counts {values['ours']['passes']:.0f} passes over one document: {searching} of the search, "
+        f"and {values['ours']['passes'] - searching:.0f} that",
     )

@@ -151,6 +151,8 @@ def test_the_passes_of_the_search() -> None:
     time = f"add up to {round(minutes, -1):.0f} minutes"
     losses = [fmean(line["loss"] for line in searched["full"][start : start + 2]) for start in range(0, 8, 2)]
     assert_says(README, f"{full} full passes, {rankings} rankings and {steps} steps", choice, time)
+    assert_says("docs/extension.md", f"the default search takes about {round(minutes, -1):.0f} minutes on one core")
+    assert_says("docs/guides/laptop.md", f"add up to about {round(minutes, -1):.0f} minutes on one core")
     assert_says(
         SEARCH,
         f"{full} full passes, {rankings} rankings in contexts and {steps} steps in contexts.",

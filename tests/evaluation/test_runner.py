@@ -120,6 +120,7 @@ def test_keys_of_candidates_are_those_of_the_version_before() -> None:
     [
         (EvalSpec([4096]), "a document of books has 100 tokens, fewer than 4096"),
         (EvalSpec([64], key_tokens="pi"), "key_tokens = 'pi': not a candidate. Choose one of original"),
+        (EvalSpec([32, 64], stride=65), "stride = 65: above the longest of lengths, 64. Give a smaller one"),
         (EvalSpec([64], measurements=["bogus"]), "measurements = 'bogus' is unknown"),
         (EvalSpec([64], measurements=["sliding"]), "measurements = 'sliding': it is not requested by name"),
     ],

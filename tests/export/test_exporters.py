@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ import longrope as lr
 from longrope.cli.main import app
 from longrope.errors import LongRopeError
 from longrope.export.exporter import Exporter, ExportOptions, ExportRequest
-from longrope.export.hf_config import for_mode
+from longrope.export.hf_config import config_fields, for_mode
 from longrope.export.registry import EXPORTERS
 from longrope.formats.load_factors import load_factors
 from longrope.scaling import Extension
@@ -73,6 +75,16 @@ def test_the_help_names_every_format(tmp_path: Path) -> None:
     rendered = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stdout).split())
     assert "text: a plain text" in rendered
     assert all(f"{name}: {exporter.summary}" in rendered for name, exporter in EXPORTERS.items())
+
+
+@pytest.mark.parametrize(("to", "command"), [("gguf", "llama-server -m"), ("huggingface", "longrope check")])
+def test_the_next_steps_are_valid_shell(to: str, command: str, tmp_path: Path) -> None:
+    model, output = build("llama"), tmp_path / "it's a folder"
+    output.mkdir()
+    (output / "config.json").write_text(json.dumps(config_fields(model.config.to_dict(), extension(model))))
+    request = ExportRequest("my model", None, extension(model), output)
+    lines = "\n".join(EXPORTERS[to].next_steps(request, extension(model)))
+    assert str(output) in shlex.split(lines[lines.index(command) :].partition("\n")[0].rstrip(")"))
 
 
 def refused(message: str, folder: Path, **options: object) -> None:

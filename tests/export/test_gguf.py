@@ -258,6 +258,16 @@ def test_a_disk_that_fills_up_leaves_nothing(room: int, at_most, tmp_path: Path)
     assert (tmp_path / "x.gguf").read_bytes() == b"mine"
 
 
+def test_a_head_of_its_own_is_written_whatever_the_config_says_of_ties(tmp_path: Path) -> None:
+    """As after a training of the head alone; llama.cpp computed with the embedding in its place."""
+    made = model(tie_word_embeddings=True)
+    export_gguf(made, TOKENIZER, extension(made), tmp_path / "tied.gguf")
+    assert "output.weight" not in tensors(tmp_path / "tied.gguf")
+    made.lm_head.weight = torch.nn.Parameter(made.lm_head.weight.detach() * 2)
+    export_gguf(made, TOKENIZER, extension(made), tmp_path / "untied.gguf")
+    assert tensors(tmp_path / "untied.gguf")["output.weight"][1] == made.lm_head.weight.detach().numpy().tobytes()
+
+
 def test_weights_in_a_patched_model_are_the_same(tmp_path: Path) -> None:
     made = model()
     export_gguf(made, TOKENIZER, extension(made), tmp_path / "a.gguf")

@@ -260,6 +260,7 @@ def test_check_parity_takes_arrays_of_lengths_and_a_loaded_model(llama: PreTrain
     for lengths in (np.array([10, 70]), torch.tensor([10, 70])):
         parities = check_parity(tmp_path / "made", llama, lengths)  # pyright: ignore[reportArgumentType]
         assert [(parity.length, parity.ok) for parity in parities] == [(10, True), (70, True)]
+    assert [parity.length for parity in check_parity(tmp_path / "made", llama, 70)] == [70]
     with pytest.raises(LongRopeError, match=r"lengths\[0\] = 0 must be a whole number, 1 or more"):
         check_parity(tmp_path / "made", llama, [0])
     with pytest.raises(LongRopeError, match=r"model = 'tiny': a name. Give the loaded model"):

@@ -99,13 +99,15 @@ def test_it_trains_with_the_factors_even_if_added_late(tmp_path: Path) -> None:
     assert losses["early"] == losses["late"] != losses["never"]
 
 
-def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["two sets", "yarn"])
+def test_training_goes_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    """The config of YaRN's factors names them, and has no two sets."""
     whole = build("llama")
-    make_trainer(whole, tmp_path / "whole", [lr.LongRopeCallback(extension(whole))], save_steps=1).train()
+    factors = extension(whole) if name == "two sets" else scheme("yarn", Rope.of(whole), 1024)
+    make_trainer(whole, tmp_path / "whole", [lr.LongRopeCallback(factors)], save_steps=1).train()
     half = tmp_path / "whole" / "checkpoint-1"
     for name, model in (("plain", build("llama")), ("loaded", AutoModelForCausalLM.from_pretrained(half))):
-        callback = lr.LongRopeCallback(extension(build("llama")))
-        trainer = make_trainer(model, tmp_path / name, [callback], save_steps=1)
+        trainer = make_trainer(model, tmp_path / name, [lr.LongRopeCallback(factors)], save_steps=1)
         trainer.train(resume_from_checkpoint=str(half))
         model.eval()
         assert max(differences(model, tmp_path / "whole" / "checkpoint-2")) < 1e-4

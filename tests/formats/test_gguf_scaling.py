@@ -15,7 +15,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from longrope.errors import LongRopeError
 from longrope.export.gguf.convert import export_gguf
 from longrope.formats.gguf import FREQS, LONG, SHORT, extension_of_gguf, find_extension
-from longrope.formats.gguf_file import open_gguf, read
+from longrope.formats.gguf_file import architecture_keys, open_gguf
+from longrope.formats.gguf_header import GgufHeader
 from longrope.formats.hf_config import extension_of_config
 from longrope.models.load import load
 from longrope.models.patch import patch
@@ -201,9 +202,8 @@ def test_no_file_and_no_key(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.gguf", tmp_path):
         with pytest.raises(LongRopeError, match="cannot read"):
             open_gguf(path)
-    reader = open_gguf(write(tmp_path / "x.gguf", SIZE))
-    with pytest.raises(LongRopeError, match=r"has no key llama\.block_count"):
-        read(reader, "llama.block_count", tmp_path / "x.gguf")
+    with pytest.raises(LongRopeError, match=r"has no key general\.architecture: it is not a language model"):
+        architecture_keys(GgufHeader(tmp_path / "x.gguf", "<", {}, {}))
 
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

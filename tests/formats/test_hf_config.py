@@ -178,9 +178,16 @@ def test_phimoe_has_two_attention_factors() -> None:
     assert (read.short.attention_factor, read.long.attention_factor) == (1.2, 1.3)
 
 
-def test_the_text_part_of_more() -> None:
+@pytest.mark.parametrize(
+    "names", [["text_config"], ["llm_config"], ["language_config"], ["thinker_config", "text_config"]]
+)
+def test_the_text_part_of_more(names: list[str]) -> None:
+    """InternVL, DeepSeek-VL and Qwen-Omni were once said to run plain RoPE, whatever their text model has."""
     fields = {**BASE, "rope_scaling": SCALINGS["yarn"]}
-    assert extension_of_config({"model_type": "some_vl", "text_config": fields}) == extension_of_config(fields)
+    nested = fields
+    for name in reversed(names):
+        nested = {"model_type": "some_vl", "vision_config": {}, name: nested}
+    assert extension_of_config(nested) == extension_of_config(fields)
 
 
 LEFT_OUT = {

@@ -23,6 +23,9 @@ def test_load_factors_reads_what_was_written(noun: Scaling | Extension, tmp_path
     write_text(tmp_path / "factors.json", noun.to_json())
     assert load_factors(tmp_path / "factors.json") == noun
     assert load_factors(str(tmp_path / "factors.json")) == noun
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "factors.json").write_text(noun.to_json(), encoding=encoding)
+        assert load_factors(tmp_path / "factors.json") == noun
 
 
 @pytest.mark.parametrize(
@@ -56,12 +59,13 @@ CONFIG |= {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
 def test_every_form_is_told_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "other.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "x.csv").write_text("1,2,3,4\n" * 3)
+    for name in ("x.csv", "X.CSV"):
+        (tmp_path / name).write_text("1,2,3,4\n" * 3)
     scaling = Scaling([2.0] * 4, scheme="pi", length=128)
     extension = Extension(Rope(dim=8, base=1e4, original_length=64), scaling, scaling, 128)
     for path in (tmp_path, tmp_path / "config.json", tmp_path / "other.json"):
         assert load_factors(path) == extension
-    assert load_factors(tmp_path / "x.csv") == Scaling([1, 2, 3, 4])
+    assert load_factors(tmp_path / "x.csv") == load_factors(tmp_path / "X.CSV") == Scaling([1, 2, 3, 4])
     write_text(tmp_path / "extension.json", EXTENSION.to_json())
     assert load_factors(tmp_path) == EXTENSION
     assert load_factors(tmp_path / "config.json") == extension

@@ -312,7 +312,7 @@ def test_a_generate_of_the_instances_own_comes_back() -> None:
 REFUSED = {
     "too long": ({"max_new_tokens": 5}, "252 tokens of prompt and max_new_tokens = 5 make 257, above"),
     "too long by max_length": ({"max_length": LENGTH + 1}, "max_new_tokens = 5 make 257, above .* length = 256"),
-    "no ids": ({"inputs_embeds": torch.zeros(1, 3, 64)}, "input_ids: missing or not"),
+    "no ids": ({"inputs_embeds": torch.zeros(1, 3, 64)}, "input_ids: missing, empty or not"),
 }
 
 
@@ -338,6 +338,12 @@ def test_what_switch_cannot_do(llama: PreTrainedModel) -> None:
     cached: dict[str, Any] = {cache_argument(llama): SimpleNamespace()}
     with pytest.raises(LongRopeError, match="'switch' needs the whole text as input_ids"):
         run(llama, tokens(1, 10), "switch", attention_mask=torch.ones(1, 20), **cached)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 0)])
+def test_prompts_without_tokens_are_refused(llama: PreTrainedModel, shape: tuple[int, int]) -> None:
+    with pytest.raises(LongRopeError, match="input_ids: missing, empty or not"):
+        run(llama, torch.zeros(shape, dtype=torch.long), max_new_tokens=2)
 
 
 def test_bad_arguments(llama: PreTrainedModel) -> None:

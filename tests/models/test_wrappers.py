@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import all_types
 import families
@@ -13,8 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import longrope as lr
+from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.backbone import auto_class
+from longrope.models.load import load_config
 from longrope.models.patch import patch
 from longrope.rope import Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
@@ -120,3 +123,17 @@ def test_positions_along_three_axes_are_rotated_as_the_model_does(kind: str) -> 
         torch.testing.assert_close(logits(model, IDS[:, :20], position_ids=axes), before, rtol=0, atol=1e-3)
         swapped = logits(model, IDS[:, :20], position_ids=axes[[1, 0, 2]])
     assert (swapped - before).abs().max() > 0.01
+
+
+def test_a_dtype_in_the_text_config_alone_is_the_checkpoints(tmp_path: Path) -> None:
+    """As Qwen3-VL's config has it; such a model once counted as one in float32."""
+    model: Any = build("qwen3_vl")
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    families.tokenizer().save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields["dtype"]
+    fields["text_config"]["dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    config = load_config(tmp_path)
+    assert config.dtype == lr.load(tmp_path)[0].dtype == torch.bfloat16
+    assert ModelShape.of(config).dtype == "bfloat16"

@@ -84,6 +84,19 @@ def test_answers_in_a_document_are_all_computed_with_their_own_weights() -> None
     assert len(selected) <= BLOCKS * BLOCK + 20 + LEAD
 
 
+@pytest.mark.parametrize("weights", [[0.125] * 8, [0.1] * 7 + [0.3], [-0.125] * 8])
+def test_few_losses_far_apart_are_all_computed(weights: list[float]) -> None:
+    """Also fewer than blocks, and with negative weights."""
+    sample, places = text(LENGTH, slice(0, 1)), np.linspace(7, LENGTH - 9, 8).astype(int)
+    sample.weights[:] = 0
+    sample.weights[places] = weights
+    frozen = FrozenSample.of(sample, (0,), CPU)
+    selected = frozen.selected.numpy()
+    assert frozen.weights[np.isin(selected, places)] == pytest.approx(weights)
+    assert frozen.weights.sum() == pytest.approx(sum(weights))
+    assert len(selected) <= 8 * (BLOCK + LEAD + 1)
+
+
 def test_the_reference_itself_gets_a_full_pass(objective: ModelObjective) -> None:
     assert losses(objective, scaling(4.0), reference=scaling(4.0)) == pytest.approx(losses(objective, scaling(4.0)))
 

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 from searching import (
+    BATCHES,
+    HERE,
+    ITEMS,
     SMALL,
+    TOKENS,
     Documents,
     build,
     build_dying,
@@ -28,12 +32,7 @@ from longrope.scaling import Scaling
 from longrope.search.budget import Budget
 from longrope.search.evaluator import Evaluator
 from longrope.search.journal import Journal
-from longrope.search.protocol import Batch, CandidateBatch, CandidateLoss
-
-ITEMS = [(5, 0.0), (5, 0.01), (9, 0.02)]
-TOKENS = [tokens for tokens, _ in ITEMS]
-HERE = Documents(tuple(TOKENS), lambda _, item: ITEMS[item][1])
-BATCHES: list[Batch] = [[(Scaling([1.0 + i / 7] * 8), item)] for i in range(5) for item in range(3)]
+from longrope.search.protocol import CandidateBatch, CandidateLoss
 
 
 @pytest.fixture

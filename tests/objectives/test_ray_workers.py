@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from searching import (
+    BATCHES,
+    HERE,
+    ITEMS,
     SMALL,
-    Documents,
+    TOKENS,
     build,
     build_dying,
     build_dying_once,
@@ -24,16 +27,9 @@ from searching import (
 from longrope.errors import LongRopeError
 from longrope.objectives.local_workers import PooledObjective
 from longrope.objectives.ray_workers import RayPool
-from longrope.scaling import Scaling
-from longrope.search.protocol import Batch
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-ITEMS = [(5, 0.0), (5, 0.01), (9, 0.02)]
-TOKENS = [tokens for tokens, _ in ITEMS]
-HERE = Documents(tuple(TOKENS), lambda _, item: ITEMS[item][1])
-BATCHES: list[Batch] = [[(Scaling([1.0 + i / 7] * 8), item)] for i in range(5) for item in range(3)]
 
 
 @pytest.fixture(autouse=True)

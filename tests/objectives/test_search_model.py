@@ -66,6 +66,12 @@ def test_a_function_with_a_gradient_is_searched_by_it() -> None:
     assert min(found.held_out, key=found.held_out.__getitem__) == "searched"
 
 
+def test_a_gradient_has_a_number_for_each_factor_and_one_for_the_attention_factor() -> None:
+    objective = lr.FunctionObjective(quadratic, lambda scaling: slope(scaling)[:-1])
+    with pytest.raises(lr.LongRopeError, match=r"^gradient: 8 numbers for 8 factors\. Return the derivative by"):
+        lr.search(objective, rope=ROPE, length=2048)
+
+
 def test_a_function_needs_a_rope() -> None:
     with pytest.raises(lr.LongRopeError, match=r"^rope = None: "):
         lr.search(quadratic, length=2048)
@@ -213,11 +219,47 @@ def test_a_gpu_of_another_machine_has_no_name_here(monkeypatch: pytest.MonkeyPat
         ({"search_documents": -1}, "search_documents = -1 must be"),
         ({"held_out_documents": 0}, "held_out_documents = 0 must be"),
         ({"needles": 20}, r"needles = 20: not a weight from 0"),
+        ({"needles": "0.2"}, "needles = '0.2': not a number"),
+        ({"needles": None}, "needles = None: not a number"),
+        ({"minutes": "5"}, "minutes = '5': not a number"),
+        ({"keep_short": "1%"}, "keep_short = '1%': not a number"),
+        ({"patience": "5"}, "patience = '5' allows nothing"),
+        ({"budget": 0.5}, "budget = 0.5 must be a whole number, 1 or more"),
+        ({"population": 8.5}, "population = 8.5 must be a whole number, 1 or more"),
+        ({"data_seed": -1}, "data_seed = -1 must be a whole number, 0 or more"),
+        ({"also": [1]}, "also = 1 must be a whole number, 2 or more"),
+        ({"also": 128}, "also = 128: not a list. Put it in square brackets"),
+        ({"schemes": "yarn"}, "schemes = 'yarn': not a list"),
+        ({"factors": "run"}, "factors = 'run': not a list"),
+        ({"factors": lr.Scaling([1.0, 2.0])}, r"factors = Scaling\(.*: not a list"),
+        ({"factors": [[1.0, 2.0]]}, r"factors = \[\[1\.0, 2\.0\]\]: give scalings, extensions or paths"),
+        ({"existing": "resumed"}, "existing = 'resumed' is unknown; .* did you mean 'resume'"),
     ],
 )
 def test_options_that_are_not_possible_are_refused(options: dict, message: str) -> None:
     with pytest.raises(lr.LongRopeError, match=message):
         lr.SearchOptions(**options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("window", 0), ("window", -8), ("window", 1), ("tail", 0), ("tail", 5.5)])
+def test_numbers_of_tokens_that_no_text_has_are_refused(name: str, value: float) -> None:
+    with pytest.raises(lr.LongRopeError, match=rf"^{name} = {value} must be a whole number, {2 - (name == 'tail')} or"):
+        lr.SearchOptions(**{name: value}).text_spec(2048)
+
+
+def test_numbers_of_numpy_and_whole_floats_are_those_of_python(tmp_path: Path) -> None:
+    objective, places = lr.FunctionObjective(quadratic, slope), (tmp_path / "numpy", tmp_path / "python")
+    numbers = {"population": 4, "patience": 9, "minutes": 1.0, "seeds": 1, "data_seed": 3}
+    options = (
+        lr.SearchOptions(budget=6e1, **{name: np.array(number)[()] for name, number in numbers.items()}),
+        lr.SearchOptions(budget=60, **numbers),
+    )
+    for folder, length, settings in zip(places, (np.int64(2048), 2048), options, strict=True):
+        lr.search(objective, rope=ROPE, length=length, output=folder, options=settings)
+    assert replace(options[0], budget=60) == options[1]
+    first, second = (json.loads((folder / "run.json").read_text()) for folder in places)
+    assert first | {"provenance": {}} == second | {"provenance": {}}
+    assert lr.SearchOptions(keep_short=np.float32(0.5), needles=np.float32(0.5)).keep_short.__class__ is float
 
 
 def test_a_model_that_is_none_is_named() -> None:

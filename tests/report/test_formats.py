@@ -133,6 +133,13 @@ def test_the_ending_of_a_report_decides_its_format(runs: tuple[LoadedRun, ...], 
     assert "\x1b" not in (tmp_path / "a.txt").read_text(encoding="utf-8")
 
 
+def test_what_holds_no_results_is_no_empty_report(tmp_path: Path) -> None:
+    for runs in ([], [3], None):
+        with pytest.raises(LongRopeError, match=r"runs = .*: not results. Pass EvalResults, or paths"):
+            lr.report(runs, tmp_path / "a.html")  # pyright: ignore[reportArgumentType]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unknown_format_is_refused(runs: tuple[LoadedRun, ...]) -> None:
     with pytest.raises(LongRopeError, match=r"format = 'mardown' is unknown; .*did you mean 'markdown'"):
         formatted(runs, "mardown")

@@ -16,6 +16,7 @@ from longrope.report import terminal
 from longrope.report.all_figures import SECTIONS, figures
 from longrope.report.html import page
 from longrope.report.load import read_runs, warnings
+from longrope.report.search_history import read_searches
 from longrope.report.verdict import answers, headline
 from longrope.rope import Rope
 from longrope.scaling import Extension
@@ -40,6 +41,11 @@ def shown(read):
 @pytest.fixture(scope="module")
 def html(read, shown):
     return page(read, shown)
+
+
+def tables_of(runs):
+    """What the tables of a page hold, without drawing one; test_page_and_terminal_show_the_same_cells compares them."""
+    return {figure.key: [[column.head for column in figure.columns], *figure.written()] for figure in figures(runs)}
 
 
 def in_terminal(runs, shown, width=400):
@@ -157,9 +163,7 @@ def test_a_tooltip_says_the_number(html):
     assert re.search(r"<title>yarn, pair 12 \(wavelength 198\.\d tokens\): factor 5\.200</title>", html)
 
 
-@pytest.mark.parametrize(
-    "evil", [sample_runs.EVIL, "a&b \"c\" 'd'", "\x00\ud800\n[bold]", "ünïcode 漢字", "x" * 300, ""]
-)
+@pytest.mark.parametrize("evil", [sample_runs.EVIL, "a&b \"c\" 'd' ünïcode 漢字" + "x" * 300, "\x00\ud800\n[bold]", ""])
 def test_strange_names_are_text(tmp_path, evil):
     record = sample_runs.results(("original", "yarn", evil), model=evil)
     record["corpora"] = {evil: record["corpora"].pop(sample_runs.CORPUS)}
@@ -219,7 +223,7 @@ def test_short_texts_are_shown_with_the_factors_that_they_get(tmp_path):
         record["retrieval"]["extended"] = [cell for cell in record["retrieval"]["extended"] if cell["length"] > 256]
 
     run, _ = changed(tmp_path, beside)
-    head, *rows = Reader(page([run], figures([run]))).tables["short-lengths"]
+    head, *rows = tables_of([run])["short-lengths"]
     assert head[:4] == ["row", "factors there", "length", "perplexity"]
     record = sample_runs.results(("original", "yarn", "extended"))
     for name, factors in (("original", "as trained"), ("yarn", "long"), ("extended", "short")):
@@ -279,7 +283,7 @@ def test_only_what_an_extension_writes_is_enough(tmp_path):
     run, _ = changed(tmp_path, least)
     keys = [figure.key for figure in figures([run])]
     assert keys[:3] == ["glance", "perplexity-0", "short-context"]
-    assert Reader(page([run], figures([run]))).tables["documents-0"][1][1] == "1"
+    assert tables_of([run])["documents-0"][1][1] == "1"
 
 
 def test_several_corpora_are_several_figures(tmp_path):
@@ -322,7 +326,7 @@ def test_what_each_fine_tuning_cost_and_brought(tmp_path):
         (folder / f"stage-{stage}").mkdir()
         (folder / f"stage-{stage}" / "training.json").write_text(json.dumps(training))
     runs = read_runs([folder])
-    _, first, second, extended = Reader(page(runs, figures(runs))).tables["trainings"]
+    _, first, second, extended = tables_of(runs)["trainings"]
     told = ["2.50", "lora 8, merge false, distill (weight 0.5)"]
     assert first == ["stage-2/model", "–", "–", "–", "4,096", "1.50", *told]
     last = [record["perplexity"][name][-1] for name in ("yarn", searched, "extended")]
@@ -353,6 +357,13 @@ def test_a_search_shows_its_best_loss_so_far(tmp_path):
     assert len(expected) > 5
 
 
+def test_searches_are_in_the_order_of_their_numbers(tmp_path):
+    for stage, seed in ((2, 10), (10, 0), (2, 9)):
+        sample_runs.journal(tmp_path / f"stage-{stage}" / "search", seed=seed)
+    names = [search.name for search in read_searches(tmp_path)]
+    assert names == ["stage-2 seed 9", "stage-2 seed 10", "stage-10 seed 0"]
+
+
 def test_losses_in_frozen_contexts_are_not_those_of_full_passes(tmp_path):
     path = sample_runs.journal(tmp_path / "run", seed=3)
     (before,) = read_runs([path.parent])[0].searches
@@ -379,7 +390,7 @@ def test_a_search_without_an_evaluation_is_shown_and_says_what_to_do(tmp_path):
 
 def test_two_runs_of_one_model_are_told_apart_and_not_warned_about(tmp_path):
     runs = read_runs([sample_runs.write_run(tmp_path / name) for name in ("a", "b")])
-    names = [row[0] for row in Reader(page(runs, figures(runs))).tables["perplexity-0"][1:]]
+    names = [row[0] for row in tables_of(runs)["perplexity-0"][1:]]
     assert names == [f"{run}: {row}" for run in "ab" for row in sample_runs.HARD]
     assert warnings(runs) == []
 
@@ -426,6 +437,7 @@ def damaged(change):
         (damaged(lambda record: record["rope"].pop("dim")), "rope: field missing or unknown: .*'dim'"),
         (damaged(lambda record: record["rope"].update(dim=32)), "32 values for a rope of dim 32"),
         (damaged(lambda record: record["rows"]["yarn"]["factors"].pop("kind")), "not a longrope scaling"),
+        (damaged(lambda r: r["corpora"][sample_runs.CORPUS].update(documents=None)), r"corpora\..*documents"),
         (damaged(lambda r: r["perplexity"]["yarn"][0].update(length="x")), r"perplexity\.yarn\.0\.length: .*integer"),
     ],
 )
@@ -433,6 +445,12 @@ def test_damaged_results_are_refused(tmp_path, text, said):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(LongRopeError, match=said):
         read_runs([tmp_path])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_that_a_shell_of_windows_wrote_is_read(tmp_path, encoding):
+    (tmp_path / "results.json").write_text(damaged(lambda record: None), encoding=encoding)
+    assert read_runs([tmp_path])[0].results.model == "tiny"
 
 
 def test_numbers_that_json_does_not_know_are_missing(tmp_path):
@@ -463,8 +481,17 @@ def test_a_folder_without_results_is_refused_with_a_remedy(tmp_path):
     with pytest.raises(LongRopeError, match="not a folder and not a file"):
         read_runs([tmp_path / "nowhere"])
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(LongRopeError, match="Finish the run with --resume"):
+    with pytest.raises(LongRopeError, match=r"Finish the run with --resume\.$"):
         read_runs([tmp_path])
+    run_folder = tmp_path / "a run"
+    run_folder.mkdir()
+    (run_folder / "cells.jsonl").write_text("")
+    with pytest.raises(LongRopeError, match=r"Finish the evaluation with --resume\.$"):
+        read_runs([run_folder])
+    for name in ("run.json", "extension.json"):
+        (run_folder / name).write_text("{}")
+    with pytest.raises(LongRopeError, match=r"or run longrope eval … --factors '.*/a run' -o eval"):
+        read_runs([run_folder])
     run = sample_runs.write_run(tmp_path / "run")
     with pytest.raises(LongRopeError, match="given twice"):
         read_runs([run, tmp_path / "." / "run"])

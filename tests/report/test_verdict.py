@@ -267,6 +267,14 @@ def test_a_run_of_retrieval_alone_says_what_is_found() -> None:
     ]
 
 
+def test_retrieval_without_any_score_was_not_measured() -> None:
+    def nothing(record: dict[str, Any]) -> None:
+        for name in ("perplexity", "retrieval"):
+            record[name] = {row: [] for row in record[name]}
+
+    assert sentences(run_of(nothing))[0] == "Nothing was measured on test documents yet."
+
+
 def test_a_checkpoint_elsewhere_is_given_for_one_run(checkpoint: Path, tmp_path: Path) -> None:
     results = sample_runs.write_run(tmp_path / "eval")
     (run,) = read_runs([results])

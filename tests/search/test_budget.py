@@ -15,6 +15,9 @@ FIELDS = pytest.mark.parametrize("field", ["tokens", "seconds", "patience"])
 @FIELDS
 @example(1)
 @example(0.5)
+@example(0)
+@example(math.nan)
+@example(math.inf)
 @given(st.floats() | st.integers())
 def test_a_budget_is_a_finite_number_above_0(field: str, value: float) -> None:
     if 0 < value < math.inf:
@@ -26,10 +29,9 @@ def test_a_budget_is_a_finite_number_above_0(field: str, value: float) -> None:
 
 
 @FIELDS
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf])
-def test_what_allows_nothing(field: str, value: float) -> None:
-    with pytest.raises(LongRopeError, match=f"budget {field} = {value} allows nothing"):
-        Budget(**{"tokens": 5, "seconds": 5.0, "patience": 5, field: value})
+def test_text_is_not_a_budget(field: str) -> None:
+    with pytest.raises(LongRopeError, match=f"budget {field} = '2m' allows nothing"):
+        Budget(**{field: "2m"})
 
 
 def test_without_limits_nothing_is_limited() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from searching import STARTS, TARGET, asks, generations, quadratic, search_with, space_of
+from searching import ROPE, STARTS, TARGET, asks, generations, quadratic, search_with, space_of
 
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
@@ -109,6 +109,14 @@ def test_another_population() -> None:
     assert METHOD.within(10, 1) == METHOD
     with pytest.raises(LongRopeError, match="population = 3: too small"):
         Cma().with_population(3)
+
+
+def test_at_the_original_length_the_attention_factor_stays() -> None:
+    """Its range is 1 to 1 there, and the factors go up to twice the scale."""
+    space = space_of(METHOD, length=ROPE.original_length, search_attention=True)
+    asked = generations(METHOD, space)
+    assert {one.attention_factor for generation in asked for one in generation} == {1.0}
+    assert len({one.factors for generation in asked for one in generation}) > 10
 
 
 def test_the_state_is_that_of_a_fresh_run(tmp_path: Path) -> None:

@@ -665,8 +665,6 @@ def test_the_journal_names_the_context_of_a_loss(opened: Opened) -> None:
     names = [line.get("context") for line in lines]
     assert names == [None] * 8 + [context_name(A)] * 10 + [context_name(C)] * 8
     assert ["gradient" in line for line in lines] == [False] * 16 + [True] * 2 + [False] * 8
-    assert len({context_name(A), context_name(C), context_name(replace(A, start_tokens=4))}) == 3
-    assert context_name(replace(A, scheme="another name")) == context_name(A)
 
 
 def every_kind() -> list[CandidateBatch]:

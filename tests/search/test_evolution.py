@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from searching import LENGTH, ROPE, STARTS, TARGET, generations, quadratic, search_with, space_of
 
@@ -14,7 +14,6 @@ from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.schemes import scheme
 from longrope.search.evolution import Genes, Paper, Simple, _redraw
-from longrope.search.method import check_population
 from longrope.search.space import START_TOKENS, Space
 
 FULL = {"paper": Paper(), "simple": Simple()}
@@ -49,30 +48,21 @@ def test_another_population(method: Paper | Simple, population: int) -> None:
     assert sum(map(len, asked)) == sized.passes(1)
 
 
-def test_the_paper_halves_everything() -> None:
-    half = Paper().with_population(32)
-    assert (half.population, half.mutations, half.crossovers, half.parents, half.generations) == (32, 8, 8, 16, 40)
-
-
+@example(3)
+@example(4)
 @given(st.integers(-10, 300))
 def test_a_population_is_4_or_more(population: int) -> None:
     if population < 4:
-        with pytest.raises(LongRopeError, match=f"^population = {population}: too small"):
-            check_population(population)
+        for method in (Paper(), Simple()):
+            with pytest.raises(LongRopeError, match=f"^population = {population}: too small"):
+                method.with_population(population)
         return
     paper, simple = Paper().with_population(population), Simple().with_population(population)
-    assert check_population(population) == paper.population == simple.population == population
+    assert paper.population == simple.population == population
     assert (paper.mutations, paper.crossovers, paper.parents) == (population // 4, population // 4, population // 2)
     assert (paper.probability, paper.generations) == (0.3, 40)
     assert (simple.kept, simple.sigma, simple.generations) == (0.2, 0.1, 100)
     assert simple.elite == max(2, round(population / 5))
-
-
-@pytest.mark.parametrize("population", [3, 1, 0, -8])
-@KINDS
-def test_too_small_a_population(method: Paper | Simple, population: int) -> None:
-    with pytest.raises(LongRopeError, match=f"population = {population}: too small"):
-        method.with_population(population)
 
 
 def assert_inside(scaling: Scaling, method: Paper | Simple, space: Space) -> None:

@@ -360,7 +360,8 @@ def test_a_budget_below_one_candidate_is_refused(model: PreTrainedModel, tmp_pat
     with pytest.raises(
         LongRopeError, match=f"budget = {ONCE - 1}: one step of this search takes {ONCE} token-evaluations"
     ):
-        find(model, tmp_path, name=name, budget=Budget(ONCE - 1))
+        find(model, tmp_path / "run", name=name, budget=Budget(ONCE - 1))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["auto", "paper"])
@@ -640,12 +641,6 @@ def test_a_resume_with_other_documents_is_refused(model: PreTrainedModel, copied
             find(model, folder, items=items, existing="resume", settings=SETTINGS)
 
 
-def test_bad_arguments_leave_nothing_behind(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=rf"budget = {ONCE - 1}: one step .* takes {ONCE} tok"):
-        find(model, tmp_path / "run", budget=Budget(ONCE - 1))
-    assert not (tmp_path / "run").exists()
-
-
 def test_factors_of_another_rope_are_no_start(model: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(LongRopeError, match="a start of the search has 3 factors"):
         find(model, tmp_path / "run", starts=[Scaling([1.0, 2.0, 3.0])])
@@ -659,6 +654,27 @@ def test_a_search_goes_on_from_the_factors_of_another(
     found = find(model, tmp_path / "second", name="gradient", starts=[first])
     assert found.outcomes[0].improvements[0].scaling.factors == pytest.approx(first.factors, rel=1e-9)
     assert min(found.held_out.values()) <= loss_of(model, "held_out", first) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("length", "2k"), ("attention_factor", "su"), ("attention_factor", -1.0), ("ceiling", math.nan)],
+)
+def test_a_space_has_numbers(field: str, value: object) -> None:
+    with pytest.raises(LongRopeError, match=f"^{field} = {value!r} must be a"):
+        Space(ROPE, **{"length": LENGTH, field: value})
+
+
+def test_a_space_of_numpys_numbers_is_written_as_one_of_pythons(tmp_path: Path) -> None:
+    fields = {"attention_factor": np.float32(1.5), "ceiling": np.float32(2)}
+    objectives = SearchObjectives.of(documents, ITEMS["search"], ITEMS["held_out"])
+    starts = [scheme("yarn", ROPE, LENGTH)]
+    for space, existing in (
+        (Space(ROPE, np.int64(LENGTH), **fields), "refuse"),
+        (Space(ROPE, LENGTH, attention_factor=1.5, ceiling=2.0), "resume"),
+    ):
+        run = SearchRun(existing=existing)
+        find_factors(space, objectives, tmp_path, method=METHODS["cma"], starts=starts, run=run)
 
 
 class Broken:

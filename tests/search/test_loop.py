@@ -19,6 +19,7 @@ from searching import (
     ROPE,
     SMALL,
     STARTS,
+    TARGET,
     Documents,
     attentive,
     attentive_slope,
@@ -128,6 +129,50 @@ def endless() -> Proposals:
     """One new candidate a generation."""
     for i in count():
         yield CandidateBatch([Scaling([1.0 + i])])
+
+
+def given_batches(*batches: CandidateBatch) -> Proposals:
+    """Proposals that do not depend on the losses."""
+    for batch in batches:  # noqa: UP028  `yield from` would pass the losses on
+        yield batch
+
+
+def with_states(*states: dict[str, str]) -> Proposals:
+    """One new candidate a generation, with a state."""
+    return given_batches(*(CandidateBatch([Scaling([1.0 + i])], state=state) for i, state in enumerate(states)))
+
+
+@pytest.mark.parametrize(("states", "closed_form"), [([{}, {"closed_form": "ntk"}, {}], "ntk"), ([{}, {}], "")])
+def test_the_outcome_names_the_closed_form_and_the_journal_keeps_each_state(
+    path: Path, states: list[dict[str, str]], closed_form: str
+) -> None:
+    journal = Journal(path, {})
+    outcome = run_search(FunctionObjective(quadratic), with_states(*states), journal)
+    journal.close()
+    assert outcome.closed_form == closed_form
+    again = Journal(path, {}, resume=True)
+    assert again.states == dict(enumerate(states))
+    resumed = run_search(FunctionObjective(never), with_states(*states), again)
+    assert without_time(resumed) == without_time(outcome)
+    with pytest.raises(LongRopeError, match="generation 1"):
+        run_search(FunctionObjective(never), with_states(states[0], {"closed_form": "pi"}), again)
+    again.close()
+
+
+def test_pairs_of_a_pass_and_races_are_as_asked(path: Path) -> None:
+    """One pair, and all samples of each candidate, unless asked for more pairs or for races."""
+    candidates = [Scaling((TARGET * times).tolist()) for times in (1.0, 1.01, 3.0, 3.1, 3.2)]
+    asked = {"usual": {}, "pairs": {"batch_size": 2}, "races": {"racing": True}}
+    passes: dict[str, list[int]] = {name: [] for name in asked}
+    for name, options in asked.items():
+        journal = Journal(path.with_name(name), {})
+        batches = given_batches(CandidateBatch(candidates[:2]), CandidateBatch(candidates[2:]))
+        run_search(Documents((5,) * 8, sizes=passes[name]), batches, journal, **options)
+        journal.close()
+    assert passes["usual"] == [1] * 40
+    assert passes["pairs"] == [2] * 20
+    assert sum(passes["races"]) < 40
+    assert set(passes["races"]) == {1}
 
 
 def test_a_search_keeps_nothing_alive(path: Path) -> None:

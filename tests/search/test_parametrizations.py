@@ -144,6 +144,51 @@ def test_the_bounds_of_a_ramp(rope: Rope, scale: float, ceiling: float) -> None:
 
 
 @given(ROPES, st.floats(1.1, 64), CEILINGS)
+def test_the_bounds_of_yarn(rope: Rope, scale: float, ceiling: float) -> None:
+    """The band begins before the last pair and ends up to as many pairs beyond it; the factor is at least s."""
+    one, pairs = make_parametrization("yarn", rope, scale, ceiling), rope.dim // 2
+    np.testing.assert_allclose(one.lower, [0, 1, np.log(scale)])
+    np.testing.assert_allclose(one.upper, [pairs - 2, 2 * pairs - 1, np.log(ceiling * scale)])
+
+
+S, TOP = np.log(8), np.log(16)
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("free", [TOP] * 8),
+        ("monotone", [TOP / np.sqrt(8)] * 8),
+        ("spline", [TOP / np.sqrt(6)] * 6),
+        ("ramp", [1, 1, S]),
+        ("critical", [1, *[TOP - S] * 8]),
+        ("yarn", [1, 1, S]),
+    ],
+)
+def test_a_seed_moves_as_far_as_ever(name: str, unit: list[float]) -> None:
+    """Typical changes decide which candidates a seed draws: an eighth of the pairs, and the room of the log factors."""
+    np.testing.assert_allclose(make_parametrization(name, ROPE, 8.0, 2.0).unit, unit, rtol=1e-12)
+    smallest = make_parametrization(name, ROPE, 1.0, 1.0 + 1e-9).unit
+    assert smallest[-1] == 1e-3  # also where there is no room
+
+
+def test_the_first_points_lie_in_the_middle() -> None:
+    """Of sums, half of the largest factor; of the critical shape, six κ with log factors halfway from s to the top."""
+    for name in ("free", "monotone", "spline"):
+        one = make_parametrization(name, ROPE, 8.0, 2.0)
+        (point,) = one.initial_points
+        assert one.log_factors(point).max() == pytest.approx(TOP / 2)
+    points = make_parametrization("critical", ROPE, 8.0, 2.0).initial_points
+    np.testing.assert_allclose(points, [[kappa, *[(S + TOP) / 2] * 8] for kappa in (1, 2.2, 3.4, 4.6, 5.8, 7)])
+
+
+def test_the_first_points_of_a_ramp() -> None:
+    points = make_parametrization("ramp", ROPE, 8.0, 2.0).initial_points
+    wanted = [[first, width, S] for first in (-1, 0.85, 2.7, 4.55, 6.4) for width in (1, 2, 4)]
+    np.testing.assert_allclose(points, wanted)
+
+
+@given(ROPES, st.floats(1.1, 64), CEILINGS)
 def test_the_bounds_of_the_critical_shape(rope: Rope, scale: float, ceiling: float) -> None:
     one, pairs = make_parametrization("critical", rope, scale, ceiling), rope.dim // 2
     np.testing.assert_allclose(one.lower, [1, *[np.log(scale)] * pairs])
@@ -246,5 +291,9 @@ def slope_by_factor(x: np.ndarray) -> np.ndarray:
 
 
 def test_yarn_is_refused_on_a_rope_that_carries_factors() -> None:
-    with pytest.raises(LongRopeError, match="parametrization = 'yarn': the model is used to factors already"):
+    with pytest.raises(
+        LongRopeError,
+        match=r"^parametrization = 'yarn': the model is used to factors already, and their product with a YaRN is "
+        r"not a YaRN. Use another parametrization, or start from a plain checkpoint.$",
+    ):
         make_parametrization("yarn", scheme("pi", ROPE, 512).rope_after(ROPE), 4.0, 2.0)

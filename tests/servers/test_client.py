@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from model_server import serving
 
 from longrope.errors import LongRopeError
 from longrope.servers import client
-from longrope.servers.client import KEYS, RefusedRequestError, Server, base_address, connect
+from longrope.servers.address import KEYS, base_address
+from longrope.servers.client import RefusedRequestError, Server, connect
 from longrope.servers.completion import complete
 
 MODELS = {"data": [{"id": "a", "max_model_len": 512, "owned_by": "vllm"}, {"id": "big-model"}]}
@@ -113,19 +115,67 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch: pyte
     assert "secret" not in str(caught.value)
 
 
-def test_another_address_does_not_get_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LONGROPE_API_KEY", "secret")
+@pytest.mark.parametrize(("value", "sent"), [("secret\r\n", "Bearer secret"), (" \n", "Bearer other")])
+def test_white_space_around_a_key_is_not_sent(monkeypatch: pytest.MonkeyPatch, value: str, sent: str) -> None:
     headers: list[dict[str, str]] = []
+    monkeypatch.setenv("LONGROPE_API_KEY", value)
+    monkeypatch.setenv("OPENAI_API_KEY", "other")
+    with serving(lambda path, body: (200, MODELS), headers) as url:
+        connect(url, "a")
+    assert headers[0]["Authorization"] == sent
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "“secret”"])
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("LONGROPE_API_KEY", key)
+    with pytest.raises(LongRopeError, match="LONGROPE_API_KEY: the key has a character that HTTP cannot") as caught:
+        connect("http://127.0.0.1:9")
+    assert "ret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_names_the_other_address_and_sends_it_nothing(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("LONGROPE_API_KEY", "secret")
+    requests: list[dict[str, str]] = []
     with (
-        serving(lambda path, body: (200, MODELS), headers) as other,
-        serving(lambda path, body: (302, f"{other}/v1/models")) as url,
+        serving(lambda path, body: (200, MODELS), requests) as other,
+        serving(lambda path, body: (status, other + path)) as url,
     ):
-        assert connect(url, "a").model == "a"
-    assert len(headers) == 1
-    assert "Authorization" not in headers[0]
+        with pytest.raises(
+            LongRopeError, match=rf"/models answered {status} .*: it is at {other}/v1/models\. Give that"
+        ):
+            connect(url)
+        with pytest.raises(LongRopeError, match=rf"/completions answered {status} .*: it is at {other}/v1/completions"):
+            complete(connect(url, "a"), "x", tokens=1)
+        assert requests == []
+        assert connect(f"{other}/v1/completions", "a").model == "a"  # as the message names it
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", "http://[", ""])
+def test_a_redirect_may_be_relative_to_its_page() -> None:
+    with (
+        serving(lambda path, body: (308, "models/")) as url,
+        pytest.raises(LongRopeError, match=rf"it is at {url}/v1/models/\. Give that"),
+    ):
+        connect(url)
+
+
+def test_an_error_that_breaks_off_is_still_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            with server.accept()[0] as client:
+                client.recv(9999)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\n{")
+
+        thread = Thread(target=answer)
+        thread.start()
+        with pytest.raises(RefusedRequestError, match=r"/models answered 400 Bad Request\. Change"):
+            connect(url)
+        thread.join()
+
+
+@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:port", "http://[", "", "a..b", "host/é"])
 def test_bad_addresses_are_refused(url: str) -> None:
     with pytest.raises(LongRopeError, match=r"not an address of HTTP. Write http://localhost:8000"):
         base_address(url)

@@ -80,7 +80,7 @@ def test_smollm2_to_16k_in_two_hours_trains_an_adapter() -> None:
     assert finetune is not None
     assert (choice.kind, finetune.lora, finetune.merge, finetune.window) == ("fine-tuning", 8, False, 2048)
     assert finetune.steps is not None
-    assert 40 <= finetune.steps <= 80
+    assert 40 <= finetune.steps <= 110  # more where memory has room for activations
     assert choice.plan.stages[0].factors == "yarn"  # no search: one costs more than the training brings
     assert choice.plan.evaluation.documents >= 2
     assert choice.plan.evaluation.retrieval == ("recall",)
@@ -140,11 +140,11 @@ def test_questions_that_a_text_has_no_room_for_are_not_asked() -> None:
     assert choose_plan(goal(0.1, texts=Texts(questions=1))).plan.evaluation.questions == 1
 
 
-@pytest.mark.parametrize(("length", "recovered"), [(511, (256,)), (512, ())])
+@pytest.mark.parametrize(("length", "recovered"), [(511, (256,)), (512, (256, 512))])
 def test_short_factors_are_not_searched_beyond_the_target(length: int, recovered: tuple[int, ...]) -> None:
-    recovery = choose_plan(goal(1, length=length)).plan.recovery
-    assert recovery is not None
-    assert recovery.lengths == recovered  # () is L0 and 2·L0
+    plan = choose_plan(goal(1, length=length)).plan
+    assert plan.recovery is not None
+    assert plan.recovery_lengths(256) == recovered
     assert choose_plan(goal(1, length=length, texts=Texts(recovery=False))).plan.recovery is None
 
 

@@ -223,6 +223,17 @@ def test_a_test_of_rates_keeps_the_weights_in_main_memory(lora: int, monkeypatch
         assert tested.main_memory - given.main_memory == saved - on_device
 
 
+def test_a_test_of_rates_takes_time() -> None:
+    """Six steps at each of six rates, and seven times the losses of six sequences."""
+    given, tested = (
+        cost_of(Stage(length=2048, factors="yarn", finetune=TUNE.model_copy(update={"rate": rate})))[0]
+        for rate in (1e-4, "auto")
+    )
+    step = given.total_flops / 10
+    assert tested.total_flops == pytest.approx(given.total_flops + 36 * step + 42 * TINY.forward(2048).total)
+    assert tested.train_tokens == given.train_tokens
+
+
 def test_autocast_keeps_copies_of_trained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, until the forward pass ends, even where layers are recomputed."""
     monkeypatch.setattr(peak_memory, "SAVED", 0)
@@ -234,15 +245,20 @@ def test_autocast_keeps_copies_of_trained_weights(monkeypatch: pytest.MonkeyPatc
 
 
 def test_layers_are_kept_where_memory_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU in a quarter of what weights and optimizer leave, on CUDA in the budget of activations."""
+    """On a CPU in a quarter of what weights and optimizer leave, on CUDA in the budget of activations.
+
+    What training needs stays the same.
+    """
     length = 2**17
     kept = peak_memory._activations(TINY, length, mixed=False)
     assert kept > peak_memory.SAVED
-    weights = 16 * TINY.parameters
+    weights, needed = 16 * TINY.parameters, peak_memory.of_training(TINY, length, lora=0, mixed=False)
+    assert needed < kept
     for bytes_, recomputed in ((4 * kept + weights, False), (4 * kept + weights - 4, True)):
-        monkeypatch.setattr(peak_memory, "device_memory", lambda _, total=bytes_: total)
+        monkeypatch.setattr(peak_memory, "free_memory", lambda _, free=bytes_: free)
         assert peak_memory.recomputes_layers(TINY, length, lora=0, mixed=False) == recomputed
         assert not peak_memory.recomputes_layers(TINY, length, lora=8, mixed=False)  # smaller optimizer
+        assert peak_memory.of_training(TINY, length, lora=0, mixed=False) == needed
     for budget, recomputed in ((kept, False), (kept - 1, True)):
         monkeypatch.setattr(peak_memory, "activation_budget", lambda _, budget=budget: budget)
         assert peak_memory.recomputes_layers(TINY, length, lora=0, mixed=False) == recomputed

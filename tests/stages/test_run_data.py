@@ -166,6 +166,7 @@ def test_lengths_as_by_default(material: Callable[..., RunData]) -> None:
     assert list(data.recovery_lengths) == [64, 128]
     assert list(data.evaluation_lengths) == [64, 256, 512]
     assert data.test_documents().tokens.shape == (2, 512)
+    assert data.plan.recovery_lengths(300) == (300,)  # the plan does not reach 600
     given = material(
         recovery=Recovery(lengths=(100,), search=SMALL), evaluation=FinalEvaluation(lengths=(300, 64), documents=3)
     )
@@ -222,7 +223,7 @@ LITTLE = {
     ),
     "test at its own length": (
         {"evaluation": FinalEvaluation(lengths=(64, 2048), documents=1), "stages": (Stage(length=256, search=SMALL),)},
-        "data: 1 texts of 2048 tokens are needed",
+        "data: 1 text of 2048 tokens is needed",
     ),
 }
 

@@ -19,7 +19,10 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats()
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | st.text(),
-    lambda some: st.lists(some, max_size=4) | st.dictionaries(st.text(), some, max_size=4),
+    lambda some: (
+        st.lists(some, max_size=4).flatmap(lambda list_: st.sampled_from([list_, tuple(list_)]))
+        | st.dictionaries(st.text(), some, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -37,7 +40,7 @@ def test_a_file_is_what_was_written_last_and_nothing_else_is_left(name: str, fir
 def finite(value: object) -> object:
     if isinstance(value, dict):
         return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -19,8 +19,9 @@ from longrope.errors import LongRopeError
 from longrope.models.load import load_tokenizer
 from longrope.tasks.conversation import mrcr, random_turn
 from longrope.tasks.graph import random_edge
-from longrope.tasks.haystack import LEAST_BORDERS, NOISE, sentence_borders
+from longrope.tasks.haystack import LEAST_BORDERS, NOISE, drawn, sentence_borders
 from longrope.tasks.lookups import random_pair
+from longrope.tasks.needle_task import NeedleDraft, NeedleTask
 from longrope.tasks.prompts import Prompt, PromptRequest
 from longrope.tasks.registry import RULER, TASKS, make_prompts, task_names
 from longrope.tasks.ruler_words import draw_words
@@ -102,6 +103,35 @@ def prompts(task: str, tokenizer: PreTrainedTokenizerFast, **fields: object) -> 
 
 def read(tokenizer: PreTrainedTokenizerFast, prompt: Prompt) -> str:
     return str(tokenizer.decode(prompt.tokens, skip_special_tokens=True))
+
+
+NAMES = ("able-cat", "bold-dog", "calm-fox", "dark-owl", "even-pig")
+
+
+@pytest.mark.parametrize("questions", [1, 2])
+def test_a_drawn_line_never_has_the_key_of_a_planted_one(tiny: PreTrainedTokenizerFast, questions: int) -> None:
+    """Else the question had two answers. Of five names, nearly every haystack would have the asked one."""
+
+    def draft(rng: np.random.Generator, depth: float) -> NeedleDraft:
+        name = str(rng.choice(NAMES))
+        return NeedleDraft("", (f"{name} is 1.\n",), (depth,), f"\n{name} is", ("1",), keys=(name,))
+
+    haystack = drawn(lambda rng: f"{rng.choice(NAMES)} is 2. A table-cat is 3.\n")
+    request = PromptRequest("names", tiny, 400, 4, questions=questions, chat="off")
+    for prompt in NeedleTask(draft, room=4, haystack=haystack).prompts(request):
+        text = read(tiny, prompt)
+        name = text.rsplit("\n", 1)[1].removesuffix(" is")
+        assert re.findall(rf"(?<!\S){name} is (\d)", text) == ["1"]
+        assert len(set(re.findall(r"(?<!\S)(\S+) is 2", text))) == len(NAMES) - questions
+
+
+def test_a_haystack_of_nothing_but_planted_keys_ends(tiny: PreTrainedTokenizerFast) -> None:
+    def draft(rng: np.random.Generator, depth: float) -> NeedleDraft:
+        return NeedleDraft("", ("fox is 1.\n",), (depth,), "\nfox is", ("1",), keys=("fox",))
+
+    task = NeedleTask(draft, room=4, haystack=drawn(lambda _: "fox is 2.\n"))
+    [prompt] = task.prompts(PromptRequest("foxes", tiny, 100, 1, chat="off"))
+    assert "fox is 2." in read(tiny, prompt)
 
 
 @pytest.mark.parametrize("task", TASKS)

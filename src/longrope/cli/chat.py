@@ -23,7 +23,7 @@ def run(
     new: generate.New = 256,
     policy: generate.Policy = None,
     temperature: generate.Temperature = 0.0,
-    seed: generate.Seed = 0,
+    seed: generate.SamplingSeed = 0,
     original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",

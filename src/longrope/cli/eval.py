@@ -56,7 +56,7 @@ def run(
     ] = None,
     text_key: options.TextKey = None,
     documents: Annotated[int, typer.Option(min=1, help="Test documents of each corpus.")] = 4,
-    data_seed: options.Seed = 0,
+    data_seed: options.SplitSeed = 0,
     stride: Annotated[
         str | None, typer.Option(help="Also perplexity in overlapping windows of each length, this many tokens apart.")
     ] = None,
@@ -127,8 +127,7 @@ def run(
     check_given(given_options(context))
     if distributed.first():
         claim_results(output, resume=resume, overwrite=overwrite)
-    if tasks is not None and distributed.count() > 1:
-        raise LongRopeError("tasks: lm-evaluation-harness runs in one process; leave --tasks out of this launch")
+    harness = harness_tasks(tasks, task_folder, limit=limit, batch=batch, length=tokens[-1])
 
     from longrope.evaluation.measurement import EvalSpec
     from longrope.evaluation.registry import check_spec
@@ -169,7 +168,7 @@ def run(
         key_tokens=key_tokens,
         retrieval=prompts,
         questions=questions,
-        harness=harness_tasks(tasks, task_folder, limit=limit, batch=batch, length=tokens[-1]),
+        harness=harness,
         measurements=measure or [],
         batch=batch,
     )

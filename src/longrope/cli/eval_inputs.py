@@ -194,9 +194,15 @@ def parse_depths(text: str) -> list[float]:
 def harness_tasks(
     tasks: str | None, folder: Path | None, *, limit: int | None, batch: int, length: int
 ) -> SampleSet | None:
-    """Return the sample that runs tasks of lm-evaluation-harness; None without tasks."""
+    """Return the sample that runs tasks of lm-evaluation-harness; None without tasks.
+
+    Raises:
+        LongRopeError: This process is one of several, or the harness cannot run the tasks.
+    """
     if tasks is None:
         return None
+    if distributed.count() > 1:
+        raise LongRopeError("tasks: lm-evaluation-harness runs in one process; leave --tasks out of this launch")
     from longrope.evaluation.lm_eval import harness
 
     names = [name.strip() for name in tasks.split(",")]

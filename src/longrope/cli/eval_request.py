@@ -155,7 +155,7 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         return
     refuse_staged_run(folder)
     exists = (folder / JOURNAL).exists()
-    if not exists and overwrite and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if not exists and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise LongRopeError(f"{folder} does not hold an evaluation. Choose another output with -o.")
     also = "continue it with --resume, " if exists else ""
     claim_output(folder, overwrite=exists and (resume or overwrite), folder=True, also=also)

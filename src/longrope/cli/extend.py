@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -64,15 +65,12 @@ def run(
     length = None if to is None else parse_length(to, "to")
     decided = options.decided_length(original_length)
 
-    from longrope.stages.begin_run import begin_run
-    from longrope.stages.plan import load_plan
     from longrope.stages.plan_by_hours import bare_plan
     from longrope.stages.plan_cost import check_plan_memory
     from longrope.stages.plan_tables import Data
     from longrope.stages.run_folder import StagedRun, open_run
-    from longrope.storage.lock import locked
 
-    named_plan = None if plan is None else load_plan(plan)
+    named_plan = None if plan is None else load_named_plan(plan)
     output = output or default_output(model, length if named_plan is None else named_plan.length)
     exists = (output / "run.json").exists()
     tables = {"--to": to, "--hours": hours, "--data": data, "--text-key": text_key}
@@ -113,19 +111,24 @@ def run(
         loaded, heading = extend_by_hours.choose(staged, hours, quiet=as_json, yes=yes or as_json)
         staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)
-    steps, logs = extend_by_hours.steps_of(loaded, config, dtype), log_files(output, log)
-    with job_progress(steps, quiet=as_json, logs=logs, live=not staged.training_command) as on_progress:
-        staged = replace(staged, on_progress=on_progress)
-        with locked(output):
-            if not exists:
-                extend_output.check_export(staged)
-                if not launch:
-                    check_memory(dtype)
-            if log is not None and not log.absolute().is_relative_to(output.absolute()):  # begin_run checks the folder
-                check_log(log)
-            begin_run(staged, resume=resume, heading=heading)
-            record, checkpoint = carry_out(staged, exports_so_far=export_on_interrupt)
+    record, checkpoint = carry_out(
+        staged, heading=heading, resume=resume, log=log, quiet=as_json, exports_so_far=export_on_interrupt
+    )
     options.tell(record, as_json=as_json, text=lambda: extend_output.describe(staged, record, checkpoint))
+
+
+def load_named_plan(name: str) -> Plan:
+    """Load a plan file or a ready-made plan.
+
+    Raises:
+        LongRopeError: There is no such plan, or it is not valid.
+    """
+    from longrope.errors import LongRopeError
+    from longrope.stages.plan import load_plan
+
+    if re.fullmatch(r"\d+[kmg]?", name.lower()) and not Path(name).exists():
+        raise LongRopeError(f"plan = {name!r}: a length, not a plan. Give it with --to {name}, and --hours H.")
+    return load_plan(name)
 
 
 def default_output(model: str, length: int | None) -> Path:
@@ -141,31 +144,45 @@ def default_output(model: str, length: int | None) -> Path:
     return Path(f"{options.short_name(model)}-{short_length(length)}")
 
 
-def carry_out(staged: StagedRun, *, exports_so_far: bool) -> tuple[dict[str, Any], Path | None]:
-    """Carry out a run's plan, write its page, and export the result.
+def carry_out(
+    staged: StagedRun, *, heading: str, resume: bool, log: Path | None, quiet: bool, exports_so_far: bool
+) -> tuple[dict[str, Any], Path | None]:
+    """Begin or continue a run, show its progress, write its page, and export the result.
 
     Args:
-        staged: The run, which has begun.
+        staged: The run.
+        heading: Comment at the top of its plan's file.
+        resume: Whether the run may be continued.
+        log: File that gets the progress too.
+        quiet: Whether to print no progress.
         exports_so_far: Whether to export the best so far after an interrupt.
 
     Returns:
         The results, and the folder of the checkpoint.
     """
+    from longrope.stages.begin_run import begin_run
     from longrope.stages.pipeline import extend
+    from longrope.stages.plan_cost import check_plan_memory
+    from longrope.storage.lock import locked
 
-    try:
-        extend(staged)
-        record = extend_output.results(staged)
+    folder, exists = staged.folder, (staged.folder / "run.json").exists()
+    steps, logs = extend_by_hours.steps_of(staged.plan, staged.config, staged.dtype), log_files(folder, log)
+    with job_progress(steps, quiet=quiet, logs=logs, live=not staged.training_command) as on_progress, locked(folder):
+        staged = replace(staged, on_progress=on_progress)
+        if not exists:
+            extend_output.check_export(staged)
+            if not staged.launch:
+                check_plan_memory(staged.plan, staged.config, dtype=staged.dtype, device=staged.device)
+        if log is not None and not log.absolute().is_relative_to(folder.absolute()):  # begin_run checks the folder
+            check_log(log)
+        begin_run(staged, resume=resume, heading=heading)
         try:
-            checkpoint = extend_output.export(staged)
-        finally:  # with the engines that run the checkpoint, or without
-            if record:
-                extend_output.write_page(staged)
-        return record, checkpoint
-    except KeyboardInterrupt:
-        if exports_so_far:
-            extend_output.tell_so_far(staged)
-        raise
+            extend(staged)
+            return extend_output.finish(staged)
+        except KeyboardInterrupt:
+            if exports_so_far:
+                extend_output.tell_so_far(staged)
+            raise
 
 
 def finetune(
@@ -217,9 +234,9 @@ def note_slow_finetuning(plan: Plan, device: str) -> None:
 
     in_bfloat16 = any(stage.finetune is not None and stage.finetune.dtype == "bfloat16" for stage in plan.stages)
     if in_bfloat16 and is_bfloat16_slow(device):
-        where = "this CPU" if device == "cpu" else device
+        slow = "this CPU" if device == "cpu" else device
         typer.echo(
-            f"Note: {where} is slow in bfloat16: finetune.dtype = 'float32' in the plan is faster, in more memory",
+            f"Note: {slow} is slow in bfloat16: finetune.dtype = 'float32' in the plan is faster, in more memory",
             err=True,
         )
 

@@ -73,6 +73,16 @@ def export(staged: StagedRun) -> Path | None:
     return folder
 
 
+def finish(staged: StagedRun) -> tuple[dict[str, Any], Path | None]:
+    """Export a run's result and write its page; return the results and the folder of the checkpoint."""
+    record = results(staged)
+    try:
+        return record, export(staged)
+    finally:  # with the engines that run the checkpoint, or without
+        if record:
+            write_page(staged)
+
+
 def export_so_far(staged: StagedRun) -> Path | None:
     """Write the checkpoint of the best weights and factors so far, for a run that was interrupted; None without any."""
     from longrope.stages.best_so_far import load_best_so_far

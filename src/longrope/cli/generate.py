@@ -25,7 +25,7 @@ Policy = Annotated[
     ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token; above 0, tokens are sampled.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed for sampling.")]
+SamplingSeed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed for sampling.")]
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
     new: New = 256,
     policy: Policy = None,
     temperature: Temperature = 0.0,
-    seed: Seed = 0,
+    seed: SamplingSeed = 0,
     original_length: options.OriginalLength = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -44,7 +44,7 @@ def run(
 ) -> None:
     """Try an extended model: continue a prompt or a long file beyond L0."""
     if not prompt and file is None:
-        raise LongRopeError("prompt is empty; give one, or --file")
+        raise LongRopeError(f"prompt is empty, and {model!r} is the model. Give MODEL and PROMPT, or --file.")
 
     import torch
 

@@ -41,10 +41,12 @@ from longrope.errors import CorpusWarning, LongRopeError
 from longrope.storage.atomic import DISK_FULL
 
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?=\S)")  # inside a paragraph
+# typer has None as the default of its own flags, and imports pydantic to convert it before it shows a command's help
+TYPERS_FLAGS = {"help": False, "install_completion": False, "show_completion": False}
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "default_map": TYPERS_FLAGS},
 )
 COMMANDS = {
     "inspect": inspect.run,

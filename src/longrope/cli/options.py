@@ -45,7 +45,9 @@ Dtype = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps …, or auto: the accelerator if there is one.")]
 Batch = Annotated[int, typer.Option(min=1, help="Documents in one forward pass.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the split of the documents into search, held-out and test.")]
+SplitSeed = Annotated[
+    int, typer.Option(min=0, help="Seed of the split of the documents into search, held-out and test.")
+]
 Cache = Annotated[Path | None, typer.Option(help="Folder that keeps tokenized documents for later runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]

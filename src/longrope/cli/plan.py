@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from longrope.stages.plan import Plan
     from longrope.stages.plan_tables import Data
 
-UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+COUNT_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 def run(
@@ -83,7 +84,7 @@ def run(
         documents = Data(source=data, text_key=text_key, train=train)
         proposed = new_plan(config, length, documents, original_tokens=tokens, device=device)
         proposed = proposed.model_copy(update={"original_length": decided})
-        text = heading(rope.original_length, proposed) + proposed.to_toml()
+        text = heading(model, rope.original_length, proposed, output) + proposed.to_toml()
     proposed.check_fits(rope)
     check_layers(config, proposed.length)
     dtype = options.choose_dtype(
@@ -158,20 +159,20 @@ def parse_count(text: str) -> float:
     (2000000000000.0, 1500000000.0, 17000000.0)
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([kmbt]?)", text.strip().lower())
-    count = float(match[1]) * UNITS[match[2]] if match else 0.0
+    count = float(match[1]) * COUNT_UNITS[match[2]] if match else 0.0
     if not count:
         raise LongRopeError(f"original_tokens = {text!r} is not a number of tokens; write 300b, 2t or 17000000")
     return count
 
 
-def heading(original_length: int, plan: Plan) -> str:
-    """Return the comment at the top of a plan's file."""
+def heading(model: str, original_length: int, plan: Plan, file: Path | None) -> str:
+    """Return the comment at the top of a plan's file; without a file, the command in it has a placeholder."""
     estimated = "taken to be 20 a parameter (change it with --original-tokens)"
     source = estimated if plan.original_tokens is None else "as given"
     return (
         f"# {options.command_line()}\n"
         f"# From {original_length} to {plan.length} tokens ({plan.length / original_length:g}x). Edit, then:\n"
-        "# longrope extend MODEL THIS_FILE -o RUN\n"
+        f"# {shlex.join(['longrope', 'extend', model, 'THIS_FILE' if file is None else str(file)])}\n"
         f"# Each stage that fine-tunes trains on about 5% of the model's original tokens, {source}.\n"
         "# Lengths and tokens: k is 1024, m is 1024^2, g is 1024^3.\n"
     )

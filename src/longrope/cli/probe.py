@@ -36,7 +36,7 @@ def run(
     data: options.Data = None,
     text_key: options.TextKey = None,
     documents: Annotated[int, typer.Option(min=1, help="Prompts of each length.")] = 2,
-    data_seed: options.Seed = 0,
+    data_seed: options.SplitSeed = 0,
     timeout: Timeout = 600.0,
     retries: Retries = 2,
     dtype: options.Dtype = "auto",

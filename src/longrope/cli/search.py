@@ -61,7 +61,7 @@ def run(
     held_out_documents: Annotated[
         int | None, typer.Option(min=1, help="Other documents, which choose the winner (default: as many).")
     ] = None,
-    data_seed: options.Seed = 0,
+    data_seed: options.SplitSeed = 0,
     batch: Annotated[
         int,
         typer.Option(
@@ -75,7 +75,7 @@ def run(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     cache: options.Cache = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     parametrization: Annotated[
@@ -161,6 +161,7 @@ def run(
         racing=racing,
         workers=workers,
         dtype=dtype,
+        device=device,
         cache=cache,
         text_key=text_key,
         original_length=options.decided_length(original_length),
@@ -171,22 +172,34 @@ def run(
     settings.text_spec(tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
     refuse_staged_run(output)
-    claim_output(output, overwrite=overwrite or resume, folder=True, also="continue it with --resume, ")
+    remedy = "continue it with --resume, " if (output / "search-0.jsonl").exists() else ""
+    claim_output(output, overwrite=overwrite or resume, folder=True, also=remedy)
+    settings = place(model, tokens, search_method, settings, output)
+    _search(model, tokens, data or default_data(model), search_method, settings, output, as_json=as_json)
 
+
+def place(model: str, length: int, method: Method, settings: SearchOptions, output: Path) -> SearchOptions:
+    """Return the settings with the device and the dtype of a search that fits the model and this machine.
+
+    Raises:
+        LongRopeError: The model, the starts or the device cannot be used, or a pass does not fit into memory.
+    """
     from longrope.objectives.backend import processes
     from longrope.objectives.placement import place_search
     from longrope.objectives.prepare_search import check_starts
     from longrope.rope import Rope
 
     config = options.read_config(model, settings.original_length)
-    check_layers(config, tokens)
-    check_starts(Rope.of(config), tokens, search_method, settings)
-    chosen = options.choose_device(device if processes(settings.workers) else "auto")  # workers on Ray choose theirs
-    settings = replace(settings, device=chosen if processes(settings.workers) else device)
-    settings, note = place_search(model, tokens, search_method, settings, output)
+    check_layers(config, length)
+    check_starts(Rope.of(config), length, method, settings)
+    local = bool(processes(settings.workers))  # workers on Ray choose their own devices
+    device = options.choose_device(settings.device if local else "auto")
+    if local:
+        settings = replace(settings, device=device)
+    settings, note = place_search(model, length, method, settings, output)
     if note:
         distributed.say(f"Note: {note}")
-    _search(model, tokens, data or default_data(model), search_method, settings, output, as_json=as_json)
+    return settings
 
 
 def _search(
@@ -237,9 +250,10 @@ def describe(result: SearchResult, output: Path, short: Mapping[str, Any] | None
     if short is not None:
         console.print(_trade_off(short))
         keeps_limit = short["change"] <= short["limit"]
+        worse = "" if keeps_limit else " Nothing that keeps the limit is as good: this is the best trade-off."
         console.print(
             f"Perplexity at L0 changes by {short['change']:+.1%} on the held-out documents; the limit is "
-            f"{short['limit']:.1%}." + ("" if keeps_limit else " Nothing keeps the limit: this is the best trade-off."),
+            f"{short['limit']:.1%}.{worse}",
             style=None if keeps_limit else "red",
         )
     if result.outcomes[0].closed_form:

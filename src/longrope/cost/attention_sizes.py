@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-WINDOW_FIELDS = {
-    "sliding_attention": "sliding_window",
-    "hybrid_sliding": "sliding_window",
-    "chunked_attention": "attention_chunk_size",
-}
+from longrope.models.layer_windows import layer_kinds, window_fields
+
 WITHOUT_ATTENTION = ("linear_attention", "conv", "moe", "mlp", "mamba", "recurrent")  # kinds of layers
 
 
@@ -38,7 +34,7 @@ def layer_sizes(text: Any, *, keeps_latents: bool) -> list[LayerSizes]:
         text: Config of the text model.
         keeps_latents: Whether caches of multi-head latent attention hold what its keys and values are computed from.
     """
-    kinds, count = _kinds(text), text.num_hidden_layers
+    kinds, count = layer_kinds(text), text.num_hidden_layers
     # the last layers of Gemma 3n and Gemma 4 read the keys and values of earlier ones
     keeping = count - (getattr(text, "num_kv_shared_layers", None) or 0)
     sizes = []
@@ -70,17 +66,8 @@ def _kv_heads(layer: Any) -> int:
 
 def windows(text: Any) -> tuple[int | None, ...]:
     """Return how many tokens one token attends to, for each layer; None means all, 0 that it has no attention."""
-    kinds = _kinds(text)
-    if kinds is None:
-        return (getattr(text, "sliding_window", None) or None,) * text.num_hidden_layers
-    fields = [WINDOW_FIELDS.get(kind, "") for kind in kinds]
+    kinds, fields = layer_kinds(text), window_fields(text)
     return tuple(
-        0 if kind in WITHOUT_ATTENTION else getattr(text, field, None) or None
-        for kind, field in zip(kinds, fields, strict=True)
+        0 if kinds and kinds[index] in WITHOUT_ATTENTION else getattr(text, field) if field else None
+        for index, field in enumerate(fields)
     )
-
-
-def _kinds(text: Any) -> Sequence[str] | None:
-    """Return the kind of every layer; None if the config names none."""
-    kinds = getattr(text, "layer_types", None)
-    return kinds if kinds and len(kinds) == text.num_hidden_layers else None

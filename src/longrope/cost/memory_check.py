@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from longrope.cost import peak_memory
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
+from longrope.models.growing_cache import LEAST_ROOM
 from longrope.units import short_length
 
 PassKind = Literal["forward", "gradient", "generation"]
@@ -72,7 +73,7 @@ def check_pass_memory(
     offloaded = partial(peak_memory.moved_in_pass, shape, gradient=gradient)
 
     def needed(tokens: int) -> int:
-        cache = peak_memory.of_cache(shape, tokens) if kind == "generation" else 0
+        cache = _growing_cache(shape, tokens) if kind == "generation" else 0
         return peak_memory.of_pass(shape, tokens, gradient=gradient) + cache
 
     def fit(tokens: int) -> bool:
@@ -92,7 +93,7 @@ def check_pass_memory(
 
 
 def check_cache_memory(config: PreTrainedConfig, length: int, *, cached: int, dtype: str, device: str) -> None:
-    """Refuse to generate where keys and values alone cannot fit.
+    """Refuse to generate where keys and values alone, with the room of a growing cache, cannot fit.
 
     Args:
         config: The config of the model, which is loaded.
@@ -104,22 +105,28 @@ def check_cache_memory(config: PreTrainedConfig, length: int, *, cached: int, dt
     Raises:
         LongRopeError: If the device has less free memory than the cache takes; names the length that fits.
     """
-    free, needed = free_memory(device), partial(peak_memory.of_cache, ModelShape.of(config, dtype))
-    if free is None or needed(length) - needed(cached) <= free:
+    shape, free = ModelShape.of(config, dtype), free_memory(device)
+    needed, held = partial(_growing_cache, shape), peak_memory.of_cache(shape, cached)
+    if free is None or needed(length) - held <= free:
         return
-    fits = bisect_right(range(length), free + needed(cached), key=needed) - 1
+    fits = max(0, bisect_right(range(length), free + held, key=needed) - 1)
     longest = f"about {short_length(fits)} fit" if fits else "not one fits"
     raise LongRopeError(
         f"{length} tokens of prompt and answer need {_gib(needed(length))} GiB of keys and values where {device} "
-        f"has {_gib(free + needed(cached))} GiB for them; {longest}: give a shorter text, "
+        f"has {_gib(free + held)} GiB for them; {longest}: give a shorter text, "
         "use dtype bfloat16, or another device"
     )
 
 
+def _growing_cache(shape: ModelShape, tokens: int) -> int:
+    """Return the most bytes of a `longrope.models.growing_cache` of some tokens."""
+    return peak_memory.of_cache(shape, tokens + max(tokens // 16, LEAST_ROOM))
+
+
 def _longest(fit: Callable[[int], bool], tokens: int, kind: PassKind) -> str:
     """Return a clause that names the most tokens that fit, to 1,024 of them."""
-    lengths = (*range(min(1024, tokens)), *range(1024, tokens, 1024))
-    longest = max(filter(fit, lengths), default=0)
+    blocks = bisect_left(range(1, tokens // 1024 + 1), True, key=lambda count: not fit(1024 * count))
+    longest = 1024 * blocks or bisect_left(range(1, 1024), True, key=lambda length: not fit(length))
     return f"about {short_length(longest)} tokens fit in {NAMES[kind]}" if longest else "the weights alone do not fit"
 
 

@@ -11,7 +11,7 @@ from longrope.longcontext.cpu_offload import activation_budget
 from longrope.longcontext.layer_chunks import chunk_size_on
 from longrope.longcontext.tiling import LONG
 from longrope.longcontext.token_losses import LOGITS_IN_CACHE, logits_on
-from longrope.models.device_memory import device_memory
+from longrope.models.device_memory import free_memory
 
 ADAM = 16  # bytes a trained parameter: float32 weight, gradient, first and second moment
 CAST = 2  # bytes a trained parameter: the copy in bfloat16 that autocast keeps until the forward pass ends
@@ -23,7 +23,7 @@ GRADIENT_CHUNK, GRADIENT_SEQUENCE = (6.0, 1.0, 10.5), (4.0, 5.0)
 # In training, of a layer that is recomputed: of the MLP's width, of keys and values; in float32: of the hidden size.
 TRAINED = (6.0, 1.0, 10.5)
 SAVED = 2**30  # bytes of activations that training saves on every device instead of recomputing layers
-ROOM = 0.25  # of main memory beside weights and optimizer: what a CPU saves, where that is more
+ROOM = 0.25  # of the free memory beside weights and optimizer: what a CPU saves, where that is more
 
 
 def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
@@ -68,7 +68,9 @@ def of_cache(shape: ModelShape, length: int) -> int:
 
 
 def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
-    """Return one device's peak in fine-tuning on one sequence at a time.
+    """Return the memory of one device that fine-tuning needs, on one sequence at a time.
+
+    Where there is more, it may save activations instead of recomputing layers (`recomputes_layers`).
 
     Args:
         shape: The model's sizes.
@@ -78,16 +80,16 @@ def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> in
     """
     inputs = _layer_inputs(shape, length, lora=lora, mixed=mixed)
     inputs -= moved_in_training(shape, length, lora=lora, mixed=mixed)
-    saved = 0 if recomputes_layers(shape, length, lora=lora, mixed=mixed) else _activations(shape, length, mixed=mixed)
+    saved = _activations(shape, length, mixed=mixed)
     layer = _trained_layer(shape, length, bytes_within=2 if mixed else 4)
-    return round(_trained_weights(shape, lora=lora, mixed=mixed) + inputs + max(saved, layer))
+    return round(_trained_weights(shape, lora=lora, mixed=mixed) + inputs + max(saved if saved <= SAVED else 0, layer))
 
 
 def recomputes_layers(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> bool:
     """Return whether fine-tuning recomputes each layer in the backward pass, as its activations take too much memory.
 
-    It saves up to 1 GiB of them on every device; where that is more, a CPU a quarter of its memory beside weights and
-    optimizer, and CUDA what may stay there (`longrope.longcontext.cpu_offload.activation_budget`).
+    It saves up to 1 GiB of them on every device; where that is more, a CPU a quarter of its free memory beside weights
+    and optimizer, and CUDA what may stay there (`longrope.longcontext.cpu_offload.activation_budget`).
 
     Args:
         shape: The model's sizes.
@@ -98,7 +100,7 @@ def recomputes_layers(shape: ModelShape, length: int, *, lora: int, mixed: bool)
     limit = activation_budget(shape.device)
     if limit == math.inf:
         weights = _trained_weights(shape, lora=lora, mixed=mixed)
-        limit = ROOM * ((device_memory(shape.device) or 0) - weights)
+        limit = ROOM * ((free_memory(shape.device) or 0) - weights)
     return _activations(shape, length, mixed=mixed) > max(SAVED, limit)
 
 

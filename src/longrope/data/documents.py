@@ -94,8 +94,9 @@ def _documents(source: str, text_key: str | None, notes: list[CorpusWarning]) ->
 def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> Iterator[Document]:
     """Yield the documents of a folder; add a note on the files that are passed over, and one on odd JSON."""
     reasons: Counter[str] = Counter()
+    closed: list[Path] = []
     files = without_key = 0
-    for path in _files(folder, set()):
+    for path in _files(folder, set(), closed):
         files += 1
         try:
             documents = list(_file(path, text_key))
@@ -110,17 +111,27 @@ def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> I
         notes.append(
             CorpusWarning(f"{folder}: {lost} of {files} files passed over: {counts}", lost > MOST_LOST * files)
         )
+    if closed:
+        more = f" and {len(closed) - 1} more" if len(closed) > 1 else ""
+        notes.append(CorpusWarning(f"{folder}: passed over, no permission to list {closed[0]}{more}", severe=True))
     if without_key:
         records = f"{without_key} of {files} files are records without the key {text_key or 'text'}"
         notes.append(CorpusWarning(f"{folder}: {records}, read as they are; --text-key names another key"))
 
 
-def _files(folder: Path, read: set[Path]) -> Iterator[Path]:
-    """Yield the files of a folder, hidden ones left out, in the order of their paths; each folder is read once."""
+def _files(folder: Path, read: set[Path], closed: list[Path]) -> Iterator[Path]:
+    """Yield the files of a folder, hidden ones left out, in the order of their paths; each folder is read once.
+
+    Args:
+        folder: The folder.
+        read: Folders that were read before; this one is added.
+        closed: Folders that may not be listed; those below this one are added.
+    """
     read.add(folder.resolve())
     try:
         paths = sorted(folder.iterdir(), key=lambda path: path.name)
     except PermissionError:
+        closed.append(folder)
         return
     for path in paths:
         if path.name.startswith("."):
@@ -128,7 +139,7 @@ def _files(folder: Path, read: set[Path]) -> Iterator[Path]:
         if path.is_file():
             yield path
         elif path.is_dir() and path.resolve() not in read:
-            yield from _files(path, read)
+            yield from _files(path, read, closed)
 
 
 def _single_file(path: Path, text_key: str | None) -> Iterator[Document]:

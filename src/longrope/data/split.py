@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -68,8 +68,8 @@ def split_documents(documents: Sequence[Document], *, seed: int = 0) -> dict[str
         members = share_texts(by_size, SHARES)
         shares = ", ".join(f"{share:.0%}" for share in SHARES.values())
         message = (
-            f"data: {_counted(by_size)}, fewer than the {len(BLOCK)} that are split into search, held-out and test. "
-            f"Each is cut into parts of {shares} for them, which do not overlap."
+            f"data: {_counted(len(by_size))}, fewer than the {len(BLOCK)} that are split into search, held-out and "
+            f"test. Each is cut into parts of {shares} for them, which do not overlap."
         )
         warnings.warn(CorpusWarning(message), stacklevel=2)
     else:
@@ -121,8 +121,8 @@ def draw_tokens(
         if sum(len(rows) for _, rows in texts) < count:
             raise _too_few(documents, tokenizer, length=length, count=count, longest=longest)
         message = (
-            f"data: {count} texts of {length} tokens are taken from {_counted(texts)}, as no others are long "
-            "enough. Texts of one document are alike, which standard errors do not show."
+            f"data: {_counted(count, 'text')} of {length} tokens are taken from {_counted(len(texts))}, as no others "
+            "are long enough. Texts of one document are alike, which standard errors do not show."
         )
         warnings.warn(CorpusWarning(message), stacklevel=2)
     rounds = zip_longest(*([(row, document.name) for row in rows] for document, rows in texts))
@@ -130,8 +130,8 @@ def draw_tokens(
     return DocumentTokens(np.stack([row for row, _ in drawn]), tuple(name for _, name in drawn))
 
 
-def _counted(documents: Sized) -> str:
-    return f"{len(documents)} document{'' if len(documents) == 1 else 's'}"
+def _counted(number: int, noun: str = "document") -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def whole_texts(splits: Mapping[str, Sequence[Document]]) -> dict[str, str]:
@@ -169,15 +169,16 @@ def _too_few(
         return len(encode(max(texts, key=len, default=""), tokenizer, length=NO_LIMIT))
 
     in_split = f"the longest of which has {max(longest, tokens_of(document.text for document in documents))} tokens"
-    corpus = f"Of {_counted(documents)}, {in_split}" if documents else "There are no documents"
+    corpus = f"Of {_counted(len(documents))}, {in_split}" if documents else "There are no documents"
     if isinstance(documents, Split):
         wholes = whole_texts(documents.splits)
         split = f"{len(documents)} are in this split" + (f", {in_split}" if documents else "")
         corpus = (
-            f"Of {_counted(wholes)} in all, split into {', '.join(SPLITS)}, {split}; "
+            f"Of {_counted(len(wholes))} in all, split into {', '.join(SPLITS)}, {split}; "
             f"the longest in all has {max(longest, tokens_of(wholes.values()))}"
         )
     return LongRopeError(
-        f"data: {count} texts of {length} tokens are needed. {corpus}. Give more or longer documents (short ones may "
-        "be joined into one file), a shorter length, or ask for fewer documents."
+        f"data: {_counted(count, 'text')} of {length} tokens {'is' if count == 1 else 'are'} needed. {corpus}. "
+        "Give more or longer documents (short ones may be joined into one file), a shorter length, or ask for fewer "
+        "documents."
     )

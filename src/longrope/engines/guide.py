@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from longrope.engines.predict import EnginePrediction, predict, yarn_scaling
+from longrope.engines.predict import EnginePrediction, predict, predict_ends, yarn_scaling
 from longrope.engines.registry import ENGINES
 from longrope.engines.rules import Rule
 from longrope.rope import text_fields
@@ -40,16 +40,9 @@ def launch_lines(config: Mapping[str, Any], extension: Extension, folder: str) -
     return [_launch(engine, config, extension, folder) for engine in engines if _runs(engine, config, extension)]
 
 
-def _predictions(engine: str, config: Mapping[str, Any], extension: Extension) -> list[EnginePrediction]:
-    """Predict an engine that is launched for L, at L0 and at L tokens."""
-    limit = extension.length
-    lengths = sorted({extension.rope.original_length, limit})
-    return [predict(engine, config, extension, limit=limit, length=length) for length in lengths]
-
-
 def _runs(engine: str, config: Mapping[str, Any], extension: Extension) -> bool:
     """Return whether an engine computes with factors at L0 and at L."""
-    predictions = _predictions(engine, config, extension)
+    predictions = predict_ends(engine, config, extension)
     return all(prediction.factors in ("short", "long") for prediction in predictions)
 
 
@@ -71,7 +64,7 @@ def _section(engine: str, config: Mapping[str, Any], extension: Extension, folde
     """Return the lines of Markdown about one engine."""
     row = ENGINES[engine]
     title = [f"## {engine} ({row.version})", ""]
-    predictions = _predictions(engine, config, extension)
+    predictions = predict_ends(engine, config, extension)
     if not _runs(engine, config, extension):
         verdict = "Nobody has read it" if predictions[-1].factors == "unknown" else "Do not serve it so"
         return [*title, f"{verdict}: {predictions[-1].departures[0]}.", ""]

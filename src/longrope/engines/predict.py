@@ -161,6 +161,12 @@ def predict(
     return EnginePrediction(engine, length, name, scaling, tuple(departures), tuple(cautions))
 
 
+def predict_ends(engine: str, config: Mapping[str, Any], extension: Extension) -> list[EnginePrediction]:
+    """Predict an engine that is launched for L, at L0 and at L tokens."""
+    lengths = sorted({extension.rope.original_length, extension.length})
+    return [predict(engine, config, extension, limit=extension.length, length=length) for length in lengths]
+
+
 def _refuse_length(engine: str, longest: int, limit: int, length: int) -> str:
     """Return the reason why an engine refuses a launch or a sequence; empty if it runs both."""
     row = ENGINES[engine]

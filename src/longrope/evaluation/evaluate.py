@@ -24,7 +24,7 @@ from longrope.evaluation.registry import check_spec
 from longrope.evaluation.results import EvalResults
 from longrope.evaluation.runner import EvalContext, run_evaluation
 from longrope.evaluation.sample_store import JOURNAL, SampleStore
-from longrope.evaluation.sequences import WITH_ADAPTER, encode_texts
+from longrope.evaluation.sequences import encode_texts
 from longrope.models.load import choose_device, load, load_config
 from longrope.models.patch import patch
 from longrope.models.peft_model import refuse_peft_model
@@ -77,6 +77,8 @@ def evaluate(
         raise LongRopeError(f"retrieval = {retrieval!r}: not a list. Pass [{retrieval!r}].")
     lengths = sorted(set(whole_lengths(lengths)))
     check_lengths(lengths, max(lengths, default=0))
+    if not isinstance(model, str):
+        refuse_peft_model(model)
     name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
     weights = {} if isinstance(model, str) or options.output is None else {"weights": _fingerprint(model)}
     with nullcontext() if options.output is None else claimed(Path(options.output), overwrite=True):
@@ -105,7 +107,6 @@ def _opened(
         dtype = _dtype(model, length, options)
         opened, own_tokenizer = load(model, dtype=dtype, device=options.device, original_length=options.original_length)
         return opened, tokenizer or own_tokenizer
-    refuse_peft_model(model, WITH_ADAPTER)
     if tokenizer is None:
         raise LongRopeError("tokenizer = None: a loaded model needs its tokenizer. Pass it, or the model's name.")
     if options.original_length is not None:

@@ -72,13 +72,15 @@ def paired_retrieval(
         length: Tokens of each text.
         against: Name of the other candidate.
     """
-    scores, others = _by_prompt(records, length), _by_prompt(reference, length)
+    rows = [record for record in records if record.length == length and record.scores]
+    scores = {(row.task, row.depth): row.scores for row in rows}
+    others = {(row.task, row.depth): row.scores for row in reference if row.length == length and row.scores}
     counts = [{key: len(values) for key, values in prompts.items()} for prompts in (scores, others)]
     if not scores or counts[0] != counts[1]:
         return None
     gaps = np.concatenate([np.subtract(values, others[key]) for key, values in scores.items()])
     broken = not np.isfinite(gaps).all()
-    by_text = _by_text(records, length, gaps)
+    by_text = _by_text(rows, gaps)
     wins, losses = (0, 0) if broken else (int((by_text > 0).sum()), int((by_text < 0).sum()))
     return RetrievalDifference(
         length=length,
@@ -92,14 +94,8 @@ def paired_retrieval(
     )
 
 
-def _by_prompt(records: Sequence[RetrievalScore], length: int) -> dict[tuple[str, float | None], tuple[float, ...]]:
-    rows = [record for record in records if record.length == length and record.scores]
-    return {(record.task, record.depth): record.scores for record in rows}
-
-
-def _by_text(records: Sequence[RetrievalScore], length: int, gaps: np.ndarray) -> np.ndarray:
+def _by_text(rows: Sequence[RetrievalScore], gaps: np.ndarray) -> np.ndarray:
     """Return the sum of the gaps of each text; each prompt has one where the records do not know better."""
-    rows = [record for record in records if record.length == length and record.scores]
     if not all(record.texts for record in rows):
         return gaps
     sums: dict[tuple[str, int], float] = defaultdict(float)

@@ -34,7 +34,7 @@ class ResultsHeader(BaseModel):
     dtype: str = ""
     rope: dict[str, Any]
     lengths: tuple[int, ...] = ()
-    corpora: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    corpora: dict[str, dict[str, list[str] | str]] = Field(default_factory=dict)
     rows: dict[str, dict[str, Any]]
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -183,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
         LongRopeError: If the file cannot be read or does not hold a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+        data = json.loads(path.read_bytes(), parse_constant=lambda _: None)
     except OSError as error:
         raise LongRopeError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

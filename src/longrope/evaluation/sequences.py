@@ -15,8 +15,6 @@ from longrope.evaluation.losses import check_lengths
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WITH_ADAPTER = "Give its get_base_model(), which computes with the adapter"  # remedy for a PeftModel
-
 
 def token_rows(sequences: TokenSequences, lengths: Sequence[int], *, field: str = "sequences") -> np.ndarray:
     """Return the first tokens of every sequence, int64 ``(sequences, the longest length)``.

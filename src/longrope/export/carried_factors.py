@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,9 +42,8 @@ def extension_to_write(
         LongRopeError: The factors are for another rope, or a scaling has no length.
     """
     if not applied:
-        before = replace(rope.plain, original_length=rope.short_length or rope.original_length)
         try:
-            extension = as_extension(scaling, before)
+            extension = as_extension(scaling, extension_in_config(config).rope)
             if _describes(config, extension, mode):
                 return extension
         except LongRopeError:

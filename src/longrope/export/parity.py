@@ -52,7 +52,7 @@ class Parity:
 
 
 def check_parity(
-    folder: str | os.PathLike[str], model: PreTrainedModel, lengths: Sequence[int] | None = None
+    folder: str | os.PathLike[str], model: PreTrainedModel, lengths: Sequence[int] | int | None = None
 ) -> list[Parity]:
     """Compare a checkpoint with the model that it was made from, patched with the checkpoint's ``extension.json``.
 
@@ -61,7 +61,7 @@ def check_parity(
     Args:
         folder: Folder of the checkpoint.
         model: Plain model, with weights of the checkpoint's dtype.
-        lengths: Lengths to compare in tokens; L0 - 1, L0, L0 + 1 and L - 1 by default.
+        lengths: Length or lengths to compare in tokens; L0 - 1, L0, L0 + 1 and L - 1 by default.
 
     Raises:
         LongRopeError: The folder is not a checkpoint that longrope wrote, or was made from another model.
@@ -70,7 +70,9 @@ def check_parity(
         raise LongRopeError(f"model = {model!r}: a name. Give the loaded model, which longrope.load returns first.")
     extension = load_extension(Path(folder) / "extension.json")
     original = extension.rope.original_length
-    chosen = [] if lengths is None else [whole(f"lengths[{i}]", n, 1) for i, n in enumerate(to_python(lengths))]
+    values = [] if lengths is None else to_python(lengths)
+    values = [values] if isinstance(values, int) else values
+    chosen = [whole(f"lengths[{i}]", length, 1) for i, length in enumerate(values)]
     lengths = chosen or (original - 1, original, original + 1, extension.length - 1)
     try:
         exported = open_checkpoint(str(folder), str(model.device))

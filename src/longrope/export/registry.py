@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from longrope.errors import LongRopeError, unknown
@@ -160,13 +161,13 @@ def _serve_huggingface(request: ExportRequest, extension: Extension) -> list[str
     from longrope.export.hf_config import has_own_attention
     from longrope.export.model_card import OFF_FORMULA
 
-    output, model = request.output, request.model if isinstance(request.model, str) else "MODEL"
+    output, model = request.output, quote(request.model) if isinstance(request.model, str) else "MODEL"
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
     decided = request.options.original_length
     chosen = "" if decided is None else f" --original-length {decided}"
     return [
         *([f"Note: {OFF_FORMULA}"] if has_own_attention(config) else []),
-        f"Checkpoint: {output}   (compare it: longrope check {output} {model}{chosen})",
+        f"Checkpoint: {output}   (compare it: longrope check {quote(str(output))} {model}{chosen})",
         *(f"  {line}" for line in launch_lines(config, extension, str(output))),
         f"What each engine will compute: {output / 'SERVING.md'}",
     ]
@@ -208,7 +209,7 @@ def _write_gguf(request: ExportRequest) -> Extension:
 
 
 def _serve_gguf(request: ExportRequest, extension: Extension) -> list[str]:
-    return [f"GGUF: {request.output}   (run it: llama-server -m {request.output} -c {extension.length})"]
+    return [f"GGUF: {request.output}   (run it: llama-server -m {quote(str(request.output))} -c {extension.length})"]
 
 
 EXPORTERS: dict[str, Exporter] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def find_extension(path: Path) -> Extension | None:
     if header.keys.get("general.type") == b"adapter":
         raise LongRopeError(
             f"model = {str(path)!r}: this GGUF file holds a LoRA adapter, not a model. Merge it into its base model "
-            f"with llama.cpp: llama-export-lora -m BASE.gguf --lora {path.name} -o MERGED.gguf"
+            f"with llama.cpp: llama-export-lora -m BASE.gguf --lora {quote(str(path))} -o MERGED.gguf"
         )
     architecture, keys = architecture_keys(header)
     try:

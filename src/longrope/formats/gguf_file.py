@@ -58,27 +58,8 @@ def open_gguf(path: Path) -> Any:
         ) from None
 
 
-def read(reader: Any, name: str, path: Path) -> Any:
-    """Return the value of a key.
-
-    Raises:
-        LongRopeError: The file has no such key.
-    """
-    field = reader.get_field(name)
-    if field is None:
-        raise LongRopeError(f"{path} has no key {name}: it is not a language model")
-    try:
-        return field.contents()
-    except UnicodeDecodeError:
-        raise _not_text(field.name, path) from None
-
-
 def _decoded(name: str, value: Any, path: Path) -> Any:
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
-        raise _not_text(name, path) from None
-
-
-def _not_text(name: str, path: Path) -> LongRopeError:
-    return LongRopeError(f"{path}: {name} is not text; the file is damaged: fetch it again")
+        raise LongRopeError(f"{path}: {name} is not text; the file is damaged: fetch it again") from None

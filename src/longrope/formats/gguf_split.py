@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 
 from longrope.errors import LongRopeError
 from longrope.formats.gguf_header import read_header
@@ -29,8 +30,8 @@ def refuse_split(path: Path) -> None:
     if count <= 1:
         return
     stem = match["stem"] if match else path.stem
-    first = path.with_name(f"{stem}-00001-of-{count:05}.gguf") if match else "FIRST_PART.gguf"
+    first = str(path.with_name(f"{stem}-00001-of-{count:05}.gguf")) if match else "FIRST_PART.gguf"
     raise LongRopeError(
         f"model = {str(path)!r}: this is part {number} of {count} of a split GGUF file and lacks the weights of the "
-        f"others. Join the parts with llama.cpp: llama-gguf-split --merge {first} {stem}.gguf"
+        f"others. Join the parts with llama.cpp: llama-gguf-split --merge {quote(first)} {quote(stem)}.gguf"
     )

@@ -24,6 +24,8 @@ from longrope.scaling import Extension
 
 SCALING = ("rope_scaling", "rope_parameters")  # transformers 4 (which 5 prefers too), transformers 5
 BY_LAYER = "longrope_by_layer"  # set by `_complete`: whether each layer type of the model has a rope of its own
+# fields that hold the text model in configs that have other models too
+TEXT_MODELS = ("text_config", "llm_config", "language_config", "thinker_config")
 EXTENDED_ALREADY = ("gemma3", "gemma3_text")  # published with the extended length as max_position_embeddings
 
 
@@ -44,8 +46,7 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     >>> extension_of_config({**fields, "rope_scaling": {"type": "linear", "factor": 4}}).long.factors
     (4.0, 4.0, 4.0, 4.0)
     """
-    text = config.get("text_config")
-    config = _complete(text if isinstance(text, Mapping) else config)
+    config = _complete(_text_model(config))
     check_outside(config)
     parameters, by_layer = _parameters(config)
     kind = _kind(config, parameters)
@@ -69,6 +70,12 @@ def extension_of_config(config: Mapping[str, Any]) -> Extension:
     short = replace(short, length=length if short == long else original, provenance=provenance)
     long = replace(long, length=length, provenance=provenance)
     return Extension(rope=rope, short=short, long=long, length=length)
+
+
+def _text_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of the text model in a config that has others too, such as one of images."""
+    inner = next((config[name] for name in TEXT_MODELS if isinstance(config.get(name), Mapping)), None)
+    return config if inner is None else _text_model(inner)
 
 
 def _kind(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ def load_factors(path: str | os.PathLike[str]) -> Scaling | Extension:
         if path.is_dir():
             plain = (path / "config.json").is_file() and not (path / "extension.json").is_file()
             path = path / ("config.json" if plain else "extension.json")
-        return readers.get(path.suffix, _of_json)(path)
+        return readers.get(path.suffix.lower(), _of_json)(path)
     except OSError as error:
         reason = f"cannot read the factors file {path}: {error.strerror}"
         raise LongRopeError(f"{reason}. Give a run folder, or a factors file that longrope scale writes.") from None
@@ -64,7 +64,8 @@ def load_extension(path: str | os.PathLike[str]) -> Extension:
 def _of_json(path: Path) -> Scaling | Extension:
     unknown = LongRopeError(f"{path} is not a factors file; longrope reads {FORMATS}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))  # Windows' shell writes UTF-16
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise unknown from None

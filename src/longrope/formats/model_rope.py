@@ -21,6 +21,7 @@ def rope_of(model_or_config: Any) -> Rope:
     Raises:
         LongRopeError: The config has no RoPE, or one that rescale factors cannot describe.
     """
+    model_or_config = getattr(model_or_config, "module", model_or_config)  # of torch's wrapper for several devices
     for module in model_or_config.modules() if hasattr(model_or_config, "modules") else ():
         if isinstance(rope := getattr(module, "rope", None), Rope):
             return rope

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from longrope.models.backbone import backbone_of
+from longrope.models.layer_windows import CHUNK, SLIDING, window_fields
 from longrope.models.patch import evaluating
 from longrope.models.rotary_embedding import LongRoPE
 
@@ -82,7 +83,8 @@ def reason_for_whole_layers(
 def _check(model: PreTrainedModel, tiled: Callable[[int], AbstractContextManager[None]]) -> _Check:
     """Compare a pass in chunks with a plain one on the same few tokens."""
     config = model.config.get_text_config()
-    mask = "attention_chunk_size" if getattr(config, "attention_chunk_size", None) else ""
+    limits = window_fields(config)
+    mask = CHUNK if CHUNK in limits else ""
     tokens = (torch.arange(1, TOKENS + 1, device=model.device) * 7919 % config.vocab_size).expand(_rows(model), -1)
     with evaluating(model):
         plain = _hidden(model, tokens)
@@ -95,8 +97,8 @@ def _check(model: PreTrainedModel, tiled: Callable[[int], AbstractContextManager
             return _Check(
                 f"its layers need more than keys and values of the tokens before: {type(error).__name__}", mask
             )
-    if not mask and windows == {None} and _has_window(config):
-        mask = "sliding_window"
+    if windows == {None} and SLIDING in limits:
+        mask = SLIDING
     return _Check(_difference(plain, chunked.to(plain.device), model.dtype), mask)
 
 
@@ -113,11 +115,6 @@ def _difference(plain: Tensor, chunked: Tensor, dtype: torch.dtype) -> str | Non
 def _rows(model: PreTrainedModel) -> int:
     """Return the rows of a batch for which a model has factors: 1 for any number of rows."""
     return max((module.rows for module in model.modules() if isinstance(module, LongRoPE)), default=1)
-
-
-def _has_window(config: Any) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    return bool(getattr(config, "sliding_window", None)) and (kinds is None or "sliding_attention" in kinds)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.longcontext.layer_chunks import cache_name, chunk_size_on, chunk_slices, offloaded
 from longrope.longcontext.recomputed_layer import Layer, take
+from longrope.models.peft_model import refuse_peft_model
 
 TURNS = 4
 
@@ -68,7 +69,11 @@ def context_parallel(model: PreTrainedModel, chunk_size: int | None = None) -> P
     Args:
         model: A transformers model; returned.
         chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None.
+
+    Raises:
+        LongRopeError: If the model is wrapped by ``peft`` or for several devices.
     """
+    refuse_peft_model(model)
     size = chunk_size or chunk_size_on(model.device.type)
     _groups[model] = ContextParallelGroup(dist.get_rank(), dist.get_world_size(), size)
     return model

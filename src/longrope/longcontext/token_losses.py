@@ -20,6 +20,7 @@ from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
 from longrope.models.backbone import backbone_of, vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
+from longrope.models.peft_model import refuse_peft_model
 from longrope.models.quantized import unpack_weights
 
 LOGITS_AT_ONCE = 2**24
@@ -73,9 +74,10 @@ def token_losses(
         float32 ``(sequences, tokens - 1)``, or for sequences of several lengths a list of arrays ``(tokens - 1,)``.
 
     Raises:
-        LongRopeError: If an id is not in the model's vocabulary, a sequence has fewer than two tokens, ``batch`` or
-            ``skip`` is out of range, or memory runs out.
+        LongRopeError: If the model is wrapped by ``peft`` or for several devices, an id is not in its vocabulary, a
+            sequence has fewer than two tokens, ``batch`` or ``skip`` is out of range, or memory runs out.
     """
+    refuse_peft_model(model)
     batch, skip = whole("batch", batch, 1), whole("skip", skip, 0)
     documents = as_sequences(sequences, vocabulary=vocabulary_of(model))
     unpack_weights(model)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +87,23 @@ def attach_adapter(model: PreTrainedModel, rotaries: Sequence[nn.Module], folder
     """
     require_peft(folder)
     conversions = vars(model).get("_weight_conversions")
-    model.load_adapter(str(folder), adapter_name=NAME)
+    with no_peft_warnings():
+        model.load_adapter(str(folder), adapter_name=NAME)
     vars(model)["_weight_conversions"] = conversions  # load_adapter leaves those of the adapter's names
     setattr(model, ATTRIBUTE, SwitchedAdapter(model.eval(), rotaries))
+
+
+@contextmanager
+def no_peft_warnings() -> Iterator[None]:
+    """Drop what peft 0.21 warns of in vain."""
+    with warnings.catch_warnings():
+        # it reads transformers' old name of activation checkpointing
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        # it looks for the config of a GGUF or a model of the hub, to see a change of the vocabulary: there is none
+        warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
+        # patterns that match a parameter of experts count, though it compares them with modules alone
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
+        yield
 
 
 def describe_adapter(folder: Path, *, base: str, factors: str) -> None:

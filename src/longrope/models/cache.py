@@ -62,8 +62,10 @@ class ReadText:
             yield replace(self, cache=copy.deepcopy(self.cache))
             return
         continued = replace(self)
-        yield continued
-        self.cache.crop(self.size - continued.size)  # below 0: as many tokens are removed
+        try:
+            yield continued
+        finally:
+            self.cache.crop(self.size - continued.size)  # below 0: as many tokens are removed
 
     def _pass(self, module: Any, tokens: Tensor) -> Any:
         name = cache_argument(self.model)

@@ -44,7 +44,7 @@ def read_request(
     """Read a call of ``generate``; set ``max_new_tokens`` in ``options`` where nothing limits the length.
 
     Raises:
-        LongRopeError: The call has no token ids, or one that the model has no embedding for.
+        LongRopeError: The call has no tokens, or one that the model has no embedding for.
     """
 
     def option(name: str, default: Any = None) -> Any:
@@ -53,8 +53,8 @@ def read_request(
         return next((value for value in values if value is not None), default)
 
     ids = options.get("input_ids") if inputs is None else inputs
-    if ids is None or ids.dim() != 2 or ids.is_floating_point():
-        raise LongRopeError("input_ids: missing or not (rows, tokens). Give generate the prompts as token ids.")
+    if ids is None or ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
+        raise LongRopeError("input_ids: missing, empty or not (rows, tokens). Give generate the prompts as token ids.")
     check_vocabulary([ids.cpu().numpy()], vocabulary_of(model), field="input_ids")
     max_new_tokens = option("max_new_tokens")
     if max_new_tokens is None and option("max_length") is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 
-from longrope.errors import unknown
+from longrope.errors import LongRopeError, unknown
 from longrope.models.backbone import backbone_of
 from longrope.models.cache import cache_argument
 from longrope.models.finite_logits import FiniteLogits
@@ -53,6 +53,9 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
     if policy not in POLICIES:
         raise unknown("policy", policy, POLICIES)
     extension = as_extension(scaling, find_rotary_slot(model).rope)
+    wrapper, model = model, _within(model)
+    if policy == "switch" and not isinstance(model, PreTrainedModel):
+        raise LongRopeError("policy = 'switch' cannot read prompts that peft has learned again; use pin or static")
     model_class: Any = type(model)
     generate = model_class.generate  # transformers' own, also inside another such block
 
@@ -70,7 +73,19 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
             return generate(model, inputs, generation_config, *rest, **options)
 
     with _shadowing(model, "generate", rescaled):
-        yield model
+        yield wrapper
+
+
+def _within(model: Any) -> Any:
+    """Return the model whose ``generate`` a wrapper of ``torch.compile`` or ``peft`` calls; others themselves.
+
+    A ``PeftModel`` of prompts is returned too, as its own ``generate`` adds them.
+    """
+    model = getattr(model, "_orig_mod", model)
+    adapters = getattr(model, "peft_config", None) or {}
+    if isinstance(model, PreTrainedModel) or any(config.is_prompt_learning for config in adapters.values()):
+        return model
+    return model.get_base_model() if adapters else model
 
 
 def factors_for(extension: Extension, policy: str, prompt_length: int, max_new_tokens: int) -> Scaling:

@@ -12,7 +12,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-FEW = 128  # tokens of a pass; with more of them the copy costs little beside the scores
+# Tokens of a pass. With more of them the copy costs little beside the scores: SmolLM2's prefill of 4,096 tokens in
+# chunks of 1,024 was not faster, and its hidden states were the same bits.
+FEW = 128
 UNGROUPED = nn.Identity()  # in place of an attention layer whose heads share keys
 
 

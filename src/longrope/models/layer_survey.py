@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from longrope.models.attention_layers import AttentionLayer, LayerSurvey
 from longrope.models.backbone import auto_class, backbone_of
+from longrope.models.layer_windows import CHUNK, SLIDING, layer_kinds, window_fields
 from longrope.rope import FULL_NAMES, Rope
 
 NAME = "longrope_survey"  # of the recording attention, among transformers' functions
@@ -49,6 +50,7 @@ def survey_layers(config: PreTrainedConfig) -> LayerSurvey:
         with torch.device("meta"):
             model: Any = auto_class(config).from_config(config).requires_grad_(False).eval()
         modules = [module for module in backbone_of(model).modules() if isinstance(module, GradientCheckpointingLayer)]
+        modules = modules[: text.num_hidden_layers]  # those that read images or sound follow (Phi-4 multimodal)
         layers, attention = len(modules), _attention_layers(model, modules)
     except Exception:  # each model's code fails in its own way; nothing is known of its layers then
         attention = []
@@ -63,24 +65,28 @@ def _attention_layers(model: Any, modules: Sequence[nn.Module]) -> list[Attentio
         raise _AttentionReachedError
 
     AttentionInterface.register(NAME, record)
-    model.config.get_text_config()._attn_implementation = NAME
+    text: Any = model.config.get_text_config()
+    text._attn_implementation = NAME
     for module in model.modules():
         if any("inv_freq" in name for name, _ in module.named_buffers(recurse=False)):
             module.register_forward_hook(_tracked)
     arguments = _layer_arguments(model, modules[0])
+    kinds, fields = layer_kinds(text) or [""] * len(modules), window_fields(text)
     attention = []
     for index, module in enumerate(modules):
         calls.clear()
         try:
             module(*arguments[0], **arguments[1])
         except Exception:
-            if not calls and _kind(model, index) in FULL_NAMES:
+            if not calls and kinds[index] in FULL_NAMES:
                 return []  # an attention that the survey does not reach
-            if not calls:
-                continue  # a layer without attention
-        if calls:
+        if calls:  # else a layer without attention
             rotates, window = calls[0]
-            attention.append(AttentionLayer(index, rotates, _declared(model, index, window)))
+            if "compressed" in kinds[index]:  # it also sees all earlier tokens, as compressed keys (DeepSeek-V4)
+                window = None
+            elif not window and fields[index]:  # a mask alone limits what it sees
+                window = getattr(text, fields[index])
+            attention.append(AttentionLayer(index, rotates, window))
     return attention
 
 
@@ -110,21 +116,6 @@ def _layer_arguments(model: Any, layer: nn.Module) -> tuple[tuple[Any, ...], dic
     return arguments[0]
 
 
-def _declared(model: Any, index: int, window: int | None) -> int | None:
-    """Return a layer's window; models that limit it by a mask only declare it in their config."""
-    text, kind = model.config.get_text_config(), _kind(model, index)
-    if "compressed" in kind:  # beside its window, a layer sees all earlier tokens as compressed keys (DeepSeek-V4)
-        return None
-    fields = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-    return window or (getattr(text, fields[kind], None) if kind in fields else None)
-
-
-def _kind(model: Any, index: int) -> str:
-    """Return the type of a layer; empty if the config names none."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    return kinds[index] if index < len(kinds) else ""
-
-
 def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a copy of a config whose rope needs no values of positions, which tensors without memory do not have."""
     config = copy.deepcopy(config)
@@ -143,6 +134,5 @@ def _position_field(text: Any) -> str:
 
 
 def _window_field(text: Any) -> str:
-    names = ("sliding_window", "attention_chunk_size", "local_attention")
-    name = next((name for name in names if getattr(text, name, None)), "layer_types")
+    name = next((name for name in (SLIDING, CHUNK) if getattr(text, name, None)), "layer_types")
     return f"{name} = {getattr(text, name, None)!r}"[:200]

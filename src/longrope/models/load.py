@@ -146,6 +146,8 @@ def load_config(name: str | Path, *, original_length: int | None = None) -> PreT
             config = _with_text(AutoConfig.from_pretrained(folder, trust_remote_code=False), folder)
         else:
             config = completed(copy.deepcopy(_config_of_gguf(path, path.stat().st_mtime_ns)), path, extension)
+        if config.dtype is None:
+            config.dtype = config.get_text_config().dtype  # where models that read images have it
         _check_rope_fields(config, name)
         if original_length is not None:
             set_original_length(config, original_length)

@@ -15,6 +15,7 @@ from longrope.models.adapter import switched_adapter
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.models.rotary_tables import BLOCK
+from longrope.models.runnable import check_loaded
 from longrope.rope import Rope, rope_type_of
 from longrope.scaling import Extension, Scaling, check_rope
 
@@ -30,8 +31,10 @@ def patch(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scalin
             begins as if no text had been read before.
 
     Raises:
-        LongRopeError: The factors do not describe or fit the model's rotary embedding, or its logits did not change.
+        LongRopeError: The model is wrapped for several devices or has no weights, the factors do not describe or fit
+            its rotary embedding, or its logits did not change.
     """
+    check_loaded(model)
     if scaling is None:
         if rope_type_of(model) == "dynamic":
             find_rotary_slot(model).forget_lengths()

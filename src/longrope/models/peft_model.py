@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
 from longrope.models.adapter import switched_adapter
+from longrope.models.runnable import check_runnable
+
+WITH_ADAPTER = "Give its get_base_model(), which computes with the adapter"
+WITHOUT_PROMPTS = "Give its get_base_model(), which computes without the prompts that peft has learned"
 
 
-def refuse_peft_model(model: object, remedy: str) -> None:
-    """Raise if a model is a ``PeftModel``, which wraps the model that transformers loads.
+def refuse_peft_model(model: Any, remedy: str = WITH_ADAPTER) -> None:
+    """Raise if a model is a ``PeftModel``, which wraps the model that transformers loads, or cannot run.
 
     Args:
         model: Loaded model.
         remedy: What to give instead, a sentence without its full stop.
 
     Raises:
-        LongRopeError: The model is a ``PeftModel``.
+        LongRopeError: The model is a ``PeftModel``, or cannot run by itself.
     """
-    if getattr(model, "peft_config", None) and not isinstance(model, PreTrainedModel):
+    check_runnable(model)
+    adapters = getattr(model, "peft_config", None)
+    if adapters and not isinstance(model, PreTrainedModel):
+        if any(getattr(config, "is_prompt_learning", False) for config in adapters.values()):
+            remedy = WITHOUT_PROMPTS
         raise LongRopeError(f"model = a {type(model).__name__}: a wrapper of peft around the model. {remedy}.")
 
 

@@ -15,6 +15,7 @@ from longrope.models.adapter import SwitchedAdapter
 from longrope.models.backbone import text_model_of
 from longrope.models.rotary_embedding import LongRoPE
 from longrope.models.rotary_layout import AXES, RotaryLayout, layer_type_of
+from longrope.models.runnable import check_runnable
 from longrope.rope import FULL_NAMES, Rope
 
 
@@ -154,8 +155,10 @@ def find_rotary_slot(model: PreTrainedModel) -> RotarySlot:
     """Return the sites of a model's rotary modules that have the frequencies of its full-attention layers.
 
     Raises:
-        LongRopeError: The model has no rotary module, or no module's frequencies are those that its config describes.
+        LongRopeError: The model cannot run by itself, it has no rotary module, or no module's frequencies are those
+            that its config describes.
     """
+    check_runnable(model)
     rope, model_type = Rope.of(model), model.config.model_type
     sites = [
         RotarySite(parent, name, child)

@@ -73,14 +73,14 @@ class FrozenSample:
             device: Device of the tensors.
         """
         length, counted = len(sample.tokens), np.flatnonzero(sample.weights)
-        heavy = sample.weights > HEAVY * np.median(sample.weights[counted])
-        weights = sample.weights
+        weights, sizes = sample.weights, np.abs(sample.weights)
+        heavy = sizes > HEAVY * np.median(sizes[counted])
         if length - 1 - sample.skip <= 2 * BLOCKS * BLOCK:
             selected = np.arange(max(0, sample.skip - LEAD), length - 1)
         else:
             rng = np.random.default_rng(seed)
             strata = np.array_split(np.flatnonzero(weights * ~heavy), BLOCKS)
-            starts = [indices[rng.integers(max(1, len(indices) - BLOCK + 1))] for indices in strata]
+            starts = [indices[rng.integers(max(1, len(indices) - BLOCK + 1))] for indices in strata if len(indices)]
             blocks = np.minimum(starts, length - 1 - BLOCK)[:, None] + np.arange(BLOCK)
             answers = (np.flatnonzero(heavy)[:, None] - np.arange(LEAD + 1)).clip(0)
             selected = np.unique(np.concatenate([blocks.ravel(), answers.ravel()]))

@@ -27,7 +27,7 @@ from longrope.objectives.frozen_samples import FrozenSamples
 from longrope.scaling import Scaling
 from longrope.search.evaluator import no_gradient
 from longrope.search.protocol import Batch, CandidateLoss
-from longrope.search.registry import without_gradient
+from longrope.search.registry import gradient_free
 
 log = logging.getLogger("longrope")
 
@@ -153,7 +153,7 @@ class ModelObjective:
             LongRopeError: No gradient passes through the model's quantised weights.
         """
         if self._gradient_barrier:
-            raise no_gradient(without_gradient(), self._gradient_barrier)
+            raise no_gradient(gradient_free(), self._gradient_barrier)
         length, purpose = len(self.samples[index].tokens), f"for a gradient on {self.model.device}"
         remedy = "lower the length, use dtype bfloat16, or a method without gradients (cma)"
         with frozen(self.model), self._installed(module), explain_out_of_memory(length, purpose, remedy):

@@ -52,8 +52,8 @@ def place_search(
         if method.uses_gradient:
             check_pass_memory(config, tokens, placement, kind="gradient")
 
-    resumes = output is not None and options.existing == "resume"
-    recorded = recorded_dtype(output / "search-0.jsonl") if resumes and output is not None else None
+    resumed = output if options.existing == "resume" else None
+    recorded = None if resumed is None else recorded_dtype(resumed / "search-0.jsonl")
     dtype, reason = choose_dtype(options.dtype, config, options.device, check_memory, recorded=recorded)
     check_memory(dtype)
     return replace(options, dtype=dtype), reason

@@ -15,23 +15,23 @@ from longrope.data.search_texts import search_texts
 from longrope.data.split import split_documents
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
-from longrope.formats.load_factors import load_factors
 from longrope.objectives.backend import EvaluationBackend
 from longrope.objectives.full_passes import objectives_as_before
 from longrope.objectives.keep_short import KeepShort, kept_short, short_texts
+from longrope.objectives.starts import make_schemes, make_space, make_starts
 from longrope.provenance import provenance
 from longrope.rope import Rope
-from longrope.scaling import Extension, Scaling
-from longrope.schemes import COMPARED, attention_factor, scheme
+from longrope.scaling import Scaling
+from longrope.schemes import COMPARED
 from longrope.search.evaluator import no_gradient
 from longrope.search.find import find_factors
 from longrope.search.loop import SearchProgress
 from longrope.search.method import Method
 from longrope.search.options import SearchOptions
 from longrope.search.protocol import FunctionObjective, Objective, context_tokens
-from longrope.search.registry import fit_to_budget, without_gradient
+from longrope.search.registry import fit_to_budget, gradient_free
 from longrope.search.run import SearchObjectives, SearchResult, SearchRun
-from longrope.search.space import START_TOKENS, Space
+from longrope.search.space import Space
 from longrope.storage.atomic import write_json
 
 log = logging.getLogger("longrope")
@@ -48,7 +48,7 @@ class PreparedSearch:
         objectives: Objectives to minimise and to choose the winner by.
         method: Search method, fitted to the budget.
         starts: Candidates that the search starts from.
-        compared: Other candidates for the held-out objective; None for the schemes `COMPARED`.
+        compared: Other candidates for the held-out objective.
         run: Seeds, budget and records of the run.
         total: Estimated token-evaluations of one seed.
         record: Other data of the search, for ``run.json``.
@@ -58,7 +58,7 @@ class PreparedSearch:
     objectives: SearchObjectives
     method: Method
     starts: Sequence[Scaling]
-    compared: Sequence[Scaling] | None
+    compared: Sequence[Scaling]
     run: SearchRun
     total: int
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -115,7 +115,7 @@ def prepare_search(
             search to resume has frozen contexts that do not fit into memory now, or the method needs gradients that the
             model's quantised weights do not let through.
     """
-    method = _usable(method, backend.gradient_barrier, options, length)
+    method = usable_method(method, backend.gradient_barrier, options, length)
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
     spec = options.text_spec(length)
     specs = {"search": spec, "held_out": replace(spec, count=options.held_out_documents or spec.count)}
@@ -142,7 +142,7 @@ def prepare_search(
             held_out=KeepShort.of(objectives.held_out, backend.rope, len(short["held_out"]), options.keep_short),
         )
     prepared = prepare_objectives(
-        _space(backend.rope, length, method, options),
+        make_space(backend.rope, length, method, options),
         objectives,
         method,
         options,
@@ -167,11 +167,11 @@ def prepare_function(
     function_objective = function if isinstance(function, FunctionObjective) else FunctionObjective(function)
     chosen = options.method(method or ("cma" if function_objective.gradient is None else "auto"), length)
     if function_objective.gradient is None and chosen.uses_gradient:
-        raise no_gradient(without_gradient())
+        raise no_gradient(gradient_free())
     objective: Objective = replace(function_objective, loss=cache(function_objective.loss))
     name = getattr(function_objective.loss, "__qualname__", type(function_objective.loss).__name__)
     objectives = SearchObjectives(objective, objective, {"search": name, "held_out": name})
-    space = _space(rope, length, chosen, options)
+    space = make_space(rope, length, chosen, options)
     prepared = prepare_objectives(space, objectives, chosen, options, settings={"objective": name})
     return replace(prepared, record={"length": length, "objective": name})
 
@@ -205,9 +205,8 @@ def prepare_objectives(
     context_cost = sum(context_tokens(objectives.search)) / sum(tokens) if method.uses_contexts else 0.0
     if context_cost and (options.batch_size > 1 or options.racing):
         log.warning("Note: batch and racing have no effect, as the search runs in frozen contexts: one pair at a time.")
-    starts = _starts(space, method, options) if starts is None else starts
-    if compared is None and options.decides_attention:
-        compared = [_with_attention(scheme(name, space.rope, space.length), space, options) for name in COMPARED]
+    starts = make_starts(space, method, options) if starts is None else starts
+    compared = make_schemes(COMPARED, space, options) if compared is None else compared
     fitted, total = fit_to_budget(method, tokens, budget, context_cost, starts=len(starts))
     run = SearchRun(
         seeds=range(options.seeds),
@@ -242,12 +241,12 @@ def check_starts(rope: Rope, length: int, method: Method, options: SearchOptions
         LongRopeError: If the length, the attention factor or the parametrization does not suit the rope, or a start
             cannot be read or belongs to another rope.
     """
-    space = _space(rope, length, method, options)
-    for start in _starts(space, method, options):
+    space = make_space(rope, length, method, options)
+    for start in make_starts(space, method, options):
         space.clip(start)
 
 
-def _usable(method: Method, barrier: str | None, options: SearchOptions, length: int) -> Method:
+def usable_method(method: Method, barrier: str | None, options: SearchOptions, length: int) -> Method:
     """Return a method that a model can be searched with, after a line in the log where it is not the given one.
 
     Raises:
@@ -256,36 +255,6 @@ def _usable(method: Method, barrier: str | None, options: SearchOptions, length:
     if barrier is None or not method.uses_gradient:
         return method
     if method.without_gradient is None:
-        raise no_gradient(without_gradient(), barrier)
+        raise no_gradient(gradient_free(), barrier)
     log.warning("Note: %s, so the search uses the method %s.", barrier, method.without_gradient)
     return options.method(method.without_gradient, length)
-
-
-def _space(rope: Rope, length: int, method: Method, options: SearchOptions) -> Space:
-    attention = "su" if options.attention == "search" else str(options.attention)
-    return method.make_space(
-        rope,
-        length,
-        attention_factor=attention_factor(attention, rope, length),
-        search_attention=options.attention == "search",
-        start_tokens=START_TOKENS if options.start_tokens else (0,),
-        parametrization=options.parametrization or method.parametrization,
-    )
-
-
-def _starts(space: Space, method: Method, options: SearchOptions) -> list[Scaling]:
-    """Return the schemes and factors to start from; of an extension, its long factors."""
-    names = method.schemes if options.schemes is None else options.schemes
-    starts = [_with_attention(scheme(name, space.rope, space.length), space, options) for name in names]
-    if options.keep_short is not None:  # where the attention factor is 1, these keep every limit
-        starts.append(_with_attention(replace(Scaling.identity(space.rope), length=space.length), space, options))
-    for value in options.factors:
-        factors = load_factors(value) if isinstance(value, (str, Path)) else value
-        long_factors = factors.long if isinstance(factors, Extension) else factors
-        starts.append(_with_attention(replace(long_factors, length=space.length), space, options))
-    return starts
-
-
-def _with_attention(scaling: Scaling, space: Space, options: SearchOptions) -> Scaling:
-    """Return a scaling that may win, with the attention factor that the options decide; else with its own one."""
-    return replace(scaling, attention_factor=space.attention_factor) if options.decides_attention else scaling

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from longrope.checks import whole
 from longrope.data.stdlib import default_data
 from longrope.errors import LongRopeError
 from longrope.models.layer_survey import require_rotating_layers
@@ -67,7 +68,7 @@ def search(
     options = options or SearchOptions()
     model = str(model) if isinstance(model, Path) else model
     options = replace(options, device=_device(model, options))
-    tokens = parse_length(length) if isinstance(length, str) else length
+    tokens = parse_length(length) if isinstance(length, str) else whole("length", length, 1)
     run = TemporaryDirectory() if output is None else claimed(Path(output), overwrite=options.existing != "refuse")
     with run as name:
         folder = Path(name)

@@ -10,15 +10,11 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.figure import MISSING, Column, Figure, fixed, integer
-from longrope.report.factor_figures import factor_chart
+from longrope.report import factor_figures
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 from longrope.yarn_fit import distances
 
-FACTORS_SAY = (
-    "By how much each rotary pair is slowed down: 1 leaves it as it was, s (the length over L0) squeezes all positions "
-    "into the range that the model was trained on. Pairs right of the dashed line never finished a turn within L0."
-)
 DISTANCE_SAYS = (
     "How many turns each set is ahead of the first one (behind it: below 0) for two tokens that are L apart. A whole "
     "turn is indistinguishable at that one distance and not at others, so read the size: far below one turn in every "
@@ -91,13 +87,7 @@ def compared(
 
 def factors_figure(compared: Compared) -> Figure:
     """Return the factors by rotary pair, with a chart."""
-    columns = (Column("pair"), Column("wavelength", fixed(1)), *(Column(name, fixed(3)) for name in compared.scalings))
-    table = [
-        [str(pair), float(wavelength), *(scaling.factors[pair] for scaling in compared.scalings.values())]
-        for pair, wavelength in enumerate(compared.rope.wavelengths)
-    ]
-    chart = factor_chart(compared.rope, compared.scalings)
-    return Figure("factors", "found", "Rescale factors by rotary pair", FACTORS_SAY, columns, table, chart, "columns")
+    return factor_figures.factors_figure(compared.rope, compared.scalings)
 
 
 def distance_figure(compared: Compared) -> Figure:

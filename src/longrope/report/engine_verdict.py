@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longrope.engines.predict import EnginePrediction, extension_in_config, predict
+from longrope.engines.predict import extension_in_config, predict_ends
 from longrope.engines.registry import ENGINES
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension
@@ -52,7 +52,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def engines_verdict(checkpoint: Checkpoint) -> tuple[str, str]:
     """Return which engines compute with the factors at L0 and at L as made, and why the others do not."""
-    predictions = {name: _predictions(name, checkpoint) for name in ENGINES}
+    predictions = {name: predict_ends(name, checkpoint.config, checkpoint.extension) for name in ENGINES}
     good = [name for name, both in predictions.items() if all(prediction.ok for prediction in both)]
     faults = {
         name: next(prediction.departures[0] for prediction in both if not prediction.ok)
@@ -62,13 +62,6 @@ def engines_verdict(checkpoint: Checkpoint) -> tuple[str, str]:
     verdict = f"Run as made by {_listed(good)}" if good else "Run as made by no engine that longrope knows"
     verdict += f"; not by {_listed(list(faults))}" if good and faults else ""
     return verdict, " ".join(f"{name}: {fault.removeprefix(f'{name} ')}." for name, fault in faults.items())
-
-
-def _predictions(engine: str, checkpoint: Checkpoint) -> list[EnginePrediction]:
-    """Predict an engine that is launched for L, at L0 and at L tokens."""
-    extension = checkpoint.extension
-    lengths = sorted({extension.rope.original_length, extension.length})
-    return [predict(engine, checkpoint.config, extension, limit=extension.length, length=length) for length in lengths]
 
 
 def _listed(names: list[str]) -> str:

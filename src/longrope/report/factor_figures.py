@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from longrope.evaluation.figure import Axis, Column, Figure, Lines, fixed, integer, nats
@@ -14,10 +15,10 @@ from longrope.search.protocol import BACKWARD_COST
 
 factor = fixed(3)
 FACTORS_SAY = (
-    "By how much each rotary pair is slowed down: 1 leaves it as it was, s (the length over L0) squeezes all "
-    "positions into the range that the model was trained on. Pairs right of the dashed line never finished a turn "
-    "within L0. A smooth curve is not better by itself; only the measures above tell."
+    "By how much each rotary pair is slowed down: 1 leaves it as it was, s (the length over L0) squeezes all positions "
+    "into the range that the model was trained on. Pairs right of the dashed line never finished a turn within L0."
 )
+NOT_BETTER = " A smooth curve is not better by itself; only the measures above tell."
 SEARCH_SAYS = (
     "The lowest mean loss on the search documents so far, against the passes spent: a pass is one document through "
     f"the model, a step of the gradient counts {BACKWARD_COST}. A curve that still falls at its end wants a larger "
@@ -37,18 +38,23 @@ def factors(runs: Sequence[LoadedRun]) -> list[Figure]:
             for name, candidate in run.results.candidates.items()
             for suffix, scaling in candidate.scalings.items()
         }
-        if not scalings:
-            continue
-        columns = (Column("pair"), Column("wavelength", fixed(1)), *(Column(name, factor) for name in scalings))
-        table = [
-            [str(pair), float(wavelength), *(scaling.factors[pair] for scaling in scalings.values())]
-            for pair, wavelength in enumerate(rope.wavelengths)
-        ]
-        title = "Rescale factors by rotary pair"
-        title += f" (L0 = {rope.original_length:,}, {rope.dim // 2} pairs)" if len(ropes) > 1 else ""
-        chart = factor_chart(rope, scalings)
-        figures.append(Figure(f"factors-{number}", "found", title, FACTORS_SAY, columns, table, chart, "columns"))
+        if scalings:
+            figure = factors_figure(rope, scalings)
+            more = f" (L0 = {rope.original_length:,}, {rope.dim // 2} pairs)" if len(ropes) > 1 else ""
+            says = FACTORS_SAY + NOT_BETTER
+            figures.append(replace(figure, key=f"factors-{number}", title=figure.title + more, says=says))
     return figures
+
+
+def factors_figure(rope: Rope, scalings: Mapping[str, Scaling]) -> Figure:
+    """Return the factors by rotary pair as a table and a chart."""
+    columns = (Column("pair"), Column("wavelength", fixed(1)), *(Column(name, factor) for name in scalings))
+    table = [
+        [str(pair), float(wavelength), *(scaling.factors[pair] for scaling in scalings.values())]
+        for pair, wavelength in enumerate(rope.wavelengths)
+    ]
+    title, chart = "Rescale factors by rotary pair", factor_chart(rope, scalings)
+    return Figure("factors", "found", title, FACTORS_SAY, columns, table, chart, "columns")
 
 
 def factor_chart(rope: Rope, scalings: Mapping[str, Scaling]) -> Lines:

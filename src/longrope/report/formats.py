@@ -105,7 +105,7 @@ def as_json(runs: Sequence[LoadedRun]) -> str:
         for figure in figures(runs)
     ]
     verdicts = {run.name: sentences(run) for run in runs}
-    return dumps({"verdicts": verdicts, "warnings": warnings(runs) if len(runs) > 1 else [], "tables": tables})
+    return dumps({"verdicts": verdicts, "warnings": warnings(runs), "tables": tables})
 
 
 def _plain(value: Any) -> Any:

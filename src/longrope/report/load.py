@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from longrope.errors import LongRopeError
 from longrope.evaluation.results import EvalResults, printable
+from longrope.evaluation.sample_store import JOURNAL
 from longrope.formats.load_factors import load_factors
 from longrope.report.engine_verdict import Checkpoint, read_checkpoint
 from longrope.report.search_history import SearchHistory, read_searches, results_of_search
 from longrope.report.training_history import TrainingHistory, read_trainings
-
-Histories = tuple[tuple[SearchHistory, ...], tuple[TrainingHistory, ...], Checkpoint | None]
-NO_HISTORIES: Histories = ((), (), None)
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def read_runs(paths: Sequence[Path], *, checkpoint: Path | None = None) -> tuple
         raise LongRopeError(f"runs = {', '.join(map(str, paths))}: a run is given twice. Give it once.")
     short = [folder.name.removesuffix(".json") for folder in folders]
     names = [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
-    contents = [_read(path) for path in paths]
-    runs = as_runs([(name, *content) for name, content in zip(names, contents, strict=True)])
+    runs = with_clashes([replace(_read(path), name=printable(name)) for name, path in zip(names, paths, strict=True)])
     if checkpoint is None:
         return runs
     run, *others = runs
@@ -67,17 +65,18 @@ def read_runs(paths: Sequence[Path], *, checkpoint: Path | None = None) -> tuple
     return (replace(run, checkpoint=read_checkpoint(checkpoint)),)
 
 
-def as_runs(contents: Sequence[tuple[str, EvalResults, Histories]]) -> tuple[LoadedRun, ...]:
-    """Return the runs of a report from their names, results, histories of searches and fine-tunings, and exports."""
-    names = [name for _, results, _ in contents for name in results.candidates]
+def with_clashes(runs: Sequence[LoadedRun]) -> tuple[LoadedRun, ...]:
+    """Return the runs of one report with the names of candidates that several of them have."""
+    names = [name for run in runs for name in run.results.candidates]
     clashes = frozenset(name for name in names if names.count(name) > 1)
-    return tuple(LoadedRun(printable(name), results, *histories, clashes) for name, results, histories in contents)
+    return tuple(replace(run, clashes=clashes) for run in runs)
 
 
-def _read(folder: Path) -> tuple[EvalResults, Histories]:
+def _read(folder: Path) -> LoadedRun:
+    """Return the run in a folder or a file, by its bare name."""
     if folder.is_file():
         _refuse_factors(folder)
-        return EvalResults.load(folder), NO_HISTORIES
+        return LoadedRun(folder.name, EvalResults.load(folder))
     if not folder.is_dir():
         raise LongRopeError(
             f"run = {str(folder)!r}: not a folder and not a file. "
@@ -87,17 +86,16 @@ def _read(folder: Path) -> tuple[EvalResults, Histories]:
     if (folder / "results.json").exists():
         exported = folder / "checkpoint"
         checkpoint = read_checkpoint(exported) if (exported / "config.json").exists() else None
-        return EvalResults.load(folder), (searches, read_trainings(folder), checkpoint)
+        return LoadedRun(folder.name, EvalResults.load(folder), searches, read_trainings(folder), checkpoint)
     if (folder / "run.json").exists() and not any(folder.glob("search-*.jsonl")):
-        raise LongRopeError(
-            f"run = {str(folder)!r}: it has no results.json. Finish the run with --resume, "
-            f"or run longrope eval … --factors {folder} -o eval, and report that."
-        )
+        measure = f", or run longrope eval … --factors {quote(str(folder))} -o eval, and report that"
+        remedy = "Finish the run with --resume" + (measure if (folder / "extension.json").exists() else "")
+        raise LongRopeError(f"run = {str(folder)!r}: it has no results.json. {remedy}.")
     if not searches:
-        raise LongRopeError(
-            f"run = {str(folder)!r}: it has no results.json. Run longrope eval … -o eval, and report that."
-        )
-    return results_of_search(folder, searches), (searches, (), None)
+        stopped = (folder / JOURNAL).exists()
+        remedy = "Finish the evaluation with --resume" if stopped else "Run longrope eval … -o eval, and report that"
+        raise LongRopeError(f"run = {str(folder)!r}: it has no results.json. {remedy}.")
+    return LoadedRun(folder.name, results_of_search(folder, searches), searches)
 
 
 def _refuse_factors(path: Path) -> None:
@@ -106,9 +104,10 @@ def _refuse_factors(path: Path) -> None:
         load_factors(path)
     except LongRopeError:
         return
+    factors = quote(str(path))
     raise LongRopeError(
-        f"run = {str(path)!r}: the file holds factors, and no measurement. longrope inspect MODEL --factors {path} "
-        f"shows them, longrope eval MODEL --lengths … --factors {path} -o eval measures them."
+        f"run = {str(path)!r}: the file holds factors, and no measurement. longrope inspect MODEL --factors {factors} "
+        f"shows them, longrope eval MODEL --lengths … --factors {factors} -o eval measures them."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,12 @@ class SearchHistory:
 
 def read_searches(folder: Path) -> tuple[SearchHistory, ...]:
     """Read all searches in a run folder, those of its stages included."""
-    return tuple(_read(path, folder) for path in sorted(folder.rglob("search-*.jsonl")))
+    return tuple(_read(path, folder) for path in sorted(folder.rglob("search-*.jsonl"), key=_by_numbers))
+
+
+def _by_numbers(path: Path) -> list[int | str]:
+    """Return a key that sorts stage 10 after stage 2."""
+    return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", str(path))]
 
 
 def _read(path: Path, folder: Path) -> SearchHistory:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from longrope.errors import LongRopeError
 from longrope.report.style import config
 from longrope.storage.atomic import write_bytes, write_text
 
@@ -54,10 +53,8 @@ def save(chart: alt.TopLevelMixin, path: Path) -> None:
         path: Path that ends in .svg or .png.
 
     Raises:
-        LongRopeError: If the suffix is another one, or the file cannot be written.
+        LongRopeError: If the file cannot be written.
     """
-    if path.suffix not in (".svg", ".png"):
-        raise LongRopeError(f"path = {str(path)!r}: not a format of pictures. Write .svg or .png.")
     if path.suffix == ".svg":
         write_text(path, _render(chart, background="white"))
         return

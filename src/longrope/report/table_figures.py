@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from longrope.evaluation.figure import MISSING, Column, Figure, Number, integer, nats, percent, plain, share
-from longrope.report.comparison import lengths_of, perplexity_at, retrieval_rate, short_context
+from longrope.report.comparison import lengths_of, perplexity_at, perplexity_record, retrieval_rate, short_context
 from longrope.report.factor_figures import search_name
 from longrope.report.load import LoadedRun
 
@@ -15,15 +15,15 @@ def glance(runs: Sequence[LoadedRun]) -> list[Figure]:
     """Return all candidates with the numbers that decide."""
     table = []
     for run in runs:
-        lengths = lengths_of(run)
+        longest = max(lengths_of(run), default=0)
         for name, candidate in run.results.candidates.items():
-            by_length = {record.length: record for record in reversed(run.results.get("perplexity").get(name, ()))}
-            last = by_length.get(lengths[-1]) if lengths else None
-            if last is None:
-                continue
-            number = Number.of(last.perplexity, last.standard_error)
-            scores = (retrieval_rate(run, name, lengths[-1]), short_context(run, name))
-            table.append([run.label(name), last.length, number, *scores, candidate.weights or MISSING])
+            if perplexity_record(run, name, longest) is not None:
+                scores = (
+                    perplexity_at(run, name, longest),
+                    retrieval_rate(run, name, longest),
+                    short_context(run, name),
+                )
+                table.append([run.label(name), longest, *scores, candidate.weights or MISSING])
     columns = (
         *(Column("row"), Column("length", integer), Column("perplexity there", plain), Column("retrieval", share)),
         *(Column("perplexity at L0", percent), Column("weights")),

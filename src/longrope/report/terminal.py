@@ -10,7 +10,7 @@ from rich.text import Text
 
 from longrope.evaluation.figure import Figure, Number
 from longrope.report.load import LoadedRun, warnings
-from longrope.report.verdict import RULE, answers, headlines
+from longrope.report.verdict import RULE, answers, headline
 
 VIRIDIS = ("#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725")
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -19,12 +19,13 @@ BAR = 24
 
 def show(runs: Sequence[LoadedRun], figures: Sequence[Figure], console: Console) -> None:
     """Print headline, warnings, answers and every figure."""
-    for run, sentence in zip(runs, headlines(runs), strict=True):
-        console.print(sentence, style="bold", markup=False, highlight=False)
+    for run in runs:
+        name = f"{run.name}: " if len(runs) > 1 else ""
+        console.print(name + headline(run), style="bold", markup=False, highlight=False)
         for answer in answers(run):
             console.print(f"  {answer.question} {answer.verdict}. {answer.why}", markup=False, highlight=False)
     console.print(RULE, style="dim", markup=False, highlight=False)
-    for warning in warnings(runs) if len(runs) > 1 else ():
+    for warning in warnings(runs):
         console.print(f"warning: {warning}", style="bold yellow", markup=False, highlight=False)
     for figure in figures:
         console.print()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from longrope.evaluation.figure import share
 from longrope.evaluation.paired_retrieval import CLEAR
@@ -41,11 +41,11 @@ def answers(run: LoadedRun) -> tuple[VerdictAnswer, ...]:
 def sentences(run: LoadedRun) -> list[str]:
     """Return the verdict in at most three sentences: works, cost and gain, engines."""
     candidate = subject(run)
-    if candidate is None and run.results.get("retrieval"):
+    if candidate is None and any(run.results.get("retrieval").values()):
         return _retrieval_alone(run)
     if candidate is None:
-        command = f"longrope eval {run.results.model or 'MODEL'} … --factors {run.name}"
-        return ["Nothing was measured on test documents yet.", f"Run {command}."]
+        model = quote(run.results.model or "MODEL")
+        return ["Nothing was measured on test documents yet.", f"Run longrope eval {model} … --factors FOLDER."]
     success, cost, gain, *engines = answers(run)
     length, original = lengths_of(run)[-1], run.results.rope.original_length
     lines = [
@@ -76,11 +76,6 @@ def verdict_of(folder: Path) -> list[str]:
     """
     (run,) = read_runs([folder])
     return sentences(run)
-
-
-def headlines(runs: Sequence[LoadedRun]) -> list[str]:
-    """Return the headline of each run, after the run's name if there are several."""
-    return [f"{run.name}: {headline(run)}" if len(runs) > 1 else headline(run) for run in runs]
 
 
 def headline(run: LoadedRun) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from longrope.checks import to_python
 from longrope.errors import LongRopeError
 
 
@@ -27,8 +28,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not 0 < value < math.inf:
-                raise LongRopeError(f"budget {name} = {value} allows nothing. Use a number above 0.")
+            limit = to_python(value)
+            if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+                raise LongRopeError(f"budget {name} = {value!r} allows nothing. Use a number above 0.")
 
     def check_step(self, step: int) -> None:
         """Refuse a budget that is smaller than one step.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.checks import whole
+from longrope.checks import to_python, whole
 from longrope.data.search_texts import SearchTextSpec
 from longrope.errors import LongRopeError, unknown
 from longrope.scaling import Extension, Scaling
@@ -20,6 +20,8 @@ from longrope.search.registry import METHODS, get_method
 from longrope.units import parse_length
 
 LONG = 8192  # tokens of a document, above which two are enough
+LEAST = {"seeds": 1, "batch_size": 1, "search_documents": 1, "held_out_documents": 1, "population": 1, "data_seed": 0}
+EXISTING = ("refuse", "resume", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", str(self.workers))
-        for name in ("seeds", "batch_size", "search_documents", "held_out_documents"):
-            if getattr(self, name) is not None:
-                whole(name, getattr(self, name), 1)
+        if self.existing not in EXISTING:
+            raise unknown("existing", self.existing, EXISTING)
+        self._check_types()
         if not 0 <= self.needles <= 1:
             raise LongRopeError(f"needles = {self.needles:g}: not a weight from 0 (no answers) to 1 (answers alone).")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
@@ -110,11 +112,29 @@ class SearchOptions:
         object.__setattr__(self, "also", tuple(sorted({_tokens("also", length) for length in self.also})))
         _ = self.limits
 
+    def _check_types(self) -> None:
+        """Make Python's numbers of those of other libraries, and refuse what is neither a number nor a list."""
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("needles", "minutes", "keep_short"):
+            value = to_python(getattr(self, name))
+            if not isinstance(value, (int, float)) and (value is not None or name == "needles"):
+                raise LongRopeError(f"{name} = {value!r}: not a number.")
+            object.__setattr__(self, name, value)
+        for name in ("schemes", "factors", "also"):
+            values = getattr(self, name)
+            if isinstance(values, (str, Path, int, float, Scaling, Extension)):
+                raise LongRopeError(f"{name} = {values!r:.60}: not a list. Put it in square brackets.")
+        for value in self.factors:
+            if not isinstance(value, (str, Path, Scaling, Extension)):
+                raise LongRopeError(f"factors = [{value!r:.60}]: give scalings, extensions or paths of their files.")
+
     @property
     def limits(self) -> Budget:
         """Limits of each search."""
         seconds = None if self.minutes is None else 60 * self.minutes
-        return Budget(None if self.budget is None else _tokens("budget", self.budget), seconds, self.patience)
+        return Budget(None if self.budget is None else _tokens("budget", self.budget, 1), seconds, self.patience)
 
     @property
     def decides_attention(self) -> bool:
@@ -125,13 +145,15 @@ class SearchOptions:
         """Return the texts to search on, for a target length in tokens.
 
         Raises:
-            LongRopeError: If one of ``also`` is longer than the target length.
+            LongRopeError: If the window or one of ``also`` is longer than the target length.
         """
         lengths = [length, *(_tokens("also", shorter) for shorter in self.also)]
         if max(lengths) > length:
             raise LongRopeError(f"also = {max(lengths)}: above length = {length}. Give the longest as the length.")
-        tail = None if self.tail is None else _tokens("tail", self.tail)
+        tail = None if self.tail is None else _tokens("tail", self.tail, 1)
         window = None if self.window is None else _tokens("window", self.window)
+        if window is not None and window > length:
+            raise LongRopeError(f"window = {window}: above length = {length}. Give a shorter window, or none.")
         count = self.search_documents or default_documents(min(length, window or length))
         return SearchTextSpec(lengths, count, self.needles, tail=tail, window=window)
 
@@ -175,5 +197,8 @@ def default_documents(length: int) -> int:
     return 4 if length <= LONG else 2
 
 
-def _tokens(name: str, value: int | str) -> int:
-    return parse_length(value, name) if isinstance(value, str) else value
+def _tokens(name: str, value: float | str, least: int = 2) -> int:
+    """Return a number of tokens, which may be text such as ``2m``, or a float such as 1e6."""
+    if isinstance(value, str):
+        return parse_length(value, name)
+    return whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)

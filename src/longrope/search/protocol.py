@@ -7,6 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from longrope.checks import to_python
+from longrope.errors import LongRopeError
 from longrope.scaling import Scaling
 
 BACKWARD_COST = 3  # a forward and backward pass counts as three forward passes
@@ -131,8 +133,15 @@ class FunctionObjective:
             yield index, [self._evaluate(candidate, gradient=gradient) for candidate, _ in batch]
 
     def _evaluate(self, candidate: Scaling, *, gradient: bool) -> CandidateLoss:
-        slope = tuple(self.gradient(candidate)) if gradient and self.gradient is not None else None
-        return CandidateLoss(self.loss(candidate), slope)
+        if not gradient or self.gradient is None:
+            return CandidateLoss(self.loss(candidate))
+        slopes, factors = tuple(to_python(self.gradient(candidate))), len(candidate.factors)
+        if len(slopes) != factors + 1:
+            raise LongRopeError(
+                f"gradient: {len(slopes)} numbers for {factors} factors. Return the derivative by the log of each "
+                "factor, and then that by the log of the attention factor."
+            )
+        return CandidateLoss(self.loss(candidate), slopes)
 
 
 def _finite_or_worst(value: float) -> float:

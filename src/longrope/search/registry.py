@@ -39,7 +39,7 @@ def get_method(name: str, population: int | None = None, length: int = 0) -> Met
     return method.for_length(length) if population is None else method.with_population(population)
 
 
-def without_gradient() -> list[str]:
+def gradient_free() -> list[str]:
     """Return the names of the methods that need no gradient."""
     return [name for name, method in METHODS.items() if not method.uses_gradient]
 

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from longrope.checks import positive, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
@@ -48,6 +49,9 @@ class Space:
     before: Scaling | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "length", whole("length", self.length, 1))
+        for name in ("attention_factor", "ceiling"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
         if not self.start_tokens:
             raise LongRopeError("start_tokens = (): empty. Use (0,) to search without start tokens.")
         if self.largest <= 1:
@@ -104,7 +108,8 @@ class Space:
         """Typical change of each coordinate."""
         lower, upper = self.bounds
         size = len(self.coordinate_map.unit)
-        return np.concatenate([self.coordinate_map.unit, (upper - lower)[size:]])
+        ranges = np.maximum((upper - lower)[size:], 1e-3)  # at s = 1 the attention factor has a range of 0
+        return np.concatenate([self.coordinate_map.unit, ranges])
 
     def candidate(self, x: np.ndarray) -> Scaling:
         """Return the candidate with coordinates ``(coordinates,)``."""

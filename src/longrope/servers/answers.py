@@ -82,10 +82,9 @@ def difference_of_starts(
     for prompt, reply in zip(prompts, replies, strict=True):
         if isinstance(reply, str) or reply.prompt_tokens is None:
             continue
-        more, bos = reply.prompt_tokens - len(prompt.tokens), tokenizer.bos_token_id
-        starts = bos is not None and prompt.tokens[0] == bos
-        if more == 0 or (bos is not None and more == (-1 if starts else 1)):
-            return more
+        difference, bos = reply.prompt_tokens - len(prompt.tokens), tokenizer.bos_token_id
+        if difference == 0 or (bos is not None and difference == (-1 if prompt.tokens[0] == bos else 1)):
+            return difference
         raise LongRopeError(
             f"checkpoint: its tokenizer makes {len(prompt.tokens):,} tokens of a text, and the server reads "
             f"{reply.prompt_tokens:,}. Give the checkpoint that the server runs, with its tokenizer."
@@ -97,7 +96,7 @@ def read_answers(
     prompts: Sequence[ProbePrompt],
     replies: Sequence[Completion | str],
     tokenizer: PreTrainedTokenizerBase,
-    more: int,
+    starts: int,
 ) -> list[Answer]:
     """Return the server's replies as answers.
 
@@ -105,12 +104,12 @@ def read_answers(
         prompts: Prompts, by ascending length.
         replies: What `ask` returned for them.
         tokenizer: Tokenizer of the checkpoint.
-        more: What `difference_of_starts` returned.
+        starts: What `difference_of_starts` returned.
     """
     texts, answers = TokenTexts(tokenizer), []
-    start: list[Any] = [tokenizer.bos_token_id] if more > 0 else []
+    start: list[Any] = [tokenizer.bos_token_id] if starts > 0 else []
     for prompt, reply in zip(prompts, replies, strict=True):
-        tokens = (*start, *prompt.tokens) if more >= 0 else prompt.tokens[1:]
+        tokens = (*start, *prompt.tokens) if starts >= 0 else prompt.tokens[1:]
         if isinstance(reply, str):
             answers.append(Answer(prompt, tokens, refusal=reply))
         elif reply.prompt_tokens not in (None, len(tokens)):

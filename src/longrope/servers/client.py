@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from longrope.errors import LongRopeError, did_you_mean
+from longrope.servers.address import KEYS, base_address, key_of_environment
 
-KEYS = ("LONGROPE_API_KEY", "OPENAI_API_KEY")  # environment variables, the first one that is set
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # answers after which the same request may succeed
 WAIT = 0.5  # seconds before the first retry; the pause doubles from one retry to the next
-ENDPOINTS = ("/chat/completions", "/completions", "/models")
 
 
 class RefusedRequestError(LongRopeError):
@@ -68,8 +66,8 @@ class Server:
 
         Raises:
             RefusedRequestError: The server refuses the request.
-            LongRopeError: The server cannot be reached, is busy after all retries, asks for a key, or does not answer
-                with JSON.
+            LongRopeError: The server cannot be reached, redirects, is busy after all retries, asks for a key, or does not
+                answer with JSON.
         """
         answer = self._send_once(path, body)
         for attempt in range(self.retries):
@@ -86,15 +84,15 @@ class Server:
         request = urllib.request.Request(self.url + path, data, {"Accept": "application/json"})
         if data is not None:
             request.add_header("Content-Type", "application/json")
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        if key is not None:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        if (key := key_of_environment()) is not None:
+            request.add_header("Authorization", f"Bearer {key}")
+        opener = urllib.request.build_opener(_NoRedirects)
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            with opener.open(request, timeout=self.timeout) as answer:
                 kind, text = answer.headers.get_content_type(), answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                return self._failed(path, error, _reason(error.read()))
+                return self._failed(path, error, _reason(error))
         except TimeoutError:
             raise self._timed_out() from None
         except (OSError, http.client.HTTPException) as error:
@@ -121,6 +119,8 @@ class Server:
         """Return a failure that may pass; raise any other."""
         status = f"server = {self.url}: {path} answered {error.code} {error.reason}"
         details = f": {reason}" if reason else ""
+        if error.code < 400 and (location := error.headers.get("Location")):
+            raise LongRopeError(f"{status}: it is at {urljoin(self.url + path, location)}. Give that address.")
         if error.code in (401, 403):
             raise LongRopeError(f"{status}{details}. Set the key in the environment variable {' or '.join(KEYS)}.")
         if error.code in BUSY:
@@ -177,38 +177,18 @@ def connect(url: str, model: str | None = None, *, timeout: float = 600.0, retri
     return replace(server, model=model, engine=engine, longest=longest if isinstance(longest, int) else None)
 
 
-def base_address(url: str) -> str:
-    """Return an address with its scheme, up to ``/v1``.
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Redirects as errors: to follow one, a POST would become a GET, and the key would go to another address."""
 
-    Raises:
-        LongRopeError: The address is not one of HTTP, or holds a password.
+    def redirect_request(self, *_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return no request."""
 
-    >>> base_address("localhost:8000"), base_address("https://host/serve/v1/completions")
-    ('http://localhost:8000/v1', 'https://host/serve/v1')
-    """
-    url = url if "://" in url else f"http://{url}"
+
+def _reason(answer: urllib.error.HTTPError) -> str:
+    """Return a server's own words about a refused request, in one line; empty where they do not arrive."""
     try:
-        address = urlsplit(url)
-        host, _ = address.hostname, address.port
-    except ValueError:
-        address, host = urlsplit(""), None
-    if address.scheme not in ("http", "https") or not host:
-        raise LongRopeError(f"server = {url!r}: not an address of HTTP. Write http://localhost:8000.")
-    if "@" in address.netloc:
-        raise LongRopeError(
-            f"server = http://…@{host}: the address holds a password. Set it as {' or '.join(KEYS)} instead."
-        )
-    path = address.path.rstrip("/")
-    for endpoint in ENDPOINTS:
-        path = path.removesuffix(endpoint)
-    return f"{address.scheme}://{address.netloc}{path if path.endswith('/v1') else f'{path}/v1'}"
-
-
-def _reason(text: bytes) -> str:
-    """Return a server's own words about a refused request, in one line."""
-    try:
-        content = json.loads(text)
-    except ValueError:
+        content = json.loads(answer.read())
+    except (ValueError, OSError, http.client.HTTPException):
         content = {}
     if isinstance(content, dict):
         error = content.get("error") or content

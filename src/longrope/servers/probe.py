@@ -103,7 +103,7 @@ def probe_server(
 
     def row(length: int) -> ProbedLength:
         group: list[Answer] = [answer for answer in answers if answer.prompt.length == length]
-        distances = [squares for answer, squares in zip(compared, squared, strict=True) if answer in group]
+        distances = [by_set for answer, by_set in zip(compared, squared, strict=True) if answer.prompt.length == length]
         return ProbedLength.of(length, served.expected(length), group, distances)
 
     return ServerProbe(server, has_logprobs, starts, served.extension.length, tuple(map(row, lengths)))

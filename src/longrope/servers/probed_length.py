@@ -24,7 +24,7 @@ class ProbedLength:
         distances: Distance of each set from the server: root mean square of the difference of log-probabilities in
             nats, or the share of the server's tokens that the model would not choose. Empty without a comparison.
         refusal: The server's words, if it refused the length.
-        sent: Tokens of the longest prompt.
+        sent: Tokens of the first prompt, or of the first one that the server cut.
         read: Tokens that the server read of it, if it cut the prompt; None if it did not.
         recalled: Share of the questions that the server answered from the beginning of the text; None without any.
     """

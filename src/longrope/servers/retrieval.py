@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.runner import EvalContext
     from longrope.tasks.prompts import Prompt
 
-Sent = Callable[["Prompt"], "str | list[int]"]
+ContentOf = Callable[["Prompt"], "str | list[int]"]  # what a server is sent of a prompt
 
 
 def evaluate_server(
@@ -47,12 +47,12 @@ def evaluate_server(
     missing = [evaluation.store.missing(candidate, samples) for samples in sample_sets]
     total = sum(samples.count for samples in sample_sets)
     done = total - sum(map(len, missing))
-    sent: Sent | None = None
+    content_of: ContentOf | None = None
     for samples, prompts, indices in zip(sample_sets, retrieval, missing, strict=True):
         if not indices:
             continue
-        sent = sent or _form_of_prompts(server, tokenizer, prompts[indices[0]])
-        for index, score in _scores(server, sent, prompts, indices, concurrency):
+        content_of = content_of or _choose_content(server, tokenizer, prompts[indices[0]])
+        for index, score in _scores(server, content_of, prompts, indices, concurrency):
             prompt = prompts[index]
             value = {"depth": prompt.depth, "choices": 1 + len(prompt.wrong), **asdict(score)}
             evaluation.store.add(candidate, samples, index, value)
@@ -78,7 +78,7 @@ def _check_lengths(evaluation: EvalContext, server: Server) -> None:
         )
 
 
-def _form_of_prompts(server: Server, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Sent:
+def _choose_content(server: Server, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> ContentOf:
     """Return the function that makes a prompt's token ids, or its text where the server takes text alone."""
     try:
         complete(server, prompt.tokens[:16].tolist(), tokens=1)
@@ -94,7 +94,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
 
 
 def _scores(
-    server: Server, sent: Sent, prompts: Sequence[Prompt], indices: Sequence[int], concurrency: int
+    server: Server, content_of: ContentOf, prompts: Sequence[Prompt], indices: Sequence[int], concurrency: int
 ) -> Iterator[tuple[int, PromptScore]]:
     """Yield the score of each prompt as soon as the server has answered it.
 
@@ -109,7 +109,7 @@ def _scores(
         with suppress(Empty):
             while True:
                 index = waiting.get_nowait()
-                answered.put(_score_or_error(server, sent, prompts, index))
+                answered.put(_score_or_error(server, content_of, prompts, index))
 
     for _ in range(min(concurrency, len(indices))):
         Thread(target=work, daemon=True).start()
@@ -126,16 +126,16 @@ def _scores(
 
 
 def _score_or_error(
-    server: Server, sent: Sent, prompts: Sequence[Prompt], index: int
+    server: Server, content_of: ContentOf, prompts: Sequence[Prompt], index: int
 ) -> tuple[int, PromptScore] | Exception:
     try:
-        return index, _score(server, sent, prompts[index])
+        return index, _score(server, content_of, prompts[index])
     except Exception as error:  # of a thread, for the one that waits
         return error
 
 
-def _score(server: Server, sent: Sent, prompt: Prompt) -> PromptScore:
-    content = sent(prompt)
+def _score(server: Server, content_of: ContentOf, prompt: Prompt) -> PromptScore:
+    content = content_of(prompt)
     completion = complete(server, content, tokens=prompt.room)
     tokens, read = len(prompt.tokens), completion.prompt_tokens
     tolerated = max(2, tokens // 100) if isinstance(content, str) else 0  # a text may be split into other tokens

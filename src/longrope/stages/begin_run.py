@@ -46,7 +46,7 @@ def begin_run(run: StagedRun, *, resume: bool, heading: str = "") -> None:
             f"Begin with its base model, {base_of(run.model)}."
         )
     run.plan.check_fits(run.rope)
-    check_model_fits(run.plan, run.config)
+    check_model_fits(run.plan, run.config, run.device)
     check_disk(run.plan, ModelShape.of(run.config, run.dtype), run.folder, dtype=run.config.dtype)
     _check_requirements(run)
     for number in range(1, len(run.plan.stages) + 1):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import check_sparse_windows, use_weighted_attention
 from longrope.longcontext.tiling import tile_mlps, why_whole_layers
 from longrope.longcontext.training_loss import Distillation, use_chunked_loss
+from longrope.models.adapter import no_peft_warnings
 from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.load import load
@@ -112,7 +111,7 @@ def finetune(
     first = trainer.is_world_process_zero()
     remedy = "use finetune.window, finetune.lora or more devices"
     with (
-        _no_peft_warnings(),
+        no_peft_warnings(),
         explain_disk_errors(folder),
         explain_out_of_memory(windows.size, f"while fine-tuning on {arguments.device}", remedy),
     ):
@@ -167,19 +166,8 @@ def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:
     set_seed(settings.seed)  # of the adapters' first weights
     targets: Any = {"target_modules": "all-linear", "exclude_modules": _without_adapter(model) or None}
     lora = LoraConfig(task_type="CAUSAL_LM", r=settings.lora, lora_alpha=2 * settings.lora, **targets)
-    with _no_peft_warnings():
+    with no_peft_warnings():
         return get_peft_model(model, lora)
-
-
-@contextmanager
-def _no_peft_warnings() -> Iterator[None]:
-    """Drop what peft 0.21 warns of in vain."""
-    with warnings.catch_warnings():
-        # it reads transformers' old name of activation checkpointing
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        # it looks for the config of a GGUF or a model of the hub, to see a change of the vocabulary: there is none
-        warnings.filterwarnings("ignore", "Could not find a config file", UserWarning)
-        yield
 
 
 def _without_adapter(model: PreTrainedModel) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,10 +20,11 @@ from longrope.models.load import DTYPES
 from longrope.models.processor_files import copy_processor
 from longrope.objectives.backend import open_backend
 from longrope.objectives.full_passes import objectives_as_before
-from longrope.objectives.prepare_search import prepare_objectives
+from longrope.objectives.prepare_search import prepare_objectives, usable_method
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import COMPARED, attention_factor, scheme
 from longrope.search.loop import SearchProgress
+from longrope.search.method import Method
 from longrope.search.registry import get_method
 from longrope.search.space import Space
 from longrope.stages.average_test import choose_average
@@ -31,6 +32,7 @@ from longrope.stages.finetune import finetune
 from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
 from longrope.stages.measure import measure
 from longrope.stages.plan_tables import Search, Stage
+from longrope.stages.requirements import check_loaded_weights
 from longrope.stages.run_data import search_options
 from longrope.stages.run_folder import StagedRun
 from longrope.stages.trainer_arguments import wants_liger
@@ -94,6 +96,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
     note = training_note()
     keeps_dtype = settings.lora and settings.dtype != "float32"
     model, tokenizer = run.load(run.weights(number), dtype=run.dtype if keeps_dtype else "float32")
+    check_loaded_weights(model, settings, f"stages[{number - 1}].finetune")
     summary = finetune(
         model,
         Extension.of(run.rope, long) if settings.short else long,
@@ -161,24 +164,15 @@ def _stage_scaling(run: StagedRun, number: int, stage: Stage) -> Scaling:
     scaling = run.scaling_from_file(number)
     if scaling is not None:
         return scaling
-    last, search_method = run.last_finetuned_before(number), get_method(stage.search.method)
-    space = search_method.make_space(
-        run.rope,
-        stage.length,
-        attention_factor=run.attention_factor(number),
-        before=run.long_scaling(last) if last else None,
-    )
+    last = run.last_finetuned_before(number)
+    attention, before = run.attention_factor(number), run.long_scaling(last) if last else None
+
+    def make_space(method: Method) -> Space:
+        return method.make_space(run.rope, stage.length, attention_factor=attention, before=before)
+
     if stage.factors != "search":
-        return closed_form(stage.factors, space)
-    return _search(
-        run,
-        number,
-        space,
-        stage.search,
-        [stage.length],
-        starts=[closed_form(name, space) for name in search_method.schemes],
-        compared=[closed_form(name, space) for name in COMPARED],
-    )
+        return closed_form(stage.factors, make_space(get_method(stage.search.method)))
+    return _search(run, number, stage.search, [stage.length], make_space)
 
 
 def closed_form(name: str, space: Space) -> Scaling:
@@ -198,13 +192,16 @@ def _recovered_scaling(run: StagedRun, long: Scaling) -> Scaling:
     trained = run.short_attention_factor
     search_attention = run.plan.export != "dual" and trained != long.attention_factor  # a dual config has only one
     largest = recovery.ceiling or max(2.0, *long.factors)
-    space = get_method(recovery.search.method).make_space(
-        run.rope,
-        2 * original,
-        attention_factor=attention_factor("su", run.rope, 2 * original) if search_attention else trained,
-        search_attention=search_attention,
-        ceiling=largest / 2,
-    )
+
+    def make_space(method: Method) -> Space:
+        return method.make_space(
+            run.rope,
+            2 * original,
+            attention_factor=attention_factor("su", run.rope, 2 * original) if search_attention else trained,
+            search_attention=search_attention,
+            ceiling=largest / 2,
+        )
+
     starts = [
         Scaling(
             [min(factor**power, largest) for factor in long.factors],
@@ -215,20 +212,30 @@ def _recovered_scaling(run: StagedRun, long: Scaling) -> Scaling:
         for power in RECOVERY_POWERS
     ]
     number, lengths = len(run.plan.stages) + 1, run.data.recovery_lengths
-    return replace(_search(run, number, space, recovery.search, lengths, starts=starts, compared=[]), length=original)
+    short = _search(run, number, recovery.search, lengths, make_space, starts)
+    return replace(short, length=original)
 
 
 def _search(
     run: StagedRun,
     number: int,
-    space: Space,
     search: Search,
     lengths: Sequence[int],
-    *,
-    starts: Sequence[Scaling],
-    compared: Sequence[Scaling],
+    make_space: Callable[[Method], Space],
+    starts: Sequence[Scaling] | None = None,
 ) -> Scaling:
-    """Run a search on the current weights and return the winner; the number after the last stage is the recovery."""
+    """Run a search on the current weights and return the winner.
+
+    Where quantised weights let no gradient through, another method takes the place of the plan's.
+
+    Args:
+        run: The run.
+        number: Number of the stage; the one after the last stage is the recovery.
+        search: Settings of the search.
+        lengths: Lengths in tokens that count alike.
+        make_space: Function that returns the space for a method.
+        starts: Candidates that the search starts from; None for closed forms, and others to compare the winner with.
+    """
     recovers = number > len(run.plan.stages)
     at = " and ".join(f"{length:,}" for length in lengths)
     step_name = f"recovery at {at}" if recovers else f"stage {number}: search at {at}"
@@ -237,10 +244,15 @@ def _search(
     with open_backend(
         run.weights(number), dtype=run.dtype, device=run.device, original_length=run.plan.original_length
     ) as backend:
+        longest = max(lengths)
+        method = usable_method(options.method(search.method, longest), backend.gradient_barrier, options, longest)
+        space = make_space(method)
+        compared = [closed_form(name, space) for name in COMPARED] if starts is None else []
+        starts = [closed_form(name, space) for name in method.schemes] if starts is None else starts
         prepared = prepare_objectives(
             space,
             objectives_as_before(backend.make_objective, samples, folder / "search"),
-            options.method(search.method, max(lengths)),
+            method,
             options,
             settings={"model": run.weights_name(number), "dtype": backend.dtype},
             starts=starts,

@@ -111,8 +111,13 @@ class Plan(PlanTable):
         return sorted(set(lengths))
 
     def recovery_lengths(self, original: int) -> tuple[int, ...]:
-        """Return the lengths of the search for short factors: L0 (``original``) and 2·L0 if the plan gives none."""
-        return (self.recovery.lengths if self.recovery is not None else ()) or (original, 2 * original)
+        """Return the lengths of the search for short factors.
+
+        Args:
+            original: L0 in tokens. It and 2·L0, if the plan goes that far, are taken if the plan gives no lengths.
+        """
+        given = self.recovery.lengths if self.recovery is not None else ()
+        return given or tuple(length for length in (original, 2 * original) if length <= self.length)
 
     def check_fits(self, rope: Rope) -> None:
         """Refuse a model that is as long already as the first stage.

@@ -89,13 +89,12 @@ def propose(
         finetune = Finetune(tokens=tokens, rate="auto", dtype=dtype)
         between = _lengths(rope.original_length, length, STEP, LARGEST_STEP)
         tuned, searched = between or [length], [length] if between else []
-    recovers_twice_the_length = length >= 2 * rope.original_length
     return Plan(
         stages=tuple(
             [Stage(length=stage_length, finetune=finetune) for stage_length in tuned]
             + [Stage(length=stage_length) for stage_length in searched]
         ),
-        recovery=Recovery() if recovers_twice_the_length else Recovery(lengths=(rope.original_length,)),
+        recovery=Recovery(),
         data=data,
         original_tokens=original_tokens,
     )

@@ -25,6 +25,7 @@ from longrope.search.registry import fit_to_budget, get_method
 from longrope.stages.pipeline import RECOVERY_POWERS
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Finetune, Search, Stage
+from longrope.stages.rate_test import JUDGED, RATES, STEPS
 
 REMEDIES = "a window, lora, a search without gradients (method = 'cma'), or more devices"
 
@@ -179,7 +180,7 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
 
 
 def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) -> Cost:
-    """Return the cost of fine-tuning; short documents do not attend to each other."""
+    """Return the cost of fine-tuning with its test of rates; short documents do not attend to each other."""
     tokens = finetune.sequence_length(length)
     short_tokens = min(rope.original_length, tokens)
     mixed = finetune.dtype == "bfloat16"
@@ -193,12 +194,16 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
     teacher = shape.parameters * (2 if mixed else 4) if taught else 0
     tested = peak_memory.of_rate_test(shape, lora=finetune.lora) if finetune.rate == "auto" else (0, 0)
     sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
+    flops = sequence.times(finetune.step_count(length) * finetune.batch)
+    if finetune.rate == "auto":
+        flops += sequence.times(len(RATES) * STEPS * finetune.batch)
+        flops += shape.forward(tokens).times((1 + len(RATES)) * JUDGED)
     return Cost(
         "finetune",
         length,
         0,
         finetune.token_count(length),
-        {finetune.dtype: sequence.times(finetune.step_count(length) * finetune.batch)},
+        {finetune.dtype: flops},
         peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher + tested[0],
         peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed) + tested[1],
     )

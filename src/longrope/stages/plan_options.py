@@ -115,9 +115,7 @@ def _plan_with(goal: Goal, finetune: Finetune) -> Plan:
     data = goal.data.model_copy(update={"needles": goal.data.needles or NEEDLES, "repeats": REPEATS})
     plan = _plan_of(goal, Stage(length=goal.length, factors=goal.start, finetune=finetune), data)
     if not finetune.lora and goal.texts.recovery:
-        original = goal.rope.original_length
-        lengths = () if goal.length >= 2 * original else (original,)
-        recovery = Recovery(lengths=lengths, search=Search(population=10, documents=2))
+        recovery = Recovery(search=Search(population=10, documents=2))
         recovered = plan.model_copy(update={"recovery": recovery})
         plan = recovered if goal.cost(recovered, "recovery") <= SIDE_STEP * goal.budget else plan
     return evaluated(goal, plan)

@@ -160,7 +160,7 @@ class Recovery(PlanTable):
     """The search for short factors on the final model.
 
     Args:
-        lengths: Lengths in tokens; L0 and 2·L0 if not given.
+        lengths: Lengths in tokens; if not given, L0 and, where the plan reaches it, 2·L0.
         ceiling: Largest factor; that of the long factors if not given.
         search: Settings of the search.
     """

@@ -6,37 +6,44 @@ import shutil
 from collections.abc import Container, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import check_sparse_windows
 from longrope.models.load import load_config
+from longrope.models.quantized import QuantizedBits, bits_of_weights, gradient_barrier, method_of
 from longrope.stages.plan import Plan
+from longrope.stages.plan_tables import Finetune
 
 CHECKPOINT_COPIES = 3  # of the trained weights, in a checkpoint of a training: with both moments of AdamW
 CHECKPOINTS = 2  # that a training keeps; it writes another one before it removes the oldest
 
 
-def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
+def check_model_fits(plan: Plan, config: PreTrainedConfig, device: str) -> None:
     """Refuse, before hours of work, a plan whose fine-tuning the model does not fit.
 
     Args:
         plan: The plan.
         config: Config of the model.
+        device: A torch device.
 
     Raises:
-        LongRopeError: If its attention takes no weights of keys, or a teacher
-            has another vocabulary.
+        LongRopeError: If its attention takes no weights of keys, its weights are quantised and are to be trained, or a
+            teacher has another vocabulary.
     """
+    quantized = bits_of_weights(config, device) != QuantizedBits()
     for i, stage in enumerate(plan.stages):
         if stage.finetune is None:
             continue
         if stage.finetune.windows == "sparse":
             check_sparse_windows(config)
+        if quantized:
+            _check_quantized(f"stages[{i}].finetune", stage.finetune, method_of(config))
         teacher = stage.finetune.distill.teacher if stage.finetune.distill is not None else None
         if teacher is not None:
             sizes = [settings.get_text_config().vocab_size for settings in (load_config(teacher), config)]
@@ -45,6 +52,44 @@ def check_model_fits(plan: Plan, config: PreTrainedConfig) -> None:
                     f"stages[{i}].finetune.distill.teacher = {teacher!r}: its vocabulary has {sizes[0]} tokens, the "
                     f"model's {sizes[1]}. Take a teacher with the same tokenizer."
                 )
+
+
+def check_loaded_weights(model: PreTrainedModel, finetune: Finetune, name: str) -> None:
+    """Refuse weights that are quantised on the device, and cannot be trained as a fine-tuning says.
+
+    Args:
+        model: The model, loaded for the fine-tuning.
+        finetune: Settings of the fine-tuning.
+        name: Name of its table in the plan, for the message.
+
+    Raises:
+        LongRopeError: If they cannot.
+    """
+    if not getattr(model, "is_quantized", False):
+        return
+    method, quantizer = method_of(model.config), getattr(model, "hf_quantizer", None)
+    _check_quantized(name, finetune, method)
+    if not getattr(quantizer, "is_trainable", False):
+        raise LongRopeError(
+            f"{name}: transformers trains no adapter beside {method} weights. Train the model that they were made from."
+        )
+    barrier = gradient_barrier(model) if finetune.rate == "auto" else None
+    if barrier is not None:
+        raise LongRopeError(f'{name}.rate = "auto": {barrier} after a test. Give the rate as a number, such as 1e-3.')
+
+
+def _check_quantized(name: str, finetune: Finetune, method: Any) -> None:
+    """Refuse to train quantised weights, to merge an adapter into them, or to make a teacher of them."""
+    if not finetune.lora or finetune.merge:
+        raise LongRopeError(
+            f"{name}: the {method} weights are quantised, and only an adapter beside them can be trained. "
+            "Give lora = 8 and merge = false, or train the model that they were made from."
+        )
+    if finetune.distill is not None and finetune.distill.weight and finetune.distill.teacher is None:
+        raise LongRopeError(
+            f"{name}.distill: the {method} weights are quantised, and cannot be copied as a teacher. "
+            "Name a teacher that is not, or leave distill out."
+        )
 
 
 def check_requirements(

@@ -40,8 +40,8 @@ def claim_output(path: Path, *, overwrite: bool, folder: bool = False, also: str
         LongRopeError: The output exists and must not, is a folder instead of a file or the reverse, is locked by
             another process, or cannot be written.
     """
-    if folder and path / LOCK not in _own_locks:
-        _refuse_held(path)
+    if folder and path / LOCK not in _own_locks and is_held(path):
+        raise _in_use(path, path / LOCK)
     try:
         if path.exists() and path.is_dir() != folder:
             raise LongRopeError(f"{path} is {'not a' if folder else 'a'} folder; choose another output with -o")
@@ -187,11 +187,6 @@ def is_held(path: Path) -> bool:
         finally:
             os.close(file)
     return False
-
-
-def _refuse_held(path: Path) -> None:
-    if is_held(path):
-        raise _in_use(path, path / LOCK)
 
 
 def _in_use(path: Path, lock: Path) -> LongRopeError:

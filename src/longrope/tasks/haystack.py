@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING
@@ -19,15 +20,17 @@ if TYPE_CHECKING:
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 LEAST_BORDERS = 40  # RULER places a needle at 40 depths
+TEXT_REDRAWS = 100  # of a text that names a planted key, after which it stays
 
 Text = tuple[np.ndarray, Sequence[int]]  # token ids, and the indices at which a line may be planted
-Haystack = Callable[[PromptRequest, int, int, np.random.Generator], Text]  # of a document's number and size in tokens
+# of a document's number, its size in tokens, a generator, and the keys of the planted lines
+Haystack = Callable[[PromptRequest, int, int, np.random.Generator, Collection[str]], Text]
 
 
 def repeated(unit: str) -> Haystack:
     """Return the haystack that repeats a text; lines are planted between two repetitions."""
 
-    def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+    def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator, keys: Collection[str]) -> Text:
         (tokens,) = encode_within(request.tokenizer, [unit])
         return np.tile(tokens, size // len(tokens) + 1)[:size], range(0, size + 1, len(tokens))
 
@@ -40,16 +43,19 @@ REPEATED = repeated(f"{NOISE}\n")
 def drawn(draw: Callable[[np.random.Generator], str], *, cut: bool = True) -> Haystack:
     """Return the haystack of drawn texts, such as needles that nobody asks for; lines are planted between two.
 
+    A text that names a key of the planted lines is drawn again, as a second value would make the question ambiguous.
+
     Args:
         draw: Function of a random generator that returns the next text.
         cut: Whether the last text is cut if it does not fit; else it is left out.
     """
 
-    def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+    def text(request: PromptRequest, number: int, size: int, rng: np.random.Generator, keys: Collection[str]) -> Text:
+        names = [re.compile(rf"(?<![\w-]){re.escape(key)}(?![\w-])") for key in keys]
         units: list[np.ndarray] = []
         tokens = 0
         while tokens <= size:
-            units += encode_within(request.tokenizer, [draw(rng) for _ in range(100)])
+            units += encode_within(request.tokenizer, [_draw_without(names, draw, rng) for _ in range(100)])
             tokens = sum(map(len, units))
         borders = [border for border in accumulate(map(len, units), initial=0) if border <= size]
         return np.concatenate(units)[: size if cut else borders[-1]], borders
@@ -57,13 +63,25 @@ def drawn(draw: Callable[[np.random.Generator], str], *, cut: bool = True) -> Ha
     return text
 
 
-def documents(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+def _draw_without(
+    names: Sequence[re.Pattern[str]], draw: Callable[[np.random.Generator], str], rng: np.random.Generator
+) -> str:
+    """Draw a text in which none of the names occurs."""
+    text = draw(rng)
+    for _ in range(TEXT_REDRAWS):
+        if not any(name.search(text) for name in names):
+            break
+        text = draw(rng)
+    return text
+
+
+def documents(request: PromptRequest, number: int, size: int, rng: np.random.Generator, keys: Collection[str]) -> Text:
     """Return the haystack that is the beginning of a real document; lines are planted between sentences."""
     tokens = request.text(number)[:size]
     return tokens, sentence_borders(request.tokenizer, tokens)
 
 
-def essays(request: PromptRequest, number: int, size: int, rng: np.random.Generator) -> Text:
+def essays(request: PromptRequest, number: int, size: int, rng: np.random.Generator, keys: Collection[str]) -> Text:
     """Return the haystack of RULER's essays from their beginning; a real document where there are no essays.
 
     Raises:
@@ -71,7 +89,7 @@ def essays(request: PromptRequest, number: int, size: int, rng: np.random.Genera
     """
     text = essays_of(request.ruler_data)
     if text is None:
-        return documents(request, number, size, rng)
+        return documents(request, number, size, rng, keys)
     tokens, borders = _encoded_essays(request.tokenizer, text)
     if len(tokens) < size:
         raise LongRopeError(

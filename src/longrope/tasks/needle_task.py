@@ -125,7 +125,8 @@ class NeedleTask:
     ) -> np.ndarray:
         """Return the tokens before the question: the introduction and the haystack with the lines of all trials."""
         size = request.length - self.room - len(request.opening) - _least_size(trials)
-        haystack, borders = self.haystack(request, number, size, rng)
+        keys = [key for trial in trials for key in trial.draft.keys]
+        haystack, borders = self.haystack(request, number, size, rng, keys)
         lines = [line for trial in trials for line in trial.lines]
         depths = [depth for trial in trials for depth in trial.draft.depths]
         return np.concatenate([request.opening, trials[0].intro, plant(haystack, borders, lines, depths)])

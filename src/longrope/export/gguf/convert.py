@@ -179,8 +179,10 @@ def _write_tensors(
 def _paired_tensors(model: PreTrainedModel, architecture: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights by their names in transformers, with the rows of queries and keys in llama.cpp's order."""
     config = model.config
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight  # the config may say otherwise
     for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name == "lm_head.weight" and tied:
             continue
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
         if heads is not None and architecture in SIDE_BY_SIDE:

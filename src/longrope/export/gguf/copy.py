@@ -7,7 +7,8 @@ from pathlib import Path
 from longrope.export.gguf.scaling import add_keys, factor_tensors, refuse_architecture, scaling_keys, write_gguf
 from longrope.export.hf_config import for_mode
 from longrope.formats.gguf import FREQS, LONG, SHORT
-from longrope.formats.gguf_file import open_gguf, read
+from longrope.formats.gguf_file import architecture_keys, open_gguf
+from longrope.formats.gguf_header import read_header
 from longrope.formats.gguf_split import refuse_split
 from longrope.models.load import load_config
 from longrope.rope import Rope
@@ -38,7 +39,7 @@ def extend_gguf(
     written = for_mode(extension, mode)
     refuse_split(source)
     reader = open_gguf(source)
-    architecture = read(reader, "general.architecture", source)
+    architecture, _ = architecture_keys(read_header(source))
     refuse_architecture(architecture, written)
     check_rope(extension, Rope.of(load_config(str(source))), str(source))
     keys, tensors = scaling_keys(written, architecture), factor_tensors(written)
@@ -47,9 +48,7 @@ def extend_gguf(
         if "general.alignment" in reader.fields:
             writer.data_alignment = reader.alignment
         for name, field in reader.fields.items():
-            is_empty = (
-                field.types[:1] == [GGUFValueType.ARRAY] and not field.data
-            )  # which gguf-py reads, but not writes
+            is_empty = field.types[:1] == [GGUFValueType.ARRAY] and not field.data  # which gguf-py cannot write
             if name not in keys and not name.startswith(replaced) and not is_empty:
                 element_type = field.types[-1] if field.types[1:] else None
                 writer.add_key_value(name, field.contents(), field.types[0], element_type)
