@@ -3,8 +3,8 @@
     make benchmark-cache-speed           # two minutes of one core
 
 Both caches hold the same keys and values of a text. ``generate`` adds tokens one by one, then a pass reads a question
-at once, and both are forgotten. The caches take turns; reported are tokens per processor second on one thread, medians
-of some rounds after a rehearsal. Results in ``benchmarks/results/cache-speed.json``.
+at once, and both are forgotten. The caches take turns. Results are tokens per processor second on one thread, medians
+of some rounds after a rehearsal, in ``benchmarks/results/cache-speed.json``.
 """
 
 from __future__ import annotations

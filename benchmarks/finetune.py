@@ -32,7 +32,7 @@ from longrope.models.patch import install_factors
 
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
 WAYS, WINDOW = ("plain", "checkpointed", "ours", "sparse"), 2048
-TURNS = {"tiny 2048": 2, "tiny 8192": 1, "tiny 32768": 1, "smollm2 1024": 1}
+TURNS = {"tiny 2048": 4, "tiny 8192": 1, "tiny 32768": 1, "smollm2 1024": 2}
 STEPS = 4  # the first one is not counted, but where it is the only one
 LONG = 2**14  # tokens of a sequence, above which one step is taken, and plain ones are left out
 

@@ -37,6 +37,18 @@ def test_what_does_not_fit_is_refused_with_what_does(monkeypatch: pytest.MonkeyP
         check(2**16, 64)
 
 
+@pytest.mark.parametrize("length", [1, 500, 4096, 2**20])
+def test_memory_for_less_than_the_weights_or_a_few_tokens(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = ModelShape.of(load_config("tiny"), "auto")
+    for fits in (0, 1, 300, 1023):
+        free = peak_memory.of_pass(shape, fits, gradient=False) if fits else 2**10
+        monkeypatch.setattr(memory_check, "free_memory", lambda _, free=free: free)
+        if length > fits:
+            said = f"about {fits} tokens fit in a pass" if fits else "the weights alone do not fit"
+            with pytest.raises(LongRopeError, match=said):
+                check(length, 1)
+
+
 def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     takes = peak_memory.of_pass(ModelShape.of(load_config("tiny"), "auto"), 2048, gradient=False)
     monkeypatch.setattr(memory_check, "free_memory", lambda _: 3 * takes)

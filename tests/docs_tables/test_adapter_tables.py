@@ -27,6 +27,7 @@ ROWS = {
     "heuristic and adapter, for 2,097,152": "2m adapter",
 }
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
+TASKS = ("niah_single_1", "recall")
 
 
 def three_figures(value: float) -> str:
@@ -103,25 +104,21 @@ def rate(name: str) -> str:
     return f"{100 * value['rate']:.0f} ± {100 * value['standard_error']:.0f}%" if value else ""
 
 
+def answered(name: str) -> float:
+    """Return a measured rate of exact answers."""
+    return ADAPTERS["retrieval"][name]["rate"]
+
+
 def test_exact_answers() -> None:
     labels = [label for label, name in ROWS.items() if name in ("yarn", "adapter", "2m adapter")]
     rows = [
-        row(label, *(rate(f"{task} 16384 {ROWS[label]}") for task in ("niah_single_1", "recall"))) for label in labels
+        row(label, *(rate(f"{task} {size} {ROWS[label]}") for size in (16384, 32768) for task in TASKS))
+        for label in labels
     ]
     assert_table(RESULTS, rows)
-    needles, lines, needles_32k, lines_32k = (
-        f"{ADAPTERS['retrieval'][name]['rate']:.0%}"
-        for name in (
-            "niah_single_1 8192 yarn",
-            "recall 8192 yarn",
-            "niah_single_1 32768 adapter",
-            "recall 32768 adapter",
-        )
-    )
-    assert_says(
-        RESULTS,
-        f"YaRN answers {needles} and {lines}; at 32,768 the adapter answers {needles_32k} and {lines_32k} (",
-    )
+    assert_says(RESULTS, "YaRN answers {} and {}.".format(*(f"{answered(f'{task} 8192 yarn'):.0%}" for task in TASKS)))
+    assert answered("recall 16384 adapter") > 3 * answered("recall 16384 yarn")
+    assert answered("recall 32768 2m adapter") < answered("recall 32768 yarn") < answered("recall 32768 adapter")
     equal = rate("niah_single_1 16384 adapter")
     assert equal == rate("niah_single_1 16384 yarn")
     assert_says(README, f"was equal to YaRN ({equal} each)")

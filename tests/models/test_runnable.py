@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 import longrope as lr
 from longrope.errors import LongRopeError
 from longrope.models.adapter import describe_adapter, no_peft_warnings, switched_adapter
-from longrope.models.generation import POLICIES
 from longrope.rope import Rope
 from longrope.scaling import Extension
 from longrope.schemes import scheme
@@ -62,7 +61,8 @@ def adapted(model: PreTrainedModel, config: Any = LORA) -> Any:
 
 
 def generated(model: Any) -> Tensor:
-    return model.generate(input_ids=IDS, max_new_tokens=9, do_sample=False, pad_token_id=0)
+    """Continue 60 tokens beyond L0 = 64."""
+    return model.generate(input_ids=IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
 
 
 @every_use
@@ -109,11 +109,15 @@ def test_losses_with_learned_prompts_are_not_promised() -> None:
         lr.token_losses(adapted(families.build("llama"), PROMPTS), IDS.numpy())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("wrap", [adapted, partial(torch.compile, backend="eager")], ids=["peft", "compile"])
+@pytest.mark.parametrize(
+    ("wrap", "policy"),
+    [(adapted, "switch"), (partial(torch.compile, backend="eager"), "pin")],
+    ids=["peft", "compile"],
+)
 def test_a_wrapper_generates_what_the_model_does(wrap: Callable[[Any], Any], policy: str) -> None:
-    wrapper: Any = wrap(families.build("llama"))
-    plain = copy.deepcopy(wrapper).merge_and_unload() if wrap is adapted else families.build("llama")
+    wrapper: Any = wrap(families.build("llama", num_hidden_layers=1))
+    plain = copy.deepcopy(wrapper)
+    plain = plain.merge_and_unload() if wrap is adapted else plain._orig_mod
     made = []
     for model in (wrapper, plain):
         with lr.generating(model, EXTENSION, policy):

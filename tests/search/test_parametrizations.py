@@ -290,6 +290,18 @@ def slope_by_factor(x: np.ndarray) -> np.ndarray:
     return (1 - gamma) / ((1 - gamma) + gamma * np.exp(x[2]))
 
 
+@EVERY
+def test_a_rope_of_one_pair_has_coordinates_or_an_error(name: str) -> None:
+    rope = Rope(dim=2, base=1e4, original_length=256)
+    if name == "critical":
+        with pytest.raises(LongRopeError, match=r"^parametrization = 'critical': a rope of dim 2 has no pair below"):
+            make_parametrization(name, rope, 8.0, 1.25)
+        return
+    one = make_parametrization(name, rope, 8.0, 1.25)
+    (factor,) = np.exp(one.log_factors(one.nearest(np.log([3.0]))))
+    assert factor == pytest.approx(1.0 if name == "yarn" else 3.0, rel=1e-6)  # a YaRN's first pair is unchanged
+
+
 def test_yarn_is_refused_on_a_rope_that_carries_factors() -> None:
     with pytest.raises(
         LongRopeError,

@@ -245,7 +245,7 @@ def test_autocast_keeps_copies_of_trained_weights(monkeypatch: pytest.MonkeyPatc
 
 
 def test_layers_are_kept_where_memory_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU in a quarter of what weights and optimizer leave, on CUDA in the budget of activations.
+    """On a CPU in half of what weights and optimizer leave, on CUDA in the budget of activations.
 
     What training needs stays the same.
     """
@@ -254,7 +254,7 @@ def test_layers_are_kept_where_memory_has_room(monkeypatch: pytest.MonkeyPatch) 
     assert kept > peak_memory.SAVED
     weights, needed = 16 * TINY.parameters, peak_memory.of_training(TINY, length, lora=0, mixed=False)
     assert needed < kept
-    for bytes_, recomputed in ((4 * kept + weights, False), (4 * kept + weights - 4, True)):
+    for bytes_, recomputed in ((2 * kept + weights, False), (2 * kept + weights - 4, True)):
         monkeypatch.setattr(peak_memory, "free_memory", lambda _, free=bytes_: free)
         assert peak_memory.recomputes_layers(TINY, length, lora=0, mixed=False) == recomputed
         assert not peak_memory.recomputes_layers(TINY, length, lora=8, mixed=False)  # smaller optimizer

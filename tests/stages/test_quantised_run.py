@@ -12,22 +12,22 @@ import pytest
 import running
 import torch
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from longrope.errors import LongRopeError
-from longrope.models.load import load_config
+from longrope.models.load import load, load_config
 from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
-from longrope.stages.requirements import check_model_fits
+from longrope.stages.requirements import check_loaded_weights, check_model_fits
 from longrope.stages.run_folder import StagedRun
 
 METHOD = "made-up"
-SEARCH = Search(documents=1, budget=3000, needles=0.0)
+SEARCH = Search(documents=1, population=4, budget=1000, needles=0.0)
 TRAIN = Finetune(steps=1, batch=2, rate=1e-3, dtype="float32")
 
 
@@ -111,6 +111,7 @@ def test_a_method_with_gradients_that_the_plan_names_is_refused(base: Path, tmp_
 
 
 ADAPTER = {"lora": 4, "merge": False}
+NO_ADAPTER = r"^stages\[0\]\.finetune: transformers trains no adapter beside made-up weights"
 REFUSED = {
     "all weights": (
         {},
@@ -121,16 +122,26 @@ REFUSED = {
         {**ADAPTER, "short": 0.5, "distill": Distill()},
         r"finetune\.distill: the made-up weights are quantised, and cannot be copied as a teacher\. Name a teacher",
     ),
-    "an adapter": (ADAPTER, r"transformers trains no adapter beside made-up weights"),
+    "an adapter": (ADAPTER, NO_ADAPTER),
 }
 
 
+@pytest.fixture(scope="module")
+def loaded(base: Path) -> PreTrainedModel:
+    return load(base / "model")[0]
+
+
 @pytest.mark.parametrize("name", REFUSED)
-def test_trainings_that_quantised_weights_do_not_take(name: str, base: Path, tmp_path: Path) -> None:
+def test_trainings_that_quantised_weights_do_not_take(name: str, loaded: PreTrainedModel) -> None:
     options, message = REFUSED[name]
-    stage = Stage(length=128, factors="yarn", finetune=TRAIN.model_copy(update=options))
-    run = run_of(base, tmp_path / "run", stage)
     with pytest.raises(LongRopeError, match=message):
+        check_loaded_weights(loaded, TRAIN.model_copy(update=options), "stages[0].finetune")
+
+
+def test_a_run_ends_before_such_a_training(base: Path, tmp_path: Path) -> None:
+    stage = Stage(length=128, factors="yarn", finetune=TRAIN.model_copy(update=ADAPTER))
+    run = run_of(base, tmp_path / "run", stage)
+    with pytest.raises(LongRopeError, match=NO_ADAPTER):
         extend(run)
     assert not (run.stage_folder(1) / "model").exists()
 

@@ -23,7 +23,7 @@ GRADIENT_CHUNK, GRADIENT_SEQUENCE = (6.0, 1.0, 10.5), (4.0, 5.0)
 # In training, of a layer that is recomputed: of the MLP's width, of keys and values; in float32: of the hidden size.
 TRAINED = (6.0, 1.0, 10.5)
 SAVED = 2**30  # bytes of activations that training saves on every device instead of recomputing layers
-ROOM = 0.25  # of the free memory beside weights and optimizer: what a CPU saves, where that is more
+ROOM = 0.5  # of the free memory beside weights and optimizer: what a CPU saves, where that is more
 
 
 def of_pass(shape: ModelShape, length: int, *, gradient: bool) -> int:
@@ -88,7 +88,7 @@ def of_training(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> in
 def recomputes_layers(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> bool:
     """Return whether fine-tuning recomputes each layer in the backward pass, as its activations take too much memory.
 
-    It saves up to 1 GiB of them on every device; where that is more, a CPU a quarter of its free memory beside weights
+    It saves up to 1 GiB of them on every device; where that is more, a CPU half of its free memory beside weights
     and optimizer, and CUDA what may stay there (`longrope.longcontext.cpu_offload.activation_budget`).
 
     Args:

@@ -47,7 +47,7 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     """Return all distinct documents of a source, in a fixed order.
 
     The content decides what a file is. JSON records (objects one after another, or an array) are documents, in files
-    of any ending; all other text is one document a file. A warning counts the files that are passed over.
+    of any ending; all other text is one document a file. Warnings say which files and folders are passed over.
 
     Args:
         source: A file of text, JSON records or ``.parquet`` (key or column ``text``, or chats under ``messages`` or
@@ -92,7 +92,7 @@ def _documents(source: str, text_key: str | None, notes: list[CorpusWarning]) ->
 
 
 def _folder(folder: Path, text_key: str | None, notes: list[CorpusWarning]) -> Iterator[Document]:
-    """Yield the documents of a folder; add a note on the files that are passed over, and one on odd JSON."""
+    """Yield the documents of a folder; add notes on files and folders that are passed over, and on odd JSON."""
     reasons: Counter[str] = Counter()
     closed: list[Path] = []
     files = without_key = 0

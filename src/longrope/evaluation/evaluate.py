@@ -27,7 +27,7 @@ from longrope.evaluation.sample_store import JOURNAL, SampleStore
 from longrope.evaluation.sequences import encode_texts
 from longrope.models.load import choose_device, load, load_config
 from longrope.models.patch import patch
-from longrope.models.peft_model import refuse_peft_model
+from longrope.models.peft_model import check_plain_model
 from longrope.provenance import provenance
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
@@ -78,7 +78,7 @@ def evaluate(
     lengths = sorted(set(whole_lengths(lengths)))
     check_lengths(lengths, max(lengths, default=0))
     if not isinstance(model, str):
-        refuse_peft_model(model)
+        check_plain_model(model)
     name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
     weights = {} if isinstance(model, str) or options.output is None else {"weights": _fingerprint(model)}
     with nullcontext() if options.output is None else claimed(Path(options.output), overwrite=True):

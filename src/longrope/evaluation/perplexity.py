@@ -12,7 +12,7 @@ from longrope.evaluation.losses import check_lengths, losses_by_length, whole_le
 from longrope.evaluation.records import Perplexity, document_perplexity
 from longrope.evaluation.sequences import token_rows
 from longrope.models.load import load
-from longrope.models.peft_model import refuse_peft_model
+from longrope.models.peft_model import check_plain_model
 from longrope.scaling import Extension, Scaling
 
 
@@ -40,7 +40,7 @@ def perplexity(
     """
     lengths = whole_lengths(lengths)
     model = load(model)[0] if isinstance(model, str) else model
-    refuse_peft_model(model)
+    check_plain_model(model)
     tokens = token_rows(sequences, lengths)
     losses = losses_by_length(model, scaling, tokens, lengths, batch=batch, on_progress=on_progress)
     return [perplexity_of_losses(losses[length], length) for length in lengths]

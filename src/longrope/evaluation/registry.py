@@ -45,8 +45,8 @@ def check_spec(spec: EvalSpec, candidates: Iterable[str]) -> None:
     names = list(candidates)
     if spec.key_tokens is not None and spec.key_tokens not in names:
         raise LongRopeError(f"key_tokens = {spec.key_tokens!r}: not a candidate. Choose one of {', '.join(names)}.")
-    if spec.stride is not None and spec.stride > max(spec.lengths, default=0):
-        longest = max(spec.lengths, default=0)
+    longest = max(spec.lengths, default=0)
+    if spec.stride is not None and spec.stride > longest:
         raise LongRopeError(f"stride = {spec.stride}: above the longest of lengths, {longest}. Give a smaller one.")
     requested_measurements(spec)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from longrope.errors import LongRopeError
 from longrope.longcontext.layer_chunks import cache_name, chunk_size_on, chunk_slices, offloaded
 from longrope.longcontext.recomputed_layer import Layer, take
-from longrope.models.peft_model import refuse_peft_model
+from longrope.models.peft_model import check_plain_model
 
 TURNS = 4
 
@@ -73,7 +73,7 @@ def context_parallel(model: PreTrainedModel, chunk_size: int | None = None) -> P
     Raises:
         LongRopeError: If the model is wrapped by ``peft`` or for several devices.
     """
-    refuse_peft_model(model)
+    check_plain_model(model)
     size = chunk_size or chunk_size_on(model.device.type)
     _groups[model] = ContextParallelGroup(dist.get_rank(), dist.get_world_size(), size)
     return model

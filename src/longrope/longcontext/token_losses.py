@@ -20,7 +20,7 @@ from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
 from longrope.models.backbone import backbone_of, vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
-from longrope.models.peft_model import refuse_peft_model
+from longrope.models.peft_model import check_plain_model
 from longrope.models.quantized import unpack_weights
 
 LOGITS_AT_ONCE = 2**24
@@ -77,7 +77,7 @@ def token_losses(
         LongRopeError: If the model is wrapped by ``peft`` or for several devices, an id is not in its vocabulary, a
             sequence has fewer than two tokens, ``batch`` or ``skip`` is out of range, or memory runs out.
     """
-    refuse_peft_model(model)
+    check_plain_model(model)
     batch, skip = whole("batch", batch, 1), whole("skip", skip, 0)
     documents = as_sequences(sequences, vocabulary=vocabulary_of(model))
     unpack_weights(model)

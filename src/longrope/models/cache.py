@@ -65,7 +65,11 @@ class ReadText:
         try:
             yield continued
         finally:
-            self.cache.crop(self.size - continued.size)  # below 0: as many tokens are removed
+            layers: Any = self.cache.layers
+            for layer in layers:  # an error in a pass leaves some with more tokens than others
+                more = layer.get_seq_length() - self.size
+                if more > 0:
+                    layer.crop(-more)
 
     def _pass(self, module: Any, tokens: Tensor) -> Any:
         name = cache_argument(self.model)

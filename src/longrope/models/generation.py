@@ -19,6 +19,7 @@ from longrope.models.generate_request import GenerateRequest, check_request, rea
 from longrope.models.grouped_attention import grouped_attention
 from longrope.models.growing_cache import GrowingLayer, growing_cache
 from longrope.models.patch import patch
+from longrope.models.peft_model import learns_prompts
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling, as_extension
 
@@ -42,7 +43,8 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
     that you pass must have been computed with the factors that the policy selects.
 
     Args:
-        model: Causal language model; if its checkpoint carries a rope scaling, the factors multiply it.
+        model: Causal language model, or one wrapped by ``peft`` or ``torch.compile``; if its checkpoint carries a rope
+            scaling, the factors multiply it.
         scaling: An extension of this model, or a scaling: its short set is then the original one.
         policy: One of `POLICIES`.
 
@@ -54,7 +56,7 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
         raise unknown("policy", policy, POLICIES)
     extension = as_extension(scaling, find_rotary_slot(model).rope)
     wrapper, model = model, _within(model)
-    if policy == "switch" and not isinstance(model, PreTrainedModel):
+    if policy == "switch" and learns_prompts(model):
         raise LongRopeError("policy = 'switch' cannot read prompts that peft has learned again; use pin or static")
     model_class: Any = type(model)
     generate = model_class.generate  # transformers' own, also inside another such block
@@ -82,10 +84,9 @@ def _within(model: Any) -> Any:
     A ``PeftModel`` of prompts is returned too, as its own ``generate`` adds them.
     """
     model = getattr(model, "_orig_mod", model)
-    adapters = getattr(model, "peft_config", None) or {}
-    if isinstance(model, PreTrainedModel) or any(config.is_prompt_learning for config in adapters.values()):
+    if isinstance(model, PreTrainedModel) or learns_prompts(model) or not hasattr(model, "get_base_model"):
         return model
-    return model.get_base_model() if adapters else model
+    return model.get_base_model()
 
 
 def factors_for(extension: Extension, policy: str, prompt_length: int, max_new_tokens: int) -> Scaling:

@@ -1,4 +1,4 @@
-"""Models wrapped by ``peft``, which longrope does not open."""
+"""Models with an adapter of ``peft``, and refusals of those that a job cannot take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ WITH_ADAPTER = "Give its get_base_model(), which computes with the adapter"
 WITHOUT_PROMPTS = "Give its get_base_model(), which computes without the prompts that peft has learned"
 
 
-def refuse_peft_model(model: Any, remedy: str = WITH_ADAPTER) -> None:
+def learns_prompts(model: Any) -> bool:
+    """Return whether a model is a ``PeftModel`` of learned prompts, which its own methods add to the tokens."""
+    adapters = getattr(model, "peft_config", None) or {}
+    return not isinstance(model, PreTrainedModel) and any(config.is_prompt_learning for config in adapters.values())
+
+
+def check_plain_model(model: Any, remedy: str = WITH_ADAPTER) -> None:
     """Raise if a model is a ``PeftModel``, which wraps the model that transformers loads, or cannot run.
 
     Args:
@@ -25,10 +31,8 @@ def refuse_peft_model(model: Any, remedy: str = WITH_ADAPTER) -> None:
         LongRopeError: The model is a ``PeftModel``, or cannot run by itself.
     """
     check_runnable(model)
-    adapters = getattr(model, "peft_config", None)
-    if adapters and not isinstance(model, PreTrainedModel):
-        if any(getattr(config, "is_prompt_learning", False) for config in adapters.values()):
-            remedy = WITHOUT_PROMPTS
+    if getattr(model, "peft_config", None) and not isinstance(model, PreTrainedModel):
+        remedy = WITHOUT_PROMPTS if learns_prompts(model) else remedy
         raise LongRopeError(f"model = a {type(model).__name__}: a wrapper of peft around the model. {remedy}.")
 
 
@@ -39,7 +43,7 @@ def refuse_adapter(model: PreTrainedModel) -> None:
         LongRopeError: The model is a ``PeftModel``, the model within one, or one that got an adapter by
             ``load_adapter``.
     """
-    refuse_peft_model(model, "Give its merge_and_unload(), whose weights have the adapter")
+    check_plain_model(model, "Give its merge_and_unload(), whose weights have the adapter")
     if switched_adapter(model) is None and any(hasattr(module, "base_layer") for module in model.modules()):
         raise LongRopeError(
             "model: it has an adapter of peft that is not in its weights. Save the adapter, and give longrope.load its "

@@ -33,5 +33,6 @@ def check_runnable(model: Any) -> None:
     check_loaded(model)
     if str(getattr(model, "device", "")) == "meta":
         raise LongRopeError(
-            "model: its weights are on the meta device, where they have no values. Load them, as longrope.load does."
+            "model: its weights are on the meta device, where they have no values. Load them to a device, as "
+            "longrope.load does."
         )

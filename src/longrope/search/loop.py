@@ -122,7 +122,8 @@ def run_search(
     finally:
         evaluator.on_batch = lambda: None  # report() refers to the evaluator, and with it to the model
     if not evaluator.improvements:
-        raise LongRopeError(f"no candidate has a finite loss: check the starts and the data. {suspect(journal.dtype)}")
+        causes = f"the data. {suspect(journal.dtype)}" if journal.dtype else "the function that returns the losses."
+        raise LongRopeError(f"no candidate has a finite loss: check the starts and {causes}")
     ranked = [(loss, candidate) for candidate, loss in evaluator.mean_losses.items()]
     ranked.sort(key=lambda pair: (pair[0], pair[1].factors))
     improvements = tuple(evaluator.improvements)

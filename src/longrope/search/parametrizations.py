@@ -113,7 +113,15 @@ def critical(rope: Rope, scale: float, ceiling: float) -> Parametrization:
     """Return LongRoPE2's parametrization, with the critical pair κ and the log factors from it on as coordinates.
 
     Below κ the factors are λ_κ^(i/κ), as NTK's. From κ on they lie in s … ceiling·s and do not decrease.
+
+    Raises:
+        LongRopeError: If the rope has one pair, as κ is the second pair or a later one.
     """
+    if rope.dim < 4:
+        raise LongRopeError(
+            f"parametrization = 'critical': a rope of dim {rope.dim} has no pair below a critical one. "
+            "Use another parametrization, such as free."
+        )
     pairs, low, top = rope.dim // 2, np.log(scale), np.log(max(ceiling, 1.0) * scale)
 
     def log_factors(x: np.ndarray) -> np.ndarray:

@@ -66,8 +66,8 @@ class Server:
 
         Raises:
             RefusedRequestError: The server refuses the request.
-            LongRopeError: The server cannot be reached, redirects, is busy after all retries, asks for a key, or does not
-                answer with JSON.
+            LongRopeError: The server cannot be reached, redirects, is busy after all retries, asks for a key, or does
+                not answer with JSON.
         """
         answer = self._send_once(path, body)
         for attempt in range(self.retries):
