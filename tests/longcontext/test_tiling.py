@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import families
 import pytest
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from longrope.longcontext import tiling as tiled_module
 from longrope.longcontext.chunk_check import reason_for_whole_layers
-from longrope.longcontext.tiling import tile_mlps, tiled_layers
+from longrope.longcontext.tiling import tile_mlps, tiled_layers, why_whole_layers
 
 WINDOWS = {
     "mistral": {"sliding_window": 9},
@@ -163,3 +164,18 @@ def test_a_window_that_only_the_mask_knows(caplog: pytest.LogCaptureFixture) -> 
     assert "sliding_window = 64 limits what a token sees by a mask" in caplog.text
     with tiled_layers(model, 16, shape=(1, 60)):
         assert model.config._attn_implementation == "longrope"  # chunks where the window does not matter
+
+
+@pytest.mark.parametrize(("quantised", "whole"), [(True, False), (False, True)])
+def test_kernels_that_round_by_all_tokens_of_a_pass_may_run_in_chunks(quantised: bool, whole: bool) -> None:
+    """As int8 weights of bitsandbytes do, where an exact model that differs so much needs every token."""
+    model: Any = build("llama")
+
+    def rounded(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        step = output.abs().max() / 127
+        return (output / step).round() * step
+
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(rounded)
+    model.is_quantized = quantised
+    assert (why_whole_layers(model) is not None) == whole

@@ -111,6 +111,21 @@ def test_where_all_weights_have_no_room_an_adapter_trains() -> None:
     assert [finetune and finetune.lora for finetune in finetunes] == [0, 8]
 
 
+def test_quantised_weights_get_an_adapter_or_a_search_and_no_checkpoint() -> None:
+    many: dict[str, Any] = {"shape": SMOL, "length": 16384, "speed": 1e14}
+    choices = [choose_plan(goal(1, **many, weights=weights)) for weights in ("plain", "adapted", "fixed")]
+    finetunes = [choice.plan.stages[0].finetune for choice in choices]
+    assert [finetune and (finetune.lora, finetune.merge) for finetune in finetunes] == [(0, True), (8, False), None]
+    assert [finetune and finetune.rate for finetune in finetunes] == ["auto", 1e-3, None]
+    assert [choice.plan.export for choice in choices] == ["static", "none", "none"]
+    assert [choice.kind for choice in choices[1:]] == ["search and fine-tuning", "search"]
+    for weights, wanted in (("adapted", True), ("fixed", False)):
+        asked = goal(1, **many, weights=weights, lora=False)
+        choice = choose_plan(asked)
+        assert choice.kind == "search"
+        assert Advice(choice, choice, asked.machine, {}).wants_lora == wanted
+
+
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [

@@ -22,6 +22,7 @@ from longrope.models.load import load, load_config
 from longrope.stages.begin_run import begin_run
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan
+from longrope.stages.plan_by_hours import measure_machine
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.requirements import check_loaded_weights, check_model_fits
 from longrope.stages.run_folder import StagedRun
@@ -156,3 +157,20 @@ def test_weights_that_surely_stay_quantised_are_refused_before_any_work(base: Pa
                 check_model_fits(plan, config, "cpu")
         else:
             check_model_fits(plan, config, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "device", "weights"),
+    [
+        (None, "cpu", "plain"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "cpu", "adapted"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "cpu", "fixed"),  # no gradient after a plain pass
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "mps", "adapted"),
+        ({"quant_method": "awq", "bits": 4}, "cpu", "fixed"),
+    ],
+)
+def test_what_a_choice_by_hours_trains(fields: dict[str, Any] | None, device: str, weights: str) -> None:
+    config = load_config("tiny")
+    if fields is not None:
+        config.quantization_config = fields
+    assert measure_machine(config, "float32", device, speeds={}).weights == weights

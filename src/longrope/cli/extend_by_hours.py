@@ -178,6 +178,11 @@ def sentences(advice: Advice, hours: float) -> list[str]:
     texts = f"{evaluation.documents} test document{'s' * (evaluation.documents > 1)}"
     trust = "" if evaluation.documents >= TRUSTED else ", too few for a sure verdict"
     lines.append(f"Measured on {texts}{questions} against YaRN{trust}.")
+    if advice.machine.weights != "plain":
+        kept = "the adapter and its factors" if choice.plan.stages[0].finetune else "factors"
+        lines.append(
+            f"The weights are quantised, so the result is {kept}, and no checkpoint (longrope export --config-only)."
+        )
     if advice.wants_lora:
         lines.append('LoRA suits so few tokens better and needs the package peft: pip install "longrope[lora]".')
     return [*lines, f"One more hour would buy {more_time(choice, advice.hour_more)}."]

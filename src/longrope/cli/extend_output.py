@@ -151,13 +151,15 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
             typer.echo(sentence)
         typer.echo(f"Results: {staged.folder / 'results.json'}; see longrope report {staged.folder}")
     typer.echo(f"Factors: {staged.folder / 'extension.json'}")
+    command = f"longrope chat {_model_words(staged)} --factors {staged.folder}"
+    if checkpoint is None and staged.leaves_adapter:
+        typer.echo(f"Adapter: {staged.final_weights}; {command} has it beyond L0.")
     if checkpoint is not None:
         typer.echo(f"Checkpoint: {checkpoint}")
         if staged.plan.export == "static" and staged.plan.recovery is not None:
             typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")
         elif staged.plan.export == "static" and staged.leaves_adapter:
             typer.echo("It has the adapter and the long factors at every length.")
-            command = f"longrope chat {_model_words(staged)} --factors {staged.folder}"
             typer.echo(f"{command} has them beyond L0 alone, as it was measured.")
 
 

@@ -81,6 +81,19 @@ def bits_of_weights(config: Any, device: str) -> QuantizedBits:
     return QuantizedBits() if not isinstance(bits, int) else QuantizedBits(bits + SCALE_BITS, bits + SCALE_BITS)
 
 
+def trains_adapters(config: Any, device: str) -> bool:
+    """Return whether adapters were seen to train beside a config's quantised weights on a device.
+
+    4-bit weights of bitsandbytes let no gradient through on some CPUs after a pass without gradients.
+
+    Args:
+        config: The model's config, with quantised weights.
+        device: A torch device.
+    """
+    four_bits = bits_of_weights(config, device).of_layers == 4 + SCALE_BITS
+    return method_of(config) in ("bitsandbytes", "fp8") and not (four_bits and device == "cpu")
+
+
 def check_method(name: str, method: str | None) -> None:
     """Refuse weights in a format that transformers would read as if they were not quantised.
 

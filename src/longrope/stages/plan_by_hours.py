@@ -17,6 +17,7 @@ from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import why_not_sparse
 from longrope.models.device_memory import free_memory
+from longrope.models.quantized import method_of, trains_adapters
 from longrope.rope import Rope
 from longrope.stages.choose_plan import Choice, choose_plan
 from longrope.stages.plan import Plan
@@ -61,7 +62,7 @@ class Advice:
             if finetune is None
             else is_few(finetune.token_count(plan.length), self.machine)
         )
-        return few and not self.machine.lora
+        return few and not self.machine.lora and self.machine.weights != "fixed"
 
 
 def plan_by_hours(
@@ -149,7 +150,7 @@ def measure_machine(
 ) -> Machine:
     """Measure the device for a model: its speeds in some seconds, its free memory, and what it can train with."""
     shape = ModelShape.of(config, dtype, device)
-    train_dtype = "float32" if is_bfloat16_slow(device) else "bfloat16"
+    train_dtype, plain = "float32" if is_bfloat16_slow(device) else "bfloat16", method_of(config) is None
     if speeds is None:
         dtypes = {shape.dtype, train_dtype}
         speeds = {name: measure_device_speed(config, device=device, dtype=name) for name in sorted(dtypes)}
@@ -161,6 +162,7 @@ def measure_machine(
         train_dtype=train_dtype,
         sparse=why_not_sparse(config) is None,
         lora=find_spec("peft") is not None,
+        weights="plain" if plain else "adapted" if trains_adapters(config, device) else "fixed",
     )
 
 

@@ -30,6 +30,8 @@ class Machine:
         train_dtype: Dtype of the products in fine-tuning.
         sparse: Whether the model trains on sparse windows.
         lora: Whether LoRA can be used (the package ``peft``).
+        weights: ``plain``; or quantised, and then an adapter can be trained beside them (``adapted``) or nothing
+            (``fixed``), and no checkpoint of them is written.
     """
 
     shape: ModelShape
@@ -39,6 +41,7 @@ class Machine:
     train_dtype: Literal["bfloat16", "float32"] = "float32"
     sparse: bool = True
     lora: bool = True
+    weights: Literal["plain", "adapted", "fixed"] = "plain"
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,10 @@ def trained_plan(goal: Goal) -> tuple[Plan | None, str]:
     """
     useful = SHARE * 20 * goal.machine.shape.parameters
     most = min(goal.texts.training_tokens * REPEATS, useful)
-    limit = "memory"
-    for lora in (0, RANK) if goal.machine.lora else (0,):
+    if goal.machine.weights == "fixed":
+        return None, "enough"
+    limit, ranks = "memory", [0] if goal.machine.weights == "plain" else []
+    for lora in [*ranks, RANK] if goal.machine.lora else ranks:
         plan = _plan_with(goal, _finetune(goal, 4, lora))
         if not goal.has_memory(plan):
             continue
@@ -58,7 +60,8 @@ def trained_plan(goal: Goal) -> tuple[Plan | None, str]:
         few = is_few(sequences * tokens, goal.machine)
         if (not lora and goal.machine.lora and few) or sequences < LEAST_STEPS * _batch(sequences):
             continue
-        tested = RATE_TEST * _batch(sequences) <= SIDE_STEP * by_time
+        # kernels of quantised weights may let gradients through for one pass alone
+        tested = goal.machine.weights == "plain" and RATE_TEST * _batch(sequences) <= SIDE_STEP * by_time
         tested = tested and goal.has_memory(_plan_with(goal, _finetune(goal, sequences, lora, tested=True)))
         if tested:
             sequences = min(sequences, by_time - RATE_TEST * _batch(sequences))
@@ -96,7 +99,8 @@ def evaluated(goal: Goal, plan: Plan) -> Plan:
 
 def _plan_of(goal: Goal, stage: Stage, data: Data | None = None) -> Plan:
     """Return the plan of one stage on the documents of the goal, or on others."""
-    return Plan(stages=(stage,), data=data or goal.data, original_length=goal.original_length)
+    export = "static" if goal.machine.weights == "plain" else "none"
+    return Plan(stages=(stage,), data=data or goal.data, original_length=goal.original_length, export=export)
 
 
 def _window(goal: Goal) -> int | None:

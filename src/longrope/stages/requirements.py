@@ -73,9 +73,13 @@ def check_loaded_weights(model: PreTrainedModel, finetune: Finetune, name: str) 
         raise LongRopeError(
             f"{name}: transformers trains no adapter beside {method} weights. Train the model that they were made from."
         )
-    barrier = gradient_barrier(model) if finetune.rate == "auto" else None
+    tested = finetune.rate == "auto" or finetune.windows == "sparse"
+    barrier = gradient_barrier(model) if tested else None
     if barrier is not None:
-        raise LongRopeError(f'{name}.rate = "auto": {barrier} after a test. Give the rate as a number, such as 1e-3.')
+        raise LongRopeError(
+            f"{name}: {barrier} after a pass without gradients, which the checks of sparse windows and of rates make. "
+            "Train on a GPU, or leave windows out and give the rate as a number, such as 1e-3."
+        )
 
 
 def _check_quantized(name: str, finetune: Finetune, method: Any) -> None:
