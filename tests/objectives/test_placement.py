@@ -35,7 +35,7 @@ def checkpoint(tmp_path: Path) -> str:
         ("auto", 256, {"batch_size": 3}, [("forward", 256, 3), ("gradient", 256, 1)]),  # too short for them
         ("cma", 2048, {"batch_size": 3, "workers": "2"}, [("forward", 2048, 3)]),
         ("paper", 2048, {"window": 512}, [("forward", 512, 1)]),
-        ("paper", 2048, {"window": 4096}, [("forward", 2048, 1)]),
+        ("paper", 2048, {"window": 2048}, [("forward", 2048, 1)]),
         ("paper", 2048, {"window": 32, "keep_short": 0.01}, [("forward", 64, 1)]),
         ("paper", 2048, {"window": 32, "keep_short": 0.01, "original_length": 96}, [("forward", 96, 1)]),
     ],
