@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load, save
@@ -146,8 +145,8 @@ def _reopened_logits(folder: Path, texts: Sequence[dict[str, Tensor]], output: P
     """
     inputs = {f"{number}.{name}": tensor for number, text in enumerate(texts) for name, tensor in text.items()}
     command = [*PROGRAM, str(folder.resolve())]
-    with TemporaryDirectory() as empty:  # the program imports from its working folder before all others
-        process = subprocess.run(command, input=save(inputs), capture_output=True, check=False, cwd=empty)
+    # the program imports from its working folder before all others; the checkpoint holds no code
+    process = subprocess.run(command, input=save(inputs), capture_output=True, check=False, cwd=folder)
     if process.returncode < 0:
         raise LongRopeError(
             f"output = {output}: the process that reopened the checkpoint was ended by signal {-process.returncode}, "
