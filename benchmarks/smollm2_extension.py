@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct fine-tuned from 8,192 to 32,768 and to 2,097,152 tokens on a CPU, with adapters.
 
-    make benchmark-smollm2-extension                         # eight hours on one core; continues where it stopped
+    make benchmark-smollm2-extension                         # eleven hours on one core; continues where it stopped
     python benchmarks/smollm2_extension.py perplexity yarn   # one part: texts, run, perplexity, retrieval
 
 Texts are this Python's library and the sources of its documentation, from the Debian package ``python3.11-doc``. Rows

@@ -179,9 +179,9 @@ def sentences(advice: Advice, hours: float) -> list[str]:
     trust = "" if evaluation.documents >= TRUSTED else ", too few for a sure verdict"
     lines.append(f"Measured on {texts}{questions} against YaRN{trust}.")
     if advice.machine.weights != "plain":
-        kept = "the adapter and its factors" if choice.plan.stages[0].finetune else "factors"
+        remains = "the adapter and its factors" if choice.plan.stages[0].finetune else "factors"
         lines.append(
-            f"The weights are quantised, so the result is {kept}, and no checkpoint (longrope export --config-only)."
+            f"The weights are quantised, so the result is {remains}, and no checkpoint (longrope export --config-only)."
         )
     if advice.wants_lora:
         lines.append('LoRA suits so few tokens better and needs the package peft: pip install "longrope[lora]".')

@@ -106,14 +106,14 @@ def check_cache_memory(config: PreTrainedConfig, length: int, *, cached: int, dt
         LongRopeError: If the device has less free memory than the cache takes; names the length that fits.
     """
     shape, free = ModelShape.of(config, dtype), free_memory(device)
-    needed, held = partial(_growing_cache, shape), peak_memory.of_cache(shape, cached)
-    if free is None or needed(length) - held <= free:
+    needed, cached_bytes = partial(_growing_cache, shape), peak_memory.of_cache(shape, cached)
+    if free is None or needed(length) - cached_bytes <= free:
         return
-    fits = max(0, bisect_right(range(length), free + held, key=needed) - 1)
+    fits = max(0, bisect_right(range(length), free + cached_bytes, key=needed) - 1)
     longest = f"about {short_length(fits)} fit" if fits else "not one fits"
     raise LongRopeError(
         f"{length} tokens of prompt and answer need {_gib(needed(length))} GiB of keys and values where {device} "
-        f"has {_gib(free + held)} GiB for them; {longest}: give a shorter text, "
+        f"has {_gib(free + cached_bytes)} GiB for them; {longest}: give a shorter text, "
         "use dtype bfloat16, or another device"
     )
 

@@ -67,7 +67,8 @@ class _SumOverChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, None, *(None if one is None else one * by_total for one in ctx.saved_tensors)
+        gradients = (None if saved is None else saved * by_total for saved in ctx.saved_tensors)
+        return None, None, None, *gradients
 
 
 def _added(total: Tensor | None, gradient: Tensor | None) -> Tensor | None:

@@ -116,8 +116,8 @@ class Plan(PlanTable):
         Args:
             original: L0 in tokens. It and 2·L0, if the plan goes that far, are taken if the plan gives no lengths.
         """
-        given = self.recovery.lengths if self.recovery is not None else ()
-        return given or tuple(length for length in (original, 2 * original) if length <= self.length)
+        lengths = self.recovery.lengths if self.recovery is not None else ()
+        return lengths or tuple(length for length in (original, 2 * original) if length <= self.length)
 
     def check_fits(self, rope: Rope) -> None:
         """Refuse a model that is as long already as the first stage.
