@@ -13,7 +13,11 @@ import pytest
 from published import ROOT, record
 
 SUMMARIES: dict[str, tuple[str, str, Callable[[Any, Any], Any]]] = {
-    "smollm2-16k-tests.json": ("rows", "smollm2", lambda script, values: script.summary(values["measured"])),
+    "smollm2-16k-tests.json": (
+        "rows",
+        "smollm2",
+        lambda script, values: script.summary(values["measured"], script.CASES["16k"]),
+    ),
     "smollm2-extension.json": (
         "perplexity",
         "smollm2_extension",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,16 @@ def test_a_model_of_a_gguf_has_its_factors(tmp_path: Path) -> None:
         assert (logits(plain, ids) - expected).abs().max() > 0.5
     with pytest.raises(LongRopeError, match="its checkpoint carries a rope scaling"), patch(model, extension):
         pass
+
+
+def test_a_gguf_is_loaded_with_plain_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")
+    model, _ = load(str(gguf_files.plain(tmp_path / "x.gguf")), dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not caplog.messages  # transformers warns where it may keep weights packed
 
 
 def test_a_gguf_with_the_frequencies_of_llama_3(tmp_path: Path) -> None:
@@ -293,5 +304,6 @@ def test_arguments_of_other_types(folder: Path) -> None:
     assert torch.equal(load(folder)[0].lm_head.weight, load(str(folder))[0].lm_head.weight)
     with pytest.raises(LongRopeError, match=r"no such folder; did you mean '.*llama'"):
         load(folder.with_name("lama"))
-    with pytest.raises(LongRopeError, match=r"dtype = 'torch.float16' is unknown.*; did you mean 'float16'"):
-        load("tiny", dtype=torch.float16)  # type: ignore[arg-type]
+    assert load("tiny", dtype=torch.float16, device=torch.device("cpu"), original_length="1k")[0].dtype is torch.float16
+    with pytest.raises(LongRopeError, match=r"dtype = 'float64' is unknown"):
+        load("tiny", dtype=torch.float64)

@@ -1,10 +1,20 @@
-"""Remove what a dequantised model keeps of its quantised checkpoint, so that it saves the weights that it has."""
+"""Dequantised models: ask transformers for plain weights, and remove what would save others than the model has."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel
+
+
+def dequantize() -> dict[str, Any]:
+    """Return the arguments with which transformers loads the weights of a GGUF file as plain ones.
+
+    From 5.18 on it keeps the blocks of some architectures otherwise, if the package ``kernels`` is installed.
+    """
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
 
 
 def forget_quantization(model: PreTrainedModel) -> None:

@@ -17,13 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from longrope.checks import torch_name
 from longrope.errors import LongRopeError, unknown
 from longrope.formats.lengths import set_original_length
 from longrope.formats.own_rope import describe_rope
 from longrope.models.adapter import attach_adapter
 from longrope.models.adapter_folder import base_of, is_switched, split_adapters
 from longrope.models.backbone import auto_class
-from longrope.models.dequantized import forget_conversions, forget_quantization
+from longrope.models.dequantized import dequantize, forget_conversions, forget_quantization
 from longrope.models.gguf_config import check_gguf_weights, completed, gguf_extension
 from longrope.models.load_errors import TOKENIZER_FILES, adapter_error, check_folder, explained, suggestion
 from longrope.models.loading_report import check_loading_report
@@ -36,7 +37,11 @@ SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load(
-    name: str | Path, *, dtype: str = "auto", device: str = "cpu", original_length: int | None = None
+    name: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    original_length: int | str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model in evaluation mode, and its tokenizer.
 
@@ -45,7 +50,7 @@ def load(
             the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter of ``peft``, which
             is merged into its base model. One that ``longrope extend`` trained with ``merge = false`` follows the
             factors instead.
-        dtype: A key of `DTYPES`; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
+        dtype: A key of `DTYPES` or a torch dtype; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
         device: A torch device.
         original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; None takes its own.
 
@@ -53,11 +58,12 @@ def load(
         LongRopeError: The model does not exist, needs a package that is missing, or has weights that are not in its
             checkpoint.
     """
+    dtype = torch_name(dtype)
     check_dtype(dtype)
     base, adapters = split_adapters(name)
     folder, options = _locate(base)
     checked = load_config(base)
-    config = {"config": checked} if options else {}  # load_config completes that of a GGUF
+    config = {"config": checked, **dequantize()} if options else {}  # load_config completes that of a GGUF
     if options:
         check_gguf_weights(Path(folder) / options["gguf_file"])
     tokenizer = load_tokenizer(name)
@@ -101,7 +107,7 @@ def check_dtype(dtype: str) -> None:
         LongRopeError: The dtype is unknown.
     """
     if dtype not in DTYPES:
-        raise unknown("dtype", str(dtype), DTYPES)  # a torch.dtype too
+        raise unknown("dtype", dtype, DTYPES)
 
 
 def choose_device(device: str) -> str:
@@ -126,7 +132,7 @@ def check_device(device: str) -> None:
         raise LongRopeError(f"device = {device!r}: {reason}. Give cpu, or auto.") from None
 
 
-def load_config(name: str | Path, *, original_length: int | None = None) -> PreTrainedConfig:
+def load_config(name: str | Path, *, original_length: int | str | None = None) -> PreTrainedConfig:
     """Load a model's config without its weights.
 
     Args:
