@@ -137,7 +137,8 @@ ROWS = {
     "2m yarn": Row("yarn", 2**21),
     "2m ramp": Row("ramp", 2**21, longest=L0),
 }
-ASKED = {8192: ("original", "yarn"), 16384: ("adapter", "yarn", "2m adapter"), 32768: ("adapter", "yarn", "2m adapter")}
+BEYOND = ("adapter", "yarn", "2m adapter", "2m adapter, 180 steps")
+ASKED = {8192: ("original", "yarn"), 16384: BEYOND, 32768: BEYOND}
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
 
 
@@ -281,12 +282,12 @@ def retrieval(*names: str) -> None:
     """Measure exact answers by task and length, several questions on a document.
 
     Args:
-        names: Rows to measure, keys of `ROWS`.
+        names: Rows to measure, keys of `ROWS`, and tasks; all tasks where none is named.
     """
     bench = Bench()
     for length, rows in ASKED.items():
         for name in (name for name in rows if name in names):
-            for task in TASKS:
+            for task in [task for task in TASKS if task in names] or TASKS:
 
                 def measure(row: Row = ROWS[name], task: str = task, length: int = length) -> dict[str, Any]:
                     texts = bench.documents[:, :length]
