@@ -98,6 +98,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"position_embedding_type": "rope", "layer_types": ["mamba", "attention"]},
     "mimo_v2_flash": {"head_dim": 48, "v_head_dim": 16},
+    "mistral4": {  # as its default, and plain RoPE fails in transformers
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "original_max_position_embeddings": L0,
+            "llama_4_scaling_beta": 0.1,
+        },
+        "max_position_embeddings": 4 * L0,
+        "head_dim": 32,
+    },
+    "hunyuan_vl_text": {"rope_parameters": {"rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]}},
 }
 
 

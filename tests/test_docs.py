@@ -79,17 +79,28 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("page", IN_REPOSITORY, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_pages_exist(page: Path) -> None:
-    """Check that the command line has every ``longrope COMMAND --option`` of a shell block."""
+    """Check that the command line has every ``longrope COMMAND --option`` of a shell block or a sentence."""
     cli = script("docs_cli")
     commands = cli.typer.main.get_command(cli.app).commands
-    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line.replace("\n", " ") for line in re.findall(r"`(longrope [a-z][^`]+)`", text)]
     for line in lines:
         words = re.sub(r'"[^"]*"|#.*', "", line).split()
         if words[:1] == ["longrope"] and words[1:2] and not words[1].startswith("-"):
             parameters = commands[words[1]].params
             known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
             assert {word for word in words[2:] if re.match(r"--?[a-z]", word)} <= known | {"--help"}, line
+
+
+@pytest.mark.parametrize("page", IN_REPOSITORY, ids=lambda page: str(page.relative_to(ROOT)))
+def test_targets_and_scripts_in_pages_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*re.findall(r"(?:`|^)make ([a-z0-9-]+)", text, re.MULTILINE)} <= {*targets}
+    scripts = re.findall(r"\b(?:benchmarks|scripts|tests|plans)/[\w/-]+\.(?:py|toml|sh)\b", text)
+    assert not [name for name in scripts if not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,10 @@ BASE = {"errors", "checks", "units", "rope", "scaling", "storage"}
 MAY_IMPORT = {
     "errors": set(),
     "checks": {"errors"},
-    "units": {"errors"},
+    "units": {"errors", "checks"},
     "storage": {"errors"},
     "rope": {"errors", "checks", "formats"},  # in Rope.of, which reads a model's config
-    "scaling": {"errors", "checks", "rope"},
+    "scaling": {"errors", "checks", "units", "rope"},
     "mixed_radix": {"rope", "scaling"},
     "scheme_modifiers": {"rope", "scaling"},
     "schemes": BASE - {"storage"} | {"mixed_radix", "scheme_modifiers"},

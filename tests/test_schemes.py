@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from longrope import schemes
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
-from longrope.scaling import Scaling
+from longrope.scaling import Extension, Scaling
 from longrope.scheme_modifiers import resonance
 from longrope.schemes import SCHEMES, attention_factor, canonical, scheme
 
@@ -196,10 +198,29 @@ def test_a_length_below_the_original_is_refused(name: str) -> None:
         scheme(name, ROPE, 255)
 
 
-@pytest.mark.parametrize("length", ["32k", 512.5, None])
+@pytest.mark.parametrize("length", [512.5, None])
 def test_a_length_that_is_not_a_whole_number_is_refused(length: object) -> None:
     with pytest.raises(LongRopeError, match=f"^length = {length!r} must be a whole number, 1 or more$"):
         scheme("yarn", ROPE, length)
+
+
+def test_a_length_may_be_text_or_a_whole_float_and_a_rope_a_config() -> None:
+    expected = scheme("yarn", ROPE, 32768)
+    for length in ("32k", 32768.0, np.int64(32768)):
+        assert scheme("yarn", ROPE, length) == expected
+    assert attention_factor("yarn", ROPE, "32k") == expected.attention_factor
+    assert replace(expected, length="32k") == expected
+    with pytest.raises(LongRopeError, match=r"^length = 'wide' is not a number of tokens; write 16384, 16k or 2m"):
+        scheme("yarn", ROPE, "wide")
+    config = LlamaConfig(hidden_size=64, num_attention_heads=1, max_position_embeddings=256)
+    assert scheme("yarn", config, "32k") == expected
+    assert Extension.of(config, expected) == Extension.of(ROPE, expected)
+
+
+@pytest.mark.parametrize("order", [("yarn", 512, ROPE), (ROPE, "yarn", 512), ("yarn", "tiny", 512)])
+def test_arguments_in_another_order_are_refused(order: tuple[Any, Any, Any]) -> None:
+    with pytest.raises(LongRopeError, match=r"^(model|scheme) = "):
+        scheme(*order)
 
 
 def test_linear_is_another_name_for_pi() -> None:

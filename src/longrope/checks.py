@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,23 @@ def to_python(value: Any) -> Any:
     ([1.0, 2.5], 0.5, 'su')
     """
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def listed(values: Any) -> list[Any]:
+    """Return the values of a list, an array or a tensor; one value alone is a list of one, and None an empty list.
+
+    >>> listed(64), listed("16k"), listed(np.array([1, 2])), listed(None)
+    ([64], ['16k'], [1, 2], [])
+    """
+    values = to_python(values)
+    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+        return [] if values is None else [values]
+    return list(values)
+
+
+def torch_name(value: Any) -> str:
+    """Return the name of a torch dtype or device, which may be a name already: ``bfloat16``, ``cuda:0``."""
+    return str(value).removeprefix("torch.")
 
 
 def positive(name: str, value: Any) -> float:
@@ -69,17 +86,31 @@ def whole(name: str, value: Any, least: int) -> int:
 
     Args:
         name: Field name, for the error message.
-        value: An integer, also as a 0-d array or tensor.
+        value: An integer, also as a whole float (1e6), a 0-d array or a tensor.
         least: Smallest integer that is allowed.
 
     Raises:
         LongRopeError: The value is something else, or above 2^53.
     """
     number = to_python(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
     if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= LARGEST:
         most = ", 2^53 at most" if isinstance(number, int) and number > LARGEST else ""
         raise LongRopeError(f"{name} = {value!r} must be a whole number, {least} or more{most}")
     return number
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Raise if a value in the place of a tokenizer is something else, such as its name or a dict of candidates.
+
+    Raises:
+        LongRopeError: The value cannot be called with a text.
+    """
+    if not callable(tokenizer):
+        raise LongRopeError(
+            f"tokenizer = a {type(tokenizer).__name__}: not a tokenizer. Give the second value of longrope.load(NAME)."
+        )
 
 
 def check_vocabulary(

@@ -175,7 +175,7 @@ class Rope:
 
     @classmethod
     def of(cls, model_or_config: Any) -> Rope:
-        """Return the geometry that a transformers model or its config describes.
+        """Return the geometry that a transformers model or its config describes; a `Rope` itself.
 
         Where the layer types of a model have different ropes, the full-attention layers' is returned. A checkpoint that
         carries a rope scaling has its factors, and as L0 the length that it was made for with them.
@@ -183,6 +183,8 @@ class Rope:
         Raises:
             LongRopeError: The config has no RoPE, or one that rescale factors cannot describe.
         """
+        if isinstance(model_or_config, Rope):
+            return model_or_config
         from longrope.formats.model_rope import rope_of
 
         return rope_of(model_or_config)

@@ -13,6 +13,7 @@ import numpy as np
 from longrope.checks import positive, positives, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
+from longrope.units import token_count
 
 VERSION = 1
 ORIGINAL = "original"  # scheme of the factors that a model came with
@@ -28,7 +29,7 @@ class Scaling:
         attention_factor: Number that multiplies cos and sin.
         start_tokens: n̂ in tokens; positions below it keep the original rotation (LongRoPE eq. 3).
         scheme: Name of the scheme or method that chose the factors.
-        length: Target length in tokens.
+        length: Target length in tokens, such as 32768 or ``"32k"``.
         provenance: Record of the search (seed, perplexities, …), JSON values only.
 
     >>> Scaling([1, 2], scheme="mine").inv_freq(Rope(dim=4, base=100.0, original_length=16)).tolist()
@@ -50,7 +51,7 @@ class Scaling:
             raise LongRopeError(f"scheme = {self.scheme!r} must be text, without half characters")
         object.__setattr__(self, "start_tokens", whole("start_tokens", self.start_tokens, 0))
         if self.length is not None:
-            object.__setattr__(self, "length", whole("length", self.length, 1))
+            object.__setattr__(self, "length", token_count("length", self.length, 1))
         if not isinstance(self.provenance, Mapping):
             raise LongRopeError(f"provenance = {self.provenance!r} must be an object. Write {{}}.")
 
@@ -83,9 +84,7 @@ class Scaling:
             LongRopeError: The factors have no length, or belong to another rope.
         """
         if self.length is None:
-            raise LongRopeError(
-                "length = None: the rope after fine-tuning needs the trained length. Set the scaling's length."
-            )
+            raise LongRopeError("length = None: the rope after fine-tuning needs the trained length. Set length.")
         self.inv_freq(rope)  # refuses another rope's
         product = self.times(rope.factors or [1.0] * (rope.dim // 2))
         return replace(rope, original_length=self.length, factors=product.factors)
@@ -117,7 +116,7 @@ class Extension:
     """The factors of an extended model: short ones for sequences up to L0, long ones beyond.
 
     Args:
-        rope: Geometry of the model.
+        rope: Geometry of the model, or the model or its config.
         short: Factors for sequences of at most ``rope.original_length`` tokens.
         long: Factors for longer sequences.
         length: L, the longest supported sequence in tokens.
@@ -129,13 +128,11 @@ class Extension:
     length: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length", whole("length", self.length, 1))
+        object.__setattr__(self, "length", token_count("length", self.length, 1))
+        object.__setattr__(self, "rope", Rope.of(self.rope))
         self.rope.scale(self.length)
         for name in ("short", "long"):
-            scaling = getattr(self, name)
-            if not isinstance(scaling, Scaling):
-                raise LongRopeError(f"{name} = {scaling!r:.60}: not a Scaling. Write Scaling(factors).")
-            scaling.inv_freq(self.rope)
+            _check_scaling(name, getattr(self, name)).inv_freq(self.rope)
 
     @property
     def scale(self) -> float:
@@ -173,14 +170,12 @@ class Extension:
         return Extension(replace(rope.plain, original_length=border), short=sets[0], long=sets[1], length=self.length)
 
     @classmethod
-    def of(cls, rope: Rope, long: Scaling) -> Extension:
-        """Return an extension whose short set is the original rotation."""
+    def of(cls, rope: Rope | Any, long: Scaling) -> Extension:
+        """Return an extension of a rope, a model or a config, whose short set is the original rotation."""
+        long = _check_scaling("long", long)
         if long.length is None:
-            raise LongRopeError(
-                "length = None: an extension needs the longest sequence that these factors are for, in tokens. "
-                "Set the scaling's length."
-            )
-        return cls(rope=rope, short=Scaling.identity(rope), long=long, length=long.length)
+            raise LongRopeError("length = None: an extension needs a length in tokens. Set the scaling's length.")
+        return cls(rope=rope, short=Scaling.identity(Rope.of(rope)), long=long, length=long.length)
 
     def to_json(self) -> str:
         """Return indented JSON with a ``version`` field."""
@@ -200,6 +195,12 @@ class Extension:
             return cls(rope=rope, short=_finite(short), long=_finite(long), **data)
         except (KeyError, TypeError) as error:
             raise LongRopeError(f"extension: field missing or unknown: {error}") from None
+
+
+def _check_scaling(name: str, scaling: Any) -> Scaling:
+    if not isinstance(scaling, Scaling):
+        raise LongRopeError(f"{name} = {scaling!r:.60}: not a Scaling. Write Scaling(factors).")
+    return scaling
 
 
 def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> None:
@@ -223,10 +224,9 @@ def check_rope(scaling: Scaling | Extension, rope: Rope, source: str = "") -> No
             raise LongRopeError(f"{prefix}extension.rope = {scaling.rope}: the model has {rope}{reason}. {remedy}.")
         return
     if not isinstance(scaling, Scaling):
-        raise LongRopeError(
-            f"{prefix}scaling = {scaling!r:.60}: not a Scaling or an Extension. Make one with longrope.scheme, "
-            "longrope.load_factors or longrope.Scaling(factors)."
-        )
+        make = "Make one with longrope.scheme, longrope.load_factors or longrope.Scaling(factors)"
+        remedy = "Give its extension" if hasattr(scaling, "extension") else make  # the result of a search
+        raise LongRopeError(f"{prefix}scaling = {scaling!r:.60}: not a Scaling or an Extension. {remedy}.")
     try:
         scaling.inv_freq(rope)
     except LongRopeError as error:

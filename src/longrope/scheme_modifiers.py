@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,14 @@ from longrope.scaling import Scaling
 STILL = 1e12  # factor of a pair that does not rotate: at 2^24 tokens it has turned by less than 2e-5
 
 
-def resonance(rope: Rope, scaling: Scaling) -> Scaling:
+def resonance(rope: Rope | Any, scaling: Scaling) -> Scaling:
     """Round the wavelengths of any factors to integer tokens, so that a pair repeats exactly (Resonance RoPE).
 
     λ_i' = round(λ_i·wavelength_i) / wavelength_i, at least 2 tokens (Wang et al. 2024, arXiv 2403.00071).
+
+    Args:
+        rope: Geometry of the model, or the model or its config.
+        scaling: Factors to round.
 
     Raises:
         LongRopeError: The factors belong to another rope.
@@ -26,11 +31,12 @@ def resonance(rope: Rope, scaling: Scaling) -> Scaling:
     >>> (resonance(rope, Scaling([2.0, 2.0])).factors * rope.wavelengths).round(9).tolist()
     [13.0, 126.0]
     """
+    rope = Rope.of(rope)
     wavelengths = np.maximum(np.round(2 * math.pi / scaling.inv_freq(rope)), 2)
     return _modified(scaling, wavelengths / rope.wavelengths, "resonance")
 
 
-def cope(rope: Rope, scaling: Scaling) -> Scaling:
+def cope(rope: Rope | Any, scaling: Scaling) -> Scaling:
     """Clip the slow pairs of any factors softly, so that the slowest stands still (CoPE, Li et al. 2026).
 
     The frequency of pair j = 0 … c-1 of the last c is multiplied by (1 + cos(πj/(c-1)))/2 (arXiv 2602.05258). The
@@ -40,6 +46,10 @@ def cope(rope: Rope, scaling: Scaling) -> Scaling:
     The last pair's factor would be infinite, which no config can hold. It is `STILL` times that of plain RoPE instead,
     so that its angle differs from 0 by less than 2e-5 up to 2^24 tokens.
 
+    Args:
+        rope: Geometry of the model, or the model or its config.
+        scaling: Factors to clip.
+
     Raises:
         LongRopeError: The factors belong to another rope.
 
@@ -48,6 +58,7 @@ def cope(rope: Rope, scaling: Scaling) -> Scaling:
     >>> factors[44:46], factors[-1]
     ((1.0, 1.0068...), 1000000000000.0)
     """
+    rope = Rope.of(rope)
     frequencies = scaling.inv_freq(rope)
     clipped = round(20 / 29 * (rope.dim // 2 - rope.critical_pair))
     if clipped < 2:

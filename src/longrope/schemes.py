@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from longrope.checks import positive, whole
+from longrope.checks import positive, to_python
 from longrope.errors import LongRopeError, unknown
 from longrope.mixed_radix import bm, mrrope_pro, mrrope_uni, tailspline
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.scheme_modifiers import MODIFIERS
+from longrope.units import token_count
 
 
-def attention_factor(policy: str | float, rope: Rope, length: int) -> float:
+def attention_factor(policy: str | float, rope: Rope | Any, length: int | str) -> float:
     """Return the number that multiplies cos and sin at a target length.
 
     Args:
         policy: ``"su"`` for sqrt(1 + ln s / ln L0) (LongRoPE's published models), ``"yarn"`` for 0.1·ln s + 1
             (YaRN eq. 22), ``"none"`` for 1, or a number, also as text.
-        rope: Geometry of the model.
-        length: Target length in tokens.
+        rope: Geometry of the model, or the model or its config.
+        length: Target length in tokens, such as 32768 or ``"32k"``.
 
     Raises:
-        LongRopeError: The policy is unknown.
+        LongRopeError: The policy is unknown, or the length is below L0.
 
     >>> attention_factor("yarn", Rope(dim=8, base=1e4, original_length=256), 2048).__round__(4)
     1.2079
     """
-    log_s = math.log(rope.scale(length))
+    rope, policy = Rope.of(rope), to_python(policy)
+    log_s = math.log(rope.scale(token_count("length", length, 1)))
     if policy == "su":
         return math.sqrt(1 + log_s / math.log(rope.original_length))
     if policy == "yarn":
@@ -204,7 +207,7 @@ def canonical(name: str, others: Sequence[str] = ()) -> str:
     Raises:
         LongRopeError: The name is unknown.
     """
-    base, *modifiers = name.split("+")
+    base, *modifiers = str(name).strip().split("+")
     name = "+".join(["pi" if base == "linear" else base, *modifiers])
     if not is_scheme(name):
         suffixes = " or ".join(f"+{modifier}" for modifier in MODIFIERS)
@@ -212,14 +215,20 @@ def canonical(name: str, others: Sequence[str] = ()) -> str:
     return name
 
 
-def scheme(name: str, rope: Rope, length: int) -> Scaling:
+def scheme(name: str, rope: Rope | Any, length: int | str) -> Scaling:
     """Return the scaling of a scheme of `SCHEMES`; modifiers after the name change it in their order.
+
+    Args:
+        name: A key of `SCHEMES`, alone or with modifiers, as in ``yarn+cope``.
+        rope: Geometry of the model, or the model or its config.
+        length: Target length in tokens, such as 32768 or ``"32k"``.
 
     Raises:
         LongRopeError: The name is unknown, or ``length`` is not a whole number or below L0.
     """
     base, *modifiers = canonical(name).split("+")
-    scaling = SCHEMES[base](rope, whole("length", length, 1))
+    rope = Rope.of(rope)
+    scaling = SCHEMES[base](rope, token_count("length", length, 1))
     for modifier in modifiers:
         scaling = MODIFIERS[modifier](rope, scaling)
     return scaling

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+from longrope.checks import listed, whole
 from longrope.errors import LongRopeError
 
 LENGTH_UNITS = {"g": 2**30, "m": 2**20, "k": 2**10, "": 1}
@@ -21,6 +23,38 @@ def parse_length(text: str, name: str = "length") -> int:
     if tokens < 2 or rest:
         raise LongRopeError(f"{name} = {text!r} is not a number of tokens; write 16384, 16k or 2m")
     return tokens
+
+
+def token_count(name: str, value: Any, least: int = 2) -> int:
+    """Return a number of tokens, which may be text such as ``2m``, or a float such as 1e6.
+
+    Args:
+        name: Field name, for the error message.
+        value: The number of tokens.
+        least: Smallest number that is allowed.
+
+    Raises:
+        LongRopeError: The value is something else.
+    """
+    return parse_length(value, name) if isinstance(value, str) else whole(name, value, least)
+
+
+def token_counts(name: str, values: Any, least: int = 2) -> list[int]:
+    """Return numbers of tokens in their order: a list, an array, a tensor, text such as ``4k,8k``, or a single number.
+
+    Args:
+        name: Field name, for the error message.
+        values: The numbers of tokens.
+        least: Smallest number that is allowed.
+
+    Raises:
+        LongRopeError: A value is something else.
+
+    >>> token_counts("lengths", "4k,8k"), token_counts("lengths", 64), token_counts("lengths", [64, 128.0, "1k"])
+    ([4096, 8192], [64], [64, 128, 1024])
+    """
+    values = values.split(",") if isinstance(values, str) else listed(values)
+    return [token_count(f"{name}[{index}]", value, least) for index, value in enumerate(values)]
 
 
 def parse_percent(text: str, name: str) -> float:

@@ -281,3 +281,20 @@ def test_help_shows_the_extra_as_it_is_typed(cli, monkeypatch: pytest.MonkeyPatc
     shown = cli("eval", "--help")
     assert shown.code == 0
     assert '(pip install "longrope[lm-eval]")' in shown.out
+
+
+def test_a_model_that_was_trained_meanwhile_is_measured_again(cli, model: Path, texts: Path, tmp_path: Path) -> None:
+    tuned = Path(shutil.copytree(model, tmp_path / "tuned"))
+    words = ("eval", model, "--lengths", 64, "--documents", 2, "--data", texts, "--checkpoint", tuned, "--json")
+    before = cli(*words, "-o", tmp_path / "out")
+    assert before.code == 0, before.err
+    weights = AutoModelForCausalLM.from_pretrained(tuned)
+    with torch.no_grad():
+        for parameter in weights.parameters():
+            parameter.mul_(1.1)
+    weights.save_pretrained(tuned)
+    after = cli(*words, "-o", tmp_path / "out", "--resume")
+    assert after.code == 0, after.err
+    perplexities = [{name: rows[0] for name, rows in run.json["perplexity"].items()} for run in (before, after)]
+    assert perplexities[0]["original"] == perplexities[1]["original"]
+    assert perplexities[0][str(tuned)] != perplexities[1][str(tuned)]

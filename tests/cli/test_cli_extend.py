@@ -162,7 +162,7 @@ def test_an_adapter_is_switched_where_the_output_says(cli, model: Path, plan: Pa
     *_, checkpoint, everywhere, switched = result.out.splitlines()
     assert checkpoint == f"Checkpoint: {run / 'checkpoint'}"
     assert everywhere == "It has the adapter and the long factors at every length."
-    chat = re.fullmatch("longrope chat (.+) has them beyond L0 alone, as it was measured.", switched)
+    chat = re.fullmatch("longrope chat (.+) uses them beyond L0 only, as in the measurement.", switched)
     assert chat is not None
     for prompt, within in (("a line", True), ("a line " * 15, False)):
         words, more = chat[1].split(), ("--max-new-tokens", 8)

@@ -361,13 +361,15 @@ def test_outputs_that_exist(
 
 
 @pytest.mark.parametrize("more", [(), ("--overwrite",), ("--resume",)])
-def test_an_evaluation_is_not_written_among_other_files(
+def test_nothing_is_written_among_other_files(
     refused: Refused, model: Path, few, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     """Without --overwrite the message must not advise it, as it is refused too."""
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").write_text("mine")
     refused("x does not hold an evaluation", *commands(model, few, tmp_path / "x", tmp_path)["eval"], *more)
+    (tmp_path / "x" / "run.json").write_text("mine, and a name of a search")
+    refused("x does not hold a search", *commands(model, few, tmp_path / "x", tmp_path)["search"], *more)
 
 
 @WRITING
@@ -447,6 +449,11 @@ def test_resume_with_other_workers(cli, model: Path, few, run: Path) -> None:
     result = cli("search", model, "-l", 160, *few, "--budget", 3200, "-o", run, "--resume", "--workers", 2)
     assert result.code == 0, result.err
     assert json.loads((run / "extension.json").read_text())["long"]["factors"] == before
+
+
+def test_resume_with_a_slash_behind_the_model(cli, model: Path, few, run: Path) -> None:
+    result = cli("search", f"{model}/", "-l", 160, *few, "--budget", 3200, "-o", run, "--resume")
+    assert result.code == 0, result.err
 
 
 def test_resume_where_there_is_nothing_begins(cli, model: Path, few, tmp_path: Path, searched) -> None:

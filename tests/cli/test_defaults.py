@@ -28,7 +28,7 @@ def defaults(function: Any) -> dict[str, Any]:
 def test_search_options(cli: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: list[Any] = []
 
-    def stop(model: str, length: int, method: object, options: lr.SearchOptions, _: object) -> None:
+    def stop(config: object, length: int, method: object, options: lr.SearchOptions, _: object) -> None:
         given.extend([method, options])
         raise ReachedError
 

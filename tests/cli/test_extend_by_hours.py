@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from longrope.cli import extend_by_hours, job_progress
 from longrope.cli.job_progress import JobProgress
+from longrope.cli.progress import bar
 from longrope.cli.watch import watch
 from longrope.cost.device_speed import DeviceSpeed
 from longrope.errors import LongRopeError
@@ -182,7 +184,7 @@ def advice_on(model: Path, data: Path, output: Path, length: int = 256, **fields
     plan = bare_plan(length, Data(source=str(data))).model_copy(update=fields)
     run = StagedRun(output, str(model), plan)
     speeds = dict.fromkeys(("float32", "bfloat16"), DeviceSpeed(1e9, 1e9))
-    return plan_by_hours.plan_by_hours(run, run.config, 0.25, speeds)
+    return plan_by_hours.plan_by_hours(run, 0.25, speeds)
 
 
 @pytest.mark.filterwarnings("ignore::longrope.errors.CorpusWarning")
@@ -295,6 +297,22 @@ def stop_after_two_lines() -> None:
         on_progress("a", 1, 2, "")
         on_progress("a", 2, 2, "")
         raise ZeroDivisionError
+
+
+class Closed(io.StringIO):
+    """The standard error of a process whose terminal is gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_run_outlives_its_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Closed())
+    with job_progress.job_progress([("a", 1)], quiet=False, logs=[tmp_path / "log"]) as on_progress:
+        on_progress("a", 1, 1, "")
+    assert [line.split()[1] for line in (tmp_path / "log").read_text().splitlines()] == ["part", "done"]
+    with bar("search", 1, quiet=False) as update:
+        update(1, "")
 
 
 def test_a_run_is_watched_until_it_is_done(

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -243,3 +246,28 @@ def test_a_broken_row_of_a_table_is_named(tmp_path: Path) -> None:
     path.write_text('id,text\n1,"one"\n2,"two" and more\n3,three\n')
     with pytest.raises(LongRopeError, match=r'x\.csv, line 3: not a row of a table with the column "text"'):
         load_documents(str(path))
+
+
+def test_texts_records_and_tables_of_texts_are_documents() -> None:
+    expected = [Document("data[0]", "one"), Document("data[1]", "two")]
+    records = [{"text": "one", "id": 1}, {"text": "two", "id": 2}]
+    table = pd.DataFrame(records)
+    for source in (["one", "two"], np.array(["one", "two"]), iter(["one", "two"]), records, table, table["text"]):
+        assert load_documents(source) == expected
+    assert load_documents({"body": ["one", "two"]}, text_key="body") == expected
+    assert load_documents(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["one", 2], r"^data\[1\] = 2: not a text\. Give strings"),
+        ([{"body": "one"}], r"^data\[0\] = \{'body': 'one'\}: not a text\. .* with the key 'text'\.$"),
+        (pd.DataFrame({"body": ["one"]}), r"^data: a table without the column 'text'\. Name that .* with text_key\.$"),
+        ([], r"^data = 'texts': holds no text"),
+        (5, r"^data = '5': not a file or folder"),
+    ],
+)
+def test_values_that_hold_no_texts_are_refused(source: Any, message: str) -> None:
+    with pytest.raises(LongRopeError, match=message):
+        load_documents(source)

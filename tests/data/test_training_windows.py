@@ -327,3 +327,13 @@ def test_the_second_pass_cuts_elsewhere() -> None:
 def test_a_window_above_the_length_is_refused() -> None:
     with pytest.raises(LongRopeError, match="window = 128: longer than length = 64"):
         windows([600], 64, 1, window=128)
+
+
+def test_documents_may_be_lists_and_lengths_text() -> None:
+    documents = corpus([80, 60])
+    made = TrainingWindows([document.tolist() for document in documents], "64", 2.0, original_length="64")  # type: ignore[arg-type]
+    expected = TrainingWindows(documents, 64, 2, original_length=64)
+    assert same_windows(made, expected, 2)
+    for wrong in ("a text", 5):
+        with pytest.raises(LongRopeError, match=r"^documents\[1\]: not token ids\. Pass the tokenizer's input_ids"):
+            TrainingWindows([documents[0], wrong], 64, 1, original_length=64)  # type: ignore[list-item]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import families
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from longrope.data.weighted_text import (
@@ -160,3 +162,20 @@ def test_empty_sets_and_weights_of_0_are_refused(weight: float, count: int) -> N
     texts = perplexity_texts(families.tokens(2, 20).numpy())
     with pytest.raises(LongRopeError, match=rf"mixture = {weight} of {count} texts: the weight must be above 0"):
         mix_texts([(1.0, texts), (weight, texts[:count])])
+
+
+@pytest.mark.parametrize("as_given", [list, torch.tensor, np.array])
+def test_tokens_may_be_lists_or_tensors(as_given: Any, bytes_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokens = families.tokens(2, 100).numpy()
+    for given, expected in zip(perplexity_texts(as_given(tokens.tolist())), perplexity_texts(tokens), strict=True):
+        np.testing.assert_array_equal(given.tokens, expected.tokens)
+        np.testing.assert_array_equal(given.weights, expected.weights)
+    text = WeightedText(as_given([1, 2, 3]), as_given([0, 1]), as_given([0, 5, 9]))
+    assert (text.skip, text.reach, text.tokens.dtype, text.weights.dtype) == (1, 10, np.int64, np.float64)
+    assert len(needle_texts(as_given(tokens.tolist()), bytes_tokenizer)) == 2
+
+
+def test_documents_of_several_lengths_are_weighted_each_for_itself() -> None:
+    assert [text.weights.tolist() for text in perplexity_texts([[1, 2, 3], [4, 5]])] == [[0.5, 0.5], [1.0]]
+    with pytest.raises(LongRopeError, match=r"^tokens\[0\] = a text: not one sequence of token ids"):
+        perplexity_texts(["a text"])

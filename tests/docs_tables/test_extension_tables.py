@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import fmean
 
 from published import assert_says, assert_table, extension, row
@@ -76,6 +77,18 @@ def test_the_recall_of_the_seeds() -> None:
 def test_the_time_of_the_training() -> None:
     minutes = [TABLE[f"sparse-{seed} seconds of training"] / 60 for seed in SEEDS]
     assert_says(RESULTS, f"took {min(minutes):.0f} to {max(minutes):.0f} minutes on one core")
+
+
+def test_the_tokens_of_the_training() -> None:
+    [steps], [original] = (
+        [int(value) for value in re.findall(rf"^{name} = (\d+)", EXTENSION["plan"], re.MULTILINE)]
+        for name in ("steps", "original_tokens")
+    )
+    tokens = steps * (2048 + 8 * 256)  # a sparse window and eight short rows
+    share = f"{tokens / original:.1%} of"
+    assert_says(RESULTS, f"256 → 131,072 tokens in one stage (512x): {steps} steps of one")
+    assert_says(RESULTS, f"eight short rows, {tokens / 1e6:.2f} million tokens, {share} the original ones.")
+    assert_says("README.md", f"It trained on {share} its original tokens")
 
 
 def test_the_questions_at_16384_tokens() -> None:

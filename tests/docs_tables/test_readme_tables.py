@@ -32,6 +32,7 @@ def test_what_the_readme_says_of_the_demo() -> None:
         README,
         f"as good as the original ({change['extended']:.1f}%), where YaRN is {change['yarn']:.1f}% worse",
         f"all 20 lines that were planted in texts of 2,048 tokens; YaRN recalls {recall['yarn'][0]}.",
+        "took three minutes on two cores, and an earlier demo, which trained less, took four (",
     )
 
 
@@ -90,8 +91,10 @@ def test_what_the_readme_says_of_512_times_the_length() -> None:
     near, plain = changes("recovered"), changes("plain RoPE")
     lengths = [2**power for power in range(9, 15)]
     rates = [fmean(100 * recall[f"sparse-{seed} {length}"]["rate"] for seed in range(3)) for length in lengths]
+    minutes = [table[f"sparse-{seed} seconds of training"] / 60 for seed in range(3)]
     assert_says(
         README,
+        f"for {min(minutes):.0f} to {max(minutes):.0f} minutes on one core",
         f"({min(rises):.1f} to {max(rises):.1f}% above it)",
         f"by {min(near):.1f} to {max(near):+.1f}% with the short factors of a second search, and by "
         f"{min(plain):+.1f} to {max(plain):+.1f}% with plain RoPE; YaRN for 512x costs "

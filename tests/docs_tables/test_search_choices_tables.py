@@ -118,6 +118,18 @@ def test_a_short_search_of_smollm2_without_questions() -> None:
     assert_says(SEARCH, f"gained {min(gains):.1f} to {max(gains):.1f}% over YaRN on three documents")
 
 
+def test_the_time_of_passes_and_gradients() -> None:
+    cells = record("scale.json")["cells"]
+    forward = median(cells[f"forward smollm2 8192 ours {repeat}"]["seconds"] for repeat in range(3))
+    longer = cells["forward smollm2 16384 ours 0"]["seconds"]
+    gradient = cells["gradient smollm2 8192 ours 0"]["seconds"]
+    assert_says(
+        SEARCH,
+        f"gradient over 8,192 tokens of SmolLM2 took {gradient / forward:.1f} times as long as a forward pass.",
+        f"one pass over 16,384 tokens takes {longer:.0f} seconds or more on two",
+    )
+
+
 def test_the_cost_of_an_evaluation() -> None:
     short, long = COST["rows at 256 tokens"], COST["rows at 2,048 tokens"]
     scoring, dtype = COST["scoring"], COST["dtype"]["bfloat16"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean, median
 
-from published import assert_says, assert_table, record, row
+from published import assert_says, assert_table, perplexity_at, record, row
 
 SEARCH = "docs/search.md"
 METHODS, METHODS_32X = record("search-tiny-8x.json"), record("search-tiny-32x.json")
@@ -52,6 +52,18 @@ def test_auto_against_the_algorithm_of_the_paper() -> None:
     )
 
 
+def test_the_best_closed_form() -> None:
+    schemes = record("schemes.json")
+    values = {name: perplexity_at(schemes, name, 2048)["perplexity"] for name in schemes["perplexity"]}
+    assert min(values, key=lambda name: values[name]) == "ramp"
+    whole = median(run["test"][-1][1] for run in METHODS["runs"]["auto"]) / METHODS["schemes_test"]["yarn"]
+    assert_says(
+        SEARCH,
+        f"its perplexity is {values['ramp'] / values['yarn']:.3f} of YaRN's (",
+        f"and the whole search reaches {whole:.3f}.",
+    )
+
+
 def test_32_times_the_length() -> None:
     yarn, yarn_search = METHODS_32X["schemes_test"]["yarn"], METHODS_32X["yarn_search"][0]
     (auto,), (paper,) = METHODS_32X["runs"]["auto"], METHODS_32X["runs"]["paper"]
@@ -92,6 +104,7 @@ def test_frozen_contexts() -> None:
         tokens, seconds = (fmean(run[key] for run in runs) for key in ("token_evaluations", "seconds"))
         rows.append(row(label, *tested([run["test"] for run in runs]), f"{tokens / 1000:.0f}K", f"{seconds:.0f} s"))
     assert_table(SEARCH, rows)
+    assert {CONTEXTS[f"auto, seed {seed}"]["closed_form"] for seed in range(3)} == {"ramp(10, 0.3, 1.15)"}
     best = [
         CONTEXTS[f"auto, seed {seed}"]["test"]["perplexity"] / forms[seed]["yarn"]["perplexity"] for seed in range(3)
     ]
@@ -102,5 +115,6 @@ def test_frozen_contexts() -> None:
     assert_says(
         SEARCH,
         "lower on every seed: {:.3f}, {:.3f} and {:.3f} of YaRN's.".format(*best),
+        "The search went on from the ramp between 10 turns and 0.3 turns on every seed.",
         f"takes {more:.1f} times the token-evaluations and {slower:.1f} times the processor time",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from published import assert_says, assert_table, extension, row
@@ -53,6 +54,29 @@ def test_perplexity_by_length() -> None:
         RESULTS,
         f"perplexity is {near} higher at 8,192, {middle} at 32,768 and {far} at 131,072.",
         f"{once_middle} above its value at 2,048 tokens at 32,768, and {once_far} at 131,072",
+    )
+
+
+def steps(name: str, windows: tuple[int, ...]) -> list[int]:
+    """Return the steps of each stage of a plan, from its tokens, its batch and the tokens of a sequence."""
+    tokens, batches = (
+        [int(value) for value in re.findall(rf"^{key} = (\d+)$", EXTENSION["plans"][name], re.MULTILINE)]
+        for key in ("tokens", "batch")
+    )
+    return [round(count / (batch * size)) for count, batch, size in zip(tokens, batches, windows, strict=True)]
+
+
+def test_the_steps_of_the_stages() -> None:
+    first, second, third = steps("staged", (2048, 4096, 4096))
+    _, second_wide, third_wide = steps("wide", (2048, 16384, 32768))
+    [once] = steps("once", (4096,))
+    assert first == second
+    assert_says(
+        RESULTS,
+        f"Stages 1 and 2 each train on 5% of the original tokens ({first} steps), stage 3 on 3%.",
+        f"It trains for {once} steps with its final factors, the third stage of the staged run for {third}:",
+        f"({second_wide} and {third_wide}, where windows of 4K allow {second} and {third})",
+        f"Stage 3 trained for {third} steps only.",
     )
 
 

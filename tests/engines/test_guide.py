@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from longrope.engines.rules import Engine, Rule, by_launch, formula
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
-from longrope.schemes import heuristic
+from longrope.schemes import heuristic, yarn
 
 L0, LENGTH = 64, 512
 
@@ -95,6 +96,21 @@ def test_options_without_which_it_does_not_start() -> None:
     assert "vllm serve long-model --max-model-len 512 --enforce-eager\n" in written("smollm3", "static")["vllm"]
     assert "--context-length 512 --disable-cuda-graph\n" in written("smollm3", "static")["sglang"]
     assert "Warning: vllm needs --enforce-eager" in written("smollm3", "static")["vllm"]
+
+
+@pytest.mark.parametrize(
+    ("attention", "option"),
+    [(None, ""), (1.1, " --override-kv qwen2moe.rope.scaling.attn_factor=float:0.9106381")],
+)
+def test_llama_cpp_takes_the_attention_factor_of_a_yarn_from_a_key(attention: float | None, option: str) -> None:
+    """It computes 0.1·ln factor + 1 whatever --yarn-attn-factor says, and multiplies it by a key of the file."""
+    plain = families.config("qwen2_moe")
+    rope = Rope.of(plain)
+    scaling = yarn(rope, LENGTH)
+    scaling = replace(scaling, attention_factor=attention or scaling.attention_factor)
+    extension = for_mode(Extension.of(rope, scaling), "static")
+    guide = sections(serving_guide(config_fields(plain.to_dict(), extension), extension, "static", "long-model"))
+    assert f"--yarn-beta-slow 1 --yarn-attn-factor 1{option}\n" in guide["llama.cpp"]
 
 
 def test_lines_for_the_terminal() -> None:

@@ -334,7 +334,29 @@ def test_a_factor_above_s_and_an_attention_factor_of_its_own(engine: str) -> Non
     config, extension = yarn_checkpoint("llama", attention=1.05)
     assert config["rope_scaling"]["attn_factor"] * (1 + math.log(8) / 10) == pytest.approx(1.05)
     prediction = predict(engine, config, extension, limit=LENGTH, length=LENGTH)
-    assert prediction.ok == (engine not in ("exllamav2", "tensorrt-llm"))
+    assert prediction.ok == (engine not in ("mlx-lm", "exllamav2", "tensorrt-llm"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind", "fault"),
+    [
+        ("vllm", "qwen3_vl", None),
+        ("vllm", "qwen2_5_vl", "takes 4·L0 for L0"),
+        ("sglang", "qwen3_vl", None),
+        ("sglang", "qwen2_5_vl", None),
+        ("mlx-lm", "qwen3_vl", None),
+        ("mlx-lm", "minicpm3", "reads no YaRN"),
+    ],
+)
+def test_a_yarn_where_the_rule_of_longrope_does_not_hold(engine: str, kind: str, fault: str | None) -> None:
+    plain = all_types.small_config(kind)
+    rope = Rope.of(plain)
+    extension = for_mode(Extension.of(rope, yarn(rope, 8 * rope.original_length)), "static")
+    config = config_fields({**plain.to_dict(), "model_type": plain.model_type}, extension)
+    prediction = predict(engine, config, extension, limit=extension.length, length=extension.length)
+    assert prediction.ok == (fault is None), prediction
+    if fault is not None:
+        assert fault in prediction.departures[0]
 
 
 def test_exllamav2_computes_the_band_of_the_launched_length() -> None:

@@ -115,6 +115,12 @@ def test_keys_of_candidates_are_those_of_the_version_before() -> None:
     assert Candidate("model", Scaling([1.0, 2.5], attention_factor=1.1, start_tokens=4)).key == "e1e8346adfc5"
 
 
+def test_other_weights_of_one_name_are_another_candidate() -> None:
+    scalings, digests = (None, Scaling([2.0])), ("", "a", "b")
+    keys = {Candidate("model", scaling, digest).at(8).key for scaling in scalings for digest in digests}
+    assert len(keys) == 6
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import families
@@ -96,6 +97,15 @@ def test_what_the_folder_holds(llama: PreTrainedModel, tmp_path: Path) -> None:
     assert all(text in (folder / "README.md").read_text() for text in ("my-llama", "512", "64", "seed: 7"))
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert Rope.of(llama) == made.rope
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no permissions of groups and others")
+def test_others_may_read_the_weights_too(llama: PreTrainedModel, tmp_path: Path) -> None:
+    """Safetensors 0.8 writes them for their owner alone."""
+    export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
+    (tmp_path / "file").touch()
+    permissions = {path.name: path.stat().st_mode for path in (tmp_path / "made").iterdir()}
+    assert permissions == dict.fromkeys(permissions, (tmp_path / "file").stat().st_mode)
 
 
 def test_sharded_and_tied_weights(tmp_path: Path) -> None:
@@ -263,7 +273,7 @@ def test_check_parity_takes_arrays_of_lengths_and_a_loaded_model(llama: PreTrain
     assert [parity.length for parity in check_parity(tmp_path / "made", llama, 70)] == [70]
     with pytest.raises(LongRopeError, match=r"lengths\[0\] = 0 must be a whole number, 1 or more"):
         check_parity(tmp_path / "made", llama, [0])
-    with pytest.raises(LongRopeError, match=r"model = 'tiny': a name. Give the loaded model"):
+    with pytest.raises(LongRopeError, match=r"model = a str: not a loaded model"):
         check_parity(tmp_path / "made", "tiny")  # pyright: ignore[reportArgumentType]
 
 

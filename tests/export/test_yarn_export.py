@@ -149,7 +149,8 @@ def test_on_a_checkpoint_that_carries_a_scaling_the_product_is_written(tmp_path:
 def test_gguf_names_llama_cpps_options_for_architectures_that_factors_cannot_reach(tmp_path: Path) -> None:
     extension = for_mode(searched(ROPE), "static")
     expected = "-c 512 --rope-scaling yarn --rope-scale 9.5 --yarn-orig-ctx 64 --yarn-beta-fast"
-    with pytest.raises(LongRopeError, match=rf"'qwen3'.*{expected}"):
+    attention = r"--yarn-attn-factor 1 --override-kv qwen3\.rope\.scaling\.attn_factor=float:0\.8978"
+    with pytest.raises(LongRopeError, match=rf"'qwen3'.*{expected}.*{attention}"):
         refuse_model(families.config("qwen3").to_dict(), extension)
     other = for_mode(Extension.of(ROPE, scheme("ntk", ROPE, LENGTH)), "static")
     with pytest.raises(LongRopeError, match=r"'qwen3'.*or search with the parametrization yarn"):
@@ -157,7 +158,7 @@ def test_gguf_names_llama_cpps_options_for_architectures_that_factors_cannot_rea
 
 
 def test_factors_on_a_yarn_leave_no_attention_factor_of_the_yarn_behind(tmp_path: Path) -> None:
-    """vLLM and SGLang multiply their formula by attn_factor, which the new scaling may not have."""
+    """SGLang and older vLLM multiply their formula by attn_factor, which the new scaling may not have."""
     model = build("llama")
     rope = Rope.of(model)
     usual = scheme("yarn", rope, LENGTH)

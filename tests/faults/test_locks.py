@@ -20,7 +20,7 @@ from longrope.stages.plan import Plan
 from longrope.stages.plan_tables import Data, Finetune, Stage
 from longrope.stages.run_folder import StagedRun
 from longrope.storage import lock
-from longrope.storage.lock import claim_output, locked
+from longrope.storage.lock import claim_output, is_abandoned, is_held, locked
 
 PLAN = Plan(stages=(Stage(length=512, factors="pi", finetune=Finetune(steps=1)),), data=Data(source="."))
 
@@ -105,6 +105,44 @@ def test_a_file_system_without_locks_is_warned_of(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.warns(UserWarning, match=r"run: no lock here \(No locks available\)"), locked(tmp_path / "run"):
         claim_output(tmp_path / "run", overwrite=True, folder=True)
+
+
+def test_a_run_on_a_file_system_without_locks_is_not_taken_for_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match="no lock here"), locked(tmp_path):
+        assert (is_held(tmp_path), is_abandoned(tmp_path)) == (False, False)
+
+
+def test_a_reader_that_may_not_write_sees_that_a_folder_is_held(
+    holder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As the folder of another user, or one that is mounted to be read."""
+    real = os.open
+
+    def open_to_read(path: str, flags: int, *mode: int, **options: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *mode, **options)
+
+    with holder(tmp_path):
+        monkeypatch.setattr(os, "open", open_to_read)
+        assert (is_held(tmp_path), is_abandoned(tmp_path)) == (True, False)
+        monkeypatch.undo()
+
+
+def test_temporary_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in (".mine.tmp", "deep/.best.json.17.tmp"):
+        (tmp_path / name).touch()
+    with locked(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "deep"]
+    assert not list((tmp_path / "deep").iterdir())
 
 
 def test_a_lock_whose_file_its_holder_just_removed_is_taken_anew(

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from longrope.longcontext.context_parallel import ContextParallelGroup
+from longrope.errors import LongRopeError
+from longrope.longcontext.context_parallel import ContextParallelGroup, context_parallel
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
 
@@ -54,3 +56,8 @@ def test_processes_give_what_one_gives(count: int) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["equal"] * count
+
+
+def test_without_a_group_of_processes_the_remedy_is_named() -> None:
+    with pytest.raises(LongRopeError, match=r"no group of processes\. Start them with torchrun"):
+        context_parallel(families.build("llama"))

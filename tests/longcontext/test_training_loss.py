@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longrope.data.training_windows import IGNORED
+from longrope.errors import LongRopeError
 from longrope.longcontext import training_loss as module
 from longrope.longcontext.sparse_attention import sparse_masks
 from longrope.longcontext.training_loss import Distillation, use_chunked_loss
@@ -265,3 +266,8 @@ def test_sparse_windows_see_weighed_keys(ids: Tensor, labels: Tensor) -> None:
     found = use_chunked_loss(model)(input_ids=ids, labels=labels, **batch).loss
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert abs(use_chunked_loss(build("llama"))(input_ids=ids, labels=labels).loss.item() - wanted.item()) > 1e-3
+
+
+def test_without_labels_the_remedy_is_named(ids: Tensor) -> None:
+    with pytest.raises(LongRopeError, match=r"^labels = None: .* Pass labels=input_ids\.$"):
+        use_chunked_loss(build("llama"))(input_ids=ids)

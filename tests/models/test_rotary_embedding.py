@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -278,7 +279,7 @@ def test_static_rows_equal_one_by_one() -> None:
         ({"search_factors": [1.0, math.nan, 1.0, 1.0]}, r"factors\[1\] = nan"),
         ({"max_position": 63}, "length = 63"),
         ({"base": 0.0}, "base = 0.0"),
-        ({"original_max_position": 0}, "original_length = 0"),
+        ({"original_max_position": 0}, "original_max_position = 0"),
         ({"mscale": 0.0}, "attention_factor = 0.0"),
         ({"mscale": math.inf}, "attention_factor = inf"),
     ],
@@ -337,3 +338,11 @@ def test_positions_beyond_reach_raise(reach: int, start_tokens: int) -> None:
 def test_integers_cannot_hold_cos_and_sin() -> None:
     with pytest.raises(LongRopeError, match=r"x.dtype = int64: cos and sin .*\. Pass a tensor of floats"):
         LongRoPE(dim=8, max_position=512, original_max_position=64)(torch.zeros(1, 10, dtype=torch.long))
+
+
+@pytest.mark.parametrize("as_given", [torch.tensor, list, np.array, lambda positions: torch.tensor([positions])])
+def test_positions_of_one_sequence_need_no_batch(as_given: Any) -> None:
+    x = torch.zeros(1, 100, 1)
+    made = LongRoPE(8, "512", "64", search_factors=LONG, short_factors=SHORT)(x, as_given(list(range(100))))
+    assert_close(made, module()(x))
+    assert made[0].shape == (1, 100, 8)

@@ -103,6 +103,12 @@ def test_bases_that_one_set_of_factors_cannot_reach_are_refused(bases: list[floa
         Rope.of(CONFIG_MAPPING["granite_swa"](**fields))
 
 
+def test_frequencies_that_only_the_weights_hold_are_refused() -> None:
+    """Factors would once have replaced Mistral Large 4's learned scale of each frequency."""
+    with pytest.raises(LongRopeError, match="each frequency by a learned number"):
+        Rope.of(CONFIG_MAPPING["mistral_large4"]())
+
+
 def test_sliding_layers_of_a_model_with_its_own_names_keep_their_rope() -> None:
     model = build("zaya", layer_types=["hybrid", "hybrid_sliding"])
     original, positions, x = model.model.rotary_emb, torch.arange(40)[None], torch.zeros(1, 40, 1)

@@ -11,7 +11,7 @@ import families
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 import longrope as lr
 from longrope.cost.model_shape import ModelShape
@@ -19,12 +19,15 @@ from longrope.errors import LongRopeError
 from longrope.models.backbone import auto_class
 from longrope.models.load import load_config
 from longrope.models.patch import patch
+from longrope.models.rotary_embedding import LongRoPE
+from longrope.models.rotary_slot import RescaledRotary
 from longrope.rope import Rope, full_attention_fields
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
 
 L0, LENGTH = all_types.L0, 4 * all_types.L0
-KINDS = ["gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llama4", "internvl", "llava", "glm4v", "mllama"]
+QWEN = ["qwen2_5_vl", "qwen3_vl", "qwen3_5"]
+KINDS = ["gemma3", "mistral3", *QWEN, "llama4", "internvl", "llava", "glm4v", "mllama", "hunyuan_vl"]
 IDS = torch.randint(3, all_types.VOCABULARY, (1, 150), generator=torch.Generator().manual_seed(0))
 
 
@@ -97,7 +100,7 @@ def test_an_image_is_read_as_before_up_to_the_original_length() -> None:
         torch.testing.assert_close(logits(model, ids, **image), before, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("kind", QWEN)
 def test_positions_of_images_beyond_the_length_are_refused(kind: str) -> None:
     """Texts are not, as in other models: the check would cost every pass."""
     model = build(kind)
@@ -111,7 +114,7 @@ def test_positions_of_images_beyond_the_length_are_refused(kind: str) -> None:
             logits(model, IDS[:, :20], position_ids=axes + LENGTH - 19)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v"])
+@pytest.mark.parametrize("kind", [*QWEN, "glm4v"])
 def test_positions_along_three_axes_are_rotated_as_the_model_does(kind: str) -> None:
     """Factors of 1 through our module, beside the model's own; an attention factor near 1 makes it run."""
     model = build(kind)
@@ -123,6 +126,30 @@ def test_positions_along_three_axes_are_rotated_as_the_model_does(kind: str) -> 
         torch.testing.assert_close(logits(model, IDS[:, :20], position_ids=axes), before, rtol=0, atol=1e-3)
         swapped = logits(model, IDS[:, :20], position_ids=axes[[1, 0, 2]])
     assert (swapped - before).abs().max() > 0.01
+
+
+def test_entries_of_a_pair_along_different_axes_are_rotated_as_the_model_does() -> None:
+    """HunYuan-VL has four axes, and the first entries of all pairs follow others than the second ones."""
+    config = all_types.small_config("hunyuan_vl_text")
+    original, rope = AutoModel.from_config(config).rotary_emb, Rope.of(config)
+    rotary = RescaledRotary(rope, original, LongRoPE.static(rope, [Scaling([1.0] * (rope.dim // 2))]))
+    steps, x = torch.arange(20), torch.zeros(1, 20, 1)
+    axes = torch.stack([steps, steps // 2, steps % 5, steps // 7])[:, None]
+    for positions in (axes, axes[:1].expand(4, -1, -1)):
+        torch.testing.assert_close(rotary(x, positions), original(x, positions), rtol=0, atol=1e-5)
+    assert rotary.mrope_section == [2, 2, 2, 2]  # which the model reads there
+
+
+def test_a_text_model_that_transformers_lists_among_those_of_images_is_loaded(tmp_path: Path) -> None:
+    """Mistral 4 is in no other table of transformers."""
+    model = build("mistral4")
+    model.save_pretrained(tmp_path)
+    families.tokenizer().save_pretrained(tmp_path)
+    loaded, _ = lr.load(tmp_path)
+    before, rope = logits(loaded, IDS), Rope.of(loaded)
+    torch.testing.assert_close(before, logits(model, IDS))
+    with patch(loaded, scheme("pi", rope, 4 * rope.original_length)):
+        assert (logits(loaded, IDS) - before).abs().max() > 1e-3
 
 
 def test_a_dtype_in_the_text_config_alone_is_the_checkpoints(tmp_path: Path) -> None:

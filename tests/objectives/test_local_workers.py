@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -169,3 +172,58 @@ def test_after_close_no_process_is_left_and_it_can_begin_again(tmp_path: Path) -
     assert answers(workers) == first
     workers.close()
     workers.close()
+
+
+POOL = """
+import os, pickle, signal, time
+from longrope.objectives.local_workers import LocalPool
+
+class Sleeping:
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def evaluate(self, batches, *, gradient):
+        if self.seconds:
+            open("working", "w").close()
+        time.sleep(self.seconds)
+        yield 0, [os.getpid()]
+
+def build(rank):
+    return Sleeping
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pool = LocalPool(build, 2)
+    try:
+        for _ in pool.run([(str(seconds), pickle.dumps(seconds), [], False) for seconds in (0.0, 600.0)]):
+            while not os.path.exists("working"):
+                time.sleep(0.05)
+            print("working", flush=True)
+    except KeyboardInterrupt:
+        pool.close()
+        print("interrupted")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+def test_workers_end_with_the_process_that_began_them(number: str, tmp_path: Path) -> None:
+    """One worker waits, the other works: after Ctrl-C, which all of them get, and after a kill of the first process."""
+    (tmp_path / "pool.py").write_text(POOL)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "pool.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    if number == "SIGINT":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.kill()
+    out, errors = process.communicate(timeout=60)  # which ends when no worker has the pipes
+    assert out == ("interrupted\n" if number == "SIGINT" else "")
+    assert "Traceback" not in errors

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import families
 import numpy as np
@@ -122,3 +123,9 @@ def test_factors_of_another_rope_are_refused(llama: PreTrainedModel) -> None:
         with pytest.raises(LongRopeError, match="factors: 3 values"):
             evaluate(objective, [(Scaling([1.0, 2.0, 3.0]), 0)], gradient=gradient)
     assert (families.logits(llama, families.tokens(1, 90)) == before).all()
+
+
+@pytest.mark.parametrize("samples", [[], [[1, 2, 3]], ["a text"]])
+def test_samples_that_are_no_weighted_texts_are_refused(llama: PreTrainedModel, samples: list[Any]) -> None:
+    with pytest.raises(LongRopeError, match=r"^samples = .*: not weighted texts\. Make some with"):
+        ModelObjective(llama, samples)

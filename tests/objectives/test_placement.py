@@ -13,6 +13,7 @@ import torch
 import longrope as lr
 from longrope.cost import bfloat16_speed
 from longrope.evaluation.options import EvalOptions
+from longrope.models.load import load_config
 from longrope.objectives import placement
 from longrope.objectives.placement import place_search
 from longrope.search.options import SearchOptions
@@ -54,7 +55,8 @@ def test_memory_is_checked_for_the_passes_that_run(
         checked.append((kind, tokens, batch))
 
     monkeypatch.setattr(placement, "check_pass_memory", check)
-    place_search(checkpoint, length, METHODS[method], SearchOptions(device="cpu", dtype="float32", **options))
+    config = load_config(checkpoint, original_length=options.get("original_length"))
+    place_search(config, length, METHODS[method], SearchOptions(device="cpu", dtype="float32", **options))
     assert checked == passes
 
 

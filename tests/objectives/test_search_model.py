@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import families
 import numpy as np
@@ -17,8 +18,10 @@ import longrope as lr
 from longrope.models.load import load
 from longrope.objectives import prepare_search, search_model
 from longrope.objectives.backend import processes
+from longrope.objectives.starts import make_space
 from longrope.provenance import provenance
 from longrope.search.registry import METHODS
+from longrope.search.space import START_TOKENS
 
 FEW = lr.SearchOptions(budget="6k", search_documents=1, held_out_documents=1, needles=0.0)
 
@@ -123,6 +126,7 @@ def test_an_output_is_claimed_before_any_work(monkeypatch: pytest.MonkeyPatch, t
         (tmp_path / "file" / "below", FEW, "cannot write .*below"),
         (tmp_path, FEW, "exists"),
         (tmp_path / "run", again, "is a run of longrope extend"),
+        (tmp_path, again, "does not hold a search"),
     ):
         with pytest.raises(lr.LongRopeError, match=message):
             lr.search(model, tokenizer, length=512, output=output, options=options)
@@ -227,11 +231,7 @@ def test_a_gpu_of_another_machine_has_no_name_here(monkeypatch: pytest.MonkeyPat
         ({"budget": 0.5}, "budget = 0.5 must be a whole number, 1 or more"),
         ({"population": 8.5}, "population = 8.5 must be a whole number, 1 or more"),
         ({"data_seed": -1}, "data_seed = -1 must be a whole number, 0 or more"),
-        ({"also": [1]}, "also = 1 must be a whole number, 2 or more"),
-        ({"also": 128}, "also = 128: not a list. Put it in square brackets"),
-        ({"schemes": "yarn"}, "schemes = 'yarn': not a list"),
-        ({"factors": "run"}, "factors = 'run': not a list"),
-        ({"factors": lr.Scaling([1.0, 2.0])}, r"factors = Scaling\(.*: not a list"),
+        ({"also": [1]}, r"also\[0\] = 1 must be a whole number, 2 or more"),
         ({"factors": [[1.0, 2.0]]}, r"factors = \[\[1\.0, 2\.0\]\]: give scalings, extensions or paths"),
         ({"existing": "resumed"}, "existing = 'resumed' is unknown; .* did you mean 'resume'"),
     ],
@@ -247,6 +247,27 @@ def test_numbers_of_tokens_that_no_text_has_are_refused(name: str, value: float)
         lr.SearchOptions(**{name: value}).text_spec(2048)
 
 
+def test_one_value_stands_for_a_list_and_torch_names_for_text(tmp_path: Path) -> None:
+    mine = lr.Scaling([1.0, 2.0])
+    single: dict[str, Any] = {"also": "1k", "schemes": "yarn", "factors": mine, "original_length": "4k"}
+    several: dict[str, Any] = {"also": [1024.0], "schemes": ["yarn"], "factors": (mine,), "original_length": 4096}
+    assert lr.SearchOptions(**single) == lr.SearchOptions(**several)
+    of_torch: dict[str, Any] = {"dtype": torch.bfloat16, "device": torch.device("cuda:0"), "factors": tmp_path}
+    options = lr.SearchOptions(**of_torch)
+    assert options.factors == (tmp_path,)
+    assert (options.dtype, options.device) == ("bfloat16", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("start_tokens", "choices"),
+    [((0, 4), (0, 4)), (4, (4,)), (np.array([0, 8]), (0, 8)), (np.True_, START_TOKENS), (False, (0,))],
+)
+def test_start_tokens_may_be_the_numbers_to_choose_from(start_tokens: Any, choices: tuple[int, ...]) -> None:
+    """The numbers were once taken for True, so that others were searched."""
+    options = lr.SearchOptions(start_tokens=start_tokens)
+    assert make_space(ROPE, 2048, METHODS["cma"], options).start_tokens == choices
+
+
 def test_numbers_of_numpy_and_whole_floats_are_those_of_python(tmp_path: Path) -> None:
     objective, places = lr.FunctionObjective(quadratic, slope), (tmp_path / "numpy", tmp_path / "python")
     numbers = {"population": 4, "patience": 9, "minutes": 1.0, "seeds": 1, "data_seed": 3}
@@ -260,6 +281,17 @@ def test_numbers_of_numpy_and_whole_floats_are_those_of_python(tmp_path: Path) -
     first, second = (json.loads((folder / "run.json").read_text()) for folder in places)
     assert first | {"provenance": {}} == second | {"provenance": {}}
     assert lr.SearchOptions(keep_short=np.float32(0.5), needles=np.float32(0.5)).keep_short.__class__ is float
+
+
+def test_documents_may_be_a_list_of_texts() -> None:
+    model, tokenizer = load("tiny", dtype="float32")
+    documents = lr.load_documents("stdlib:unseen")
+    given = lr.search(model, tokenizer, length="512", data=documents, options=FEW)
+    assert given.held_out == lr.search(model, tokenizer, length=512, data="stdlib:unseen", options=FEW).held_out
+    with pytest.raises(lr.LongRopeError, match="tokenizer = a dict: not a tokenizer"):
+        lr.search(model, {"yarn": None}, length=512, options=FEW)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(lr.LongRopeError, match="not searched"):
+        lr.search(tokenizer, model, length=512, options=FEW)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_model_that_is_none_is_named() -> None:

@@ -177,6 +177,8 @@ def test_what_a_stage_leaves(finished: tuple[StagedRun, Extension]) -> None:
         record = json.loads((run.stage_folder(number) / "training.json").read_text())
         assert (record["steps"], record["tokens"]) == (3, 3 * 2 * 64 * 2**number)
         assert math.isfinite(record["loss"])
+        modes = {path.stat().st_mode for path in (run.stage_folder(number) / "model").iterdir()}
+        assert len(modes) == 1  # safetensors 0.8 writes for the owner alone
     kept = [path.suffix for path in run.folder.rglob("*") if path.is_file()]
     assert not {".pt", ".pth", ".bin", ".pkl"} & set(kept)  # nothing is pickled
     assert not list(run.folder.rglob("*.tmp"))
@@ -296,6 +298,20 @@ def test_other_documents_are_not_mixed_in(change: str, finished: tuple[StagedRun
     (run.folder / "run.json").write_text(json.dumps(record))
     (run.folder / "results.json").write_text("{}")
     begin_run(open_run(run.folder), resume=True)
+
+
+def test_other_weights_of_the_model_are_not_mixed_in(
+    finished: tuple[StagedRun, Extension], model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    run = replace(finished[0], folder=tmp_path / "run", model=str(folder))
+    begin_run(run, resume=False)
+    begin_run(run, resume=True)
+    (weights,) = folder.glob("*.safetensors")
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    with pytest.raises(LongRopeError, match=r"run was begun with other weights of .*model\. Restore them"):
+        begin_run(run, resume=True)
 
 
 def test_what_a_resumed_training_needs_is_checked(finished: tuple[StagedRun, Extension], tmp_path: Path) -> None:

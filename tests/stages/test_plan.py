@@ -7,9 +7,10 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.trainer_utils import SchedulerType
@@ -22,6 +23,7 @@ from longrope.stages.plan import Plan, load_plan, parse_plan, shipped_plans
 from longrope.stages.plan_advice import LARGEST_STEP, advice, propose
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 from longrope.stages.plan_values import Schedule
+from longrope.stages.run_folder import StagedRun
 from longrope.units import parse_length
 
 L0 = {  # of the models that the ready-made plans are for
@@ -405,3 +407,10 @@ def test_the_plan_of_the_documentation_is_one() -> None:
         pytest.skip("not in this distribution")
     found = parse_plan(page.read_text(encoding="utf-8").split("```toml")[1].split("```")[0])
     assert [stage.length for stage in found.stages] == [2**15, 2**18]
+
+
+def test_a_run_takes_names_paths_and_torch_types() -> None:
+    fields: Any = ("run", Path("tiny"), "tiny", torch.device("cpu"), torch.float32)
+    assert StagedRun(*fields) == StagedRun(Path("run"), "tiny", load_plan("tiny"), "cpu", "float32")
+    with pytest.raises(LongRopeError, match=r"^model = a Linear: a run loads it itself\. Give its name\.$"):
+        StagedRun(Path("run"), torch.nn.Linear(1, 1), load_plan("tiny"))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ from transformers import TrainerState
 
 from longrope.errors import LongRopeError
 from longrope.stages import rate_test
+from longrope.stages.begin_run import _check_requirements
 from longrope.stages.finetune import finetune
-from longrope.stages.plan import parse_plan
-from longrope.stages.plan_tables import Finetune
+from longrope.stages.plan import Plan, parse_plan
+from longrope.stages.plan_tables import Data, Finetune, Stage
+from longrope.stages.run_folder import StagedRun
 
 AUTO = Finetune(steps=4, batch=2, rate="auto", dtype="float32", save_every=4)
 
@@ -44,6 +47,16 @@ def test_a_resumed_training_takes_the_rate_that_was_found(tmp_path: Path) -> Non
     train(tmp_path)
     state = TrainerState.load_from_json(str(tmp_path / "training" / "checkpoint-4" / "trainer_state.json"))
     assert max(row["learning_rate"] for row in state.log_history if "learning_rate" in row) == pytest.approx(2e-4)
+
+
+def test_a_launch_takes_the_rate_that_one_process_has_found(tmp_path: Path) -> None:
+    plan = Plan(stages=(Stage(length=512, factors="pi", finetune=AUTO),), data=Data(source="."))
+    run = StagedRun(tmp_path, "tiny", plan, launch=(sys.executable,))
+    with pytest.raises(LongRopeError, match="the test of rates runs in one process"):
+        _check_requirements(run)
+    (tmp_path / "stage-1" / "training").mkdir(parents=True)
+    (tmp_path / "stage-1" / "training" / "rate.json").write_text('{"rate": 2e-4}')
+    _check_requirements(run)
 
 
 def test_with_dropout_a_training_stopped_after_the_test_and_resumed_equals_uninterrupted(

@@ -160,7 +160,7 @@ def open_chat_model(
     def check_memory(dtype: str) -> None:
         check_pass_memory(config, length, Placement(dtype, device), kind="generation")
 
-    dtype = options.choose_dtype(dtype, name, device, check_memory)
+    dtype = options.choose_dtype(dtype, config, device, check_memory)
     model, tokenizer = options.open_model(name, dtype, device, original_length)
     extension = exported or as_extension(extension, Rope.of(model))
     policy = "static" if exported else policy or "pin"

@@ -82,7 +82,8 @@ def record(comparison: Compared) -> dict[str, Any]:
 def write(comparison: Compared, output: Path) -> None:
     """Write a page or a picture of a comparison."""
     from longrope.report.charts import draw
-    from longrope.report.compare_factors import comparison_figures, factors_figure
+    from longrope.report.compare_factors import comparison_figures
+    from longrope.report.factor_figures import factors_figure
     from longrope.report.html import figures_page
     from longrope.report.style import looks
     from longrope.report.svg import save
@@ -92,7 +93,7 @@ def write(comparison: Compared, output: Path) -> None:
     if output.suffix in PAGES:
         write_text(output, figures_page("Factors side by side", comparison_figures(comparison), names))
         return
-    figure = factors_figure(comparison)
+    figure = factors_figure(comparison.rope, comparison.scalings)
     assert figure.chart is not None
     save(draw(figure.chart, names).properties(title=figure.title), output)
 

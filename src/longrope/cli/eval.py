@@ -14,7 +14,6 @@ from longrope.cli import distributed, eval_output, eval_server, options
 from longrope.cli.eval_given import check_given, given_options
 from longrope.cli.eval_inputs import (
     compared_candidates,
-    corpus_sources,
     harness_tasks,
     parse_depths,
     read_corpora,
@@ -129,6 +128,7 @@ def run(
         claim_results(output, resume=resume, overwrite=overwrite)
     harness = harness_tasks(tasks, task_folder, limit=limit, batch=batch, length=tokens[-1])
 
+    from longrope.data.stdlib import default_data
     from longrope.evaluation.measurement import EvalSpec
     from longrope.evaluation.registry import check_spec
     from longrope.models.load import load_tokenizer
@@ -147,7 +147,7 @@ def run(
         dtype = check_candidates(
             candidates, config, tokenizer, tokens[-1], batch=batch, dtype=dtype, device=device, journal=journal
         )
-    corpora = read_corpora(corpus_sources(model, data), tokenizer, tokens[-1], documents, data_seed, cache, text_key)
+    corpora = read_corpora(data or [default_data(model)], tokenizer, tokens[-1], documents, data_seed, cache, text_key)
     tell_searched(factors or [], corpora, data_seed)
     prompts = read_prompts(
         retrieval,

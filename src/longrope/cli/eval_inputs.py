@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from longrope.evaluation.candidate import Candidate
     from longrope.evaluation.measurement import Corpus, SampleSet
     from longrope.rope import Rope
+    from longrope.scaling import Extension, Scaling
     from longrope.tasks.prompt_sets import PromptSets
 
 
@@ -35,7 +36,8 @@ def compared_candidates(
         factors: Factors files and run folders.
         checkpoints: Names of other models.
     """
-    from longrope.evaluation.candidate import Candidate
+    from dataclasses import replace
+
     from longrope.schemes import scheme
     from longrope.stages.run_folder import open_run
 
@@ -43,11 +45,12 @@ def compared_candidates(
     if names and lengths[-1] <= rope.original_length:
         distributed.say("Schemes are left out: no length is above the original one.")
         names = []
-    candidates = {"original": Candidate(model)}
-    candidates |= {name: Candidate(model, scheme(name, rope, lengths[-1])) for name in names}
+    original = _candidate(model)
+    candidates = {"original": original}
+    candidates |= {name: replace(original, scaling=scheme(name, rope, lengths[-1])) for name in names}
     for path in factors:
         weights = open_run(Path(path)).final_weights if (Path(path) / "plan.toml").exists() else model
-        candidate = Candidate(weights, options.read_factors(path))
+        candidate = _candidate(weights, options.read_factors(path))
         candidates[_new(path, candidates)] = candidate
         alone = candidate.long_alone if lengths[0] <= rope.original_length else None
         if alone is not None and alone.key not in {known.key for known in candidates.values()}:
@@ -55,21 +58,22 @@ def compared_candidates(
             candidates[name] = alone
             distributed.say(f"Also a candidate: {name}, which a static export uses at every length.")
     for path in checkpoints:
-        candidates[_new(path, candidates)] = Candidate(path)
+        candidates[_new(path, candidates)] = _candidate(path)
     return candidates
+
+
+def _candidate(weights: str, scaling: Scaling | Extension | None = None) -> Candidate:
+    """Return a candidate that is measured again where a resumed evaluation finds other weights under the name."""
+    from longrope.evaluation.candidate import Candidate
+    from longrope.models.weights_digest import weights_digest
+
+    return Candidate(weights, scaling, weights_digest(weights))
 
 
 def _new(name: str, candidates: Mapping[str, Candidate]) -> str:
     if name in candidates:
         raise LongRopeError(f"candidate = {name!r}: given twice. Write one as another path, such as ./{name}.")
     return name
-
-
-def corpus_sources(model: str, data: Sequence[str] | None) -> Sequence[str]:
-    """Return the sources of test documents; without any, the default one of a model."""
-    from longrope.data.stdlib import default_data
-
-    return data or [default_data(model)]
 
 
 def read_corpora(

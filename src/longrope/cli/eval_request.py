@@ -71,9 +71,11 @@ class EvalRequest:
         """Everything in which the processes of a launch must agree."""
         prompts = [(*key, len(prompts)) for key, prompts in self.spec.retrieval.items()]
         factors = {name: candidate.to_json() for name, candidate in self.candidates.items()}
+        weights = {name: candidate.digest for name, candidate in self.candidates.items()}
         documents = [len(corpus.tokens) for corpus in self.corpora]
         others = {"measure": list(self.spec.measurements), "batch": self.spec.batch, "questions": self.spec.questions}
-        return self.settings | {"factors": factors, "documents": documents, "retrieval": prompts} | others
+        data = {"documents": documents, "retrieval": prompts}
+        return self.settings | {"factors": factors, "weights": weights} | data | others
 
 
 def check_candidates(
@@ -124,7 +126,7 @@ def check_candidates(
             check_pass_memory(config, length, placement, batch=batch)
 
     recorded = recorded_dtype(journal / JOURNAL) if journal is not None else None
-    dtype = options.choose_dtype(dtype, first.weights, device, check_memory, recorded=recorded)
+    dtype = options.choose_dtype(dtype, configs[first.weights], device, check_memory, recorded=recorded)
     check_memory(dtype)
     for weights in names:
         if fingerprint(load_tokenizer(weights)) != fingerprint(tokenizer):
@@ -147,15 +149,14 @@ def claim_results(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         LongRopeError: If the folder holds an evaluation that may not be replaced, or something else.
     """
     from longrope.evaluation.sample_store import JOURNAL
-    from longrope.storage.lock import LOCK, claim_output, refuse_staged_run
+    from longrope.storage.lock import claim_output, refuse_other_files, refuse_staged_run
 
     if folder is None:
         if resume:
             raise LongRopeError("resume: there is no folder to continue. Give it with -o.")
         return
     refuse_staged_run(folder)
+    refuse_other_files(folder, JOURNAL, "an evaluation")
     exists = (folder / JOURNAL).exists()
-    if not exists and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
-        raise LongRopeError(f"{folder} does not hold an evaluation. Choose another output with -o.")
     also = "continue it with --resume, " if exists else ""
     claim_output(folder, overwrite=exists and (resume or overwrite), folder=True, also=also)

@@ -52,9 +52,9 @@ def run(
 ) -> None:
     """Write a checkpoint with the factors in it, for other programs to load.
 
-    Without --factors, MODEL is a checkpoint that longrope extended, or the run folder of an extension. A fresh process
-    of plain transformers reopens the checkpoint, and it gets its name only if its logits are those of the model with
-    the factors.
+    Without --factors, MODEL is a checkpoint that longrope extended, or the run folder of an extension. In the end a
+    fresh process of plain transformers reopens the checkpoint. If its logits are not those of the model with the
+    factors, the command fails and leaves no checkpoint.
     """
     from longrope.export.carried_factors import extension_to_write
     from longrope.export.exporter import ExportOptions, ExportRequest

@@ -1,4 +1,4 @@
-"""``longrope extend`` and ``longrope finetune``."""
+"""``longrope extend``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from longrope.cli import distributed, extend_by_hours, extend_output, options
+from longrope.cli.finetune import Log, ReportTo
 from longrope.cli.job_progress import check_log, job_progress, log_files
 from longrope.cli.layer_notes import check_layers
 
@@ -19,18 +20,15 @@ if TYPE_CHECKING:
     from longrope.stages.plan import Plan
     from longrope.stages.run_folder import StagedRun
 
-ReportTo = Annotated[str, typer.Option(help="Service that fine-tuning reports to: tensorboard, wandb, trackio …")]
-Log = Annotated[Path | None, typer.Option(help="File that gets a line of progress each minute.")]
-
 
 def run(
     model: options.Model,
     plan: Annotated[
         str | None,
-        typer.Argument(help="Plan file (longrope plan writes one), or the name of a ready-made one; or give --to."),
+        typer.Argument(help="Plan file (longrope plan writes one), or the name of a ready-made one; not with --to."),
     ] = None,
     to: Annotated[str | None, typer.Option(help="Target length in tokens, such as 64k, without a plan.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Time that the run may take; it chooses the plan.")] = None,
+    hours: Annotated[float | None, typer.Option(help="Hours that the run may take, such as 3 or 0.5.")] = None,
     data: options.Data = None,
     text_key: options.TextKey = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder (default: MODEL-LENGTH).")] = None,
@@ -53,8 +51,9 @@ def run(
 ) -> None:
     """Extend a model by the hours that you have, or carry out a plan.
 
-    The steps are search, fine-tuning, search again …, recovery of the short context, measurement and export. With --to
-    and --hours the command measures this machine, and chooses and shows a plan first.
+    By hours: longrope extend MODEL --to 64k --data FOLDER --hours 3. The command measures this machine, chooses a plan
+    that fits the hours, and shows it first. A plan searches factors, fine-tunes, searches other factors for short
+    texts, measures and exports.
 
     OUTPUT gets plan.toml, a folder for every stage, extension.json, results.json, report.html, progress.log (watch it
     with longrope report OUTPUT --watch) and the folder checkpoint.
@@ -93,7 +92,7 @@ def run(
         check_plan_memory(loaded, config, dtype=dtype, device=device)
 
     recorded = open_run(output).dtype if exists and resume else None
-    dtype = options.choose_dtype(dtype, model, device, check_memory, recorded=recorded)
+    dtype = options.choose_dtype(dtype, config, device, check_memory, recorded=recorded)
     more = [*([] if log is None else ["--log", str(log)]), *(["--quiet"] if as_json else [])]
     staged = StagedRun(
         output,
@@ -183,39 +182,6 @@ def carry_out(
             if exports_so_far:
                 extend_output.tell_so_far(staged)
             raise
-
-
-def finetune(
-    folder: Annotated[Path, typer.Argument(help="Folder of longrope extend.")],
-    stage: Annotated[int, typer.Argument(min=1, help="Number of the stage: 1, 2 …")],
-    device: options.Device = "auto",
-    report_to: ReportTo = "none",
-    log: Log = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print no progress.")] = False,
-) -> None:
-    """Fine-tune one stage of a run: longrope extend --launch starts this command in every process."""
-    from longrope.errors import LongRopeError
-    from longrope.stages.begin_run import check_documents
-    from longrope.stages.pipeline import finetune_stage
-    from longrope.stages.run_folder import open_run
-
-    staged = open_run(folder, device=options.choose_device(device), report_to=report_to)
-    stages = staged.plan.stages
-    if stage > len(stages) or stages[stage - 1].finetune is None:
-        raise LongRopeError(f"stage = {stage}: the plan of {folder} fine-tunes no such stage")
-    if not (staged.stage_folder(stage) / "extension.json").exists():
-        raise LongRopeError(f"stage = {stage}: {folder} has no factors for it yet; run longrope extend --resume")
-    weights = staged.stage_folder(stage) / "model"
-    if weights.exists():
-        raise LongRopeError(f"stage = {stage} is fine-tuned already; remove {weights} first")
-    if log is not None:
-        check_log(log)
-    steps = extend_by_hours.steps_of(staged.plan, staged.config, staged.dtype)
-    quiet = quiet or not distributed.first()
-    with job_progress(steps, quiet=quiet, logs=log_files(folder, log)) as on_progress:
-        staged = replace(staged, on_progress=on_progress)
-        check_documents(staged)
-        finetune_stage(staged, stage)
 
 
 def with_default_data(plan: Plan, model: str) -> Plan:

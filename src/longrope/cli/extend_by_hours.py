@@ -146,7 +146,7 @@ def _advise(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
     if not quiet:
         most = plan_output.span(3600 * RANKED * hours)
         typer.echo(f"Measuring this machine, counting the texts, comparing closed forms (about {most}) …", err=True)
-    advice = plan_by_hours(run, run.config, hours)
+    advice = plan_by_hours(run, hours)
     if not quiet:
         _show(run, advice, hours)
     return advice
@@ -172,7 +172,7 @@ def sentences(advice: Advice, hours: float) -> list[str]:
     ]
     if advice.starts:
         losses = ", ".join(f"{name} {loss:.3f}" for name, loss in advice.starts.items())
-        lines.append(f"Closed forms on windows of held-out text with planted lines, loss: {losses}.")
+        lines.append(f"Loss of the closed forms on held-out text with planted lines (lower is better): {losses}.")
     lines.append(f"Expect: {EXPECTED[choice.kind]}; docs/extension.md has the measurements.")
     questions = f" and {evaluation.trials} questions" if evaluation.retrieval else ", and no test of retrieval"
     texts = f"{evaluation.documents} test document{'s' * (evaluation.documents > 1)}"

@@ -153,14 +153,14 @@ def describe(staged: StagedRun, record: dict[str, Any], checkpoint: Path | None)
     typer.echo(f"Factors: {staged.folder / 'extension.json'}")
     command = f"longrope chat {_model_words(staged)} --factors {staged.folder}"
     if checkpoint is None and staged.leaves_adapter:
-        typer.echo(f"Adapter: {staged.final_weights}; {command} has it beyond L0.")
+        typer.echo(f"Adapter: {staged.final_weights}; {command} uses it beyond L0.")
     if checkpoint is not None:
         typer.echo(f"Checkpoint: {checkpoint}")
         if staged.plan.export == "static" and staged.plan.recovery is not None:
             typer.echo("It is static: long factors at every length. The short ones are in extension.json alone.")
         elif staged.plan.export == "static" and staged.leaves_adapter:
             typer.echo("It has the adapter and the long factors at every length.")
-            typer.echo(f"{command} has them beyond L0 alone, as it was measured.")
+            typer.echo(f"{command} uses them beyond L0 only, as in the measurement.")
 
 
 def write_page(staged: StagedRun) -> Path:

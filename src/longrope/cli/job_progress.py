@@ -100,7 +100,8 @@ def job_progress(
             for path in logs:
                 _append(path, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}\n")
             if bar is None and not quiet:
-                print(text, file=sys.stderr, flush=True)
+                with suppress(OSError):  # the terminal is closed, or the disk of the output is full
+                    print(text, file=sys.stderr, flush=True)
 
         def on_progress(step: str, completed: int, total: int, note: str) -> None:
             job.update(step, completed, total, note)

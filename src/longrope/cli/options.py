@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +24,22 @@ if TYPE_CHECKING:
 BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
 COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
 DTYPE_NAMES = listed("longrope.models.load", "DTYPES")
+
+
+def tidy_folder(model: str) -> str:
+    """Return a folder's name without ./ and a slash at the end, so that a run resumes with and without them."""
+    tidy = str(Path(model))
+    with suppress(OSError, ValueError):  # a name that no path can have
+        if model and Path(model).is_dir() and tidy not in table_names("longrope.models.load_errors", "BUILT_IN"):
+            return tidy
+    return model
+
+
 Model = Annotated[
     str,
     typer.Argument(
-        help=f"Hub id, folder (also of an adapter of peft), .gguf file, or a built-in model: {BUILT_IN_NAMES}."
+        help=f"Hub id, folder (also of an adapter of peft), .gguf file, or a built-in model: {BUILT_IN_NAMES}.",
+        callback=tidy_folder,
     ),
 ]
 Length = Annotated[str, typer.Option("--length", "-l", help="Target length in tokens: 16k, 2m, 16384.")]
@@ -147,25 +160,29 @@ def open_model(
 
 
 def choose_dtype(
-    requested: str, model: str, device: str, check_memory: Callable[[str], None], *, recorded: str | None = None
+    requested: str,
+    config: PreTrainedConfig,
+    device: str,
+    check_memory: Callable[[str], None],
+    *,
+    recorded: str | None = None,
 ) -> str:
     """Return the dtype to load a model in; say on standard error why ``auto`` is not the checkpoint's, or is slow.
 
     Args:
         requested: The option --dtype.
-        model: The model's name.
+        config: The model's config.
         device: The device's name.
         check_memory: Function of a dtype that raises LongRopeError if the command's passes do not fit in it.
         recorded: Dtype of the run that the command continues, which ``auto`` then means.
 
     Raises:
-        LongRopeError: If the model or the dtype is unknown.
+        LongRopeError: If the dtype is unknown.
     """
     from longrope.cli import distributed
     from longrope.cost.choose_dtype import choose_dtype
-    from longrope.models.load import load_config
 
-    dtype, reason = choose_dtype(requested, load_config(model), device, check_memory, recorded=recorded)
+    dtype, reason = choose_dtype(requested, config, device, check_memory, recorded=recorded)
     if reason:
         distributed.say(f"Note: {reason}")
     return dtype

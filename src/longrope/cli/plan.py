@@ -88,7 +88,7 @@ def run(
     proposed.check_fits(rope)
     check_layers(config, proposed.length)
     dtype = options.choose_dtype(
-        dtype, model, device, lambda dtype: check_plan_memory(proposed, config, dtype=dtype, device=device)
+        dtype, config, device, lambda dtype: check_plan_memory(proposed, config, dtype=dtype, device=device)
     )
     report = plan_output.report(proposed, config, device, dtype=dtype, measure=measure)
     if output is not None and text is not None:

@@ -71,7 +71,7 @@ def run(
     tokens = tokens or probe_lengths(extension.rope.original_length, extension.length)
     check_lengths(tokens, extension.length)
     device = options.choose_device(device)
-    dtype = _choose_dtype(checkpoint, config, tokens[-1], dtype, device)
+    dtype = _choose_dtype(config, tokens[-1], dtype, device)
     [corpus] = read_corpora(
         [data or default_data(checkpoint)], tokenizer, tokens[-1] + len(tokens), documents, data_seed, cache, text_key
     )
@@ -88,14 +88,14 @@ def run(
         sys.exit(1)
 
 
-def _choose_dtype(checkpoint: str, config: PreTrainedConfig, length: int, dtype: str, device: str) -> str:
+def _choose_dtype(config: PreTrainedConfig, length: int, dtype: str, device: str) -> str:
     """Return the dtype to load the checkpoint in; refuse passes that do not fit into memory."""
     from longrope.cost.memory_check import Placement, check_pass_memory
 
     def check_memory(dtype: str) -> None:
         check_pass_memory(config, length, Placement(dtype, device))
 
-    dtype = options.choose_dtype(dtype, checkpoint, device, check_memory)
+    dtype = options.choose_dtype(dtype, config, device, check_memory)
     check_memory(dtype)
     return dtype
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from longrope.search.loop import SearchProgress
 
 
-def _progress(*, quiet: bool) -> Progress:
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Progress]:
+    """Show bars on standard error inside the block, which the loss of the terminal does not end."""
     from rich.progress import (
         BarColumn,
         Progress,
@@ -27,7 +29,13 @@ def _progress(*, quiet: bool) -> Progress:
     description, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     columns = (description, BarColumn(), TaskProgressColumn(), note, *times)
-    return Progress(*columns, console=Console(stderr=True), disable=quiet)
+    progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    progress.start()
+    try:
+        yield progress
+    finally:
+        with suppress(OSError, SystemExit):  # rich exits where the reader of a pipe has left
+            progress.stop()
 
 
 @contextmanager

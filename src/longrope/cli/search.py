@@ -15,7 +15,7 @@ from longrope.cli.layer_notes import check_layers
 from longrope.cli.progress import search_bar
 from longrope.cli.table_names import listed
 from longrope.errors import suspect
-from longrope.search import NEEDLE_WEIGHT
+from longrope.search import JOURNAL, NEEDLE_WEIGHT
 from longrope.units import parse_length, parse_percent
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def run(
         str, typer.Option(help="Attention factor: su, yarn, none, a number, or search.", rich_help_panel=RESEARCH)
     ] = "su",
     start_tokens: Annotated[
-        bool, typer.Option("--start-tokens", help="Also search the start tokens n̂.", rich_help_panel=RESEARCH)
+        bool,
+        typer.Option("--start-tokens", help="Also search n̂, the number of start tokens.", rich_help_panel=RESEARCH),
     ] = False,
     also: Annotated[
         str | None,
@@ -132,10 +133,10 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Find the factors of a length; they are in OUTPUT/extension.json."""
+    """Find the factors for a length, and write them to OUTPUT/extension.json."""
     from longrope.data.stdlib import default_data
     from longrope.search.options import SearchOptions
-    from longrope.storage.lock import claim_output, refuse_staged_run
+    from longrope.storage.lock import claim_output, refuse_other_files, refuse_staged_run
 
     distributed.refuse("--workers")
     settings = SearchOptions(
@@ -172,7 +173,8 @@ def run(
     settings.text_spec(tokens)
     output = output or Path(f"{options.short_name(model)}-{length}")
     refuse_staged_run(output)
-    remedy = "continue it with --resume, " if (output / "search-0.jsonl").exists() else ""
+    refuse_other_files(output, JOURNAL, "a search")
+    remedy = "continue it with --resume, " if (output / JOURNAL).exists() else ""
     claim_output(output, overwrite=overwrite or resume, folder=True, also=remedy)
     settings = place(model, tokens, search_method, settings, output)
     _search(model, tokens, data or default_data(model), search_method, settings, output, as_json=as_json)
@@ -196,7 +198,7 @@ def place(model: str, length: int, method: Method, settings: SearchOptions, outp
     device = options.choose_device(settings.device if local else "auto")
     if local:
         settings = replace(settings, device=device)
-    settings, note = place_search(model, length, method, settings, output)
+    settings, note = place_search(config, length, method, settings, output)
     if note:
         distributed.say(f"Note: {note}")
     return settings
@@ -206,6 +208,7 @@ def _search(
     model: str, length: int, data: str, method: Method, settings: SearchOptions, output: Path, *, as_json: bool
 ) -> None:
     """Run the search with a progress bar, and write and print what it found."""
+    from longrope.models.weights_digest import weights_setting
     from longrope.objectives.backend import open_backend
     from longrope.objectives.prepare_search import prepare_search
     from longrope.storage.lock import locked
@@ -218,7 +221,8 @@ def _search(
         original_length=settings.original_length,
     )
     with locked(output), backend as opened:
-        names: dict[str, Any] = {"settings": {"model": model}, "facts": {"command": options.command_line()}}
+        model_settings = {"model": model, **weights_setting(model)}
+        names: dict[str, Any] = {"settings": model_settings, "facts": {"command": options.command_line()}}
         search = prepare_search(opened, length, data=data, method=method, options=settings, output=output, **names)
         with search_bar(search.total, quiet=as_json) as on_progress:
             result = search.find(output, on_progress)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from longrope.data.records import (
     CHAT_KEYS,
@@ -25,6 +26,7 @@ from longrope.errors import CorpusWarning, LongRopeError
 
 RECORD_SUFFIXES = (".jsonl", ".ndjson")
 DELIMITERS = {".csv": ",;", ".tsv": "\t"}
+Source: TypeAlias = str | Path | Iterable[Any]
 MOST_LOST = 0.1  # share of a corpus above which its loss is shown in red
 
 
@@ -43,7 +45,7 @@ class Document:
     part_of: str = ""
 
 
-def load_documents(source: str, *, text_key: str | None = None) -> list[Document]:
+def load_documents(source: Source, *, text_key: str | None = None) -> list[Document]:
     """Return all distinct documents of a source, in a fixed order.
 
     The content decides what a file is. JSON records (objects one after another, or an array) are documents, in files
@@ -53,14 +55,19 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
         source: A file of text, JSON records or ``.parquet`` (key or column ``text``, or chats under ``messages`` or
             ``conversations``), ``.csv`` (column ``text``), or a folder that is searched for such files, also in linked
             folders, without hidden ones. ``stdlib`` is the library of the running Python, one document a package, and
-            ``stdlib:unseen`` the part of it that the model ``tiny`` was not trained on.
+            ``stdlib:unseen`` the part of it that the model ``tiny`` was not trained on. Or texts: strings, records
+            with the key ``text``, or a table with the column ``text``, such as a pandas DataFrame.
         text_key: Key or column of the text, if it is not ``text``.
 
     Raises:
         LongRopeError: If the source does not exist, cannot be read, or holds no text.
     """
+    notes: list[CorpusWarning] = []
     try:
-        documents = list(_documents(source, text_key, notes := []))
+        if isinstance(source, (str, Path)) or not isinstance(source, Iterable):
+            documents = list(_documents(str(source), text_key, notes))
+        else:
+            documents = list(_given(source, text_key))
     except OSError as error:
         path = str(error.filename or source)
         raise LongRopeError(f"data = {path!r}: cannot be read: {error.strerror}. Give another source.") from None
@@ -68,11 +75,35 @@ def load_documents(source: str, *, text_key: str | None = None) -> list[Document
     if not distinct:
         passed_over = f" ({'; '.join(map(str, notes))})" if notes else ""
         raise LongRopeError(
-            f"data = {source!r}: holds no text{passed_over}. Give a folder of text files, .jsonl or .parquet."
+            f"data = {source_name(source)!r}: holds no text{passed_over}. "
+            "Give a folder of text files, .jsonl or .parquet."
         )
     for note in notes:
         warnings.warn(note, stacklevel=2)
     return list(distinct.values())
+
+
+def source_name(source: Source) -> str:
+    """Return the name of a source of documents; ``texts`` for the texts themselves."""
+    return str(source) if isinstance(source, (str, Path)) else "texts"
+
+
+def _given(source: Iterable[Any], text_key: str | None) -> Iterator[Document]:
+    """Yield documents of texts, records or a table."""
+    key = text_key or TEXT_KEY
+    columns: Any = source if isinstance(source, Mapping) else getattr(source, "columns", None)
+    if columns is not None:
+        if key not in columns:
+            raise LongRopeError(f"data: a table without the column {key!r}. Name that of the text with text_key.")
+        table: Any = source
+        source = table[key]
+    for number, value in enumerate(source):
+        text = value.get(key) if isinstance(value, Mapping) else value
+        if not isinstance(text, (str, Document)):
+            raise LongRopeError(
+                f"data[{number}] = {value!r:.60}: not a text. Give strings, or records with the key {key!r}."
+            )
+        yield text if isinstance(text, Document) else Document(f"data[{number}]", text)
 
 
 def text_digest(text: str) -> bytes:

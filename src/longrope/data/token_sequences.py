@@ -29,7 +29,7 @@ def as_sequences(
     Raises:
         LongRopeError: If a sequence has fewer than two tokens, or an id is not a whole number of the vocabulary.
     """
-    rows = _array(sequences) if hasattr(sequences, "shape") else sequences
+    rows = as_array(sequences) if hasattr(sequences, "shape") else sequences
     if isinstance(rows, (str, bytes, Mapping)) or getattr(rows, "ndim", 1) == 0 or not hasattr(rows, "__len__"):
         raise LongRopeError(f"{field} = {_short(rows)}: not a list of token ids. Pass the tokenizer's input_ids.")
     if len(rows) == 0:
@@ -42,7 +42,8 @@ def same_length(sequences: Sequence[np.ndarray]) -> bool:
     return len({len(sequence) for sequence in sequences}) == 1
 
 
-def _array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> np.ndarray:
+    """Return a list, an array, or a tensor on any device as an array; of objects where inner lists differ in length."""
     if hasattr(values, "detach"):  # a torch tensor
         values = values.detach().cpu()
         return (values.double() if values.is_floating_point() else values).numpy()
@@ -53,7 +54,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _checked(row: Any, field: str, vocabulary: int | None) -> np.ndarray:
-    ids = _array(row)
+    ids = as_array(row)
     if ids.ndim != 1:
         raise LongRopeError(f"{field} = {_short(row)}: not one sequence of token ids. Pass a list of sequences.")
     if len(ids) < LEAST:

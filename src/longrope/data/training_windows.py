@@ -12,7 +12,9 @@ import numpy as np
 
 from longrope.data.key_value_lines import KeyValueText, make_key_value_text, make_lines
 from longrope.data.sparse_windows import SHORTEST_CHUNK, draw_sparse_window
+from longrope.data.token_sequences import as_array
 from longrope.errors import LongRopeError
+from longrope.units import token_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +35,7 @@ class TrainingWindows:
 
     Args:
         documents: Token ids of each document, ``(tokens,)``, with an end-of-text token if the model has one.
-        length: Length L of the stage in tokens.
+        length: Length L of the stage in tokens, such as 32768 or ``"32k"``.
         count: Number of sequences.
         original_length: Length L0 of the rows that short sequences are cut into, in tokens.
         window: Tokens of a sequence, below ``length`` if positions jump (PoSE, arXiv 2309.10400); ``length`` if None.
@@ -67,6 +69,13 @@ class TrainingWindows:
     windows: Sequence[Sequence[Chunk]] = field(init=False)
 
     def __post_init__(self) -> None:
+        for name, least in {"length": 1, "count": 0, "original_length": 1, "window": 1}.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, token_count(name, getattr(self, name), least))
+        object.__setattr__(self, "documents", [as_array(document) for document in self.documents])
+        for index, document in enumerate(self.documents):
+            if document.ndim != 1:
+                raise LongRopeError(f"documents[{index}]: not token ids. Pass the tokenizer's input_ids of each text.")
         if self.size > self.length:
             raise LongRopeError(
                 f"window = {self.window}: longer than length = {self.length}. Take a shorter window, or None."

@@ -10,6 +10,7 @@ import numpy as np
 
 from longrope.checks import whole
 from longrope.data.key_value_lines import make_key_value_text
+from longrope.data.token_sequences import TokenSequences, as_array, as_sequences
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class WeightedText:
     positions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", as_sequences([self.tokens], field="tokens")[0])
+        object.__setattr__(self, "weights", as_array(self.weights).astype(np.float64, copy=False))
+        if self.positions is not None:
+            object.__setattr__(self, "positions", as_sequences([self.positions], field="positions")[0])
         if len(self.weights) != len(self.tokens) - 1 or not np.isfinite(self.weights).all() or not self.weights.any():
             raise LongRopeError(
                 f"weights of {len(self.weights)} losses: a text of {len(self.tokens)} tokens needs "
@@ -53,26 +58,34 @@ class WeightedText:
         return int(np.flatnonzero(self.weights)[0])
 
 
-def perplexity_texts(tokens: np.ndarray, *, tail: int | None = None) -> list[WeightedText]:
+def perplexity_texts(tokens: TokenSequences, *, tail: int | None = None) -> list[WeightedText]:
     """Return documents weighted so that the loss of each is its mean loss, or that of its last tokens.
 
     Args:
-        tokens: Token ids ``(documents, length)``.
+        tokens: Token ids of the documents: lists, arrays or tensors, or one ``(documents, length)``.
         tail: Number of tokens at the end that count; all if None.
 
     Raises:
         LongRopeError: If ``tail`` is not between 1 and the length less 1.
     """
-    scored = tokens.shape[1] - 1
-    if tail is not None and not 1 <= tail <= scored:
-        raise LongRopeError(f"tail = {tail}: not between 1 and {scored}, the length less 1. Take a shorter tail.")
-    weights = np.zeros(scored)
-    weights[scored - (tail or scored) :] = 1 / (tail or scored)
-    return [WeightedText(document, weights) for document in tokens]
+    texts: list[WeightedText] = []
+    for document in as_sequences(tokens, field="tokens"):
+        scored = len(document) - 1
+        if tail is not None and not 1 <= tail <= scored:
+            raise LongRopeError(f"tail = {tail}: not between 1 and {scored}, the length less 1. Take a shorter tail.")
+        weights = np.zeros(scored)
+        weights[scored - (tail or scored) :] = 1 / (tail or scored)
+        texts.append(WeightedText(document, weights))
+    return texts
 
 
 def needle_texts(
-    tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, needles: int | None = None, each: int = 1, seed: int = 0
+    tokens: TokenSequences,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    needles: int | None = None,
+    each: int = 1,
+    seed: int = 0,
 ) -> list[WeightedText]:
     """Return texts for needle perplexity (LongRoPE2 section 3.2): the loss of answers to needles in real documents.
 
@@ -80,7 +93,7 @@ def needle_texts(
     only the tokens of the answers count.
 
     Args:
-        tokens: Token ids ``(documents, length)``.
+        tokens: Token ids of the documents: lists, arrays or tensors, or one ``(documents, length)``.
         tokenizer: Tokenizer of the model.
         needles: Number of lines to plant in a text; `NEEDLES` if None, in short documents one for every 64 tokens.
         each: Number of texts to make from each document.
@@ -91,14 +104,11 @@ def needle_texts(
     """
     rng = np.random.default_rng(seed)
     texts: list[WeightedText] = []
-    if needles is None:
-        needles = max(1, min(NEEDLES, tokens.shape[1] // 64))
-    whole("needles", needles, 1)
-    for document in tokens:
+    for document in as_sequences(tokens, field="tokens"):
+        default = max(1, min(NEEDLES, len(document) // 64))
+        count = default if needles is None else whole("needles", needles, 1)
         for _ in range(each):
-            text = make_key_value_text(
-                document, tokenizer, rng=rng, length=len(document), needles=needles, queries=needles
-            )
+            text = make_key_value_text(document, tokenizer, rng=rng, length=len(document), needles=count, queries=count)
             answers = text.answers[1:].astype(float)
             texts.append(WeightedText(text.tokens, answers / answers.sum()))
     return texts

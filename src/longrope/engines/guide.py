@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from longrope.engines.predict import EnginePrediction, predict, predict_ends, yarn_scaling
-from longrope.engines.registry import ENGINES
+from longrope.engines.registry import ENGINES, llama_cpp_attention
 from longrope.engines.rules import Rule
 from longrope.rope import text_fields
 from longrope.scaling import Extension
@@ -53,7 +53,8 @@ def _launch(engine: str, config: Mapping[str, Any], extension: Extension, folder
     names: dict[str, Any] = {"folder": quote(folder), "file": quote(file), "length": extension.length}
     rule, yarn = row.models.get(config["model_type"]), yarn_scaling(text_fields(config))
     if yarn is not None:
-        names |= {"attn_factor": 1.0, **yarn, "original": extension.rope.original_length}
+        attention = llama_cpp_attention(config["model_type"], yarn.get("attn_factor", 1.0))
+        names |= {**yarn, "original": extension.rope.original_length, "attention": attention}
         template = row.launch if isinstance(rule, Rule) else row.yarn.launch or row.launch
         return template.format(**names)
     line = row.launch.format(**names)

@@ -44,6 +44,7 @@ PAIRS = "stops: its longrope rotates halves of a head, and this architecture rot
 QWEN = "stops: 'longrope' is not a position embedding type of its Qwen models"
 SLOTS = "with -np N and without --kv-unified, a slot has 1/N of -c, and its set goes by that"
 AXES = "stops: its longrope takes one position for a token, and this architecture has three"
+FOURFOLD = "takes 4·L0 for L0 in the YaRN of this architecture: other factors than the checkpoint's"
 AS_YARN = "takes any scaling of this architecture for YaRN and reads its factor alone: wrong beyond L0"
 HALVES = "rotates halves of a head by longrope, where this architecture rotates neighbours: wrong with any factors"
 ABSENT = "has no such architecture"
@@ -71,8 +72,35 @@ LONG = Rule(always("long"), formula)
 
 LLAMA_CPP_YARN = (  # options that every architecture obeys, whatever keys the file has
     "-c {length} --rope-scaling yarn --rope-scale {factor:.7g} --yarn-orig-ctx {original} "
-    "--yarn-beta-fast {beta_fast:.7g} --yarn-beta-slow {beta_slow:.7g} --yarn-attn-factor {attn_factor:.7g}"
+    "--yarn-beta-fast {beta_fast:.7g} --yarn-beta-slow {beta_slow:.7g} --yarn-attn-factor 1{attention}"
 )
+GGUF_NAMES = {  # model type -> llama.cpp's architecture, where the names differ
+    "cohere": "command-r",
+    "gemma3_text": "gemma3",
+    "glm": "chatglm",
+    "gpt_neox": "gptneox",
+    "mixtral": "llama",
+    "olmo3": "olmo2",
+    "phi": "phi2",
+    "qwen2_moe": "qwen2moe",
+}
+
+
+def llama_cpp_attention(model_type: str, ratio: float) -> str:
+    """Return the option by which llama.cpp multiplies YaRN's attention factor, 0.1·ln factor + 1; empty for 1.
+
+    Since December 2025 llama.cpp computes this factor whatever ``--yarn-attn-factor`` says (``src/llama-context.cpp``,
+    pull request 17945), and multiplies it by a key of the file.
+
+    Args:
+        model_type: Model type of the config, or llama.cpp's architecture.
+        ratio: Attention factor divided by the formula's.
+    """
+    if ratio == 1:
+        return ""
+    return f" --override-kv {GGUF_NAMES.get(model_type, model_type)}.rope.scaling.attn_factor=float:{ratio:.7g}"
+
+
 CONVERTED_YARN = (
     f"python convert_hf_to_gguf.py {{folder}} --outfile {{file}} && llama-server -m {{file}} {LLAMA_CPP_YARN}"
 )
@@ -132,7 +160,7 @@ ENGINES: dict[str, Engine] = {
         beyond="refuse",
         launch="vllm serve {folder} --max-model-len {length}",
         note="Without `--max-model-len` it starts for {original:,} tokens, whatever the checkpoint is made for.",
-        yarn=YarnRule(models=_models(("cohere olmo3", VLLM))),
+        yarn=YarnRule(models=_models(("cohere olmo3 qwen3_vl", VLLM), ("qwen2_5_vl", FOURFOLD))),
     ),
     "sglang": Engine(
         version="0.5.23",
@@ -147,7 +175,7 @@ ENGINES: dict[str, Engine] = {
         ),
         beyond="refuse",
         launch="python -m sglang.launch_server --model-path {folder} --context-length {length}",
-        yarn=YarnRule(models=_models(("cohere", SGLANG))),
+        yarn=YarnRule(models=_models(("cohere qwen2_5_vl qwen3_vl", SGLANG))),
     ),
     "mlx-lm": Engine(
         version="0.32.2",
@@ -165,7 +193,11 @@ ENGINES: dict[str, Engine] = {
         takes_limit=False,
         launch='mlx_lm.generate --model {folder} --max-tokens 256 --prompt "Hello"',
         note="It takes prompts of any length: keep below {length:,} tokens.",
-        yarn=YarnRule(note="It takes prompts of any length: keep below {length:,} tokens."),
+        yarn=YarnRule(
+            yarn_by_factor,
+            models=_models(("minicpm3", "reads no YaRN in this architecture: plain RoPE")),
+            note="It takes prompts of any length: keep below {length:,} tokens.",
+        ),
     ),
     "exllamav2": Engine(
         version="0.3.2",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from longrope.scaling import Extension, Scaling
@@ -18,10 +18,12 @@ class Candidate:
     Args:
         weights: Name of the model.
         scaling: Factors for it; None runs the checkpoint as it is.
+        digest: Fingerprint of the weights, where the name alone does not say which they are.
     """
 
     weights: str = ""
     scaling: Scaling | Extension | None = None
+    digest: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the candidate as JSON values."""
@@ -47,17 +49,18 @@ class Candidate:
         extension = self.scaling
         scalings = [extension.short, extension.long] if isinstance(extension, Extension) else [extension]
         values = [s and (list(s.factors), s.attention_factor, s.start_tokens) for s in scalings]
-        return hashlib.sha256(json.dumps([self.weights, *values]).encode()).hexdigest()[:12]
+        digest = [self.digest] if self.digest else []
+        return hashlib.sha256(json.dumps([self.weights, *values, *digest]).encode()).hexdigest()[:12]
 
     def at(self, length: int | None) -> Candidate:
         """Return the candidate with the one set of factors that it has at a length in tokens; None changes nothing."""
-        return self if length is None else Candidate(self.weights, scaling_at(self.scaling, length))
+        return self if length is None else replace(self, scaling=scaling_at(self.scaling, length))
 
     @property
     def long_alone(self) -> Candidate | None:
         """The candidate that has the long factors at every length, as a static export; None with one set of factors."""
         if isinstance(self.scaling, Extension) and self.scaling.has_two_sets:
-            return Candidate(self.weights, self.scaling.long)
+            return replace(self, scaling=self.scaling.long)
         return None
 
     @property

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from longrope.checks import check_tokenizer, listed
 from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
 from longrope.cost.memory_check import Placement, check_pass_memory
-from longrope.data.documents import load_documents
+from longrope.data.documents import Source, load_documents, source_name
 from longrope.data.split import draw_tokens, split_documents
 from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
-from longrope.evaluation.losses import check_lengths, whole_lengths
+from longrope.evaluation.losses import check_lengths
 from longrope.evaluation.measurement import Corpus, EvalSpec, digest
 from longrope.evaluation.options import EvalOptions
 from longrope.evaluation.registry import check_spec
@@ -35,6 +36,7 @@ from longrope.storage.jsonl import JsonlFile
 from longrope.storage.lock import claimed
 from longrope.tasks.prompt_sets import make_prompt_sets
 from longrope.tasks.registry import task_names
+from longrope.units import token_counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,14 +46,14 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     candidates: Mapping[str, Scaling | Extension | None] | None = None,
     *,
-    lengths: Sequence[int],
+    lengths: Sequence[int | str] | int | str,
     texts: Sequence[Any] | None = None,
-    data: str | Path | None = None,
-    retrieval: Sequence[str] = (),
+    data: Source | None = None,
+    retrieval: Sequence[str] | str = (),
     options: EvalOptions | None = None,
 ) -> EvalResults:
     """Measure a model with several scalings on the same documents: perplexity by length and position, retrieval.
@@ -60,11 +62,11 @@ def evaluate(
         model: A causal language model, or its name.
         tokenizer: The model's tokenizer; may be left out if the model is given by name.
         candidates: Scalings by name; None is the model as it is. ``original`` is added.
-        lengths: Lengths in tokens.
+        lengths: Lengths in tokens, or one, such as 32768 or ``"32k"``.
         texts: Test documents: strings, or lists of token ids, each of at least the longest length.
-        data: Source of test documents instead of ``texts``: a folder, a file or ``stdlib``. A search on the same data
-            has not seen its test part.
-        retrieval: Names of retrieval tasks.
+        data: Source of test documents instead of ``texts``, as for `load_documents`: a folder, a file, ``stdlib``, or
+            texts. A search on the same data has not seen its test part.
+        retrieval: Names of retrieval tasks, or one.
         options: Everything else.
 
     Raises:
@@ -73,19 +75,18 @@ def evaluate(
     """
     options = options or EvalOptions()
     options = replace(options, device=choose_device(options.device))
-    if isinstance(retrieval, str):
-        raise LongRopeError(f"retrieval = {retrieval!r}: not a list. Pass [{retrieval!r}].")
-    lengths = sorted(set(whole_lengths(lengths)))
-    check_lengths(lengths, max(lengths, default=0))
+    model = str(model) if isinstance(model, Path) else model
+    counts = sorted(set(token_counts("lengths", lengths, 1)))
+    check_lengths(counts, max(counts, default=0))
     if not isinstance(model, str):
         check_plain_model(model)
     name = model if isinstance(model, str) else model.config.name_or_path or str(model.config.model_type)
     weights = {} if isinstance(model, str) or options.output is None else {"weights": _fingerprint(model)}
     with nullcontext() if options.output is None else claimed(Path(options.output), overwrite=True):
-        model, tokenizer = _opened(model, tokenizer, max(lengths), options)
+        model, tokenizer = _opened(model, tokenizer, max(counts), options)
         rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
-        corpus = _corpus(tokenizer, lengths, texts, data, options)
-        spec = _spec(tokenizer, lengths, corpus, retrieval, options)
+        corpus = _corpus(tokenizer, counts, texts, data, options)
+        spec = _spec(tokenizer, counts, corpus, listed(retrieval), options)
         check_spec(spec, rows)
         source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
         decided = {} if options.original_length is None else {"original_length": options.original_length}
@@ -103,6 +104,8 @@ def evaluate(
 def _opened(
     model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, length: int, options: EvalOptions
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     if isinstance(model, str):
         dtype = _dtype(model, length, options)
         opened, own_tokenizer = load(model, dtype=dtype, device=options.device, original_length=options.original_length)
@@ -167,37 +170,37 @@ def _corpus(
     tokenizer: PreTrainedTokenizerBase,
     lengths: Sequence[int],
     texts: Sequence[Any] | None,
-    data: str | Path | None,
+    data: Source | None,
     options: EvalOptions,
 ) -> Corpus:
-    if (texts is None) == (data is None):
-        raise LongRopeError("texts, data: pass one of them, the test documents or where to draw them from.")
-    if texts is not None:
+    if texts is not None and data is None:
         tokens = encode_texts(texts, tokenizer, lengths)
         return Corpus("texts", tokens, tuple(f"texts[{index}]" for index in range(len(tokens))))
-    documents = split_documents(load_documents(str(data), text_key=options.text_key), seed=options.seed)["test"]
+    if texts is not None or data is None:
+        raise LongRopeError("texts, data: pass one of them, the test documents or where to draw them from.")
+    documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.seed)["test"]
     drawn = draw_tokens(documents, tokenizer, length=max(lengths), count=options.documents)
-    return Corpus(str(data), drawn.tokens, drawn.names)
+    return Corpus(source_name(data), drawn.tokens, drawn.names)
 
 
 def _spec(
     tokenizer: PreTrainedTokenizerBase,
     lengths: Sequence[int],
     corpus: Corpus,
-    retrieval: Sequence[str],
+    retrieval: list[str],
     options: EvalOptions,
 ) -> EvalSpec:
     task_lengths = lengths
     if options.retrieval_lengths is not None:
-        task_lengths = sorted(whole_lengths(options.retrieval_lengths, field="retrieval_lengths"))
+        task_lengths = sorted(token_counts("retrieval_lengths", options.retrieval_lengths, 1))
     check_lengths(task_lengths, max(lengths))
-    names = task_names(list(retrieval))
+    names = task_names(retrieval)
     prompts, left_out = make_prompt_sets(
         names,
         task_lengths,
         tokenizer,
         corpus.tokens,
-        require_each=names == list(retrieval),
+        require_each=names == retrieval,
         trials=options.trials,
         questions=options.questions,
         depths=options.depths,

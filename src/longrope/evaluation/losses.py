@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from longrope.checks import to_python, whole
 from longrope.errors import LongRopeError
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.patch import patch
@@ -66,24 +65,6 @@ def losses_by_length(
         group_losses = model_losses(model, scaling, tokens[:, :longest], batch=batch, on_progress=report)
         losses |= dict.fromkeys(group, group_losses)
     return losses
-
-
-def whole_lengths(lengths: Sequence[int] | np.ndarray, *, field: str = "lengths") -> list[int]:
-    """Return lengths in tokens as a list of integers, in their order.
-
-    Args:
-        lengths: Integers: a list, an array or a tensor.
-        field: Name of the argument in error messages.
-
-    Raises:
-        LongRopeError: If it is not a list of positive integers.
-    """
-    values = to_python(lengths)
-    if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
-        raise LongRopeError(
-            f"{field} = {lengths!r}: not a list of lengths in tokens. Pass a list such as [4096, 8192]."
-        )
-    return [whole(f"{field}[{index}]", value, 1) for index, value in enumerate(values)]
 
 
 def check_lengths(lengths: Sequence[int], tokens: int, *, document: str = "a document") -> None:

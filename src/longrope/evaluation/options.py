@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.checks import to_python, whole
-from longrope.errors import LongRopeError
+from longrope.checks import listed, torch_name, whole
 from longrope.evaluation.runner import OnProgress, ignore_progress
+from longrope.units import token_count
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Options of `evaluate` that have a default.
+    """Options of `evaluate` that have a default. Numbers of tokens may be strings such as ``"2k"``.
 
     Args:
         original: Whether the checkpoint as it is, ``original``, is a candidate too.
@@ -32,7 +32,7 @@ class EvalOptions:
         measurements: Names of further rows of ``MEASUREMENTS``.
         batch: Documents in one forward pass.
         original_length: L0 of a named model in tokens, where its fields are wrong or disagree; None takes its own.
-        dtype: Number format, where the model is given by name.
+        dtype: Number format, where the model is given by name: a key of `longrope.models.load.DTYPES` or a torch dtype.
         device: torch device, where the model is given by name; ``auto`` for the accelerator if there is one.
         output: Folder that keeps a journal of the samples and ``results.json``. If it holds a journal, the evaluation
             resumes.
@@ -42,7 +42,7 @@ class EvalOptions:
     original: bool = True
     documents: int = 4
     text_key: str | None = None
-    retrieval_lengths: Sequence[int] | None = None
+    retrieval_lengths: Sequence[int | str] | int | str | None = None
     trials: int = 50
     questions: int = 1
     depths: Sequence[float] | None = None
@@ -60,11 +60,13 @@ class EvalOptions:
     on_progress: OnProgress = ignore_progress
 
     def __post_init__(self) -> None:
-        for name, least in {"documents": 1, "seed": 0, "batch": 1, "stride": 1}.items():
-            if name != "stride" or self.stride is not None:
-                object.__setattr__(self, name, whole(name, getattr(self, name), least))
-        object.__setattr__(self, "depths", to_python(self.depths))
-        for name in ("depths", "measurements"):
-            values = getattr(self, name)
-            if isinstance(values, (str, int, float)):
-                raise LongRopeError(f"{name} = {values!r}: not a list. Pass [{values!r}].")
+        for name in ("dtype", "device"):
+            object.__setattr__(self, name, torch_name(getattr(self, name)))
+        for name, least in {"documents": 1, "trials": 1, "questions": 1, "seed": 0, "batch": 1}.items():
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name, least in {"stride": 1, "original_length": 2}.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, token_count(name, getattr(self, name), least))
+        if self.depths is not None:
+            object.__setattr__(self, "depths", tuple(listed(self.depths)))
+        object.__setattr__(self, "measurements", tuple(listed(self.measurements)))

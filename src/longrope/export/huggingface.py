@@ -23,7 +23,7 @@ from longrope.formats.lengths import raised
 from longrope.models.dequantized import forget_conversions
 from longrope.models.processor_files import copy_processor
 from longrope.scaling import Extension
-from longrope.storage.atomic import write_json, write_text
+from longrope.storage.atomic import apply_umask, write_json, write_text
 from longrope.storage.lock import claim_output
 
 GENERATION = "generation_config.json"
@@ -69,6 +69,7 @@ def export_huggingface(
         forget_conversions(model)
         save_tokenizer(tokenizer, temporary, written.length)  # before the large files: it may be refused
         model.save_pretrained(temporary)
+        apply_umask(temporary)
         copy_processor(model.config, temporary)
         _write_fields(temporary, written, mode, name, folder)
         if expected is not None:

@@ -13,15 +13,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.checks import to_python, whole
 from longrope.errors import LongRopeError
 from longrope.export.plain_logits import open_checkpoint, text_logits
 from longrope.formats.load_factors import load_extension
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.patch import evaluating, patch
 from longrope.models.rotary_slot import find_rotary_slot
+from longrope.models.runnable import check_loaded
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
+from longrope.units import token_counts
 
 TOLERANCE = 1e-2
 COMPARED = 16  # last tokens
@@ -52,7 +53,7 @@ class Parity:
 
 
 def check_parity(
-    folder: str | os.PathLike[str], model: PreTrainedModel, lengths: Sequence[int] | int | None = None
+    folder: str | os.PathLike[str], model: PreTrainedModel, lengths: Sequence[int | str] | int | str | None = None
 ) -> list[Parity]:
     """Compare a checkpoint with the model that it was made from, patched with the checkpoint's ``extension.json``.
 
@@ -61,19 +62,15 @@ def check_parity(
     Args:
         folder: Folder of the checkpoint.
         model: Plain model, with weights of the checkpoint's dtype.
-        lengths: Length or lengths to compare in tokens; L0 - 1, L0, L0 + 1 and L - 1 by default.
+        lengths: Length or lengths to compare in tokens, such as ``"32k"``; L0 - 1, L0, L0 + 1 and L - 1 by default.
 
     Raises:
         LongRopeError: The folder is not a checkpoint that longrope wrote, or was made from another model.
     """
-    if isinstance(model, str):
-        raise LongRopeError(f"model = {model!r}: a name. Give the loaded model, which longrope.load returns first.")
+    check_loaded(model)
     extension = load_extension(Path(folder) / "extension.json")
     original = extension.rope.original_length
-    values = [] if lengths is None else to_python(lengths)
-    values = [values] if isinstance(values, int) else values
-    chosen = [whole(f"lengths[{i}]", length, 1) for i, length in enumerate(values)]
-    lengths = chosen or (original - 1, original, original + 1, extension.length - 1)
+    lengths = token_counts("lengths", lengths, 1) or (original - 1, original, original + 1, extension.length - 1)
     try:
         exported = open_checkpoint(str(folder), str(model.device))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def open_checkpoint(folder: str, device: str) -> Any:
     """Return a checkpoint as plain transformers opens it, in float32 and in evaluation mode."""
     config = AutoConfig.from_pretrained(folder)
-    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.get_text_config() is not config
+    is_text = config.get_text_config() is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not is_text
     auto_class = AutoModelForImageTextToText if images else AutoModelForCausalLM
     model: Any = auto_class.from_pretrained(folder, dtype=torch.float32)
     return model.to(device).eval()

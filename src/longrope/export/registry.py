@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: PreTrainedModel | str,
+    model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
     scaling: Scaling | Extension,
     output: str | os.PathLike[str],
@@ -52,6 +52,7 @@ def export(
     from longrope.rope import Rope
 
     options = options or ExportOptions()
+    model = str(model) if isinstance(model, Path) else model
     find_exporter(to, options.outtype)
     if isinstance(model, str):
         config, name = load_config(model, original_length=options.original_length), model

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from longrope.checks import whole
 from longrope.formats.checkpoint_file import find_file
 from longrope.formats.rope_fields import ORIGINAL
 from longrope.rope import full_attention_fields
+from longrope.units import token_count
 
 OTHER_CONFIG_FIELDS = (
     "max_sequence_length",
@@ -86,7 +86,7 @@ def disagreement(lengths: Mapping[str, int], original_length: int) -> str | None
     )
 
 
-def set_original_length(config: Any, length: int) -> None:
+def set_original_length(config: Any, length: int | str) -> None:
     """Set the length that a config names as L0, where the fields of a checkpoint disagree.
 
     Args:
@@ -97,7 +97,7 @@ def set_original_length(config: Any, length: int) -> None:
         LongRopeError: The length is below 2.
     """
     text = config.get_text_config()
-    whole("original_length", length, 2)
+    length = token_count("original_length", length)
     parameters = full_attention_fields(getattr(text, "rope_parameters", None))
     if parameters.get("rope_type", "default") != "default":  # whose own fields decide what it computes
         setattr(text, DECIDED, length)

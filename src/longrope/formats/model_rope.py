@@ -12,6 +12,8 @@ from longrope.formats.lengths import DECIDED
 from longrope.formats.rope_fields import ORIGINAL, check_share, with_layer_base
 from longrope.rope import FULL, Rope, full_attention_fields
 
+LEARNED = ("mistral_large4_text",)  # model types whose frequencies depend on their weights
+
 
 def rope_of(model_or_config: Any) -> Rope:
     """Return the geometry that a transformers model or its config describes; see `Rope.of`.
@@ -26,6 +28,10 @@ def rope_of(model_or_config: Any) -> Rope:
         if isinstance(rope := getattr(module, "rope", None), Rope):
             return rope
     config = getattr(model_or_config, "config", model_or_config)
+    if not hasattr(config, "__dict__"):  # a name, or the pair that longrope.load returns
+        raise LongRopeError(
+            f"model = {config!r:.60}: not a model or a config. Give the first value of longrope.load(NAME)."
+        )
     model_type = getattr(config, "model_type", None) or type(config).__name__
     try:
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -97,11 +103,16 @@ def _scaled_rope(config: Any) -> Rope:
 
 
 def _check_rotates(config: Any) -> None:
-    """Refuse a config that has fields of a RoPE, and another field that turns it off.
+    """Refuse a config that has fields of a RoPE, and another field that turns it off or changes it.
 
     Raises:
-        LongRopeError: The model has no RoPE.
+        LongRopeError: The model has no RoPE, or one whose frequencies stand in its weights.
     """
+    if getattr(config, "model_type", None) in LEARNED:
+        raise LongRopeError(
+            "rope_parameters: the model multiplies each frequency by a learned number, which only its weights hold "
+            "(rotary_emb.alpha). longrope cannot extend it."
+        )
     field = "position_embedding_type"
     kind = getattr(config, field, "rope")
     if kind not in ("rope", "rotary"):

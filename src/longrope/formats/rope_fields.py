@@ -25,7 +25,7 @@ READ: Mapping[str, frozenset[str]] = {
         {"factor", ORIGINAL, "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"}
     ),
 }
-NEUTRAL = {"attn_factor": 1, "extrapolation_factor": 1, "apply_yarn_scaling": True}  # vLLM reads them, transformers not
+NEUTRAL = {"attn_factor": 1, "extrapolation_factor": 1, "apply_yarn_scaling": True}  # transformers reads none
 NOT_FACTORS = frozenset(  # of queries, of images, or for people
     {"finetuned", "llama_4_scaling_beta", "max_position_embeddings", "mrope_section", "mrope_interleaved"}
 )
@@ -51,7 +51,7 @@ def unread_fields(parameters: Mapping[str, Any], kind: str) -> list[str]:
             continue
         if name in NEUTRAL and value != NEUTRAL[name]:
             raise LongRopeError(
-                f"{name} = {value!r}: transformers ignores this field, and vLLM applies it. "
+                f"{name} = {value!r}: transformers ignores this field, and SGLang applies it. "
                 f"Set attention_factor to the number that the model needs, and remove {name}."
             )
         if name not in NEUTRAL and name not in others:
@@ -120,7 +120,7 @@ def check_outside(config: Mapping[str, Any]) -> None:
 
 
 def _agree(parameters: Mapping[str, Any]) -> bool:
-    """Return whether YaRN's formula times attn_factor, as in vLLM and SGLang, is transformers' attention factor."""
+    """Return whether YaRN's formula times attn_factor, as in SGLang, is transformers' attention factor."""
     try:
         factor, ratio, attention = (number(parameters, name) for name in ("factor", "attn_factor", "attention_factor"))
     except LongRopeError:

@@ -71,9 +71,14 @@ def context_parallel(model: PreTrainedModel, chunk_size: int | None = None) -> P
         chunk_size: Tokens of all rows together in a chunk; `chunk_size_on` the model's device if None.
 
     Raises:
-        LongRopeError: If the model is wrapped by ``peft`` or for several devices.
+        LongRopeError: If the model is wrapped by ``peft`` or for several devices, or no group of processes is there.
     """
     check_plain_model(model)
+    if not dist.is_initialized():
+        raise LongRopeError(
+            "context_parallel: torch.distributed has no group of processes. Start them with torchrun, and call "
+            "torch.distributed.init_process_group() first."
+        )
     size = chunk_size or chunk_size_on(model.device.type)
     _groups[model] = ContextParallelGroup(dist.get_rank(), dist.get_world_size(), size)
     return model

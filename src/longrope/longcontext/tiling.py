@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from longrope.longcontext.chunk_check import reason_for_whole_layers
 from longrope.longcontext.context_parallel import ContextParallelGroup, context_parallel_of, layer_on_processes
 from longrope.longcontext.layer_chunks import chunk_size_on, in_chunks, layer_in_chunks
 from longrope.models.backbone import backbone_of
-from longrope.models.patch import evaluating
+from longrope.models.patch import evaluating, replacing
 
 MLPS = ("mlp", "feed_forward")  # names of MLPs in layers
 LONG = 4  # chunks of a sequence from which on training tiles its MLPs
@@ -158,13 +158,8 @@ def _attention(model: PreTrainedModel) -> Iterator[None]:
 def _wrapped(
     modules: Sequence[nn.Module], wrapper: Callable[..., Any], chunk_size: int, device: torch.device
 ) -> Iterator[None]:
-    before = [vars(module).get("forward") for module in modules]
-    try:
+    with ExitStack() as stack:
         for module in modules:
-            vars(module)["forward"] = partial(wrapper, module.forward, chunk_size, device)
+            wrapped = partial(wrapper, module.forward, chunk_size, device)
+            stack.enter_context(replacing(module, "forward", wrapped))
         yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            del vars(module)["forward"]
-            if forward is not None:
-                vars(module)["forward"] = forward

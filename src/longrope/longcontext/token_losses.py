@@ -20,6 +20,7 @@ from longrope.longcontext.context_parallel import context_parallel_of
 from longrope.longcontext.tiling import tiled_layers
 from longrope.models.backbone import backbone_of, vocabulary_of
 from longrope.models.device_memory import explain_out_of_memory
+from longrope.models.patch import replacing
 from longrope.models.peft_model import check_plain_model
 from longrope.models.quantized import unpack_weights
 
@@ -209,11 +210,5 @@ def head_only(
         last_states[:] = [hidden.flatten(0, 1)[None]]
         return (forward_of_model or model)(input_ids=tokens.flatten()[None], use_cache=False).logits[0]
 
-    replaced = vars(backbone).get("forward")
-    backbone.forward = forward
-    try:
+    with replacing(backbone, "forward", forward):
         yield logits_of
-    finally:
-        del backbone.forward
-        if replaced is not None:
-            backbone.forward = replaced

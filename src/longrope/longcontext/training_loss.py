@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from longrope.data.training_windows import IGNORED
+from longrope.errors import LongRopeError
 from longrope.longcontext.chunked_sum import sum_over_chunks
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.sparse_attention import sparse_inputs
@@ -83,7 +84,8 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
         **of_windows: Any,
     ) -> CausalLMOutput:
         if shift_labels is None:
-            assert labels is not None
+            if labels is None:
+                raise LongRopeError("labels = None: after use_chunked_loss a model only trains. Pass labels=input_ids.")
             shift_labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
         if "key_bias" in of_windows and position_ids is not None:
             window = {"chunk_ids": of_windows["chunk_ids"], "key_bias": of_windows["key_bias"]}

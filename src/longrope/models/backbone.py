@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """Return transformers' class that loads a whole model of this config: of text alone, or of images and text."""
-    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and config.get_text_config() is not config
+    """Return transformers' class that loads a whole model of this config: of text alone, or of images and text.
+
+    transformers lists some models of text alone, such as Mistral 4, among those of images and text only.
+    """
+    is_text = config.get_text_config() is config and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not is_text
     return AutoModelForImageTextToText if images else AutoModelForCausalLM
 
 

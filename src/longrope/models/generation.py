@@ -18,7 +18,7 @@ from longrope.models.finite_logits import FiniteLogits
 from longrope.models.generate_request import GenerateRequest, check_request, read_request
 from longrope.models.grouped_attention import grouped_attention
 from longrope.models.growing_cache import GrowingLayer, growing_cache
-from longrope.models.patch import patch
+from longrope.models.patch import patch, replacing
 from longrope.models.peft_model import learns_prompts
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling, as_extension
@@ -74,7 +74,7 @@ def generating(model: PreTrainedModel, scaling: Scaling | Extension, policy: str
         with with_factors(model, extension, policy, request):
             return generate(model, inputs, generation_config, *rest, **options)
 
-    with _shadowing(model, "generate", rescaled):
+    with replacing(model, "generate", rescaled):
         yield wrapper
 
 
@@ -151,7 +151,7 @@ def _fixed_factors(
 ) -> Iterator[None]:
     scalings = [factors_for(extension, policy, length, request.max_new_tokens) for length in request.lengths]
     prepare = _unpatched_prepare(model)
-    with patch(model, _rows(scalings)), _shadowing(model, "prepare_inputs_for_generation", prepare):
+    with patch(model, _rows(scalings)), replacing(model, "prepare_inputs_for_generation", prepare):
         yield
 
 
@@ -179,7 +179,7 @@ def _switching_factors(
                         pass
             return prepare(input_ids, **inputs)
 
-        stack.enter_context(_shadowing(model, "prepare_inputs_for_generation", prepare_with_switch))
+        stack.enter_context(replacing(model, "prepare_inputs_for_generation", prepare_with_switch))
         yield
 
 
@@ -199,17 +199,3 @@ def _unpatched_prepare(model: PreTrainedModel) -> Callable[..., dict[str, Any]]:
     has_two_sets = hasattr(model.config, "original_max_position_embeddings")
     owner: Any = GenerationMixin if has_two_sets else type(model)
     return functools.partial(owner.prepare_inputs_for_generation, model)
-
-
-@contextmanager
-def _shadowing(model: PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Replace a method of one instance by a function inside the block, and restore it afterwards."""
-    before = vars(model).get(name)
-    setattr(model, name, function)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(model, name)
-        else:
-            setattr(model, name, before)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.errors import LongRopeError
@@ -23,6 +23,9 @@ from longrope.scaling import Extension, Scaling, check_rope
 @contextmanager
 def patch(model: PreTrainedModel, scaling: Scaling | Extension | Sequence[Scaling] | None) -> Iterator[PreTrainedModel]:
     """Run a model with rescale factors inside a ``with`` block, and restore it bit for bit afterwards.
+
+    Inside another such block the inner factors count. ``model.generate`` with an `Extension` needs `generating`
+    instead, as a key/value cache would mix the short and the long factors here.
 
     Args:
         model: Causal language model. If its checkpoint carries a rope scaling, the factors multiply it.
@@ -120,6 +123,19 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def replacing(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method of one module by a function inside the block, and restore it afterwards."""
+    before = vars(module).get(name)
+    vars(module)[name] = function
+    try:
+        yield
+    finally:
+        del vars(module)[name]
+        if before is not None:
+            vars(module)[name] = before
 
 
 def _check_effect(model: PreTrainedModel, *, unchanged: bool, is_identity: bool) -> None:

@@ -16,6 +16,7 @@ from longrope.models.rotary_tables import BLOCK, integer_positions, look_up, mak
 from longrope.rope import Rope
 from longrope.scaling import ORIGINAL, Extension, Scaling
 from longrope.schemes import attention_factor, heuristic
+from longrope.units import token_count
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ class LongRoPE(nn.Module):
 
     Args:
         dim: Rotated dimensions per head.
-        max_position: L, the longest sequence in tokens; s = max_position / original_max_position.
+        max_position: L, the longest sequence in tokens, such as ``"2m"``; s = max_position / original_max_position.
         original_max_position: L0 in tokens.
         base: ``rope_theta``.
         search_factors: Factors beyond L0, ``(dim // 2,)``: a list, an array, or a tensor on any device (default: the
@@ -53,8 +54,8 @@ class LongRoPE(nn.Module):
     def __init__(
         self,
         dim: int,
-        max_position: int = 2097152,
-        original_max_position: int = 4096,
+        max_position: int | str = 2097152,
+        original_max_position: int | str = 4096,
         base: float = 10000.0,
         search_factors: Sequence[float] | np.ndarray | Tensor | None = None,
         short_factors: Sequence[float] | np.ndarray | Tensor | None = None,
@@ -62,6 +63,8 @@ class LongRoPE(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("_device_anchor", torch.empty(0), persistent=False)
+        max_position = token_count("max_position", max_position, 1)
+        original_max_position = token_count("original_max_position", original_max_position)
         rope = Rope(dim=dim, base=base, original_length=original_max_position)
         attention = attention_factor("yarn", rope, max_position) * mscale
         long: Any = heuristic(rope, max_position).factors if search_factors is None else search_factors
@@ -130,7 +133,8 @@ class LongRoPE(nn.Module):
 
         Args:
             x: Any tensor ``(batch, sequence, …)``; only its shape, dtype and device are used.
-            position_ids: Positions as whole numbers of any dtype, ``(batch or 1, sequence)`` (default: 0, 1, 2 …).
+            position_ids: Positions as whole numbers of any dtype, ``(sequence,)`` or ``(batch or 1, sequence)``
+                (default: 0, 1, 2 …).
             seq_len: Length in tokens that selects short (≤ L0) or long factors (default: each row's largest
                 position + 1).
 
@@ -146,7 +150,7 @@ class LongRoPE(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(x.shape[1], device=x.device)[None]
             seq_len = x.shape[1] if seq_len is None else seq_len
-        position_ids = integer_positions(position_ids).to(x.device)
+        position_ids = integer_positions(torch.atleast_2d(torch.as_tensor(position_ids))).to(x.device)
         if self.rows > 1 and x.shape[0] != self.rows:
             raise LongRopeError(
                 f"x has {x.shape[0]} rows: the module has factors for {self.rows}. Give one scaling per row."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from longrope.errors import LongRopeError
 from longrope.rope import FULL, full_attention_name
 
-AXES = 3  # of the positions of models that read images: time, height, width
+AXES = 3  # of the positions of models that read images: time, height, width; HunYuan-VL may have a fourth
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class RotaryLayout:
         interleaved: Whether the two entries of a pair are neighbours.
         keeps_float32: Whether cos and sin stay float32 in a bfloat16 model.
         repeats: Whether cos and sin hold each pair's value twice; gpt-oss has one for each pair.
-        pair_axes: Axis of the positions that each pair follows, ``(dim // 2,)``, where an image has three positions for
-            a token; None in models with one.
+        axes: Number of positions of a token in an image.
+        entry_axes: Axis of the positions that each entry of cos follows, ``(dim,)``, first entries of all pairs first;
+            None in models where a token has one position. In HunYuan-VL the two entries of a pair follow two axes.
         has_axes: Whether the output of such a model has a first dimension for the axes.
     """
 
@@ -32,7 +34,8 @@ class RotaryLayout:
     interleaved: bool = False
     keeps_float32: bool = False
     repeats: bool = True
-    pair_axes: Tensor | None = None
+    axes: int = AXES
+    entry_axes: Tensor | None = None
     has_axes: bool = False
 
     @classmethod
@@ -45,7 +48,8 @@ class RotaryLayout:
             pairs: Number of rotated pairs of the model.
         """
         multimodal = hasattr(original, "mrope_section")
-        ones = torch.ones(AXES, 1, 1) if multimodal else torch.ones(1, 1)
+        axes = _axes_of(original)
+        ones = torch.ones(axes, 1, 1) if multimodal else torch.ones(1, 1)
         output = _run(original, ones)
         if not isinstance(output, tuple):
             if not (isinstance(output, Tensor) and output.is_complex()):
@@ -65,12 +69,13 @@ class RotaryLayout:
         if not multimodal:
             return cls(**layout)
         if cos.dim() > 3:
-            return cls(**layout, has_axes=True)
+            return cls(**layout, axes=axes, has_axes=True)
         moved = torch.stack(
-            [_run(original, ones * (torch.arange(AXES) == axis)[:, None, None])[1] for axis in range(AXES)]
+            [_run(original, ones * (torch.arange(axes) == axis)[:, None, None])[1] for axis in range(axes)]
         )
-        by_pair = moved[:, 0, 0, ::2] if layout["interleaved"] else moved[:, 0, 0, :pairs]
-        return cls(**layout, pair_axes=by_pair.abs().argmax(dim=0))
+        entries = moved[:, 0, 0, ::2] if layout["interleaved"] else moved[:, 0, 0]
+        entry_axes = entries.abs().argmax(dim=0)
+        return cls(**layout, axes=axes, entry_axes=entry_axes.repeat(2 * pairs // len(entry_axes)))
 
     def arrange(self, cos: Tensor, sin: Tensor) -> Any:
         """Return cos and sin, ``(..., dim)`` with each half the same, in the form of the rotary module."""
@@ -89,10 +94,10 @@ class RotaryLayout:
             values: Cos or sin, ``(axes, batch, sequence, dim)``; one axis where all have the same positions.
         """
         if self.has_axes:
-            return values.expand(AXES, *values.shape[1:])
-        if len(values) == 1 or self.pair_axes is None:
+            return values.expand(self.axes, *values.shape[1:])
+        if len(values) == 1 or self.entry_axes is None:
             return values[0]
-        axes = self.pair_axes.to(values.device).repeat(2)
+        axes = self.entry_axes.to(values.device)
         return values.gather(0, axes.expand(1, *values.shape[1:]))[0]
 
 
@@ -101,6 +106,12 @@ def layer_type_of(original: nn.Module) -> str | None:
     suffix = "_inv_freq"
     buffers = [name for name, _ in original.named_buffers(recurse=False)]
     return full_attention_name(name.removesuffix(suffix) for name in buffers if name.endswith(suffix))
+
+
+def _axes_of(original: nn.Module) -> int:
+    """Return the number of positions of a token in an image, which HunYuan-VL has for each of its sections."""
+    sections = getattr(original, "mrope_section", None)
+    return max(AXES, len(sections)) if isinstance(sections, Sequence) else AXES
 
 
 def _run(original: nn.Module, positions: Tensor) -> Any:

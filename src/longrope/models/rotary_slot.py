@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError
 from longrope.models.adapter import SwitchedAdapter
 from longrope.models.backbone import text_model_of
 from longrope.models.rotary_embedding import LongRoPE
-from longrope.models.rotary_layout import AXES, RotaryLayout, layer_type_of
+from longrope.models.rotary_layout import RotaryLayout, layer_type_of
 from longrope.models.runnable import check_runnable
 from longrope.rope import FULL_NAMES, Rope
 
@@ -111,6 +111,7 @@ class RescaledRotary(nn.Module):
         self.layout = RotaryLayout.of(original, rope.dim // 2)
         self.layer_types = getattr(original, "layer_types", None)  # which some models read there
         self.config = getattr(original, "config", None)  # likewise
+        self.mrope_section = getattr(original, "mrope_section", None)  # likewise, HunYuan-VL
         self.train(original.training)
         self.register_state_dict_post_hook(_drop_embedding_state)
         self.register_load_state_dict_pre_hook(_add_embedding_state)
@@ -131,7 +132,8 @@ class RescaledRotary(nn.Module):
             original = self.original if self.embedding is None else self.original.forward
             return original(x, position_ids, *([layer_type] if layer_type else []))
         like = x[..., :1].float() if self.layout.keeps_float32 else x
-        axes = position_ids[None] if position_ids.dim() == 2 else position_ids[-AXES:]  # one before is for the mask
+        one_axis = position_ids.dim() == 2
+        axes = position_ids[None] if one_axis else position_ids[-self.layout.axes :]  # one before is for the mask
         if len(axes) > 1:
             if (axes == axes[:1]).all():  # text, without an image
                 axes = axes[:1]

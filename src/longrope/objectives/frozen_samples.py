@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class FrozenSamples:
         self._most = len(samples)
         self._rotations: list[KeyRotation] = []  # of the layers, which are the same in every context
 
-    @property
+    @cached_property
     def costs(self) -> tuple[int, ...]:
         """Cost of a pass over each sample in a context, in token-evaluations."""
         selected = [len(FrozenSample.of(sample, (0,), self.device).selected) for sample in self.samples]

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -139,12 +142,22 @@ _worker: Worker | None = None
 
 
 def _start_worker(build: Callable[[int], MakeObjective], started: Any) -> None:
-    """Give a new local process its number."""
+    """Give a new local process its number, and let it end with the process that started it."""
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too, which have nothing to say of it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with started.get_lock():
         rank = started.value
         started.value += 1
     _worker = Worker(build, rank)
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent is killed, as the pool's own workers would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _evaluate(key: str, samples: bytes, batch: Batch, gradient: bool) -> list[CandidateLoss]:

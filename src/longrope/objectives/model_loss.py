@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longrope.data.weighted_text import WeightedText
+from longrope.errors import LongRopeError
 from longrope.longcontext.cpu_offload import offload_activations
 from longrope.longcontext.tiling import tiled_layers, why_whole_layers
 from longrope.longcontext.token_losses import head_losses, last_hidden, token_losses
@@ -42,10 +43,12 @@ class ModelObjective:
         samples: Samples to compute losses of.
 
     Raises:
-        LongRopeError: If factors cannot describe the model's rotary embedding.
+        LongRopeError: If there are no samples, or factors cannot describe the model's rotary embedding.
     """
 
     def __init__(self, model: PreTrainedModel, samples: Sequence[WeightedText]) -> None:
+        if not samples or not all(isinstance(sample, WeightedText) for sample in samples):
+            raise LongRopeError(f"samples = {samples!r:.60}: not weighted texts. Make some with perplexity_texts.")
         self.model, self.samples, self.rotary = model, samples, find_rotary_slot(model)
         self.tokens = tuple(len(sample.tokens) for sample in samples)
         self.frozen = FrozenSamples(model, samples)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
 from longrope.cost.memory_check import Placement, check_pass_memory
-from longrope.models.load import check_device, load_config
+from longrope.models.load import check_device
 from longrope.objectives.backend import processes
 from longrope.objectives.frozen_samples import LARGEST_COST, expected_cost
 from longrope.rope import Rope
@@ -16,14 +18,14 @@ from longrope.search.options import SearchOptions
 
 
 def place_search(
-    model: str, length: int, method: Method, options: SearchOptions, output: Path | None = None
+    config: PreTrainedConfig, length: int, method: Method, options: SearchOptions, output: Path | None = None
 ) -> tuple[SearchOptions, str]:
     """Choose the dtype of a search, and refuse a device that is not there and passes that do not fit into memory.
 
     Workers on other machines choose for themselves: their devices, memory and processors are unknown here.
 
     Args:
-        model: Name of the model.
+        config: Config of the model, with the L0 of the options.
         length: Target length in tokens.
         method: The search method.
         options: Options of the search.
@@ -39,7 +41,6 @@ def place_search(
     if not workers:
         return options, ""
     check_device(options.device)
-    config = load_config(model, original_length=options.original_length)
     tokens = min(length, options.text_spec(length).window or length)
     if options.keep_short is not None:
         tokens = max(tokens, Rope.of(config).original_length)  # of a short text

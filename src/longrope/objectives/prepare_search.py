@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longrope.checks import check_vocabulary
-from longrope.data.documents import load_documents
+from longrope.data.documents import Source, load_documents, source_name
 from longrope.data.search_texts import search_texts
 from longrope.data.split import split_documents
 from longrope.data.weighted_text import WeightedText
@@ -91,7 +91,7 @@ def prepare_search(
     backend: EvaluationBackend,
     length: int,
     *,
-    data: str,
+    data: Source,
     method: Method,
     options: SearchOptions,
     settings: Mapping[str, Any],
@@ -119,12 +119,13 @@ def prepare_search(
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
     spec = options.text_spec(length)
     specs = {"search": spec, "held_out": replace(spec, count=options.held_out_documents or spec.count)}
-    make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=options.cache)
+    cache = None if options.cache is None else Path(options.cache)
+    make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=cache)
     drawn = {split: make_texts(documents[split], spec=specs[split]) for split in specs}
     samples = {split: texts for split, (texts, _) in drawn.items()}
     names = {split: documents for split, (_, documents) in drawn.items()}
     short: dict[str, list[WeightedText]] = {}
-    settings, record = {**settings, "dtype": backend.dtype}, {"length": length, "data": data}
+    settings, record = {**settings, "dtype": backend.dtype}, {"length": length, "data": source_name(data)}
     if options.keep_short is not None:
         settings["keep_short"] = options.keep_short
         for split, texts in samples.items():
@@ -147,7 +148,7 @@ def prepare_search(
         method,
         options,
         settings=settings,
-        facts={**(facts or {}), "data": data, "data_seed": options.data_seed},
+        facts={**(facts or {}), "data": source_name(data), "data_seed": options.data_seed},
     )
     return replace(prepared, record=record | {"data_seed": options.data_seed, "documents": names})
 
@@ -162,6 +163,7 @@ def prepare_function(
     """Return the search of a function; its winner is chosen by the same function, which is called once a candidate."""
     if rope is None:
         raise LongRopeError("rope = None: a function needs the geometry of its model. Give rope=Rope.of(model).")
+    rope = Rope.of(rope)
     if options.keep_short is not None:
         raise LongRopeError(f"keep_short = {options.keep_short:g}: a function has no short texts. Leave it out.")
     function_objective = function if isinstance(function, FunctionObjective) else FunctionObjective(function)

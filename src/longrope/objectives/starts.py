@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from longrope.checks import listed, to_python
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -21,13 +22,14 @@ def make_space(rope: Rope, length: int, method: Method, options: SearchOptions) 
     Raises:
         LongRopeError: The length, the attention factor or the parametrization does not suit the rope.
     """
+    start_tokens = to_python(options.start_tokens)
     attention = "su" if options.attention == "search" else str(options.attention)
     return method.make_space(
         rope,
         length,
         attention_factor=attention_factor(attention, rope, length),
         search_attention=options.attention == "search",
-        start_tokens=START_TOKENS if options.start_tokens else (0,),
+        start_tokens=START_TOKENS if start_tokens is True else listed(start_tokens or 0),
         parametrization=options.parametrization or method.parametrization,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from longrope.errors import LongRopeError
 from longrope.evaluation.candidate import Candidate
 from longrope.evaluation.figure import MISSING, Column, Figure, fixed, integer
-from longrope.report import factor_figures
+from longrope.report.factor_figures import factors_figure
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 from longrope.yarn_fit import distances
@@ -85,11 +85,6 @@ def compared(
     return Compared(rope.plain, sets, length)
 
 
-def factors_figure(compared: Compared) -> Figure:
-    """Return the factors by rotary pair, with a chart."""
-    return factor_figures.factors_figure(compared.rope, compared.scalings)
-
-
 def distance_figure(compared: Compared) -> Figure:
     """Return the distance of every set from the first one, in turns at L."""
     turns = {name: compared.turns(name) for name in compared.scalings}
@@ -125,4 +120,5 @@ def summary_figure(compared: Compared) -> Figure:
 
 def comparison_figures(compared: Compared) -> list[Figure]:
     """Return the figures of a comparison, summary first."""
-    return [summary_figure(compared), factors_figure(compared), distance_figure(compared)]
+    factors = factors_figure(compared.rope, compared.scalings)
+    return [summary_figure(compared), factors, distance_figure(compared)]

@@ -12,6 +12,7 @@ from longrope.engines.predict import extension_in_config, predict_ends
 from longrope.engines.registry import ENGINES
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension
+from longrope.report.verdict_answer import VerdictAnswer
 from longrope.scaling import Extension
 
 
@@ -50,7 +51,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(config, load_extension(own_file) if own_file.exists() else extension_in_config(config))
 
 
-def engines_verdict(checkpoint: Checkpoint) -> tuple[str, str]:
+def engines_verdict(checkpoint: Checkpoint) -> VerdictAnswer:
     """Return which engines compute with the factors at L0 and at L as made, and why the others do not."""
     predictions = {name: predict_ends(name, checkpoint.config, checkpoint.extension) for name in ENGINES}
     good = [name for name, both in predictions.items() if all(prediction.ok for prediction in both)]
@@ -61,7 +62,8 @@ def engines_verdict(checkpoint: Checkpoint) -> tuple[str, str]:
     }
     verdict = f"Run as made by {_listed(good)}" if good else "Run as made by no engine that longrope knows"
     verdict += f"; not by {_listed(list(faults))}" if good and faults else ""
-    return verdict, " ".join(f"{name}: {fault.removeprefix(f'{name} ')}." for name, fault in faults.items())
+    why = " ".join(f"{name}: {fault.removeprefix(f'{name} ')}." for name, fault in faults.items())
+    return VerdictAnswer("Which engines run it as made?", verdict, why)
 
 
 def _listed(names: list[str]) -> str:

@@ -19,10 +19,11 @@ from longrope.schemes import is_scheme
 
 RULE = (
     f"“Works” means that perplexity at the longest length is at most {HOLDS:g} times the original model's at L0, and "
-    f"that {100 * FINDS:.0f}% or more of what is hidden there is found. Where the 95% interval of a number includes "
-    "its limit, the page says that it cannot be told. So it does at L0 where the interval of a cost reaches beyond "
+    f"that {100 * FINDS:.0f}% or more of what is hidden there is found. If the 95% interval of a number includes its "
+    "limit, the page says that it cannot be told. It also says so if the interval of a cost at L0 reaches beyond "
     f"{100 * (HOLDS - 1):.0f}%. A difference of perplexity counts if its 95% interval over "
-    f"documents (Student's t) excludes 0, and one of retrieval if p is below {CLEAR:g} on the same prompts."
+    f"documents (Student's t) excludes 0, and one of retrieval if p is below {CLEAR:g} on the same prompts. “Run as "
+    "made” means that an engine computes with the factors of the checkpoint."
 )
 
 
@@ -34,7 +35,7 @@ def answers(run: LoadedRun) -> tuple[VerdictAnswer, ...]:
     candidate = subject(run)
     if candidate is None:
         return ()
-    engines = () if run.checkpoint is None else (_engines(run),)
+    engines = () if run.checkpoint is None else (engines_verdict(run.checkpoint),)
     return works(run, candidate), costs(run, candidate), better(run, candidate), *engines
 
 
@@ -101,9 +102,3 @@ def subject(run: LoadedRun) -> str | None:
     alone = {long_alone(run, name) for name in others}
     searched = [name for name in others if not is_scheme(name) and name not in alone]
     return min(searched or others, key=lambda name: values[name], default="original" if values else None)
-
-
-def _engines(run: LoadedRun) -> VerdictAnswer:
-    assert run.checkpoint is not None
-    verdict, why = engines_verdict(run.checkpoint)
-    return VerdictAnswer("Which engines run it as made?", verdict, why)

@@ -46,10 +46,6 @@ class Cma(Method):
         """Return the method as it is: a smaller budget only ends it earlier."""
         return self
 
-    def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
-        """Return 0: the method needs no gradient."""
-        return 0
-
     def propose(self, space: Space, starts: Sequence[Scaling], rng: np.random.Generator) -> Proposals:
         """Yield the starts, then generations of candidates; arguments as for `Method.propose`."""
         points = [space.coordinates(start) for start in starts]

@@ -34,7 +34,7 @@ FINALISTS = 3  # one where frozen contexts rank the others
 def find_factors(
     space: Space,
     objectives: SearchObjectives,
-    folder: Path,
+    folder: str | Path,
     *,
     method: Method,
     starts: Sequence[Scaling],
@@ -55,19 +55,19 @@ def find_factors(
 
     Args:
         space: Space to search.
-        objectives: Objectives to minimise and to choose the winner by.
+        objectives: Objectives to minimise and to choose the winner by, a `longrope.search.run.SearchObjectives`.
         folder: Folder of the run.
         method: Search method, such as one of `METHODS`.
         starts: Candidates that the search starts from, such as those of ``method.schemes``.
         compared: Other candidates for the held-out objective; None for the schemes `COMPARED`.
-        run: Seeds, budget and records of the run; None for the defaults.
+        run: Seeds, budget and records of the run, a `longrope.search.run.SearchRun`; None for the defaults.
         on_progress: Function called with the seed and the progress after every batch.
 
     Raises:
         LongRopeError: If the folder holds a run that is refused, or one to resume with other settings, or the budget
             is smaller than one step. Nothing is written then.
     """
-    run = run or SearchRun()
+    run, folder = run or SearchRun(), Path(folder)
     run.budget.check_step(sum(objectives.search.tokens))
     settings = _settings(space, method, starts, run)
     if method.uses_contexts:  # a resumed search must have them, or not, as the one that began it

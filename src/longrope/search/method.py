@@ -60,7 +60,7 @@ class Method(ABC):
             samples: Number of samples of the objective.
         """
 
-    def gradient_steps(self, samples: int) -> int:
+    def gradient_steps(self, samples: int, context_cost: float = 0.0) -> int:
         """Return how many of the passes are forward and backward passes over one sample.
 
         By default these are all passes of a method that uses gradients, and none of another method.

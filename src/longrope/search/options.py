@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.checks import to_python, whole
+from longrope.checks import listed, to_python, torch_name, whole
 from longrope.data.search_texts import SearchTextSpec
 from longrope.errors import LongRopeError, unknown
 from longrope.scaling import Extension, Scaling
@@ -17,7 +17,7 @@ from longrope.search.budget import Budget
 from longrope.search.method import Method
 from longrope.search.parametrizations import PARAMETRIZATIONS
 from longrope.search.registry import METHODS, get_method
-from longrope.units import parse_length
+from longrope.units import token_count, token_counts
 
 LONG = 8192  # tokens of a document, above which two are enough
 LEAST = {"seeds": 1, "batch_size": 1, "search_documents": 1, "held_out_documents": 1, "population": 1, "data_seed": 0}
@@ -26,7 +26,7 @@ EXISTING = ("refuse", "resume", "overwrite")
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Settings of a search. Numbers of tokens may be strings such as ``"2m"``.
+    """Settings of a search. Numbers of tokens may be strings such as ``"2m"``, and one value may stand for a list.
 
     Args:
         budget: Most token-evaluations of each seed; for a function of yours, most calls. None for the method's own.
@@ -39,7 +39,8 @@ class SearchOptions:
         seeds: Number of searches, with seeds 0, 1, …; the best wins. More than one needs a method that draws.
         attention: Attention factor: ``su``, ``yarn``, ``none``, a number, or ``search``. Schemes and factors that the
             winner is compared with have it too, but with ``su`` and ``search`` their own one.
-        start_tokens: Whether to search the number of start tokens n̂ too.
+        start_tokens: Whether to search the number of start tokens n̂ too, among `START_TOKENS`; or the numbers to choose
+            from, such as ``(0, 4)``.
         needles: Weight of the answers to questions at the end of the documents, from 0 (none) to 1 (answers alone).
         also: Shorter lengths in tokens that count as much as the target length.
         keep_short: Most that the factors may raise the perplexity of texts of L0 tokens, as a share: 0.01 is 1%. Such
@@ -52,7 +53,7 @@ class SearchOptions:
         batch_size: Most (candidate, document) pairs in one forward pass. In frozen contexts it is 1.
         racing: Whether to drop candidates early that are clearly worse. No effect in frozen contexts.
         workers: Number of processes, ``ray`` or ``ray://HOST:PORT``. A loaded model is evaluated in this process.
-        dtype: Dtype to load a model in, a key of `longrope.models.load.DTYPES`.
+        dtype: Dtype to load a model in, a key of `longrope.models.load.DTYPES` or a torch dtype.
         device: Device to load a model on; ``auto`` for the accelerator if there is one.
         cache: Folder that keeps tokens from one run to the next.
         text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; None for ``text``.
@@ -72,7 +73,7 @@ class SearchOptions:
     factors: Sequence[str | Path | Scaling | Extension] = ()
     seeds: int = 1
     attention: str | float = "su"
-    start_tokens: bool = False
+    start_tokens: bool | Sequence[int] = False
     needles: float = NEEDLE_WEIGHT
     also: Sequence[int | str] = ()
     keep_short: float | None = None
@@ -93,6 +94,8 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", str(self.workers))
+        for name in ("dtype", "device"):
+            object.__setattr__(self, name, torch_name(getattr(self, name)))
         if self.existing not in EXISTING:
             raise unknown("existing", self.existing, EXISTING)
         self._check_types()
@@ -105,11 +108,10 @@ class SearchOptions:
         if self.parametrization is not None and self.parametrization not in PARAMETRIZATIONS:
             raise unknown("parametrization", self.parametrization, PARAMETRIZATIONS)
         if self.schemes is not None:
-            object.__setattr__(self, "schemes", tuple(canonical(name.strip()) for name in self.schemes))
+            object.__setattr__(self, "schemes", tuple(canonical(name) for name in listed(self.schemes)))
             if not self.schemes and not self.factors:
                 raise LongRopeError("schemes = (): the search has no start. Name a scheme, or give factors.")
-        object.__setattr__(self, "factors", tuple(self.factors))
-        object.__setattr__(self, "also", tuple(sorted({_tokens("also", length) for length in self.also})))
+        object.__setattr__(self, "also", tuple(sorted(set(token_counts("also", self.also)))))
         _ = self.limits
 
     def _check_types(self) -> None:
@@ -117,15 +119,15 @@ class SearchOptions:
         for name, least in LEAST.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.original_length is not None:
+            object.__setattr__(self, "original_length", token_count("original_length", self.original_length))
         for name in ("needles", "minutes", "keep_short"):
             value = to_python(getattr(self, name))
             if not isinstance(value, (int, float)) and (value is not None or name == "needles"):
                 raise LongRopeError(f"{name} = {value!r}: not a number.")
             object.__setattr__(self, name, value)
-        for name in ("schemes", "factors", "also"):
-            values = getattr(self, name)
-            if isinstance(values, (str, Path, int, float, Scaling, Extension)):
-                raise LongRopeError(f"{name} = {values!r:.60}: not a list. Put it in square brackets.")
+        object.__setattr__(self, "attention", to_python(self.attention))
+        object.__setattr__(self, "factors", tuple(listed(self.factors)))
         for value in self.factors:
             if not isinstance(value, (str, Path, Scaling, Extension)):
                 raise LongRopeError(f"factors = [{value!r:.60}]: give scalings, extensions or paths of their files.")
@@ -134,7 +136,7 @@ class SearchOptions:
     def limits(self) -> Budget:
         """Limits of each search."""
         seconds = None if self.minutes is None else 60 * self.minutes
-        return Budget(None if self.budget is None else _tokens("budget", self.budget, 1), seconds, self.patience)
+        return Budget(None if self.budget is None else token_count("budget", self.budget, 1), seconds, self.patience)
 
     @property
     def decides_attention(self) -> bool:
@@ -147,11 +149,11 @@ class SearchOptions:
         Raises:
             LongRopeError: If the window or one of ``also`` is longer than the target length.
         """
-        lengths = [length, *(_tokens("also", shorter) for shorter in self.also)]
+        lengths = [length, *map(int, self.also)]
         if max(lengths) > length:
             raise LongRopeError(f"also = {max(lengths)}: above length = {length}. Give the longest as the length.")
-        tail = None if self.tail is None else _tokens("tail", self.tail, 1)
-        window = None if self.window is None else _tokens("window", self.window)
+        tail = None if self.tail is None else token_count("tail", self.tail, 1)
+        window = None if self.window is None else token_count("window", self.window)
         if window is not None and window > length:
             raise LongRopeError(f"window = {window}: above length = {length}. Give a shorter window, or none.")
         count = self.search_documents or default_documents(min(length, window or length))
@@ -195,10 +197,3 @@ def default_documents(length: int) -> int:
         length: Length of the documents in tokens.
     """
     return 4 if length <= LONG else 2
-
-
-def _tokens(name: str, value: float | str, least: int = 2) -> int:
-    """Return a number of tokens, which may be text such as ``2m``, or a float such as 1e6."""
-    if isinstance(value, str):
-        return parse_length(value, name)
-    return whole(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)

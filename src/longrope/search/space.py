@@ -9,11 +9,12 @@ from functools import cached_property
 
 import numpy as np
 
-from longrope.checks import positive, whole
+from longrope.checks import listed, positive, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
 from longrope.search.parametrizations import Parametrization, make_parametrization
+from longrope.units import token_count
 
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 
@@ -26,8 +27,8 @@ class Space:
     length of that stage. Candidates and starts always have the complete λ.
 
     Args:
-        rope: Geometry of the model.
-        length: Target length in tokens.
+        rope: Geometry of the model, or the model or its config.
+        length: Target length in tokens, such as 32768 or ``"32k"``.
         attention_factor: Attention factor of every candidate, or of the first ones if it is searched.
         search_attention: Whether the attention factor is searched, from 1 to twice as far from it as YaRN's.
         start_tokens: Numbers of start tokens n̂ to choose from; the paper's are `START_TOKENS`.
@@ -49,7 +50,10 @@ class Space:
     before: Scaling | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "length", whole("length", self.length, 1))
+        object.__setattr__(self, "length", token_count("length", self.length, 1))
+        object.__setattr__(self, "rope", Rope.of(self.rope))
+        starts = [whole(f"start_tokens[{i}]", value, 0) for i, value in enumerate(listed(self.start_tokens))]
+        object.__setattr__(self, "start_tokens", tuple(starts))
         for name in ("attention_factor", "ceiling"):
             object.__setattr__(self, name, positive(name, getattr(self, name)))
         if not self.start_tokens:

@@ -7,6 +7,7 @@ from pathlib import Path
 from longrope.cost.model_shape import ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.adapter_folder import base_of, is_switched
+from longrope.models.weights_digest import weights_digest
 from longrope.stages.requirements import check_disk, check_model_fits, check_requirements
 from longrope.stages.run_folder import VERSION, StagedRun, read_record
 from longrope.storage.atomic import write_json, write_text
@@ -16,7 +17,7 @@ from longrope.storage.lock import LOCK, claim_output
 UNFINISHED_START = (LOCK, "tokens", "plan.toml", ".plan.toml.", ".run.json.", "progress.log")
 
 
-def begin_run(run: StagedRun, *, resume: bool, heading: str = "") -> None:
+def begin_run(run: StagedRun, *, resume: bool = False, heading: str = "") -> None:
     """Make a run's folder, or check that the folder holds this run.
 
     Args:
@@ -54,7 +55,7 @@ def begin_run(run: StagedRun, *, resume: bool, heading: str = "") -> None:
     run.data.check()
     write_text(run.folder / "plan.toml", heading + run.plan.to_toml())
     record = {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()}
-    write_json(path, record | {"documents": run.data.digest})
+    write_json(path, record | {"documents": run.data.digest, "weights": weights_digest(run.model)})
 
 
 def check_documents(run: StagedRun) -> None:
@@ -80,7 +81,10 @@ def _check_requirements(run: StagedRun) -> None:
     """Check what the stages need that are not fine-tuned yet."""
     numbers = range(1, len(run.plan.stages) + 1)
     trained = [number for number in numbers if (run.stage_folder(number) / "model").exists()]
-    check_requirements(run.plan, device=run.device, launch=run.launch, report_to=run.report_to, trained=trained)
+    rated = [number for number in numbers if (run.stage_folder(number) / "training" / "rate.json").exists()]
+    check_requirements(
+        run.plan, device=run.device, launch=run.launch, report_to=run.report_to, trained=trained, rated=rated
+    )
 
 
 def check_no_other_files(folder: Path) -> None:
@@ -97,6 +101,10 @@ def _check_same_run(run: StagedRun) -> None:
     record = read_record(run.folder)
     if record.model != run.model:
         raise LongRopeError(f"{run.folder} is a run of model {record.model}; choose another output with -o")
+    if record.weights not in (None, weights_digest(run.model)):
+        raise LongRopeError(
+            f"{run.folder} was begun with other weights of {run.model}. Restore them, or begin another run with -o."
+        )
     if record.plan != run.plan:
         raise LongRopeError(
             f"{run.folder} is the run of another plan, {run.folder / 'plan.toml'}; "

@@ -60,8 +60,8 @@ def finetune(
     windows: TrainingWindows,
     settings: Finetune,
     *,
-    folder: Path,
-    device: str = "cpu",
+    folder: str | Path,
+    device: str | torch.device = "cpu",
     report_to: str = "none",
     on_progress: Callable[[int, float], None] | None = None,
 ) -> TrainingSummary | None:
@@ -89,15 +89,16 @@ def finetune(
             is missing.
     """
     started = time.monotonic()
+    folder = Path(folder)
     if settings.windows == "sparse":
         _check_sparse_windows(model)
         use_weighted_attention(model)
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
-    shape = ModelShape.of(model.config, settings.dtype, device)
+    shape = ModelShape.of(model.config, settings.dtype, str(device))
     recompute = recomputes_layers(shape, windows.size, lora=settings.lora, mixed=settings.dtype == "bfloat16")
-    arguments = training_arguments(settings, steps, folder, device, report_to, recompute=recompute)
+    arguments = training_arguments(settings, steps, folder, str(device), report_to, recompute=recompute)
     trainer = Trainer(
         model=_with_lora(model, settings) if settings.lora else model,
         args=arguments,

@@ -38,7 +38,7 @@ from longrope.stages.run_folder import StagedRun
 from longrope.stages.trainer_arguments import wants_liger
 from longrope.stages.trainer_checkpoints import explain_disk_errors
 from longrope.stages.training_note import training_note
-from longrope.storage.atomic import write_json, write_text
+from longrope.storage.atomic import apply_umask, write_json, write_text
 from longrope.storage.lock import LOCK, locked
 
 # the search for short factors starts from these powers of the long ones
@@ -117,6 +117,7 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
                 _publish_adapter(run.weights(number), folder, Extension.of(run.rope, long))
             chosen = settings.model_dump(mode="json", exclude_defaults=True)
             write_json(folder / "training.json", asdict(summary) | {"settings": chosen})
+            apply_umask(folder / "model.new")
             sync_folder(folder / "model.new")
             (folder / "model.new").rename(folder / "model")
 

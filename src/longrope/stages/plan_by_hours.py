@@ -18,7 +18,6 @@ from longrope.errors import LongRopeError
 from longrope.longcontext.sparse_attention import why_not_sparse
 from longrope.models.device_memory import free_memory
 from longrope.models.quantized import method_of, trains_adapters
-from longrope.rope import Rope
 from longrope.stages.choose_plan import Choice, choose_plan
 from longrope.stages.plan import Plan
 from longrope.stages.plan_advice import check_above_original
@@ -65,25 +64,22 @@ class Advice:
         return few and not self.machine.lora and self.machine.weights != "fixed"
 
 
-def plan_by_hours(
-    run: StagedRun, config: PreTrainedConfig, hours: float, speeds: Mapping[str, DeviceSpeed] | None = None
-) -> Advice:
+def plan_by_hours(run: StagedRun, hours: float, speeds: Mapping[str, DeviceSpeed] | None = None) -> Advice:
     """Choose the plan of a run that has none yet.
 
     Args:
         run: Run whose plan has the target length, the documents and L0, and nothing else.
-        config: The model's config.
         hours: Time that the run may take, this choice included.
         speeds: Speeds of the device by dtype; measured if None.
 
     Raises:
         LongRopeError: If hours, documents, memory or disk are too small for any plan, or the model cannot be extended.
     """
-    started, rope, length, data = time.monotonic(), Rope.of(config), run.plan.length, run.plan.data
+    started, rope, length, data = time.monotonic(), run.rope, run.plan.length, run.plan.data
     original = run.plan.original_length
     check_above_original(length, rope)
     texts = _long_texts(run)
-    machine = measure_machine(config, run.dtype, run.device, speeds)
+    machine = measure_machine(run.config, run.dtype, run.device, speeds)
 
     def choose(extra: float, start: str, texts: Texts) -> Choice:
         seconds, spent = 3600 * (hours + extra), time.monotonic() - started

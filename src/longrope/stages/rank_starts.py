@@ -24,10 +24,8 @@ STARTS = ("yarn", "ramp", "heuristic")
 LEAST_WINDOWS, MOST_WINDOWS = 8, 16
 
 
-def rank_starts(
-    run: StagedRun, finetune: Finetune, count: int, starts: Sequence[str] = STARTS
-) -> dict[str, list[float]]:
-    """Return the losses of each closed form, in nats, on windows like those that the fine-tuning trains on.
+def rank_starts(run: StagedRun, finetune: Finetune, count: int) -> dict[str, list[float]]:
+    """Return the losses of each closed form of `STARTS`, in nats, on windows like those that the fine-tuning trains on.
 
     Half of them have planted lines whose answers weigh more: factors with the lowest perplexity may lose recall.
 
@@ -35,7 +33,6 @@ def rank_starts(
         run: Run whose plan names the model, the documents and the length.
         finetune: Settings of the windows.
         count: Number of windows, at most 16.
-        starts: Names of schemes.
 
     Raises:
         LongRopeError: If the documents are too short for a window.
@@ -53,7 +50,7 @@ def rank_starts(
     if windows.sparse:
         use_weighted_attention(model)
     losses: dict[str, list[float]] = {}
-    for name in starts:
+    for name in STARTS:
         attention = attention_factor(run.plan.attention, run.rope, run.plan.length)
         scaling = replace(scheme(name, run.rope, run.plan.length), attention_factor=attention)
         losses[name] = _losses(model, scaling, windows)

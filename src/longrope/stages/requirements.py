@@ -97,7 +97,13 @@ def _check_quantized(name: str, finetune: Finetune, method: Any) -> None:
 
 
 def check_requirements(
-    plan: Plan, *, device: str, launch: Sequence[str], report_to: str, trained: Container[int] = ()
+    plan: Plan,
+    *,
+    device: str,
+    launch: Sequence[str],
+    report_to: str,
+    trained: Container[int] = (),
+    rated: Container[int] = (),
 ) -> None:
     """Check, before hours of work, that the fine-tuning of a plan will find everything that it needs.
 
@@ -107,6 +113,7 @@ def check_requirements(
         launch: Command that starts several processes; empty for this process.
         report_to: Service that fine-tuning reports to, as transformers' Trainer names it.
         trained: Numbers of the stages, from 1, that are fine-tuned already.
+        rated: Numbers of the stages whose learning rate was chosen already.
 
     Raises:
         LongRopeError: If a package, a program or a device is missing.
@@ -121,7 +128,7 @@ def check_requirements(
             raise LongRopeError(
                 f'stages[{i}].finetune.lora = {finetune.lora} needs the package peft: pip install "longrope[lora]"'
             )
-        if finetune.rate == "auto" and launch:
+        if finetune.rate == "auto" and launch and i + 1 not in rated:
             raise LongRopeError(
                 f'stages[{i}].finetune.rate = "auto": the test of rates runs in one process, not with launch. '
                 "Give the rate as a number, such as 2e-5."

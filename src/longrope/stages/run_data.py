@@ -130,8 +130,7 @@ class RunData:
 
     def test_documents(self) -> DocumentTokens:
         """Return the test documents, cut to the longest length."""
-        count, longest = self.plan.evaluation.documents, max(self.evaluation_lengths)
-        return draw_tokens(self._splits["test"], self.tokenizer, length=longest, count=count, cache=self.cache)
+        return self.long_documents("test", max(self.evaluation_lengths), self.plan.evaluation.documents)
 
     def long_documents(self, split: str, length: int, count: int) -> DocumentTokens:
         """Return documents of a split, cut to a length in tokens.

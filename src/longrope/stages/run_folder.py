@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from longrope.checks import torch_name
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension, load_factors
 from longrope.models.load import load, load_config, load_tokenizer
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling, check_rope
 from longrope.schemes import attention_factor, is_scheme
-from longrope.stages.plan import Plan, parse_plan
+from longrope.stages.plan import Plan, load_plan, parse_plan
 from longrope.stages.run_data import RunData
 from longrope.stages.trainer_arguments import wants_liger
 
@@ -33,9 +34,9 @@ class StagedRun:
     Args:
         folder: The run's folder.
         model: Name of the model that the plan begins with.
-        plan: The plan.
+        plan: The plan; a name or a file is loaded as by `load_plan`.
         device: A torch device.
-        dtype: Dtype of searches and evaluations, a key of `DTYPES`.
+        dtype: Dtype of searches and evaluations, a key of `DTYPES` or a torch dtype.
         report_to: Service that fine-tuning reports to, as transformers' Trainer names it.
         launch: Command that starts several processes for fine-tuning, such as accelerate launch …; empty for this one.
         launch_options: Options of ``longrope finetune`` in these processes, beside those that the run decides.
@@ -51,6 +52,16 @@ class StagedRun:
     launch: Sequence[str] = ()
     launch_options: Sequence[str] = ()
     on_progress: OnProgress = lambda *_: None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))
+        if not isinstance(self.model, (str, Path)):
+            raise LongRopeError(f"model = a {type(self.model).__name__}: a run loads it itself. Give its name.")
+        object.__setattr__(self, "model", str(self.model))
+        if not isinstance(self.plan, Plan):
+            object.__setattr__(self, "plan", load_plan(self.plan))
+        for name in ("device", "dtype"):
+            object.__setattr__(self, name, torch_name(getattr(self, name)))
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -166,12 +177,13 @@ def open_run(folder: Path, **fields: Any) -> StagedRun:
 
 
 class RunRecord(NamedTuple):
-    """The contents of ``run.json``; the digest of the documents is None in a run of an earlier version."""
+    """The contents of ``run.json``; the digests of documents and weights are None in a run of an earlier version."""
 
     model: str
     plan: Plan
     dtype: str
     documents: str | None
+    weights: str | None
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -185,7 +197,7 @@ def read_record(folder: Path) -> RunRecord:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["version"] == VERSION:
             plan = parse_plan(record["plan"], str(path))
-            return RunRecord(record["model"], plan, record["dtype"], record.get("documents"))
+            return RunRecord(record["model"], plan, record["dtype"], record.get("documents"), record.get("weights"))
     except (OSError, ValueError, KeyError, TypeError):
         raise LongRopeError(
             f"{path.parent} holds no run of longrope extend: its run.json is missing or damaged"

@@ -46,6 +46,13 @@ def _replace(temporary: Path, path: Path) -> None:
     temporary.replace(path)
 
 
+def apply_umask(folder: Path) -> None:
+    """Give the weights in a folder the permissions of other files; safetensors writes them for their owner alone."""
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError):  # a file system without permissions
+            path.chmod(folder.stat().st_mode & 0o666)
+
+
 def write_json(path: str | os.PathLike[str], data: object) -> None:
     """Write the JSON of `dumps` with `write_text`."""
     write_text(path, dumps(data))

@@ -67,6 +67,21 @@ def refuse_staged_run(folder: Path) -> None:
         raise LongRopeError(f"{folder} is a run of longrope extend; choose another output with -o")
 
 
+def refuse_other_files(folder: Path, journal: str, subject: str) -> None:
+    """Refuse a folder that holds files, but not the journal of such a run.
+
+    Args:
+        folder: Path of the output.
+        journal: Name of the journal.
+        subject: Noun for the error message, such as a search.
+
+    Raises:
+        LongRopeError: If it is one.
+    """
+    if folder.is_dir() and not (folder / journal).exists() and any(path.name != LOCK for path in folder.iterdir()):
+        raise LongRopeError(f"{folder} does not hold {subject}. Choose another output with -o.")
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     """Hold the operating system's lock on an output inside the block; it ends with the process at the latest.
@@ -88,7 +103,7 @@ def locked(path: Path, *, folder: bool = True) -> Iterator[None]:
     file = _take(path, lock)
     _own_locks.add(lock)
     try:
-        for temporary in path.rglob(".*.tmp") if folder else ():
+        for temporary in path.rglob(".*.[0-9]*.tmp") if folder else ():
             with contextlib.suppress(OSError):  # a folder, or another user's
                 temporary.unlink()
         yield
@@ -172,21 +187,28 @@ def _locked(file: int, *, shared: bool = False) -> bool:
 def is_abandoned(folder: Path) -> bool:
     """Return whether a process that worked in a folder was killed: its lock file is there, and nobody holds it.
 
+    It is False where that cannot be known, as on a file system without locks.
+
     Args:
         folder: Path of the folder.
     """
-    return (folder / LOCK).exists() and not is_held(folder)
+    return _held(folder) is False
 
 
 def is_held(path: Path) -> bool:
     """Return whether a process works in a folder, and holds the lock inside it."""
-    with contextlib.suppress(OSError):  # without a lock file, or a later step reports why it cannot be opened
-        file = os.open(path / LOCK, os.O_RDWR)
+    return bool(_held(path))
+
+
+def _held(folder: Path) -> bool | None:
+    """Return whether a process holds the lock in a folder; None without a lock file, or where that cannot be known."""
+    with contextlib.suppress(OSError):  # a later step reports why it cannot be opened
+        file = os.open(folder / LOCK, os.O_RDONLY)  # which may be all that a watcher is allowed
         try:
             return not _locked(file, shared=True)
         finally:
             os.close(file)
-    return False
+    return None
 
 
 def _in_use(path: Path, lock: Path) -> LongRopeError:

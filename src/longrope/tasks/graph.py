@@ -10,6 +10,7 @@ from longrope.tasks.needle_task import NeedleDraft
 from longrope.tasks.words import letters
 
 HEXADECIMAL = "0123456789abcdef"
+CHILDREN = 2  # edges that leave the asked node, and each of the nodes after it
 EXAMPLE = """Example of a list of edges:
 uvwx -> alke
 abcd -> uvwx
@@ -28,18 +29,17 @@ def random_edge(rng: np.random.Generator) -> str:
     return _edge(*_names(rng, 2))
 
 
-def graph_walks(rng: np.random.Generator, depth: float, *, children: int = 2) -> NeedleDraft:
+def graph_walks(rng: np.random.Generator, depth: float) -> NeedleDraft:
     """Draft a walk (OpenAI's GraphWalks): a breadth-first search of two steps in a list of edges, in our words.
 
     Args:
         rng: Generator of the nodes and depths.
         depth: Depth of the first edge.
-        children: Number of edges that leave the node, and each of the nodes after it.
     """
-    root, *nodes = _names(rng, 1 + children + children**2)
-    middle, leaves = nodes[:children], nodes[children:]
+    root, *nodes = _names(rng, 1 + CHILDREN + CHILDREN**2)
+    middle, leaves = nodes[:CHILDREN], nodes[CHILDREN:]
     edges = [(root, node) for node in middle]
-    edges += [(middle[i // children], leaf) for i, leaf in enumerate(leaves)]
+    edges += [(middle[i // CHILDREN], leaf) for i, leaf in enumerate(leaves)]
     return NeedleDraft(
         "Below is a list of the edges of a directed graph.\n",
         tuple(_edge(*edge) for edge in edges),

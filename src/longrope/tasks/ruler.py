@@ -12,6 +12,7 @@ from longrope.tasks.words import CHOICES, compounds, letters, numbers, uuids
 
 VALUES = {"numbers": numbers, "uuids": uuids}
 KEYS = {"words": compounds, "uuids": uuids}
+VARIABLES = 5  # of a chain, which has four hops
 EXAMPLE_NOISE, EXAMPLE_LETTERS = 10, 3  # of the worked example, which has up to 500 tokens in RULER
 
 
@@ -67,25 +68,20 @@ def niah(
     )
 
 
-def variables(rng: np.random.Generator, depth: float, *, chains: int = 1, hops: int = 4) -> NeedleDraft:
-    """Draft a variable-tracking trial: chains of assignments. The answers are the first chain's variables."""
-    del depth  # each assignment has a random place, in the order of its chain
-    names = letters(rng, chains * (hops + 1), 5, string.ascii_uppercase)
-    values = numbers(rng, chains, digits=5)
-    lines, depths = [], []
-    for value, first in zip(values, range(0, len(names), hops + 1), strict=True):
-        lines += _chain(names[first : first + hops + 1], value)
-        depths += sorted(rng.random(hops + 1))
-    intro, question, prefix = _variable_strings(values[0], hops + 1)
+def variables(rng: np.random.Generator, depth: float) -> NeedleDraft:
+    """Draft a variable-tracking trial: a chain of assignments. The answers are all variables of the chain."""
+    del depth  # each assignment has a random place, in the order of the chain
+    names, (value,) = letters(rng, VARIABLES, 5, string.ascii_uppercase), numbers(rng, 1, digits=5)
+    intro, question, prefix = _variable_strings(value)
     return NeedleDraft(
         intro,
-        tuple(lines),
-        tuple(depths),
+        tuple(_chain(names, value)),
+        tuple(sorted(rng.random(VARIABLES))),
         question,
-        tuple(names[: hops + 1]),
-        keys=(*values, *names),
+        tuple(names),
+        keys=(value, *names),
         prefix=prefix,
-        example=_variable_example(rng, hops + 1),
+        example=_variable_example(rng),
     )
 
 
@@ -95,22 +91,22 @@ def _chain(names: list[str], value: str) -> list[str]:
     return [f" VAR {names[0]} = {value}", *(f" VAR {name} = VAR {source} " for name, source in pairs)]
 
 
-def _variable_strings(value: str, count: int) -> tuple[str, str, str]:
+def _variable_strings(value: str) -> tuple[str, str, str]:
     """Return the introduction, the question and the beginning of the answer."""
     return (
         "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n",
         f"\nQuestion: Find all variables that are assigned the value {value} in the text above.",
-        f"Answer: According to the chain(s) of variable assignment in the text above, {count} variables are assgined "
-        f"the value {value}, they are:",
+        f"Answer: According to the chain(s) of variable assignment in the text above, {VARIABLES} variables are "
+        f"assgined the value {value}, they are:",
     )
 
 
-def _variable_example(rng: np.random.Generator, count: int) -> str:
+def _variable_example(rng: np.random.Generator) -> str:
     """Return a solved task with short names in ten lines of noise."""
-    names, (value,) = letters(rng, count, EXAMPLE_LETTERS, string.ascii_uppercase), numbers(rng, 1, digits=5)
+    names, (value,) = letters(rng, VARIABLES, EXAMPLE_LETTERS, string.ascii_uppercase), numbers(rng, 1, digits=5)
     lines = [f" {NOISE}\n"] * EXAMPLE_NOISE
-    places = sorted(rng.choice(EXAMPLE_NOISE, size=count, replace=False))
+    places = sorted(rng.choice(EXAMPLE_NOISE, size=VARIABLES, replace=False))
     for shift, (index, line) in enumerate(zip(places, _chain(names, value), strict=True)):
         lines.insert(index + shift, line)
-    intro, question, prefix = _variable_strings(value, count)
+    intro, question, prefix = _variable_strings(value)
     return f"{intro}{''.join(lines).lstrip()}{question} {prefix}  {' '.join(names)}\n\n\n\n"

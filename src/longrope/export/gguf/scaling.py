@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.engines.registry import LLAMA_CPP_YARN
+from longrope.engines.registry import LLAMA_CPP_YARN, llama_cpp_attention
 from longrope.errors import LongRopeError
 from longrope.export.hf_config import yarn_fields
 from longrope.formats.gguf import LONG, SHORT, extension_of_gguf
@@ -62,7 +62,8 @@ def refuse_architecture(architecture: str, extension: Extension) -> None:
     yarn = yarn_fields(extension)
     remedy = "Serve this model from a Hugging Face export, or search with the parametrization yarn."
     if yarn is not None:
-        numbers = {"attn_factor": 1.0, **yarn, "original": extension.rope.original_length}
+        attention = llama_cpp_attention(architecture, yarn.get("attn_factor", 1.0))
+        numbers = {**yarn, "original": extension.rope.original_length, "attention": attention}
         options = LLAMA_CPP_YARN.format(**numbers, length=extension.length)
         remedy = f"These factors are a YaRN, which llama.cpp computes for a plain GGUF file of the model: {options}."
     raise LongRopeError(
