@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 from longrope.errors import LongRopeError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 OTHER_TOKENIZER = (
     "Give the tokenizer that belongs to the model, or one without added tokens; "
@@ -21,6 +23,7 @@ LARGEST = 2**53  # above it, floats cannot represent every integer
 def to_python(value: Any) -> Any:
     """Return the Python number or list that an array or a tensor holds; other values as they are.
 
+    >>> import numpy as np
     >>> to_python(np.array([1.0, 2.5])), to_python(np.float32(0.5)), to_python("su")
     ([1.0, 2.5], 0.5, 'su')
     """
@@ -30,6 +33,7 @@ def to_python(value: Any) -> Any:
 def listed(values: Any) -> list[Any]:
     """Return the values of a list, an array or a tensor; one value alone is a list of one, and None an empty list.
 
+    >>> import numpy as np
     >>> listed(64), listed("16k"), listed(np.array([1, 2])), listed(None)
     ([64], ['16k'], [1, 2], [])
     """
@@ -55,7 +59,7 @@ def positive(name: str, value: Any) -> float:
         LongRopeError: The value is something else.
     """
     number = to_python(value)
-    numeric = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
+    numeric = isinstance(number, Real) and not isinstance(number, bool)
     try:
         number = float(number) if numeric else 0.0
     except OverflowError:

@@ -53,8 +53,9 @@ def token_counts(name: str, values: Any, least: int = 2) -> list[int]:
     >>> token_counts("lengths", "4k,8k"), token_counts("lengths", 64), token_counts("lengths", [64, 128.0, "1k"])
     ([4096, 8192], [64], [64, 128, 1024])
     """
-    values = values.split(",") if isinstance(values, str) else listed(values)
-    return [token_count(f"{name}[{index}]", value, least) for index, value in enumerate(values)]
+    if isinstance(values, str):
+        return [token_count(name, value, least) for value in values.split(",")]
+    return [token_count(f"{name}[{index}]", value, least) for index, value in enumerate(listed(values))]
 
 
 def parse_percent(text: str, name: str) -> float:

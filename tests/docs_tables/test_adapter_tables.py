@@ -61,6 +61,18 @@ def test_perplexity_by_position_of_131072_tokens() -> None:
     )
 
 
+def test_perplexity_by_position_of_65536_tokens() -> None:
+    (measured,) = record("smollm2-64k.json").values()
+    nats = [log(value) for value in measured["perplexity_by_position"]]
+    quarters = [exp(fmean(nats[first : first + 4])) for first in range(0, 16, 4)]
+    assert max(quarters[1:3]) < 1.2 * quarters[0]
+    values = [f"{value:.1f}" for value in [*quarters, measured["perplexity"]]]
+    assert_table(RESULTS, [row("perplexity, 180 steps", *values)])
+    right = round(measured["recall"] * measured["questions"])
+    assert_says(RESULTS, f"it answers {right} of {measured['questions']} questions on planted lines, and perplexity")
+    assert_says(RESULTS, f"({measured['seconds'] / 60:.0f} minutes on one core;")
+
+
 def test_what_the_pages_say_of_the_adapter() -> None:
     adapter, yarn = perplexity("adapter", 32768), perplexity("yarn", 32768)
     near, far = (

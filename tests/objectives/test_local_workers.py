@@ -183,9 +183,11 @@ class Sleeping:
         self.seconds = seconds
 
     def evaluate(self, batches, *, gradient):
-        if self.seconds:
-            open("working", "w").close()
-        time.sleep(self.seconds)
+        open(f"at {self.seconds}", "w").close()
+        while not (os.path.exists("at 1") and os.path.exists("at 2")):  # until both workers are there
+            time.sleep(0.05)
+        if self.seconds == 600:
+            time.sleep(600)
         yield 0, [os.getpid()]
 
 def build(rank):
@@ -195,10 +197,12 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     pool = LocalPool(build, 2)
     try:
-        for _ in pool.run([(str(seconds), pickle.dumps(seconds), [], False) for seconds in (0.0, 600.0)]):
-            while not os.path.exists("working"):
+        for _ in pool.run([(str(seconds), pickle.dumps(seconds), [], False) for seconds in (1, 2, 600)]):
+            while not os.path.exists("at 600"):
                 time.sleep(0.05)
-            print("working", flush=True)
+            if not os.path.exists("said"):
+                open("said", "w").close()
+                print("working", flush=True)
     except KeyboardInterrupt:
         pool.close()
         print("interrupted")

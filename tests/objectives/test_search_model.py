@@ -174,7 +174,7 @@ def test_a_loaded_model_needs_its_tokenizer_and_has_no_workers() -> None:
     with pytest.raises(lr.LongRopeError, match=r"^tokenizer = None: "):
         lr.search(model, length=512)
     with pytest.raises(lr.LongRopeError, match=r"^workers = 2: "):
-        lr.search(model, object(), length=512, options=lr.SearchOptions(workers="2"))  # pyright: ignore
+        lr.search(model, families.tokenizer(), length=512, options=lr.SearchOptions(workers="2"))
 
 
 def test_a_search_starts_from_schemes_and_factors(tmp_path: Path) -> None:

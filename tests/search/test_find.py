@@ -658,7 +658,7 @@ def test_a_search_goes_on_from_the_factors_of_another(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("length", "2k"), ("attention_factor", "su"), ("attention_factor", -1.0), ("ceiling", math.nan)],
+    [("length", 2.5), ("attention_factor", "su"), ("attention_factor", -1.0), ("ceiling", math.nan)],
 )
 def test_a_space_has_numbers(field: str, value: object) -> None:
     with pytest.raises(LongRopeError, match=f"^{field} = {value!r} must be a"):

@@ -151,7 +151,7 @@ def run(
         attention=attention,
         start_tokens=start_tokens,
         needles=needles,
-        also=() if also is None else also.split(","),
+        also=() if also is None else also,
         keep_short=None if keep_short is None else parse_percent(keep_short, "--keep-short"),
         tail=tail,
         window=window,
