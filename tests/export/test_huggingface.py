@@ -259,6 +259,18 @@ def test_check_parity_notices_an_edited_config(
     assert [parity.length for parity in parities if not parity.ok] == wrong
 
 
+def test_check_parity_at_a_length_that_no_memory_holds_as_a_whole_text(llama: PreTrainedModel, tmp_path: Path) -> None:
+    rope = Rope.of(llama)
+    export_huggingface(llama, TOKENIZER, Extension.of(rope, scheme("heuristic", rope, 2**21)), tmp_path / "made")
+    parities = check_parity(tmp_path / "made", llama)
+    assert [(parity.length, parity.ok) for parity in parities] == [(n, True) for n in (63, 64, 65, 2**21 - 1)]
+    path = tmp_path / "made" / "config.json"
+    config = json.loads(path.read_text())
+    edited = {"long_factor": [*config["rope_parameters"]["long_factor"][:-1], 2.0**20]}  # of the slowest pair
+    edit(path, **{key: {**config[key], **edited} for key in ("rope_scaling", "rope_parameters")})
+    assert [parity.ok for parity in check_parity(tmp_path / "made", llama)][-1] is False
+
+
 def test_check_parity_notices_other_weights(llama: PreTrainedModel, tmp_path: Path) -> None:
     export_huggingface(llama, TOKENIZER, extension(llama), tmp_path / "made")
     llama.model.layers[0].mlp.down_proj.weight.data.mul_(1.2)

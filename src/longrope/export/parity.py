@@ -26,6 +26,7 @@ from longrope.units import token_counts
 
 TOLERANCE = 1e-2
 COMPARED = 16  # last tokens
+MOST = 4096  # tokens of a text
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def check_parity(
 ) -> list[Parity]:
     """Compare a checkpoint with the model that it was made from, patched with the checkpoint's ``extension.json``.
 
-    The comparison is made in float32.
+    The comparison is made in float32. Above `MOST` tokens a text has only the first and the last positions, half of them
+    each: they choose the same factors as a whole text, and fit into memory.
 
     Args:
         folder: Folder of the checkpoint.
@@ -81,8 +83,7 @@ def check_parity(
         raise LongRopeError(
             f"{folder}: its vocab_size is not the model's ({vocab_size}). Give the model that it was made from."
         )
-    longest = torch.arange(max(lengths))
-    texts = [random_text(model, longest[:length], indices=longest[:length][-COMPARED:]) for length in lengths]
+    texts = [random_text(model, _positions(length), torch.arange(min(length, MOST))[-COMPARED:]) for length in lengths]
     parities = []
     rope = find_rotary_slot(model).rope
     with in_float32(model), evaluating(model):
@@ -91,6 +92,13 @@ def check_parity(
             with patch(model, factors), explain_out_of_memory(length, f"on {model.device}", "give shorter --lengths"):
                 parities.append(Parity.of(length, text_logits(model, text), text_logits(exported, text)))
     return parities
+
+
+def _positions(length: int) -> Tensor:
+    """Return the positions of a text of a length, ``(min(length, MOST),)``."""
+    if length <= MOST:
+        return torch.arange(length)
+    return torch.cat([torch.arange(MOST // 2), torch.arange(length - MOST // 2, length)])
 
 
 def _relative(extension: Extension, rope: Rope, length: int) -> Scaling:
