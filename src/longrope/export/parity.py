@@ -58,8 +58,8 @@ def check_parity(
 ) -> list[Parity]:
     """Compare a checkpoint with the model that it was made from, patched with the checkpoint's ``extension.json``.
 
-    The comparison is made in float32. Above `MOST` tokens a text has only the first and the last positions, half of them
-    each: they choose the same factors as a whole text, and fit into memory.
+    The comparison is made in float32. A text of more than `MOST` tokens has only its first and last positions, half of
+    them each, which choose the same factors as the whole text and fit into memory.
 
     Args:
         folder: Folder of the checkpoint.
