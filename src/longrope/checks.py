@@ -30,11 +30,11 @@ def to_python(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def listed(values: Any) -> list[Any]:
+def as_list(values: Any) -> list[Any]:
     """Return the values of a list, an array or a tensor; one value alone is a list of one, and None an empty list.
 
     >>> import numpy as np
-    >>> listed(64), listed("16k"), listed(np.array([1, 2])), listed(None)
+    >>> as_list(64), as_list("16k"), as_list(np.array([1, 2])), as_list(None)
     ([64], ['16k'], [1, 2], [])
     """
     values = to_python(values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from longrope.checks import listed, whole
+from longrope.checks import as_list, whole
 from longrope.errors import LongRopeError
 
 LENGTH_UNITS = {"g": 2**30, "m": 2**20, "k": 2**10, "": 1}
@@ -55,7 +55,7 @@ def token_counts(name: str, values: Any, least: int = 2) -> list[int]:
     """
     if isinstance(values, str):
         return [token_count(name, value, least) for value in values.split(",")]
-    return [token_count(f"{name}[{index}]", value, least) for index, value in enumerate(listed(values))]
+    return [token_count(f"{name}[{index}]", value, least) for index, value in enumerate(as_list(values))]
 
 
 def parse_percent(text: str, name: str) -> float:

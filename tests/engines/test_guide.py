@@ -9,10 +9,11 @@ from typing import Any
 
 import families
 import pytest
+from gguf import MODEL_ARCH_NAMES
 
 from longrope.engines.guide import launch_lines, serving_guide
 from longrope.engines.predict import predict
-from longrope.engines.registry import ENGINES, FAMILIES
+from longrope.engines.registry import ENGINES, FAMILIES, llama_cpp_attention
 from longrope.engines.rules import Engine, Rule, by_launch, formula
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.rope import Rope
@@ -111,6 +112,13 @@ def test_llama_cpp_takes_the_attention_factor_of_a_yarn_from_a_key(attention: fl
     extension = for_mode(Extension.of(rope, scaling), "static")
     guide = sections(serving_guide(config_fields(plain.to_dict(), extension), extension, "static", "long-model"))
     assert f"--yarn-beta-slow 1 --yarn-attn-factor 1{option}\n" in guide["llama.cpp"]
+
+
+def test_each_model_type_of_a_rule_has_a_name_in_llama_cpp() -> None:
+    """Mistral's file is of the architecture llama; a key of another name would be ignored."""
+    kinds = {kind for engine in ENGINES.values() for kind in (*engine.models, *engine.yarn.models)}
+    keys = {llama_cpp_attention(kind, 2).split()[1].removesuffix(".rope.scaling.attn_factor=float:2") for kind in kinds}
+    assert keys <= set(MODEL_ARCH_NAMES.values())
 
 
 def test_lines_for_the_terminal() -> None:

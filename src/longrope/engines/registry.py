@@ -76,13 +76,21 @@ LLAMA_CPP_YARN = (  # options that every architecture obeys, whatever keys the f
 )
 GGUF_NAMES = {  # model type -> llama.cpp's architecture, where the names differ
     "cohere": "command-r",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
     "gemma3_text": "gemma3",
     "glm": "chatglm",
+    "glm4_moe": "glm4moe",
     "gpt_neox": "gptneox",
+    "gpt_oss": "gpt-oss",
+    "mistral": "llama",
     "mixtral": "llama",
     "olmo3": "olmo2",
     "phi": "phi2",
+    "qwen2_5_vl": "qwen2vl",
     "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "qwen3_vl": "qwen3vl",
 }
 
 

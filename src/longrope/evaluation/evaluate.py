@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from longrope.checks import check_tokenizer, listed
+from longrope.checks import as_list, check_tokenizer
 from longrope.cost.choose_dtype import choose_dtype, recorded_dtype
 from longrope.cost.memory_check import Placement, check_pass_memory
 from longrope.data.documents import Source, load_documents, source_name
@@ -86,7 +86,7 @@ def evaluate(
         model, tokenizer = _opened(model, tokenizer, max(counts), options)
         rows = {row: Candidate(name, scaling) for row, scaling in _scalings(model, candidates or {}, options).items()}
         corpus = _corpus(tokenizer, counts, texts, data, options)
-        spec = _spec(tokenizer, counts, corpus, listed(retrieval), options)
+        spec = _spec(tokenizer, counts, corpus, as_list(retrieval), options)
         check_spec(spec, rows)
         source = {"model": name, "dtype": str(model.dtype).removeprefix("torch.")}
         decided = {} if options.original_length is None else {"original_length": options.original_length}

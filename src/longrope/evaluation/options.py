@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.checks import listed, torch_name, whole
+from longrope.checks import as_list, torch_name, whole
 from longrope.evaluation.runner import OnProgress, ignore_progress
 from longrope.units import token_count
 
@@ -68,5 +68,5 @@ class EvalOptions:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, token_count(name, getattr(self, name), least))
         if self.depths is not None:
-            object.__setattr__(self, "depths", tuple(listed(self.depths)))
-        object.__setattr__(self, "measurements", tuple(listed(self.measurements)))
+            object.__setattr__(self, "depths", tuple(as_list(self.depths)))
+        object.__setattr__(self, "measurements", tuple(as_list(self.measurements)))

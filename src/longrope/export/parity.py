@@ -26,7 +26,7 @@ from longrope.units import token_counts
 
 TOLERANCE = 1e-2
 COMPARED = 16  # last tokens
-MOST = 4096  # tokens of a text
+MOST = 4096  # tokens of a text; in longer ones its positions are spread evenly
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def check_parity(
 ) -> list[Parity]:
     """Compare a checkpoint with the model that it was made from, patched with the checkpoint's ``extension.json``.
 
-    The comparison is made in float32. A text of more than `MOST` tokens has only its first and last positions, half of
-    them each, which choose the same factors as the whole text and fit into memory.
+    The comparison is made in float32. Of a text of more than `MOST` tokens it takes as many, whose positions are spread
+    evenly: they choose the same factors as the whole text, and fit into memory.
 
     Args:
         folder: Folder of the checkpoint.
@@ -83,7 +83,8 @@ def check_parity(
         raise LongRopeError(
             f"{folder}: its vocab_size is not the model's ({vocab_size}). Give the model that it was made from."
         )
-    texts = [random_text(model, _positions(length), torch.arange(min(length, MOST))[-COMPARED:]) for length in lengths]
+    positions = [spread_positions(length, MOST) for length in lengths]
+    texts = [random_text(model, each, indices=torch.arange(len(each))[-COMPARED:]) for each in positions]
     parities = []
     rope = find_rotary_slot(model).rope
     with in_float32(model), evaluating(model):
@@ -94,11 +95,9 @@ def check_parity(
     return parities
 
 
-def _positions(length: int) -> Tensor:
-    """Return the positions of a text of a length, ``(min(length, MOST),)``."""
-    if length <= MOST:
-        return torch.arange(length)
-    return torch.cat([torch.arange(MOST // 2), torch.arange(length - MOST // 2, length)])
+def spread_positions(length: int, most: int) -> Tensor:
+    """Return positions from 0 to the last one of a length, spread evenly: all of them, or ``most``."""
+    return torch.linspace(0, length - 1, min(length, most), dtype=torch.float64).round().long()
 
 
 def _relative(extension: Extension, rope: Rope, length: int) -> Scaling:

@@ -19,7 +19,7 @@ from longrope.errors import LongRopeError
 from longrope.export import plain_logits
 from longrope.export.carried_factors import same_factors
 from longrope.export.hf_config import factors_in_mode, for_mode
-from longrope.export.parity import TOLERANCE, Parity, in_float32, random_text
+from longrope.export.parity import TOLERANCE, Parity, in_float32, random_text, spread_positions
 from longrope.models.device_memory import explain_out_of_memory, free_memory
 from longrope.models.patch import evaluating, patch
 from longrope.scaling import Extension
@@ -125,7 +125,7 @@ def _copy_memory(model: PreTrainedModel) -> int:
 
 def _spread_text(model: PreTrainedModel, length: int) -> dict[str, Tensor]:
     """Return a random text whose positions are spread over a length."""
-    positions = torch.linspace(0, length - 1, min(length, TOKENS)).long()
+    positions = spread_positions(length, TOKENS)
     return random_text(model, positions, indices=torch.linspace(0, len(positions) - 1, COMPARED).long())
 
 

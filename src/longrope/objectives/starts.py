@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from longrope.checks import listed, to_python
+from longrope.checks import as_list, to_python
 from longrope.formats.load_factors import load_factors
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
@@ -29,7 +29,7 @@ def make_space(rope: Rope, length: int, method: Method, options: SearchOptions) 
         length,
         attention_factor=attention_factor(attention, rope, length),
         search_attention=options.attention == "search",
-        start_tokens=START_TOKENS if start_tokens is True else listed(start_tokens or 0),
+        start_tokens=START_TOKENS if start_tokens is True else as_list(start_tokens or 0),
         parametrization=options.parametrization or method.parametrization,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longrope.checks import listed, to_python, torch_name, whole
+from longrope.checks import as_list, to_python, torch_name, whole
 from longrope.data.search_texts import SearchTextSpec
 from longrope.errors import LongRopeError, unknown
 from longrope.scaling import Extension, Scaling
@@ -108,7 +108,7 @@ class SearchOptions:
         if self.parametrization is not None and self.parametrization not in PARAMETRIZATIONS:
             raise unknown("parametrization", self.parametrization, PARAMETRIZATIONS)
         if self.schemes is not None:
-            object.__setattr__(self, "schemes", tuple(canonical(name) for name in listed(self.schemes)))
+            object.__setattr__(self, "schemes", tuple(canonical(name) for name in as_list(self.schemes)))
             if not self.schemes and not self.factors:
                 raise LongRopeError("schemes = (): the search has no start. Name a scheme, or give factors.")
         object.__setattr__(self, "also", tuple(sorted(set(token_counts("also", self.also)))))
@@ -127,7 +127,7 @@ class SearchOptions:
                 raise LongRopeError(f"{name} = {value!r}: not a number.")
             object.__setattr__(self, name, value)
         object.__setattr__(self, "attention", to_python(self.attention))
-        object.__setattr__(self, "factors", tuple(listed(self.factors)))
+        object.__setattr__(self, "factors", tuple(as_list(self.factors)))
         for value in self.factors:
             if not isinstance(value, (str, Path, Scaling, Extension)):
                 raise LongRopeError(f"factors = [{value!r:.60}]: give scalings, extensions or paths of their files.")

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from longrope.checks import listed, positive, whole
+from longrope.checks import as_list, positive, whole
 from longrope.errors import LongRopeError
 from longrope.rope import Rope
 from longrope.scaling import Scaling
@@ -52,7 +52,7 @@ class Space:
     def __post_init__(self) -> None:
         object.__setattr__(self, "length", token_count("length", self.length, 1))
         object.__setattr__(self, "rope", Rope.of(self.rope))
-        starts = [whole(f"start_tokens[{i}]", value, 0) for i, value in enumerate(listed(self.start_tokens))]
+        starts = [whole(f"start_tokens[{i}]", value, 0) for i, value in enumerate(as_list(self.start_tokens))]
         object.__setattr__(self, "start_tokens", tuple(starts))
         for name in ("attention_factor", "ceiling"):
             object.__setattr__(self, name, positive(name, getattr(self, name)))

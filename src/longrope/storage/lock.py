@@ -76,7 +76,7 @@ def refuse_other_files(folder: Path, journal: str, subject: str) -> None:
         subject: Noun for the error message, such as a search.
 
     Raises:
-        LongRopeError: If it is one.
+        LongRopeError: If it is such a folder.
     """
     if folder.is_dir() and not (folder / journal).exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise LongRopeError(f"{folder} does not hold {subject}. Choose another output with -o.")
