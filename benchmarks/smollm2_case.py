@@ -20,7 +20,7 @@ class Case:
         documents: Number of test documents of a corpus.
         lines: Number of planted lines of each kind in a document.
         questions: Number of questions of each kind about a document, by the length in tokens at which they are asked.
-        budget: Most token-evaluations of the search; None for the method's own.
+        searches: Most token-evaluations of each search, by its row; None for the method's own.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Case:
     documents: int
     lines: int
     questions: dict[int, int]
-    budget: str | None = None
+    searches: dict[str, str | None]
 
-    @property
-    def search(self) -> Path:
-        """Folder of the search."""
-        return RESULTS / f"smollm2-{self.name}-search"
+    def search(self, row: str = "searched") -> Path:
+        """Folder of a search."""
+        kind = row.replace("searched", "search").replace("_", "-")
+        return RESULTS / f"smollm2-{self.name}-{kind}"
 
     @property
     def record(self) -> Path:
@@ -50,6 +50,7 @@ CASES = {
         documents=6,
         lines=16,
         questions={8192: 8, 12288: 8, 16384: 8},
+        searches={"searched": None, "searched_yarn": "250k"},
     ),
     "32k": Case(
         "32k",
@@ -58,6 +59,6 @@ CASES = {
         documents=3,
         lines=32,
         questions={8192: 8, 24576: 16, 32768: 16},
-        budget="600k",
+        searches={"searched": "600k"},
     ),
 }

@@ -11,7 +11,10 @@ from smollm2_case import KINDS, Case
 from longrope.evaluation.statistics import mean_error, rate_interval
 
 L0, BLOCK = 8192, 1024  # tokens; a block is a run of tokens whose mean loss is kept
-ROWS = ("searched", "yarn", "tailspline", "original", "ntk", "heuristic", "ramp", "mrrope_pro", "pi")
+ROWS = (
+    *("searched", "yarn", "tailspline", "original", "ntk", "heuristic", "ramp"),
+    *("searched_yarn", "nearest_yarn", "mrrope_pro", "pi"),
+)
 AGAINST = ("yarn", "tailspline")
 
 
