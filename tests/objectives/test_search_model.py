@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from searching import ROPE, quadratic, slope
 from torch import nn
 
 import longrope as lr
+from longrope.data.search_texts import search_texts
+from longrope.data.weighted_text import WeightedText
 from longrope.models.load import load
 from longrope.objectives import prepare_search, search_model
 from longrope.objectives.backend import processes
@@ -109,6 +112,28 @@ def test_a_run_goes_on_only_with_the_same_weights(tmp_path: Path) -> None:
         lr.search(model, tokenizer, length=512, output=tmp_path, options=again)
     with pytest.raises(lr.LongRopeError, match="exists"):
         lr.search(model, tokenizer, length=512, output=tmp_path, options=FEW)
+
+
+def test_held_out_documents_have_other_lines_at_other_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[WeightedText]] = []
+
+    def draw(*documents: Any, **options: Any) -> tuple[list[WeightedText], tuple[str, ...]]:
+        texts, names = search_texts(*documents, **options)
+        drawn.append(texts)
+        return texts, names
+
+    monkeypatch.setattr(prepare_search, "search_texts", draw)
+    model, tokenizer = load("tiny", dtype="float32")
+    options = lr.SearchOptions(budget="6k", search_documents=1, held_out_documents=1, needles=1.0)
+    lr.search(
+        model, tokenizer, length=512, data=[f"{number}\n" + "to and fro " * 500 for number in range(8)], options=options
+    )
+    (searched,), (held_out,) = drawn
+    lines = [set(re.findall(r"(\w+) =", tokenizer.decode(text.tokens))) for text in (searched, held_out)]
+    assert lines[0]
+    assert lines[0].isdisjoint(lines[1])
+    same = searched.tokens[2:300] == held_out.tokens[2:300]  # the documents differ in their first line alone
+    assert not same.all()
 
 
 def not_called(*_: object, **__: object) -> None:

@@ -117,8 +117,7 @@ def prepare_search(
     """
     method = usable_method(method, backend.gradient_barrier, options, length)
     documents = split_documents(load_documents(data, text_key=options.text_key), seed=options.data_seed)
-    spec = options.text_spec(length)
-    specs = {"search": spec, "held_out": replace(spec, count=options.held_out_documents or spec.count)}
+    specs = {"search": options.text_spec(length), "held_out": options.text_spec(length, held_out=True)}
     cache = None if options.cache is None else Path(options.cache)
     make_texts = partial(search_texts, tokenizer=backend.tokenizer, cache=cache)
     drawn = {split: make_texts(documents[split], spec=specs[split]) for split in specs}

@@ -143,8 +143,11 @@ class SearchOptions:
         """Whether the winner must have the attention factor of these options, such as 1 for a ``dual`` export."""
         return self.attention not in ("su", "search")
 
-    def text_spec(self, length: int) -> SearchTextSpec:
-        """Return the texts to search on, for a target length in tokens.
+    def text_spec(self, length: int, *, held_out: bool = False) -> SearchTextSpec:
+        """Return the texts to search on, or those that choose the winner, for a target length in tokens.
+
+        Held-out documents have other questions, at other places: factors that fit the distances between the questions
+        and the lines of the search alone are not chosen.
 
         Raises:
             LongRopeError: If the window or one of ``also`` is longer than the target length.
@@ -157,7 +160,8 @@ class SearchOptions:
         if window is not None and window > length:
             raise LongRopeError(f"window = {window}: above length = {length}. Give a shorter window, or none.")
         count = self.search_documents or default_documents(min(length, window or length))
-        return SearchTextSpec(lengths, count, self.needles, tail=tail, window=window)
+        count = self.held_out_documents or count if held_out else count
+        return SearchTextSpec(lengths, count, self.needles, tail=tail, window=window, seed=int(held_out))
 
     def method(self, method: str | Method, length: int) -> Method:
         """Return a method with the population of these options, for a target length in tokens.

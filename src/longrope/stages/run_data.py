@@ -254,7 +254,7 @@ class RunData:
         return searches
 
     def _draw(self, split: str, search: Search, lengths: Sequence[int]) -> tuple[list[WeightedText], tuple[str, ...]]:
-        spec = search_options(search, lengths).text_spec(max(lengths))
+        spec = search_options(search, lengths).text_spec(max(lengths), held_out=split == "held_out")
         return search_texts(self._splits[split], self.tokenizer, spec, cache=self.cache)
 
     def _load(self, source: str) -> list[Document]:
