@@ -188,7 +188,7 @@ def test_a_damaged_adapter(base: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere/far/base", r"'nowhere/far/base'.* no such folder"),
+        ("nowhere/far/base", r"^base_model_name_or_path = 'nowhere/far/base': .* write its folder into adapter"),
         ("org/model", r"model = 'org/model' cannot be loaded"),
         ("", r"names no base model\. Write the model's name there, as base_model_name_or_path"),
         ("adapter", r"base_model_name_or_path = 'adapter': .* is its own base"),

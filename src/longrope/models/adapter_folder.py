@@ -20,7 +20,8 @@ def split_adapters(name: str | Path) -> tuple[str, list[Path]]:
         name: Name of a model, or folder of an adapter on a model or on another adapter.
 
     Raises:
-        LongRopeError: The config of an adapter is damaged, names no base model, or names the adapter itself.
+        LongRopeError: The config of an adapter is damaged, names no base model, names the adapter itself, or a folder
+            that does not exist.
     """
     adapters: list[Path] = []
     name = str(name)
@@ -32,7 +33,17 @@ def split_adapters(name: str | Path) -> tuple[str, list[Path]]:
                 f"Name the model that it was trained on in {CONFIG}."
             )
         name = base
+    if adapters and is_path(name) and not Path(name).exists():
+        raise LongRopeError(
+            f"base_model_name_or_path = {name!r}: there is no such folder. If the base model was moved, write its "
+            f"folder into {adapters[0] / CONFIG}."
+        )
     return name, adapters
+
+
+def is_path(name: str) -> bool:
+    """Return whether a name can only be that of a folder or file, and not a hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def base_of(folder: str | Path) -> str | None:

@@ -15,7 +15,7 @@ from longrope.errors import LongRopeError, did_you_mean
 from longrope.formats.checkpoint_file import find_file
 from longrope.formats.hf_config import extension_of_config
 from longrope.models.adapter_folder import CONFIG as ADAPTER
-from longrope.models.adapter_folder import MERGEABLE
+from longrope.models.adapter_folder import MERGEABLE, is_path
 from longrope.models.quantized import kernel_error
 
 BUILT_IN = ("tiny", "smollm2")
@@ -74,7 +74,7 @@ def check_folder(name: str, folder: Path) -> None:
         models = sorted(folder.glob("*.gguf")) or _folders_with(folder, CONFIG) or _folders_with(folder, ADAPTER)
         remedy = f"Give {' or '.join(map(str, models[-3:]))}" if models else "Give a folder that save_pretrained wrote"
         raise LongRopeError(f"model = {name!r} cannot be loaded: there is no {CONFIG} in this folder. {remedy}.")
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if not folder.is_dir() and is_path(name):
         raise LongRopeError(f"model = {name!r}: there is no such folder{suggestion(name)}")
 
 
