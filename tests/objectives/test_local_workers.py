@@ -5,6 +5,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,10 @@ POOL = """
 import os, pickle, signal, time
 from longrope.objectives.local_workers import LocalPool
 
+if __name__ == "__mp_main__" and os.path.exists("slow"):  # in a worker, before it has a task
+    open("importing", "w").close()
+    time.sleep(1)
+
 class Sleeping:
     def __init__(self, seconds):
         self.seconds = seconds
@@ -231,3 +236,21 @@ def test_workers_end_with_the_process_that_began_them(number: str, tmp_path: Pat
     out, errors = process.communicate(timeout=60)  # which ends when no worker has the pipes
     assert out == ("interrupted\n" if number == "SIGINT" else "")
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_workers_that_still_import_end_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    (tmp_path / "slow").touch()
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "pool.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    ) as process:
+        while not (tmp_path / "importing").exists():
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60) == ("interrupted\n", "")

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from longrope.errors import LongRopeError
 from longrope.search.protocol import Batch, CandidateLoss, Objective
 
 RETRIES = 3
+MASKED = hasattr(signal, "pthread_sigmask")  # not on Windows
 MakeObjective = Callable[[Any], Objective]
 Task = tuple[str, Any, Batch, bool]
 
@@ -108,7 +110,8 @@ class LocalPool:
             futures: dict[Future[list[CandidateLoss]], int] = {}
             try:
                 pool = self.pool = self.pool or self._start()
-                futures = {pool.submit(_evaluate, *task): index for index, task in pending.items()}
+                with _interrupts_held():
+                    futures = {pool.submit(_evaluate, *task): index for index, task in pending.items()}
                 for future in as_completed(futures):
                     losses = future.result()
                     deaths = 0
@@ -138,6 +141,19 @@ class LocalPool:
         return ProcessPoolExecutor(self.count, context, initializer=_start_worker, initargs=(self.build, started))
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait in this thread, and in a process that begins meanwhile until it is ready to end in silence."""
+    if not MASKED:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker: Worker | None = None
 
 
@@ -145,6 +161,8 @@ def _start_worker(build: Callable[[int], MakeObjective], started: Any) -> None:
     """Give a new local process its number, and let it end with the process that started it."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the workers too, which have nothing to say of it
+    if MASKED:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with started.get_lock():
         rank = started.value
