@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from smollm2_case import CASES
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ from longrope.data.documents import load_documents
 from longrope.data.split import draw_tokens, split_documents
 from longrope.data.stdlib import stdlib_documents
 from longrope.evaluation.statistics import mean_error
+from longrope.formats.load_factors import load_extension
 from longrope.longcontext.token_losses import token_losses
 from longrope.models.adapter import merge_adapter
 from longrope.provenance import provenance
@@ -109,7 +111,8 @@ class Row:
     """A model to measure.
 
     Args:
-        scheme: Scheme of the factors; None for plain RoPE.
+        scheme: Scheme of the factors, or ``searched`` for those that ``benchmarks/smollm2.py 32k`` searched; None for
+            plain RoPE.
         target: Length that the factors are for, in tokens.
         run: Training whose adapter is on, a key of `RUNS`; None for the original weights.
         merged: Whether the adapter is part of the weights, and the factors are not used.
@@ -129,6 +132,7 @@ ROWS = {
     "adapter": Row("yarn", 2**15, "32k"),
     "yarn": Row("yarn", 2**15),
     "heuristic": Row("heuristic", 2**15),
+    "searched": Row("searched", 2**15),
     "original": Row(longest=L0),
     "merged": Row(run="32k", merged=True, longest=L0, against="original"),
     "2m adapter": Row("heuristic", 2**21, "2m", against="2m yarn"),
@@ -137,7 +141,7 @@ ROWS = {
     "2m yarn": Row("yarn", 2**21),
     "2m ramp": Row("ramp", 2**21, longest=L0),
 }
-BEYOND = ("adapter", "yarn", "2m adapter", "2m adapter, 180 steps")
+BEYOND = ("adapter", "yarn", "searched", "2m adapter", "2m adapter, 180 steps")
 ASKED = {8192: ("original", "yarn"), 16384: BEYOND, 32768: BEYOND}
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
 
@@ -230,6 +234,8 @@ class Bench:
 
     def factors(self, row: Row) -> lr.Scaling | None:
         """Return the factors of a row."""
+        if row.scheme == "searched":
+            return load_extension(CASES["32k"].search()).long
         return None if row.scheme is None else lr.scheme(row.scheme, self.rope, row.target)
 
 
