@@ -20,6 +20,7 @@ class Case:
         documents: Number of test documents of a corpus.
         lines: Number of planted lines of each kind in a document.
         questions: Number of questions of each kind about a document, by the length in tokens at which they are asked.
+        against: Closed forms that every row is compared with.
         searches: Most token-evaluations of each search, by its row; None for the method's own.
     """
 
@@ -29,6 +30,7 @@ class Case:
     documents: int
     lines: int
     questions: dict[int, int]
+    against: tuple[str, ...]
     searches: dict[str, str | None]
 
     def search(self, row: str = "searched") -> Path:
@@ -50,6 +52,7 @@ CASES = {
         documents=6,
         lines=16,
         questions={8192: 8, 12288: 8, 16384: 8},
+        against=("yarn", "tailspline"),
         searches={"searched": None, "searched_yarn": "250k"},
     ),
     "32k": Case(
@@ -59,6 +62,7 @@ CASES = {
         documents=3,
         lines=32,
         questions={8192: 8, 24576: 16, 32768: 16},
+        against=("yarn", "tailspline", "bm"),
         searches={"searched": "600k"},
     ),
 }

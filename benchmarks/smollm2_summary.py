@@ -13,9 +13,8 @@ from longrope.evaluation.statistics import mean_error, rate_interval
 L0, BLOCK = 8192, 1024  # tokens; a block is a run of tokens whose mean loss is kept
 ROWS = (
     *("searched", "yarn", "tailspline", "original", "ntk", "heuristic", "ramp"),
-    *("searched_yarn", "nearest_yarn", "mrrope_pro", "pi"),
+    *("searched_yarn", "nearest_yarn", "bm", "mrrope_pro", "pi"),
 )
-AGAINST = ("yarn", "tailspline")
 
 
 def correlation(measured: Mapping[str, Any]) -> float:
@@ -42,7 +41,7 @@ def summary(measured: Mapping[str, Any], case: Case) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for corpus in ("code", "prose"):
         keys = {row: [f"{corpus} {number} {row}" for number in range(case.documents)] for row in ROWS}
-        compared = zip(*(keys[row] for row in ("searched", *AGAINST)), strict=True)
+        compared = zip(*(keys[row] for row in ("searched", *case.against)), strict=True)
         done = [number for number, names in enumerate(compared) if measured.keys() >= {*names}]
         whole = {
             row: [measured[names[number]] for number in done if names[number] in measured]
@@ -55,7 +54,7 @@ def summary(measured: Mapping[str, Any], case: Case) -> dict[str, Any]:
             for length in case.lengths:
                 losses = stretch(documents, 0, length)
                 found["perplexity"][length] = perplexity(losses)
-            for other in (name for name in AGAINST if name in whole and name != row):
+            for other in (name for name in case.against if name in whole and name != row):
                 beyond = zip(stretch(documents, L0, case.length), stretch(whole[other], L0, case.length), strict=True)
                 nats, error = mean_error([ours - theirs for ours, theirs in beyond])
                 found[f"beyond L0 against {other}"] = {"nats": nats, "standard_error": error}
