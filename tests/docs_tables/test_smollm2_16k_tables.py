@@ -13,8 +13,10 @@ README, SEARCH = "README.md", "docs/search.md"
 ROWS = record("smollm2-16k-tests.json")["rows"]
 KINDS, LENGTHS = ("recall", "niah_single_1"), (8192, 12288, 16384)
 LABELS = dict.fromkeys(("original", "heuristic", "ramp", "searched")) | {
-    "pi": "PI", "ntk": "NTK-aware", "yarn": "YaRN", "tailspline": "TailSpline"
+    "pi": "PI", "ntk": "NTK-aware", "yarn": "YaRN", "tailspline": "TailSpline",
+    "searched_yarn": "searched, `--parametrization yarn`", "nearest_yarn": "nearest YaRN to the searched factors"
 }  # fmt: skip
+YARNS = ("nearest_yarn", "searched_yarn")
 ORDER = ("original", "pi", "ntk", "heuristic", "ramp", "yarn", "tailspline", "searched")
 
 
@@ -26,29 +28,30 @@ def last_quarter(values: Any, digits: int) -> str:
 
 def test_the_table_of_the_readme() -> None:
     rows = []
-    for name in ORDER:
+    for name in (*ORDER[:-1], "searched_yarn", "searched"):
         values = ROWS[f"code {name}"]
         fields = [f"{values['perplexity'][str(length)]:.2f}" for length in (8192, 16384)]
         fields.append(last_quarter(values, 2))
         for length in LENGTHS:
             both = [values[f"{kind} {length}"] for kind in KINDS]
             fields.append(f"{fmean(x['loss'] for x in both):.2f} ({fmean(x['rate'] for x in both):.0%})")
-        rows.append(row(name, *fields))
+        rows.append(row(name.replace("_yarn", " YaRN"), *fields))
     assert_table(README, rows)
 
 
-@pytest.mark.parametrize(("corpus", "names"), [("code", ORDER), ("prose", ORDER[-3:])])
+def question_row(label: str, values: Any, lengths: tuple[int, ...]) -> str:
+    """Return a row of perplexities, and of loss and rate of the answers by kind and length."""
+    fields = [f"{values['perplexity'][str(lengths[-1])]:.3f}", last_quarter(values, 3)]
+    for kind in KINDS:
+        answers = [values[f"{kind} {length}"] for length in lengths]
+        fields.append(" / ".join(f"{answer['loss']:.2f}" for answer in answers))
+        fields.append(" / ".join(f"{100 * answer['rate']:.0f}" for answer in answers) + "%")
+    return row(label, *fields)
+
+
+@pytest.mark.parametrize(("corpus", "names"), [("code", (*ORDER[:-1], *YARNS, ORDER[-1])), ("prose", ORDER[-3:])])
 def test_the_table_of_each_kind_of_question(corpus: str, names: tuple[str, ...]) -> None:
-    rows = []
-    for name in names:
-        values = ROWS[f"{corpus} {name}"]
-        fields = [f"{values['perplexity']['16384']:.3f}", last_quarter(values, 3)]
-        for kind in KINDS:
-            answers = [values[f"{kind} {length}"] for length in LENGTHS]
-            fields.append(" / ".join(f"{answer['loss']:.2f}" for answer in answers))
-            fields.append(" / ".join(f"{100 * answer['rate']:.0f}" for answer in answers) + "%")
-        rows.append(row(LABELS[name] or name, *fields))
-    assert_table(SEARCH, rows)
+    assert_table(SEARCH, [question_row(LABELS[name] or name, ROWS[f"{corpus} {name}"], LENGTHS) for name in names])
 
 
 def exact_beyond_l0(name: str) -> tuple[int, int]:
@@ -57,9 +60,9 @@ def exact_beyond_l0(name: str) -> tuple[int, int]:
     return round(sum(x["rate"] * x["trials"] for x in answers)), sum(x["trials"] for x in answers)
 
 
-def below(corpus: str, other: str) -> str:
-    """Return by how much the answers' loss with the searched factors is below that of another row."""
-    difference = ROWS[f"{corpus} searched"][f"answers beyond L0 against {other}"]
+def below(corpus: str, other: str, name: str = "searched") -> str:
+    """Return by how much the answers' loss with the factors of a row is below that of another row."""
+    difference = ROWS[f"{corpus} {name}"][f"answers beyond L0 against {other}"]
     return f"{-difference['nats']:.2f} ± {difference['standard_error']:.2f}"
 
 
@@ -74,6 +77,26 @@ def test_the_answers_beyond_l0() -> None:
     )
     assert_says(SEARCH, says)
     assert_says("docs/extension.md", f"{exact} exact answers of {trials} beyond L0, YaRN {counts['yarn'][0]}")
+
+
+def test_a_search_over_the_parameters_of_yarn() -> None:
+    run, yarn = record("smollm2-16k-search-yarn/run.json"), ROWS["code searched_yarn"]
+    journals = (passes(name, "smollm2-16k-search-yarn") for name in ("search-0.jsonl", "held-out.jsonl"))
+    seconds = sum(line["seconds"] for lines in journals for kind in lines.values() for line in kind)
+    text = [yarn[f"beyond L0 against {other}"] for other in ("yarn", "tailspline")]
+    percent = [f"{-100 * x['nats']:.1f} ± {100 * x['standard_error']:.1f}%" for x in text]
+    answers = [below("code", other, "searched_yarn") for other in ("yarn", "tailspline")]
+    exact, trials = exact_beyond_l0("code searched_yarn")
+    assert_says(
+        SEARCH,
+        f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations (",
+        f"with the choice of the winner {seconds / 60:.0f} minutes on one core beside other work",
+        f"its perplexity is {percent[0]} below YaRN's and {percent[1]} below TailSpline's",
+        f"is {answers[0]} nats below YaRN's and {answers[1]} below TailSpline's; {exact} of {trials} are exact",
+        f"far ahead ({record('smollm2-16k-search/run.json')['search_loss']:.3f}, this YaRN {run['search_loss']:.3f})",
+        f"its answers lose {below('code', 'yarn', 'nearest_yarn')} nats less than YaRN's",
+    )
+    assert_says(README, f"{percent[0]} below YaRN's and {percent[1]} below TailSpline's")
 
 
 def test_yarn_and_tailspline_are_close_in_perplexity() -> None:
@@ -144,9 +167,9 @@ def test_the_search() -> None:
     )
 
 
-def passes(journal: str) -> dict[str, list[Any]]:
-    """Return the full passes, rankings and steps of a journal of the search."""
-    text = (RESULTS / "smollm2-16k-search" / journal).read_text(encoding="utf-8")
+def passes(journal: str, folder: str = "smollm2-16k-search") -> dict[str, list[Any]]:
+    """Return the full passes, rankings and steps of a journal of a search."""
+    text = (RESULTS / folder / journal).read_text(encoding="utf-8")
     lines: dict[str, list[Any]] = {"full": [], "ranking": [], "step": []}
     for line in (json.loads(line) for line in text.splitlines()):
         if "item" in line:
