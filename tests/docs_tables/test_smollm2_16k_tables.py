@@ -39,9 +39,9 @@ def test_the_table_of_the_readme() -> None:
     assert_table(README, rows)
 
 
-def question_row(label: str, values: Any, lengths: tuple[int, ...]) -> str:
+def question_row(label: str, values: Any, lengths: tuple[int, ...], *first: str) -> str:
     """Return a row of perplexities, and of loss and rate of the answers by kind and length."""
-    fields = [f"{values['perplexity'][str(lengths[-1])]:.3f}", last_quarter(values, 3)]
+    fields = [*first, f"{values['perplexity'][str(lengths[-1])]:.3f}", last_quarter(values, 3)]
     for kind in KINDS:
         answers = [values[f"{kind} {length}"] for length in lengths]
         fields.append(" / ".join(f"{answer['loss']:.2f}" for answer in answers))

@@ -18,6 +18,11 @@ SUMMARIES: dict[str, tuple[str, str, Callable[[Any, Any], Any]]] = {
         "smollm2",
         lambda script, values: script.summary(values["measured"], script.CASES["16k"]),
     ),
+    "smollm2-32k-tests.json": (
+        "rows",
+        "smollm2",
+        lambda script, values: script.summary(values["measured"], script.CASES["32k"]),
+    ),
     "smollm2-extension.json": (
         "perplexity",
         "smollm2_extension",

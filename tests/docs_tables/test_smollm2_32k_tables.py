@@ -1,0 +1,61 @@
+"""Tables and figures of SmolLM2 at 32,768 tokens in docs/search.md."""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+
+from published import RESULTS, assert_says, assert_table, record
+from test_smollm2_16k_tables import SEARCH, question_row
+
+ROWS = record("smollm2-32k-tests.json")["rows"]
+LENGTHS = (8192, 24576, 32768)
+ORDER = {"yarn": "YaRN", "tailspline": "TailSpline", "bm": "BM", "searched": "searched"}
+
+
+def test_the_table_of_each_kind_of_question() -> None:
+    rows = []
+    for name, label in ORDER.items():
+        values = ROWS[f"code {name}"]
+        rows.append(question_row(label, values, LENGTHS, f"{values['perplexity']['8192']:.3f}"))
+    assert_table(SEARCH, rows)
+    trials = {length: ROWS["code searched"][f"recall {length}"]["trials"] for length in LENGTHS}
+    assert_says(SEARCH, f"from 24,576 tokens on {trials[24576]} questions a cell, before {trials[8192]})")
+
+
+def test_what_the_page_says_of_perplexity_and_answers() -> None:
+    searched = ROWS["code searched"]
+    text, answers = (
+        {other: searched[f"{kind} L0 against {other}"] for other in ("yarn", "tailspline", "bm")}
+        for kind in ("beyond", "answers beyond")
+    )
+    percent = {name: f"{-100 * x['nats']:.1f} ± {100 * x['standard_error']:.1f}%" for name, x in text.items()}
+    nats = {name: f"{-x['nats']:.2f} ± {x['standard_error']:.2f}" for name, x in answers.items()}
+    short = [ROWS[f"code {name}"]["perplexity"]["8192"] for name in ("yarn", "tailspline", "bm")]
+    assert_says(
+        SEARCH,
+        f"beyond L0 perplexity is {percent['yarn']} lower, and the answers lose {nats['yarn']} nats less.",
+        f"TailSpline's perplexity beyond L0 is {percent['tailspline']} higher and BM's {percent['bm']}, and their "
+        f"answers lose {nats['tailspline']} and {nats['bm']} nats more.",
+        f"{searched['perplexity']['8192']:.3f} at 8,192 tokens, where the closed forms have {min(short):.2f} to "
+        f"{max(short):.2f}.",
+    )
+    assert_says("docs/guides/without-fine-tuning.md", f"[{percent['yarn']} below YaRN's]")
+
+
+def test_the_search() -> None:
+    run = record("smollm2-32k-search/run.json")
+    lines = [json.loads(line) for line in (RESULTS / "smollm2-32k-search" / "search-0.jsonl").read_text().splitlines()]
+    full = [line for line in lines if "item" in line and "context" not in line]
+    steps = [line for line in lines if "gradient" in line]
+    losses = [fmean(line["loss"] for line in full[start : start + 2]) for start in range(0, len(full), 2)]
+    held_out = {name: f"{value:.3f}" for name, value in run["held_out_loss"].items()}
+    assert run["closed_form"] == "bm"
+    assert_says(
+        SEARCH,
+        f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations, with {len(full)} full passes and {len(steps)} "
+        "steps in contexts.",
+        f"from {min(losses[:4]):.3f} (BM) to {run['search_loss']:.3f}, where YaRN has {losses[0]:.3f}",
+        f"is {held_out['searched']} on the held-out documents, that of BM {held_out['bm']}, and YaRN's "
+        f"{held_out['yarn']}",
+    )
