@@ -9,6 +9,7 @@ from typing import Any
 from published import ROOT, assert_says, assert_table, exact, perplexity_at, record, row
 
 from longrope.cost.peak_memory import ADAM
+from longrope.evaluation.statistics import mean_error
 from longrope.stages import choose_plan, plan_by_hours, plan_goal, plan_options, rank_starts
 
 RESULTS, EXTENDING, README = "docs/results.md", "docs/extension.md", "README.md"
@@ -20,6 +21,7 @@ TINY = record("extend-by-hours.json")
 ROWS = {
     "original": "original",
     "YaRN for 32,768, not trained": "yarn",
+    "[searched](search.md#smollm2-at-32768-tokens) for 32,768, not trained": "searched",
     "YaRN's factors and adapter": "adapter",
     "adapter merged, original RoPE": "merged",
     "YaRN for 2,097,152, not trained": "2m yarn",
@@ -91,6 +93,19 @@ def test_what_the_pages_say_of_the_adapter() -> None:
         f"{minutes:.0f} minutes on one core with bfloat16 instructions for 32,768 tokens, {minutes_2m:.0f} beside",
         f"the merged adapter is {merged:.0%} better",
         f"It is {cost:.0%} above the original at 8,192 tokens",
+    )
+
+
+def test_the_searched_factors_are_between_yarn_and_the_adapter() -> None:
+    searched = perplexity("searched", 32768)
+    losses = ADAPTERS["losses"]
+    trained, error = mean_error(
+        [losses[f"adapter {number}"]["32768"] - losses[f"searched {number}"]["32768"] for number in range(4)]
+    )
+    assert_says(
+        RESULTS,
+        f"{-searched['nats']:.3f} ± {searched['standard_error']:.3f} nats better than YaRN at 32,768 tokens",
+        f"the adapter is {-trained:.3f} ± {error:.3f} better than they",
     )
 
 
