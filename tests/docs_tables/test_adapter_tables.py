@@ -164,7 +164,7 @@ def answered(name: str) -> float:
 
 
 def test_exact_answers() -> None:
-    labels = [label for label, name in ROWS.items() if name in ("yarn", "adapter") or "2m adapter" in name]
+    labels = [label for label, name in ROWS.items() if name in ("yarn", "searched", "adapter") or "2m adapter" in name]
     rows = [
         row(label, *(rate(f"{task} {size} {ROWS[label]}") for size in (16384, 32768) for task in TASKS))
         for label in labels
@@ -173,6 +173,9 @@ def test_exact_answers() -> None:
     assert_says(RESULTS, "YaRN answers {} and {}.".format(*(f"{answered(f'{task} 8192 yarn'):.0%}" for task in TASKS)))
     assert answered("recall 16384 adapter") > 3 * answered("recall 16384 yarn")
     assert answered("recall 32768 2m adapter") < answered("recall 32768 yarn") < answered("recall 32768 adapter")
+    for length in (16384, 32768):
+        yarn, searched, adapter = (answered(f"recall {length} {name}") for name in ("yarn", "searched", "adapter"))
+        assert yarn < searched < adapter
     equal = rate("niah_single_1 16384 adapter")
     assert equal == rate("niah_single_1 16384 yarn")
     assert_says(README, f"was equal to YaRN ({equal} each)")
