@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from statistics import fmean
 
-from published import RESULTS, assert_says, assert_table, record
-from test_smollm2_16k_tables import SEARCH, question_row
+from published import assert_says, assert_table, record
+from test_smollm2_16k_tables import SEARCH, passes, question_row
 
 ROWS = record("smollm2-32k-tests.json")["rows"]
 LENGTHS = (8192, 24576, 32768)
@@ -45,9 +44,8 @@ def test_what_the_page_says_of_perplexity_and_answers() -> None:
 
 def test_the_search() -> None:
     run = record("smollm2-32k-search/run.json")
-    lines = [json.loads(line) for line in (RESULTS / "smollm2-32k-search" / "search-0.jsonl").read_text().splitlines()]
-    full = [line for line in lines if "item" in line and "context" not in line]
-    steps = [line for line in lines if "gradient" in line]
+    searched = passes("search-0.jsonl", "smollm2-32k-search")
+    full, steps = searched["full"], searched["step"]
     losses = [fmean(line["loss"] for line in full[start : start + 2]) for start in range(0, len(full), 2)]
     held_out = {name: f"{value:.3f}" for name, value in run["held_out_loss"].items()}
     assert run["closed_form"] == "bm"

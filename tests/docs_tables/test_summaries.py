@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 from published import ROOT, record
 
+
+def of_smollm2(case: str) -> tuple[str, str, Callable[[Any, Any], Any]]:
+    """Return the field, the script and the function of the tests of SmolLM2 at a length."""
+    return "rows", "smollm2", lambda script, values: script.summary(values["measured"], script.CASES[case])
+
+
 SUMMARIES: dict[str, tuple[str, str, Callable[[Any, Any], Any]]] = {
-    "smollm2-16k-tests.json": (
-        "rows",
-        "smollm2",
-        lambda script, values: script.summary(values["measured"], script.CASES["16k"]),
-    ),
-    "smollm2-32k-tests.json": (
-        "rows",
-        "smollm2",
-        lambda script, values: script.summary(values["measured"], script.CASES["32k"]),
-    ),
+    "smollm2-16k-tests.json": of_smollm2("16k"),
+    "smollm2-32k-tests.json": of_smollm2("32k"),
     "smollm2-extension.json": (
         "perplexity",
         "smollm2_extension",

@@ -214,19 +214,24 @@ if __name__ == "__main__":
 """
 
 
+def start_pool(folder: Path) -> subprocess.Popen[str]:
+    """Start a process with two workers, in a session of its own."""
+    (folder / "pool.py").write_text(POOL)
+    return subprocess.Popen(
+        [sys.executable, str(folder / "pool.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        start_new_session=True,
+    )
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
 def test_workers_end_with_the_process_that_began_them(number: str, tmp_path: Path) -> None:
     """One worker waits, the other works: after Ctrl-C, which all of them get, and after a kill of the first process."""
-    (tmp_path / "pool.py").write_text(POOL)
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "pool.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        start_new_session=True,
-    )
+    process = start_pool(tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
     if number == "SIGINT":
@@ -240,16 +245,8 @@ def test_workers_end_with_the_process_that_began_them(number: str, tmp_path: Pat
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_workers_that_still_import_end_in_silence(tmp_path: Path) -> None:
-    (tmp_path / "pool.py").write_text(POOL)
     (tmp_path / "slow").touch()
-    with subprocess.Popen(
-        [sys.executable, str(tmp_path / "pool.py")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        start_new_session=True,
-    ) as process:
+    with start_pool(tmp_path) as process:
         while not (tmp_path / "importing").exists():
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)

@@ -106,6 +106,13 @@ def test_no_two_parts_share_a_document(name: str, texts: Path, material: Callabl
             assert one == other or not found[one] & found[other], (one, other)
 
 
+def test_texts_that_choose_the_winner_have_other_places(material: Callable[..., RunData]) -> None:
+    samples = material().samples(Search(documents=2, window=128, needles=0.0), [2048])
+    positions = {split: np.asarray(texts[0].positions) for split, texts in samples.items()}
+    assert positions["search"].max() > 128
+    assert not np.array_equal(positions["search"], positions["held_out"])
+
+
 def test_all_that_is_left_of_the_source_is_trained_on(texts: Path, material: Callable[..., RunData]) -> None:
     data = material(data={"train": str(texts), "repeats": 100})
     windows = data.windows(ALL)
