@@ -63,6 +63,6 @@ CASES = {
         lines=32,
         questions={8192: 8, 24576: 16, 32768: 16},
         against=("yarn", "tailspline", "bm"),
-        searches={"searched": "600k"},
+        searches={"searched": "600k", "searched_yarn": "250k"},
     ),
 }
