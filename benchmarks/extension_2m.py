@@ -95,7 +95,7 @@ def far(bench: Bench, row: str, long: lr.Scaling, distance: int) -> dict[str, fl
 
 def _two_chunks(bench: Bench, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return tokens of two chunks, the number of the answer that each is in, of the second one, and a mask of lines."""
-    lines = make_lines(bench.tokenizer, rng, LINES)
+    lines = [line.question for line in make_lines(bench.tokenizer, rng, LINES)]
     room = CHUNK - sum(line.tokens.size for line in lines)
     chunks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     begin = int(rng.integers(PASS - 2 * room))

@@ -76,6 +76,7 @@ save_every = 6
 source = "{TEXTS}"
 train = "{TEXTS}"
 needles = 0.5
+wordings = "WORDINGS"
 
 [evaluation]
 lengths = []
@@ -91,16 +92,19 @@ class Run:
         factors: Scheme of the factors.
         attention: Attention factor.
         steps: Steps of two windows.
+        wordings: Wordings of the planted lines.
     """
 
     length: str
     factors: str
     attention: str
     steps: int = 60
+    wordings: str = "one"
 
 
 RUNS = {
     "32k": Run("32k", "yarn", "yarn"),
+    "32k-wordings": Run("32k", "yarn", "yarn", wordings="several"),
     "2m": Run("2m", "heuristic", "su"),
     "2m-180": Run("2m", "heuristic", "su", steps=180),
 }
@@ -130,6 +134,7 @@ class Row:
 
 ROWS = {
     "adapter": Row("yarn", 2**15, "32k"),
+    "adapter, several wordings": Row("yarn", 2**15, "32k-wordings"),
     "yarn": Row("yarn", 2**15),
     "heuristic": Row("heuristic", 2**15),
     "searched": Row("searched", 2**15),

@@ -26,7 +26,7 @@ class PlantedText:
 
     def __init__(self, document: np.ndarray, tokenizer: Any, seed: int, case: Case) -> None:
         self.case, self.rng, questions = case, np.random.default_rng(seed), []
-        for line in make_lines(tokenizer, self.rng, case.lines):
+        for line in (made.question for made in make_lines(tokenizer, self.rng, case.lines)):
             first = int(np.flatnonzero(line.answers)[0])
             answer = str(tokenizer.decode(line.tokens[line.answers])).strip()
             questions.append(("recall", line.tokens, line.tokens[:first], answer))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from longrope.data.key_value_lines import KeyValueText
+from longrope.data.key_value_lines import KeyValueText, Line
 from longrope.data.sparse_windows import (
     MOST_CHUNKS,
     NOT_PREDICTED,
@@ -83,21 +83,25 @@ def test_a_text_that_is_shorter_than_the_length_is_used_whole() -> None:
 
 
 @given(seeds, st.integers(1, 8))
-def test_planted_lines_are_repeated_later_and_the_text_around_them_is_whole(seed: int, count: int) -> None:
+def test_planted_lines_are_asked_for_later_and_the_text_around_them_is_whole(seed: int, count: int) -> None:
     rng, answers = np.random.default_rng(seed), np.array([False] * 3 + [True] * 2)
-    lines = [KeyValueText(10**6 * (number + 1) + np.arange(5), answers) for number in range(count)]
+    tokens = [10**6 * (number + 1) + np.arange(9) for number in range(count)]
+    lines = [Line(KeyValueText(ids[:4], np.zeros(4, bool)), KeyValueText(ids[4:], answers)) for ids in tokens]
     window = draw_sparse_window(np.arange(30_000), NO_STARTS, lines, size=900, length=20_000, rng=rng)
     assert len(window.tokens) == 900
     background = window.tokens < 10**6
     assert (np.diff(window.tokens[background])[np.diff(window.chunk_ids[background]) == 0] == 1).all()
     assert (window.key_bias[~background] == 0).all()
-    assert window.answers.sum() == sum(line.answers.sum() for line in lines)
+    assert window.answers.sum() == 2 * count
     assert (np.diff(window.positions)[np.diff(window.chunk_ids) == 0] == 1).all()
     for line in lines:
-        first, second = np.flatnonzero(window.tokens == line.tokens[0])
-        assert np.array_equal(window.tokens[first : first + 5], line.tokens)
-        assert np.array_equal(window.tokens[second : second + 5], line.tokens)
-        assert not window.answers[first : first + 5].any()
+        (first,), (second,) = (
+            np.flatnonzero(window.tokens == text.tokens[0]) for text in (line.planted, line.question)
+        )
+        assert first < second
+        assert np.array_equal(window.tokens[first : first + 4], line.planted.tokens)
+        assert np.array_equal(window.tokens[second : second + 5], line.question.tokens)
+        assert not window.answers[first : first + 4].any()
         assert np.array_equal(window.answers[second : second + 5], answers)
 
 

@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longrope.data.tokenize import encode_within
+from longrope.data.wordings import KEY_VALUE, Wording
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", "klmnrst"
-WORDS = (
-    "apple arrow beach bird blue boat bread brick cloud coral crown dance desert dream eagle earth fire "
-    "flute forest frost garden glass gold grape green hand harbor honey horse house ice island jade king lake lamp "
-    "leaf lemon light lion maple marble moon moss music night north ocean olive orange paper pearl pine plum "
-    "queen rain red river road rose salt sand sea shell ship silver sky snow song south star stone storm sugar "
-    "summer sun swan tea tiger tower train tree violet wall water west wheat white wind winter wolf wood yellow"
-)
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,19 @@ class KeyValueText:
     def planted(self) -> KeyValueText:
         """The same text without answers."""
         return KeyValueText(self.tokens, np.zeros_like(self.answers))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line to plant, without answers, and the question for it, with its answer."""
+
+    planted: KeyValueText
+    question: KeyValueText
+
+    @property
+    def size(self) -> int:
+        """Tokens of both."""
+        return self.planted.tokens.size + self.question.tokens.size
 
 
 def make_key_value_text(
@@ -71,17 +76,34 @@ def make_key_value_text(
     """
     _check(needles=needles, queries=queries, depth=depth, query_depth=query_depth)
     lines = make_lines(tokenizer, rng, needles)
-    repeats = [lines[i] for i in rng.permutation(queries)]
-    room = _room(background, length, lines, repeats)
+    return plant_lines(
+        background, tokenizer, lines, rng=rng, length=length, queries=queries, depth=depth, query_depth=query_depth
+    )
+
+
+def plant_lines(
+    background: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    lines: Sequence[Line],
+    *,
+    rng: np.random.Generator,
+    length: int,
+    queries: int,
+    depth: float | None = None,
+    query_depth: float = 1.0,
+) -> KeyValueText:
+    """Plant lines in a background text and ask for some of them; see `make_key_value_text`."""
+    questions = [lines[i].question for i in rng.permutation(queries)]
+    room = _room(background, length, lines, questions)
     first = start_size(background[:room], tokenizer)
     query_start = max(first, round(query_depth * room))
-    starts = rng.integers(0, query_start, size=needles, endpoint=True)
+    starts = rng.integers(0, query_start, size=len(lines), endpoint=True)
     if depth is not None:
         starts[0] = round(depth * query_start)
     starts = np.maximum(starts, first)
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
     cuts = [*np.sort(starts), *[query_start] * queries]
-    return interleave(background[:room], planted + repeats, cuts)
+    return interleave(background[:room], planted + questions, cuts)
 
 
 def plant_key_value_lines(
@@ -107,19 +129,20 @@ def plant_key_value_lines(
         LongRopeError: If ``length`` is too short for the lines, or longer than the background can fill.
     """
     lines = make_lines(tokenizer, rng, len(depths))
-    room = _room(background, length, lines, [max(lines, key=lambda line: line.tokens.size)])
+    questions = [line.question for line in lines]
+    room = _room(background, length, lines, [max(questions, key=lambda question: question.tokens.size)])
     first = start_size(background[:room], tokenizer)
     starts = np.array([max(first, round(depth * room)) for depth in depths])
     planted = [lines[i].planted for i in np.argsort(starts, kind="stable")]
-    return interleave(background[:room], planted, np.sort(starts).tolist()), lines
+    return interleave(background[:room], planted, np.sort(starts).tolist()), questions
 
 
-def _room(background: np.ndarray, length: int, lines: list[KeyValueText], repeats: list[KeyValueText]) -> int:
-    """Return the tokens that the lines and the repeats leave to the background."""
-    room = length - sum(line.tokens.size for line in lines + repeats)
+def _room(background: np.ndarray, length: int, lines: Sequence[Line], questions: Sequence[KeyValueText]) -> int:
+    """Return the tokens that the lines and the questions leave to the background."""
+    room = length - sum(text.tokens.size for text in [*(line.planted for line in lines), *questions])
     if room < 0:
         raise LongRopeError(
-            f"length = {length}: too short for needles = {len(lines)}, queries = {len(repeats)}. Add {-room} tokens."
+            f"length = {length}: too short for needles = {len(lines)}, queries = {len(questions)}. Add {-room} tokens."
         )
     if background.size < room:
         raise LongRopeError(
@@ -136,27 +159,26 @@ def _check(*, needles: int, queries: int, depth: float | None, query_depth: floa
             raise LongRopeError(f"{name} = {value}: not between 0 and 1. Give the share of the text before it.")
 
 
-def make_lines(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator, count: int) -> list[KeyValueText]:
-    """Return lines with different keys, whose words are marked as answers."""
-    heads = [f"\n{key} =" for key in make_keys(rng, count)]
-    tails = [f" {first} {second}" for first, second in rng.choice(WORDS.split(), size=(count, 2))]
-    ids = encode_within(tokenizer, [*heads, *tails, "\n"])
-    return [_line(ids[i], ids[count + i], ids[-1]) for i in range(count)]
+def make_lines(
+    tokenizer: PreTrainedTokenizerBase,
+    rng: np.random.Generator,
+    count: int,
+    wordings: Sequence[Wording] = (KEY_VALUE,),
+) -> list[Line]:
+    """Return lines with different keys in one of the wordings, which is drawn."""
+    wording = wordings[int(rng.integers(len(wordings)))] if len(wordings) > 1 else wordings[0]
+    keys = wording.draw_keys(rng, count)
+    values = wording.draw_values(rng, count)
+    parts = (wording.line, wording.question, wording.end)
+    ids = encode_within(tokenizer, [*values, *(part.replace("{}", key) for part in parts for key in keys), "\n"])
+    values, lines, questions, ends = (ids[i * count : (i + 1) * count] for i in range(4))
+    return [
+        Line(_text(line, value, end).planted, _text(question, value, ids[-1]))
+        for line, question, value, end in zip(lines, questions, values, ends, strict=True)
+    ]
 
 
-def make_keys(rng: np.random.Generator, count: int) -> list[str]:
-    """Return different keys: invented words of six letters."""
-    keys: dict[str, None] = {}
-    while len(keys) < count:
-        keys[_key(rng)] = None
-    return list(keys)
-
-
-def _key(rng: np.random.Generator) -> str:
-    return "".join(letters[rng.integers(len(letters))] for letters in (ONSETS, VOWELS, CODAS) * 2)
-
-
-def _line(head: np.ndarray, answer: np.ndarray, end: np.ndarray) -> KeyValueText:
+def _text(head: np.ndarray, answer: np.ndarray, end: np.ndarray) -> KeyValueText:
     answers = np.repeat([False, True, False], [len(head), len(answer), len(end)])
     return KeyValueText(np.concatenate([head, answer, end]), answers)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import WORDS, make_keys, start_size
+from longrope.data.key_value_lines import start_size
 from longrope.data.tokenize import encode_within
+from longrope.data.wordings import WORDS, make_keys
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longrope.data.key_value_lines import KeyValueText
+from longrope.data.key_value_lines import KeyValueText, Line
 
 MOST_CHUNKS = 8
 SHORTEST_CHUNK = 48  # tokens
@@ -42,13 +42,13 @@ class SparseWindow:
 def draw_sparse_window(
     text: np.ndarray,
     starts: np.ndarray,
-    lines: Sequence[KeyValueText],
+    lines: Sequence[Line],
     *,
     size: int,
     length: int,
     rng: np.random.Generator,
 ) -> SparseWindow:
-    """Draw a window of chunks from a text, with planted lines that are repeated later, often in another chunk.
+    """Draw a window of chunks from a text, with planted lines that are asked for later, often in another chunk.
 
     A query in a chunk sees every token before it there, and of earlier chunks a sample. ``key_bias`` weighs that sample
     as an importance weight does, so that attention trains on few keys as it will be used over the whole length.
@@ -56,12 +56,12 @@ def draw_sparse_window(
     Args:
         text: Token ids, ``(tokens,)``, of at least ``size`` tokens.
         starts: Sorted offsets at which a document starts in the text; these tokens are not predicted.
-        lines: Lines to plant, each of which is repeated once.
+        lines: Lines to plant, each of which is asked for once.
         size: Tokens of the window.
         length: Length L of the stage in tokens; the window reaches up to `REACH` times as far.
         rng: Generator of all random choices.
     """
-    room = size - 2 * sum(line.tokens.size for line in lines)
+    room = size - sum(line.size for line in lines)
     sizes = _chunk_sizes(room, rng)
     gaps = _gaps(len(sizes), min(round(REACH * length), len(text)) - size, rng)
     begins = np.cumsum([0, *(sizes[:-1] + gaps)])
@@ -113,14 +113,11 @@ def _gaps(chunks: int, longest: int, rng: np.random.Generator) -> np.ndarray:
     return np.diff([0, *cuts, total])
 
 
-def _places(
-    lines: Sequence[KeyValueText], room: int, rng: np.random.Generator
-) -> tuple[list[KeyValueText], np.ndarray]:
-    """Return the lines and their repeats in order of their places, and the places: offsets in the background."""
+def _places(lines: Sequence[Line], room: int, rng: np.random.Generator) -> tuple[list[KeyValueText], np.ndarray]:
+    """Return the lines and their questions in order of their places, and the places: offsets in the background."""
     first = rng.integers(1, room, size=len(lines))
     again = first + np.ceil(rng.random(len(lines)) * (room - first)).astype(np.int64)
-    planted = [KeyValueText(line.tokens, np.zeros_like(line.answers)) for line in lines]
     cuts = np.concatenate([first, again]).astype(np.int64)
     order = np.argsort(cuts, kind="stable")
-    texts = [*planted, *lines]
+    texts = [*(line.planted for line in lines), *(line.question for line in lines)]
     return [texts[i] for i in order], cuts[order]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import KeyValueText, make_key_value_text, make_lines
+from longrope.data.key_value_lines import KeyValueText, Line, make_lines, plant_lines
 from longrope.data.sparse_windows import SHORTEST_CHUNK, draw_sparse_window
 from longrope.data.token_sequences import as_array
+from longrope.data.wordings import KEY_VALUE, Wording
 from longrope.errors import LongRopeError
 from longrope.units import token_count
 
@@ -43,7 +44,8 @@ class TrainingWindows:
             instead of one text whose positions jump once.
         short: Share of the sequences that are cut into rows of at most L0 tokens, where documents do not see each other
             (LongRoPE2 section 3.3).
-        needles: Share of the sequences, or short rows, with planted and repeated lines.
+        needles: Share of the sequences, or short rows, with planted lines and questions for them.
+        wordings: Wordings of the lines and questions.
         answer_weight: Weight of the answers in repeated lines in the loss, beside 1 for the other tokens.
         tokenizer: Tokenizer of the planted lines.
         repeats: Largest number of passes over the documents.
@@ -62,6 +64,7 @@ class TrainingWindows:
     sparse: bool = False
     short: float = 0.0
     needles: float = 0.0
+    wordings: Sequence[Wording] = (KEY_VALUE,)
     answer_weight: float = 1.0
     tokenizer: PreTrainedTokenizerBase | None = None
     repeats: int = 1
@@ -131,10 +134,13 @@ class TrainingWindows:
         return inputs if self.window is None else inputs | {"attention_mask": np.ones_like(inputs["input_ids"])}
 
     def _sparse_window(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        lines: list[KeyValueText] = []
+        lines: Sequence[Line] = []
         if rng.random() < self.needles:
             assert self.tokenizer is not None
-            lines = make_lines(self.tokenizer, rng, max(1, min(MOST_LINES, self.size // (4 * TOKENS_PER_LINE))))
+            count = max(1, min(MOST_LINES, self.size // (4 * TOKENS_PER_LINE)))
+            lines = _fitting(
+                make_lines(self.tokenizer, rng, count, self.wordings), max(TOKENS_PER_LINE, self.size // 4)
+            )
         text, starts = self._joined
         window = draw_sparse_window(text, starts, lines, size=self.size, length=self.length, rng=rng)
         inputs = {
@@ -164,9 +170,8 @@ class TrainingWindows:
             most = max(1, min(MOST_LINES, span // TOKENS_PER_LINE))
             count = int(rng.integers(1, most, endpoint=True))
             depth = rng.uniform(0.4, 1.0)
-            text = make_key_value_text(
-                rest, self.tokenizer, rng=rng, length=span, needles=count, queries=count, query_depth=depth
-            )
+            lines = _fitting(make_lines(self.tokenizer, rng, count, self.wordings), span)
+            text = plant_lines(rest, self.tokenizer, lines, rng=rng, length=span, queries=len(lines), query_depth=depth)
             spans.append(text)
             rest = rest[span:]
         return _joined_texts([*spans, _background(rest)])
@@ -213,6 +218,11 @@ class TrainingWindows:
         if self.answer_weight != 1:
             inputs["weights"] = _weights(labels != IGNORED, text.answers, self.answer_weight)
         return {name: values.reshape(rows, -1) for name, values in inputs.items()}
+
+
+def _fitting(lines: Sequence[Line], size: int) -> Sequence[Line]:
+    """Return as many lines, from the first, as fit with their questions into ``size`` tokens."""
+    return lines[: int((np.cumsum([line.size for line in lines]) <= size).sum())]
 
 
 def _background(tokens: np.ndarray) -> KeyValueText:

@@ -179,7 +179,9 @@ class Data(PlanTable):
             on is never trained on.
         text_key: Key or column of the text in JSON, ``.csv`` and ``.parquet``; ``text`` if not given.
         seed: Seed of the split.
-        needles: Share of the training sequences in which `key = word word` lines are planted and asked for.
+        needles: Share of the training sequences in which lines are planted and asked for.
+        wordings: ``one``: planted lines are `key = word word`, and are asked for by repeating them. ``several``: also
+            sentences, with questions in other words than theirs.
         repeats: Number of times that a stage may see a training document.
     """
 
@@ -188,6 +190,7 @@ class Data(PlanTable):
     text_key: str | None = None
     seed: int = Field(default=0, ge=0)
     needles: float = Field(default=0.0, ge=0, le=1)
+    wordings: Literal["one", "several"] = "one"
     repeats: int = Field(default=1, ge=1)
 
 

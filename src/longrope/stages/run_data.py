@@ -22,6 +22,7 @@ from longrope.data.split import NO_LIMIT, DocumentTokens, Split, draw_tokens, sp
 from longrope.data.tokenize import encode
 from longrope.data.training_windows import TrainingWindows
 from longrope.data.weighted_text import WeightedText
+from longrope.data.wordings import KEY_VALUE, WORDINGS
 from longrope.errors import CorpusWarning, LongRopeError
 from longrope.rope import Rope
 from longrope.search.options import SearchOptions
@@ -189,6 +190,7 @@ class RunData:
             sparse=sparse,
             short=finetune.short,
             needles=data.needles,
+            wordings=WORDINGS if data.wordings == "several" else (KEY_VALUE,),
             answer_weight=finetune.answers,
             tokenizer=self.tokenizer,
             repeats=data.repeats,

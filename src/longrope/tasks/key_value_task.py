@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longrope.data.key_value_lines import WORDS, KeyValueText, make_key_value_text, plant_key_value_lines
+from longrope.data.key_value_lines import KeyValueText, make_key_value_text, plant_key_value_lines
+from longrope.data.wordings import WORDS
 from longrope.tasks.prompts import Prompt, PromptRequest
 from longrope.tasks.words import CHOICES
 
