@@ -146,7 +146,7 @@ ROWS = {
     "2m yarn": Row("yarn", 2**21),
     "2m ramp": Row("ramp", 2**21, longest=L0),
 }
-BEYOND = ("adapter", "yarn", "searched", "2m adapter", "2m adapter, 180 steps")
+BEYOND = ("adapter", "adapter, several wordings", "yarn", "searched", "2m adapter", "2m adapter, 180 steps")
 ASKED = {8192: ("original", "yarn"), 16384: BEYOND, 32768: BEYOND}
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
 
@@ -307,7 +307,8 @@ def retrieval(*names: str) -> None:
                     with lr.patch(bench.model(row), bench.factors(row)) as model:
                         scores = score_prompts(model, bench.original[1], prompts)
                     mean, error = mean_error([score.score for score in scores])
-                    return {"rate": mean, "standard_error": error, "trials": len(scores)}
+                    losses = [score.loss for score in scores]  # of the answer, in nats a token
+                    return {"rate": mean, "standard_error": error, "trials": len(scores), "losses": losses}
 
                 key = f"{task} {length} {name}"
                 print(key, measured("retrieval", key, measure), flush=True)
