@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ from longrope.tasks.scoring import score_prompts
 BUILD, RESULTS = Path("build/smollm2"), Path(__file__).parent / "results" / "smollm2-extension.json"
 TEXTS = BUILD / "texts"
 L0, LONGEST, LENGTHS, DOCUMENTS, DTYPE = 8192, 32768, (2048, 4096, 8192, 16384, 32768), 4, "bfloat16"
-TASKS = ("niah_single_1", "recall")
+TASKS = ("niah_single_1", "niah_single_2", "recall")
+ANSWER = 16  # most tokens of an answer; a wrong one would go on to RULER's 128
 QUESTIONS = {8192: 12, 16384: 12, 32768: 24}  # on one document, by length
 PLAN = f"""\
 version = 1
@@ -293,10 +294,11 @@ def retrieval(*names: str) -> None:
     """Measure exact answers by task and length, several questions on a document.
 
     Args:
-        names: Rows to measure, keys of `ROWS`, and tasks; all tasks where none is named.
+        names: Rows to measure, keys of `ROWS`, tasks and lengths; all tasks or lengths where none is named.
     """
     bench = Bench()
-    for length, rows in ASKED.items():
+    lengths = [length for length in ASKED if str(length) in names] or list(ASKED)
+    for length, rows in ((length, ASKED[length]) for length in lengths):
         for name in (name for name in rows if name in names):
             for task in [task for task in TASKS if task in names] or TASKS:
 
@@ -304,6 +306,7 @@ def retrieval(*names: str) -> None:
                     texts = bench.documents[:, :length]
                     request = {"length": length, "trials": 48, "texts": texts, "questions": QUESTIONS[length]}
                     prompts = make_prompts(task, bench.original[1], chat="off", **request)
+                    prompts = [replace(prompt, room=min(prompt.room, ANSWER)) for prompt in prompts]
                     with lr.patch(bench.model(row), bench.factors(row)) as model:
                         scores = score_prompts(model, bench.original[1], prompts)
                     mean, error = mean_error([score.score for score in scores])
