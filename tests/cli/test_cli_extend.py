@@ -147,6 +147,21 @@ def test_without_results(cli, model: Path, plan: Path, tmp_path: Path) -> None:
     assert cli("extend", model, short, "-o", tmp_path / "run", "--resume", "--json").json == {}
 
 
+@pytest.mark.parametrize("command", ["export", "generate"])
+def test_factors_of_a_training_need_its_weights(
+    cli, refused: Refused, model: Path, run: Path, tmp_path: Path, command: str
+) -> None:
+    """The weights before it would be exported without a word, and the comparison would not notice."""
+    said = (
+        rf"factors = '{run}' with {model}: this run has trained the weights, .* Give {run}/stage-1/model as the model"
+    )
+    words = ("-o", tmp_path / "out") if command == "export" else ("text", "--max-new-tokens", 1)
+    refused(said, command, model, *words, "--factors", run)
+    if command == "export":
+        result = cli("export", run / "stage-1" / "model", "--factors", run, *words)
+        assert result.code == 0, result.err
+
+
 def test_an_adapter_is_switched_where_the_output_says(cli, model: Path, plan: Path, tmp_path: Path) -> None:
     source = re.search('source = ".*"', plan.read_text())
     assert source is not None

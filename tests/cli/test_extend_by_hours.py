@@ -29,9 +29,9 @@ from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension
 from longrope.report.verdict import verdict_of
 from longrope.stages import plan_by_hours
-from longrope.stages.plan import load_plan
+from longrope.stages.plan import Plan, load_plan
 from longrope.stages.plan_by_hours import Advice, bare_plan
-from longrope.stages.plan_tables import Data
+from longrope.stages.plan_tables import Data, Finetune, Stage
 from longrope.stages.run_folder import StagedRun
 from longrope.storage.lock import is_abandoned, locked
 
@@ -51,6 +51,12 @@ def slow() -> Iterator[None]:
 def hours(texts: Path) -> Options:
     """Options of a run that takes seconds, as its texts are few and this machine is faster than the slow one."""
     return ("--to", 256, "--hours", 2, "--data", texts)
+
+
+def test_a_plan_of_whole_sequences_is_described() -> None:
+    plan = Plan(stages=(Stage(length=128, factors="yarn", finetune=Finetune(steps=3, batch=2)),))
+    said = extend_by_hours.describe_kind(plan, "fine-tuning", "yarn")
+    assert said == "fine-tuning of all weights with the factors of yarn, 3 steps of 2 windows of 128 tokens"
 
 
 @pytest.fixture(scope="module")

@@ -266,6 +266,8 @@ def test_texts_records_and_tables_of_texts_are_documents() -> None:
         (pd.DataFrame({"body": ["one"]}), r"^data: a table without the column 'text'\. Name that .* with text_key\.$"),
         ([], r"^data = 'texts': holds no text"),
         (5, r"^data = '5': not a file or folder"),
+        ({"text": "one text"}, r"^data: one record, not a list of records\. Put it in a list\.$"),
+        (["one", "ab\ud800c"], r"^data\[1\]: holds half a character \('\\ud800', number 3\), .* Remove it\.$"),
     ],
 )
 def test_values_that_hold_no_texts_are_refused(source: Any, message: str) -> None:

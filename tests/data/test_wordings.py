@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import re
+import string
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from longrope.data.key_value_lines import make_lines
+from longrope.data.tokenize import encode_within
 from longrope.data.training_windows import IGNORED, TrainingWindows
 from longrope.data.wordings import KEY_VALUE, WORDINGS, Wording
 from longrope.tasks.lookups import passkey
@@ -34,7 +37,18 @@ def test_a_question_asks_for_the_value_of_its_line(bpe: PreTrainedTokenizerFast,
     assert len(keys) == 5
 
 
-def test_no_wording_is_that_of_a_retrieval_task() -> None:
+def test_no_blank_stands_before_a_stop() -> None:
+    """With a tokenizer of words that start with a blank, and that has two stops as one word."""
+    characters = ["<s>", "\u2581", *string.printable, "\u2581.", "\u2581.."]
+    merges = [("\u2581", "."), ("\u2581.", ".")]
+    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(characters)}, merges=merges))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    stop, *_ = encode_within(tokenizer, [".\n", "a"])
+    assert tokenizer.convert_ids_to_tokens(stop.tolist())[0] == "."
+
+
+def test_no_wording_is_that_of_the_needle_tasks() -> None:
     """So that the tasks measure questions whose words the training did not have."""
     rng = np.random.default_rng(0)
     words = " ".join(wording.line + wording.question for wording in WORDINGS)

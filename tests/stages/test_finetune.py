@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import families
 import numpy as np
@@ -123,7 +125,27 @@ def test_what_was_done_is_told(whole: tuple[Path, TrainingSummary, list[float]])
     assert done.loss == losses[-1]
     assert done.seconds > 0
     assert len(losses) == STEPS
-    assert sorted(path.name for path in (folder / "training").iterdir()) == ["checkpoint-4", "checkpoint-6", "model"]
+    assert sorted(path.name for path in (folder / "training").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [({"rate": 1e-3}, {}), ({}, {"factors": replace(running.FACTORS, attention_factor=1.5)}), ({}, {"windows": 5})],
+    ids=["settings", "factors", "windows"],
+)
+def test_a_folder_belongs_to_one_training(
+    whole: tuple[Path, TrainingSummary, list[float]], changes: dict[str, float], options: dict[str, Any]
+) -> None:
+    """Else the checkpoint of the first one would be the result of the second, untrained."""
+    if "windows" in options:
+        options = {"windows": running.windows(options["windows"])}
+    with pytest.raises(LongRopeError, match="training': holds a training with other settings, factors or windows"):
+        train(whole[0], how(**changes), **options)
+
+
+def test_too_few_windows_for_a_step(tmp_path: Path) -> None:
+    with pytest.raises(LongRopeError, match=r"windows = 3: fewer than batch = 4, so no step\. Give more"):
+        train(tmp_path, how(batch=4), windows=running.windows(3))
 
 
 def test_the_loss_told_is_of_the_last_tenth(tmp_path: Path) -> None:
@@ -295,7 +317,10 @@ def test_checkpoints_that_a_crash_cut_are_removed(
     _, losses = train(tmp_path, how())
     assert losses == whole[2][4:]
     running.assert_equal(tmp_path / "training" / "model", whole[0] / "training" / "model")
-    assert sorted(path.name for path in (tmp_path / "training").iterdir()) == ["checkpoint-4", "checkpoint-6", "model"]
+    assert sorted(path.name for path in (tmp_path / "training").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-6",
+    ]
 
 
 class Poisoned(TrainingWindows):
@@ -322,7 +347,7 @@ def test_a_loss_that_is_not_finite_stops_it(tmp_path: Path, value: float, lora: 
         train(tmp_path, how(lora=lora), model=model, windows=windows)
     assert not (tmp_path / "training" / "model").exists()
     kept = tmp_path / "training" / "checkpoint-2"
-    assert [path.name for path in (tmp_path / "training").iterdir()] == [kept.name]
+    assert [path.name for path in (tmp_path / "training").glob("checkpoint-*")] == [kept.name]
     assert (kept / COMPLETE).exists()
     rows = json.loads((kept / "trainer_state.json").read_text())["log_history"]
     assert all(math.isfinite(row["loss"]) for row in rows)

@@ -314,6 +314,20 @@ def test_other_weights_of_the_model_are_not_mixed_in(
         begin_run(run, resume=True)
 
 
+def test_other_factors_in_the_plans_file_are_not_mixed_in(
+    finished: tuple[StagedRun, Extension], tmp_path: Path
+) -> None:
+    file = tmp_path / "factors.json"
+    file.write_text(running.FACTORS.to_json())
+    plan = finished[0].plan.model_copy(update={"stages": (Stage(length=running.LENGTH, factors=str(file)),)})
+    run = replace(finished[0], folder=tmp_path / "run", plan=plan)
+    begin_run(run, resume=False)
+    begin_run(run, resume=True)
+    file.write_text(replace(running.FACTORS, attention_factor=1.5).to_json())
+    with pytest.raises(LongRopeError, match=r"other factors in stages\.factors = '.*factors\.json'\. Restore the file"):
+        begin_run(run, resume=True)
+
+
 def test_what_a_resumed_training_needs_is_checked(finished: tuple[StagedRun, Extension], tmp_path: Path) -> None:
     """Not once all stages are trained."""
     run = replace(copied(finished[0], tmp_path, "results.json"), device="cuda:1", report_to="nobody")

@@ -112,6 +112,18 @@ BAD = {
     "attention": (plan("", top="attention = 'x'"), r"attention = 'x': choose su, yarn, none or a number above 0"),
     "attention of 0": (plan("", top="attention = 0"), r"attention = 0: choose su, yarn"),
     "attention true": (plan("", top="attention = true"), r"attention = .*: choose su, yarn"),
+    "questions of RULER": (
+        plan("", rest="[evaluation]\nretrieval = ['niah_single_2', 'qa_1']"),
+        r"evaluation\.retrieval\[1\] = 'qa_1': asks questions that a plan cannot name\. .* eval --ruler-data has them",
+    ),
+    "task of another suite": (
+        plan("", rest="[evaluation]\nretrieval = ['ruler_vt']"),
+        r"evaluation\.retrieval\[0\] = 'ruler_vt': .*Here the task is vt",
+    ),
+    "wordings of no lines": (
+        plan("", rest="[data]\nwordings = 'several'"),
+        r'data\.wordings = "several" with data\.needles = 0: no line is planted\. Give data\.needles',
+    ),
     "schedule": (
         plan(GOOD + "\nschedule = 'wavy'"),
         r"stages\[0\]\.finetune\.schedule = 'wavy' must be 'linear', 'cosine'",

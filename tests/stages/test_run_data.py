@@ -77,6 +77,14 @@ def parts(material: RunData) -> dict[str, set[int]]:
     }
 
 
+def test_too_few_held_out_tokens_for_a_window(material: Callable[..., RunData]) -> None:
+    stage = Stage(length=8192, factors="yarn", finetune=Finetune(steps=1, batch=1, average="auto"))
+    with pytest.raises(
+        LongRopeError, match=r"data\.source: the held-out documents have [\d,]+ tokens, fewer than the w"
+    ):
+        material(stages=(stage,)).held_out_windows(stage)
+
+
 FOUR = {
     "as by default": {},
     "training on the source": {"data": {"train": "SOURCE"}},

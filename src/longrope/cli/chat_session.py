@@ -144,6 +144,7 @@ def open_chat_model(
     if factors is None and original_length is not None:
         raise LongRopeError(f"original_length = {original_length}: {name} is extended already. Leave it out.")
     extension = options.read_factors(source)
+    options.check_weights(name, source)
     exported = None
     if factors is None and isinstance(extension, Extension) and holds(config.to_dict(), extension):
         exported = extension

@@ -84,6 +84,7 @@ def run(
         note_rope(config)
         mode = mode or "static"
         weights, scaling = model, options.read_factors(factors)
+        options.check_weights(model, factors)
         extension = extension_to_write(config.to_dict(), scaling, rope, mode, source=factors)
     elif decided is not None:
         raise LongRopeError(f"original_length = {decided}: {model} is extended already. Leave it out.")

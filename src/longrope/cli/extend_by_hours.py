@@ -195,7 +195,7 @@ def describe_kind(plan: Plan, kind: str, start: str) -> str:
         return f"{kind}, from {start}" if kind == "search" else f"the factors of {start}"
     weights = f"LoRA of rank {finetune.lora}" if finetune.lora else "all weights"
     factors = "searched factors" if plan.stages[0].factors == "search" else f"the factors of {start}"
-    windows = f"{finetune.batch} windows of {finetune.window:,} tokens"
+    windows = f"{finetune.batch} windows of {finetune.sequence_length(plan.length):,} tokens"
     return f"{kind} of {weights} with {factors}, {finetune.steps} steps of {windows}"
 
 

@@ -242,3 +242,21 @@ def read_factors(path: str) -> Scaling | Extension:
     if note:
         distributed.say(f"Note: {path}: {note}.")
     return scaling
+
+
+def check_weights(model: str, factors: str) -> None:
+    """Refuse a run's factors beside the model that the run has trained further, whose weights they do not fit.
+
+    Raises:
+        LongRopeError: If ``factors`` is the folder of such a run, and ``model`` its model.
+    """
+    from longrope.stages.run_folder import open_run
+
+    if not (Path(factors) / "plan.toml").exists():
+        return
+    run = open_run(Path(factors))
+    if model == run.model != run.final_weights:
+        raise LongRopeError(
+            f"factors = {factors!r} with {model}: this run has trained the weights, and these are the ones before. "
+            f"Give {run.final_weights} as the model."
+        )

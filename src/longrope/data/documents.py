@@ -15,6 +15,7 @@ from longrope.data.records import (
     TEXT_KEY,
     RecordError,
     column_text,
+    half_character,
     has_records_without_text,
     has_table_without_text,
     record_texts,
@@ -97,12 +98,17 @@ def _given(source: Iterable[Any], text_key: str | None) -> Iterator[Document]:
             raise LongRopeError(f"data: a table without the column {key!r}. Name that of the text with text_key.")
         table: Any = source
         source = table[key]
+        if isinstance(source, str):
+            raise LongRopeError("data: one record, not a list of records. Put it in a list.")
     for number, value in enumerate(source):
         text = value.get(key) if isinstance(value, Mapping) else value
         if not isinstance(text, (str, Document)):
             raise LongRopeError(
                 f"data[{number}] = {value!r:.60}: not a text. Give strings, or records with the key {key!r}."
             )
+        wrong = half_character(text) if isinstance(text, str) else ""
+        if wrong:
+            raise LongRopeError(f"data[{number}]: {wrong}")
         yield text if isinstance(text, Document) else Document(f"data[{number}]", text)
 
 

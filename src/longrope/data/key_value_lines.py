@@ -1,4 +1,4 @@
-"""Key-value texts: `key = word word` lines planted in a background text and repeated later in it."""
+"""Lines planted in a background text and asked for later in it: `key = word word`, or in other wordings."""
 
 from __future__ import annotations
 
@@ -18,20 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeyValueText:
-    """A text in which some of the planted lines are repeated.
+    """A text in which some of the planted lines are asked for.
 
     Args:
         tokens: Token ids, int64 ``(length,)``.
-        answers: Mask of the words of the repeated lines, bool ``(length,)``: only the planted line predicts them.
+        answers: Mask of the answers, bool ``(length,)``: only the planted line predicts them.
     """
 
     tokens: np.ndarray
     answers: np.ndarray
-
-    @property
-    def planted(self) -> KeyValueText:
-        """The same text without answers."""
-        return KeyValueText(self.tokens, np.zeros_like(self.answers))
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,10 @@ def plant_lines(
     depth: float | None = None,
     query_depth: float = 1.0,
 ) -> KeyValueText:
-    """Plant lines in a background text and ask for some of them; see `make_key_value_text`."""
+    """Plant lines in a background text and ask for the first ``queries`` of them, in random order.
+
+    The arguments and errors are those of `make_key_value_text`, with the lines in place of their number.
+    """
     questions = [lines[i].question for i in rng.permutation(queries)]
     room = _room(background, length, lines, questions)
     first = start_size(background[:room], tokenizer)
@@ -165,7 +163,7 @@ def make_lines(
     count: int,
     wordings: Sequence[Wording] = (KEY_VALUE,),
 ) -> list[Line]:
-    """Return lines with different keys in one of the wordings, which is drawn."""
+    """Return ``count`` lines with different keys, all in one of the wordings, which is drawn."""
     wording = wordings[int(rng.integers(len(wordings)))] if len(wordings) > 1 else wordings[0]
     keys = wording.draw_keys(rng, count)
     values = wording.draw_values(rng, count)
@@ -173,14 +171,14 @@ def make_lines(
     ids = encode_within(tokenizer, [*values, *(part.replace("{}", key) for part in parts for key in keys), "\n"])
     values, lines, questions, ends = (ids[i * count : (i + 1) * count] for i in range(4))
     return [
-        Line(_text(line, value, end).planted, _text(question, value, ids[-1]))
+        Line(_text(line, value, end, asked=False), _text(question, value, ids[-1], asked=True))
         for line, question, value, end in zip(lines, questions, values, ends, strict=True)
     ]
 
 
-def _text(head: np.ndarray, answer: np.ndarray, end: np.ndarray) -> KeyValueText:
-    answers = np.repeat([False, True, False], [len(head), len(answer), len(end)])
-    return KeyValueText(np.concatenate([head, answer, end]), answers)
+def _text(head: np.ndarray, value: np.ndarray, end: np.ndarray, *, asked: bool) -> KeyValueText:
+    answers = np.repeat([False, asked, False], [len(head), len(value), len(end)])
+    return KeyValueText(np.concatenate([head, value, end]), answers)
 
 
 def start_size(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int:

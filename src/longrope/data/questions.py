@@ -10,7 +10,7 @@ import numpy as np
 
 from longrope.data.key_value_lines import start_size
 from longrope.data.tokenize import encode_within
-from longrope.data.wordings import WORDS, make_keys
+from longrope.data.wordings import KEY_VALUE, make_keys
 from longrope.errors import LongRopeError
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _key_questions(
 ) -> list[_Question]:
     """Return questions for lines with different keys: values, then chains."""
     keys = make_keys(rng, values + 2 * chains)
-    words = [f" {first} {second}" for first, second in rng.choice(WORDS.split(), size=(values + chains, 2))]
-    heads, names = (_ids(tokenizer, [form.format(key) for key in keys]) for form in ("\n{} =", " {}"))
+    words = KEY_VALUE.draw_values(rng, values + chains)
+    heads, names = (_ids(tokenizer, [form.format(key) for key in keys]) for form in (KEY_VALUE.line, " {}"))
     answers = _ids(tokenizer, words)
     equals, newline = _ids(tokenizer, [" =", "\n"])
     value, chain, questions = 1 + KINDS.index("value"), 1 + KINDS.index("chain"), []

@@ -171,14 +171,20 @@ def _text_of(value: Any, text_key: str | None, where: str) -> str:
         keys = ", ".join(map(str, value)) if isinstance(value, dict) else ""
         hint = f" It has {keys[:200]}. Name the key of the text with --text-key." if keys else ""
         raise RecordError(f"{where}: {_expected(text_key)}.{hint}")
-    try:
-        content.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            f'{where}: "{text_key or TEXT_KEY}" holds half a character ({error.object[error.start]!a}, number '
-            f"{error.start + 1}), which tokenizers refuse. Remove it."
-        ) from None
+    wrong = half_character(content)
+    if wrong:
+        raise RecordError(f'{where}: "{text_key or TEXT_KEY}" {wrong}')
     return content
+
+
+def half_character(text: str) -> str:
+    """Return what is wrong with a text that holds a surrogate, which is half a character; empty where nothing is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = ascii(text[error.start])
+        return f"holds half a character ({found}, number {error.start + 1}), which tokenizers refuse. Remove it."
+    return ""
 
 
 def _expected(text_key: str | None) -> str:

@@ -17,7 +17,7 @@ from longrope.storage.atomic import write_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANCHOR = "."
+ANCHORS = ".", "a"  # before a text that is encoded within another; some tokenizers merge the first with a stop
 SAMPLE = "The 3 tokenizers, été\n\tdef f(x): return {x}"
 
 
@@ -46,11 +46,15 @@ def encode_within(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
 
     SentencePiece puts a blank before the first word of a text, which is not part of these tokens.
     """
-    plain = tokenizer([*texts], add_special_tokens=False)["input_ids"]
-    anchor, *joined = tokenizer([ANCHOR, *(ANCHOR + text for text in texts)], add_special_tokens=False)["input_ids"]
-    size = len(anchor)
-    tokens = [long[size:] if long[:size] == anchor else alone for long, alone in zip(joined, plain, strict=True)]
-    return [np.array(ids, dtype=np.int64) for ids in tokens]
+    tokens = dict(enumerate(tokenizer([*texts], add_special_tokens=False)["input_ids"]))
+    left = [*tokens]
+    for anchor in ANCHORS:
+        after = [anchor, *(anchor + texts[i] for i in left)]
+        first, *joined = tokenizer(after, add_special_tokens=False)["input_ids"]
+        found = {i: ids[len(first) :] for i, ids in zip(left, joined, strict=True) if ids[: len(first)] == first}
+        tokens |= found
+        left = [i for i in left if i not in found]
+    return [np.array(ids, dtype=np.int64) for ids in tokens.values()]
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

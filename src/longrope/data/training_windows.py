@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # transformers' label of a token that is not predicted
-SHORTEST_SPAN = 128  # tokens of the shortest span with planted lines and their repeats
+SHORTEST_SPAN = 128  # tokens of the shortest span with planted lines and their questions
 TOKENS_PER_LINE = 64  # of a span, for each line planted in it
 MOST_LINES = 8  # planted in a span
 Chunk = tuple[int, int, int]  # document, first token, end
@@ -46,7 +46,7 @@ class TrainingWindows:
             (LongRoPE2 section 3.3).
         needles: Share of the sequences, or short rows, with planted lines and questions for them.
         wordings: Wordings of the lines and questions.
-        answer_weight: Weight of the answers in repeated lines in the loss, beside 1 for the other tokens.
+        answer_weight: Weight of the answers to the questions in the loss, beside 1 for the other tokens.
         tokenizer: Tokenizer of the planted lines.
         repeats: Largest number of passes over the documents.
         seed: Seed of all random choices.
@@ -160,7 +160,7 @@ class TrainingWindows:
         return np.concatenate(self.documents), np.cumsum([0, *map(len, self.documents)])[:-1]
 
     def _plant(self, tokens: np.ndarray, rng: np.random.Generator) -> KeyValueText:
-        """Plant and repeat lines in spans of random lengths, so that repeats occur at all distances."""
+        """Plant lines and ask for them in spans of random lengths, so that questions occur at all distances."""
         assert self.tokenizer is not None
         spans: list[KeyValueText] = []
         rest = tokens

@@ -55,7 +55,8 @@ def begin_run(run: StagedRun, *, resume: bool = False, heading: str = "") -> Non
     run.data.check()
     write_text(run.folder / "plan.toml", heading + run.plan.to_toml())
     record = {"version": VERSION, "model": run.model, "dtype": run.dtype, "plan": run.plan.to_toml()}
-    write_json(path, record | {"documents": run.data.digest, "weights": weights_digest(run.model)})
+    digests = {"documents": run.data.digest, "weights": weights_digest(run.model), "factors": run.factors_digest}
+    write_json(path, record | digests)
 
 
 def check_documents(run: StagedRun) -> None:
@@ -109,6 +110,12 @@ def _check_same_run(run: StagedRun) -> None:
         raise LongRopeError(
             f"{run.folder} is the run of another plan, {run.folder / 'plan.toml'}; "
             "resume with that one, or choose another output with -o"
+        )
+    if record.factors not in (None, run.factors_digest):
+        names = ", ".join(repr(stage.factors) for stage in run.plan.stages if Path(stage.factors).is_file())
+        raise LongRopeError(
+            f"{run.folder} was begun with other factors in stages.factors = {names}. Restore the file, "
+            "or begin another run with -o."
         )
     if record.dtype != run.dtype:
         raise LongRopeError(

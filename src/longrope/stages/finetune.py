@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from longrope.stages.plan_tables import Finetune
 from longrope.stages.rate_test import choose_rate
 from longrope.stages.trainer_arguments import training_arguments
 from longrope.stages.trainer_checkpoints import TrainingGuard, explain_disk_errors, last_complete_checkpoint
+from longrope.storage.atomic import write_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def finetune(
         scaling: Static factors, or for mixed windows an `Extension`, which gives short rows the original RoPE.
         windows: Training sequences, ``settings.batch`` for every step.
         settings: Learning rate and the other hyperparameters.
-        folder: Folder of checkpoints and logs; an interrupted run continues from its last complete checkpoint.
+        folder: Folder of checkpoints and logs; an interrupted run continues from its last complete checkpoint. A folder
+            belongs to one training: other settings, factors or windows are refused.
         device: A torch device.
         report_to: Service to report to, as transformers' Trainer names it: tensorboard, wandb, trackio, none …
         on_progress: Function that is called with the step and the loss, in the first process.
@@ -85,8 +89,8 @@ def finetune(
 
     Raises:
         LongRopeError: If the loss or a gradient is not finite, memory runs out or a folder cannot be written (the
-            last complete checkpoint is kept), if ``batch`` does not divide by the number of processes, or if ``peft``
-            is missing.
+            last complete checkpoint is kept), if ``batch`` does not divide by the number of processes, if ``windows``
+            are fewer than ``batch``, if ``folder`` holds another training, or if ``peft`` is missing.
     """
     started = time.monotonic()
     folder = Path(folder)
@@ -96,6 +100,11 @@ def finetune(
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
+    if not steps:
+        raise LongRopeError(
+            f"windows = {len(windows)}: fewer than batch = {settings.batch}, so no step. Give more of them, or a "
+            "smaller batch."
+        )
     shape = ModelShape.of(model.config, settings.dtype, str(device))
     recompute = recomputes_layers(shape, windows.size, lora=settings.lora, mixed=settings.dtype == "bfloat16")
     arguments = training_arguments(settings, steps, folder, str(device), report_to, recompute=recompute)
@@ -116,6 +125,8 @@ def finetune(
         explain_disk_errors(folder),
         explain_out_of_memory(windows.size, f"while fine-tuning on {arguments.device}", remedy),
     ):
+        if first:
+            _claim(folder, settings, scaling, windows)
         if settings.rate == "auto":
             arguments.learning_rate = choose_rate(trainer, settings.batch, folder / "rate.json")
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder, remove_others=first))
@@ -128,6 +139,23 @@ def finetune(
     loss = float(np.mean(losses[-max(1, len(losses) // 10) :]))
     seconds = time.monotonic() - started
     return TrainingSummary(steps, len(windows) * windows.size, loss, seconds, arguments.learning_rate)
+
+
+def _claim(folder: Path, settings: Finetune, scaling: Scaling | Extension, windows: TrainingWindows) -> None:
+    """Record what a folder trains, and refuse one that holds another training.
+
+    Raises:
+        LongRopeError: If it does.
+    """
+    ends = [values.tobytes() for i in (0, -1) for _, values in sorted(windows[i % len(windows)].items())]
+    parts = [settings.model_dump_json(exclude={"save_every"}), scaling.to_json(), str(len(windows))]
+    digest = hashlib.sha256(b"".join([*map(str.encode, parts), *ends])).hexdigest()
+    path = folder / "begun.json"
+    if path.exists() and json.loads(path.read_text())["digest"] != digest:
+        raise LongRopeError(
+            f"folder = {str(folder)!r}: holds a training with other settings, factors or windows. Give another folder."
+        )
+    write_json(path, {"digest": digest})
 
 
 def _check_sparse_windows(model: PreTrainedModel) -> None:

@@ -70,6 +70,11 @@ class Plan(PlanTable):
                     f"stages[{i + 1}].length = {after} is not above stages[{i}].length = {before}; "
                     "put the stages in ascending order"
                 )
+        if self.data.wordings != "one" and not self.data.needles:
+            raise ValueError(
+                f'data.wordings = "{self.data.wordings}" with data.needles = 0: no line is planted. '
+                "Give data.needles, such as 0.5, or leave wordings out"
+            )
         trained = [stage.finetune for stage in self.stages if stage.finetune is not None]
         adapters = [finetune for finetune in trained if not finetune.merge]
         if adapters and len(trained) > 1:

@@ -21,7 +21,7 @@ NEEDLES = 0.5  # share of the sequences with planted lines
 
 
 def advice(plan: Plan, rope: Rope) -> list[str]:
-    """Return the pitfalls of a plan for a model, each with its remedy: the four that every extension may have."""
+    """Return the pitfalls of a plan for a model, each with its remedy: the five that every extension may have."""
     lines, length_before, last = [], rope.original_length, len(plan.stages) - 1
     for i, stage in enumerate(plan.stages):
         name, step = f"stages[{i}] ({short_length(stage.length)})", stage.length / length_before

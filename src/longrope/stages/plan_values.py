@@ -12,7 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from longrope.errors import LongRopeError, did_you_mean
 from longrope.schemes import SCHEMES, canonical
 from longrope.search.registry import get_method
-from longrope.tasks.registry import TASKS
+from longrope.tasks.question_task import QuestionTask
+from longrope.tasks.registry import TASKS, check_task
 from longrope.units import parse_length, short_length
 
 
@@ -39,8 +40,9 @@ def _method(name: str) -> str:
 
 
 def _task(name: str) -> str:
-    if name not in TASKS:
-        raise ValueError(f"choose one of {', '.join(TASKS)}{did_you_mean(name, TASKS)}")
+    with_value_error(check_task, name)
+    if isinstance(TASKS[name], QuestionTask):
+        raise ValueError("asks questions that a plan cannot name. Leave it out; longrope eval --ruler-data has them")
     return name
 
 

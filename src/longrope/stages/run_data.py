@@ -204,9 +204,17 @@ class RunData:
             LongRopeError: If the documents have too few tokens.
         """
         windows = self.windows(stage)
+        documents = self._tokenized(max(windows.length, WINDOWS * windows.size), self._splits["held_out"])
+        tokens = sum(map(len, documents))
+        if tokens < windows.size:
+            raise LongRopeError(
+                f"data.source: the held-out documents have {tokens:,} tokens, fewer than the window of "
+                f"{windows.size:,} on which weights or factors are compared. Give more documents, a shorter "
+                'finetune.window, or a number for finetune.average instead of "auto".'
+            )
         return replace(
             windows,
-            documents=self._tokenized(max(windows.length, WINDOWS * windows.size), self._splits["held_out"]),
+            documents=documents,
             count=WINDOWS,
             short=0.5,
             needles=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -151,6 +152,13 @@ class StagedRun:
         long = replace(scaling.long if isinstance(scaling, Extension) else scaling, length=stage.length)
         return Extension.of(self.rope, long).long
 
+    @property
+    def factors_digest(self) -> str:
+        """Fingerprint of the factors that the plan reads from files."""
+        scalings = [self.scaling_from_file(number) for number in range(1, len(self.plan.stages) + 1)]
+        texts = [scaling.to_json() for scaling in scalings if scaling is not None]
+        return hashlib.sha256("".join(texts).encode()).hexdigest()[:16] if texts else ""
+
     def attention_factor(self, number: int) -> float:
         """Return the attention factor of a stage."""
         scaling = self.scaling_from_file(number)
@@ -177,13 +185,14 @@ def open_run(folder: Path, **fields: Any) -> StagedRun:
 
 
 class RunRecord(NamedTuple):
-    """The contents of ``run.json``; the digests of documents and weights are None in a run of an earlier version."""
+    """The contents of ``run.json``; the digests at the end are None in a run of an earlier version."""
 
     model: str
     plan: Plan
     dtype: str
     documents: str | None
     weights: str | None
+    factors: str | None
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -197,7 +206,14 @@ def read_record(folder: Path) -> RunRecord:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["version"] == VERSION:
             plan = parse_plan(record["plan"], str(path))
-            return RunRecord(record["model"], plan, record["dtype"], record.get("documents"), record.get("weights"))
+            return RunRecord(
+                record["model"],
+                plan,
+                record["dtype"],
+                record.get("documents"),
+                record.get("weights"),
+                record.get("factors"),
+            )
     except (OSError, ValueError, KeyError, TypeError):
         raise LongRopeError(
             f"{path.parent} holds no run of longrope extend: its run.json is missing or damaged"
