@@ -144,7 +144,7 @@ def test_a_folder_belongs_to_one_training(
 
 
 def test_too_few_windows_for_a_step(tmp_path: Path) -> None:
-    with pytest.raises(LongRopeError, match=r"windows = 3: fewer than batch = 4, so no step\. Give more"):
+    with pytest.raises(LongRopeError, match=r"windows: fewer than batch = 4, so no step\. Give more"):
         train(tmp_path, how(batch=4), windows=running.windows(3))
 
 

@@ -362,6 +362,14 @@ PROPOSED_SPARSE = {
 }
 
 
+@pytest.mark.parametrize(("parameters", "wordings"), [(3_000_000, "one"), (135_000_000, "several")])
+def test_lines_are_planted_in_several_wordings_where_the_model_reads_sentences(parameters: int, wordings: str) -> None:
+    found = propose(rope(8192), 32768, parameters=parameters)
+    assert (found.data.needles, found.data.wordings) == (0.5, wordings)
+    given = propose(rope(8192), 32768, parameters=parameters, data=Data(needles=0.2, wordings="one"))
+    assert (given.data.needles, given.data.wordings) == (0.2, "one")
+
+
 @pytest.mark.parametrize("ends", PROPOSED)
 def test_proposed_stages(ends: tuple[str, str]) -> None:
     first, last = map(parse_length, ends)

@@ -167,17 +167,17 @@ def make_lines(
     wording = wordings[int(rng.integers(len(wordings)))] if len(wordings) > 1 else wordings[0]
     keys = wording.draw_keys(rng, count)
     values = wording.draw_values(rng, count)
-    parts = (wording.line, wording.question, wording.end)
-    ids = encode_within(tokenizer, [*values, *(part.replace("{}", key) for part in parts for key in keys), "\n"])
+    forms = (wording.line, wording.question, wording.end)
+    ids = encode_within(tokenizer, [*values, *(form.replace("{}", key) for form in forms for key in keys), "\n"])
     values, lines, questions, ends = (ids[i * count : (i + 1) * count] for i in range(4))
     return [
-        Line(_text(line, value, end, asked=False), _text(question, value, ids[-1], asked=True))
+        Line(_text(line, value, end, answer=False), _text(question, value, ids[-1], answer=True))
         for line, question, value, end in zip(lines, questions, values, ends, strict=True)
     ]
 
 
-def _text(head: np.ndarray, value: np.ndarray, end: np.ndarray, *, asked: bool) -> KeyValueText:
-    answers = np.repeat([False, asked, False], [len(head), len(value), len(end)])
+def _text(head: np.ndarray, value: np.ndarray, end: np.ndarray, *, answer: bool) -> KeyValueText:
+    answers = np.repeat([False, answer, False], [len(head), len(value), len(end)])
     return KeyValueText(np.concatenate([head, value, end]), answers)
 
 

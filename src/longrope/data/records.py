@@ -182,8 +182,8 @@ def half_character(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = ascii(text[error.start])
-        return f"holds half a character ({found}, number {error.start + 1}), which tokenizers refuse. Remove it."
+        half = ascii(text[error.start])
+        return f"holds half a character ({half}, number {error.start + 1}), which tokenizers refuse. Remove it."
     return ""
 
 

@@ -51,9 +51,9 @@ def encode_within(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     for anchor in ANCHORS:
         after = [anchor, *(anchor + texts[i] for i in left)]
         first, *joined = tokenizer(after, add_special_tokens=False)["input_ids"]
-        found = {i: ids[len(first) :] for i, ids in zip(left, joined, strict=True) if ids[: len(first)] == first}
-        tokens |= found
-        left = [i for i in left if i not in found]
+        encoded = {i: ids[len(first) :] for i, ids in zip(left, joined, strict=True) if ids[: len(first)] == first}
+        tokens |= encoded
+        left = [i for i in left if i not in encoded]
     return [np.array(ids, dtype=np.int64) for ids in tokens.values()]
 
 

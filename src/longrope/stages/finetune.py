@@ -100,11 +100,6 @@ def finetune(
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
-    if not steps:
-        raise LongRopeError(
-            f"windows = {len(windows)}: fewer than batch = {settings.batch}, so no step. Give more of them, or a "
-            "smaller batch."
-        )
     shape = ModelShape.of(model.config, settings.dtype, str(device))
     recompute = recomputes_layers(shape, windows.size, lora=settings.lora, mixed=settings.dtype == "bfloat16")
     arguments = training_arguments(settings, steps, folder, str(device), report_to, recompute=recompute)

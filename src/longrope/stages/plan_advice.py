@@ -18,6 +18,19 @@ TOO_SMALL_SHARE = 0.025
 STEPS, LARGEST_BATCH = 200, 64  # optimizer steps that a proposal has at least, and sequences of a step at most
 WINDOW = 2048  # tokens of a sparse window
 NEEDLES = 0.5  # share of the sequences with planted lines
+SMALL = 10_000_000  # parameters of a model that takes a high learning rate and reads no sentences
+
+
+def with_lines(data: Data, parameters: int) -> Data:
+    """Return the documents of a plan with planted lines, in several wordings if the model reads sentences.
+
+    Args:
+        data: Documents; what they say of the lines stays.
+        parameters: Parameters of the model.
+    """
+    lines = {"needles": NEEDLES, "wordings": "one" if parameters <= SMALL else "several"}
+    given = data.model_fields_set if data.needles else {"wordings"} & data.model_fields_set
+    return data.model_copy(update={name: value for name, value in lines.items() if name not in given})
 
 
 def advice(plan: Plan, rope: Rope) -> list[str]:
@@ -84,7 +97,7 @@ def propose(
     tuned, searched = [*_lengths(rope.original_length, length, SPARSE_STEP, SPARSE_STEP), length], []
     if sparse and tuned[0] > WINDOW:
         finetune = _sparse_finetune(tokens, dtype)
-        data = data.model_copy(update={"needles": data.needles or NEEDLES})
+        data = with_lines(data, parameters)
     else:
         finetune = Finetune(tokens=tokens, rate="auto", dtype=dtype)
         between = _lengths(rope.original_length, length, STEP, LARGEST_STEP)

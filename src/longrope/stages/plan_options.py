@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from longrope.data.sparse_windows import SHORTEST_CHUNK
 from longrope.stages.plan import Plan
-from longrope.stages.plan_advice import LARGEST_BATCH, NEEDLES, SHARE, STEPS, WINDOW
+from longrope.stages.plan_advice import LARGEST_BATCH, SHARE, SMALL, STEPS, WINDOW, with_lines
 from longrope.stages.plan_goal import Goal, Machine
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 
@@ -16,7 +16,6 @@ RANK = 8
 TASK = "recall"
 REPEATS = 4  # passes over the training documents
 RATE_TEST = 50  # passes over training sequences that the test of rates takes, for each sequence of a step
-SMALL = 10_000_000  # parameters of a model that takes a high learning rate
 AVERAGED = 400  # sequences from which the share of the original weights is tested
 # documents, then questions in all and on a text, at each length: from the best verdict to the least
 EVALUATIONS = ((8, 50, 5), (6, 40, 5), (4, 24, 4), (2, 24, 4), (2, 20, 20), (2, 0, 1), (1, 0, 1))
@@ -116,7 +115,7 @@ def _batch(sequences: int) -> int:
 
 def _plan_with(goal: Goal, finetune: Finetune) -> Plan:
     """Return the plan of a fine-tuning; with short factors where all weights are trained and the time is enough."""
-    data = goal.data.model_copy(update={"needles": goal.data.needles or NEEDLES, "repeats": REPEATS})
+    data = with_lines(goal.data, goal.machine.shape.parameters).model_copy(update={"repeats": REPEATS})
     plan = _plan_of(goal, Stage(length=goal.length, factors=goal.start, finetune=finetune), data)
     if not finetune.lora and goal.texts.recovery:
         recovery = Recovery(search=Search(population=10, documents=2))

@@ -39,8 +39,10 @@ def training_arguments(
         recompute: Whether the backward pass recomputes each layer (activation checkpointing).
 
     Raises:
-        LongRopeError: If a step's sequences cannot be spread over the processes.
+        LongRopeError: If there is no step, or a step's sequences cannot be spread over the processes.
     """
+    if not steps:
+        raise LongRopeError(f"windows: fewer than batch = {settings.batch}, so no step. Give more, or a smaller batch.")
     cpu = device == "cpu"
     options: dict[str, Any] = {CHECKPOINTING: recompute, f"{CHECKPOINTING}_kwargs": {"use_reentrant": False}}
     if wants_liger(device):  # norms and MLP; the loss is bounded already
