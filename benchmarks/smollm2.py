@@ -10,7 +10,7 @@ messages of the presidents of the United States, one document for each president
 questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384 tokens (32k: 8,192, 24,576 and 32,768).
 Perplexity leaves out planted lines. Results in ``benchmarks/results/smollm2-16k-tests.json``, the search beside it in
 ``smollm2-16k-search``; of ``32k`` likewise. The row ``searched_yarn`` is a search over YaRN's own parameters, and
-``nearest_yarn`` the YaRN that is nearest to the searched factors.
+``nearest_yarn`` the YaRN that is nearest to the searched factors. ``tailspline_su`` has the attention factor of the search.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tarfile
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from longrope.data.split import draw_tokens, split_documents
 from longrope.formats.load_factors import load_extension
 from longrope.longcontext.token_losses import head_losses
 from longrope.provenance import provenance
+from longrope.schemes import attention_factor
 from longrope.storage.atomic import write_json
 from longrope.tasks.scoring import score_prompts
 from longrope.yarn_fit import fit_yarn
@@ -74,7 +75,13 @@ class Bench:
             return load_extension(self.case.search(row)).long
         if row == "nearest_yarn":
             return fit_yarn(lr.Rope.of(self.loaded[0]), load_extension(self.case.search()).long)[0]
-        return None if row == "original" else lr.scheme(row, lr.Rope.of(self.loaded[0]), self.case.length)
+        if row == "original":
+            return None
+        rope, length = lr.Rope.of(self.loaded[0]), self.case.length
+        scaling = lr.scheme(row.removesuffix("_su"), rope, length)
+        return (
+            replace(scaling, attention_factor=attention_factor("su", rope, length)) if row.endswith("_su") else scaling
+        )
 
     def measure(self, corpus: str, number: int, row: str) -> dict[str, Any]:
         """Return the loss of a document by blocks of tokens, and of each answer whether it is exact, and its loss."""
