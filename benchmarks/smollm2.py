@@ -10,7 +10,8 @@ messages of the presidents of the United States, one document for each president
 questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384 tokens (32k: 8,192, 24,576 and 32,768).
 Perplexity leaves out planted lines. Results in ``benchmarks/results/smollm2-16k-tests.json``, the search beside it in
 ``smollm2-16k-search``; of ``32k`` likewise. The row ``searched_yarn`` is a search over YaRN's own parameters, and
-``nearest_yarn`` the YaRN that is nearest to the searched factors. ``tailspline_su`` has the attention factor of the search.
+``nearest_yarn`` the YaRN that is nearest to the searched factors. ``tailspline_su`` is TailSpline with the attention
+factor of the searches.
 """
 
 from __future__ import annotations

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from statistics import fmean
 
+import numpy as np
 from published import assert_says, assert_table, record
-from test_smollm2_16k_tables import SEARCH, passes, question_row
+from test_smollm2_16k_tables import README, SEARCH, passes, question_row
+
+from longrope.rope import Rope
+from longrope.schemes import attention_factor, scheme
+from longrope.yarn_fit import fit_yarn
 
 ROWS = record("smollm2-32k-tests.json")["rows"]
+ROPE = Rope(dim=64, base=1e5, original_length=8192)
 LENGTHS = (8192, 24576, 32768)
-ORDER = {"yarn": "YaRN", "tailspline": "TailSpline", "bm": "BM", "searched": "searched"}
+ORDER = {"yarn": "YaRN", "tailspline": "TailSpline", "bm": "BM"} | {
+    "searched_yarn": "searched, `--parametrization yarn`",
+    "searched": "searched",
+}
 
 
 def test_the_table_of_each_kind_of_question() -> None:
@@ -40,6 +49,32 @@ def test_what_the_page_says_of_perplexity_and_answers() -> None:
         f"{max(short):.2f}.",
     )
     assert_says("docs/guides/without-fine-tuning.md", f"[{percent['yarn']} below YaRN's]")
+
+
+def test_the_searched_yarn_is_better_than_every_closed_form() -> None:
+    run, yarn = record("smollm2-32k-search-yarn/run.json"), ROWS["code searched_yarn"]
+    forms = ("yarn", "tailspline", "bm")
+    text, answers = ([yarn[f"{kind} L0 against {form}"] for form in forms] for kind in ("beyond", "answers beyond"))
+    assert all(x["nats"] + 2 * x["standard_error"] < 0 for x in (*text, *answers))
+    percent = [f"{-100 * x['nats']:.1f} ± {100 * x['standard_error']:.1f}%" for x in text]
+    nats = [f"{-x['nats']:.2f} ± {x['standard_error']:.2f}" for x in answers]
+    own, formula = (attention_factor(policy, ROPE, 32768) for policy in ("su", "yarn"))
+    nearest, _ = fit_yarn(ROPE, scheme("tailspline", ROPE, 32768))[:2]
+    assert np.allclose(run["factors"], nearest.factors, rtol=1e-6)
+    assert "budget of 256,000 token-evaluations is spent" in run["stopped"][0]
+    assert_says(
+        SEARCH,
+        f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations",
+        f"is {percent[0]} below YaRN's, {percent[1]} below TailSpline's and {percent[2]} below BM's. Its answers lose "
+        f"{nats[0]}, {nats[1]} and {nats[2]} nats less.",
+        f"(`su`, {own:.3f}), where the formulas have {formula:.3f}",
+    )
+    assert min(forms, key=lambda form: ROWS[f"code {form}"]["perplexity"]["32768"]) == "tailspline"
+    assert_says(
+        README, f"is {percent[1]} below that of TailSpline, the best of them, and its answers lose {nats[1]} nats"
+    )
+    assert_says("docs/guides/without-fine-tuning.md", f"{percent[1]} below TailSpline's.")
+    assert_says("docs/faq.md", f"[{percent[1].replace('%', '% less perplexity')}](search.md")
 
 
 def test_the_search() -> None:
