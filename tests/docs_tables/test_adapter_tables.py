@@ -23,7 +23,7 @@ ROWS = {
     "YaRN for 32,768, not trained": "yarn",
     "[searched](search.md#smollm2-at-32768-tokens) for 32,768, not trained": "searched",
     "YaRN's factors and adapter": "adapter",
-    "YaRN's factors and adapter, several wordings": "adapter, several wordings",
+    "YaRN's factors and adapter, [several wordings](extension.md#sparse-windows)": "adapter, several wordings",
     "adapter merged, original RoPE": "merged",
     "YaRN for 2,097,152, not trained": "2m yarn",
     "heuristic for 2,097,152, not trained": "2m heuristic",
@@ -189,10 +189,14 @@ def difference(task: str, other: str) -> str:
 
 def test_several_wordings() -> None:
     noise, documents = TASKS[:2]
+    higher = (
+        perplexity("adapter, several wordings", 32768)["perplexity"] / perplexity("adapter", 32768)["perplexity"] - 1
+    )
     assert_says(
         RESULTS,
         f"is {difference(noise, 'adapter')} nats (in noise) and {difference(documents, 'adapter')} nats (in documents)",
         f"and {difference(noise, 'yarn')} and {difference(documents, 'yarn')} nats below YaRN's",
+        f"its perplexity is {higher:.1%} higher at 32,768 tokens",
         f"the model has more than {plan_advice.SMALL / 1e6:.0f}M parameters",
     )
     ours, one, yarn = (rate(f"{documents} 16384 {name}") for name in ("adapter, several wordings", "adapter", "yarn"))
