@@ -25,11 +25,17 @@ def test_smollm2_on_a_laptop() -> None:
         rows.append(row(label, *(f"{value:.2f}" for value in values)))
     assert_table(LAPTOP, rows)
     adapters = record("smollm2-extension.json")
-    trained, yarn = (adapters["perplexity"][f"{name} 32768"]["perplexity"] for name in ("adapter", "yarn"))
+    trained, yarn = (
+        adapters["perplexity"][f"{name} 32768"]["perplexity"] for name in ("adapter, several wordings", "yarn")
+    )
+    asked = [
+        adapters["retrieval"][f"niah_single_2 16384 {name}"]["rate"] for name in ("adapter, several wordings", "yarn")
+    ]
+    assert 2 < asked[0] / asked[1] < 2.5
     assert_says(
         LAPTOP,
-        f"was trained for {adapters['training']['32k']['seconds'] / 60:.0f} minutes on one CPU core",
-        f"a perplexity of {trained:.2f} at 32,768 tokens, where YaRN has {yarn:.2f} (",
+        f"was trained for {adapters['training']['32k-wordings']['seconds'] / 60:.0f} minutes on one CPU core",
+        f"a perplexity of {trained:.2f} at 32,768 tokens, where YaRN has {yarn:.2f}. ",
     )
     factors = scheme("yarn", Rope(dim=64, base=1e5, original_length=8192), 16384)
     assert_says(LAPTOP, f"16,384 tokens long attention factor {factors.attention_factor:.5f} as made")
