@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from published import assert_says, assert_table, record
 from test_smollm2_16k_tables import README, SEARCH, passes, question_row
 
+from longrope.evaluation.statistics import mean_error
 from longrope.rope import Rope
 from longrope.schemes import attention_factor, scheme
 from longrope.yarn_fit import fit_yarn
 
 ROWS = record("smollm2-32k-tests.json")["rows"]
 ROPE = Rope(dim=64, base=1e5, original_length=8192)
+BLOCK = 1024  # tokens whose mean loss is kept
 LENGTHS = (8192, 24576, 32768)
-ORDER = {"yarn": "YaRN", "tailspline": "TailSpline", "bm": "BM"} | {
+ORDER = {"yarn": "YaRN", "tailspline": "TailSpline", "tailspline_su": "TailSpline, `--attention su`", "bm": "BM"} | {
     "searched_yarn": "searched, `--parametrization yarn`",
     "searched": "searched",
 }
@@ -75,6 +78,31 @@ def test_the_searched_yarn_is_better_than_every_closed_form() -> None:
     )
     assert_says("docs/guides/without-fine-tuning.md", f"{percent[1]} below TailSpline's.")
     assert_says("docs/faq.md", f"[{percent[1].replace('%', '% less perplexity')}](search.md")
+
+
+def test_the_attention_factor_brings_most_of_it() -> None:
+    other = ROWS["code tailspline_su"]
+    text, answers = (other[f"{kind} L0 against tailspline"] for kind in ("beyond", "answers beyond"))
+    percent = f"{-100 * text['nats']:.1f} ± {100 * text['standard_error']:.1f}%"
+    nats = f"{-answers['nats']:.2f} ± {answers['standard_error']:.2f} nats"
+    measured = record("smollm2-32k-tests.json")["measured"]
+    pairs = [[_beyond(measured[f"code {i} {name}"]) for name in ("tailspline_su", "searched_yarn")] for i in range(3)]
+    (more_text, text_error), (more, error) = (
+        mean_error([theirs[k] - ours[k] for theirs, ours in pairs]) for k in (0, 1)
+    )
+    assert_says(
+        SEARCH,
+        f"is {percent} below TailSpline's own, and its answers lose {nats} less.",
+        f"the searched YaRN gains {100 * more_text:.1f} ± {100 * text_error:.1f}% in perplexity and {more:.2f} ± "
+        f"{error:.2f} nats in answers.",
+    )
+    assert_says(README, f"has the same perplexity, and its answers lose {more:.2f} ± {error:.2f} nats more.")
+
+
+def _beyond(document: dict[str, Any]) -> tuple[float, float]:
+    """Return the mean losses of a document's tokens and of its answers beyond L0."""
+    answers = [loss for key, asked in document["answers"].items() if not key.endswith(" 8192") for _, loss in asked]
+    return fmean(document["losses"][8192 // BLOCK :]), fmean(answers)
 
 
 def test_the_search() -> None:
