@@ -20,6 +20,7 @@ from longrope.models.load import load_config
 from longrope.rope import Rope
 from longrope.scaling import Extension, Scaling
 from longrope.schemes import scheme
+from longrope.stages.run_folder import VERSION
 
 ROPE = Rope(dim=16, base=10000.0, original_length=64)
 Refused = Callable[..., None]
@@ -600,5 +601,7 @@ def test_the_run_of_an_extension_is_never_written_over(
     shutil.copy(factors, run / "extension.json")
     for name in ("plan.toml", "run.json", "cells.jsonl", "results.json", "stage-1/model/weights"):
         (run / name).write_text("{}")
+    plan = "version = 1\n[[stages]]\nlength = 160\nfactors = 'yarn'\n"
+    (run / "run.json").write_text(json.dumps({"version": VERSION, "model": str(model), "dtype": "auto", "plan": plan}))
     given = [{"MODEL": model, "RUN": run}.get(word, word) for word in words]
     refused("[Cc]hoose another output", *given)

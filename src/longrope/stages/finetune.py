@@ -37,6 +37,8 @@ from longrope.stages.trainer_arguments import training_arguments
 from longrope.stages.trainer_checkpoints import TrainingGuard, explain_disk_errors, last_complete_checkpoint
 from longrope.storage.atomic import write_json
 
+BEGUN = "begun.json"  # in the folder of a training, with the digest of what it trains
+
 
 @dataclass(frozen=True)
 class TrainingSummary:
@@ -145,7 +147,7 @@ def _claim(folder: Path, settings: Finetune, scaling: Scaling | Extension, windo
     ends = [values.tobytes() for i in (0, -1) for _, values in sorted(windows[i % len(windows)].items())]
     parts = [settings.model_dump_json(exclude={"save_every"}), scaling.to_json(), str(len(windows))]
     digest = hashlib.sha256(b"".join([*map(str.encode, parts), *ends])).hexdigest()
-    path = folder / "begun.json"
+    path = folder / BEGUN
     if path.exists() and json.loads(path.read_text())["digest"] != digest:
         raise LongRopeError(
             f"folder = {str(folder)!r}: holds a training with other settings, factors or windows. Give another folder."

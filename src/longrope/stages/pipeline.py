@@ -28,7 +28,7 @@ from longrope.search.method import Method
 from longrope.search.registry import get_method
 from longrope.search.space import Space
 from longrope.stages.average_test import choose_average
-from longrope.stages.finetune import finetune
+from longrope.stages.finetune import BEGUN, finetune
 from longrope.stages.launch import is_first_process, launch_finetuning, sync_folder
 from longrope.stages.measure import measure
 from longrope.stages.plan_tables import Search, Stage
@@ -64,6 +64,7 @@ def extend(run: StagedRun) -> Extension:
             launch_finetuning(run, number) if run.training_command else finetune_stage(run, number)
         for leftover in (*(folder / "training").glob("checkpoint-*"), folder / "training" / "model"):
             shutil.rmtree(leftover, ignore_errors=True)
+        (folder / "training" / BEGUN).unlink(missing_ok=True)
         (folder / LOCK).unlink(missing_ok=True)  # of a training that was killed as it ended
     path = run.folder / "extension.json"
     if not path.exists():
