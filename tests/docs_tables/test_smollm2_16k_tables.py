@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from published import RESULTS, assert_says, assert_table, record, row
 
+from longrope.rope import Rope
+from longrope.schemes import attention_factor
+
 README, SEARCH = "README.md", "docs/search.md"
 ROWS = record("smollm2-16k-tests.json")["rows"]
 KINDS, LENGTHS = ("recall", "niah_single_1"), (8192, 12288, 16384)
@@ -101,6 +104,23 @@ def test_a_search_over_the_parameters_of_yarn() -> None:
         "docs/guides/without-fine-tuning.md",
         f"took {seconds / 60:.0f} minutes on one core with `--budget 250k`: perplexity beyond L0 is {percent[0]} below",
     )
+
+
+def test_the_attention_factor_brings_as_much_perplexity() -> None:
+    other = ROWS["code tailspline_su"]
+    assert other["documents"] == 6
+    text, answers = (other[f"{kind} L0 against tailspline"] for kind in ("beyond", "answers beyond"))
+    lowest = other["perplexity"]["16384"]
+    assert lowest == min(ROWS[f"code {name}"]["perplexity"]["16384"] for name in (*ORDER, *YARNS, "tailspline_su"))
+    rope = Rope(dim=64, base=1e5, original_length=8192)
+    own, formula = (attention_factor(policy, rope, 16384) for policy in ("su", "yarn"))
+    assert_says(
+        SEARCH,
+        f"`: {own:.3f}, its own is {formula:.3f}) has {lowest:.3f} at 16,384 tokens",
+        f"is {-100 * text['nats']:.1f} ± {100 * text['standard_error']:.1f}% below TailSpline's own, and its answers "
+        f"lose {-answers['nats']:.2f} ± {answers['standard_error']:.2f} nats less.",
+    )
+    assert_says(README, f"has a perplexity of {lowest:.2f}.")
 
 
 def test_yarn_and_tailspline_are_close_in_perplexity() -> None:
