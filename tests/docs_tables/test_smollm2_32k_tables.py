@@ -65,9 +65,12 @@ def test_the_searched_yarn_is_better_than_every_closed_form() -> None:
     nearest, _ = fit_yarn(ROPE, scheme("tailspline", ROPE, 32768))[:2]
     assert np.allclose(run["factors"], nearest.factors, rtol=1e-6)
     assert "budget of 256,000 token-evaluations is spent" in run["stopped"][0]
+    journals = (passes(name, "smollm2-32k-search-yarn") for name in ("search-0.jsonl", "held-out.jsonl"))
+    seconds = sum(line["seconds"] for journal in journals for lines in journal.values() for line in lines)
     assert_says(
         SEARCH,
         f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations",
+        f"{seconds / 60:.0f} minutes on one core beside other work",
         f"is {percent[0]} below YaRN's, {percent[1]} below TailSpline's and {percent[2]} below BM's. Its answers lose "
         f"{nats[0]}, {nats[1]} and {nats[2]} nats less.",
         f"(`su`, {own:.3f}), where the formulas have {formula:.3f}",

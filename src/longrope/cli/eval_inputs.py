@@ -39,7 +39,6 @@ def compared_candidates(
     from dataclasses import replace
 
     from longrope.schemes import scheme
-    from longrope.stages.run_folder import open_run
 
     names = [] if schemes == "none" else options.parse_schemes(schemes)
     if names and lengths[-1] <= rope.original_length:
@@ -49,8 +48,8 @@ def compared_candidates(
     candidates = {"original": original}
     candidates |= {name: replace(original, scaling=scheme(name, rope, lengths[-1])) for name in names}
     for path in factors:
-        weights = open_run(Path(path)).final_weights if (Path(path) / "plan.toml").exists() else model
-        candidate = _candidate(weights, options.read_factors(path))
+        run = options.run_of(path)
+        candidate = _candidate(model if run is None else run.final_weights, options.read_factors(path))
         candidates[_new(path, candidates)] = candidate
         alone = candidate.long_alone if lengths[0] <= rope.original_length else None
         if alone is not None and alone.key not in {known.key for known in candidates.values()}:
@@ -109,12 +108,12 @@ def tell_searched(factors: Sequence[str], corpora: Sequence[Corpus], seed: int) 
         seed: Seed of the split into search, held-out and test documents.
     """
     from longrope.evaluation.results import read_json
-    from longrope.stages.run_folder import open_run
 
     tested = {name for corpus in corpora for name in corpus.documents}
     for path in map(Path, factors):
-        if (path / "plan.toml").exists():
-            data = open_run(path).plan.data
+        staged = options.run_of(str(path))
+        if staged is not None:
+            data = staged.plan.data
             sources = {short_source(source) for source in (data.source, data.train) if source}
             if data.seed != seed and sources & {corpus.name for corpus in corpora}:
                 distributed.say(

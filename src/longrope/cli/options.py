@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from longrope.rope import Rope
     from longrope.scaling import Extension, Scaling
+    from longrope.stages.run_folder import StagedRun
 
 BUILT_IN_NAMES = listed("longrope.models.load_errors", "BUILT_IN")
 COMPARED_NAMES = ",".join(table_names("longrope.schemes", "COMPARED"))
@@ -244,18 +245,21 @@ def read_factors(path: str) -> Scaling | Extension:
     return scaling
 
 
+def run_of(factors: str) -> StagedRun | None:
+    """Return the run of an extension whose folder is given as factors; None for other factors."""
+    from longrope.stages.run_folder import open_run
+
+    return open_run(Path(factors)) if (Path(factors) / "plan.toml").exists() else None
+
+
 def check_weights(model: str, factors: str) -> None:
     """Refuse a run's factors beside the model that the run has trained further, whose weights they do not fit.
 
     Raises:
         LongRopeError: If ``factors`` is the folder of such a run, and ``model`` its model.
     """
-    from longrope.stages.run_folder import open_run
-
-    if not (Path(factors) / "plan.toml").exists():
-        return
-    run = open_run(Path(factors))
-    if model == run.model != run.final_weights:
+    run = run_of(factors)
+    if run is not None and model == run.model != run.final_weights:
         raise LongRopeError(
             f"factors = {factors!r} with {model}: this run has trained the weights, and these are the ones before. "
             f"Give {run.final_weights} as the model."

@@ -145,8 +145,8 @@ def _claim(folder: Path, settings: Finetune, scaling: Scaling | Extension, windo
         LongRopeError: If it does.
     """
     ends = [values.tobytes() for i in (0, -1) for _, values in sorted(windows[i % len(windows)].items())]
-    parts = [settings.model_dump_json(exclude={"save_every"}), scaling.to_json(), str(len(windows))]
-    digest = hashlib.sha256(b"".join([*map(str.encode, parts), *ends])).hexdigest()
+    settled = settings.model_dump_json(exclude={"save_every"}) + scaling.to_json() + str(len(windows))
+    digest = hashlib.sha256(b"".join([settled.encode(), *ends])).hexdigest()
     path = folder / BEGUN
     if path.exists() and json.loads(path.read_text())["digest"] != digest:
         raise LongRopeError(

@@ -28,9 +28,10 @@ def with_lines(data: Data, parameters: int) -> Data:
         data: Documents; what they say of the lines stays.
         parameters: Parameters of the model.
     """
-    lines = {"needles": NEEDLES, "wordings": "one" if parameters <= SMALL else "several"}
-    given = data.model_fields_set if data.needles else {"wordings"} & data.model_fields_set
-    return data.model_copy(update={name: value for name, value in lines.items() if name not in given})
+    wordings = data.wordings
+    if "wordings" not in data.model_fields_set:
+        wordings = "one" if parameters <= SMALL else "several"
+    return data.model_copy(update={"needles": data.needles or NEEDLES, "wordings": wordings})
 
 
 def advice(plan: Plan, rope: Rope) -> list[str]:

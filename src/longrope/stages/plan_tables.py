@@ -181,7 +181,7 @@ class Data(PlanTable):
         seed: Seed of the split.
         needles: Share of the training sequences in which lines are planted and asked for.
         wordings: ``one``: planted lines are `key = word word`, and are asked for by repeating them. ``several``: also
-            sentences, with questions in other words than theirs.
+            sentences and entries, with questions, some of them in other words.
         repeats: Number of times that a stage may see a training document.
     """
 
