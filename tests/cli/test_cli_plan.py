@@ -77,9 +77,9 @@ def test_the_dtype_of_fine_tuning_is_one_that_the_cpu_is_fast_in(
 
 
 def test_times_of_this_device(cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longrope.cost import device_speed
+    from longrope.cost import timing
 
-    monkeypatch.setattr(device_speed, "ENOUGH", 1e-4)
+    monkeypatch.setattr(timing, "ENOUGH", 1e-4)
     record = cli("plan", model, "--to", "512", "--device", "cpu", "--json").json
     assert set(record["flops_per_second"]) == {"bfloat16", "float32"}  # mixed in training; the checkpoint's
     assert all(part["seconds"] > 0 for part in record["costs"])

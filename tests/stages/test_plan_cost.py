@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from longrope.cli.plan_output import report
-from longrope.cost import device_speed as timing
-from longrope.cost import peak_memory
-from longrope.cost.device_speed import DeviceSpeed, measure_device_speed
+from longrope.cost import device_speed, peak_memory, timing
+from longrope.cost.device_speed import Computation, DeviceSpeed, measure_device_speed
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.data.weighted_text import WeightedText, perplexity_texts
 from longrope.errors import LongRopeError
@@ -171,7 +170,7 @@ def test_parts_of_a_plan() -> None:
     assert [part.train_tokens for part in parts] == [10 * 2 * 2048, 0, 0, 0]
     assert (parts[1].total_flops, parts[1].memory, parts[1].search_tokens) == (0, 0, 0)
     assert parts[3].search_tokens == 3 * 6 * 8192  # original, PI, two stages' factors, one fine-tuned, extended
-    assert parts[3].flops == {"bfloat16": TINY.forward(8192).times(18)}
+    assert parts[3].flops == {("bfloat16", "passes"): TINY.forward(8192).times(18)}
 
 
 def test_questions_of_one_text_pass_once() -> None:
@@ -190,8 +189,10 @@ def test_what_makes_training_cheaper() -> None:
         return cost_of(Stage(length=8192, factors="yarn", finetune=TUNE.model_copy(update=how)))[0]
 
     plain = tuned()
-    assert plain.flops == {"bfloat16": TINY.backward(8192, trained=True, recomputed=False).times(20)}
-    assert set(tuned(dtype="float32").flops) == {"float32"}
+    assert plain.flops == {("bfloat16", "training"): TINY.backward(8192, trained=True, recomputed=False).times(20)}
+    assert set(tuned(dtype="float32").flops) == {("float32", "training")}
+    assert set(tuned(lora=8).flops) == {("bfloat16", "adapters")}
+    assert set(tuned(rate="auto").flops) == {("bfloat16", "training"), ("bfloat16", "passes")}
     assert tuned(lora=8).total_flops < plain.total_flops
     assert tuned(lora=8).memory < plain.memory < tuned(dtype="float32").memory
     short = tuned(window=1024)
@@ -199,7 +200,8 @@ def test_what_makes_training_cheaper() -> None:
     assert short.total_flops < plain.total_flops / 8
     assert short.memory < plain.memory / 2
     assert tuned(short=0.5).total_flops < plain.total_flops
-    assert tuned(short=0.5).flops["bfloat16"].linear == plain.flops["bfloat16"].linear
+    linear = [sum(flops.linear for flops in each.flops.values()) for each in (tuned(short=0.5), plain)]
+    assert linear[0] == linear[1]
     taught, alone = tuned(short=0.5, distill=Distill()), tuned(short=0.5)
     assert taught.total_flops > alone.total_flops
     assert taught.memory == alone.memory + 2 * TINY.parameters
@@ -297,10 +299,13 @@ def test_lora_counts_its_parameters() -> None:
 
 
 def test_time_is_work_by_rate() -> None:
-    work = {"bfloat16": Flops(100.0, 30.0), "float32": Flops(10.0)}
+    work = {Computation("bfloat16"): Flops(100.0, 30.0), Computation("float32"): Flops(10.0)}
+    speeds = {"bfloat16": DeviceSpeed(10.0, 5.0, 3.0, 2.0), "float32": DeviceSpeed(2.0, 1.0)}
     cost = Cost("x", 1, 0, 0, work, 0)
     assert cost.total_flops == 140
-    assert cost.seconds({"bfloat16": DeviceSpeed(10.0, 5.0), "float32": DeviceSpeed(2.0, 1.0)}) == 10 + 6 + 5
+    assert cost.seconds(speeds) == 10 + 6 + 5
+    work |= {Computation("bfloat16", "training"): Flops(10.0, 5.0), Computation("bfloat16", "adapters"): Flops(20.0)}
+    assert Cost("x", 1, 0, 0, work, 0).seconds(speeds) == 10 + 6 + 5 + 3 * (1 + 1) + 2 * 2
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "mixtral", "smollm3", "phi3"])
@@ -308,7 +313,8 @@ def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENOUGH", 1e-4)
     given, random = families.config(name), torch.get_rng_state()
     before = given.to_dict()
-    found = measure_device_speed(given, device="cpu", dtype="float32")
+    found = measure_device_speed(given, device="cpu", dtype="float32", training=True)
+    assert min(found.training, found.adapters) > 0
     assert found.linear > 1e6
     assert found.attention > 1e6
     assert given.to_dict() == before
@@ -317,7 +323,7 @@ def test_rates_of_families(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_model_that_is_timed_has_the_last_layers() -> None:
     given = families.config("gemma3_text")
-    small = ModelShape.of(timing._small(given))
+    small = ModelShape.of(device_speed._small(given))
     assert (small.windows, small.mlp_features) == ((16, None), ModelShape.of(given).mlp_features)
 
 

@@ -48,8 +48,12 @@ def report(plan: Plan, config: PreTrainedConfig, device: str, *, dtype: str, mea
 
     rope = Rope.of(config)
     steps = costs(plan, ModelShape.of(config, dtype, device), rope)
-    dtypes = sorted({dtype for step in steps for dtype in step.flops}) if measure else []
-    speeds = {dtype: measure_device_speed(config, device=device, dtype=dtype) for dtype in dtypes}
+    computed = {each for step in steps for each in step.flops} if measure else set()
+    trained = {each.dtype for each in computed if each.kind != "passes"}
+    speeds = {
+        dtype: measure_device_speed(config, device=device, dtype=dtype, training=dtype in trained)
+        for dtype in sorted({each.dtype for each in computed})
+    }
     return Report(steps, speeds, [*advice(plan, rope), *_memory_advice(steps, device)])
 
 
@@ -101,9 +105,9 @@ def show(report: Report, title: str, *, err: bool) -> None:
     console = Console(stderr=err, markup=False)
     console.print(table)
     for dtype, speed in report.speeds.items():
-        console.print(
-            f"Here, in {dtype}: {si(speed.linear, 'FLOP/s')} in layers, {si(speed.attention, 'FLOP/s')} in attention."
-        )
+        rates = f"{si(speed.linear, 'FLOP/s')} in layers, {si(speed.attention, 'FLOP/s')} in attention"
+        training = f"; a FLOP of training takes {speed.training:.1f} times as long, with adapters {speed.adapters:.1f}"
+        console.print(f"Here, in {dtype}: {rates}{training if speed.training != 1 else ''}.")
     console.print("For one device and one sequence at a time. Memory is that of tensors; the allocator may hold more.")
     for line in report.advice:
         console.print(f"Advice: {line}.", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModel, PreTrainedConfig
 
 from longrope.cost.model_shape import Flops, ModelShape
+from longrope.cost.timing import time_long_enough
+from longrope.cost.training_speed import training_time
+from longrope.models.device_memory import free_memory
 
 LAYERS = 2  # of the model that is timed
 VOCABULARY = 1024
-SHORTEST = 256  # tokens
-LONGEST = {"cpu": 16384, "cuda": 16384}
-LONGEST_ELSEWHERE = 2048  # where attention keeps all scores, as on mps
-ENOUGH = 0.3  # seconds: a sequence that takes this long is not made longer
+WEIGHTS_IN_TRAINING = 16  # bytes a weight, with gradient and products in bfloat16, and some room
+Kind = Literal["passes", "training", "adapters"]
+
+
+class Computation(NamedTuple):
+    """What a device computes: the dtype of its products, and whether forward passes or a training.
+
+    A training is of all weights, or of ``adapters`` beside weights that stay.
+    """
+
+    dtype: str
+    kind: Kind = "passes"
 
 
 @dataclass(frozen=True)
 class DeviceSpeed:
-    """The speed that a device reaches on a model, in FLOPs a second: products with weights, and attention."""
+    """The speed that a device reaches on a model.
+
+    Args:
+        linear: FLOPs a second in products with weights.
+        attention: FLOPs a second in attention.
+        training: Time of a step that trains all weights over the one that these speeds give. It is above 1 where
+            products are so fast that casts of weights, activations and the loss take longer.
+        adapters: The same of a step that trains adapters.
+    """
 
     linear: float
     attention: float
+    training: float = 1.0
+    adapters: float = 1.0
 
-    def seconds(self, flops: Flops) -> float:
-        """Return the seconds that these FLOPs take."""
-        return flops.linear / self.linear + flops.attention / self.attention
+    def seconds(self, flops: Flops, kind: Kind = "passes") -> float:
+        """Return the seconds that these FLOPs take in a kind of `Computation`."""
+        times = {"passes": 1.0, "training": self.training, "adapters": self.adapters}[kind]
+        return times * (flops.linear / self.linear + flops.attention / self.attention)
 
 
 @torch.random.fork_rng(devices=[])
-def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str) -> DeviceSpeed:
+def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str, training: bool = False) -> DeviceSpeed:
     """Time attention alone, and a random model of two layers like this one.
 
     It takes some seconds, and no weights are needed. What else a layer does (norms, activations, rotation) counts with
@@ -45,25 +66,40 @@ def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str) -
         config: The model's config.
         device: A torch device.
         dtype: Dtype of the computation, such as bfloat16.
+        training: Whether to time training too, if the memory is enough: forward and backward passes with weights in
+            float32, whose products are in the dtype.
     """
     small, torch_dtype = _small(config), getattr(torch, dtype)
+    speed, free = _speed_of_passes(small, device, torch_dtype), free_memory(device)
+    if not training or (free is not None and WEIGHTS_IN_TRAINING * ModelShape.of(small).parameters > free):
+        return speed
+
+    def time_of(weights: bool) -> float:
+        whole = ModelShape.of(config)
+        return training_time(small, whole, speed.seconds, device=device, dtype=torch_dtype, weights=weights)
+
+    return replace(speed, training=time_of(True), adapters=time_of(False))
+
+
+def _speed_of_passes(small: Any, device: str, dtype: torch.dtype) -> DeviceSpeed:
     with torch.device(device):
-        model = AutoModel.from_config(small, dtype=torch_dtype).eval()
+        model = AutoModel.from_config(small, dtype=dtype).eval()
     shape, heads = ModelShape.of(small), small.num_attention_heads
 
     def attend(length: int) -> Callable[[], object]:
-        qkv = torch.randn(1, heads, length, shape.query_features // heads, dtype=torch_dtype, device=device)
+        qkv = torch.randn(1, heads, length, shape.query_features // heads, dtype=dtype, device=device)
         return lambda: scaled_dot_product_attention(qkv, qkv, qkv, is_causal=True)
 
     def run(length: int) -> Callable[[], object]:
         tokens = torch.arange(length, device=device)[None] % VOCABULARY
         return lambda: model(input_ids=tokens, use_cache=False)
 
-    length, seconds = _time_long_enough(attend, device)
-    attention = 2 * shape.query_features * length**2 / seconds
-    length, seconds = _time_long_enough(run, device)
+    with torch.inference_mode():
+        length, seconds = time_long_enough(attend, device)
+        attention = 2 * shape.query_features * length**2 / seconds
+        length, seconds = time_long_enough(run, device)
     flops = shape.forward(length)
-    linear = flops.linear - 2 * length * shape.vocabulary * shape.hidden_size  # the head does not run
+    linear = flops.linear - shape.head(length)  # the head does not run
     return DeviceSpeed(linear / max(seconds - flops.attention / attention, seconds / 10), attention)
 
 
@@ -79,21 +115,3 @@ def _small(config: PreTrainedConfig) -> Any:
     if getattr(small, "num_kv_shared_layers", None):  # a count of the whole model's last layers
         small.num_kv_shared_layers = 0
     return small
-
-
-@torch.inference_mode()
-def _time_long_enough(step_at: Callable[[int], Callable[[], object]], device: str) -> tuple[int, float]:
-    """Return a length at which a step takes long enough to be timed, and its seconds: the least of four runs."""
-    length, longest = SHORTEST, LONGEST.get(device.partition(":")[0], LONGEST_ELSEWHERE)
-    while True:
-        step = step_at(length)
-        seconds = []
-        for _ in range(5):  # the first is a rehearsal
-            started = time.perf_counter()
-            step()
-            if device != "cpu":
-                torch.accelerator.synchronize(device)
-            seconds.append(time.perf_counter() - started)
-        if min(seconds) >= ENOUGH or length >= longest:
-            return length, min(seconds)
-        length *= 2

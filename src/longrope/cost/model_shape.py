@@ -134,6 +134,10 @@ class ModelShape:
         pairs = sum(_attended_pairs(length, window) for window in self.windows)
         return Flops(2 * self.matmul_parameters * length, 4 * self.query_features * pairs)
 
+    def head(self, length: int) -> float:
+        """Return the FLOPs of the head in a forward pass, which are among those of `forward`."""
+        return 2 * self.vocabulary * self.hidden_size * length
+
     def backward(self, length: int, *, trained: bool, recomputed: bool = True) -> Flops:
         """Return the FLOPs of a forward pass, a second one for layers that were not kept, and the backward pass.
 
@@ -145,10 +149,10 @@ class ModelShape:
             trained: Whether weights get gradients; else only their inputs do.
             recomputed: Whether there is a second forward pass, of all layers without the head.
         """
-        forward, head = self.forward(length), 2 * self.vocabulary * self.hidden_size * length
+        forward = self.forward(length)
         # attention kernels keep no scores: backwards, five products where forwards there are two (Dao 2023)
         kept_and_backward = forward.times(3 if trained else 2, 3.5)
-        return kept_and_backward + Flops(forward.linear - head, forward.attention).times(recomputed)
+        return kept_and_backward + Flops(forward.linear - self.head(length), forward.attention).times(recomputed)
 
 
 def _experts(text: Any) -> tuple[int, int]:

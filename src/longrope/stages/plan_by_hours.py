@@ -149,7 +149,10 @@ def measure_machine(
     train_dtype, plain = "float32" if is_bfloat16_slow(device) else "bfloat16", method_of(config) is None
     if speeds is None:
         dtypes = {shape.dtype, train_dtype}
-        speeds = {name: measure_device_speed(config, device=device, dtype=name) for name in sorted(dtypes)}
+        speeds = {
+            name: measure_device_speed(config, device=device, dtype=name, training=name == train_dtype)
+            for name in sorted(dtypes)
+        }
     return Machine(
         shape,
         speeds,

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from longrope.cost import peak_memory
-from longrope.cost.device_speed import DeviceSpeed
+from longrope.cost.device_speed import Computation, DeviceSpeed
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.errors import LongRopeError
 from longrope.models.device_memory import free_memory
@@ -40,7 +40,7 @@ class Cost:
         search_tokens: Token-evaluations of the search and of choosing its winner: 1 for every token of a forward pass,
             3 with the backward pass.
         train_tokens: Tokens that weights are trained on.
-        flops: FLOPs by the dtype of their products.
+        flops: FLOPs by what is computed: the dtype of the products, and whether it is a training.
         memory: Peak bytes on one device, one sequence at a time.
         main_memory: Bytes of main memory for what does not stay on a GPU.
     """
@@ -49,18 +49,18 @@ class Cost:
     length: int
     search_tokens: int
     train_tokens: int
-    flops: Mapping[str, Flops]
+    flops: Mapping[Computation, Flops]
     memory: int
     main_memory: int = 0
 
     @property
     def total_flops(self) -> float:
-        """FLOPs of all dtypes."""
+        """FLOPs of all computations."""
         return sum(flops.total for flops in self.flops.values())
 
     def seconds(self, speeds: Mapping[str, DeviceSpeed]) -> float:
         """Return the seconds that one device takes, given its speeds by dtype."""
-        return sum(speeds[dtype].seconds(flops) for dtype, flops in self.flops.items())
+        return sum(speeds[each.dtype].seconds(flops, each.kind) for each, flops in self.flops.items())
 
 
 def costs(plan: Plan, shape: ModelShape, rope: Rope) -> list[Cost]:
@@ -128,10 +128,10 @@ def _steps_of_stage(number: int, stage: Stage, shape: ModelShape, rope: Rope) ->
 
 def _joined(name: str, length: int, steps: Sequence[Cost]) -> Cost:
     """Return the cost of several steps, one after the other."""
-    flops: dict[str, Flops] = {}
+    flops: dict[Computation, Flops] = {}
     for step in steps:
-        for dtype, step_flops in step.flops.items():
-            flops[dtype] = flops.get(dtype, Flops()) + step_flops
+        for computation, step_flops in step.flops.items():
+            flops[computation] = flops.get(computation, Flops()) + step_flops
     return Cost(
         name,
         length,
@@ -173,7 +173,7 @@ def _search(search: Search, lengths: Sequence[int], shape: ModelShape, *, starts
         max(lengths),
         round((passes + judged) * mean_length),
         0,
-        {shape.dtype: flops},
+        {Computation(shape.dtype): flops},
         peak_memory.of_pass(shape, max(lengths), gradient=steps > 0),
         peak_memory.moved_in_pass(shape, max(lengths), gradient=steps > 0),
     )
@@ -194,16 +194,18 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
     teacher = shape.parameters * (2 if mixed else 4) if taught else 0
     tested = peak_memory.of_rate_test(shape, lora=finetune.lora) if finetune.rate == "auto" else (0, 0)
     sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
-    flops = sequence.times(finetune.step_count(length) * finetune.batch)
+    steps, flops = finetune.step_count(length), {}
     if finetune.rate == "auto":
-        flops += sequence.times(len(RATES) * STEPS * finetune.batch)
-        flops += shape.forward(tokens).times((1 + len(RATES)) * JUDGED)
+        steps += len(RATES) * STEPS
+        flops[Computation(finetune.dtype)] = shape.forward(tokens).times((1 + len(RATES)) * JUDGED)
+    trained = Computation(finetune.dtype, "adapters" if finetune.lora else "training")
+    flops[trained] = sequence.times(steps * finetune.batch)
     return Cost(
         "finetune",
         length,
         0,
         finetune.token_count(length),
-        {finetune.dtype: flops},
+        flops,
         peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher + tested[0],
         peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed) + tested[1],
     )
@@ -222,7 +224,7 @@ def _evaluation(plan: Plan, lengths: Sequence[int], shape: ModelShape) -> Cost:
         longest,
         passes * longest + prompts * sum(lengths),
         0,
-        {shape.dtype: flops},
+        {Computation(shape.dtype): flops},
         peak_memory.of_pass(shape, longest, gradient=False),
         peak_memory.moved_in_pass(shape, longest, gradient=False),
     )

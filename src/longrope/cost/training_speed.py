@@ -1,0 +1,70 @@
+"""How much longer a training step takes on a device than its FLOPs say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModel
+
+from longrope.cost.model_shape import Flops, ModelShape
+from longrope.cost.timing import time_long_enough
+
+LOGITS = 8192  # most tokens of the vocabulary that a head is timed with
+TIMES = 2  # as long as forward passes are timed, so that activations leave the caches of a CPU as in training
+
+
+def training_time(
+    small: Any,
+    whole: ModelShape,
+    seconds_of: Callable[[Flops], float],
+    *,
+    device: str,
+    dtype: torch.dtype,
+    weights: bool,
+) -> float:
+    """Return the time of a training step over the one of its FLOPs: of layers and head by their shares of the FLOPs.
+
+    Weights are in float32. Without gradients of the weights, gradients pass through them, as below adapters.
+
+    Args:
+        small: Config of a model with a few layers of the whole one.
+        whole: Sizes of the whole model.
+        seconds_of: Seconds of FLOPs in forward passes.
+        device: A torch device.
+        dtype: Dtype of the products.
+        weights: Whether weights get gradients.
+    """
+    shape, passes = ModelShape.of(small), 2 + weights
+    with torch.device(device):
+        model = AutoModel.from_config(small, dtype=torch.float32).train().requires_grad_(weights)
+        head = torch.nn.Linear(whole.hidden_size, min(whole.vocabulary, LOGITS), bias=False).requires_grad_(weights)
+    model.get_input_embeddings().requires_grad_(True)
+
+    def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
+        def run() -> None:
+            with torch.autocast(device.partition(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+                value = loss()
+            value.backward()
+
+        return run
+
+    def layers(length: int) -> Callable[[], object]:
+        tokens = torch.arange(length, device=device)[None] % shape.vocabulary
+        return step(lambda: model(input_ids=tokens, use_cache=False).last_hidden_state.float().square().mean())
+
+    def logits(length: int) -> Callable[[], object]:
+        hidden = torch.randn(length, whole.hidden_size, device=device, requires_grad=True)
+        targets = torch.arange(length, device=device) % head.out_features
+        return step(lambda: cross_entropy(head(hidden).float(), targets))
+
+    length, seconds = time_long_enough(layers, device, times=TIMES)
+    flops = shape.backward(length, trained=weights, recomputed=False)
+    layer_time = seconds / seconds_of(Flops(flops.linear - passes * shape.head(length), flops.attention))
+    length, seconds = time_long_enough(logits, device, times=TIMES)
+    head_time = seconds / seconds_of(Flops(passes * 2 * length * whole.hidden_size * head.out_features))
+    share = whole.head(1) / whole.forward(1).linear
+    return share * head_time + (1 - share) * layer_time
