@@ -82,6 +82,7 @@ def test_a_model_is_extended(extended: tuple[Path, object]) -> None:
     sentences = verdict_of(output)
     assert len(sentences) >= 2
     assert all(sentence in result.out for sentence in sentences)
+    assert "of what is hidden, in lines of a form that it was trained on" in sentences[0]
     page = (output / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "Which engines run it as made?" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +23,7 @@ from longrope.evaluation.records import document_perplexity
 from longrope.export.hf_config import config_fields, for_mode
 from longrope.report.comparison import long_alone, perplexity_gap
 from longrope.report.load import LoadedRun, read_runs
+from longrope.report.training_history import TrainingHistory
 from longrope.report.verdict import answers, sentences, subject, verdict_of
 from longrope.report.verdict_answer import VerdictAnswer
 from longrope.report.works_answer import WORKS, Reached
@@ -73,6 +75,30 @@ def test_retrieval_counts_with_its_interval(right: int, verdict: str) -> None:
     assert answer.verdict.endswith(verdict)
     assert answer.advice == {16: "measure again with more --trials"}.get(right, answer.advice)
     assert ("fine-tune" in answer.advice) == (right == 14)
+
+
+@pytest.mark.parametrize(
+    ("task", "weights", "needles", "told"),
+    [
+        ("recall", "stage-1/model", 0.5, True),
+        ("niah_single_2", "stage-1/model", 0.5, False),
+        ("recall", "smollm2", 0.5, False),  # weights that no training of the run left
+        ("recall", "stage-1/model", 0.0, False),
+    ],
+)
+def test_questions_of_a_form_that_the_training_planted_are_told(
+    task: str, weights: str, needles: float, told: bool
+) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["rows"]["extended"]["weights"] = weights
+        for cells in record["retrieval"].values():
+            for cell in cells:
+                cell["task"] = task
+
+    training = TrainingHistory("stage-1/model", 4096, 90.0, 2.5, {}, needles=needles)
+    words = works(replace(run_of(change), trainings=(training,))).clause()
+    assert "of what is hidden" in words
+    assert ("of what is hidden, in lines of a form that it was trained on" in words) is told
 
 
 @pytest.mark.parametrize(

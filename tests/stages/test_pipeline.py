@@ -175,6 +175,7 @@ def test_what_a_stage_leaves(finished: tuple[StagedRun, Extension]) -> None:
         assert names == {"extension.json", "model", "search", "training", "training.json"}
         assert not list((run.stage_folder(number) / "training").iterdir())
         record = json.loads((run.stage_folder(number) / "training.json").read_text())
+        assert record["needles"] == run.plan.data.needles
         assert (record["steps"], record["tokens"]) == (3, 3 * 2 * 64 * 2**number)
         assert math.isfinite(record["loss"])
         modes = {path.stat().st_mode for path in (run.stage_folder(number) / "model").iterdir()}

@@ -21,6 +21,7 @@ class TrainingHistory:
         seconds: Seconds of its last call.
         loss: Mean loss of its last steps.
         settings: Settings that are not the default ones.
+        needles: Share of its sequences with planted lines.
     """
 
     weights: str
@@ -28,6 +29,7 @@ class TrainingHistory:
     seconds: float
     loss: float
     settings: Mapping[str, Any]
+    needles: float = 0.0
 
     @property
     def recipe(self) -> str:
@@ -59,7 +61,8 @@ def _read(path: Path) -> TrainingHistory:
     try:
         settings = record.get("settings", {}) | ({"rate": record["rate"]} if "rate" in record else {})
         figures = (int(record["tokens"]), float(record["seconds"]), float(record["loss"]))
-        return TrainingHistory(f"{path.parent.name}/model", *figures, settings)
+        needles = float(record.get("needles", 0.0))
+        return TrainingHistory(f"{path.parent.name}/model", *figures, settings, needles)
     except (KeyError, TypeError, ValueError):
         raise LongRopeError(f"{path}: not the record of a fine-tuning, or damaged. Remove it.") from None
 

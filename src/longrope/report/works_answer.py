@@ -46,7 +46,8 @@ def works(run: LoadedRun, candidate: str) -> VerdictAnswer:
     question = f"Does it work at {short_length(length)} tokens?"
     numbers = f"perplexity {plain(value)}"
     numbers += f", the original model's {plain(base)} at {original:,}" if base.value is not None else ""
-    numbers += f"; finds {share(rate)} of what is hidden" if rate.value is not None else ""
+    trained_form = ", in lines of a form that it was trained on" if _trained_on_questions(run, candidate) else ""
+    numbers += f"; finds {share(rate)} of what is hidden{trained_form}" if rate.value is not None else ""
     why = f"P{numbers[1:]}."
     if candidate != "original" and beyond.value is not None:
         why += f" The original model has {plain(beyond)} at {length:,} tokens."
@@ -65,6 +66,13 @@ def works(run: LoadedRun, candidate: str) -> VerdictAnswer:
     gap = perplexity_gap(run, candidate, "original", length, against_length=original)
     states = _holds(gap), _finds(rate)
     return VerdictAnswer(question, WORKS[states], why, numbers, _advice(*states))
+
+
+def _trained_on_questions(run: LoadedRun, candidate: str) -> bool:
+    """Return whether all questions are for `key = word word` lines, and the candidate's training planted such lines."""
+    tasks = {record.task for record in run.results.get("retrieval").get(candidate, ())}
+    planted = {training.weights for training in run.trainings if training.needles}
+    return tasks == {"recall"} and run.results.candidates[candidate].weights in planted
 
 
 def _advice(holds: Reached, finds: Reached) -> str:
