@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-extension-2m benchmark-search-and-train benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-generation benchmark-cache-speed benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours benchmark-attention-factor
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -201,6 +201,9 @@ benchmark-schemes: $(READY)  ## measure the closed forms on tiny (ten minutes)
 	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 --dtype float32 -o build/schemes --overwrite --schemes \
 	  yarn,mrrope_uni,mrrope_pro,bm,tailspline,yarn+cope,ramp,heuristic
 	cp build/schemes/results.json benchmarks/results/schemes.json
+
+benchmark-attention-factor: $(READY)  ## closed forms on tiny with their own attention factor and with su (half an hour; continues)
+	nice $(BIN)/python benchmarks/attention_factor.py
 
 benchmark-contexts: $(READY)  ## searches in frozen contexts beside full passes on tiny (half an hour)
 	nice $(BIN)/python benchmarks/contexts.py

@@ -102,6 +102,29 @@ def test_the_attention_factor_brings_most_of_it() -> None:
     assert_says(README, f"has the same perplexity, and its answers lose {more:.2f} ± {error:.2f} nats more.")
 
 
+def test_the_attention_factor_on_tiny() -> None:
+    rows = record("attention-factor.json")["rows"]
+    said = {}
+    for length in (2048, 8192):
+        pairs = [pair for key, pair in rows.items() if key.endswith(f" {length}")]
+        recalled = [
+            round(sum(pair[name]["recall"] * pair[name]["questions"] for pair in pairs)) for name in ("own", "su")
+        ]
+        changes = [100 * (pair["su"]["perplexity"] / pair["own"]["perplexity"] - 1) for pair in pairs]
+        said[length] = (
+            recalled,
+            f"{min(changes):+.1f} to {max(changes):+.1f}%",
+            sum(p["su"]["questions"] for p in pairs),
+        )
+    (short, short_change, questions), (long, long_change, _) = said[2048], said[8192]
+    assert_says(
+        SEARCH,
+        f"recall {short[1]} of {questions} lines at 8x, where they recall {short[0]} with their own, and {long[1]} "
+        f"instead of {long[0]} at 32x.",
+        f"Perplexity changes by {short_change} at 8x, and by {long_change} at 32x",
+    )
+
+
 def _beyond(document: dict[str, Any]) -> tuple[float, float]:
     """Return the mean losses of a document's tokens and of its answers beyond L0."""
     answers = [loss for key, asked in document["answers"].items() if not key.endswith(" 8192") for _, loss in asked]
