@@ -148,17 +148,17 @@ def test_without_results(cli, model: Path, plan: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["export", "generate"])
+@pytest.mark.parametrize("file", ["", "extension.json"])
 def test_factors_of_a_training_need_its_weights(
-    cli, refused: Refused, model: Path, run: Path, tmp_path: Path, command: str
+    cli, refused: Refused, model: Path, run: Path, tmp_path: Path, command: str, file: str
 ) -> None:
     """The weights before it would be exported without a word, and the comparison would not notice."""
-    said = (
-        rf"factors = '{run}' with {model}: this run has trained the weights, .* Give {run}/stage-1/model as the model"
-    )
+    factors = run / file
+    said = rf"factors = '{factors}' with {model}: this run has trained the weights, .* Give {run}/stage-1/model as the model"
     words = ("-o", tmp_path / "out") if command == "export" else ("text", "--max-new-tokens", 1)
-    refused(said, command, model, *words, "--factors", run)
+    refused(said, command, model, *words, "--factors", factors)
     if command == "export":
-        result = cli("export", run / "stage-1" / "model", "--factors", run, *words)
+        result = cli("export", run / "stage-1" / "model", "--factors", factors, *words)
         assert result.code == 0, result.err
 
 

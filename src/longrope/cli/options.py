@@ -256,9 +256,9 @@ def check_weights(model: str, factors: str) -> None:
     """Refuse a run's factors beside the model that the run has trained further, whose weights they do not fit.
 
     Raises:
-        LongRopeError: If ``factors`` is the folder of such a run, and ``model`` its model.
+        LongRopeError: If ``factors`` is the folder of such a run or its ``extension.json``, and ``model`` its model.
     """
-    run = run_of(factors)
+    run = run_of(factors.removesuffix("extension.json"))
     if run is not None and model == run.model != run.final_weights:
         raise LongRopeError(
             f"factors = {factors!r} with {model}: this run has trained the weights, and these are the ones before. "
