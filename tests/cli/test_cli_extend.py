@@ -154,7 +154,7 @@ def test_factors_of_a_training_need_its_weights(
 ) -> None:
     """The weights before it would be exported without a word, and the comparison would not notice."""
     factors = run / file
-    said = rf"factors = '{factors}' with {model}: this run has trained the weights, .* Give {run}/stage-1/model as the model"
+    said = rf"factors = '{factors}' with {model}: this run has trained .* Give {run}/stage-1/model as the model"
     words = ("-o", tmp_path / "out") if command == "export" else ("text", "--max-new-tokens", 1)
     refused(said, command, model, *words, "--factors", factors)
     if command == "export":

@@ -329,6 +329,15 @@ ADVICE = {
         plan("", "length = 4096", rest="[recovery]"),
         [r"stages\[0\] \(2k\): the next stage builds on .*: add finetune"],
     ),
+    "answers without lines": (
+        plan(GOOD + "\nanswers = 3", rest="[recovery]"),
+        [r"stages\[0\] \(2k\): finetune.answers has no effect, as data.needles = 0"],
+    ),
+    "answers of lines": (plan(GOOD + "\nanswers = 3", rest="[recovery]\n[data]\nneedles = 0.5"), []),
+    "a search of a closed form": (
+        plan("factors = 'yarn'\n[stages.search]\ndocuments = 2\n" + GOOD, rest="[recovery]"),
+        [r"stages\[0\] \(2k\): its table search has no effect, as its factors are those of yarn"],
+    ),
     "everything": (
         plan("length = 8192\nfactors = 'pi'\n" + GOOD, top="original_tokens = 1e9"),
         ["32x", "original tokens", "recovery"],

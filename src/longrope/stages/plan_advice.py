@@ -46,6 +46,10 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
             lines.append(f'{name}: {stage.factors} is not searched; factors = "search" finds better ones')
         if stage.finetune is None and i < last:
             lines.append(f"{name}: the next stage builds on weights that never saw these factors: add finetune")
+        if stage.factors != "search" and "search" in stage.model_fields_set:
+            lines.append(f"{name}: its table search has no effect, as its factors are those of {stage.factors}")
+        if stage.finetune is not None and stage.finetune.answers != 1 and not plan.data.needles:
+            lines.append(f"{name}: finetune.answers has no effect, as data.needles = 0 plants no lines")
         if stage.finetune is not None and plan.original_tokens is not None:
             share = stage.finetune.token_count(stage.length) / plan.original_tokens
             if share < TOO_SMALL_SHARE:
