@@ -120,6 +120,13 @@ def test_the_bytes_of_quantised_weights(
     assert passes[0] - passes[1] == plain.weight_bytes - shape.weight_bytes
 
 
+def test_a_model_that_mixed_precision_does_not_train_counts_by_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
+    config = all_types.small_config("dbrx")  # adds bfloat16 to float32 in place
+    found = device_speed.measure_device_speed(config, device="cpu", dtype="bfloat16", training=True)
+    assert (found.training, found.adapters) == (1.0, 1.0)
+
+
 @pytest.mark.parametrize("kind", ["modernbert-decoder", "gemma3n_text"])
 def test_the_speed_of_models_whose_configs_refuse_a_change(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENOUGH", 0.0)

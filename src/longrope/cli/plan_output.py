@@ -88,8 +88,9 @@ def as_record(report: Report) -> dict[str, Any]:
         }
         for step in report.steps
     ]
-    speeds = {dtype: vars(speed) for dtype, speed in report.speeds.items()}
-    return {"costs": steps, "flops_per_second": speeds, "advice": list(report.advice)}
+    speeds = {name: {"linear": speed.linear, "attention": speed.attention} for name, speed in report.speeds.items()}
+    times = {name: {"all": speed.training, "adapters": speed.adapters} for name, speed in report.speeds.items()}
+    return {"costs": steps, "flops_per_second": speeds, "times_in_training": times, "advice": list(report.advice)}
 
 
 def show(report: Report, title: str, *, err: bool) -> None:

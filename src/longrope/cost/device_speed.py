@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -66,8 +67,8 @@ def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str, t
         config: The model's config.
         device: A torch device.
         dtype: Dtype of the computation, such as bfloat16.
-        training: Whether to time training too, if the memory is enough: forward and backward passes with weights in
-            float32, whose products are in the dtype.
+        training: Whether to time training too, if memory and model allow it: forward and backward passes with weights
+            in float32, whose products are in the dtype.
     """
     small, torch_dtype = _small(config), getattr(torch, dtype)
     speed, free = _speed_of_passes(small, device, torch_dtype), free_memory(device)
@@ -78,7 +79,9 @@ def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str, t
         whole = ModelShape.of(config)
         return training_time(small, whole, speed.seconds, device=device, dtype=torch_dtype, weights=weights)
 
-    return replace(speed, training=time_of(True), adapters=time_of(False))
+    with suppress(RuntimeError):  # out of memory, or layers that mixed precision does not run (DBRX)
+        speed = replace(speed, training=time_of(True), adapters=time_of(False))
+    return speed
 
 
 def _speed_of_passes(small: Any, device: str, dtype: torch.dtype) -> DeviceSpeed:

@@ -15,7 +15,7 @@ SLOW = 5.0  # seconds: a step that takes this long is timed once
 
 
 def time_long_enough(
-    step_at: Callable[[int], Callable[[], object]], device: str, *, times: int = 1
+    step_at: Callable[[int], Callable[[], object]], device: str, *, enough: float = 1.0, longest: int | None = None
 ) -> tuple[int, float]:
     """Return a length at which a step takes long enough to be timed, and its seconds.
 
@@ -24,14 +24,15 @@ def time_long_enough(
     Args:
         step_at: Function of a length in tokens that returns the step.
         device: A torch device.
-        times: Multiple of `ENOUGH` that a step takes at least, if the longest sequence takes that long.
+        enough: Multiple of `ENOUGH` that a step takes at least, if the longest sequence takes that long.
+        longest: Most tokens; None for as many as the device takes.
     """
-    length, longest = SHORTEST, LONGEST.get(device.partition(":")[0], LONGEST_ELSEWHERE)
+    length, longest = SHORTEST, longest or LONGEST.get(device.partition(":")[0], LONGEST_ELSEWHERE)
     while True:
         step = step_at(length)
         _seconds_of(step, device)  # a rehearsal
         first = _seconds_of(step, device)
-        if first >= times * ENOUGH or length >= longest:
+        if first >= enough * ENOUGH or length >= longest:
             more = 2 if first < SLOW else 0
             return length, min([first, *(_seconds_of(step, device) for _ in range(more))])
         length *= 2

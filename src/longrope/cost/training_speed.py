@@ -14,7 +14,8 @@ from longrope.cost.model_shape import Flops, ModelShape
 from longrope.cost.timing import time_long_enough
 
 LOGITS = 8192  # most tokens of the vocabulary that a head is timed with
-TIMES = 2  # as long as forward passes are timed, so that activations leave the caches of a CPU as in training
+ENOUGH = 2.0  # times as long as forward passes are timed, so that activations leave a CPU's caches as in training
+LONGEST = 2048  # tokens, as in a sparse window: kernels of short sequences leave a GPU idle, and memory is small
 
 
 def training_time(
@@ -61,10 +62,10 @@ def training_time(
         targets = torch.arange(length, device=device) % head.out_features
         return step(lambda: cross_entropy(head(hidden).float(), targets))
 
-    length, seconds = time_long_enough(layers, device, times=TIMES)
+    length, seconds = time_long_enough(layers, device, enough=ENOUGH, longest=LONGEST)
     flops = shape.backward(length, trained=weights, recomputed=False)
     layer_time = seconds / seconds_of(Flops(flops.linear - passes * shape.head(length), flops.attention))
-    length, seconds = time_long_enough(logits, device, times=TIMES)
+    length, seconds = time_long_enough(logits, device, enough=ENOUGH, longest=LONGEST)
     head_time = seconds / seconds_of(Flops(passes * 2 * length * whole.hidden_size * head.out_features))
     share = whole.head(1) / whole.forward(1).linear
     return share * head_time + (1 - share) * layer_time
