@@ -127,8 +127,8 @@ def test_a_model_that_mixed_precision_does_not_train_counts_by_its_products(monk
     assert (found.training, found.adapters) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["modernbert-decoder", "gemma3n_text"])
-def test_the_speed_of_models_whose_configs_refuse_a_change(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["modernbert-decoder", "gemma3n_text", "gemma4", "emu3", "mllama"])
+def test_the_speed_of_models_that_are_not_easily_made_small(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENOUGH", 0.0)
     config = all_types.small_config(kind)
     if kind == "gemma3n_text":  # as many layers of Gemma 3n share keys and values as its timed model has

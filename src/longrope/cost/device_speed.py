@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.cost.timing import time_long_enough
 from longrope.cost.training_speed import training_time
+from longrope.models.backbone import random_backbone
 from longrope.models.device_memory import free_memory
 
 LAYERS = 2  # of the model that is timed
@@ -84,10 +85,9 @@ def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str, t
     return speed
 
 
-def _speed_of_passes(small: Any, device: str, dtype: torch.dtype) -> DeviceSpeed:
-    with torch.device(device):
-        model = AutoModel.from_config(small, dtype=dtype).eval()
-    shape, heads = ModelShape.of(small), small.num_attention_heads
+def _speed_of_passes(small: PreTrainedConfig, device: str, dtype: torch.dtype) -> DeviceSpeed:
+    model, shape = random_backbone(small, device).to(dtype).eval(), ModelShape.of(small)
+    heads = small.get_text_config().num_attention_heads
 
     def attend(length: int) -> Callable[[], object]:
         qkv = torch.randn(1, heads, length, shape.query_features // heads, dtype=dtype, device=device)
@@ -106,15 +106,18 @@ def _speed_of_passes(small: Any, device: str, dtype: torch.dtype) -> DeviceSpeed
     return DeviceSpeed(linear / max(seconds - flops.attention / attention, seconds / 10), attention)
 
 
-def _small(config: PreTrainedConfig) -> Any:
-    """Return the config of a model with the last layers of this one and a small vocabulary."""
-    small: Any = copy.deepcopy(config.get_text_config())
-    layers = small.num_hidden_layers
-    for name, value in vars(small).items():
+def _small(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of a model whose text model has the last layers of this one and a small vocabulary."""
+    small = copy.deepcopy(config)
+    text: Any = small.get_text_config()
+    layers = text.num_hidden_layers
+    for name, value in vars(text).items():
         if isinstance(value, list) and len(value) == layers:  # one entry per layer, such as its kind of attention
-            setattr(small, name, value[-LAYERS:])
-    small.num_hidden_layers = min(layers, LAYERS)
-    small.vocab_size, small.pad_token_id = VOCABULARY, 0  # some configs refuse None
-    if getattr(small, "num_kv_shared_layers", None):  # a count of the whole model's last layers
-        small.num_kv_shared_layers = 0
+            setattr(text, name, value[-LAYERS:])
+    text.num_hidden_layers = min(layers, LAYERS)
+    text.vocab_size, text.pad_token_id = VOCABULARY, 0  # some configs refuse None
+    if hasattr(text, "vocab_size_per_layer_input"):
+        text.vocab_size_per_layer_input = VOCABULARY
+    if getattr(text, "num_kv_shared_layers", None):  # a count of the whole model's last layers
+        text.num_kv_shared_layers = 0
     return small

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModel
+from transformers import PreTrainedConfig
 
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.cost.timing import time_long_enough
+from longrope.models.backbone import random_backbone
 
 LOGITS = 8192  # most tokens of the vocabulary that a head is timed with
 ENOUGH = 2.0  # times as long as forward passes are timed, so that activations leave a CPU's caches as in training
@@ -19,7 +19,7 @@ LONGEST = 2048  # tokens, as in a sparse window: kernels of short sequences leav
 
 
 def training_time(
-    small: Any,
+    small: PreTrainedConfig,
     whole: ModelShape,
     seconds_of: Callable[[Flops], float],
     *,
@@ -40,8 +40,8 @@ def training_time(
         weights: Whether weights get gradients.
     """
     shape, passes = ModelShape.of(small), 2 + weights
+    model = random_backbone(small, device).train().requires_grad_(weights)
     with torch.device(device):
-        model = AutoModel.from_config(small, dtype=torch.float32).train().requires_grad_(weights)
         head = torch.nn.Linear(whole.hidden_size, min(whole.vocabulary, LOGITS), bias=False).requires_grad_(weights)
     model.get_input_embeddings().requires_grad_(True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -30,6 +31,14 @@ def backbone_of(model: PreTrainedModel) -> Any:
     backbone: Any = model.base_model
     children = (child for child in model.children() if isinstance(child, PreTrainedModel))
     return backbone if backbone is not model else next(children, model)
+
+
+def random_backbone(config: PreTrainedConfig, device: str) -> Any:
+    """Return the backbone of a config's text model with random weights in float32, without the rest of the model."""
+    with torch.device("meta"):
+        backbone = backbone_of(auto_class(config).from_config(config))
+    with torch.device(device):
+        return type(backbone)(config.get_text_config())
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:
