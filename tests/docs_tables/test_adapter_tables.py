@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from math import exp, log
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ ADAPTERS = record("smollm2-extension.json")
 (FAR,) = record("smollm2-128k.json").values()
 HOURS = record("smollm2-16k-by-hours/results.json")
 PLAN = "benchmarks/results/smollm2-16k-by-hours/plan.toml"
+OUTPUT = "benchmarks/results/smollm2-16k-by-hours/output.txt"
 TINY = record("extend-by-hours.json")
 ROWS = {
     "original": "original",
@@ -202,9 +204,9 @@ def test_several_wordings() -> None:
     ours, one, yarn = (rate(f"{documents} 16384 {name}") for name in ("adapter, several wordings", "adapter", "yarn"))
     assert_says(
         README,
-        f"then answers {ours} of RULER's questions, whose words it has not trained on, in documents of 16,384 tokens. "
-        f"With lines of one form it answers {one}, YaRN {yarn}, and the original model at 8,192 tokens "
-        f"{rate(f'{documents} 8192 original')}.",
+        f"answers {ours} of RULER's questions, whose words it has not trained on, in documents of 16,384 tokens. "
+        f"After a training with lines of one form it answers {one}, YaRN {yarn}, and the original model at 8,192 "
+        f"tokens {rate(f'{documents} 8192 original')}.",
     )
     for task in TASKS[:2]:  # as many as the original model within L0, within the error
         value, original = (
@@ -226,6 +228,20 @@ def test_two_hours_for_16384_tokens() -> None:
         README,
         f"of {trials} lines planted in one text {right} are recalled, with YaRN {exact(HOURS, 'yarn', 16384)[0]} (",
     )
+    began, *_, ended = (ROOT / OUTPUT).read_text(encoding="utf-8").splitlines()
+    times = [datetime.strptime(line, "%a %b %d %H:%M:%S UTC %Y") for line in (began, ended)]
+    minutes = round((times[1] - times[0]).total_seconds() / 60)
+    assert_says(
+        README,
+        "With `--to 16k --hours 1.5` on one CPU core beside other work it took SmolLM2-135M from 8,192 to 16,384 "
+        f"tokens in {minutes} minutes:",
+    )
+    assert_says(
+        EXTENDING,
+        "--hours 1.5` on one CPU core beside other work chose LoRA from YaRN's factors, and took "
+        f"{minutes} minutes instead of 90:",
+    )
+    assert (ROOT / PLAN).read_text(encoding="utf-8").startswith("# longrope extend smollm2 --to 16k --hours 1.5")
     difference = next(
         found for found in HOURS["differences"]["extended"] if found["length"] == 16384 and found["against"] == "yarn"
     )
