@@ -57,6 +57,20 @@ def works(run: LoadedRun) -> VerdictAnswer:
     return answers(run)[0]
 
 
+def test_questions_on_one_text_have_no_p() -> None:
+    """Chance cannot be told from one text, whatever the number of its questions."""
+
+    def change(record: dict[str, Any]) -> None:
+        for name, cells in record["retrieval"].items():
+            cells = [cell for cell in cells if cell["task"] == "passkey"]
+            record["retrieval"][name] = [cell | {"texts": [0] * cell["trials"], "questions": 100} for cell in cells]
+
+    numbers = answers(run_of(change))[2].clause()
+    assert "points, on one text" in numbers
+    assert "p =" not in numbers
+    assert "points, p =" in answers(run_of())[2].clause()
+
+
 def test_every_outcome_has_words() -> None:
     assert set(WORKS) == set(product(("yes", "no", "unclear"), get_args(Reached)))
 

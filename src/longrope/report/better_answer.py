@@ -44,7 +44,8 @@ def better(run: LoadedRun, candidate: str) -> VerdictAnswer:
     numbers = f"perplexity {percent(gap.percent)}"
     numbers += f", lower on {gap.wins} of {gap.documents} documents" if gap.documents > 1 else ", on one document"
     if pair is not None and pair.finite:
-        numbers += f"; retrieval {pair.points:+.1f} points, p = {pair.p:.2g}"
+        sure = "on one text" if pair.texts == 1 else f"p = {pair.p:.2g}"
+        numbers += f"; retrieval {pair.points:+.1f} points, {sure}"
     rates = [retrieval_rate(run, name, length) for name in (candidate, best)]
     why = f"Of the closed forms, {label} has the lowest perplexity at {length:,} tokens. Against it: {numbers}."
     if all(rate.value is not None for rate in rates):
