@@ -181,7 +181,7 @@ def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, t
     command = ("extend", model, "--to", 256, "--data", hours[5], "-o", tmp_path / "run")
     said = (
         r"hours = 0\.001: too short for 256 tokens here. The least is about [\d.]+ hours. "
-        "They give the factors of yarn, not trained, measured on one text"
+        "That is enough for the factors of yarn, not trained, measured on one text"
     )
     refused(said, *command, "--hours", 0.001)
 

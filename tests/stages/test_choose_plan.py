@@ -167,7 +167,7 @@ def test_too_little_time_says_the_least_which_is_then_enough() -> None:
     with pytest.raises(LongRopeError, match=r"hours = 0\.0001: too short for 2048 tokens here") as refused:
         choose_plan(goal(0.0001))
     least = float(str(refused.value).split("about ")[1].split()[0])
-    assert "They give the factors of yarn, not trained, measured on one text" in str(refused.value)
+    assert "That is enough for the factors of yarn, not trained, measured on one text" in str(refused.value)
     assert choose_plan(goal(1.1 * least)).kind == "closed form"
 
 

@@ -97,5 +97,5 @@ def _too_short(goal: Goal, least: float) -> LongRopeError:
     return LongRopeError(
         f"hours = {goal.seconds / 3600:.3g}: too short for {goal.length} tokens here. "
         f"The least is about {1.05 * least / 3600:.2g} hours. "
-        f"They give the factors of {goal.start}, not trained, measured on one text."
+        f"That is enough for the factors of {goal.start}, not trained, measured on one text."
     )
