@@ -201,6 +201,8 @@ def test_several_wordings() -> None:
         f"its perplexity is {higher:.1%} higher at 32,768 tokens",
         f"the model has more than {plan_advice.SMALL / 1e6:.0f}M parameters",
     )
+    recalled, before = (ADAPTERS["retrieval"][f"recall 32768 adapter{name}"] for name in (", several wordings", ""))
+    assert abs(recalled["rate"] - before["rate"]) < recalled["standard_error"]
     ours, one, yarn = (rate(f"{documents} 16384 {name}") for name in ("adapter, several wordings", "adapter", "yarn"))
     assert_says(
         README,
