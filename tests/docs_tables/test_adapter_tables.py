@@ -175,6 +175,10 @@ def test_exact_answers() -> None:
     assert_says(RESULTS, f"The original model answers {one}, {two} and {three} at 8,192 tokens")
     assert answered("recall 16384 adapter") > 3 * answered("recall 16384 yarn")
     assert answered("recall 32768 2m adapter") < answered("recall 32768 yarn") < answered("recall 32768 adapter")
+    needles = [
+        ADAPTERS["retrieval"][f"niah_single_1 16384 {name}"]["rate"] for name in ("2m adapter, 180 steps", "yarn")
+    ]
+    assert needles[0] <= needles[1]
     for length in (16384, 32768):
         yarn, searched, adapter = (answered(f"recall {length} {name}") for name in ("yarn", "searched", "adapter"))
         assert yarn < searched < adapter
