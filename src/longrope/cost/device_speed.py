@@ -72,22 +72,22 @@ def measure_device_speed(config: PreTrainedConfig, *, device: str, dtype: str, t
             in float32, whose products are in the dtype.
     """
     small, torch_dtype = _small(config), getattr(torch, dtype)
-    speed, free = _speed_of_passes(small, device, torch_dtype), free_memory(device)
-    if not training or (free is not None and WEIGHTS_IN_TRAINING * ModelShape.of(small).parameters > free):
+    shape, free = ModelShape.of(small), free_memory(device)
+    speed = _speed_of_passes(small, shape, device, torch_dtype)
+    if not training or (free is not None and WEIGHTS_IN_TRAINING * shape.parameters > free):
         return speed
+    shapes = shape, ModelShape.of(config)
 
     def time_of(weights: bool) -> float:
-        whole = ModelShape.of(config)
-        return training_time(small, whole, speed.seconds, device=device, dtype=torch_dtype, weights=weights)
+        return training_time(small, *shapes, speed.seconds, device=device, dtype=torch_dtype, weights=weights)
 
     with suppress(RuntimeError):  # out of memory, or layers that mixed precision does not run (DBRX)
         speed = replace(speed, training=time_of(True), adapters=time_of(False))
     return speed
 
 
-def _speed_of_passes(small: PreTrainedConfig, device: str, dtype: torch.dtype) -> DeviceSpeed:
-    model, shape = random_backbone(small, device).to(dtype).eval(), ModelShape.of(small)
-    heads = small.get_text_config().num_attention_heads
+def _speed_of_passes(small: PreTrainedConfig, shape: ModelShape, device: str, dtype: torch.dtype) -> DeviceSpeed:
+    model, heads = random_backbone(small, device).to(dtype).eval(), small.get_text_config().num_attention_heads
 
     def attend(length: int) -> Callable[[], object]:
         qkv = torch.randn(1, heads, length, shape.query_features // heads, dtype=dtype, device=device)

@@ -20,7 +20,8 @@ LONGEST = 2048  # tokens, as in a sparse window: kernels of short sequences leav
 
 def training_time(
     small: PreTrainedConfig,
-    whole: ModelShape,
+    shape: ModelShape,
+    full_shape: ModelShape,
     seconds_of: Callable[[Flops], float],
     *,
     device: str,
@@ -33,16 +34,19 @@ def training_time(
 
     Args:
         small: Config of a model with a few layers of the whole one.
-        whole: Sizes of the whole model.
+        shape: Sizes of that small model.
+        full_shape: Sizes of the whole model.
         seconds_of: Seconds of FLOPs in forward passes.
         device: A torch device.
         dtype: Dtype of the products.
         weights: Whether weights get gradients.
     """
-    shape, passes = ModelShape.of(small), 2 + weights
+    passes = 2 + weights
     model = random_backbone(small, device).train().requires_grad_(weights)
     with torch.device(device):
-        head = torch.nn.Linear(whole.hidden_size, min(whole.vocabulary, LOGITS), bias=False).requires_grad_(weights)
+        head = torch.nn.Linear(full_shape.hidden_size, min(full_shape.vocabulary, LOGITS), bias=False).requires_grad_(
+            weights
+        )
     model.get_input_embeddings().requires_grad_(True)
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -58,7 +62,7 @@ def training_time(
         return step(lambda: model(input_ids=tokens, use_cache=False).last_hidden_state.float().square().mean())
 
     def logits(length: int) -> Callable[[], object]:
-        hidden = torch.randn(length, whole.hidden_size, device=device, requires_grad=True)
+        hidden = torch.randn(length, full_shape.hidden_size, device=device, requires_grad=True)
         targets = torch.arange(length, device=device) % head.out_features
         return step(lambda: cross_entropy(head(hidden).float(), targets))
 
@@ -66,6 +70,6 @@ def training_time(
     flops = shape.backward(length, trained=weights, recomputed=False)
     layer_time = seconds / seconds_of(Flops(flops.linear - passes * shape.head(length), flops.attention))
     length, seconds = time_long_enough(logits, device, enough=ENOUGH, longest=LONGEST)
-    head_time = seconds / seconds_of(Flops(passes * 2 * length * whole.hidden_size * head.out_features))
-    share = whole.head(1) / whole.forward(1).linear
+    head_time = seconds / seconds_of(Flops(passes * 2 * length * full_shape.hidden_size * head.out_features))
+    share = full_shape.head(1) / full_shape.forward(1).linear
     return share * head_time + (1 - share) * layer_time

@@ -117,8 +117,8 @@ def _finetune_stage(run: StagedRun, number: int) -> None:
             else:
                 _publish_adapter(run.weights(number), folder, Extension.of(run.rope, long))
             chosen = settings.model_dump(mode="json", exclude_defaults=True)
-            told = {"settings": chosen, "needles": run.plan.data.needles}
-            write_json(folder / "training.json", asdict(summary) | told)
+            recipe = {"settings": chosen, "needles": run.plan.data.needles}
+            write_json(folder / "training.json", asdict(summary) | recipe)
             apply_umask(folder / "model.new")
             sync_folder(folder / "model.new")
             (folder / "model.new").rename(folder / "model")
