@@ -108,6 +108,7 @@ RUNS = {
     "32k-wordings": Run("32k", "yarn", "yarn", wordings="several"),
     "2m": Run("2m", "heuristic", "su"),
     "2m-180": Run("2m", "heuristic", "su", steps=180),
+    "2m-wordings": Run("2m", "heuristic", "su", steps=180, wordings="several"),
 }
 
 
@@ -143,11 +144,15 @@ ROWS = {
     "merged": Row(run="32k", merged=True, longest=L0, against="original"),
     "2m adapter": Row("heuristic", 2**21, "2m", against="2m yarn"),
     "2m adapter, 180 steps": Row("heuristic", 2**21, "2m-180", against="2m yarn"),
+    "2m adapter, several wordings": Row("heuristic", 2**21, "2m-wordings", against="2m yarn"),
     "2m heuristic": Row("heuristic", 2**21, against="2m yarn"),
     "2m yarn": Row("yarn", 2**21),
     "2m ramp": Row("ramp", 2**21, longest=L0),
 }
-BEYOND = ("adapter", "adapter, several wordings", "yarn", "searched", "2m adapter", "2m adapter, 180 steps")
+BEYOND = (
+    *("adapter", "adapter, several wordings", "yarn", "searched"),
+    *("2m adapter", "2m adapter, 180 steps", "2m adapter, several wordings"),
+)
 ASKED = {8192: ("original", "yarn"), 16384: BEYOND, 32768: BEYOND}
 LONG_FILE = 2**16  # characters of a file of documentation that is a document by itself
 
