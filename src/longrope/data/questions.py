@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VALUES = 8  # lines `key = word word`; a quarter as many passages, and half as many chains
+FEW, MOST = 8, 24  # lines `key = word word`; a quarter as many passages, and half as many chains
 PASSAGE, LEAD = 24, 4  # tokens of a repeated passage, and how many of them are given
 TEXT, ASKED = 0, -1  # labels of tokens: of the document; of lines and questions
 KINDS = ("value", "chain", "copy")  # labels 1, 2, 3: answers
@@ -45,7 +45,8 @@ def ask_questions(
       the key and its words (variable tracking).
     - *copy*: a passage of the document is repeated; all but its first tokens are the answer.
 
-    A short document has fewer questions, of fewer kinds.
+    There are 8 lines to ask for, from 4,096 tokens on one for each 512 tokens, and at most 24. A short document has fewer
+    questions, of fewer kinds.
 
     Args:
         document: Token ids, ``(length,)``.
@@ -61,7 +62,7 @@ def ask_questions(
         LongRopeError: If the document is too short for the questions.
     """
     length = len(document)
-    values = max(1, min(VALUES, length // 128))
+    values = count_values(length)
     counts = {"value": values, "chain": values // 2, "copy": values // 4}
     values, chains, copies = (counts[kind] if kind in kinds else 0 for kind in KINDS)
     questions = _key_questions(tokenizer, rng, values, chains)
@@ -91,6 +92,11 @@ def ask_questions(
         tokens += questions[index].tokens
         labels += questions[index].labels
     return np.array(tokens, dtype=np.int64), np.array(labels, dtype=np.int64)
+
+
+def count_values(length: int) -> int:
+    """Return the number of questions for values in a document of so many tokens."""
+    return min(max(1, length // 128), max(FEW, length // 512), MOST)
 
 
 def _key_questions(

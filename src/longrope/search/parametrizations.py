@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope
 from longrope.yarn_fit import nearest_yarn
 
-KNOTS = 6
+KNOTS, CONVERGED = 6, 1e-12  # knots of a spline; a step in units after which `nearest` ends
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ class Parametrization:
             at_bound = ((x <= self.lower) & (uphill < 0)) | ((x >= self.upper) & (uphill > 0))
             slopes[:, at_bound] = 0
             move = np.linalg.solve(slopes.T @ slopes + 1e-6 * np.eye(len(x)), slopes.T @ rest)
-            x = np.clip(x + 0.5 * self.unit * move, self.lower, self.upper)
+            before, x = x, np.clip(x + 0.5 * self.unit * move, self.lower, self.upper)
             best = min(best, x, key=distance)
+            if np.all(np.abs(x - before) <= CONVERGED * self.unit):
+                break
         return best
 
 
