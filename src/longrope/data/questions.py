@@ -95,7 +95,7 @@ def ask_questions(
 
 
 def count_values(length: int) -> int:
-    """Return the number of questions for values in a document of so many tokens."""
+    """Return how many values are asked for in a document of ``length`` tokens."""
     return min(max(1, length // 128), max(FEW, length // 512), MOST)
 
 

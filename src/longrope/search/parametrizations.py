@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope
 from longrope.yarn_fit import nearest_yarn
 
-KNOTS, CONVERGED = 6, 1e-12  # knots of a spline; a step in units after which `nearest` ends
+KNOTS, CONVERGED = 6, 1e-14  # knots of a spline; a step in units after which `nearest` ends
 
 
 @dataclass(frozen=True)
