@@ -276,7 +276,8 @@ def test_why_fine_tuning_comes_before_a_search() -> None:
 
 
 def test_the_rules_of_a_plan_by_hours() -> None:
-    assert plan_options.SHARE * 20 == 1, "tokens that help, for each parameter"
+    assert plan_options.advised_tokens(plan_options.ORIGINAL_TOKENS * 10**6) == 10**6, "one for each parameter"
+    assert plan_options.advised_tokens(15e12) == 2**30
     assert rank_starts.STARTS == ("yarn", "ramp", "heuristic")
     assert choose_plan.TRUSTED == 4
     assert plan_options.EVALUATIONS[0][:2] == (8, 50)

@@ -322,7 +322,11 @@ ADVICE = {
     "an adapter that is off up to L0": (plan(GOOD + "\nlora = 8\nmerge = false"), []),
     "too few tokens": (
         plan(GOOD, top="original_tokens = 1e7", rest="[recovery]"),
-        [r"on 0\.0082 of the original tokens where about 0\.05 is advised: finetune.tokens = 500000 would be"],
+        [r"on 81,920 tokens where about 5% of .* advised: finetune\.tokens = 500000 would be"],
+    ),
+    "too few for any model": (
+        plan(GOOD, top="original_tokens = 15e12", rest="[recovery]"),
+        [r"at most 1,073,741,824, are advised: finetune\.tokens = 1073741824 would be"],
     ),
     "enough": (plan(GOOD, top="original_tokens = 3e6", rest="[recovery]"), []),
     "weights that saw nothing": (

@@ -173,6 +173,6 @@ def heading(model: str, original_length: int, plan: Plan, file: Path | None) -> 
         f"# {options.command_line()}\n"
         f"# From {original_length} to {plan.length} tokens ({plan.length / original_length:g}x). Edit, then:\n"
         f"# {shlex.join(['longrope', 'extend', model, 'THIS_FILE' if file is None else str(file)])}\n"
-        f"# Each stage that fine-tunes trains on about 5% of the model's original tokens, {source}.\n"
+        f"# Each stage that fine-tunes trains on 5% of the model's original tokens, {source}, at most 1g.\n"
         "# Lengths and tokens: k is 1024, m is 1024^2, g is 1024^3.\n"
     )

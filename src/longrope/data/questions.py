@@ -45,7 +45,7 @@ def ask_questions(
       the key and its words (variable tracking).
     - *copy*: a passage of the document is repeated; all but its first tokens are the answer.
 
-    There are 8 lines to ask for, from 4,096 tokens on one for each 512 tokens, and at most 24. A short document has fewer
+    There are 8 lines to ask for, above 4,096 tokens one for each 512 tokens, at most 24. A short document has fewer
     questions, of fewer kinds.
 
     Args:

@@ -14,7 +14,9 @@ STEP = 8  # of a stage on whole sequences whose weights are trained next: 2K, 16
 LARGEST_STEP = 16  # of any stage on whole sequences, such as the last one of 128K to 2048K, which is search only
 SPARSE_STEP = 64  # of a stage on sparse windows, which see all distances from the first step on
 SHARE = 0.05  # of the original tokens that a stage trains on
-TOO_SMALL_SHARE = 0.025
+MOST_TOKENS = 2**30  # of a stage; as many took a model of 8B parameters to 4M tokens in one stage (arXiv 2504.06214)
+ORIGINAL_TOKENS = 20  # a parameter, of a model for which they are not known (Hoffmann et al. 2022)
+TOO_FEW = 0.5  # of the advised tokens
 STEPS, LARGEST_BATCH = 200, 64  # optimizer steps that a proposal has at least, and sequences of a step at most
 WINDOW = 2048  # tokens of a sparse window
 NEEDLES = 0.5  # share of the sequences with planted lines
@@ -51,11 +53,11 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
         if stage.finetune is not None and stage.finetune.answers != 1 and not plan.data.needles:
             lines.append(f"{name}: finetune.answers has no effect, as data.needles = 0 plants no lines")
         if stage.finetune is not None and plan.original_tokens is not None:
-            share = stage.finetune.token_count(stage.length) / plan.original_tokens
-            if share < TOO_SMALL_SHARE:
+            tokens, advised = stage.finetune.token_count(stage.length), advised_tokens(plan.original_tokens)
+            if tokens < TOO_FEW * advised:
                 lines.append(
-                    f"{name}: fine-tuning on {share:.2g} of the original tokens where about {SHARE} is advised: "
-                    f"finetune.tokens = {round(SHARE * plan.original_tokens)} would be that"
+                    f"{name}: fine-tuning on {tokens:,} tokens where about {SHARE:.0%} of the original tokens, at most "
+                    f"{MOST_TOKENS:,}, are advised: finetune.tokens = {round(advised)} would be that"
                 )
         length_before = stage.length
     tuned = [stage.finetune for stage in plan.stages if stage.finetune is not None]
@@ -63,6 +65,11 @@ def advice(plan: Plan, rope: Rope) -> list[str]:
     if plan.recovery is None and not original_below:
         lines.append("no short factors of its own: add a table [recovery], or short sequences lose")
     return lines
+
+
+def advised_tokens(original_tokens: float) -> float:
+    """Return how many tokens a stage should train on, after the original training on ``original_tokens``."""
+    return min(SHARE * original_tokens, MOST_TOKENS)
 
 
 def propose(
@@ -83,9 +90,8 @@ def propose(
     Args:
         rope: Geometry of the model.
         length: Target length in tokens.
-        parameters: Parameters of the model. Without ``original_tokens`` it counts as trained on 20 tokens for each
-            (Hoffmann et al. 2022), so that a stage trains on one token a parameter. LongRoPE and LongRoPE2 took that
-            number for 7B and 8B.
+        parameters: Parameters of the model. Without ``original_tokens`` it counts as trained on 20 tokens for each, so
+            that a stage trains on one token a parameter, at most `MOST_TOKENS`.
         original_tokens: Tokens that the model was trained on.
         data: Documents.
         dtype: Dtype of the products in fine-tuning.
@@ -95,7 +101,7 @@ def propose(
         LongRopeError: If the length is not above the original one.
     """
     check_above_original(length, rope)
-    tokens = SHARE * (original_tokens or 20 * parameters)
+    tokens = advised_tokens(original_tokens or ORIGINAL_TOKENS * parameters)
     unit = 2**20 if tokens > 2**23 else 2**10
     tokens = max(1, round(tokens / unit)) * unit
     data = data or Data()

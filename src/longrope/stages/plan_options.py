@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from longrope.data.sparse_windows import SHORTEST_CHUNK
 from longrope.stages.plan import Plan
-from longrope.stages.plan_advice import LARGEST_BATCH, SHARE, SMALL, STEPS, WINDOW, with_lines
+from longrope.stages.plan_advice import (
+    LARGEST_BATCH,
+    ORIGINAL_TOKENS,
+    SMALL,
+    STEPS,
+    WINDOW,
+    advised_tokens,
+    with_lines,
+)
 from longrope.stages.plan_goal import Goal, Machine
 from longrope.stages.plan_tables import Data, Distill, FinalEvaluation, Finetune, Recovery, Search, Stage
 
@@ -42,7 +50,7 @@ def trained_plan(goal: Goal) -> tuple[Plan | None, str]:
 
     That is time, memory, texts, or nothing (``enough``).
     """
-    useful = SHARE * 20 * goal.machine.shape.parameters
+    useful = advised_tokens(ORIGINAL_TOKENS * goal.machine.shape.parameters)
     most = min(goal.texts.training_tokens * REPEATS, useful)
     if goal.machine.weights == "fixed":
         return None, "enough"
