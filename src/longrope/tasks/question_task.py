@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -95,8 +96,9 @@ def _documents(
     known = [*question.documents, *rng.permutation(question.related).astype(int).tolist()]
     others = np.setdiff1d(np.arange(len(data.documents)), known)
     order = [*known, *rng.permutation(others).tolist()]
-    for first in range(0, len(order), BATCH):
-        yield from encode_within(request.tokenizer, [data.documents[i] for i in order[first : first + BATCH]])
+    ends = [*range(len(question.documents), len(order), BATCH), len(order)]  # often the question's are enough
+    for first, end in pairwise([0, *ends]):
+        yield from encode_within(request.tokenizer, [data.documents[i] for i in order[first:end]])
 
 
 def _headings(request: PromptRequest, numbers: Sequence[int]) -> list[np.ndarray]:
