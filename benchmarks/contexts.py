@@ -3,7 +3,8 @@
     make benchmark-contexts                       # about half an hour on one core; does what is not in the results
     python benchmarks/contexts.py auto 0          # one row and seed
 
-The row *auto* is the default method. *values alone* and *chains too* ask other kinds of questions. *full passes* is the
+The row *auto* is the default method. *values alone* and *chains too* ask other kinds of questions, *weight* gives the
+answers another weight than 0.2. *full passes* is the
 same method on an objective without contexts, so that each gradient is that of one whole sample. *on the test documents*
 minimises the loss of the documents that all rows are tested on: the best that these factors could reach. *needles
 apart* is the method at commit 985f806, which planted needles in a second copy of each document, and *before* the one at
@@ -43,7 +44,8 @@ from longrope.tasks.scoring import score_prompts
 
 RESULTS = Path(__file__).parent / "results" / "contexts.json"
 KINDS_OF_ROW = {"values alone": ("value",), "chains too": KINDS}
-ROWS, SEEDS = ("auto", *KINDS_OF_ROW, "full passes", "on the test documents"), (0, 1, 2)
+WEIGHTS = {"weight 0.1": 0.1, "weight 0.05": 0.05}
+ROWS, SEEDS = ("auto", *KINDS_OF_ROW, *WEIGHTS, "full passes", "on the test documents"), (0, 1, 2)
 LENGTH, DOCUMENTS, QUESTIONS = 2048, 8, 100
 
 
@@ -53,7 +55,7 @@ def measure(row: str, seed: int) -> dict[str, Any]:
     model, tokenizer = lr.load("tiny", dtype="float32")
     started = time.process_time()
     splits = split_documents(load_documents("stdlib:unseen"), seed=seed)
-    options = lr.SearchOptions(data_seed=seed)
+    options = lr.SearchOptions(data_seed=seed, needles=WEIGHTS.get(row, 0.2))
     changed: AbstractContextManager[object] = nullcontext()
     if row == "full passes":
         changed = patch.object(ModelObjective, "context_tokens", ())

@@ -11,7 +11,8 @@ questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384
 Perplexity leaves out planted lines. Results in ``benchmarks/results/smollm2-16k-tests.json``, the search beside it in
 ``smollm2-16k-search``; of ``32k`` likewise. The row ``searched_yarn`` is a search over YaRN's own parameters, and
 ``nearest_yarn`` the YaRN that is nearest to the searched factors. ``tailspline_su`` is TailSpline with the attention
-factor of the searches.
+factor of the searches. ``searched_24_questions`` is a search of commit fe93a22, which asked for 24 lines of a document
+in place of eight; it is not made again.
 """
 
 from __future__ import annotations

@@ -70,16 +70,6 @@ def test_the_lines_of_the_text_answer_the_questions(seed: int) -> None:
     assert TOKENIZER.decode(tokens[labels == CHAIN]) == "".join(chains)
 
 
-@pytest.mark.parametrize(
-    ("length", "values"), [(128, 1), (640, 5), (1024, 8), (5000, 9), (8192, 16), (12288, 24), (32768, 24)]
-)
-def test_a_longer_document_has_more_questions(length: int, values: int) -> None:
-    tokens, labels = ask_questions(document(length), TOKENIZER, np.random.default_rng(0))
-    last = np.flatnonzero(labels == TEXT)[-1] + 1
-    assert len(QUESTION.findall(TOKENIZER.decode(tokens[last:]))) == values
-    assert (labels == COPY).sum() == values // 4 * (PASSAGE - LEAD)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_passages_are_repeated_and_all_but_their_first_tokens_are_answers(seed: int) -> None:
     tokens, labels = asked(seed)

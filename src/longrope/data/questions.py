@@ -16,7 +16,7 @@ from longrope.errors import LongRopeError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FEW, MOST = 8, 24  # lines `key = word word`; a quarter as many passages, and half as many chains
+VALUES = 8  # lines `key = word word`; a quarter as many passages, and half as many chains
 PASSAGE, LEAD = 24, 4  # tokens of a repeated passage, and how many of them are given
 TEXT, ASKED = 0, -1  # labels of tokens: of the document; of lines and questions
 KINDS = ("value", "chain", "copy")  # labels 1, 2, 3: answers
@@ -45,8 +45,7 @@ def ask_questions(
       the key and its words (variable tracking).
     - *copy*: a passage of the document is repeated; all but its first tokens are the answer.
 
-    There are 8 lines to ask for, above 4,096 tokens one for each 512 tokens, at most 24. A short document has fewer
-    questions, of fewer kinds.
+    A short document has fewer questions, of fewer kinds.
 
     Args:
         document: Token ids, ``(length,)``.
@@ -62,7 +61,7 @@ def ask_questions(
         LongRopeError: If the document is too short for the questions.
     """
     length = len(document)
-    values = count_values(length)
+    values = max(1, min(VALUES, length // 128))
     counts = {"value": values, "chain": values // 2, "copy": values // 4}
     values, chains, copies = (counts[kind] if kind in kinds else 0 for kind in KINDS)
     questions = _key_questions(tokenizer, rng, values, chains)
@@ -92,11 +91,6 @@ def ask_questions(
         tokens += questions[index].tokens
         labels += questions[index].labels
     return np.array(tokens, dtype=np.int64), np.array(labels, dtype=np.int64)
-
-
-def count_values(length: int) -> int:
-    """Return how many values are asked for in a document of ``length`` tokens."""
-    return min(max(1, length // 128), max(FEW, length // 512), MOST)
 
 
 def _key_questions(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longrope.data.questions import count_values
 from longrope.data.weighted_text import WeightedText
 from longrope.errors import LongRopeError
 from longrope.longcontext.chunk_check import HALF_TOLERANCE, TOLERANCES
@@ -28,7 +27,7 @@ from longrope.search.journal import context_name
 BLOCKS, BLOCK = 16, 16  # of tokens of a sample that are computed
 LEAD = 16  # tokens before the first loss that counts, computed too where the losses lie together
 HEAVY = 2  # tokens whose weight is this many times the median are all computed: answers in a document
-QUESTION = 16  # tokens of questions for each value, with its part of the passages, about
+QUESTIONS = 128  # tokens of questions and before them, about
 COST = 2  # token-evaluations of a computed token, which attends to all tokens before it
 PROBE = 48  # tokens of the check
 LARGEST_COST = 0.5  # of a pass in contexts, as a part of a full pass; above it they are not worth their noise
@@ -43,8 +42,7 @@ def expected_cost(length: int, needles: float) -> int:
         length: Length of the sample in tokens.
         needles: Weight of the answers to questions at its end.
     """
-    questions = QUESTION * count_values(length)
-    return min(COST * (BLOCKS * BLOCK * (needles < 1) + questions * (needles > 0)), length)
+    return min(COST * (BLOCKS * BLOCK * (needles < 1) + QUESTIONS * (needles > 0)), length)
 
 
 @dataclass(frozen=True)
