@@ -3,14 +3,13 @@
     make benchmark-contexts                       # about half an hour on one core; does what is not in the results
     python benchmarks/contexts.py auto 0          # one row and seed
 
-The row *auto* is the default method. *values alone* and *chains too* ask other kinds of questions, *weight* gives the
-answers another weight than 0.2. *full passes* is the
-same method on an objective without contexts, so that each gradient is that of one whole sample. *on the test documents*
-minimises the loss of the documents that all rows are tested on: the best that these factors could reach. *needles
-apart* is the method at commit 985f806, which planted needles in a second copy of each document, and *before* the one at
-commit 3c16ff6, which compared every ten steps and never went back: run this file with these versions installed.
-Each seed has its own split into search, held-out and test documents. Times are process seconds of one thread. Results
-in ``benchmarks/results/contexts.json``.
+The row *auto* is the default method. *values alone* and *chains too* ask other kinds of questions, and *weight* gives
+the answers another weight than 0.2. *full passes* is the same method on an objective without contexts, so that each
+gradient is that of one whole sample. *on the test documents* minimises the loss of the documents that all rows are
+tested on: the best that these factors could reach. *needles apart* is the method at commit 985f806, which planted
+needles in a second copy of each document, and *before* the one at commit 3c16ff6, which compared every ten steps and
+never went back: run this file with these versions installed. Each seed has its own split into search, held-out and test
+documents. Times are process seconds of one thread. Results in ``benchmarks/results/contexts.json``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ questions for lines that are planted in it, asked after 8,192, 12,288 and 16,384
 Perplexity leaves out planted lines. Results in ``benchmarks/results/smollm2-16k-tests.json``, the search beside it in
 ``smollm2-16k-search``; of ``32k`` likewise. The row ``searched_yarn`` is a search over YaRN's own parameters, and
 ``nearest_yarn`` the YaRN that is nearest to the searched factors. ``tailspline_su`` is TailSpline with the attention
-factor of the searches. ``searched_24_questions`` is a search of commit fe93a22, which asked for 24 lines of a document
-in place of eight; it is not made again.
+factor of the searches. ``halfway`` is the geometric mean of these factors, which the search for 16,384 tokens begins
+with, and the searched ones. ``searched_24_questions`` is a search of commit fe93a22, which asked for 24 lines of a
+document in place of eight; it is not made again.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ class Bench:
             return load_extension(self.case.search(row)).long
         if row == "nearest_yarn":
             return fit_yarn(lr.Rope.of(self.loaded[0]), load_extension(self.case.search()).long)[0]
+        if row == "halfway":
+            start, found = (self.factors(name) for name in ("tailspline_su", "searched"))
+            assert start is not None
+            assert found is not None
+            return replace(found, factors=np.sqrt(np.multiply(start.factors, found.factors)).tolist(), scheme=row)
         if row == "original":
             return None
         rope, length = lr.Rope.of(self.loaded[0]), self.case.length

@@ -13,7 +13,7 @@ from longrope.evaluation.statistics import mean_error, rate_interval
 L0, BLOCK = 8192, 1024  # tokens; a block is a run of tokens whose mean loss is kept
 ROWS = (
     *("searched", "yarn", "tailspline", "original", "ntk", "heuristic", "ramp"),
-    *("searched_yarn", "searched_24_questions", "nearest_yarn", "tailspline_su", "bm", "mrrope_pro", "pi"),
+    *("searched_yarn", "searched_24_questions", "halfway", "nearest_yarn", "tailspline_su", "bm", "mrrope_pro", "pi"),
 )
 
 

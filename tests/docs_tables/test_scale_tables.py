@@ -154,7 +154,7 @@ def test_processes_positions_and_the_loss() -> None:
         f"their error is {far['ours error']:.0e}".replace("e-0", "e-"),
         f"float32 phases is {far['transformers error']:.2f}; ours take {far['our time over theirs']:.2f} times as long",
         f"The run on file is {record('losses.json')['times faster']:.1f} times as fast;",
-        f"# {record('smollm2-extension.json')['training']['2m-180']['seconds'] / 60:.0f} minutes on one core:",
+        f"# {record('smollm2-extension.json')['training']['2m-wordings']['seconds'] / 60:.0f} minutes on one core:",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from published import RESULTS, assert_says, assert_table, record, row
 
+from longrope.evaluation.statistics import mean_error
 from longrope.rope import Rope
 from longrope.schemes import attention_factor
 
@@ -121,6 +122,48 @@ def test_the_attention_factor_brings_as_much_perplexity() -> None:
         f"lose {-answers['nats']:.2f} ± {answers['standard_error']:.2f} nats less.",
     )
     assert_says(README, f"has a perplexity of {lowest:.2f}.")
+
+
+def paired(name: str, other: str, kind: str) -> str:
+    """Return the difference of two rows beyond L0 on code, paired by document: percent of ``text``, nats of answers."""
+    measured = record("smollm2-16k-tests.json")["measured"]
+
+    def mean(row: str, number: int) -> float:
+        values = measured[f"code {number} {row}"]
+        if kind == "text":
+            return fmean(values["losses"][8:])  # of blocks of 1,024 tokens
+        keys = [f"{task} {length}" for task in KINDS for length in LENGTHS[1:]]
+        return fmean(loss for key in keys for _, loss in values["answers"][key])
+
+    difference, error = mean_error([mean(name, number) - mean(other, number) for number in range(6)])
+    return f"{100 * difference:.1f} ± {100 * error:.1f}%" if kind == "text" else f"{-difference:.2f} ± {error:.2f}"
+
+
+def test_the_search_pays_for_answers_with_perplexity() -> None:
+    halfway, many = ROWS["code halfway"]["beyond L0 against tailspline"], "code searched_24_questions"
+    run, other = (record(f"smollm2-16k-search{name}/run.json") for name in ("-24-questions", ""))
+    journals = [passes(name, "smollm2-16k-search-24-questions") for name in ("search-0.jsonl", "held-out.jsonl")]
+    minutes = sum(line["seconds"] for lines in journals for kind in lines.values() for line in kind) / 60
+    above = ROWS[many]["beyond L0 against yarn"]
+    assert_says(
+        SEARCH,
+        f"rises by {paired('searched', 'tailspline_su', 'text')}, and the answers lose "
+        f"{paired('searched', 'tailspline_su', 'answers')} nats less.",
+        f"perplexity is {-100 * halfway['nats']:.1f} ± {100 * halfway['standard_error']:.1f}% lower, the answers lose "
+        f"{below('code', 'tailspline', 'halfway')} nats less, and {exact_beyond_l0('code halfway')[0]} are exact.",
+        f"perplexity beyond L0 is {100 * above['nats']:.1f} ± {100 * above['standard_error']:.1f}% above YaRN's, "
+        f"the answers lose {below('code', 'yarn', 'searched_24_questions')} nats less, and "
+        f"{exact_beyond_l0(many)[0]} are exact.",
+        f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations, and {minutes:.0f} minutes with the choice",
+    )
+    assert_says(README, f"a later search of {run['token_evaluations'] / 1000:.0f}K took {minutes:.0f}.")
+    kept = []
+    for folder, found in {"smollm2-16k-search-24-questions": run, "smollm2-16k-search": other}.items():
+        full = [line["loss"] for line in passes("search-0.jsonl", folder)["full"]]
+        best = min(fmean(full[start : start + 2]) for start in range(0, 8, 2))  # of the closed forms
+        held_out = found["held_out_loss"]
+        kept.append((held_out["tailspline"] - held_out["searched"]) / (best - found["search_loss"]))
+    assert kept[0] > kept[1]
 
 
 def test_yarn_and_tailspline_are_close_in_perplexity() -> None:
