@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from statistics import fmean, median
 
 from published import assert_says, assert_table, perplexity_at, record, row
@@ -86,6 +87,8 @@ CONTEXT_ROWS = {
     "`auto` on full passes": "full passes",
     "`auto`, planted lines alone": "values alone",
     "`auto`, chains of two lines too": "chains too",
+    "`auto`, answers weigh 0.1": "weight 0.1",
+    "`auto`, answers weigh 0.05": "weight 0.05",
 }
 
 
@@ -118,3 +121,14 @@ def test_frozen_contexts() -> None:
         "The search went on from the ramp between 10 turns and 0.3 turns on every seed.",
         f"takes {more:.1f} times the token-evaluations and {slower:.1f} times the processor time",
     )
+
+
+def test_a_lower_weight_of_the_answers() -> None:
+    runs = {
+        name: [CONTEXTS[f"{name}, seed {seed}"]["test"] for seed in range(3)]
+        for name in ("auto", "weight 0.1", "weight 0.05")
+    }
+    recall = [f"{100 * fmean(run['recall'] for run in found):.0f}" for found in runs.values()]
+    assert_says(SEARCH, f"perplexity is no lower, and recall falls from {recall[0]} to {recall[1]} and {recall[2]}%.")
+    whole, *lower = (fmean(log(run["perplexity"]) for run in found) for found in runs.values())
+    assert whole < min(lower)
