@@ -23,7 +23,7 @@ settings.load_profile("longrope")
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap() -> None:
-    """Objects that were imported are left out of every garbage collection, which took up to half of a test's time."""
+    """Later garbage collections leave out the objects so far: they took up to half of a test's time."""
     gc.collect()
     gc.freeze()
 

@@ -241,7 +241,7 @@ def test_several_wordings_for_2m_tokens() -> None:
         f"at 16,384 tokens as the original model at 8,192 ({rate(f'{noise} 8192 original')}).",
         f"is {difference(noise, '2m adapter, 180 steps', FAR_WORDS)} nats below that of the training with one wording",
         f"and {difference(noise, 'yarn', FAR_WORDS)} nats below YaRN's (paired over the documents). At 32,768 tokens",
-        f"it answers {rate(f'{noise} 32768 {FAR_WORDS}')} of them",
+        f"it answers {rate(f'{noise} 32768 {FAR_WORDS}')} of them, YaRN {rate(f'{noise} 32768 yarn')}.",
         f"Its perplexity is {lower:.1%} lower at 32,768 tokens. It recalls fewer of the lines",
     )
     for length in (16384, 32768):
