@@ -14,7 +14,7 @@ from longrope.errors import LongRopeError, unknown
 from longrope.rope import Rope
 from longrope.yarn_fit import nearest_yarn
 
-KNOTS, CONVERGED = 6, 1e-14  # knots of a spline; a step in units after which `nearest` ends
+KNOTS = 6
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Parametrization:
             move = np.linalg.solve(slopes.T @ slopes + 1e-6 * np.eye(len(x)), slopes.T @ rest)
             before, x = x, np.clip(x + 0.5 * self.unit * move, self.lower, self.upper)
             best = min(best, x, key=distance)
-            if np.all(np.abs(x - before) <= CONVERGED * self.unit):
+            if np.array_equal(x, before):  # and so in all other steps
                 break
         return best
 
