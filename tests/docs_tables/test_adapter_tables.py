@@ -336,25 +336,25 @@ def test_six_minutes_for_tiny() -> None:
     starts = [f"{loss:.3f}" for loss in TINY["starts"]["tiny 2048"].values()]
     ten, twenty = (TINY["rules"][f"yarn, {steps} steps"]["results"] for steps in (10, 20))
     ramp = TINY["rules"]["ramp, 0 steps"]["results"]
-    earlier = TINY["earlier"]["0.1"]["results"]
-    assert "steps = 217\nbatch = 4" in run["plan"]
+    earlier, float32 = (TINY["earlier"][name]["results"] for name in ("0.1", "0.1, 217 steps"))
+    assert "steps = 201\nbatch = 6" in run["plan"]
     assert "steps = 17\n" in TINY["earlier"]["0.1"]["plan"]
     assert_says(
         EXTENDING,
-        "`tiny` at 8x, 217 steps of four windows:",
+        "`tiny` at 8x, 201 steps of six windows:",
         "Training for 17 steps from the ramp",
-        f"took {run['seconds'] / 60:.1f} of its six minutes",
+        f"took {run['seconds'] / 60:.1f} minutes instead of six.",
         f"tokens is {ours['perplexity']:.2f}, YaRN's {yarn['perplexity']:.2f} (8 documents).",
         f"Recall is {ours['recall']:.0%} of {ours['questions']} questions, YaRN's {yarn['recall']:.0%}.",
         f"perplexity is {-ours['percent_at_l0']:.1f}% below that of the original model",
         f"perplexity {ours['perplexity']:.1f}, YaRN {yarn['perplexity']:.1f}; recall {ours['recall']:.0%}, YaRN "
         f"{yarn['recall']:.0%}",
         f"(loss {', '.join(starts[:2])} and {starts[2]})",
-        f"take perplexity from {yarn['perplexity']:.2f} to {ten['perplexity']:.2f} and recall from "
+        f"take perplexity from {float32['yarn']['perplexity']:.2f} to {ten['perplexity']:.2f} and recall from "
         f"{yarn['recall']:.0%} to {ten['recall']:.0%} of {ten['questions']} questions. Twenty steps take them to "
         f"{twenty['perplexity']:.2f} and {twenty['recall']:.0%}.",
-        f"({ramp['perplexity']:.2f}, YaRN {yarn['perplexity']:.2f}), yet it recalls {ramp['recall']:.0%} where YaRN "
-        f"recalls {yarn['recall']:.0%}.",
+        f"({ramp['perplexity']:.2f}, YaRN {float32['yarn']['perplexity']:.2f}), yet it recalls "
+        f"{ramp['recall']:.0%} where YaRN recalls {yarn['recall']:.0%}.",
         f"({earlier['extended']['recall']:.0%}, YaRN {earlier['yarn']['recall']:.0%} on the same "
         f"{earlier['yarn']['questions']} questions",
     )
