@@ -32,7 +32,7 @@ examples: $(READY)  ## run the example scripts, one after the other (two minutes
 notebooks: $(READY)  ## run the notebooks and save their outputs (a minute or two)
 	$(BIN)/python tests/examples/notebooks.py
 
-test: $(READY)  ## run the tests (ten minutes on two cores, no GPU, no downloads)
+test: $(READY)  ## run the tests (twelve minutes on two cores, no GPU, no downloads)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)  ## run the slow tests
