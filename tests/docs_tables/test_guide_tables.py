@@ -85,7 +85,7 @@ def test_start_up_and_fuzzing() -> None:
     long = [readers[name] for name in ("json", "csv", "config", "gguf", "jsonl")]
     short = [readers[name] for name in ("plan", "lines")]
     assert min(value["seconds"] for value in long) > 3600
-    assert {round(value["seconds"] / 60) for value in short} == {7}
+    assert [round(value["seconds"] / 60) for value in short] == [9, 10]
     assert not [name for name, value in readers.items() if value["open"]]
     assert_says(
         "docs/dependencies.md",
@@ -93,7 +93,7 @@ def test_start_up_and_fuzzing() -> None:
         f"{seconds['python alone']:.3f} s.",
         f"The wheel has {start['wheel bytes'] / 1e6:.1f} MB",
         "({:.0f} to {:.0f} minutes of processor time)".format(*limits([value["cpu_seconds"] / 60 for value in long])),
-        "ran for seven minutes ({:.0f} to {:.0f} seconds)".format(*limits([value["cpu_seconds"] for value in short])),
+        "ran for ten minutes ({:.0f} to {:.0f} seconds)".format(*limits([value["cpu_seconds"] for value in short])),
     )
 
 
