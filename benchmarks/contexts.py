@@ -54,10 +54,12 @@ def measure(row: str, seed: int) -> dict[str, Any]:
     model, tokenizer = lr.load("tiny", dtype="float32")
     started = time.process_time()
     splits = split_documents(load_documents("stdlib:unseen"), seed=seed)
-    options = lr.SearchOptions(data_seed=seed, needles=WEIGHTS.get(row, 0.2))
+    options = lr.SearchOptions(data_seed=seed)
     changed: AbstractContextManager[object] = nullcontext()
     if row == "full passes":
         changed = patch.object(ModelObjective, "context_tokens", ())
+    elif row in WEIGHTS:
+        options = replace(options, needles=WEIGHTS[row])
     elif row == "on the test documents":
         options = replace(options, search_documents=DOCUMENTS)
         changed = patch.object(prepare_search, "split_documents", lambda *_, **__: splits | {"search": splits["test"]})

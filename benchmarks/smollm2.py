@@ -74,14 +74,13 @@ class Bench:
 
     def factors(self, row: str) -> lr.Scaling | None:
         """Return the factors of a row; None for plain RoPE."""
-        if row in self.case.searches:
+        if row.startswith("searched"):
             return load_extension(self.case.search(row)).long
         if row == "nearest_yarn":
             return fit_yarn(lr.Rope.of(self.loaded[0]), load_extension(self.case.search()).long)[0]
         if row == "halfway":
-            start, found = (self.factors(name) for name in ("tailspline_su", "searched"))
+            start, found = self.factors("tailspline_su"), load_extension(self.case.search()).long
             assert start is not None
-            assert found is not None
             return replace(found, factors=np.sqrt(np.multiply(start.factors, found.factors)).tolist(), scheme=row)
         if row == "original":
             return None
@@ -164,7 +163,7 @@ def measure(case: Case, *words: str) -> None:
     """
     bench = Bench(case)
     corpora = [name for name in ("code", "prose") if name in words] or ["code", "prose"]
-    known = [name for name in ROWS if name in case.searches or not name.startswith("searched")]
+    known = [name for name in ROWS if not name.startswith("searched") or case.search(name).exists()]
     rows = [name for name in known if name in words] or known
     for corpus in corpora:
         for number in range(case.documents):

@@ -53,7 +53,7 @@ CASES = {
         lines=16,
         questions={8192: 8, 12288: 8, 16384: 8},
         against=("yarn", "tailspline"),
-        searches={"searched": None, "searched_yarn": "250k", "searched_24_questions": None},
+        searches={"searched": None, "searched_yarn": "250k"},
     ),
     "32k": Case(
         "32k",

@@ -141,7 +141,7 @@ def paired(name: str, other: str, kind: str) -> str:
 
 def test_the_search_pays_for_answers_with_perplexity() -> None:
     halfway, many = ROWS["code halfway"]["beyond L0 against tailspline"], "code searched_24_questions"
-    run, other = (record(f"smollm2-16k-search{name}/run.json") for name in ("-24-questions", ""))
+    run = record("smollm2-16k-search-24-questions/run.json")
     journals = [passes(name, "smollm2-16k-search-24-questions") for name in ("search-0.jsonl", "held-out.jsonl")]
     minutes = sum(line["seconds"] for lines in journals for kind in lines.values() for line in kind) / 60
     above = ROWS[many]["beyond L0 against yarn"]
@@ -156,14 +156,7 @@ def test_the_search_pays_for_answers_with_perplexity() -> None:
         f"{exact_beyond_l0(many)[0]} are exact.",
         f"took {run['token_evaluations'] / 1000:.0f}K token-evaluations, and {minutes:.0f} minutes with the choice",
     )
-    assert_says(README, f"a later search of {run['token_evaluations'] / 1000:.0f}K took {minutes:.0f}.")
-    kept = []
-    for folder, found in {"smollm2-16k-search-24-questions": run, "smollm2-16k-search": other}.items():
-        full = [line["loss"] for line in passes("search-0.jsonl", folder)["full"]]
-        best = min(fmean(full[start : start + 2]) for start in range(0, 8, 2))  # of the closed forms
-        held_out = found["held_out_loss"]
-        kept.append((held_out["tailspline"] - held_out["searched"]) / (best - found["search_loss"]))
-    assert kept[0] > kept[1]
+    assert_says(README, f"a later search with more questions took {minutes:.0f} (")
 
 
 def test_yarn_and_tailspline_are_close_in_perplexity() -> None:
