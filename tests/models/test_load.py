@@ -130,6 +130,15 @@ def test_a_gguf_is_loaded_with_plain_weights(
     assert not caplog.messages  # transformers warns where it may keep weights packed
 
 
+@pytest.mark.parametrize(("outtype", "dtype"), [("f32", "float32"), ("f16", "bfloat16"), ("q8_0", "bfloat16")])
+def test_the_dtype_of_a_gguf(outtype: str, dtype: str, tmp_path: Path) -> None:
+    model, path = gguf_files.model(), tmp_path / "x.gguf"
+    rope = Rope.of(model)
+    export_gguf(model, gguf_files.TOKENIZER, Extension.of(rope, scheme("yarn", rope, 256)), path, outtype=outtype)
+    assert str(load_config(str(path)).dtype) == f"torch.{dtype}"
+    assert load(str(path))[0].dtype == torch.float32
+
+
 def test_a_gguf_with_the_frequencies_of_llama_3(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     plain, _ = load(str(gguf_files.plain(tmp_path / "plain.gguf")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from longrope.errors import LongRopeError
@@ -18,6 +19,7 @@ from longrope.scaling import Extension
 
 UNREAD = ("smollm3",)  # architectures of llama.cpp that people extend, and of which transformers reads no file
 WITHOUT_BIAS = ("llama", "qwen3", "gemma2", "gemma3", "phi3")  # whose biases transformers would silently drop
+FLOAT32 = 0  # GGML type
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the models whose queries llama.cpp scales in another way
 
 
@@ -60,7 +62,9 @@ def check_gguf_weights(path: Path) -> None:
 
 
 def completed(config: PreTrainedConfig, path: Path, extension: Extension | None) -> PreTrainedConfig:
-    """Return a GGUF file's config with its sizes of heads, its scale of queries and its rope scaling.
+    """Return a GGUF file's config with its dtype, its sizes of heads, its scale of queries and its rope scaling.
+
+    The dtype is bfloat16 for quantised weights too, whose own error is larger; float32 if all matrices are.
 
     Args:
         config: Config as transformers reads it.
@@ -70,7 +74,10 @@ def completed(config: PreTrainedConfig, path: Path, extension: Extension | None)
     Raises:
         LongRopeError: The file carries a rope scaling, and transformers computes another rope than it describes.
     """
-    architecture, keys = architecture_keys(read_header(path))
+    header = read_header(path)
+    architecture, keys = architecture_keys(header)
+    matrices = [tensor for tensor in header.tensors.values() if len(tensor.shape) > 1]
+    config.dtype = torch.float32 if all(tensor.kind == FLOAT32 for tensor in matrices) else torch.bfloat16
     head_dim = keys.get("attention.key_length")
     if head_dim and getattr(config, "head_dim", head_dim) != head_dim:
         config.head_dim = head_dim

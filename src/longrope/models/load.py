@@ -50,7 +50,8 @@ def load(
             the path of a folder or of a ``.gguf`` file, or a hub id. The folder may hold an adapter of ``peft``, which
             is merged into its base model. One that ``longrope extend`` trained with ``merge = false`` follows the
             factors instead.
-        dtype: A key of `DTYPES` or a torch dtype; ``auto`` is the checkpoint's own (float32 for ``.gguf``).
+        dtype: A key of `DTYPES` or a torch dtype; ``auto`` is the checkpoint's own (float32 for ``.gguf``,
+            which is unpacked in it).
         device: A torch device.
         original_length: L0 in tokens, where the checkpoint's fields are wrong or disagree; None takes its own.
 
@@ -74,7 +75,7 @@ def load(
         loading: Any = auto_class(checked).from_pretrained(
             folder,
             trust_remote_code=False,
-            dtype=DTYPES[dtype],
+            dtype=torch.float32 if options and dtype == "auto" else DTYPES[dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name
             **options,
