@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -114,9 +115,12 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("name", [*SHOWN, "progress"])
-def test_markup_in_a_name_is_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_in_a_name_is_text(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     word = "a[red]b[/red][/c]"
     if name == "progress":
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
         with progress.parts_bar(quiet=False) as tell:
             tell(word, 0, 2, word)
     else:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from longrope.cli import extend_by_hours, job_progress
 from longrope.cli.job_progress import JobProgress
-from longrope.cli.progress import bar
+from longrope.cli.progress import bar, parts_bar
 from longrope.cli.watch import watch
 from longrope.cost.device_speed import DeviceSpeed
 from longrope.errors import LongRopeError
@@ -277,7 +277,7 @@ def test_the_line_of_a_job() -> None:
     assert job.line() == "part 1 of 2, stage 1: search at 128: 50%, loss 2.000; in all 12% after 10 s"
     now[0] = 30.0
     job.update("stage 1: fine-tune at 128", 1, 3, "")
-    assert job.line() == "part 2 of 2, stage 1: fine-tune at 128: 33%; in all 50% after 30 s, about 40 s left"
+    assert job.line() == "part 2 of 2, stage 1: fine-tune at 128: 33%; in all 50% after 30 s, about 27 s left"
     job.update("another step", 1, 2, "")
     assert job.line().startswith("another step: 50%; in all 50%")
 
@@ -295,15 +295,41 @@ def test_a_line_a_minute_and_at_each_step(capsys: pytest.CaptureFixture[str], tm
     with pytest.raises(ZeroDivisionError):
         stop_after_two_lines()
     assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "a: 50%", "a: 100%", "stopped in a (ZeroDivisionError)"
+        "part 1 of 1, a: 50%", "part 1 of 1, a: 100%", "stopped in a (ZeroDivisionError)"
     ]  # fmt: skip
 
 
 def stop_after_two_lines() -> None:
-    with job_progress.job_progress([], quiet=False, every=0.0) as on_progress:
+    with job_progress.job_progress([("a", 1)], quiet=False, every=0.0) as on_progress:
         on_progress("a", 1, 2, "")
         on_progress("a", 2, 2, "")
         raise ZeroDivisionError
+
+
+def test_outside_a_terminal_a_command_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with parts_bar(quiet=False) as on_progress:
+        for step in ("a", "b"):
+            on_progress(step, 1, 2, "note")
+            on_progress(step, 2, 2, "")
+    with bar("c", 8, quiet=False) as update:
+        update(4, "half")
+    assert capsys.readouterr().err.splitlines() == [
+        "a: 50%, note", "b: 50%, note", "c: 0%"
+    ]  # fmt: skip
+
+
+def test_the_line_of_a_command_without_parts() -> None:
+    now = [0.0]
+    job = JobProgress([], clock=lambda: now[0])
+    job.update("search", 0, 10, "")
+    now[0] = 10.0
+    job.update("search", 4, 10, "")  # replayed from a journal
+    now[0] = 30.0
+    job.update("search", 5, 10, "loss 2.000")
+    assert job.line() == "search: 50%, loss 2.000; after 30 s, about 1.7 min left"
+    job.update("held-out", 0, 2, "")
+    now[0] = 40.0
+    assert job.line() == "held-out: 0%; after 10 s"
 
 
 class Closed(io.StringIO):

@@ -556,7 +556,7 @@ def test_best_is_the_best_so_far(model: PreTrainedModel, tmp_path: Path) -> None
         seen.append(load_factors(tmp_path / "best.json") == progress.best)
 
     find(model, tmp_path, on_progress=watch)
-    assert seen == [True] * 27  # one for each of the 28 evaluations of a document but the first
+    assert seen == [True] * 28  # one for each of the 28 evaluations of a document but the first, and one at the end
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -570,7 +570,11 @@ def test_watch_is_told_the_seed_and_how_it_stands(model: PreTrainedModel, tmp_pa
         make_objective=documents,
         on_progress=lambda seed, progress: told[seed].append(progress),
     )
+    last = told[4].pop()
+    assert last.is_over
+    assert (last.loss, last.best) == min((outcome.ranked[0] for outcome in found.outcomes), key=lambda pair: pair[0])
     for outcome, standings in zip(found.outcomes, told.values(), strict=True):
+        assert not any(one.is_over for one in standings)
         spent = [one.tokens for one in standings]
         assert spent == sorted(spent)
         assert spent[-1] == outcome.tokens

@@ -23,7 +23,8 @@ class JobProgress:
     """The state of a run of several steps, whose expected costs are the shares of the bar.
 
     Args:
-        steps: Name and expected cost of each step, in any unit. Names of reports begin with them.
+        steps: Name and expected cost of each step, in any unit. Names of reports begin with them. If it is empty, each
+            step counts from its own start.
         clock: Function that returns the seconds of a clock.
     """
 
@@ -33,17 +34,19 @@ class JobProgress:
     note: str = ""
     completed: float = 0.0  # share of the current step
     started: float = field(init=False)
-    skipped: float | None = None  # share of the run that was done before it was resumed
+    first: tuple[float, float] | None = None  # time and share of the first progress; a resumed run begins with more
 
     def __post_init__(self) -> None:
         self.started = self.clock()
 
     def update(self, step: str, completed: int, total: int, note: str) -> None:
         """Take the progress of a step."""
+        if step != self.step and not self.steps:
+            self.started, self.first = self.clock(), None
         self.step, self.note = step, note
         self.completed = min(1.0, completed / total) if total else 1.0
-        if self.skipped is None:
-            self.skipped = self.share
+        if self.first is None and self.share > 0:
+            self.first = self.clock(), self.share
 
     @property
     def number(self) -> int:
@@ -61,17 +64,20 @@ class JobProgress:
     @property
     def seconds_left(self) -> float | None:
         """Seconds that the rest takes at the pace so far; None if it is too early to say."""
-        advanced = self.share - (self.skipped or 0.0)
-        return None if advanced < EARLY else (self.clock() - self.started) * (1 - self.share) / advanced
+        time, share = self.first or (self.started, 0.0)
+        advanced = self.share - share
+        return None if advanced < EARLY else (self.clock() - time) * (1 - self.share) / advanced
 
     def line(self) -> str:
         """Return the progress in one line."""
         of_all = f"part {self.number} of {len(self.steps)}, " if self.number else ""
         note = f", {self.note}" if self.note else ""
-        left = self.seconds_left
+        passed, left = self.clock() - self.started, self.seconds_left
+        whole = [f"in all {self.share:.0%}"] if self.steps else []
+        whole += [f"after {span(passed)}"] if passed >= 1 else []
+        so_far = f"; {' '.join(whole)}" if whole else ""
         rest = "" if left is None else f", about {span(left)} left"
-        passed = span(self.clock() - self.started)
-        return f"{of_all}{self.step}: {self.completed:.0%}{note}; in all {self.share:.0%} after {passed}{rest}"
+        return f"{of_all}{self.step}: {self.completed:.0%}{note}{so_far}{rest}"
 
 
 @contextmanager
@@ -86,7 +92,7 @@ def job_progress(
     """Show a run's progress on standard error and in log files; yield the function that takes it.
 
     Args:
-        steps: Name and expected cost of each step.
+        steps: Name and expected cost of each step; empty where the command has no parts, which says nothing at its end.
         quiet: Whether to print nothing on standard error.
         logs: Files in existing folders that get a line each minute, after the ones that they hold.
         every: Seconds from one line to the next.
@@ -115,10 +121,10 @@ def job_progress(
         try:
             yield on_progress
         except BaseException as error:
-            if job.step:
+            if job.step and steps:
                 write(f"stopped in {job.step} ({type(error).__name__})")
             raise
-        if job.step:
+        if job.step and steps:
             last = job.number in (0, len(job.steps))
             write(f"done {'' if last else f'with {job.step} '}in {span(time.monotonic() - job.started)}")
 

@@ -1,12 +1,15 @@
-"""Live progress on the terminal."""
+"""Live progress: bars in a terminal, elsewhere a line a minute."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from longrope.cli.job_progress import OnProgress, job_progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _progress(*, quiet: bool) -> Iterator[Progress]:
+def _bars() -> Iterator[Progress]:
     """Show bars on standard error inside the block, which the loss of the terminal does not end."""
     from rich.progress import (
         BarColumn,
@@ -29,7 +32,7 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
     description, note = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     columns = (description, BarColumn(), TaskProgressColumn(), note, *times)
-    progress = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    progress = Progress(*columns, console=Console(stderr=True))
     progress.start()
     try:
         yield progress
@@ -40,10 +43,10 @@ def _progress(*, quiet: bool) -> Iterator[Progress]:
 
 @contextmanager
 def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """Show a progress bar on standard error, and yield the function that takes the completed amount and a note."""
-    with _progress(quiet=quiet) as progress:
-        task = progress.add_task(description, total=total, note="")
-        yield lambda completed, note: progress.update(task, completed=completed, note=note)
+    """Show the progress of one step on standard error; yield the function that takes its amount and a note."""
+    with parts_bar(quiet=quiet) as update:
+        update(description, 0, total, "")
+        yield lambda completed, note: update(description, completed, total, note)
 
 
 @contextmanager
@@ -53,6 +56,9 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, SearchProg
         first: dict[int, float] = {}
 
         def on_progress(seed: int, progress: SearchProgress) -> None:
+            if progress.is_over:
+                update(progress.tokens, "choosing the winner on held-out documents")
+                return
             rate = (progress.generation + 1) / max(progress.seconds, 1e-9)
             speed = f"{rate:.1f} steps/s" if rate > 1 else f"{1 / rate:.1f} s/step"
             loss = f"loss {progress.loss:.3f} (from {first.setdefault(seed, progress.loss):.3f})"
@@ -62,14 +68,18 @@ def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, SearchProg
 
 
 @contextmanager
-def parts_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None]]:
-    """Show one bar for each step, and yield the function that takes (name, completed, total, note)."""
+def parts_bar(*, quiet: bool) -> Iterator[OnProgress]:
+    """Show one bar for each step, or lines outside a terminal; yield the function that takes what is done."""
+    if quiet or not sys.stderr.isatty():
+        with job_progress((), quiet=quiet) as on_progress:
+            yield on_progress
+        return
     tasks: dict[str, TaskID] = {}
-    with _progress(quiet=quiet) as progress:
+    with _bars() as progress:
 
-        def on_progress(step: str, completed: int, total: int, note: str) -> None:
+        def update(step: str, completed: int, total: int, note: str) -> None:
             if step not in tasks:
                 tasks[step] = progress.add_task(step, total=total, note=note)
             progress.update(tasks[step], completed=completed, total=total, note=note)
 
-        yield on_progress
+        yield update

@@ -61,7 +61,7 @@ def find_factors(
         starts: Candidates that the search starts from, such as those of ``method.schemes``.
         compared: Other candidates for the held-out objective; None for the schemes `COMPARED`.
         run: Seeds, budget and records of the run, a `longrope.search.run.SearchRun`; None for the defaults.
-        on_progress: Function called with the seed and the progress after every batch.
+        on_progress: Function called with the seed and the progress after every batch, and before the winner is chosen.
 
     Raises:
         LongRopeError: If the folder holds a run that is refused, or one to resume with other settings, or the budget
@@ -91,6 +91,8 @@ def find_factors(
                 on_progress=_best_writer(folder, outcomes, partial(on_progress, seed) if on_progress else None),
             )
         outcomes.append(outcome)
+    if on_progress is not None:
+        on_progress(run.seeds[-1], _end_of_search(outcomes))
     if compared is None:
         compared = [scheme(name, space.rope, space.length) for name in COMPARED]
     release_contexts(objectives.search)  # the held-out objective decided when none were kept, and needs their memory
@@ -98,8 +100,7 @@ def find_factors(
         starts = _fully_evaluated(starts, space, outcomes)
     best = _finalists(outcomes, 1 if judges_in_contexts else FINALISTS)
     finalists = list(dict.fromkeys([*best, *compared, *starts]))
-    path = folder / "held-out.jsonl"
-    header = {**settings, "data": objectives.hashes["held_out"]}
+    path, header = folder / "held-out.jsonl", {**settings, "data": objectives.hashes["held_out"]}
     written = read_settings(path)
     if method.uses_contexts and (not written or "held_out_contexts" in written):  # an older file does not say
         header["held_out_contexts"] = judges_in_contexts
@@ -142,6 +143,13 @@ def _best_writer(
             on_progress(progress)
 
     return report
+
+
+def _end_of_search(outcomes: Sequence[SearchOutcome]) -> SearchProgress:
+    """Return the progress before the winner is chosen: the best candidate of all seeds, the costs of the last one."""
+    loss, best = min((outcome.ranked[0] for outcome in outcomes), key=lambda pair: pair[0])
+    last = outcomes[-1]
+    return SearchProgress(0, len(last.ranked), last.tokens, best, loss, last.seconds, is_over=True)
 
 
 def _finalists(outcomes: Sequence[SearchOutcome], count: int = FINALISTS) -> list[Scaling]:

@@ -25,6 +25,7 @@ class SearchProgress:
         best: Best candidate so far.
         loss: Mean loss of the best candidate in nats.
         seconds: Seconds of evaluation, those before a resume included.
+        is_over: Whether the search is over, and the winner is chosen on held-out documents.
     """
 
     generation: int
@@ -33,6 +34,7 @@ class SearchProgress:
     best: Scaling
     loss: float
     seconds: float
+    is_over: bool = False
 
 
 @dataclass(frozen=True)
