@@ -164,7 +164,6 @@ def interrupt_at(training: Path, seconds: float = 60.0) -> None:
         (("--to", 256), "hours is missing: give --hours, such as --hours 3, or write a plan with longrope plan"),
         (("--to", 256, "--hours", 0), r"hours = 0\.0: not a time"),
         (("--to", 256, "--hours", "inf"), "hours = inf: not a time"),
-        (("--to", 64, "--hours", 1), "to = 64 is not above the model's original length 64"),
         (("--to", "9z", "--hours", 1), "to = '9z'"),
         (("--to", 256, "--hours", 1, "--launch", "torchrun"), "launch = 'torchrun': hours choose a plan for one proc"),
         (("--to", 256, "--hours", 1, "--report-to", "nobody"), "report_to = 'nobody': the service is unknown"),
@@ -174,6 +173,13 @@ def interrupt_at(training: Path, seconds: float = 60.0) -> None:
 )
 def test_options_that_do_not_fit(refused: Refused, options: Options, said: str, model: Path, tmp_path: Path) -> None:
     refused(said, "extend", model, *options, "-o", tmp_path / "run")
+
+
+def test_a_length_within_the_window_is_refused_at_once(cli, model: Path, tmp_path: Path) -> None:
+    result = cli("extend", model, "--to", 64, "--hours", 1, "-o", tmp_path / "run")
+    assert (result.code, result.out) == (2, "")
+    assert "error: to = 64 is not above the model's original length 64" in result.err
+    assert "Measuring" not in result.err
 
 
 def test_hours_that_are_too_few(refused: Refused, model: Path, hours: Options, tmp_path: Path) -> None:

@@ -138,10 +138,12 @@ def choose(run: StagedRun, hours: float, *, quiet: bool, yes: bool) -> tuple[Pla
 
 def _advise(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
     from longrope.stages.begin_run import check_no_other_files
+    from longrope.stages.plan_advice import check_above_original
     from longrope.stages.plan_by_hours import RANKED, plan_by_hours
     from longrope.stages.requirements import check_training
 
     check_no_other_files(run.folder)
+    check_above_original(run.plan.length, run.rope)
     check_training(device=run.device, launch=run.launch, report_to=run.report_to)
     if not quiet:
         most = plan_output.span(3600 * RANKED * hours)

@@ -20,7 +20,6 @@ from longrope.models.device_memory import free_memory
 from longrope.models.quantized import method_of, trains_adapters
 from longrope.stages.choose_plan import Choice, choose_plan
 from longrope.stages.plan import Plan
-from longrope.stages.plan_advice import check_above_original
 from longrope.stages.plan_goal import Goal, Machine, Texts
 from longrope.stages.plan_options import TASK, is_few
 from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Stage
@@ -73,11 +72,10 @@ def plan_by_hours(run: StagedRun, hours: float, speeds: Mapping[str, DeviceSpeed
         speeds: Speeds of the device by dtype; measured if None.
 
     Raises:
-        LongRopeError: If hours, documents, memory or disk are too small for any plan, or the model cannot be extended.
+        LongRopeError: If hours, documents, memory or disk are too small for any plan.
     """
     started, rope, length, data = time.monotonic(), run.rope, run.plan.length, run.plan.data
     original = run.plan.original_length
-    check_above_original(length, rope)
     texts = _long_texts(run)
     machine = measure_machine(run.config, run.dtype, run.device, speeds)
 
