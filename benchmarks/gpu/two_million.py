@@ -7,7 +7,8 @@
 The text is the longest test documents of ``--data``, one after the other, with a line for each question at a random
 place. The questions are asked one by one after the whole text, whose keys and values are computed once (48 GB for
 SmolLM2 at 2M). Results in ``benchmarks/results/gpu-two-million.json``, by model, factors and length; what is there is
-not done again. For a pass of hours on a CPU, ``--save`` keeps what each layer has computed.
+not done again. For a pass of hours on a CPU, ``--save`` keeps what each layer has computed. ``in_windows`` says how
+hard the text is at each position: the perplexity of the model without factors, which reads it in windows of L0 tokens.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
     length = parse_length(arguments.length, "length")
     key = f"{arguments.model} {arguments.factors} {length}"
     rows: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    if key in rows:
+    if "in_windows" in rows.get(key, {}):
         print(key, rows[key])
         return
     model, tokenizer = lr.load(arguments.model, dtype="bfloat16", device=arguments.device)
@@ -67,6 +68,12 @@ def main() -> None:
     count = arguments.questions
     texts = long_text(tokenizer, length, arguments.data)
     prompts = make_prompts("recall", tokenizer, length=length, trials=count, texts=texts, questions=count)
+    document = prompts[0].tokens[: prompts[0].shared]
+    windows = in_windows(model, document, rope.original_length)
+    if key in rows:
+        rows[key]["in_windows"] = windows
+        write_json(arguments.output, rows)
+        return
     losses: list[np.ndarray] = []
 
     def keep_losses(tokens: Tensor, hidden: Tensor) -> None:
@@ -80,7 +87,8 @@ def main() -> None:
     by_token = np.concatenate(losses).astype(np.float64)
     rows[key] = {
         "perplexity": float(np.exp(by_token.mean())),
-        "perplexity_by_position": [float(np.exp(part.mean())) for part in np.array_split(by_token, BINS)],
+        "perplexity_by_position": by_position(by_token),
+        "in_windows": windows,
         "recall": float(np.mean([score.score for score in scores])),
         "questions": count,
         "data": arguments.data,
@@ -91,6 +99,17 @@ def main() -> None:
     }
     write_json(arguments.output, rows)
     print(key, rows[key])
+
+
+def by_position(losses: np.ndarray) -> list[float]:
+    """Return the perplexity of each of as many equal parts of a text as there are bins."""
+    return [float(np.exp(part.mean())) for part in np.array_split(losses, BINS)]
+
+
+def in_windows(model: PreTrainedModel, tokens: np.ndarray, window: int) -> list[float]:
+    """Return the perplexity by position of a model that reads windows of a text, each on its own."""
+    losses = lr.token_losses(model, [tokens[start : start + window] for start in range(0, len(tokens) - 1, window)])
+    return by_position(np.concatenate(list(losses)).astype(np.float64))
 
 
 def save_layers(model: PreTrainedModel, folder: Path, longest: int) -> None:
