@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pytest
 from published import assert_says, assert_table, record
 from test_smollm2_16k_tables import README, SEARCH, passes, question_row
 
@@ -24,10 +25,11 @@ ORDER = {"yarn": "YaRN", "tailspline": "TailSpline", "tailspline_su": "TailSplin
 }
 
 
-def test_the_table_of_each_kind_of_question() -> None:
+@pytest.mark.parametrize("corpus", ["code", "prose"])
+def test_the_table_of_each_kind_of_question(corpus: str) -> None:
     rows = []
     for name, label in ORDER.items():
-        values = ROWS[f"code {name}"]
+        values = ROWS[f"{corpus} {name}"]
         rows.append(question_row(label, values, LENGTHS, f"{values['perplexity']['8192']:.3f}"))
     assert_table(SEARCH, rows)
     trials = {length: ROWS["code searched"][f"recall {length}"]["trials"] for length in LENGTHS}
@@ -52,6 +54,45 @@ def test_what_the_page_says_of_perplexity_and_answers() -> None:
         f"{max(short):.2f}.",
     )
     assert_says("docs/guides/without-fine-tuning.md", f"[{percent['yarn']} below YaRN's]")
+
+
+def against(name: str, other: str) -> tuple[str, str]:
+    """Return how much lower perplexity and the answers' loss of a row are than another's beyond L0, on prose."""
+    text, answers = (ROWS[f"prose {name}"][f"{kind} L0 against {other}"] for kind in ("beyond", "answers beyond"))
+    percent = f"{-100 * text['nats']:.1f} ± {100 * text['standard_error']:.1f}%"
+    return percent, f"{-answers['nats']:.2f} ± {answers['standard_error']:.2f}"
+
+
+def exact_beyond_l0(name: str) -> int:
+    """Return the number of exact answers of a row beyond L0, on prose."""
+    answers = [
+        ROWS[f"prose {name}"][f"{kind} {length}"] for kind in ("recall", "niah_single_1") for length in LENGTHS[1:]
+    ]
+    return round(sum(answer["rate"] * answer["trials"] for answer in answers))
+
+
+def test_prose() -> None:
+    forms = ("yarn", "tailspline", "bm")
+    text, answers = zip(*(against("searched_yarn", form) for form in forms), strict=True)
+    exact = {name: exact_beyond_l0(name) for name in ("searched_yarn", *forms)}
+    free, own = against("searched", "yarn"), against("tailspline_su", "tailspline")
+    lost = ROWS["prose searched"]["answers beyond L0 against tailspline"]
+    documents = record("smollm2-32k-tests.json")["documents"]["prose"]
+    assert len(documents) == ROWS["prose searched"]["documents"] == 3
+    assert_says(
+        SEARCH,
+        f"is {text[0]} below YaRN's, {text[1]} below TailSpline's and {text[2]} below BM's.",
+        f"Its answers lose {answers[0]} nats less than YaRN's and {answers[2]} less than BM's",
+        f"to TailSpline's the difference is within the error ({answers[1].removeprefix('-')} more)",
+        f"Of 192 answers {exact['searched_yarn']} are exact, with TailSpline {exact['tailspline']}, "
+        f"BM {exact['bm']} and YaRN {exact['yarn']}.",
+        f"perplexity is {free[0]} below YaRN's, and their answers lose {free[1]} nats less than YaRN's, but "
+        f"{lost['nats']:.2f} ± {lost['standard_error']:.2f} nats more than TailSpline's.",
+        f"TailSpline with `su` has one {own[0]} below its own.",
+    )
+    assert against("searched_yarn", "tailspline")[1].startswith("-")
+    assert min(forms, key=lambda form: ROWS[f"prose {form}"]["perplexity"]["32768"]) == "bm"
+    assert_says(README, f"(on prose {text[2]} and {answers[2]} nats, against BM)")
 
 
 def test_the_searched_yarn_is_better_than_every_closed_form() -> None:
