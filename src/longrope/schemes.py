@@ -42,7 +42,7 @@ def attention_factor(policy: str | float, rope: Rope | Any, length: int | str) -
         return 1.0
     try:
         return positive("attention", float(policy))
-    except (TypeError, ValueError, LongRopeError):
+    except (TypeError, ValueError, OverflowError, LongRopeError):  # a whole number may be above any float
         raise LongRopeError(f"attention = {policy!r}: choose su, yarn, none or a number above 0") from None
 
 

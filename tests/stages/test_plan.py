@@ -111,6 +111,7 @@ BAD = {
     ),
     "attention": (plan("", top="attention = 'x'"), r"attention = 'x': choose su, yarn, none or a number above 0"),
     "attention of 0": (plan("", top="attention = 0"), r"attention = 0: choose su, yarn"),
+    "attention above any float": (plan("", top=f"attention = 1{'0' * 400}"), r"attention = 10+: choose su, yarn"),
     "attention true": (plan("", top="attention = true"), r"attention = .*: choose su, yarn"),
     "questions of RULER": (
         plan("", rest="[evaluation]\nretrieval = ['niah_single_2', 'qa_1']"),
