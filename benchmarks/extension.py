@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from longred import terms
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
@@ -100,6 +102,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # changes of the recipe
     "keys without weights": {"key_bias": False},
     "no distillation": {"distill": None},
     "half distillation": {"distill": 0.5},
+    "hidden states": {"terms": {"weight": 4.0}},
+    "hidden states, weight 16": {"terms": {"weight": 16.0}},
+    "skipped positions": {"terms": {"jump": TEXT}},
+    "hidden states and skipped positions": {"terms": {"weight": 16.0, "jump": TEXT}},
     "YaRN": {"factors": "yarn"},
     "heuristic": {"factors": "heuristic"},
 }
@@ -282,7 +288,7 @@ def ablations(bench: Bench) -> dict[str, Any]:
 
     def value(name: str, changes: dict[str, Any]) -> dict[str, float]:
         changes = dict(changes)
-        factors, weighs = changes.pop("factors", "ramp"), changes.pop("key_bias", True)
+        factors, weighs, added = changes.pop("factors", "ramp"), changes.pop("key_bias", True), changes.pop("terms", {})
         stage = parse_plan(PLAN.replace("SEED", "0")).stages[0]
         assert stage.finetune is not None
         distill = stage.finetune.distill
@@ -295,7 +301,8 @@ def ablations(bench: Bench) -> dict[str, Any]:
         chosen: Any = windows if weighs else Unweighted(windows)
         folder = BUILD / "ablations" / name.replace(" ", "-")
         model = bench.model(None)
-        finetune(model, lr.Extension.of(ROPE, long), chosen, settings, folder=folder)
+        with terms(**added) if added else nullcontext():
+            finetune(model, lr.Extension.of(ROPE, long), chosen, settings, folder=folder)
         trained = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
         found = {str(length): bench.perplexity(trained, long, length, SLICE) for length in (2048, 16384)}
         rate = json.loads((folder / "rate.json").read_text()) if settings.rate == "auto" else {}
