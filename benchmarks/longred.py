@@ -1,4 +1,4 @@
-"""LongReD's terms for the distillation of short rows (arXiv 2502.07365), beside the distillation of logits.
+"""Terms after LongReD's for the distillation of short rows (arXiv 2502.07365), beside the distillation of logits.
 
 Hidden states: the outputs of the layers keep the direction of the original model's. The term is one minus the cosine, a
 mean over layers and tokens. Skipped positions: half of the short rows have one jump in their positions, up to the

@@ -22,12 +22,14 @@ from transformers import AutoModelForCausalLM
 
 from longrope.cli import extend_by_hours, job_progress
 from longrope.cli.job_progress import JobProgress
-from longrope.cli.progress import bar, parts_bar
+from longrope.cli.progress import bar, parts_bar, search_bar
 from longrope.cli.watch import watch
 from longrope.cost.device_speed import DeviceSpeed
 from longrope.errors import LongRopeError
 from longrope.formats.load_factors import load_extension
 from longrope.report.verdict import verdict_of
+from longrope.scaling import Scaling
+from longrope.search.loop import SearchProgress
 from longrope.stages import plan_by_hours
 from longrope.stages.plan import Plan, load_plan
 from longrope.stages.plan_by_hours import Advice, bare_plan
@@ -322,6 +324,15 @@ def test_outside_a_terminal_a_command_prints_lines(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.splitlines() == [
         "a: 50%, note", "b: 50%, note", "c: 0%"
     ]  # fmt: skip
+
+
+def test_a_search_says_when_it_chooses_the_winner(capsys: pytest.CaptureFixture[str]) -> None:
+    """At once, not a minute after the line before."""
+    best = Scaling([1.0, 2.0])
+    with search_bar(100, quiet=False) as on_progress:
+        on_progress(0, SearchProgress(0, 1, 98, best, 2.0, 1.0))
+        on_progress(0, SearchProgress(0, 1, 98, best, 2.0, 1.0, is_over=True))
+    assert capsys.readouterr().err.splitlines() == ["search: 0%", "choosing the winner on held-out documents: 0%"]
 
 
 def test_the_line_of_a_command_without_parts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from statistics import fmean, median
 from typing import Any
 
@@ -59,9 +60,9 @@ def test_the_table_of_each_kind_of_question(corpus: str, names: tuple[str, ...])
     assert_table(SEARCH, [question_row(LABELS[name] or name, ROWS[f"{corpus} {name}"], LENGTHS) for name in names])
 
 
-def exact_beyond_l0(name: str) -> tuple[int, int]:
+def exact_beyond_l0(name: str, rows: Mapping[str, Any] = ROWS, lengths: tuple[int, ...] = LENGTHS) -> tuple[int, int]:
     """Return the exact answers of a row beyond L0, and the number of questions."""
-    answers = [ROWS[name][f"{kind} {length}"] for kind in KINDS for length in LENGTHS[1:]]
+    answers = [rows[name][f"{kind} {length}"] for kind in KINDS for length in lengths[1:]]
     return round(sum(x["rate"] * x["trials"] for x in answers)), sum(x["trials"] for x in answers)
 
 

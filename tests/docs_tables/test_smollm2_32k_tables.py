@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from published import assert_says, assert_table, record
-from test_smollm2_16k_tables import README, SEARCH, passes, question_row
+from test_smollm2_16k_tables import README, SEARCH, exact_beyond_l0, passes, question_row
 
 from longrope.evaluation.statistics import mean_error
 from longrope.rope import Rope
@@ -63,18 +63,10 @@ def against(name: str, other: str) -> tuple[str, str]:
     return percent, f"{-answers['nats']:.2f} ± {answers['standard_error']:.2f}"
 
 
-def exact_beyond_l0(name: str) -> int:
-    """Return the number of exact answers of a row beyond L0, on prose."""
-    answers = [
-        ROWS[f"prose {name}"][f"{kind} {length}"] for kind in ("recall", "niah_single_1") for length in LENGTHS[1:]
-    ]
-    return round(sum(answer["rate"] * answer["trials"] for answer in answers))
-
-
 def test_prose() -> None:
     forms = ("yarn", "tailspline", "bm")
     text, answers = zip(*(against("searched_yarn", form) for form in forms), strict=True)
-    exact = {name: exact_beyond_l0(name) for name in ("searched_yarn", *forms)}
+    exact = {name: exact_beyond_l0(f"prose {name}", ROWS, LENGTHS)[0] for name in ("searched_yarn", *forms)}
     free, own = against("searched", "yarn"), against("tailspline_su", "tailspline")
     lost = ROWS["prose searched"]["answers beyond L0 against tailspline"]
     documents = record("smollm2-32k-tests.json")["documents"]["prose"]

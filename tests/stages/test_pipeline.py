@@ -709,10 +709,10 @@ def signature(run: StagedRun) -> dict[str, Any]:
 def test_stopped_at_every_word_and_resumed_equals_uninterrupted(
     finished: tuple[StagedRun, Extension], moments: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    """An exception out of the first, the middle and the last report of each search, fine-tuning and measurement."""
+    """An exception out of the first, middle and last report of each search, choice, fine-tuning and measurement."""
     whole, _ = finished
     parts = {part: list(dict.fromkeys(moment for moment in moments if moment[0] == part)) for part, _ in moments}
-    assert len(parts) == 6
+    assert len(parts) == 9
     left = [part[place] for part in parts.values() for place in sorted({0, len(part) // 2, len(part) - 1})]
     assert len(left) > 14
     cut = tmp_path / "cut"

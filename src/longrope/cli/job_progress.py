@@ -73,9 +73,9 @@ class JobProgress:
         of_all = f"part {self.number} of {len(self.steps)}, " if self.number else ""
         note = f", {self.note}" if self.note else ""
         passed, left = self.clock() - self.started, self.seconds_left
-        whole = [f"in all {self.share:.0%}"] if self.steps else []
-        whole += [f"after {span(passed)}"] if passed >= 1 else []
-        so_far = f"; {' '.join(whole)}" if whole else ""
+        in_all = [f"in all {self.share:.0%}"] if self.steps else []
+        after = [f"after {span(passed)}"] if passed >= 1 else []
+        so_far = f"; {' '.join(in_all + after)}" if in_all or after else ""
         rest = "" if left is None else f", about {span(left)} left"
         return f"{of_all}{self.step}: {self.completed:.0%}{note}{so_far}{rest}"
 

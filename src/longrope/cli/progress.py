@@ -52,17 +52,18 @@ def bar(description: str, total: int, *, quiet: bool) -> Iterator[Callable[[int,
 @contextmanager
 def search_bar(total: int, *, quiet: bool) -> Iterator[Callable[[int, SearchProgress], None]]:
     """Show the token-evaluations of a search, and yield the callback for `find_factors`."""
-    with bar("search", total, quiet=quiet) as update:
+    with parts_bar(quiet=quiet) as update:
+        update("search", 0, total, "")
         first: dict[int, float] = {}
 
         def on_progress(seed: int, progress: SearchProgress) -> None:
             if progress.is_over:
-                update(progress.tokens, "choosing the winner on held-out documents")
+                update("choosing the winner on held-out documents", 0, 1, "")
                 return
             rate = (progress.generation + 1) / max(progress.seconds, 1e-9)
             speed = f"{rate:.1f} steps/s" if rate > 1 else f"{1 / rate:.1f} s/step"
             loss = f"loss {progress.loss:.3f} (from {first.setdefault(seed, progress.loss):.3f})"
-            update(progress.tokens, f"{loss} seed {seed} step {progress.generation} {speed}")
+            update("search", progress.tokens, total, f"{loss} seed {seed} step {progress.generation} {speed}")
 
         yield on_progress
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from longrope.errors import LongRopeError
 from longrope.formats.gguf import find_extension
 from longrope.formats.gguf_file import architecture_keys
-from longrope.formats.gguf_header import read_header
+from longrope.formats.gguf_header import FLOATS, read_header
 from longrope.formats.gguf_split import refuse_split
 from longrope.formats.rope_fields import ORIGINAL
 from longrope.rope import FULL, Rope, full_attention_fields
@@ -19,7 +19,6 @@ from longrope.scaling import Extension
 
 UNREAD = ("smollm3",)  # architectures of llama.cpp that people extend, and of which transformers reads no file
 WITHOUT_BIAS = ("llama", "qwen3", "gemma2", "gemma3", "phi3")  # whose biases transformers would silently drop
-FLOAT32 = 0  # GGML type
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the models whose queries llama.cpp scales in another way
 
 
@@ -77,7 +76,7 @@ def completed(config: PreTrainedConfig, path: Path, extension: Extension | None)
     header = read_header(path)
     architecture, keys = architecture_keys(header)
     matrices = [tensor for tensor in header.tensors.values() if len(tensor.shape) > 1]
-    config.dtype = torch.float32 if all(tensor.kind == FLOAT32 for tensor in matrices) else torch.bfloat16
+    config.dtype = torch.float32 if all(FLOATS.get(tensor.kind) == "f4" for tensor in matrices) else torch.bfloat16
     head_dim = keys.get("attention.key_length")
     if head_dim and getattr(config, "head_dim", head_dim) != head_dim:
         config.head_dim = head_dim

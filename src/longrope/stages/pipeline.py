@@ -267,7 +267,7 @@ def _search(
         def on_progress(_: int, progress: SearchProgress) -> None:
             first.append(progress.loss)
             note = f"loss {progress.loss:.3f} ({starts[0].scheme} {first[0]:.3f})"
-            note += ", choosing the winner on held-out documents" if progress.is_over else ""
-            run.on_progress(step_name, progress.tokens, prepared.total, note)
+            step = f"{step_name}, choosing the winner" if progress.is_over else step_name
+            run.on_progress(step, progress.tokens, prepared.total, note)
 
         return prepared.find(folder / "search", on_progress).extension.long

@@ -72,7 +72,7 @@ def plan_by_hours(run: StagedRun, hours: float, speeds: Mapping[str, DeviceSpeed
         speeds: Speeds of the device by dtype; measured if None.
 
     Raises:
-        LongRopeError: If hours, documents, memory or disk are too small for any plan.
+        LongRopeError: If hours, documents, memory or disk are too small for any plan, or the model cannot be extended.
     """
     started, rope, length, data = time.monotonic(), run.rope, run.plan.length, run.plan.data
     original = run.plan.original_length
