@@ -11,10 +11,10 @@ window (`git log` of this file has its plans).
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from longred import terms
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
@@ -41,6 +40,7 @@ from longrope.stages.begin_run import begin_run
 from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan, parse_plan
+from longrope.stages.plan_tables import Distill
 from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
@@ -101,16 +101,23 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # changes of the recipe
     "one jump": {"windows": "jump"},
     "keys without weights": {"key_bias": False},
     "no distillation": {"distill": None},
-    "half distillation": {"distill": 0.5},
-    "hidden states": {"terms": {"weight": 4.0}},
-    "hidden states, weight 16": {"terms": {"weight": 16.0}},
-    "skipped positions": {"terms": {"jump": TEXT}},
-    "hidden states and skipped positions": {"terms": {"weight": 16.0, "jump": TEXT}},
+    "half distillation": {"distill": Distill(weight=0.5)},
+    "hidden states": {"distill": Distill(hidden=4)},
+    "hidden states, weight 16": {"distill": Distill(hidden=16)},
+    "skipped positions": {"distill": Distill(skipped=0.5)},
+    "hidden states and skipped positions": {"distill": Distill(hidden=16, skipped=0.5)},
+    "hidden states and skipped positions, EMA": {"distill": Distill(hidden=16, skipped=0.5), "ema": 0.9},
+    "EMA": {"ema": 0.9},
     "YaRN": {"factors": "yarn"},
     "heuristic": {"factors": "heuristic"},
 }
 
 
+KEEPING: dict[str, dict[str, Any]] = {  # changes of the whole recipe, which keep more of the original model
+    "recipe": {},
+    "LongReD": {"distill": Distill(hidden=16, skipped=0.5)},
+    "EMA": {"ema": 0.95},
+}
 ORDERS: dict[str, list[tuple[str, int]]] = {  # stages with equal tokens in all: length, optimizer steps
     "one stage": [("128k", 60)],
     "two stages": [("8k", 30), ("128k", 30)],
@@ -288,12 +295,9 @@ def ablations(bench: Bench) -> dict[str, Any]:
 
     def value(name: str, changes: dict[str, Any]) -> dict[str, float]:
         changes = dict(changes)
-        factors, weighs, added = changes.pop("factors", "ramp"), changes.pop("key_bias", True), changes.pop("terms", {})
+        factors, weighs, decay = changes.pop("factors", "ramp"), changes.pop("key_bias", True), changes.pop("ema", 0.0)
         stage = parse_plan(PLAN.replace("SEED", "0")).stages[0]
         assert stage.finetune is not None
-        distill = stage.finetune.distill
-        if isinstance(changes.get("distill"), float) and distill is not None:
-            changes["distill"] = distill.model_copy(update={"weight": changes["distill"]})
         settings = stage.finetune.model_copy(update={"steps": STEPS, "average": 0.0, "save_every": STEPS, **changes})
         run = bench.begun("ablations", parse_plan(PLAN.replace("SEED", "0")))
         windows: Any = run.data.windows(stage.model_copy(update={"finetune": settings}))
@@ -301,14 +305,43 @@ def ablations(bench: Bench) -> dict[str, Any]:
         chosen: Any = windows if weighs else Unweighted(windows)
         folder = BUILD / "ablations" / name.replace(" ", "-")
         model = bench.model(None)
-        with terms(**added) if added else nullcontext():
-            finetune(model, lr.Extension.of(ROPE, long), chosen, settings, folder=folder)
-        trained = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        mean = copy.deepcopy(model)
+
+        @torch.no_grad()
+        def on_progress(*_: float) -> None:
+            for kept, parameter in zip(mean.parameters(), model.parameters(), strict=True):
+                kept.lerp_(parameter, 1 - decay)
+
+        finetune(model, lr.Extension.of(ROPE, long), chosen, settings, folder=folder, on_progress=on_progress)
+        trained = mean.eval() if decay else AutoModelForCausalLM.from_pretrained(folder / "model").eval()
         found = {str(length): bench.perplexity(trained, long, length, SLICE) for length in (2048, 16384)}
         rate = json.loads((folder / "rate.json").read_text()) if settings.rate == "auto" else {}
         return {**found, "256": bench.perplexity(trained, None, 256, SLICE), **rate}
 
     return measured("ablations", {name: lambda n=name, c=changes: value(n, c) for name, changes in ABLATIONS.items()})
+
+
+def keeping(bench: Bench) -> dict[str, Any]:
+    """Return what LongReD's terms and EMA bring to the whole recipe: perplexity of the text, and recall, by seed."""
+
+    def value(seed: int, name: str) -> dict[str, Any]:
+        run = bench.begun(f"keeping-{seed}", parse_plan(PLAN.replace("SEED", str(seed))))
+        stage, folder = run.plan.stages[0], BUILD / f"keeping-{seed}" / name
+        assert stage.finetune is not None
+        settings = stage.finetune.model_copy(update={"average": 0.0, **KEEPING[name]})
+        long = lr.scheme("ramp", ROPE, TEXT)
+        if not (folder / "model").exists():
+            windows = run.data.windows(stage.model_copy(update={"finetune": settings}))
+            finetune(bench.model(None), lr.Extension.of(ROPE, long), windows, settings, folder=folder)
+        model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        mix_weights(model, bench.model(None), AVERAGE)
+        found: dict[str, Any] = {str(length): bench.perplexity(model, long, length) for length in (2048, TEXT)}
+        found["256"] = bench.perplexity(model, None, 256)
+        return found | {"recall at 16384": recall(bench, model, long, 16384, 100, QUESTIONS)}
+
+    return measured(
+        "keeping", {f"{name}, seed {seed}": lambda s=seed, n=name: value(s, n) for seed in SEEDS for name in KEEPING}
+    )
 
 
 def orders(bench: Bench) -> dict[str, Any]:
@@ -351,6 +384,7 @@ class Unweighted:
 
 MEASURES = {
     "ablations": ablations,
+    "keeping": keeping,
     "orders": orders,
     "table": table,
     "short": short,

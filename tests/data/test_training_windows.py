@@ -145,6 +145,29 @@ def test_short_rows(lengths: list[int], size: int, original: int, seed: int) -> 
             assert label == (IGNORED if position == 0 else token)
 
 
+def test_short_rows_with_a_jump() -> None:
+    """The same tokens in a row of one text; its positions reach anywhere, and the original model's have no jump."""
+    plain, made = (
+        windows([800], 1000, 100, original_length=4, window=8, short=1.0, skipped=skipped) for skipped in (0.0, 0.5)
+    )
+    jumping = [i for i in range(100) if "teacher_position_ids" in made[i]]
+    assert 35 < len(jumping) < 65
+    for i in range(100):
+        assert np.array_equal(made[i]["input_ids"], plain[i]["input_ids"])
+        assert np.array_equal(made[i]["labels"], plain[i]["labels"])
+        assert i in jumping or same(made[i], plain[i])
+    reaches = []
+    for i in jumping:
+        assert made[i]["teacher_position_ids"].tolist() == [[0, 1, 2, 3]] * 2
+        assert made[i]["attention_mask"].tolist() == [[1, 1, 1, 1]] * 2
+        for positions in made[i]["position_ids"]:
+            assert positions[0] == 0
+            assert sum(np.diff(positions) > 1) <= 1
+            reaches.append(positions[-1])
+    assert min(reaches) < 100
+    assert 900 < max(reaches) < 1000
+
+
 @pytest.mark.parametrize("short", [0.0, 0.1, 0.3, 0.5, 0.75, 1 / 3, 1.0])
 def test_the_share_of_short_sequences_is_exact_at_any_time(short: float) -> None:
     made = windows([800], 8, 100, original_length=4, short=short)

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from longrope.data.training_windows import IGNORED
 from longrope.errors import LongRopeError
 from longrope.longcontext import training_loss as module
+from longrope.longcontext.distillation import Distillation
 from longrope.longcontext.sparse_attention import sparse_masks
-from longrope.longcontext.training_loss import Distillation, use_chunked_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 
 # and with the heads' own soft cap and scales
 MODELS: dict[str, tuple[str, dict[str, float]]] = {name: (name, {}) for name in families.FAMILIES}
@@ -77,12 +78,17 @@ def test_loss_and_gradients_are_those_of_the_models_own_forward(name: str, ids: 
     assert max(one.abs().max() for one in wanted[1].values() if one is not None) > 0.01
 
 
+def recomputing(model: PreTrainedModel) -> PreTrainedModel:
+    """Let the backward pass compute each layer again."""
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    return model.train()
+
+
 @EVERY
 def test_gradient_checkpointing_changes_nothing(name: str, ids: Tensor, labels: Tensor) -> None:
     wanted = gradients(build(name), input_ids=ids, labels=labels)
-    model = use_chunked_loss(build(name)).train()
-    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    model = recomputing(use_chunked_loss(build(name)))
     calls: list[int] = []
     part = next(model.base_model.get_submodule("layers.1").children())
     with part.register_forward_pre_hook(lambda *_: calls.append(1)):
@@ -254,6 +260,50 @@ def test_long_sequences_have_no_teacher(ids: Tensor, labels: Tensor) -> None:
     taught = use_chunked_loss(build("llama"), distillation)(input_ids=ids, labels=labels, position_ids=positions).loss
     alone = use_chunked_loss(build("llama"))(input_ids=ids, labels=labels, position_ids=positions).loss
     assert torch.equal(taught, alone)
+
+
+def student_and_teacher(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Two models whose hidden states differ: in the student every weight is a little larger or smaller."""
+    model, draw = build(name), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
+    return model, build(name).requires_grad_(False)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma2 capped", "gpt_neox", "qwen2_moe"])
+def test_the_distance_of_hidden_states_has_a_weight(name: str, recompute: bool, ids: Tensor, labels: Tensor) -> None:
+    model, teacher = student_and_teacher(name)
+    states, wanted = (one(input_ids=ids, output_hidden_states=True).hidden_states[1:] for one in (model, teacher))
+    cosines = [torch.nn.functional.cosine_similarity(*pair, dim=-1) for pair in zip(states, wanted, strict=True)]
+    predicted = labels[:, 1:] != IGNORED
+    loss = by_token(model, ids, labels)[1].sum() / predicted.sum()
+    loss = loss + 3 * (1 - torch.stack(cosines).mean()) * ids.numel() / predicted.sum()
+    loss.backward()
+    reference = {key: parameter.grad for key, parameter in model.named_parameters()}
+    student = use_chunked_loss(student_and_teacher(name)[0], Distillation(teacher, 0.0, families.L0, hidden=3.0))
+    if recompute:
+        recomputing(student)
+    assert_same(gradients(student, input_ids=ids, labels=labels), (loss.item(), reference))
+
+
+def test_the_teacher_reads_a_text_whose_positions_jump_without_the_jump(ids: Tensor, labels: Tensor) -> None:
+    model, teacher = student_and_teacher("llama")
+    plain = torch.arange(LENGTH).expand(ROWS, -1)
+    jumps = {"position_ids": plain + 500 * (plain > 20), "attention_mask": torch.ones_like(ids)}
+    expected = teacher(input_ids=ids).logits[:, :-1].softmax(-1)
+    soft = -(expected * model(input_ids=ids, **jumps).logits[:, :-1].log_softmax(-1)).sum(-1)
+    taught = use_chunked_loss(model, Distillation(teacher, 1.0, families.L0))
+    found = taught(input_ids=ids, labels=labels, teacher_position_ids=plain, **jumps).loss
+    assert found.item() == pytest.approx(soft[labels[:, 1:] != IGNORED].mean().item(), rel=1e-5)
+
+
+def test_a_teacher_with_other_layers_is_refused(ids: Tensor) -> None:
+    teacher = families.build("llama", num_hidden_layers=3)
+    taught = use_chunked_loss(build("llama"), Distillation(teacher, 1.0, families.L0, hidden=1.0))
+    with pytest.raises(LongRopeError, match=r"^distill\.hidden: the model gives 3 hidden states and its teacher 4"):
+        taught(input_ids=ids, labels=ids)
 
 
 def test_sparse_windows_see_weighed_keys(ids: Tensor, labels: Tensor) -> None:

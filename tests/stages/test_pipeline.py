@@ -592,7 +592,7 @@ def with_finetune(stage: Stage, **changes: Any) -> Stage:
 def test_sparse_windows_and_a_teacher(begun: Begun, tmp_path: Path) -> None:
     plain, taught = (
         begun(tmp_path / name, with_finetune(FAR, distill=distill), **QUICK)
-        for name, distill in (("plain", None), ("taught", Distill(weight=0.9)))
+        for name, distill in (("plain", None), ("taught", Distill(weight=0.9, hidden=4, skipped=0.5)))
     )
     assert "key_bias" in plain.data.windows(FAR)[0]
     for run in (plain, taught):
@@ -638,9 +638,17 @@ def test_averaged_weights_are_between_the_trained_and_the_original_ones(begun: B
 def test_a_teacher_with_another_vocabulary_is_refused_before_any_work(begun: Begun, tmp_path: Path) -> None:
     other = running.save(tmp_path / "other", vocab_size=200)
     stage = with_finetune(FAR, distill=Distill(teacher=str(other)))
-    with pytest.raises(LongRopeError, match=r"distill\.teacher = .*its vocabulary has 200 tokens, the model's 128"):
+    with pytest.raises(LongRopeError, match=r"distill\.teacher = .*its vocab_size is 200, the model's 128\. Take"):
         begun(tmp_path / "run", stage, **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_hidden_states_of_other_layers_are_refused_before_any_work(begun: Begun, tmp_path: Path) -> None:
+    teacher = str(running.save(tmp_path / "other", num_hidden_layers=2))
+    run = begun(tmp_path / "fine", with_finetune(FAR, distill=Distill(teacher=teacher)), **QUICK)
+    assert run.plan.stages[0] == with_finetune(FAR, distill=Distill(teacher=teacher))
+    with pytest.raises(LongRopeError, match=r"its num_hidden_layers is 2, the model's 1\. .* leave hidden out\.$"):
+        begun(tmp_path / "run", with_finetune(FAR, distill=Distill(teacher=teacher, hidden=16)), **QUICK)
 
 
 def test_sparse_windows_that_the_documents_cannot_fill_are_noted(
@@ -660,6 +668,8 @@ def test_sparse_windows_that_the_documents_cannot_fill_are_noted(
         ({"window": None}, r'windows = "sparse" needs window'),
         ({"short": 0.0, "distill": {}}, r"distill works on short sequences, but short = 0"),
         ({"distill": {"weight": 1.5}}, r"distill\.weight = 1\.5 must be 1 or less"),
+        ({"distill": {"hidden": -1}}, r"distill\.hidden = -1 must be 0.0 or more"),
+        ({"distill": {"weight": 0, "skipped": 0.5}}, r"distill: skipped = 0\.5, but weight = 0 and hidden = 0"),
         ({"windows": "wide"}, r"windows = 'wide' must be 'jump' or 'sparse'"),
     ],
 )

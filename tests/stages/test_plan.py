@@ -253,7 +253,8 @@ tunings = st.builds(
     answers=positive,
     average=st.floats(0, 0.99),
     short=st.floats(0.1, 0.9),
-    distill=st.none() | st.builds(Distill, weight=shares, teacher=st.none() | text),
+    distill=st.none()
+    | st.builds(Distill, weight=shares, hidden=st.just(1.5), skipped=shares, teacher=st.none() | text),
     schedule=st.sampled_from(get_args(Schedule)),
     warmup=st.floats(0, 1, exclude_max=True),
     lora=st.integers(0, 64),

@@ -126,6 +126,15 @@ def moved_in_training(shape: ModelShape, length: int, *, lora: int, mixed: bool)
     return round(max(0, _layer_inputs(shape, length, lora=lora, mixed=mixed) - activation_budget(shape.device)))
 
 
+def of_hidden_states(shape: ModelShape, length: int, *, lora: int, mixed: bool) -> int:
+    """Return the device memory of a distillation of hidden states: the teacher's, and those that no longer wait.
+
+    Arguments as for `of_training`.
+    """
+    teacher = (len(shape.windows) + 1) * length * shape.hidden_size * (2 if mixed else 4)
+    return teacher + moved_in_training(shape, length, lora=lora, mixed=mixed)
+
+
 def of_rate_test(shape: ModelShape, *, lora: int) -> tuple[int, int]:
     """Return the bytes on the device and in main memory that a test of rates adds to the training.
 

@@ -44,6 +44,8 @@ class TrainingWindows:
             instead of one text whose positions jump once.
         short: Share of the sequences that are cut into rows of at most L0 tokens, where documents do not see each other
             (LongRoPE2 section 3.3).
+        skipped: Share of the short sequences whose rows are one text with one jump in its positions, up to ``length``
+            (the skipped positions of LongReD, arXiv 2502.07365).
         needles: Share of the sequences, or short rows, with planted lines and questions for them.
         wordings: Wordings of the lines and questions.
         answer_weight: Weight of the answers to the questions in the loss, beside 1 for the other tokens.
@@ -63,6 +65,7 @@ class TrainingWindows:
     window: int | None = None
     sparse: bool = False
     short: float = 0.0
+    skipped: float = 0.0
     needles: float = 0.0
     wordings: Sequence[Wording] = (KEY_VALUE,)
     answer_weight: float = 1.0
@@ -116,7 +119,8 @@ class TrainingWindows:
 
         Positions that jump come with an ``attention_mask`` of ones. Without one, transformers takes a jump for a border
         between documents, as it should where documents do not see each other. Sparse windows come with ``chunk_ids``
-        and ``key_bias`` instead (`sparse_masks`), and answers that weigh more with ``weights``, float32.
+        and ``key_bias`` instead (`sparse_masks`), and answers that weigh more with ``weights``, float32. Short rows
+        whose positions jump have ``teacher_position_ids`` without the jump, for the original model (`Distillation`).
         """
         window = self.windows[index]
         tokens = np.concatenate([self.documents[document][first:end] for document, first, end in window])
@@ -130,7 +134,8 @@ class TrainingWindows:
         chunks = [_background(chunk) for chunk in np.split(tokens, starts[1:])]
         if rng.random() < self.needles:
             chunks = [self._plant(chunk.tokens, rng) for chunk in chunks]
-        inputs = self._inputs(chunks, 1, starts, self._positions(rng))
+        positions = np.arange(self.size) if self.window is None else self._with_jump(self.size, rng)
+        inputs = self._inputs(chunks, 1, starts, positions)
         return inputs if self.window is None else inputs | {"attention_mask": np.ones_like(inputs["input_ids"])}
 
     def _sparse_window(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -190,22 +195,25 @@ class TrainingWindows:
         windows += _pack([ends[i] for i in rng.permutation(len(ends))], self.size)
         return [windows[i] for i in rng.permutation(len(windows))]
 
-    def _positions(self, rng: np.random.Generator) -> np.ndarray:
-        """Return 0, 1, 2 …, with one jump at a random place if the window is shorter than the length."""
-        positions = np.arange(self.size)
-        if self.window is not None:
-            jump = int(rng.integers(1, self.size))
-            positions[jump:] += int(rng.integers(self.length - self.size, endpoint=True))
+    def _with_jump(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Return 0, 1, 2 … with one jump at a random place, so that they reach anywhere within the length."""
+        positions = np.arange(size)
+        positions[int(rng.integers(1, size)) :] += int(rng.integers(self.length - size, endpoint=True))
         return positions
 
     def _short_rows(self, tokens: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.size // math.ceil(self.size / self.original_length)
-        full_rows = tokens[: len(tokens) // size * size]
+        rows = len(tokens) // size
+        full_rows = tokens[: rows * size]
         begins = np.union1d(starts[starts < len(full_rows)], np.arange(0, len(full_rows), size))
         chunks = np.split(full_rows, begins[1:])
         positions = np.concatenate([np.arange(len(chunk)) for chunk in chunks])
         planted = [self._plant(chunk, rng) if rng.random() < self.needles else _background(chunk) for chunk in chunks]
-        return self._inputs(planted, len(full_rows) // size, begins, positions)
+        if not rng.random() < self.skipped:
+            return self._inputs(planted, rows, begins, positions)
+        inputs = self._inputs(planted, rows, begins, np.concatenate([self._with_jump(size, rng) for _ in range(rows)]))
+        plain = np.tile(np.arange(size), (rows, 1))
+        return inputs | {"attention_mask": np.ones_like(plain), "teacher_position_ids": plain}
 
     def _inputs(
         self, texts: Sequence[KeyValueText], rows: int, starts: np.ndarray, positions: np.ndarray

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,43 +15,10 @@ from longrope.data.training_windows import IGNORED
 from longrope.errors import LongRopeError
 from longrope.longcontext.chunked_sum import sum_over_chunks
 from longrope.longcontext.cpu_offload import offload_activations
+from longrope.longcontext.distillation import Distillation, distance_of
 from longrope.longcontext.sparse_attention import sparse_inputs
 from longrope.longcontext.token_losses import head_only, logits_on
 from longrope.models.backbone import backbone_of
-
-
-@dataclass(frozen=True, eq=False)
-class Distillation:
-    """The original model, whose distribution the trained one is to keep on short sequences.
-
-    Args:
-        teacher: Frozen model with the original RoPE.
-        weight: Share of the cross-entropy to the teacher's distribution in the loss of short sequences, from 0 to 1.
-        longest: Positions below which a sequence is short: L0 in tokens.
-    """
-
-    teacher: PreTrainedModel
-    weight: float
-    longest: int
-
-    @torch.no_grad()
-    def hidden_states(
-        self, input_ids: Tensor, position_ids: Tensor | None, masks_for: Callable[[PreTrainedModel], dict[str, Any]]
-    ) -> Tensor | None:
-        """Return the teacher's last hidden states, ``(rows, tokens, hidden)``; None where a sequence is longer.
-
-        Args:
-            input_ids: Token ids, ``(rows, tokens)``.
-            position_ids: Positions, ``(rows or 1, tokens)``; 0, 1, 2 … if None.
-            masks_for: Function that returns the other inputs of a model's backbone.
-        """
-        last = input_ids.shape[1] - 1 if position_ids is None else int(position_ids.max())
-        if last >= self.longest:
-            return None
-        self.teacher.to(input_ids.device)  # pyright: ignore[reportArgumentType]
-        backbone = backbone_of(self.teacher)
-        masks = masks_for(self.teacher)
-        return backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **masks).last_hidden_state
 
 
 def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None = None) -> PreTrainedModel:
@@ -65,7 +30,7 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
 
     The forward needs ``labels``, or ``shift_labels`` that stand beside the token that predicts them, as sequence
     parallelism gives them. The loss is their mean, or their sum over ``num_items_in_batch``, in nats. It also takes the
-    ``weights``, ``chunk_ids`` and ``key_bias`` of `TrainingWindows`.
+    ``weights``, ``chunk_ids``, ``key_bias`` and ``teacher_position_ids`` of `TrainingWindows`.
 
     Args:
         model: A causal language model.
@@ -92,17 +57,20 @@ def use_chunked_loss(model: PreTrainedModel, distillation: Distillation | None =
             masks_for = partial(sparse_inputs, positions=position_ids, **window)
         else:
             masks_for = partial(_only_mask, attention_mask)
-        teacher_hidden = (
-            None if distillation is None else distillation.hidden_states(input_ids, position_ids, masks_for)
-        )
+        positions = of_windows.get("teacher_position_ids", position_ids)
+        taught: Any = None if distillation is None else distillation.output(input_ids, positions, masks_for)
+        distance_weight = 0.0 if distillation is None or taught is None else distillation.hidden
         inputs: Any = {"input_ids": input_ids, "position_ids": position_ids, **masks_for(model)}
         with offload_activations(input_ids.device):
-            hidden = backbone_of(model)(**inputs, use_cache=False).last_hidden_state
+            output = backbone_of(model)(**inputs, use_cache=False, output_hidden_states=distance_weight > 0)
+        hidden = output.last_hidden_state
         weights = of_windows.get("weights")
         shift_weights = (shift_labels != IGNORED).float() if weights is None else pad(weights[:, 1:], (0, 1))
         size = max(1, logits_on(hidden.device.type) // (len(input_ids) * model.config.get_text_config().vocab_size))
-        arrays = (input_ids, shift_labels, shift_weights, teacher_hidden)
+        arrays = (input_ids, shift_labels, shift_weights, None if taught is None else taught.last_hidden_state)
         total = sum_over_chunks(sum_of_losses, hidden, arrays, _head_weights(model), size)
+        if taught is not None and distance_weight:
+            total = total + distance_weight * distance_of(output.hidden_states, taught.hidden_states)
         count = (shift_labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return CausalLMOutput(loss=total / count)  # pyright: ignore[reportArgumentType]
 

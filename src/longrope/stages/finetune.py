@@ -21,9 +21,10 @@ from longrope.cost.model_shape import ModelShape
 from longrope.cost.peak_memory import recomputes_layers
 from longrope.data.training_windows import TrainingWindows
 from longrope.errors import LongRopeError
+from longrope.longcontext.distillation import Distillation
 from longrope.longcontext.sparse_attention import check_sparse_windows, use_weighted_attention
 from longrope.longcontext.tiling import tile_mlps, why_whole_layers
-from longrope.longcontext.training_loss import Distillation, use_chunked_loss
+from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.adapter import no_peft_warnings
 from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
@@ -31,6 +32,7 @@ from longrope.models.load import load
 from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling
+from longrope.stages.moving_average import MovingAverage
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.rate_test import choose_rate
 from longrope.stages.trainer_arguments import training_arguments
@@ -110,8 +112,10 @@ def finetune(
         args=arguments,
         train_dataset=windows,  # pyright: ignore[reportArgumentType]
         data_collator=_collate,
-        callbacks=[TrainingGuard(on_progress)],
     )
+    if settings.ema:
+        trainer.add_callback(_moving_average(trainer, settings.ema))
+    trainer.add_callback(TrainingGuard(on_progress))  # last, as it marks complete checkpoints
     tile_mlps(model)  # after the trainer, which may replace their forward
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
@@ -171,15 +175,25 @@ def _check_sparse_windows(model: PreTrainedModel) -> None:
 
 def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | None:
     """Return the teacher of short sequences: the one that the settings name, or the model as it is before training."""
-    if settings.distill is None or not settings.distill.weight:
+    distill = settings.distill
+    if distill is None or not distill.has_teacher:
         return None
-    name, rope = settings.distill.teacher, find_rotary_slot(model).rope
+    name, rope = distill.teacher, find_rotary_slot(model).rope
     teacher = copy.deepcopy(model) if name is None else load(name, dtype=settings.dtype)[0]
     for parameter in teacher.parameters():  # not the frequencies of its RoPE, which would be rounded
         parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     if name is not None and settings.windows == "sparse":
         use_weighted_attention(teacher)
-    return Distillation(teacher.eval().requires_grad_(False), settings.distill.weight, rope.original_length)
+    return Distillation(teacher.eval().requires_grad_(False), distill.weight, rope.original_length, distill.hidden)
+
+
+def _moving_average(trainer: Trainer, decay: float) -> MovingAverage:
+    if trainer.is_deepspeed_enabled:
+        raise LongRopeError(
+            f"finetune.ema = {decay:g}: under DeepSpeed a process does not hold its weights at every step. "
+            "Leave ema out, or use FSDP."
+        )
+    return MovingAverage(decay, sharded=trainer.is_fsdp_enabled)
 
 
 def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:

@@ -43,16 +43,33 @@ class Search(PlanTable):
 
 
 class Distill(PlanTable):
-    """The original model as a teacher, whose distribution is kept on short sequences.
+    """The original model as a teacher, whose distribution and hidden states are kept on short sequences.
 
     Args:
         weight: Share of the cross-entropy to the teacher's distribution in the loss of sequences within L0; the rest is
-            the loss of the text. With 1 they train on the teacher alone; 0 loads no teacher.
+            the loss of the text. With 1 they train on the teacher alone.
+        hidden: Weight of one minus the cosine between the hidden states and the teacher's, a mean over layers, beside
+            that loss (LongReD's short-text distillation). With ``weight`` and ``hidden`` 0 no teacher is loaded.
+        skipped: Share of the short sequences whose positions jump once, up to the stage's length, and which the teacher
+            reads without the jump (LongReD's short-to-long distillation).
         teacher: Name or folder of the teacher, with the same tokenizer; the plan's original model if not given.
     """
 
     weight: float = Field(default=1.0, ge=0, le=1)
+    hidden: float = Field(default=0.0, ge=0)
+    skipped: float = Field(default=0.0, ge=0, le=1)
     teacher: str | None = None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher is loaded."""
+        return self.weight > 0 or self.hidden > 0
+
+    @model_validator(mode="after")
+    def _skipped_is_taught(self) -> Distill:
+        if self.skipped and not self.has_teacher:
+            raise ValueError(f"skipped = {self.skipped:g}, but weight = 0 and hidden = 0; give one of them, or neither")
+        return self
 
 
 class Finetune(PlanTable):
@@ -72,6 +89,8 @@ class Finetune(PlanTable):
             (LongRoPE2's mixed windows).
         answers: Weight in the loss of the answers of planted lines (``data.needles``), beside 1 for other tokens.
         distill: Distillation from the original model on short sequences; without it their loss is that of the text.
+        ema: Decay of an exponential moving average of the weights, which the stage leaves in place of the last ones.
+            ``0.95`` averages about the last 20 steps; 0 takes the last.
         average: Share of the original model in the weights that the stage leaves, but those of queries and keys, from
             0 to 1. More of it is better for short sequences and worse for long ones. ``auto`` takes the share with
             the lowest loss on held-out documents, of short rows and long windows.
@@ -95,6 +114,7 @@ class Finetune(PlanTable):
     short: float = Field(default=0.0, ge=0, lt=1)
     answers: float = Field(default=1.0, gt=0)
     distill: Distill | None = None
+    ema: float = Field(default=0.0, ge=0, lt=1)
     average: Average = 0.0
     lora: int = Field(default=0, ge=0)
     merge: bool = True

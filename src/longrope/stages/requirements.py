@@ -18,7 +18,7 @@ from longrope.longcontext.sparse_attention import check_sparse_windows
 from longrope.models.load import load_config
 from longrope.models.quantized import QuantizedBits, bits_of_weights, gradient_barrier, method_of
 from longrope.stages.plan import Plan
-from longrope.stages.plan_tables import Finetune
+from longrope.stages.plan_tables import Distill, Finetune
 
 CHECKPOINT_COPIES = 3  # of the trained weights, in a checkpoint of a training: with both moments of AdamW
 CHECKPOINTS = 2  # that a training keeps; it writes another one before it removes the oldest
@@ -34,7 +34,7 @@ def check_model_fits(plan: Plan, config: PreTrainedConfig, device: str) -> None:
 
     Raises:
         LongRopeError: If its attention takes no weights of keys, its weights are quantised and are to be trained, or a
-            teacher has another vocabulary.
+            teacher has another vocabulary or other layers.
     """
     quantized = bits_of_weights(config, device) != QuantizedBits()
     for i, stage in enumerate(plan.stages):
@@ -44,14 +44,24 @@ def check_model_fits(plan: Plan, config: PreTrainedConfig, device: str) -> None:
             check_sparse_windows(config)
         if quantized:
             _check_quantized(f"stages[{i}].finetune", stage.finetune, method_of(config))
-        teacher = stage.finetune.distill.teacher if stage.finetune.distill is not None else None
-        if teacher is not None:
-            sizes = [settings.get_text_config().vocab_size for settings in (load_config(teacher), config)]
-            if sizes[0] != sizes[1]:
-                raise LongRopeError(
-                    f"stages[{i}].finetune.distill.teacher = {teacher!r}: its vocabulary has {sizes[0]} tokens, the "
-                    f"model's {sizes[1]}. Take a teacher with the same tokenizer."
-                )
+        if stage.finetune.distill is not None:
+            _check_teacher(f"stages[{i}].finetune.distill", stage.finetune.distill, config)
+
+
+def _check_teacher(name: str, distill: Distill, config: PreTrainedConfig) -> None:
+    """Refuse a teacher with another vocabulary, or with other layers if its hidden states are to be kept."""
+    if distill.teacher is None:
+        return
+    teacher = load_config(distill.teacher).get_text_config()
+    remedies = {"vocab_size": "Take a teacher with the same tokenizer."}
+    if distill.hidden:
+        remedies |= dict.fromkeys(("num_hidden_layers", "hidden_size"), "Take another teacher, or leave hidden out.")
+    for field, remedy in remedies.items():
+        sizes = [getattr(settings, field) for settings in (teacher, config.get_text_config())]
+        if sizes[0] != sizes[1]:
+            raise LongRopeError(
+                f"{name}.teacher = {distill.teacher!r}: its {field} is {sizes[0]}, the model's {sizes[1]}. {remedy}"
+            )
 
 
 def check_loaded_weights(model: PreTrainedModel, finetune: Finetune, name: str) -> None:
@@ -89,7 +99,7 @@ def _check_quantized(name: str, finetune: Finetune, method: Any) -> None:
             f"{name}: the {method} weights are quantised, and only an adapter beside them can be trained. "
             "Give lora = 8 and merge = false, or train the model that they were made from."
         )
-    if finetune.distill is not None and finetune.distill.weight and finetune.distill.teacher is None:
+    if finetune.distill is not None and finetune.distill.has_teacher and finetune.distill.teacher is None:
         raise LongRopeError(
             f"{name}.distill: the {method} weights are quantised, and cannot be copied as a teacher. "
             "Name a teacher that is not, or leave distill out."
@@ -168,7 +178,7 @@ def check_disk(plan: Plan, shape: ModelShape, folder: Path, *, dtype: torch.dtyp
     size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
     finished = most = 0  # bytes: of the weights of finished stages, and of the largest moment
     for finetune in (stage.finetune for stage in plan.stages if stage.finetune is not None):
-        checkpoint = 4 * CHECKPOINT_COPIES * shape.trained(finetune.lora)
+        checkpoint = 4 * (CHECKPOINT_COPIES + (finetune.ema > 0)) * shape.trained(finetune.lora)
         left = shape.parameters if finetune.merge else shape.trained(finetune.lora)
         # the training's last checkpoint, or the trained weights in float32 and those of the stage, beside older ones
         most = max(most, finished + CHECKPOINTS * checkpoint + max(checkpoint, (4 + size) * left))
