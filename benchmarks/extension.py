@@ -11,7 +11,6 @@ window (`git log` of this file has its plans).
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -40,7 +39,7 @@ from longrope.stages.begin_run import begin_run
 from longrope.stages.finetune import finetune
 from longrope.stages.pipeline import extend
 from longrope.stages.plan import Plan, parse_plan
-from longrope.stages.plan_tables import Distill
+from longrope.stages.plan_tables import Distill, Finetune
 from longrope.stages.run_folder import StagedRun
 from longrope.storage.atomic import write_json
 from longrope.tasks.registry import make_prompts
@@ -118,6 +117,7 @@ KEEPING: dict[str, dict[str, Any]] = {  # changes of the whole recipe, which kee
     "LongReD": {"distill": Distill(hidden=16, skipped=0.5)},
     "EMA": {"ema": 0.95},
 }
+KEEPING_SEEDS = (0, 1)
 ORDERS: dict[str, list[tuple[str, int]]] = {  # stages with equal tokens in all: length, optimizer steps
     "one stage": [("128k", 60)],
     "two stages": [("8k", 30), ("128k", 30)],
@@ -304,16 +304,7 @@ def ablations(bench: Bench) -> dict[str, Any]:
         long = replace(lr.scheme(factors, ROPE, TEXT), attention_factor=lr.scheme("ramp", ROPE, TEXT).attention_factor)
         chosen: Any = windows if weighs else Unweighted(windows)
         folder = BUILD / "ablations" / name.replace(" ", "-")
-        model = bench.model(None)
-        mean = copy.deepcopy(model)
-
-        @torch.no_grad()
-        def on_progress(*_: float) -> None:
-            for kept, parameter in zip(mean.parameters(), model.parameters(), strict=True):
-                kept.lerp_(parameter, 1 - decay)
-
-        finetune(model, lr.Extension.of(ROPE, long), chosen, settings, folder=folder, on_progress=on_progress)
-        trained = mean.eval() if decay else AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        trained = trained_weights(long, chosen, settings, folder, decay)
         found = {str(length): bench.perplexity(trained, long, length, SLICE) for length in (2048, 16384)}
         rate = json.loads((folder / "rate.json").read_text()) if settings.rate == "auto" else {}
         return {**found, "256": bench.perplexity(trained, None, 256, SLICE), **rate}
@@ -328,20 +319,17 @@ def keeping(bench: Bench) -> dict[str, Any]:
         run = bench.begun(f"keeping-{seed}", parse_plan(PLAN.replace("SEED", str(seed))))
         stage, folder = run.plan.stages[0], BUILD / f"keeping-{seed}" / name
         assert stage.finetune is not None
-        settings = stage.finetune.model_copy(update={"average": 0.0, **KEEPING[name]})
-        long = lr.scheme("ramp", ROPE, TEXT)
-        if not (folder / "model").exists():
-            windows = run.data.windows(stage.model_copy(update={"finetune": settings}))
-            finetune(bench.model(None), lr.Extension.of(ROPE, long), windows, settings, folder=folder)
-        model = AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+        changes = dict(KEEPING[name])
+        decay, long = changes.pop("ema", 0.0), lr.scheme("ramp", ROPE, TEXT)
+        settings = stage.finetune.model_copy(update={"average": 0.0, **changes})
+        windows = run.data.windows(stage.model_copy(update={"finetune": settings}))
+        model = trained_weights(long, windows, settings, folder, decay)
         mix_weights(model, bench.model(None), AVERAGE)
         found: dict[str, Any] = {str(length): bench.perplexity(model, long, length) for length in (2048, TEXT)}
         found["256"] = bench.perplexity(model, None, 256)
         return found | {"recall at 16384": recall(bench, model, long, 16384, 100, QUESTIONS)}
 
-    return measured(
-        "keeping", {f"{name}, seed {seed}": lambda s=seed, n=name: value(s, n) for seed in SEEDS for name in KEEPING}
-    )
+    return measured("keeping", {f"{n}, seed {s}": lambda s=s, n=n: value(s, n) for s in KEEPING_SEEDS for n in KEEPING})
 
 
 def orders(bench: Bench) -> dict[str, Any]:
@@ -366,6 +354,27 @@ def orders(bench: Bench) -> dict[str, Any]:
         return AutoModelForCausalLM.from_pretrained(run.stage_folder(len(stages)) / "model").eval(), extension.long
 
     return measured("orders", {name: lambda name=name: measure(*trained(name)) for name in ORDERS})
+
+
+def trained_weights(long: lr.Scaling, windows: Any, settings: Finetune, folder: Path, decay: float) -> PreTrainedModel:
+    """Train the original weights, and return the last ones, or their exponential moving average (EMA).
+
+    Args:
+        long: Long factors.
+        windows: Training sequences.
+        settings: Settings of the training.
+        folder: Folder of the training.
+        decay: Share of the average that a step keeps; it begins with the original weights. 0 takes the last weights.
+    """
+    model, mean = lr.load("tiny")[0], lr.load("tiny")[0]
+
+    @torch.no_grad()
+    def on_progress(*_: float) -> None:
+        for kept, parameter in zip(mean.parameters(), model.parameters(), strict=True):
+            kept.lerp_(parameter, 1 - decay)
+
+    finetune(model, lr.Extension.of(ROPE, long), windows, settings, folder=folder, on_progress=on_progress)
+    return mean.eval() if decay else AutoModelForCausalLM.from_pretrained(folder / "model").eval()
 
 
 class Unweighted:

@@ -12,6 +12,7 @@ EXTENSION = extension()
 TABLE, SHORT, RECALL = (EXTENSION[name] for name in ("table", "short", "retrieval"))
 LENGTHS = (2048, 8192, 32768, 131072)
 SEEDS = range(3)
+KEEPING_SEEDS = range(2)
 
 
 def perplexities(name: str, digits: int = 1) -> list[str]:
@@ -126,7 +127,7 @@ ABLATIONS = {
     "hidden states too, `hidden = 16`": "hidden states, weight 16",
     "skipped positions too, `skipped = 0.5`": "skipped positions",
     "both: `hidden = 16`, `skipped = 0.5`": "hidden states and skipped positions",
-    "moving average of the weights, `ema = 0.9`": "EMA",
+    "moving average of the weights (EMA), decay 0.9": "EMA",
     "all three": "hidden states and skipped positions, EMA",
     "YaRN's factors": "YaRN",
     "the heuristic's factors": "heuristic",
@@ -153,6 +154,30 @@ def test_the_parts_of_the_recipe() -> None:
         RESULTS,
         f"the next higher rate is {1 - next_higher['16384'] / automatic['16384']:.0%} better at 16,384 tokens and "
         f"{next_higher['256'] / automatic['256'] - 1:.0%} worse at 256.",
+    )
+
+
+def test_what_keeps_more_of_the_original_model() -> None:
+    rows: list[str] = []
+    perplexities: dict[str, list[float]] = {}
+    names = {
+        "the recipe": "recipe",
+        "both: `hidden = 16`, `skipped = 0.5`": "LongReD",
+        "moving average (EMA), decay 0.95": "EMA",
+    }
+    for label, name in names.items():
+        seeds = [EXTENSION["keeping"][f"{name}, seed {seed}"] for seed in KEEPING_SEEDS]
+        perplexities[name] = [fmean(seed[length] for seed in seeds) for length in ("2048", "131072", "256")]
+        recall = fmean(seed["recall at 16384"]["rate"] for seed in seeds)
+        rows.append(row(label, *(f"{value:.2f}" for value in perplexities[name]), f"{recall:.1%}"))
+    assert_table(RESULTS, rows)
+    _, long, short = (
+        [100 * (values[i] / perplexities["recipe"][i] - 1) for values in perplexities.values()] for i in range(3)
+    )
+    assert_says(
+        RESULTS,
+        f"LongReD's terms cost {long[1]:.1f}% at 131,072 and {short[1]:.1f}% at 256 tokens",
+        f"The moving average buys {-short[2]:.1f}% at 256 tokens with {long[2]:.1f}% at 131,072.",
     )
 
 

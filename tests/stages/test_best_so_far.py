@@ -107,12 +107,11 @@ MERGED = LORA.model_copy(update={"merge": True})
     ("tunings", "numbers"),
     [
         ((FULL,), 9 * SHAPE.parameters),  # three checkpoints with two moments
-        ((FULL.model_copy(update={"ema": 0.9}),), 12 * SHAPE.parameters),  # and the average
         ((FULL, FULL), 10 * SHAPE.parameters),  # the first stage leaves its weights alone
         ((MERGED,), 2 * SHAPE.parameters + 6 * SHAPE.trained(2)),  # two whole models beside two checkpoints
         ((LORA,), SHAPE.parameters + SHAPE.trained(2)),  # the export has whole weights
     ],
-    ids=["all", "ema", "twice", "merged", "adapter"],
+    ids=["all", "twice", "merged", "adapter"],
 )
 def test_a_disk_without_room_for_the_weights(
     tunings: tuple[Finetune, ...], numbers: int, small_disk: Callable[[int], Path]

@@ -179,44 +179,6 @@ def test_what_is_saved_is_a_plain_model(whole: tuple[Path, TrainingSummary, list
     assert model.config.rope_parameters["rope_type"] == "default"
 
 
-def test_a_moving_average_takes_the_place_of_the_weights(tmp_path: Path) -> None:
-    model, windows = running.build(), running.windows(5)
-    averages = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    last: dict[str, torch.Tensor] = {}
-
-    def average(*_: object) -> None:
-        for name, weight in model.named_parameters():
-            last[name] = weight.detach().clone()
-            averages[name] = 0.75 * averages[name] + 0.25 * last[name]
-
-    train(tmp_path, how(steps=5, ema=0.75), model=model, windows=windows, on_progress=average)
-    found = running.weights(tmp_path / "training" / "model")
-    assert found.keys() == averages.keys()
-    for name, wanted in averages.items():
-        torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-7)
-        assert (found[name] - last[name]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("lora", [0, 4])
-def test_a_moving_average_goes_on_where_the_training_stopped(lora: int, tmp_path: Path) -> None:
-    settings, windows = how(steps=5, save_every=2, ema=0.75, lora=lora), running.windows(5)
-    train(tmp_path / "whole", settings, windows=windows)
-    with pytest.raises(Stopped):
-        train(tmp_path / "cut", settings, windows=windows, on_progress=stop_at(3))
-    assert checkpoints(tmp_path / "cut") == [2]
-    train(tmp_path / "cut", settings, windows=windows)
-    running.assert_equal(tmp_path / "cut" / "training" / "model", tmp_path / "whole" / "training" / "model")
-
-
-def test_a_checkpoint_without_its_moving_average_is_refused(tmp_path: Path) -> None:
-    settings, windows = how(steps=4, save_every=2, ema=0.9), running.windows(4)
-    with pytest.raises(Stopped):
-        train(tmp_path, settings, windows=windows, on_progress=stop_at(3))
-    (tmp_path / "training" / "checkpoint-2" / "ema-0.safetensors").unlink()
-    with pytest.raises(LongRopeError, match=r"ema-0\.safetensors: there is no such file\. .* as many processes"):
-        train(tmp_path, settings, windows=windows)
-
-
 def test_the_factors_are_the_same_for_all_positions_and_rows(tmp_path: Path) -> None:
     """Windows of short rows only, with a static scaling: every row has the long factors."""
     windows, model = running.windows(2, short=0.99), running.build()

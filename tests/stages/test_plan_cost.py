@@ -208,7 +208,6 @@ def test_what_makes_training_cheaper() -> None:
     assert tuned(short=0.5, distill=Distill(weight=0)) == alone  # no teacher is loaded
     states = tuned(short=0.5, distill=Distill(hidden=16)).memory - taught.memory
     assert states == 2 * (len(TINY.windows) + 1) * TINY.hidden_size * 8192  # of the teacher
-    assert tuned(ema=0.9).memory == plain.memory + 4 * TINY.parameters
 
 
 @pytest.mark.parametrize("lora", [0, 8])

@@ -71,7 +71,7 @@ def distance_of(states: Sequence[Tensor], teacher_states: Sequence[Tensor]) -> T
             "other sizes. Leave hidden out, or take a teacher of the same architecture."
         )
     layers = list(zip(states, teacher_states, strict=True))[1:]
-    distances = [checkpoint(_distance, *layer, use_reentrant=False) for layer in layers]
+    distances = [checkpoint(_distance, *layer, use_reentrant=False, preserve_rng_state=False) for layer in layers]
     return torch.stack(distances).mean()  # pyright: ignore[reportArgumentType]
 
 

@@ -32,7 +32,6 @@ from longrope.models.load import load
 from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling
-from longrope.stages.moving_average import MovingAverage
 from longrope.stages.plan_tables import Finetune
 from longrope.stages.rate_test import choose_rate
 from longrope.stages.trainer_arguments import training_arguments
@@ -112,10 +111,8 @@ def finetune(
         args=arguments,
         train_dataset=windows,  # pyright: ignore[reportArgumentType]
         data_collator=_collate,
+        callbacks=[TrainingGuard(on_progress)],
     )
-    if settings.ema:
-        trainer.add_callback(_moving_average(trainer, settings.ema))
-    trainer.add_callback(TrainingGuard(on_progress))  # last, as it marks complete checkpoints
     tile_mlps(model)  # after the trainer, which may replace their forward
     for printing in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printing)
@@ -185,15 +182,6 @@ def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | 
     if name is not None and settings.windows == "sparse":
         use_weighted_attention(teacher)
     return Distillation(teacher.eval().requires_grad_(False), distill.weight, rope.original_length, distill.hidden)
-
-
-def _moving_average(trainer: Trainer, decay: float) -> MovingAverage:
-    if trainer.is_deepspeed_enabled:
-        raise LongRopeError(
-            f"finetune.ema = {decay:g}: under DeepSpeed a process does not hold its weights at every step. "
-            "Leave ema out, or use FSDP."
-        )
-    return MovingAverage(decay, sharded=trainer.is_fsdp_enabled)
 
 
 def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:

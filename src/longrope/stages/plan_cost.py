@@ -195,7 +195,6 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
         if finetune.distill.hidden:
             teacher += peak_memory.of_hidden_states(shape, tokens, lora=finetune.lora, mixed=mixed)
     tested = peak_memory.of_rate_test(shape, lora=finetune.lora) if finetune.rate == "auto" else (0, 0)
-    averaged = 4 * shape.trained(finetune.lora) if finetune.ema else 0
     sequence = long_pass.times(1 - finetune.short) + short_pass.times(finetune.short * tokens / short_tokens)
     steps, flops = finetune.step_count(length), {}
     if finetune.rate == "auto":
@@ -209,7 +208,7 @@ def _finetune(finetune: Finetune, length: int, shape: ModelShape, rope: Rope) ->
         0,
         finetune.token_count(length),
         flops,
-        peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher + averaged + tested[0],
+        peak_memory.of_training(shape, tokens, lora=finetune.lora, mixed=mixed) + teacher + tested[0],
         peak_memory.moved_in_training(shape, tokens, lora=finetune.lora, mixed=mixed) + tested[1],
     )
 

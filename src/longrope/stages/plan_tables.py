@@ -89,8 +89,6 @@ class Finetune(PlanTable):
             (LongRoPE2's mixed windows).
         answers: Weight in the loss of the answers of planted lines (``data.needles``), beside 1 for other tokens.
         distill: Distillation from the original model on short sequences; without it their loss is that of the text.
-        ema: Decay of an exponential moving average of the weights, which the stage leaves in place of the last ones.
-            ``0.95`` averages about the last 20 steps; 0 takes the last.
         average: Share of the original model in the weights that the stage leaves, but those of queries and keys, from
             0 to 1. More of it is better for short sequences and worse for long ones. ``auto`` takes the share with
             the lowest loss on held-out documents, of short rows and long windows.
@@ -114,7 +112,6 @@ class Finetune(PlanTable):
     short: float = Field(default=0.0, ge=0, lt=1)
     answers: float = Field(default=1.0, gt=0)
     distill: Distill | None = None
-    ema: float = Field(default=0.0, ge=0, lt=1)
     average: Average = 0.0
     lora: int = Field(default=0, ge=0)
     merge: bool = True

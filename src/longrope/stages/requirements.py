@@ -178,7 +178,7 @@ def check_disk(plan: Plan, shape: ModelShape, folder: Path, *, dtype: torch.dtyp
     size = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
     finished = most = 0  # bytes: of the weights of finished stages, and of the largest moment
     for finetune in (stage.finetune for stage in plan.stages if stage.finetune is not None):
-        checkpoint = 4 * (CHECKPOINT_COPIES + (finetune.ema > 0)) * shape.trained(finetune.lora)
+        checkpoint = 4 * CHECKPOINT_COPIES * shape.trained(finetune.lora)
         left = shape.parameters if finetune.merge else shape.trained(finetune.lora)
         # the training's last checkpoint, or the trained weights in float32 and those of the stage, beside older ones
         most = max(most, finished + CHECKPOINTS * checkpoint + max(checkpoint, (4 + size) * left))
