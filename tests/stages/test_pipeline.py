@@ -669,7 +669,10 @@ def test_sparse_windows_that_the_documents_cannot_fill_are_noted(
         ({"short": 0.0, "distill": {}}, r"distill works on short sequences, but short = 0"),
         ({"distill": {"weight": 1.5}}, r"distill\.weight = 1\.5 must be 1 or less"),
         ({"distill": {"hidden": -1}}, r"distill\.hidden = -1 must be 0.0 or more"),
-        ({"distill": {"weight": 0, "skipped": 0.5}}, r"distill: skipped = 0\.5, but weight = 0 and hidden = 0"),
+        (
+            {"distill": {"weight": 0, "skipped": 0.5}},
+            r"distill: skipped = 0\.5 needs a teacher, but weight = 0 and hidden = 0",
+        ),
         ({"windows": "wide"}, r"windows = 'wide' must be 'jump' or 'sparse'"),
     ],
 )

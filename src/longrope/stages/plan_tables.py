@@ -68,7 +68,9 @@ class Distill(PlanTable):
     @model_validator(mode="after")
     def _skipped_is_taught(self) -> Distill:
         if self.skipped and not self.has_teacher:
-            raise ValueError(f"skipped = {self.skipped:g}, but weight = 0 and hidden = 0; give one of them, or neither")
+            raise ValueError(
+                f"skipped = {self.skipped:g} needs a teacher, but weight = 0 and hidden = 0; give one, or leave skipped out"
+            )
         return self
 
 
