@@ -69,7 +69,7 @@ class Distill(PlanTable):
     def _skipped_is_taught(self) -> Distill:
         if self.skipped and not self.has_teacher:
             raise ValueError(
-                f"skipped = {self.skipped:g} needs a teacher, but weight = 0 and hidden = 0; give one, or leave skipped out"
+                f"skipped = {self.skipped:g} needs a teacher, but weight = 0 and hidden = 0; give one, or no skipped"
             )
         return self
 
