@@ -129,7 +129,7 @@ benchmark-objectives: $(READY)  ## compare objectives (perplexity, needles, both
 benchmark-search-cost: $(READY)  ## measure what makes an evaluation of a candidate cheaper (ten minutes)
 	$(BIN)/python benchmarks/search_cost.py
 
-benchmark-extension: $(READY)  ## extend tiny to 512 times its length, three seeds, with ablations (two hours; continues)
+benchmark-extension: $(READY)  ## extend tiny to 512 times its length, three seeds, with ablations (three hours; continues)
 	$(BIN)/python benchmarks/extension.py
 
 benchmark-extension-2m: $(READY)  ## extend tiny 8,192 times, to 2M tokens (an hour on one core; continues)

@@ -1,6 +1,6 @@
 """Extending ``tiny`` 512 times: 256 → 131,072 tokens in one stage on sparse windows.
 
-    make benchmark-extension                      # about two hours on two cores; continues where it stopped
+    make benchmark-extension                      # about three hours on two cores; continues where it stopped
     python benchmarks/extension.py sparse-0       # one run, or one measurement, such as table
 
 Runs are those of ``longrope extend`` in ``build/extension``. All measurements are on one text of 131,072 tokens, test
@@ -12,6 +12,7 @@ window (`git log` of this file has its plans).
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -359,6 +360,8 @@ def orders(bench: Bench) -> dict[str, Any]:
 def trained_weights(long: lr.Scaling, windows: Any, settings: Finetune, folder: Path, decay: float) -> PreTrainedModel:
     """Train the original weights, and return the last ones, or their exponential moving average (EMA).
 
+    A training that was stopped begins again, as its checkpoints do not hold the average.
+
     Args:
         long: Long factors.
         windows: Training sequences.
@@ -366,6 +369,7 @@ def trained_weights(long: lr.Scaling, windows: Any, settings: Finetune, folder: 
         folder: Folder of the training.
         decay: Share of the average that a step keeps; it begins with the original weights. 0 takes the last weights.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     model, mean = lr.load("tiny")[0], lr.load("tiny")[0]
 
     @torch.no_grad()

@@ -176,7 +176,7 @@ def test_what_keeps_more_of_the_original_model() -> None:
     )
     assert_says(
         RESULTS,
-        f"LongReD's terms cost {long[1]:.1f}% at 131,072 and {short[1]:.1f}% at 256 tokens",
+        f"Both terms cost {long[1]:.1f}% at 131,072 and {short[1]:.1f}% at 256 tokens",
         f"The moving average buys {-short[2]:.1f}% at 256 tokens with {long[2]:.1f}% at 131,072.",
     )
 

@@ -45,7 +45,7 @@ class TrainingWindows:
         short: Share of the sequences that are cut into rows of at most L0 tokens, where documents do not see each other
             (LongRoPE2 section 3.3).
         skipped: Share of the short sequences whose rows are one text with one jump in its positions, up to ``length``
-            (the skipped positions of LongReD, arXiv 2502.07365).
+            (after the skipped positions of LongReD, arXiv 2502.07365).
         needles: Share of the sequences, or short rows, with planted lines and questions for them.
         wordings: Wordings of the lines and questions.
         answer_weight: Weight of the answers to the questions in the loss, beside 1 for the other tokens.

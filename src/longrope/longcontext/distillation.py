@@ -54,8 +54,8 @@ class Distillation:
 def distance_of(states: Sequence[Tensor], teacher_states: Sequence[Tensor]) -> Tensor:
     """Return how far hidden states are from a teacher's: one minus the cosine, summed over tokens, mean over layers.
 
-    It is the short-text distillation of LongReD (arXiv 2502.07365) on all layers. The backward pass computes it again,
-    so that it saves nothing but the states.
+    After the short-text distillation of LongReD (arXiv 2502.07365), which takes some of the layers. The backward pass
+    computes the distance again, so that it saves nothing but the states.
 
     Args:
         states: Embeddings, then the output of each layer, ``(rows, tokens, hidden)``, as transformers gives them.

@@ -106,7 +106,7 @@ def _sum_of_losses(
     if soft_share < 1:
         hard_losses = cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="none")
         losses = (1 - soft_share) * hard_losses
-    if distillation is not None and teacher_hidden is not None:
+    if soft_share and distillation is not None and teacher_hidden is not None:
         with torch.no_grad(), head_only(distillation.teacher) as teacher_logits_of:
             distribution = teacher_logits_of(tokens, teacher_hidden).float().softmax(dim=-1)
         losses = losses + soft_share * cross_entropy(logits, distribution, reduction="none")

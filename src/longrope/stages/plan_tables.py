@@ -49,9 +49,9 @@ class Distill(PlanTable):
         weight: Share of the cross-entropy to the teacher's distribution in the loss of sequences within L0; the rest is
             the loss of the text. With 1 they train on the teacher alone.
         hidden: Weight of one minus the cosine between the hidden states and the teacher's, a mean over layers, beside
-            that loss (LongReD's short-text distillation). With ``weight`` and ``hidden`` 0 no teacher is loaded.
+            that loss (after LongReD, arXiv 2502.07365). With ``weight`` and ``hidden`` 0 no teacher is loaded.
         skipped: Share of the short sequences whose positions jump once, up to the stage's length, and which the teacher
-            reads without the jump (LongReD's short-to-long distillation).
+            reads without the jump (after LongReD's short-to-long distillation).
         teacher: Name or folder of the teacher, with the same tokenizer; the plan's original model if not given.
     """
 
