@@ -9,7 +9,7 @@ READY := .venv/ready
 .PHONY: benchmark-smollm2 benchmark-smollm2-extension benchmark-search benchmark-search-gpu benchmark-spaces benchmark-objectives
 .PHONY: benchmark-search-cost benchmark-extension benchmark-extension-2m benchmark-search-and-train benchmark-finetune benchmark-evaluation benchmark-ruler
 .PHONY: benchmark-generation benchmark-cache-speed benchmark-phases benchmark-scale benchmark-scale-gpu benchmark-serving benchmark-probes benchmark-first-run
-.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours benchmark-attention-factor
+.PHONY: benchmark-overhead benchmark-spread benchmark-losses benchmark-huge-pages benchmark-resonance benchmark-schemes benchmark-yarn benchmark-contexts benchmark-faults benchmark-questions benchmark-composed-run benchmark-hours benchmark-attention-factor
 
 help:  ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -191,6 +191,9 @@ benchmark-spread: $(READY)  ## compare one pass by one process and by two (a qua
 
 benchmark-losses: $(READY)  ## time the loss of a chunk of logits on a CPU, at once and by blocks (a minute)
 	$(BIN)/python benchmarks/losses.py
+
+benchmark-huge-pages: $(READY)  ## time steps and passes on a CPU with huge pages and without (half an hour; continues)
+	$(BIN)/python benchmarks/huge_pages.py
 
 benchmark-resonance: $(READY)  ## measure resonance (whole wavelengths) on tiny for each scheme (ten minutes)
 	$(BIN)/longrope eval tiny --documents 8 --lengths 256,2048 -o build/resonance --overwrite --schemes \

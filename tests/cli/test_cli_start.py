@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from gguf_files import plain
 
-from longrope.cli.main import COMMANDS
+from longrope.cli.main import COMMANDS, HUGE_PAGES
 from longrope.formats.load_factors import load_factors
 
 LONGROPE = [sys.executable, "-c", "from longrope.cli.main import main; main()"]
@@ -55,6 +55,31 @@ assert not heavy, heavy
 def test_importing_longrope_loads_nothing_heavy() -> None:
     script = "import sys, longrope; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in (HUGE_PAGES / "enabled").read_text(),
+    reason="Linux gives no huge pages here",
+)
+def test_commands_get_large_tensors_in_huge_pages() -> None:
+    script = """
+import longrope.cli.main as command_line
+def command():
+    import torch
+    held = torch.ones(2**26)
+    with open("/proc/self/smaps_rollup") as lines:
+        print(next(line for line in lines if line.startswith("AnonHugePages")).split()[1])
+command_line.app = command
+command_line.main()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert int(done.stdout) > 2**17, done.stderr  # kB: half of the tensor's 256 MiB
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=-1, text=True, env=environment | {"THP_MEM_ALLOC_ENABLE": "0"}
+    )
+    if "[madvise]" in (HUGE_PAGES / "enabled").read_text():
+        assert int(done.stdout) < 2**15  # the user's own setting holds
 
 
 def test_libraries_draw_no_bars(cli, tmp_path: Path) -> None:

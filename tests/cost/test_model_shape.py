@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import all_types
 import families
 import pytest
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, LlamaForCausalLM, PreTrainedConfig
 
-from longrope.cost import device_speed, peak_memory, timing
+from longrope.cost import device_speed, peak_memory, timing, training_speed
 from longrope.cost.model_shape import ModelShape
+from longrope.longcontext import token_losses, training_loss
+from longrope.longcontext.chunked_sum import sum_over_chunks
 
 KINDS = [
     "deepseek_v3",  # a cache of latents
@@ -118,6 +121,31 @@ def test_the_bytes_of_quantised_weights(
     assert plain.weight_bytes - shape.weight_bytes == pytest.approx(linear * (16 - bits) / 8, abs=1)
     passes = [peak_memory.of_pass(each, 64, gradient=False) for each in (plain, shape)]
     assert passes[0] - passes[1] == plain.weight_bytes - shape.weight_bytes
+
+
+@pytest.mark.parametrize("at_once", [families.VOCABULARY * 40, families.VOCABULARY * 300])
+def test_the_head_is_timed_on_chunks_of_as_many_tokens_as_in_training(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, list[int]] = {"timed": [], "trained": []}
+
+    def spied(name: str) -> Callable[..., torch.Tensor]:
+        def run(*arguments: Any) -> torch.Tensor:
+            sizes[name].append(arguments[-1])
+            return sum_over_chunks(*arguments)
+
+        return run
+
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
+    monkeypatch.setattr(token_losses, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(training_speed, "sum_over_chunks", spied("timed"))
+    monkeypatch.setattr(training_loss, "sum_over_chunks", spied("trained"))
+    config: Any = families.config("llama")
+    device_speed.measure_device_speed(config, device="cpu", dtype="float32", training=True)
+    tokens = torch.arange(128)[None] % families.VOCABULARY
+    model = training_loss.use_chunked_loss(LlamaForCausalLM(config))
+    model(input_ids=tokens, labels=tokens)
+    assert set(sizes["timed"]) == set(sizes["trained"]) == {at_once // families.VOCABULARY}
 
 
 def test_a_model_that_mixed_precision_does_not_train_counts_by_its_products(monkeypatch: pytest.MonkeyPatch) -> None:

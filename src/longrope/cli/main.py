@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from inspect import get_annotations
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,7 @@ from longrope.cli.distributed import CONTROLS
 from longrope.errors import CorpusWarning, LongRopeError
 from longrope.storage.atomic import DISK_FULL
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")  # where Linux has them
 LINE_BREAK = re.compile(r"(?<!\n)\n *(?=\S)")  # inside a paragraph
 # typer has None as the default of its own flags, and imports pydantic to convert it before it shows a command's help
 TYPERS_FLAGS = {"help": False, "install_completion": False, "show_completion": False}
@@ -167,4 +169,6 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a file or pipe on Windows takes few characters
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of transformers would run into ours; those of downloads stay
+    if HUGE_PAGES.exists():  # PyTorch reads this at its first large tensor (benchmarks/huge_pages.py)
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     app()

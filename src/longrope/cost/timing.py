@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
@@ -19,7 +20,7 @@ def time_long_enough(
 ) -> tuple[int, float]:
     """Return a length at which a step takes long enough to be timed, and its seconds.
 
-    They are the least of three runs, or those of one run if the step is slow.
+    They are the median of three runs, or those of one run if the step is slow.
 
     Args:
         step_at: Function of a length in tokens that returns the step.
@@ -34,7 +35,7 @@ def time_long_enough(
         first = _seconds_of(step, device)
         if first >= enough * ENOUGH or length >= longest:
             more = 2 if first < SLOW else 0
-            return length, min([first, *(_seconds_of(step, device) for _ in range(more))])
+            return length, median([first, *(_seconds_of(step, device) for _ in range(more))])
         length *= 2
 
 

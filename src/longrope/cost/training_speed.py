@@ -11,9 +11,11 @@ from transformers import PreTrainedConfig
 
 from longrope.cost.model_shape import Flops, ModelShape
 from longrope.cost.timing import time_long_enough
+from longrope.longcontext.chunked_sum import sum_over_chunks
+from longrope.longcontext.token_losses import logits_on
 from longrope.models.backbone import random_backbone
 
-LOGITS = 8192  # most tokens of the vocabulary that a head is timed with
+HEAD_WEIGHTS = 2**26  # most weights of a head that is timed: a part of the vocabulary of larger ones
 ENOUGH = 2.0  # times as long as forward passes are timed, so that activations leave a CPU's caches as in training
 LONGEST = 2048  # tokens, as in a sparse window: kernels of short sequences leave a GPU idle, and memory is small
 
@@ -30,7 +32,8 @@ def training_time(
 ) -> float:
     """Return the time of a training step over the one of its FLOPs: of layers and head by their shares of the FLOPs.
 
-    Weights are in float32. Without gradients of the weights, gradients pass through them, as below adapters.
+    Weights are in float32. Without gradients of the weights, gradients pass through them, as below adapters. The loss
+    is computed on chunks of as many tokens as in training: each one adds to the gradient of the whole head.
 
     Args:
         small: Config of a model with a few layers of the whole one.
@@ -41,17 +44,17 @@ def training_time(
         dtype: Dtype of the products.
         weights: Whether weights get gradients.
     """
-    passes = 2 + weights
+    passes, kind = 2 + weights, device.partition(":")[0]
     model = random_backbone(small, device).train().requires_grad_(weights)
     with torch.device(device):
-        head = torch.nn.Linear(full_shape.hidden_size, min(full_shape.vocabulary, LOGITS), bias=False).requires_grad_(
-            weights
-        )
+        rows = min(full_shape.vocabulary, max(1, HEAD_WEIGHTS // full_shape.hidden_size))
+        head = torch.nn.Linear(full_shape.hidden_size, rows, bias=False).requires_grad_(weights)
+    chunk = max(1, logits_on(kind) // full_shape.vocabulary)
     model.get_input_embeddings().requires_grad_(True)
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
         def run() -> None:
-            with torch.autocast(device.partition(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+            with torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
                 value = loss()
             value.backward()
 
@@ -62,14 +65,17 @@ def training_time(
         return step(lambda: model(input_ids=tokens, use_cache=False).last_hidden_state.float().square().mean())
 
     def logits(length: int) -> Callable[[], object]:
-        hidden = torch.randn(length, full_shape.hidden_size, device=device, requires_grad=True)
-        targets = torch.arange(length, device=device) % head.out_features
-        return step(lambda: cross_entropy(head(hidden).float(), targets))
+        hidden = torch.randn(1, length, full_shape.hidden_size, device=device, requires_grad=True)
+        targets = torch.arange(length, device=device)[None] % rows
+        return step(lambda: sum_over_chunks(loss_of, hidden, (targets,), list(head.parameters()) * weights, chunk))
+
+    def loss_of(states: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(head(states[0]).float(), targets[0])
 
     length, seconds = time_long_enough(layers, device, enough=ENOUGH, longest=LONGEST)
     flops = shape.backward(length, trained=weights, recomputed=False)
     layer_time = seconds / seconds_of(Flops(flops.linear - passes * shape.head(length), flops.attention))
     length, seconds = time_long_enough(logits, device, enough=ENOUGH, longest=LONGEST)
-    head_time = seconds / seconds_of(Flops(passes * 2 * length * full_shape.hidden_size * head.out_features))
+    head_time = seconds / seconds_of(Flops(passes * 2 * length * full_shape.hidden_size * rows))
     share = full_shape.head(1) / full_shape.forward(1).linear
     return share * head_time + (1 - share) * layer_time
