@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import all_types
@@ -152,7 +153,10 @@ def test_a_model_that_mixed_precision_does_not_train_counts_by_its_products(monk
     monkeypatch.setattr(timing, "ENOUGH", 0.0)
     config = all_types.small_config("dbrx")  # adds bfloat16 to float32 in place
     found = device_speed.measure_device_speed(config, device="cpu", dtype="bfloat16", training=True)
-    assert (found.training, found.adapters) == (1.0, 1.0)
+    assert found.training == 1.0
+    if find_spec("peft"):
+        assert found.adapters > 0  # beside weights in bfloat16 all is bfloat16
+        assert found.adapters != 1.0
 
 
 @pytest.mark.parametrize("kind", ["modernbert-decoder", "gemma3n_text", "gemma4", "emu3", "mllama"])

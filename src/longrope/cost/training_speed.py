@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from longrope.cost.timing import time_long_enough
 from longrope.longcontext.chunked_sum import sum_over_chunks
 from longrope.longcontext.token_losses import logits_on
 from longrope.models.backbone import random_backbone
+from longrope.models.lora import add_lora, autocast_alone_casts
 
+RANK = 8  # of the adapters that are timed
 HEAD_WEIGHTS = 2**26  # most weights of a head that is timed: a part of the vocabulary of larger ones
 ENOUGH = 2.0  # times as long as forward passes are timed, so that activations leave a CPU's caches as in training
 LONGEST = 2048  # tokens, as in a sparse window: kernels of short sequences leave a GPU idle, and memory is small
@@ -32,8 +36,9 @@ def training_time(
 ) -> float:
     """Return the time of a training step over the one of its FLOPs: of layers and head by their shares of the FLOPs.
 
-    Weights are in float32. Without gradients of the weights, gradients pass through them, as below adapters. The loss
-    is computed on chunks of as many tokens as in training: each one adds to the gradient of the whole head.
+    Weights that get gradients are in float32. Those that get none have LoRA adapters, as in a training, or let
+    gradients pass where `peft` is missing. The loss is computed on chunks of as many tokens as in training: each one
+    adds to the gradient of the whole head.
 
     Args:
         small: Config of a model with a few layers of the whole one.
@@ -46,11 +51,15 @@ def training_time(
     """
     passes, kind = 2 + weights, device.partition(":")[0]
     model = random_backbone(small, device).train().requires_grad_(weights)
+    adapted = not weights and find_spec("peft") is not None
+    if adapted:
+        model = add_lora(model.to(dtype), RANK)
+    else:
+        model.get_input_embeddings().requires_grad_(True)
     with torch.device(device):
         rows = min(full_shape.vocabulary, max(1, HEAD_WEIGHTS // full_shape.hidden_size))
         head = torch.nn.Linear(full_shape.hidden_size, rows, bias=False).requires_grad_(weights)
     chunk = max(1, logits_on(kind) // full_shape.vocabulary)
-    model.get_input_embeddings().requires_grad_(True)
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
         def run() -> None:
@@ -72,7 +81,8 @@ def training_time(
     def loss_of(states: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(head(states[0]).float(), targets[0])
 
-    length, seconds = time_long_enough(layers, device, enough=ENOUGH, longest=LONGEST)
+    with autocast_alone_casts(model) if adapted else nullcontext():
+        length, seconds = time_long_enough(layers, device, enough=ENOUGH, longest=LONGEST)
     flops = shape.backward(length, trained=weights, recomputed=False)
     layer_time = seconds / seconds_of(Flops(flops.linear - passes * shape.head(length), flops.attention))
     length, seconds = time_long_enough(logits, device, enough=ENOUGH, longest=LONGEST)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from longrope.longcontext.sparse_attention import check_sparse_windows, use_weig
 from longrope.longcontext.tiling import tile_mlps, why_whole_layers
 from longrope.longcontext.training_loss import use_chunked_loss
 from longrope.models.adapter import no_peft_warnings
-from longrope.models.backbone import backbone_of
 from longrope.models.device_memory import explain_out_of_memory
 from longrope.models.load import load
+from longrope.models.lora import add_lora, autocast_alone_casts
 from longrope.models.patch import install_factors
 from longrope.models.rotary_slot import find_rotary_slot
 from longrope.scaling import Extension, Scaling
@@ -103,8 +104,8 @@ def finetune(
     distillation = _distillation(model, settings)
     use_chunked_loss(install_factors(model, scaling), distillation)
     steps, use_cache = len(windows) // settings.batch, getattr(model.config, "use_cache", None)
-    shape = ModelShape.of(model.config, settings.dtype, str(device))
-    recompute = recomputes_layers(shape, windows.size, lora=settings.lora, mixed=settings.dtype == "bfloat16")
+    shape, mixed = ModelShape.of(model.config, settings.dtype, str(device)), settings.dtype == "bfloat16"
+    recompute = recomputes_layers(shape, windows.size, lora=settings.lora, mixed=mixed)
     arguments = training_arguments(settings, steps, folder, str(device), report_to, recompute=recompute)
     trainer = Trainer(
         model=_with_lora(model, settings) if settings.lora else model,
@@ -120,6 +121,7 @@ def finetune(
     remedy = "use finetune.window, finetune.lora or more devices"
     with (
         no_peft_warnings(),
+        autocast_alone_casts(trainer.model) if settings.lora and mixed else nullcontext(),
         explain_disk_errors(folder),
         explain_out_of_memory(windows.size, f"while fine-tuning on {arguments.device}", remedy),
     ):
@@ -185,33 +187,8 @@ def _distillation(model: PreTrainedModel, settings: Finetune) -> Distillation | 
 
 
 def _with_lora(model: PreTrainedModel, settings: Finetune) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise LongRopeError(
-            f'finetune.lora = {settings.lora} needs the package peft: pip install "longrope[lora]"'
-        ) from None
     set_seed(settings.seed)  # of the adapters' first weights
-    targets: Any = {"target_modules": "all-linear", "exclude_modules": _without_adapter(model) or None}
-    lora = LoraConfig(task_type="CAUSAL_LM", r=settings.lora, lora_alpha=2 * settings.lora, **targets)
-    with no_peft_warnings():
-        return get_peft_model(model, lora)
-
-
-def _without_adapter(model: PreTrainedModel) -> list[str]:
-    """Return the names of the linear modules that get no adapter.
-
-    Those that read images see no training text. Llama 4's routers and DeepSeek-V4's grouped projections compute more
-    than a product.
-    """
-    text = set(backbone_of(model).modules())
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and (module not in text or type(module).__module__.startswith("transformers.models."))
-        and module is not model.get_output_embeddings()
-    ]
+    return add_lora(model, settings.lora)
 
 
 def _save(trainer: Trainer, output: Path, *, merge: bool) -> None:
