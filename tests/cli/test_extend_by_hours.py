@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import families
 import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM
@@ -33,7 +35,7 @@ from longrope.search.loop import SearchProgress
 from longrope.stages import plan_by_hours
 from longrope.stages.plan import Plan, load_plan
 from longrope.stages.plan_by_hours import Advice, bare_plan
-from longrope.stages.plan_tables import Data, Finetune, Stage
+from longrope.stages.plan_tables import Data, FinalEvaluation, Finetune, Stage
 from longrope.stages.run_folder import StagedRun
 from longrope.storage.lock import is_abandoned, locked
 
@@ -288,6 +290,20 @@ def test_the_line_of_a_job() -> None:
     assert job.line() == "part 2 of 2, stage 1: fine-tune at 128: 33%; in all 50% after 30 s, about 27 s left"
     job.update("another step", 1, 2, "")
     assert job.line().startswith("another step: 50%; in all 50%")
+
+
+def test_the_parts_of_a_job_weigh_by_their_time_where_the_device_was_measured() -> None:
+    """A FLOP of training takes three times as long here, and so does its part of the run."""
+    stage = Stage(length=128, factors="yarn", finetune=Finetune(steps=3, batch=2, dtype="float32"))
+    plan = Plan(stages=(stage,), evaluation=FinalEvaluation(documents=2))
+    config: Any = families.config("llama", max_position_embeddings=64)
+    by_flops = dict(extend_by_hours.steps_of(plan, config, "float32"))
+    speed = DeviceSpeed(1e7, 1e7, training=3.0)
+    by_time = dict(extend_by_hours.steps_of(plan, config, "float32", {"float32": speed}))
+    assert list(by_flops) == list(by_time) == ["stage 1: fine-tune", "measure", "export"]
+    ratios = {name: cost / by_flops[name] * 1e7 for name, cost in by_time.items()}
+    assert ratios["stage 1: fine-tune"] == pytest.approx(3.0)
+    assert ratios["measure"] == pytest.approx(1.0)
 
 
 def test_a_line_a_minute_and_at_each_step(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -138,6 +138,17 @@ def test_hours_of_a_search_at_2m() -> None:
     assert_table(SCALE, rows)
 
 
+def test_huge_pages() -> None:
+    training, passes = (
+        record("huge-pages.json")["summary"][f"{case} bfloat16"]["times faster"]
+        for case in ("training 2048", "passes 8192")
+    )
+    assert_says(
+        SCALE,
+        f"is {training:.2f} times as fast with them, and a forward pass over 8,192 tokens {passes:.2f} times",
+    )
+
+
 def test_processes_positions_and_the_loss() -> None:
     spread = record("spread.json")["cells"]
     fast = {name: values["times_as_fast_as_one_process"] for name, values in spread.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,14 +105,15 @@ def run(
         launch=words(launch),
         launch_options=more,
     )
-    heading = ""
+    heading, speeds = "", None
     if named_plan is None and not exists:
         assert hours is not None
-        loaded, heading = extend_by_hours.choose(staged, hours, quiet=as_json, yes=yes or as_json)
+        loaded, heading, speeds = extend_by_hours.choose(staged, hours, quiet=as_json, yes=yes or as_json)
         staged = replace(staged, plan=loaded)
     note_slow_finetuning(loaded, device)
+    costs = extend_by_hours.steps_of(loaded, config, dtype, speeds)
     record, checkpoint = carry_out(
-        staged, heading=heading, resume=resume, log=log, quiet=as_json, exports_so_far=export_on_interrupt
+        staged, costs, heading=heading, resume=resume, log=log, quiet=as_json, exports_so_far=export_on_interrupt
     )
     options.tell(record, as_json=as_json, text=lambda: extend_output.describe(staged, record, checkpoint))
 
@@ -144,12 +146,20 @@ def default_output(model: str, length: int | None) -> Path:
 
 
 def carry_out(
-    staged: StagedRun, *, heading: str, resume: bool, log: Path | None, quiet: bool, exports_so_far: bool
+    staged: StagedRun,
+    costs: Sequence[tuple[str, float]],
+    *,
+    heading: str,
+    resume: bool,
+    log: Path | None,
+    quiet: bool,
+    exports_so_far: bool,
 ) -> tuple[dict[str, Any], Path | None]:
     """Begin or continue a run, show its progress, write its page, and export the result.
 
     Args:
         staged: The run.
+        costs: Name and expected cost of each step, in any unit.
         heading: Comment at the top of its plan's file.
         resume: Whether the run may be continued.
         log: File that gets the progress too.
@@ -165,8 +175,8 @@ def carry_out(
     from longrope.storage.lock import locked
 
     folder, exists = staged.folder, (staged.folder / "run.json").exists()
-    steps, logs = extend_by_hours.steps_of(staged.plan, staged.config, staged.dtype), log_files(folder, log)
-    with job_progress(steps, quiet=quiet, logs=logs, live=not staged.training_command) as on_progress, locked(folder):
+    logs = log_files(folder, log)
+    with job_progress(costs, quiet=quiet, logs=logs, live=not staged.training_command) as on_progress, locked(folder):
         staged = replace(staged, on_progress=on_progress)
         if not exists:
             extend_output.check_export(staged)

@@ -18,6 +18,7 @@ from longrope.errors import LongRopeError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from longrope.cost.device_speed import DeviceSpeed
     from longrope.stages.plan import Plan
     from longrope.stages.plan_by_hours import Advice
     from longrope.stages.run_folder import StagedRun
@@ -117,11 +118,11 @@ def removing_leftovers(folder: Path) -> Iterator[None]:
         raise
 
 
-def choose(run: StagedRun, hours: float, *, quiet: bool, yes: bool) -> tuple[Plan, str]:
+def choose(run: StagedRun, hours: float, *, quiet: bool, yes: bool) -> tuple[Plan, str, Mapping[str, DeviceSpeed]]:
     """Choose the plan of a run, print it with its costs unless quiet, and ask on a terminal unless ``yes``.
 
     Returns:
-        The plan, and the comment at the top of its file.
+        The plan, the comment at the top of its file, and the measured speeds by dtype.
 
     Raises:
         typer.Exit: The answer is no.
@@ -133,7 +134,7 @@ def choose(run: StagedRun, hours: float, *, quiet: bool, yes: bool) -> tuple[Pla
         if not yes and sys.stdin.isatty() and not typer.confirm("Go on?", default=True, err=True):
             raise typer.Exit
     lines = [options.command_line(), *sentences(advice, hours)]
-    return advice.choice.plan, "".join(f"# {line}\n" for line in lines)
+    return advice.choice.plan, "".join(f"# {line}\n" for line in lines), advice.machine.speeds
 
 
 def _advise(run: StagedRun, hours: float, *, quiet: bool) -> Advice:
@@ -201,13 +202,18 @@ def describe_kind(plan: Plan, kind: str, start: str) -> str:
     return f"{kind} of {weights} with {factors}, {finetune.steps} steps of {windows}"
 
 
-def steps_of(plan: Plan, config: PreTrainedConfig, dtype: str) -> Sequence[tuple[str, float]]:
-    """Return the names of a run's steps, as its progress has them, and their costs in FLOPs."""
+def steps_of(
+    plan: Plan, config: PreTrainedConfig, dtype: str, speeds: Mapping[str, DeviceSpeed] | None = None
+) -> Sequence[tuple[str, float]]:
+    """Return the names of a run's steps, as its progress has them, and their costs.
+
+    Costs are seconds where the speeds of the device are known by dtype, and else FLOPs.
+    """
     from longrope.cost.model_shape import ModelShape
     from longrope.rope import Rope
     from longrope.stages.plan_cost import part_costs
 
     costs = part_costs(plan, ModelShape.of(config, dtype), Rope.of(config))
     names = {"evaluation": "measure"}
-    steps = [(names.get(step.name, step.name), step.total_flops) for step in costs]
+    steps = [(names.get(step.name, step.name), step.seconds(speeds) if speeds else step.total_flops) for step in costs]
     return steps if plan.export == "none" else [*steps, ("export", 0.01 * sum(cost for _, cost in steps))]
