@@ -192,7 +192,7 @@ benchmark-spread: $(READY)  ## compare one pass by one process and by two (a qua
 benchmark-losses: $(READY)  ## time the loss of a chunk of logits on a CPU, at once and by blocks (a minute)
 	$(BIN)/python benchmarks/losses.py
 
-benchmark-huge-pages: $(READY)  ## time steps and passes on a CPU with huge pages and without (half an hour; continues)
+benchmark-huge-pages: $(READY)  ## time steps and passes on a CPU with huge pages and without (a quarter of an hour; continues)
 	$(BIN)/python benchmarks/huge_pages.py
 
 benchmark-resonance: $(READY)  ## measure resonance (whole wavelengths) on tiny for each scheme (ten minutes)
