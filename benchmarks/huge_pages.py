@@ -66,7 +66,7 @@ def _training_step(tokens: torch.Tensor, dtype: torch.dtype) -> Callable[[], obj
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        with torch.autocast("cpu", dtype=dtype):
             loss = model(input_ids=tokens, labels=tokens).loss
         loss.backward()
         optimizer.step()

@@ -19,6 +19,7 @@ import pytest
 import running
 import torch
 from safetensors.torch import save_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerState, TrainingArguments
 
 from longrope.data.training_windows import IGNORED, TrainingWindows
@@ -384,6 +385,18 @@ def test_no_warning_names_a_base_model_without_a_config_file(tmp_path: Path) -> 
     model.name_or_path = str(tmp_path / "base")
     train(tmp_path, how(lora=4, steps=2, merge=False), model=model)
     assert json.loads((tmp_path / "training" / "model" / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_adapters_in_bfloat16_read_activations_without_a_cast_of_their_own(tmp_path: Path) -> None:
+    read: set[torch.dtype] = set()
+
+    def note(module: Any, inputs: Any) -> None:
+        if isinstance(module, torch.nn.Linear) and module.out_features == 3:  # the rank
+            read.add(inputs[0].dtype)
+
+    with register_module_forward_pre_hook(note):
+        train(tmp_path, how(lora=3, steps=2, dtype="bfloat16"))
+    assert torch.bfloat16 in read
 
 
 def test_lora_is_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from longrope.longcontext.token_losses import logits_on
 from longrope.models.backbone import random_backbone
 from longrope.models.lora import add_lora, autocast_alone_casts
 
-RANK = 8  # of the adapters that are timed
+RANK = 8  # of the adapters of plans by hours, and of those that are timed
 HEAD_WEIGHTS = 2**26  # most weights of a head that is timed: a part of the vocabulary of larger ones
 ENOUGH = 2.0  # times as long as forward passes are timed, so that activations leave a CPU's caches as in training
 LONGEST = 2048  # tokens, as in a sparse window: kernels of short sequences leave a GPU idle, and memory is small
@@ -59,6 +59,7 @@ def training_time(
     with torch.device(device):
         rows = min(full_shape.vocabulary, max(1, HEAD_WEIGHTS // full_shape.hidden_size))
         head = torch.nn.Linear(full_shape.hidden_size, rows, bias=False).requires_grad_(weights)
+    trained = [head.weight] if weights else []
     chunk = max(1, logits_on(kind) // full_shape.vocabulary)
 
     def step(loss: Callable[[], Tensor]) -> Callable[[], object]:
@@ -76,7 +77,7 @@ def training_time(
     def logits(length: int) -> Callable[[], object]:
         hidden = torch.randn(1, length, full_shape.hidden_size, device=device, requires_grad=True)
         targets = torch.arange(length, device=device)[None] % rows
-        return step(lambda: sum_over_chunks(loss_of, hidden, (targets,), list(head.parameters()) * weights, chunk))
+        return step(lambda: sum_over_chunks(loss_of, hidden, (targets,), trained, chunk))
 
     def loss_of(states: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(head(states[0]).float(), targets[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from longrope.cost.training_speed import RANK
 from longrope.data.sparse_windows import SHORTEST_CHUNK
 from longrope.stages.plan import Plan
 from longrope.stages.plan_advice import (
@@ -20,7 +21,6 @@ MEASURED = 0.4  # of the time that the evaluation may take
 SIDE_STEP = 0.1  # of the time that a search for short factors, or the test of rates, may take
 LEAST_STEPS = 10  # optimizer steps, the fewest that were measured to bring something
 LEAST_FULL_SHARE = 0.01  # of the parameters: on fewer tokens, LoRA instead of all weights
-RANK = 8
 TASK = "recall"
 REPEATS = 4  # passes over the training documents
 RATE_TEST = 50  # passes over training sequences that the test of rates takes, for each sequence of a step
